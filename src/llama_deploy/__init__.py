@@ -1,0 +1,1 @@
+"""Run agentic workflows as networked, durable, observable services."""

@@ -1,0 +1,1 @@
+"""Message queues: the contract, and one backend a file."""

@@ -1,0 +1,277 @@
+"""The contract of a message queue.
+
+A backend implements two things: `publish`, which returns when the broker has the message, and `subscribe`,
+which gives a `Subscription` whose deliveries are settled one by one. Everything else, such as running a
+consumer, is written once, here, over those two.
+
+The contract, which `llama_deploy.testing` holds as a test suite:
+
+* At least once: a delivery that is not settled within its visibility timeout, or whose consumer dies, comes
+  back. Settling twice is harmless.
+* Each group of a topic gets each message; within a group, each message goes to one member.
+* The group `default` exists from the topic's creation and keeps what is published before anybody
+  subscribes. Another group gets what is published after its first subscription.
+* Order within a topic is kept where the broker keeps it (`ordered`); a message that comes back may be late.
+* A message that was delivered `max_deliveries` times without an ack is put aside as a dead letter.
+* Closing anything deletes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Any, ClassVar, Protocol, Self
+
+from pydantic_settings import BaseSettings
+
+from llama_deploy.messages import QueueMessage
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_GROUP = "default"
+
+
+class PublishCallback(Protocol):
+    """Called with each message after the queue has it."""
+
+    def __call__(self, message: QueueMessage, **kwargs: Any) -> Awaitable[None] | None:
+        """Take note of a published message."""
+        ...
+
+
+StartConsumingCallable = Callable[[], Awaitable[None]]
+"""Consumes until it is cancelled or its consumer is deregistered."""
+
+
+class Consumer(Protocol):
+    """What `register_consumer` needs of a consumer."""
+
+    id_: str
+
+    async def process_message(self, message: QueueMessage) -> Any:
+        """Process a message: returning is the ack, raising the nack."""
+        ...
+
+
+class MessageQueueConfig(BaseSettings, ABC):
+    """Settings of a backend, and the way to a live queue from them."""
+
+    @abstractmethod
+    async def connect(self) -> AbstractMessageQueue:
+        """Return a live queue.
+
+        Raises:
+            UnavailableError: The broker does not answer.
+            ConfigError: The settings cannot work, or the backend's package is not installed.
+        """
+
+    def public_settings(self) -> dict[str, Any]:
+        """Return the settings as JSON without any credentials, for `GET /queue_config`."""
+        return self.model_dump(mode="json")
+
+
+class Delivery(ABC):
+    """A message in the hands of one consumer, to be settled by exactly one of `ack` and `nack`."""
+
+    message: QueueMessage
+    attempt: int
+    """How often the message was delivered to this group, this time included; from 1."""
+
+    @abstractmethod
+    async def ack(self) -> None:
+        """The work is done; the message will not come back. Harmless when settled before."""
+
+    @abstractmethod
+    async def nack(self, delay: float = 0.0) -> None:
+        """The work failed; the message comes back, not before `delay` seconds. Harmless when settled before."""
+
+    @abstractmethod
+    async def extend(self, seconds: float) -> None:
+        """Keep the message `seconds` from now before it counts as unsettled."""
+
+
+class Subscription(ABC):
+    """One member of a group, reading one topic. Use it with `async with`, or call `close`."""
+
+    @abstractmethod
+    async def receive(self, max_messages: int) -> list[Delivery]:
+        """Wait until there is a message, then return it with the others that are there at once.
+
+        Takes no more than `max_messages` from the broker, so that what one member cannot work on stays
+        for the others. Survives a lost connection by connecting again.
+
+        Returns:
+            Between one and `max_messages` deliveries, in the topic's order.
+
+        Raises:
+            UnavailableError: The subscription is closed.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop reading. Unsettled deliveries come back to the group. Idempotent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AbstractMessageQueue(ABC):
+    """A live connection to a message queue. `close` it, or use it with `async with`."""
+
+    ordered: ClassVar[bool] = True
+    """Whether messages of a topic arrive in the order in which they were published."""
+    has_groups: ClassVar[bool] = True
+    """Whether a topic can have several groups."""
+    durable: bool = False
+    """Whether what `publish` accepted survives the death of the broker."""
+
+    def __init__(self) -> None:
+        self._consumers: dict[str, asyncio.Event] = {}
+
+    @abstractmethod
+    async def publish(
+        self, message: QueueMessage, topic: str, callback: PublishCallback | None = None, **kwargs: Any
+    ) -> None:
+        """Hand `message` to the broker; returns when the broker has it.
+
+        Messages that one caller publishes one after the other keep their order.
+
+        Args:
+            message: The message.
+            topic: Created if it does not exist.
+            callback: Called after the broker has the message, with `kwargs`.
+            **kwargs: Handed to `callback`.
+
+        Raises:
+            QueueFullError: The topic holds as many messages as it may.
+            UnavailableError: The broker does not answer.
+        """
+
+    @abstractmethod
+    async def subscribe(
+        self, topic: str, *, group: str = DEFAULT_GROUP, expires_after: float | None = None
+    ) -> Subscription:
+        """Join `group` of `topic`, both created if they do not exist.
+
+        Args:
+            topic: The topic.
+            group: The members of a group share the topic's messages.
+            expires_after: Seconds after which the broker may drop the whole topic when nobody has read it,
+                for topics that only one process can read. None: never.
+        """
+
+    @abstractmethod
+    async def cleanup(self) -> None:
+        """Settle or hand back what is under way and close. Deletes no topics, queues or data. Idempotent."""
+
+    @abstractmethod
+    def as_config(self) -> MessageQueueConfig:
+        """Return settings with which another process reaches the same broker."""
+
+    async def close(self) -> None:
+        """The same as `cleanup`."""
+        await self.cleanup()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def register_consumer(
+        self, consumer: Consumer, topic: str, *, group: str = DEFAULT_GROUP, concurrency: int = 1
+    ) -> StartConsumingCallable:
+        """Join `topic` for `consumer`.
+
+        Args:
+            consumer: Its `process_message` is called with each message.
+            topic: The topic.
+            group: The group to join.
+            concurrency: The most messages that are processed at a time; 1 keeps their order.
+
+        Returns:
+            A callable that consumes until it is cancelled or the consumer is deregistered.
+        """
+        subscription = await self.subscribe(topic, group=group)
+        stop = asyncio.Event()
+        self._consumers[consumer.id_] = stop
+
+        async def start_consuming() -> None:
+            async with subscription:
+                await _consume(subscription, consumer, stop=stop, concurrency=concurrency)
+
+        return start_consuming
+
+    async def deregister_consumer(self, consumer: Consumer) -> None:
+        """Stop consuming for `consumer` after the messages under way. Unknown consumers are ignored."""
+        stop = self._consumers.pop(consumer.id_, None)
+        if stop is not None:
+            stop.set()
+
+
+async def _consume(
+    subscription: Subscription, consumer: Consumer, *, stop: asyncio.Event, concurrency: int
+) -> None:
+    """Feed `consumer` until `stop` is set, then wait for the messages under way."""
+    stopping = asyncio.create_task(stop.wait())
+    running: set[asyncio.Task[None]] = set()
+    try:
+        while not stop.is_set():
+            if len(running) >= concurrency:
+                await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
+                running = {task for task in running if not task.done()}
+                continue
+            receiving = asyncio.create_task(subscription.receive(concurrency - len(running)))
+            await asyncio.wait([receiving, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                receiving.cancel()
+                break
+            for delivery in receiving.result():
+                running.add(asyncio.create_task(_process(consumer, delivery)))
+            running = {task for task in running if not task.done()}
+        if running:
+            await asyncio.wait(running)
+    finally:
+        stopping.cancel()
+        for task in running:
+            task.cancel()
+
+
+async def _process(consumer: Consumer, delivery: Delivery) -> None:
+    """Process one delivery and settle it."""
+    try:
+        await consumer.process_message(delivery.message)
+    except Exception:
+        logger.warning(
+            "consumer %s failed on message %s (delivery %d); it goes back to the queue",
+            consumer.id_,
+            delivery.message.id_,
+            delivery.attempt,
+            exc_info=True,
+            extra={"action": "nack", "message_id": delivery.message.id_},
+        )
+        await delivery.nack(delay=nack_delay(delivery.attempt))
+    else:
+        await delivery.ack()
+
+
+def nack_delay(attempt: int) -> float:
+    """Return the seconds before a failed message is tried again: 0.1, doubled with each delivery, at most 30."""
+    return float(min(0.1 * 2 ** (attempt - 1), 30.0))
+
+
+def call_publish_callback(
+    callback: PublishCallback | None, message: QueueMessage, kwargs: Mapping[str, Any]
+) -> Awaitable[None] | None:
+    """Call `callback` if there is one; the result is to be awaited if it is not None."""
+    return callback(message, **kwargs) if callback is not None else None

@@ -1,0 +1,1 @@
+"""State stores: the contract, and one backend a file."""

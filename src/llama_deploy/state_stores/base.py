@@ -1,0 +1,301 @@
+"""The contract of a state store: what the control plane keeps, and how it writes it.
+
+A store holds rows (the records below) and knows nothing of what they mean; the decisions are made by
+`llama_deploy.control_plane.lifecycle`. All access happens in a function that is handed to the store:
+
+* `StateStore.transact(work)` runs `work(tx)` in one write transaction. When it returns, everything is
+  durable; when it raises, nothing has happened. Transactions follow one another; each sees all before it.
+* `StateStore.read(work)` runs `work(tx)` on a consistent snapshot and beside writers.
+
+`work` is synchronous and runs where the driver wants it (a thread, a greenlet), so it may touch nothing but
+its argument and immutable values. All methods take and return many rows at a time, so that a transaction for
+one request and one for a hundred cost about the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Self, TypeVar
+
+from llama_deploy.types import SessionPolicy, TaskStatus
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session."""
+
+    session_id: str
+    policy: SessionPolicy
+    state: str
+    """JSON object."""
+    version: int
+    """Grows by one with every write of the state."""
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task."""
+
+    task_id: str
+    session_id: str
+    service_name: str
+    input: str
+    """The run arguments: JSON object."""
+    status: TaskStatus
+    created_at: datetime
+    max_attempts: int
+    attempt: int = 1
+    """The attempt under way, or the next one if none is."""
+    losses: int = 0
+    """How many attempts were lost with their instance."""
+    instance_id: str | None = None
+    token: str | None = None
+    """The secret of the attempt under way."""
+    claimed_at: datetime | None = None
+    dispatched_at: datetime | None = None
+    """When the message of the attempt under way was last handed to the queue."""
+    dispatches: int = 0
+    """How often the message of the attempt under way was handed to the queue."""
+    stream_length: int = 0
+    """How many events the task's stream has."""
+    attempt_events: int = 0
+    """How many of them came from the attempt under way."""
+    inbox_length: int = 0
+    """How many events were sent to the task."""
+    cancel_requested: bool = False
+    finished_at: datetime | None = None
+    result: str | None = None
+    """The `TaskResult` as JSON, once the task has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """One event of a task's stream."""
+
+    task_id: str
+    index: int
+    """From 0, without gaps."""
+    type: str
+    data: str
+    """JSON object."""
+    terminal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InboxRecord:
+    """An event that was sent to a task."""
+
+    task_id: str
+    seq: int
+    """From 1, without gaps."""
+    event: str
+    """The `EventDefinition` as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRecord:
+    """A message that is to be handed to the queue, stored with the change that it speaks of."""
+
+    message_id: str
+    topic: str
+    message: str
+    """The `QueueMessage` in its wire form."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """A service."""
+
+    service_name: str
+    definition: str
+    """The `ServiceDefinition` as JSON, without instances."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """A running copy of a service."""
+
+    instance_id: str
+    service_name: str
+    host: str | None
+    port: int | None
+    last_heartbeat: datetime
+    lease_expires_at: datetime
+
+
+class StoreTransaction(ABC):
+    """The rows, inside one transaction. In `StateStore.read` only the methods that read may be called.
+
+    Reading methods return what there is: an id that does not exist is missing from the answer. Inside
+    `StateStore.transact`, the rows that were read stay as they are until the transaction ends.
+    """
+
+    # -- sessions
+
+    @abstractmethod
+    def load_sessions(self, session_ids: Collection[str]) -> dict[str, SessionRecord]:
+        """Return the sessions by id."""
+
+    @abstractmethod
+    def list_sessions(self, *, after: str = "", limit: int = 1000) -> list[SessionRecord]:
+        """Return sessions whose id is greater than `after`, ordered by id."""
+
+    @abstractmethod
+    def insert_sessions(self, sessions: Sequence[SessionRecord]) -> None:
+        """Store new sessions."""
+
+    @abstractmethod
+    def update_sessions(self, sessions: Sequence[SessionRecord]) -> None:
+        """Overwrite `policy`, `state` and `version`."""
+
+    @abstractmethod
+    def delete_sessions(self, session_ids: Collection[str]) -> None:
+        """Delete the sessions with their tasks, events and inboxes. Unknown ids are ignored."""
+
+    # -- tasks
+
+    @abstractmethod
+    def load_tasks(self, task_ids: Collection[str]) -> dict[str, TaskRecord]:
+        """Return the tasks by id."""
+
+    @abstractmethod
+    def session_tasks(self, session_ids: Collection[str], *, open_only: bool = False) -> list[TaskRecord]:
+        """Return the tasks of the sessions in the order in which they were inserted.
+
+        With `open_only`, without those in a terminal status.
+        """
+
+    @abstractmethod
+    def instance_tasks(self, instance_ids: Collection[str]) -> list[TaskRecord]:
+        """Return the running tasks that the instances have claimed, in the order of insertion."""
+
+    @abstractmethod
+    def queued_tasks(
+        self, *, dispatched_before: datetime | None = None, limit: int = 1000
+    ) -> list[TaskRecord]:
+        """Return tasks in the status `queued`, oldest dispatch first.
+
+        Args:
+            dispatched_before: Only those dispatched before this time. None: all.
+            limit: The most tasks to return.
+        """
+
+    @abstractmethod
+    def insert_tasks(self, tasks: Sequence[TaskRecord]) -> None:
+        """Store new tasks; their order is the order of their session."""
+
+    @abstractmethod
+    def update_tasks(self, tasks: Sequence[TaskRecord]) -> None:
+        """Overwrite everything but the id, session, service, input and creation time."""
+
+    # -- event streams and inboxes
+
+    @abstractmethod
+    def load_events(self, task_id: str, *, after: int = -1, limit: int = 1000) -> list[EventRecord]:
+        """Return the events whose index is greater than `after`, in order."""
+
+    @abstractmethod
+    def insert_events(self, events: Sequence[EventRecord]) -> None:
+        """Store new events."""
+
+    @abstractmethod
+    def load_inbox(self, task_ids: Collection[str]) -> list[InboxRecord]:
+        """Return the inbox entries of the tasks, ordered by task and sequence number."""
+
+    @abstractmethod
+    def insert_inbox(self, entries: Sequence[InboxRecord]) -> None:
+        """Store new inbox entries."""
+
+    # -- outbox
+
+    @abstractmethod
+    def load_outbox(self, *, limit: int = 1000) -> list[OutboxRecord]:
+        """Return the oldest outbox messages in the order in which they were inserted."""
+
+    @abstractmethod
+    def insert_outbox(self, messages: Sequence[OutboxRecord]) -> None:
+        """Store messages to be sent."""
+
+    @abstractmethod
+    def delete_outbox(self, message_ids: Collection[str]) -> None:
+        """Delete sent messages. Unknown ids are ignored."""
+
+    # -- services and instances
+
+    @abstractmethod
+    def load_services(self, service_names: Collection[str] | None = None) -> dict[str, ServiceRecord]:
+        """Return the services by name. None: all."""
+
+    @abstractmethod
+    def put_services(self, services: Sequence[ServiceRecord]) -> None:
+        """Insert the services, or overwrite those of the same name."""
+
+    @abstractmethod
+    def delete_services(self, service_names: Collection[str]) -> None:
+        """Delete the services with their instances. Unknown names are ignored."""
+
+    @abstractmethod
+    def load_instances(
+        self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
+    ) -> list[InstanceRecord]:
+        """Return the instances that match both filters, ordered by id. None: no filter."""
+
+    @abstractmethod
+    def put_instances(self, instances: Sequence[InstanceRecord]) -> None:
+        """Insert the instances, or overwrite those of the same id."""
+
+    @abstractmethod
+    def delete_instances(self, instance_ids: Collection[str]) -> None:
+        """Delete the instances. Unknown ids are ignored."""
+
+
+class StateStore(ABC):
+    """A live state store. `close` it, or use it with `async with`."""
+
+    @classmethod
+    @abstractmethod
+    async def connect(cls, uri: str) -> Self:
+        """Open the store at `uri` and bring its schema up to date.
+
+        Raises:
+            ConfigError: The address cannot work, or its schema is newer than this release.
+            StoreLockedError: Another control plane works on it, and the store takes only one.
+            UnavailableError: The database does not answer.
+        """
+
+    @abstractmethod
+    async def transact(self, work: Callable[[StoreTransaction], T]) -> T:
+        """Run `work` in one write transaction and return its value once that is durable.
+
+        What `work` raises is raised here, after everything was rolled back.
+
+        Raises:
+            UnavailableError: The store is closed, or the database does not answer.
+        """
+
+    @abstractmethod
+    async def read(self, work: Callable[[StoreTransaction], T]) -> T:
+        """Run `work` on a consistent snapshot and return its value.
+
+        Raises:
+            UnavailableError: The store is closed, or the database does not answer.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what is under way and close. Deletes nothing. Idempotent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()

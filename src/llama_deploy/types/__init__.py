@@ -1,0 +1,37 @@
+"""The wire models: what travels between clients, control plane, queue and services."""
+
+from __future__ import annotations
+
+from llama_deploy.types.ids import generate_id
+from llama_deploy.types.services import InstanceInfo, ServiceDefinition
+from llama_deploy.types.sessions import SessionDefinition, SessionOptions, SessionPolicy, SessionState
+from llama_deploy.types.tasks import (
+    EventDefinition,
+    TaskDefinition,
+    TaskEvent,
+    TaskFailure,
+    TaskResult,
+    TaskStatus,
+    TaskStream,
+    TaskSubmission,
+    TaskView,
+)
+
+__all__ = [
+    "EventDefinition",
+    "InstanceInfo",
+    "ServiceDefinition",
+    "SessionDefinition",
+    "SessionOptions",
+    "SessionPolicy",
+    "SessionState",
+    "TaskDefinition",
+    "TaskEvent",
+    "TaskFailure",
+    "TaskResult",
+    "TaskStatus",
+    "TaskStream",
+    "TaskSubmission",
+    "TaskView",
+    "generate_id",
+]

@@ -1,0 +1,38 @@
+"""Services and their instances as they travel."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class InstanceInfo(BaseModel):
+    """One running copy of a service."""
+
+    instance_id: str
+    host: str | None = None
+    port: int | None = None
+    alive: bool = True
+    """Whether its heartbeats arrive in time."""
+    last_heartbeat: datetime
+
+
+class ServiceDefinition(BaseModel):
+    """A service as it registers and as it is listed."""
+
+    service_name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+    description: str = ""
+    prompt: list[Any] = Field(default_factory=list)
+    """Kept for the 0.6 API."""
+    host: str | None = None
+    port: int | None = None
+    instance_id: str | None = None
+    """Set by an instance that registers itself; None registers the name alone."""
+    input_schema: dict[str, Any] | None = None
+    """JSON schema of the run arguments."""
+    output_schema: dict[str, Any] | None = None
+    """JSON schema of the result."""
+    instances: list[InstanceInfo] = Field(default_factory=list)
+    """Filled in by the control plane."""

@@ -1,0 +1,54 @@
+"""Sessions as they travel."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SessionPolicy(StrEnum):
+    """What happens to a task that arrives while an earlier one of its session is open."""
+
+    ENQUEUE = "enqueue"
+    """It waits; first in, first out."""
+    PARALLEL = "parallel"
+    """It runs beside the others."""
+    REJECT = "reject"
+    """It is refused with `SessionBusyError`."""
+    INTERRUPT = "interrupt"
+    """The open ones are cancelled and it runs as soon as they have ended."""
+
+
+class SessionDefinition(BaseModel):
+    """A session: a conversation, which owns state."""
+
+    session_id: str
+    task_ids: list[str] = Field(default_factory=list)
+    """All tasks of the session, in the order in which they were accepted."""
+    state: dict[str, Any] = Field(default_factory=dict)
+    policy: SessionPolicy = SessionPolicy.ENQUEUE
+
+    @property
+    def current_task_id(self) -> str | None:
+        """The task accepted last, or None."""
+        return self.task_ids[-1] if self.task_ids else None
+
+
+class SessionOptions(BaseModel):
+    """What a client may say when it creates a session."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    session_id: str | None = Field(default=None, min_length=1, max_length=200)
+    """None: the control plane chooses. An id that exists already names that session."""
+    policy: SessionPolicy = SessionPolicy.ENQUEUE
+
+
+class SessionState(BaseModel):
+    """A session's state and its version, for compare-and-set."""
+
+    state: dict[str, Any]
+    version: int
+    """Grows by one with every write, from 0."""

@@ -1,0 +1,89 @@
+"""Errors over HTTP: problem details after RFC 9457. The one place that knows HTTP status codes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any, Final
+
+import pydantic_core
+
+from llama_deploy import errors
+from llama_deploy.errors import LlamaDeployError
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:llama-deploy:problem:"
+"""A problem's `type` is this and the error's `code`."""
+
+_STATUS: Final[dict[type[LlamaDeployError], HTTPStatus]] = {
+    errors.PayloadTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.InvalidRequestError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.SerializationError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NotFoundError: HTTPStatus.NOT_FOUND,
+    errors.StateConflictError: HTTPStatus.PRECONDITION_FAILED,
+    errors.ConflictError: HTTPStatus.CONFLICT,
+    errors.OverloadedError: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def _subclasses(cls: type[LlamaDeployError]) -> Iterator[type[LlamaDeployError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from _subclasses(child)
+
+
+_BY_CODE: Final = {
+    cls.code: cls for cls in _subclasses(LlamaDeployError) if cls.__module__ == errors.__name__
+} | {LlamaDeployError.code: errors.InternalServerError}
+
+
+def status_of(error: LlamaDeployError) -> HTTPStatus:
+    """Return the HTTP status for an error."""
+    for cls in type(error).__mro__:
+        if cls in _STATUS:
+            return _STATUS[cls]
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def to_problem(error: LlamaDeployError) -> dict[str, Any]:
+    """Return the problem details of an error: type, title, status, detail, and the error's facts."""
+    status = status_of(error)
+    return {
+        "type": TYPE_PREFIX + error.code,
+        "title": status.phrase,
+        "status": int(status),
+        "detail": str(error),
+        **error.facts(),
+    }
+
+
+def headers_of(error: LlamaDeployError) -> dict[str, str]:
+    """Return the headers that go with an error: `Retry-After`, in whole seconds, when it is overloaded."""
+    if isinstance(error, errors.OverloadedError):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    return {}
+
+
+def from_problem(status: int, body: bytes, *, url: str) -> LlamaDeployError:
+    """Build the error that a response with a status of 400 or more speaks of.
+
+    An answer that holds no problem details, as from a proxy, becomes `UnavailableError` for 502, 503 and
+    504, otherwise `InternalServerError`.
+    """
+    try:
+        problem = pydantic_core.from_json(body)
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict) or not str(problem.get("type", "")).startswith(TYPE_PREFIX):
+        text = f"{url} answered {status}: {body[:200].decode(errors='replace')}"
+        if status in (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT):
+            return errors.UnavailableError(text)
+        return errors.InternalServerError(text)
+    cls = _BY_CODE.get(str(problem["type"]).removeprefix(TYPE_PREFIX), errors.InternalServerError)
+    accepted = inspect.signature(cls).parameters
+    facts = {name: value for name, value in problem.items() if name in accepted}
+    return cls(str(problem.get("detail", "")), **facts)
