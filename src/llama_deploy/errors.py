@@ -16,7 +16,8 @@ LlamaDeployError
 │   ├── TaskFinishedError                the task has ended; it takes no events and no second end
 │   ├── SessionBusyError                 the session's policy is to reject a second task
 │   ├── StateConflictError               compare-and-set: somebody else wrote first
-│   └── FencedOutError                   an older attempt, or a stranger, writes for a task
+│   ├── FencedOutError                   an older attempt, or a stranger, writes for a task
+│   └── EventsMissingError               earlier events of the attempt have not arrived; retriable
 ├── OverloadedError                      a bounded buffer is full; retriable
 │   └── QueueFullError
 ├── UnavailableError (ConnectionError)   the other side does not answer; retriable
@@ -181,6 +182,13 @@ class FencedOutError(ConflictError):
         super().__init__(message)
         self.task_id = task_id
         self.attempt = attempt
+
+
+class EventsMissingError(ConflictError):
+    """Events arrived before earlier ones of the same attempt; sent again a little later, they fit."""
+
+    code = "events_missing"
+    retriable = True
 
 
 class OverloadedError(LlamaDeployError):

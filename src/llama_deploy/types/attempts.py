@@ -68,6 +68,8 @@ class AttemptOutcome(AttemptEvents):
     value: Any = None
     value_type: str | None = None
     error: TaskFailure | None = None
+    session_state: dict[str, Any] | None = None
+    """Top-level keys to merge into the session's state, stored together with the end."""
     terminal_event: EventPayload | None = None
     """The stop event of the workflow. None: the control plane writes one from the error."""
 

@@ -34,5 +34,16 @@ class ServiceDefinition(BaseModel):
     """JSON schema of the run arguments."""
     output_schema: dict[str, Any] | None = None
     """JSON schema of the result."""
+    accepted_events: list[str] | None = None
+    """Qualified names of the event classes that running workflows take. None: not known, nothing is refused."""
     instances: list[InstanceInfo] = Field(default_factory=list)
     """Filled in by the control plane."""
+
+
+class Registration(BaseModel):
+    """What an instance learns when it registers."""
+
+    topic_namespace: str = "llama_deploy"
+    """The first part of every topic's name."""
+    lease_seconds: float = Field(default=5.0, gt=0)
+    """How long the instance may be silent before its tasks move on."""

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""HTTP routes: thin, one module a subject."""

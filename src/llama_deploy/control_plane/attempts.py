@@ -1,0 +1,195 @@
+"""Attempts as instances see them: claim, stream, finish, hand back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from pydantic import ValidationError
+
+from llama_deploy.control_plane import lifecycle
+from llama_deploy.control_plane.routing import keep_result
+from llama_deploy.control_plane.sessions import Sessions
+from llama_deploy.control_plane.unit import Unit
+from llama_deploy.control_plane.writer import Command, Writer
+from llama_deploy.errors import (
+    InvalidRequestError,
+    LlamaDeployError,
+)
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.orchestrators import BaseOrchestrator
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.types.attempts import (
+    AttemptEvents,
+    AttemptOutcome,
+    ClaimReply,
+    ClaimRequest,
+    ReleaseReply,
+    ReleaseRequest,
+)
+from llama_deploy.types.validation import describe_validation_error
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_BYTES: Final = 16
+
+
+class Attempts:
+    """Gives attempts to instances, and takes what they make of them."""
+
+    def __init__(
+        self, *, store: StateStore, writer: Writer, sessions: Sessions, orchestrator: BaseOrchestrator
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._sessions = sessions
+        self._orchestrator = orchestrator
+
+    async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
+        """Decide on claims, in order; a refused one says why."""
+        outcomes = await self._writer.write_all([_claim_command(request) for request in requests])
+        return [
+            ClaimReply(granted=False, reason=_refusal(outcome))
+            if isinstance(outcome, LlamaDeployError)
+            else outcome
+            for outcome in outcomes
+        ]
+
+    async def release(self, requests: Sequence[ReleaseRequest]) -> list[ReleaseReply]:
+        """Take attempts back that their owners will not finish."""
+        outcomes = await self._writer.write_all([_release_command(request) for request in requests])
+        for outcome in outcomes:
+            if isinstance(outcome, LlamaDeployError) and outcome.retriable:
+                raise outcome
+        return [
+            ReleaseReply(outcome="stale" if isinstance(outcome, LlamaDeployError) else "released")
+            for outcome in outcomes
+        ]
+
+    async def take(self, messages: Sequence[QueueMessage]) -> list[LlamaDeployError | None]:
+        """Store what instances report. Returns for each message None, or why it should come again.
+
+        What can never fit, because it is malformed or from somebody who does not own the attempt, is
+        logged and counts as done.
+        """
+        commands: list[Command[None]] = []
+        places: list[int] = []
+        answers: list[LlamaDeployError | None] = [None] * len(messages)
+        for place, message in enumerate(messages):
+            try:
+                report = _report(message)
+                commands.append(await self._command(report))
+                places.append(place)
+            except InvalidRequestError as exc:
+                logger.warning(
+                    "dropped message %s: %s",
+                    message.id_,
+                    exc,
+                    extra={"action": "drop_message", "message_id": message.id_},
+                )
+        outcomes = await self._writer.write_all(commands)
+        for place, outcome in zip(places, outcomes, strict=True):
+            if isinstance(outcome, LlamaDeployError):
+                answers[place] = _answer(messages[place], outcome)
+        return answers
+
+    async def _command(self, report: AttemptEvents) -> Command[None]:
+        if not isinstance(report, AttemptOutcome):
+            return _events_command(report)
+        if self._orchestrator.keeps_state:
+            tasks = await self._store.read(lambda tx: tx.load_tasks([report.task_id]))
+            if report.task_id in tasks:
+                session_id = tasks[report.task_id].session_id
+                report = await keep_result(self._orchestrator, self._sessions, report, session_id=session_id)
+        return _outcome_command(report)
+
+
+def _refusal(error: LlamaDeployError) -> str:
+    """Return why a claim is refused for good; what may succeed later is raised."""
+    if error.retriable:
+        raise error
+    return str(error)
+
+
+def _claim_command(request: ClaimRequest) -> Command[ClaimReply]:
+    def run(unit: Unit) -> ClaimReply:
+        task = unit.task(request.task_id)
+        session = unit.session(task.session_id)
+        claimed = lifecycle.claim(
+            task,
+            instance_id=request.instance_id,
+            attempt=request.attempt,
+            token=secrets.token_urlsafe(_TOKEN_BYTES),
+            at=unit.now,
+        )
+        current = unit.apply(claimed)
+        return ClaimReply(
+            granted=True,
+            token=current.token or "",
+            session_state=json.loads(session.state),
+            inbox=unit.inbox([current.task_id]),
+        )
+
+    return Command(run, tasks=(request.task_id,), with_session=True)
+
+
+def _release_command(request: ReleaseRequest) -> Command[None]:
+    def run(unit: Unit) -> None:
+        task = unit.task(request.task_id)
+        unit.apply(lifecycle.hand_back(task, attempt=request.attempt, token=request.token, at=unit.now))
+
+    return Command(run, tasks=(request.task_id,), with_session=True)
+
+
+def _report(message: QueueMessage) -> AttemptEvents:
+    """Return what an instance reports.
+
+    Raises:
+        InvalidRequestError: The message is not such a report.
+    """
+    try:
+        if message.action is ActionTypes.TASK_STREAM:
+            return AttemptEvents.model_validate(message.data)
+        if message.action is ActionTypes.COMPLETED_TASK:
+            outcome = AttemptOutcome.model_validate(message.data)
+            if not outcome.status.is_terminal:
+                raise InvalidRequestError(f"{outcome.status.value} is no end of a task")
+            return outcome
+    except ValidationError as exc:
+        raise InvalidRequestError(f"malformed {message.action}: {describe_validation_error(exc)}") from exc
+    raise InvalidRequestError(f"the control plane takes no {message.action} messages")
+
+
+def _events_command(sent: AttemptEvents) -> Command[None]:
+    def run(unit: Unit) -> None:
+        unit.apply(lifecycle.take_events(unit.task(sent.task_id), sent))
+
+    return Command(run, tasks=(sent.task_id,))
+
+
+def _outcome_command(outcome: AttemptOutcome) -> Command[None]:
+    def run(unit: Unit) -> None:
+        task = unit.task(outcome.task_id)
+        ended = lifecycle.end(task, outcome, at=unit.now)
+        if outcome.session_state:
+            unit.merge_state(task.session_id, outcome.session_state)
+        unit.apply(ended)
+
+    return Command(run, tasks=(outcome.task_id,), with_session=True)
+
+
+def _answer(message: QueueMessage, error: LlamaDeployError) -> LlamaDeployError | None:
+    """Return the error if the message should come again; otherwise log it."""
+    if error.retriable:
+        return error
+    logger.warning(
+        "refused %s message %s: %s",
+        message.action,
+        message.id_,
+        error,
+        extra={"action": "refuse_report", "message_id": message.id_},
+    )
+    return None

@@ -1,0 +1,69 @@
+"""Settings of the control plane."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
+
+
+class ControlPlaneConfig(BaseSettings):
+    """Settings of the control plane; environment variables begin with `CONTROL_PLANE_`."""
+
+    model_config = SettingsConfigDict(env_prefix="CONTROL_PLANE_", extra="ignore")
+
+    services_store_key: str = "services"
+    """Kept for 0.6 programs; the state store has tables of its own."""
+    tasks_store_key: str = "tasks"
+    """Kept for 0.6 programs."""
+    session_store_key: str = "sessions"
+    """Kept for 0.6 programs."""
+    step_interval: float = 0.1
+    """Kept for 0.6 programs; nothing sleeps."""
+    host: str = "127.0.0.1"
+    """The address under which clients and services reach the control plane."""
+    port: int | None = 8000
+    """The port under which they reach it. 0: the system chooses. None: `host` is a name without a port."""
+    internal_host: str | None = None
+    """The address to bind, if it is another than `host`."""
+    internal_port: int | None = None
+    """The port to bind, if it is another than `port`."""
+    running: bool = True
+    """Kept for 0.6 programs."""
+    cors_origins: list[str] | None = None
+    """Origins from which browsers may call. None: no other than its own."""
+    topic_namespace: str = "llama_deploy"
+    """The first part of every topic's name."""
+    state_store_uri: str | None = None
+    """Where the state is kept, such as `sqlite:///path/to/file.db`.
+
+    None: `./.llama_deploy/control_plane_{port}.db`.
+    """
+    use_tls: bool = False
+    """Whether `url` begins with `https`, as it does behind a proxy that ends TLS."""
+    lease_seconds: float = Field(default=5.0, gt=0)
+    """How long an instance may be silent before its tasks move on."""
+    redispatch_seconds: float = Field(default=15.0, gt=0)
+    """After how long a task that nobody has claimed is handed to the queue again; doubled each time."""
+    max_backlog: int = Field(default=20_000, gt=0)
+    """How many messages may wait for the queue before new tasks are refused with 429."""
+    max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)
+    """The most bytes of a request body; more is answered with 413."""
+
+    @property
+    def url(self) -> str:
+        """The URL under which clients and services reach the control plane."""
+        scheme = "https" if self.use_tls else "http"
+        return f"{scheme}://{self.host}:{self.port}" if self.port else f"{scheme}://{self.host}"
+
+    @property
+    def store_uri(self) -> str:
+        """The address of the state store, the default filled in."""
+        return self.state_store_uri or f"sqlite:///.llama_deploy/control_plane_{self.port or 0}.db"
+
+    def public_settings(self) -> dict[str, Any]:
+        """Return the settings as JSON without the store's address, which may hold a password."""
+        return self.model_dump(mode="json", exclude={"state_store_uri"})

@@ -1,0 +1,40 @@
+"""What an event must look like to be put into a task's inbox."""
+
+from __future__ import annotations
+
+import json
+
+from llama_deploy.errors import InvalidRequestError
+from llama_deploy.types import EventDefinition, ServiceDefinition
+
+
+def check_event(event: EventDefinition, service_name: str, definition: ServiceDefinition | None) -> None:
+    """Check the form of an event and that the service knows its class. Nothing is imported or built.
+
+    Raises:
+        InvalidRequestError: With what is wrong and what would be right.
+    """
+    if event.agent_id not in (None, service_name):
+        raise InvalidRequestError(f"the task belongs to service {service_name!r}, not to {event.agent_id!r}")
+    try:
+        decoded = json.loads(event.event_obj_str)
+    except ValueError as exc:
+        raise InvalidRequestError(f"event_obj_str is not JSON: {exc}") from exc
+    if not isinstance(decoded, dict) or not isinstance(decoded.get("value"), dict):
+        raise InvalidRequestError(
+            'event_obj_str must hold {"qualified_name": "module.Class", "value": {field: ...}}'
+        )
+    name = decoded.get("qualified_name", decoded.get("type"))
+    if not isinstance(name, str) or not name:
+        raise InvalidRequestError("event_obj_str names no class: it needs a qualified_name")
+    known = definition.accepted_events if definition is not None else None
+    # The class may stand in another module at the client, so its own name decides.
+    if known is not None and _class_name(name) not in {_class_name(item) for item in known}:
+        raise InvalidRequestError(
+            f"service {service_name!r} takes no event of the class {name!r};"
+            f" it takes: {', '.join(known) or 'none'}"
+        )
+
+
+def _class_name(qualified_name: str) -> str:
+    return qualified_name.rpartition(".")[2]

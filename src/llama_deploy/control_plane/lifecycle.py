@@ -1,0 +1,278 @@
+"""The life of a task, as pure functions: (task, happening) → (task, effects). No I/O, no clock.
+
+```
+            admit                    claim                 end
+ (accepted) ─────▶ pending ─turn─▶ queued ─────▶ running ─────▶ succeeded │ failed │ cancelled │ timed_out
+              └──────────────────▶  ▲  │            │
+                                    │  └─cancel─▶ cancelled
+                                    └──lost, handed back──┘
+```
+
+Whatever does not fit raises and changes nothing: an attempt that is not the present one raises
+`FencedOutError`, a request to a task that has ended `TaskFinishedError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from llama_deploy.errors import EventsMissingError, FencedOutError, SessionBusyError, TaskFinishedError
+from llama_deploy.state_stores.base import TaskRecord
+from llama_deploy.types import SessionPolicy, TaskFailure, TaskResult, TaskStatus
+from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayload
+
+ATTEMPTS_EXHAUSTED: Final = "llama_deploy.AttemptsExhausted"
+"""`TaskFailure.type` of a task under which its instance died too often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What a happening makes of a task."""
+
+    task: TaskRecord
+    events: Sequence[EventPayload] = ()
+    """To be appended to the stream. If the task has ended, the last one is the terminal event."""
+    dispatch: bool = False
+    """Hand the attempt to the queue."""
+    notify_cancel: bool = False
+    """Tell the instance to stop the attempt."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task has reached its end with this transition."""
+        return self.task.status.is_terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What becomes of a new task and of those that it meets in its session."""
+
+    accepted: Transition
+    cancel: Sequence[TaskRecord] = ()
+    """Open tasks that are to be cancelled."""
+
+
+def admit(task: TaskRecord, *, open_tasks: Sequence[TaskRecord], policy: SessionPolicy) -> Admission:
+    """Decide on a new task, whose status is `pending`, by the policy of its session.
+
+    Raises:
+        SessionBusyError: The policy is `reject` and the session has an open task.
+    """
+    if not open_tasks or policy is SessionPolicy.PARALLEL:
+        return Admission(take_turn(task))
+    if policy is SessionPolicy.REJECT:
+        raise SessionBusyError(
+            f"session {task.session_id} works on task {open_tasks[0].task_id}, and its policy is to reject"
+            " others; wait for its end, or use another session",
+            session_id=task.session_id,
+        )
+    return Admission(Transition(task), cancel=open_tasks if policy is SessionPolicy.INTERRUPT else ())
+
+
+def take_turn(task: TaskRecord) -> Transition:
+    """It is the task's turn in its session: `pending` → `queued`."""
+    return Transition(replace(task, status=TaskStatus.QUEUED, dispatches=1), dispatch=True)
+
+
+def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: datetime) -> Transition:
+    """An instance asks to own an attempt: `queued` → `running`.
+
+    Asking again for an attempt that the instance owns is granted again with the same token: its answer
+    may have been lost.
+
+    Raises:
+        FencedOutError: Another attempt is due, or another instance owns this one, or the task has ended.
+    """
+    if task.status is TaskStatus.RUNNING and (task.attempt, task.instance_id) == (attempt, instance_id):
+        return Transition(task)
+    if task.status is not TaskStatus.QUEUED or task.attempt != attempt:
+        raise FencedOutError(
+            f"attempt {attempt} of task {task.task_id} cannot be claimed: the task is {task.status.value}"
+            f" in attempt {task.attempt}",
+            task_id=task.task_id,
+            attempt=attempt,
+        )
+    return Transition(
+        replace(
+            task,
+            status=TaskStatus.RUNNING,
+            instance_id=instance_id,
+            token=token,
+            claimed_at=at,
+            attempt_events=0,
+        )
+    )
+
+
+def take_events(task: TaskRecord, sent: AttemptEvents) -> Transition:
+    """The owner of the attempt has streamed events. What was taken before is skipped.
+
+    Raises:
+        FencedOutError: The sender does not own the attempt.
+        EventsMissingError: Earlier events of the attempt have not arrived.
+    """
+    events = _new_events(task, sent)
+    return Transition(_grown(task, len(events)), events)
+
+
+def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transition:
+    """The owner of the attempt has finished it: `running` → a terminal status.
+
+    Raises:
+        FencedOutError: The sender does not own the attempt.
+        EventsMissingError: Earlier events of the attempt have not arrived.
+    """
+    events = _new_events(task, outcome)
+    result = TaskResult(
+        task_id=task.task_id,
+        result=outcome.result,
+        status=outcome.status,
+        value=outcome.value,
+        value_type=outcome.value_type,
+        error=outcome.error,
+        attempts=task.attempt,
+    )
+    return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.terminal_event)
+
+
+def lose(task: TaskRecord, *, at: datetime) -> Transition:
+    """The instance that ran the task is gone: the next attempt, or the end if there were enough."""
+    if task.cancel_requested:
+        return _finish(task, _cancelled(task), at=at)
+    losses = task.losses + 1
+    if losses >= task.max_attempts:
+        failure = TaskFailure(
+            type=ATTEMPTS_EXHAUSTED,
+            message=f"{losses} instances of service {task.service_name} died or went silent under this task",
+        )
+        result = TaskResult(
+            task_id=task.task_id,
+            result=failure.message,
+            status=TaskStatus.FAILED,
+            error=failure,
+            attempts=task.attempt,
+        )
+        return _finish(replace(task, losses=losses), result, at=at)
+    return _next_attempt(replace(task, losses=losses))
+
+
+def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Transition:
+    """The owner will not finish the attempt; the next one does not count as a loss.
+
+    Raises:
+        FencedOutError: The sender does not own the attempt.
+    """
+    _check_owner(task, attempt=attempt, token=token)
+    if task.cancel_requested:
+        return _finish(task, _cancelled(task), at=at)
+    return _next_attempt(task)
+
+
+def cancel(task: TaskRecord, *, at: datetime) -> Transition:
+    """Somebody wants the task to end. A running one is asked to stop; asking again is harmless.
+
+    Raises:
+        TaskFinishedError: The task has ended otherwise.
+    """
+    if task.status is TaskStatus.CANCELLED:
+        return Transition(task)
+    check_open(task)
+    if task.status is TaskStatus.RUNNING:
+        return Transition(replace(task, cancel_requested=True), notify_cancel=True)
+    return _finish(task, _cancelled(task), at=at)
+
+
+def dispatch_again(task: TaskRecord) -> Transition:
+    """Nobody has claimed the attempt for long: its message may be lost. It is handed to the queue again."""
+    if task.status is not TaskStatus.QUEUED:
+        return Transition(task)
+    return Transition(replace(task, dispatches=task.dispatches + 1), dispatch=True)
+
+
+def check_open(task: TaskRecord) -> None:
+    """Raise `TaskFinishedError` if the task has ended."""
+    if task.status.is_terminal:
+        raise TaskFinishedError(
+            f"task {task.task_id} has ended: it is {task.status.value}",
+            task_id=task.task_id,
+            status=task.status.value,
+        )
+
+
+def _check_owner(task: TaskRecord, *, attempt: int, token: str) -> None:
+    if task.status is not TaskStatus.RUNNING or task.attempt != attempt or task.token != token:
+        raise FencedOutError(
+            f"the sender does not own attempt {attempt} of task {task.task_id}:"
+            f" the task is {task.status.value} in attempt {task.attempt}",
+            task_id=task.task_id,
+            attempt=attempt,
+        )
+
+
+def _new_events(task: TaskRecord, sent: AttemptEvents) -> list[EventPayload]:
+    _check_owner(task, attempt=sent.attempt, token=sent.token)
+    if sent.first > task.attempt_events:
+        raise EventsMissingError(
+            f"events from {sent.first} on of attempt {sent.attempt} of task {task.task_id} arrived,"
+            f" but {task.attempt_events} is the next"
+        )
+    return sent.events[task.attempt_events - sent.first :]
+
+
+def _grown(task: TaskRecord, count: int) -> TaskRecord:
+    return replace(task, stream_length=task.stream_length + count, attempt_events=task.attempt_events + count)
+
+
+def _next_attempt(task: TaskRecord) -> Transition:
+    return Transition(
+        replace(
+            task,
+            status=TaskStatus.QUEUED,
+            attempt=task.attempt + 1,
+            instance_id=None,
+            token=None,
+            claimed_at=None,
+            attempt_events=0,
+            dispatches=1,
+        ),
+        dispatch=True,
+    )
+
+
+def _cancelled(task: TaskRecord) -> TaskResult:
+    failure = TaskFailure(type="llama_deploy.errors.TaskCancelledError", message="the task was cancelled")
+    return TaskResult(
+        task_id=task.task_id,
+        result=failure.message,
+        status=TaskStatus.CANCELLED,
+        error=failure,
+        attempts=task.attempt,
+    )
+
+
+def _finish(
+    task: TaskRecord,
+    result: TaskResult,
+    *,
+    at: datetime,
+    events: Sequence[EventPayload] = (),
+    stop_event: EventPayload | None = None,
+) -> Transition:
+    ended = replace(
+        task,
+        status=result.status,
+        token=None,
+        finished_at=at,
+        stream_length=task.stream_length + 1,
+        result=result.model_dump_json(),
+    )
+    return Transition(ended, [*events, stop_event or _terminal_event(result)])
+
+
+def _terminal_event(result: TaskResult) -> EventPayload:
+    """Return the last event of a stream whose workflow did not write one."""
+    data = {"status": result.status.value, "error": result.error.model_dump() if result.error else None}
+    return EventPayload(type="TaskEnded", data=data)

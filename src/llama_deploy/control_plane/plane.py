@@ -1,0 +1,169 @@
+"""The control plane without HTTP: its parts, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Final, Self
+
+from llama_deploy.control_plane.attempts import Attempts
+from llama_deploy.control_plane.config import ControlPlaneConfig
+from llama_deploy.control_plane.dispatch import OutboxRelay, Sweeper
+from llama_deploy.control_plane.reports import consume_reports
+from llama_deploy.control_plane.services import Services
+from llama_deploy.control_plane.sessions import Sessions
+from llama_deploy.control_plane.streams import StreamHub
+from llama_deploy.control_plane.tasks import Tasks, task_view
+from llama_deploy.control_plane.unit import Committed, Outgoing
+from llama_deploy.control_plane.writer import Writer
+from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, Subscription
+from llama_deploy.messages import QueueMessage
+from llama_deploy.orchestrators import BaseOrchestrator
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.types.topics import Topics
+
+logger = logging.getLogger(__name__)
+
+_OUTBOX_PAGE: Final = 1_000_000
+
+
+def utc_now() -> datetime:
+    """Return the present time, aware, UTC."""
+    return datetime.now(UTC)
+
+
+class ControlPlane:
+    """A live control plane: `await ControlPlane.start(...)`, then `close` it or use `async with`.
+
+    Its parts are its surface: `sessions`, `tasks`, `services` and `attempts`.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue: AbstractMessageQueue,
+        store: StateStore,
+        config: ControlPlaneConfig,
+        orchestrator: BaseOrchestrator,
+        publish_callback: PublishCallback | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.config = config
+        self.queue = queue
+        self.topics = Topics(config.topic_namespace)
+        self._store = store
+        self._hub = StreamHub()
+        self._writer = Writer(store, clock=clock, topics=self.topics, after_commit=self._after_commit)
+        self._relay = OutboxRelay(queue, on_sent=self._writer.forget_sent, publish_callback=publish_callback)
+        self._sweeper = Sweeper(
+            store=store,
+            writer=self._writer,
+            clock=clock,
+            lease_seconds=config.lease_seconds,
+            redispatch_seconds=config.redispatch_seconds,
+        )
+        self._background: list[asyncio.Task[None]] = []
+        self._subscription: Subscription | None = None
+        self.sessions = Sessions(store=store, writer=self._writer)
+        self.tasks = Tasks(
+            store=store,
+            writer=self._writer,
+            hub=self._hub,
+            default_max_attempts=orchestrator.max_attempts,
+            backlog=lambda: self._relay.backlog,
+            max_backlog=config.max_backlog,
+        )
+        self.services = Services(
+            store=store,
+            writer=self._writer,
+            clock=clock,
+            lease_seconds=config.lease_seconds,
+            on_lease=self._sweeper.wake,
+        )
+        self.attempts = Attempts(
+            store=store, writer=self._writer, sessions=self.sessions, orchestrator=orchestrator
+        )
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        queue: AbstractMessageQueue,
+        store: StateStore,
+        config: ControlPlaneConfig,
+        orchestrator: BaseOrchestrator,
+        publish_callback: PublishCallback | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> ControlPlane:
+        """Start a control plane and continue what an earlier one on the same store has left.
+
+        Args:
+            queue: Carries the messages; stays the caller's to close.
+            store: Keeps the state; stays the caller's to close.
+            config: Settings.
+            orchestrator: Says how often a task is tried, and may keep something of results.
+            publish_callback: Called with each message after the queue has it.
+            clock: Returns the present time, aware, UTC.
+        """
+        plane = cls(
+            queue=queue,
+            store=store,
+            config=config,
+            orchestrator=orchestrator,
+            publish_callback=publish_callback,
+            clock=clock,
+        )
+        await plane._begin()
+        return plane
+
+    async def _begin(self) -> None:
+        await self._sweeper.renew_leases()
+        unsent = await self._store.read(lambda tx: tx.load_outbox(limit=_OUTBOX_PAGE))
+        self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
+        if not self.queue.durable:
+            await self._sweeper.dispatch_queued()
+        self._subscription = await self.queue.subscribe(self.topics.control_plane)
+        self._background = [
+            asyncio.create_task(consume_reports(self._subscription, self.attempts), name="reports"),
+            asyncio.create_task(self._sweeper.run(), name="sweeper"),
+        ]
+
+    async def run(self) -> None:
+        """Wait until a part of it fails, and raise that error. Cancel it to stop waiting."""
+        await asyncio.gather(*self._background)
+
+    def wake_waiters(self) -> None:
+        """End all long-polls and streams, because the server is going to stop."""
+        self._hub.close()
+
+    async def close(self) -> None:
+        """Finish the writes under way and stop. Deletes nothing. Idempotent."""
+        self._hub.close()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._subscription is not None:
+            await self._subscription.close()
+        await self._relay.close()
+        await self._writer.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _after_commit(self, committed: Committed) -> None:
+        self._relay.send(committed.outgoing)
+        for task_id in committed.grown:
+            self._hub.grown(task_id)
+        for task_id, task in committed.ended.items():
+            if self._hub.is_watched(task_id):
+                self._hub.ended(task_view(task))
+        for task_id in committed.deleted:
+            self._hub.deleted(task_id)

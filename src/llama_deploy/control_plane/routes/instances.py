@@ -1,0 +1,38 @@
+"""Routes for the instances of services."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body
+
+from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.types.attempts import (
+    ClaimReply,
+    ClaimRequest,
+    Heartbeat,
+    HeartbeatReply,
+    ReleaseReply,
+    ReleaseRequest,
+)
+
+
+def instance_routes(plane: ControlPlane) -> APIRouter:
+    """Return the routes under `/attempts` and `/instances`."""
+    router = APIRouter(tags=["instances"])
+
+    @router.post("/attempts/claim", summary="Ask to own attempts")
+    async def claim(requests: Annotated[list[ClaimRequest], Body(max_length=1000)]) -> list[ClaimReply]:
+        return await plane.attempts.claim(requests)
+
+    @router.post("/attempts/release", summary="Hand attempts back")
+    async def release(
+        requests: Annotated[list[ReleaseRequest], Body(max_length=1000)],
+    ) -> list[ReleaseReply]:
+        return await plane.attempts.release(requests)
+
+    @router.post("/instances/heartbeat", summary="Say that an instance is alive")
+    async def heartbeat(beat: Heartbeat) -> HeartbeatReply:
+        return await plane.services.heartbeat(beat)
+
+    return router

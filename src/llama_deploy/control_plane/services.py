@@ -1,0 +1,200 @@
+"""Services and their instances: registration, listing, heartbeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from llama_deploy.control_plane import lifecycle
+from llama_deploy.control_plane.unit import Unit
+from llama_deploy.control_plane.writer import Command, Writer
+from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError
+from llama_deploy.state_stores.base import (
+    InstanceRecord,
+    ServiceRecord,
+    StateStore,
+    StoreTransaction,
+    TaskRecord,
+)
+from llama_deploy.types import InstanceInfo, ServiceDefinition
+from llama_deploy.types.attempts import Heartbeat, HeartbeatReply, HeldAttempt, InboxEntry, TaskCancellation
+
+_RESERVED_NAMES = frozenset({"control_plane"})
+"""Their work topic would be one of our own."""
+
+
+class Services:
+    """Knows which services there are, and which instances of them are alive.
+
+    Args:
+        store: Where they are read.
+        writer: How they are written.
+        clock: Returns the present time, aware, UTC.
+        lease_seconds: How long an instance may be silent.
+        on_lease: Told that an instance has a lease, so that its end is watched.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        writer: Writer,
+        clock: Callable[[], datetime],
+        lease_seconds: float,
+        on_lease: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._lease = timedelta(seconds=lease_seconds)
+        self._on_lease = on_lease
+
+    async def register(self, definition: ServiceDefinition) -> None:
+        """Register a service and, if it names one, its instance; again is harmless, the last one counts.
+
+        Raises:
+            InvalidRequestError: The name is reserved.
+        """
+        name = definition.service_name
+        if name in _RESERVED_NAMES:
+            raise InvalidRequestError(f"the service name {name!r} is reserved; choose another")
+        bare = definition.model_copy(update={"instances": [], "instance_id": None})
+
+        def run(unit: Unit) -> None:
+            unit.tx.put_services([ServiceRecord(name, bare.model_dump_json())])
+            if definition.instance_id is not None:
+                instance = InstanceRecord(
+                    instance_id=definition.instance_id,
+                    service_name=name,
+                    host=definition.host,
+                    port=definition.port,
+                    last_heartbeat=unit.now,
+                    lease_expires_at=unit.now + self._lease,
+                )
+                unit.tx.put_instances([instance])
+
+        await self._writer.write(Command(run))
+        self._on_lease()
+
+    async def deregister(self, service_name: str, *, instance_id: str | None = None) -> None:
+        """Remove an instance, or, without one, the service with all its instances.
+
+        Tasks that the instances still hold move on.
+
+        Raises:
+            ServiceNotFoundError: There is no such service.
+        """
+        instances = await self._store.read(lambda tx: tx.load_instances(service_names=[service_name]))
+        leaving = [item.instance_id for item in instances if instance_id in (None, item.instance_id)]
+        held = await self._store.read(lambda tx: tx.instance_tasks(leaving))
+
+        def run(unit: Unit) -> None:
+            if not unit.tx.load_services([service_name]):
+                raise ServiceNotFoundError(f"there is no service {service_name!r}", service_name=service_name)
+            for task in held:
+                current = unit.find_task(task.task_id)
+                if current is not None and current.instance_id in leaving and not current.status.is_terminal:
+                    unit.apply(lifecycle.lose(current, at=unit.now))
+            if instance_id is None:
+                unit.tx.delete_services([service_name])
+            unit.tx.delete_instances(leaving)
+
+        tasks = tuple(task.task_id for task in held)
+        await self._writer.write(Command(run, tasks=tasks, with_session=True))
+
+    async def get(self, service_name: str) -> ServiceDefinition:
+        """Return a service with its instances.
+
+        Raises:
+            ServiceNotFoundError: There is no such service.
+        """
+        services = await self._list([service_name])
+        if service_name not in services:
+            raise ServiceNotFoundError(f"there is no service {service_name!r}", service_name=service_name)
+        return services[service_name]
+
+    async def all(self) -> dict[str, ServiceDefinition]:
+        """Return all services by name, each with its instances."""
+        return await self._list(None)
+
+    async def _list(self, names: list[str] | None) -> dict[str, ServiceDefinition]:
+        now = self._clock()
+
+        def read(tx: StoreTransaction) -> dict[str, ServiceDefinition]:
+            services = {
+                name: ServiceDefinition.model_validate_json(record.definition)
+                for name, record in sorted(tx.load_services(names).items())
+            }
+            for instance in tx.load_instances(service_names=list(services)):
+                services[instance.service_name].instances.append(_instance_info(instance, now))
+            return services
+
+        return await self._store.read(read)
+
+    async def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
+        """Renew an instance's lease, and tell it what it may have missed about the attempts it holds.
+
+        A task that the instance has claimed but does not hold, because the answer to its claim was lost or
+        it has forgotten it, moves on after a lease.
+        """
+        claimed = await self._store.read(lambda tx: tx.instance_tasks([beat.instance_id]))
+        task_ids = {task.task_id for task in claimed} | {held.task_id for held in beat.held}
+
+        def run(unit: Unit) -> HeartbeatReply:
+            instances = unit.tx.load_instances(instance_ids=[beat.instance_id])
+            if not instances:
+                return HeartbeatReply(known=False, stale=_stale(unit, beat))
+            renewed = replace(instances[0], last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
+            unit.tx.put_instances([renewed])
+            self._release_forgotten(unit, beat, claimed)
+            return HeartbeatReply(
+                stale=_stale(unit, beat),
+                cancelled=[
+                    TaskCancellation(task_id=held.task_id, attempt=held.attempt)
+                    for held in beat.held
+                    if _owns(unit, beat, held) and unit.task(held.task_id).cancel_requested
+                ],
+                inbox=_missed_inbox(unit, beat),
+            )
+
+        return await self._writer.write(Command(run, tasks=tuple(task_ids), with_session=True))
+
+    def _release_forgotten(self, unit: Unit, beat: Heartbeat, claimed: Sequence[TaskRecord]) -> None:
+        held = {(item.task_id, item.attempt) for item in beat.held}
+        for task in claimed:
+            current = unit.find_task(task.task_id)
+            if current is None or current.instance_id != beat.instance_id or current.status.is_terminal:
+                continue
+            long_ago = current.claimed_at is not None and unit.now - current.claimed_at > self._lease
+            if long_ago and (current.task_id, current.attempt) not in held:
+                unit.apply(lifecycle.lose(current, at=unit.now))
+
+
+def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:
+    task = unit.find_task(held.task_id)
+    return (
+        task is not None
+        and not task.status.is_terminal
+        and (task.instance_id, task.attempt) == (beat.instance_id, held.attempt)
+    )
+
+
+def _stale(unit: Unit, beat: Heartbeat) -> list[HeldAttempt]:
+    return [held for held in beat.held if not _owns(unit, beat, held)]
+
+
+def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
+    seen = {held.task_id: held.inbox_seq for held in beat.held if _owns(unit, beat, held)}
+    behind = [task_id for task_id, seq in seen.items() if unit.task(task_id).inbox_length > seq]
+    return [entry for entry in unit.inbox(behind) if entry.seq > seen[entry.task_id]]
+
+
+def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:
+    return InstanceInfo(
+        instance_id=instance.instance_id,
+        host=instance.host,
+        port=instance.port,
+        alive=instance.lease_expires_at > now,
+        last_heartbeat=instance.last_heartbeat,
+    )

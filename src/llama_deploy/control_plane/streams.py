@@ -1,0 +1,145 @@
+"""Waking those who wait: for more of a task's event stream, and for its end.
+
+The hub holds no data. A reader looks into the store, and waits here when there is nothing new; a writer
+wakes it after its transaction. So every reader sees the stored sequence, from any cursor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from llama_deploy.errors import TaskNotFoundError
+from llama_deploy.state_stores.base import EventRecord, StateStore
+from llama_deploy.types import TaskView
+
+KEEP_ALIVE_SECONDS: Final = 15.0
+"""How often a stream on which nothing happens says that it is alive."""
+_PAGE: Final = 500
+
+
+class Watch:
+    """One waiter for one task."""
+
+    def __init__(self) -> None:
+        self.ended: TaskView | None = None
+        self.deleted = False
+        self.closing = False
+        self._changed = asyncio.Event()
+
+    def wake(self) -> None:
+        """Tell the waiter that something has changed."""
+        self._changed.set()
+
+    async def changed(self, timeout: float) -> bool:  # noqa: ASYNC109 - a wait that ends in time is an answer
+        """Wait until something changes; False after `timeout` seconds without."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        self._changed.clear()
+        return True
+
+    async def end(self, timeout: float) -> TaskView | None:  # noqa: ASYNC109 - as above
+        """Wait until the task has ended; None if it has not after `timeout` seconds."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        while self.ended is None and not self.deleted and not self.closing:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0 or not await self.changed(left):
+                break
+        return self.ended
+
+
+class StreamHub:
+    """All waiters of this process, by task."""
+
+    def __init__(self) -> None:
+        self._watches: dict[str, set[Watch]] = {}
+
+    @contextmanager
+    def watch(self, task_id: str) -> Iterator[Watch]:
+        """Wait for a task from now on. Look into the store after this, so that nothing falls between."""
+        watch = Watch()
+        watches = self._watches.setdefault(task_id, set())
+        watches.add(watch)
+        try:
+            yield watch
+        finally:
+            watches.discard(watch)
+            if not watches and self._watches.get(task_id) is watches:
+                del self._watches[task_id]
+
+    def is_watched(self, task_id: str) -> bool:
+        """Whether anybody waits for the task."""
+        return task_id in self._watches
+
+    def grown(self, task_id: str) -> None:
+        """The task's stream has grown."""
+        for watch in self._watches.get(task_id, ()):
+            watch.wake()
+
+    def ended(self, view: TaskView) -> None:
+        """The task has ended."""
+        for watch in self._watches.get(view.task_id, ()):
+            watch.ended = view
+            watch.wake()
+
+    def deleted(self, task_id: str) -> None:
+        """The task was deleted."""
+        for watch in self._watches.get(task_id, ()):
+            watch.deleted = True
+            watch.wake()
+
+    def close(self) -> None:
+        """Wake everybody: the control plane stops."""
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.closing = True
+                watch.wake()
+
+
+async def follow(
+    store: StateStore, hub: StreamHub, task_id: str, *, after: int = -1
+) -> AsyncIterator[list[EventRecord]]:
+    """Yield the events of a task in order, as they come, until the terminal one.
+
+    Args:
+        store: Where they are kept.
+        hub: Where news of them come from.
+        task_id: The task.
+        after: Only events whose index is greater.
+
+    Yields:
+        Events that follow one another; an empty list about every 15 seconds while nothing happens.
+
+    Raises:
+        TaskNotFoundError: There is no such task, or it was deleted meanwhile.
+    """
+    cursor = after
+    with hub.watch(task_id) as watch:
+        if task_id not in await store.read(lambda tx: tx.load_tasks([task_id])):
+            raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
+        while not watch.closing:
+            start = cursor
+            events = await store.read(lambda tx: tx.load_events(task_id, after=start, limit=_PAGE))  # noqa: B023
+            if events:
+                cursor = events[-1].index
+                yield events
+                if events[-1].terminal:
+                    return
+                if len(events) == _PAGE:
+                    continue
+            elif watch.deleted:
+                raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
+            elif watch.ended is not None or await _has_ended(store, task_id):
+                return  # the cursor is beyond the end
+            if not await watch.changed(KEEP_ALIVE_SECONDS):
+                yield []
+
+
+async def _has_ended(store: StateStore, task_id: str) -> bool:
+    task = (await store.read(lambda tx: tx.load_tasks([task_id]))).get(task_id)
+    return task is not None and task.status.is_terminal

@@ -1,0 +1,288 @@
+"""The rows that one grouped transaction works on: read once, changed in memory, written once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from llama_deploy.control_plane import lifecycle
+from llama_deploy.control_plane.lifecycle import Transition
+from llama_deploy.errors import SessionNotFoundError, TaskNotFoundError
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.state_stores.base import (
+    EventRecord,
+    InboxRecord,
+    OutboxRecord,
+    SessionRecord,
+    StoreTransaction,
+    TaskRecord,
+)
+from llama_deploy.types import EventDefinition, SessionPolicy, TaskStatus
+from llama_deploy.types.attempts import EventPayload, InboxEntry, TaskCancellation, TaskDispatch
+from llama_deploy.types.topics import Topics
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A message of the outbox, and where it goes."""
+
+    topic: str
+    message: QueueMessage
+
+
+@dataclass(slots=True)
+class Committed:
+    """What a transaction has changed, for those who are to be told after it."""
+
+    outgoing: list[Outgoing] = field(default_factory=list)
+    grown: set[str] = field(default_factory=set)
+    """Ids of tasks whose stream has grown."""
+    ended: dict[str, TaskRecord] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
+    """Ids of tasks that were deleted."""
+
+
+class Unit:
+    """The rows of one transaction.
+
+    Commands run on it one after the other, each seeing what the earlier ones changed. A command raises
+    before it changes anything, so that one that fails leaves the others untouched.
+    """
+
+    def __init__(self, tx: StoreTransaction, *, now: datetime, topics: Topics) -> None:
+        self.tx = tx
+        self.now = now
+        self.committed = Committed()
+        self._topics = topics
+        self._tasks: dict[str, TaskRecord] = {}
+        self._sessions: dict[str, SessionRecord] = {}
+        self._open: dict[str, dict[str, TaskRecord]] = {}
+        self._new_tasks: set[str] = set()
+        self._changed_tasks: set[str] = set()
+        self._new_sessions: set[str] = set()
+        self._changed_sessions: set[str] = set()
+        self._events: list[EventRecord] = []
+        self._inbox: list[InboxRecord] = []
+
+    def load(
+        self, *, task_ids: Collection[str], session_ids: Collection[str], with_session_of: Collection[str]
+    ) -> None:
+        """Read what the commands are going to need, in as few statements as possible.
+
+        Args:
+            task_ids: Tasks to read.
+            session_ids: Sessions to read together with their open tasks.
+            with_session_of: Tasks whose sessions are to be read like those.
+        """
+        if task_ids:
+            self._tasks.update(self.tx.load_tasks(task_ids))
+        turns = {self._tasks[task_id].session_id for task_id in with_session_of if task_id in self._tasks}
+        self._load_sessions(turns.union(session_ids))
+
+    def _load_sessions(self, session_ids: Collection[str]) -> None:
+        if not session_ids:
+            return
+        self._sessions.update(self.tx.load_sessions(session_ids))
+        for session_id in session_ids:
+            self._open[session_id] = {}
+        for task in self.tx.session_tasks(list(session_ids), open_only=True):
+            known = self._tasks.setdefault(task.task_id, task)
+            if not known.status.is_terminal:
+                self._open[task.session_id][task.task_id] = known
+
+    # -- reading
+
+    def task(self, task_id: str, *, session_id: str | None = None) -> TaskRecord:
+        """Return a task.
+
+        Raises:
+            TaskNotFoundError: There is none of this id, or it is not one of the session.
+        """
+        task = self._tasks.get(task_id)
+        if task is None or (session_id is not None and task.session_id != session_id):
+            where = f" in session {session_id}" if session_id is not None else ""
+            raise TaskNotFoundError(f"there is no task {task_id}{where}", task_id=task_id)
+        return task
+
+    def find_task(self, task_id: str) -> TaskRecord | None:
+        """Return a task, or None."""
+        return self._tasks.get(task_id)
+
+    def session(self, session_id: str) -> SessionRecord:
+        """Return a session.
+
+        Raises:
+            SessionNotFoundError: There is none of this id.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionNotFoundError(f"there is no session {session_id}", session_id=session_id)
+        return session
+
+    def find_session(self, session_id: str) -> SessionRecord | None:
+        """Return a session, or None."""
+        return self._sessions.get(session_id)
+
+    def open_tasks(self, session_id: str) -> list[TaskRecord]:
+        """Return the tasks of a session that have not ended, oldest first."""
+        if session_id not in self._open:
+            self._load_sessions([session_id])
+        return list(self._open[session_id].values())
+
+    def inbox(self, task_ids: Collection[str]) -> list[InboxEntry]:
+        """Return the inbox entries of tasks, ordered by task and sequence number."""
+        wanted = [task_id for task_id in task_ids if self._tasks[task_id].inbox_length]
+        if not wanted:
+            return []
+        stored = [*self.tx.load_inbox(wanted), *(entry for entry in self._inbox if entry.task_id in wanted)]
+        return [
+            InboxEntry(
+                task_id=entry.task_id, seq=entry.seq, event=EventDefinition.model_validate_json(entry.event)
+            )
+            for entry in sorted(stored, key=lambda entry: (entry.task_id, entry.seq))
+        ]
+
+    # -- writing
+
+    def add_session(self, session: SessionRecord) -> None:
+        """Store a new session."""
+        self._sessions[session.session_id] = session
+        self._open[session.session_id] = {}
+        self._new_sessions.add(session.session_id)
+
+    def merge_state(self, session_id: str, changes: dict[str, Any]) -> SessionRecord:
+        """Merge top-level keys into a session's state."""
+        session = self.session(session_id)
+        return self.put_state(session, {**json.loads(session.state), **changes})
+
+    def put_state(self, session: SessionRecord, state: dict[str, Any]) -> SessionRecord:
+        """Replace a session's state."""
+        changed = replace(session, state=json.dumps(state), version=session.version + 1)
+        self._sessions[session.session_id] = changed
+        if session.session_id not in self._new_sessions:
+            self._changed_sessions.add(session.session_id)
+        return changed
+
+    def delete_session(self, session_id: str) -> None:
+        """Delete a session with all that belongs to it."""
+        self.session(session_id)
+        tasks = {task.task_id for task in self.tx.session_tasks([session_id])}
+        tasks.update(task_id for task_id, task in self._tasks.items() if task.session_id == session_id)
+        self.tx.delete_sessions([session_id])
+        self.committed.deleted.update(tasks)
+        for task_id in tasks:
+            self._tasks.pop(task_id, None)
+        self._new_tasks -= tasks
+        self._changed_tasks -= tasks
+        self._events = [event for event in self._events if event.task_id not in tasks]
+        self._inbox = [entry for entry in self._inbox if entry.task_id not in tasks]
+        del self._sessions[session_id]
+        self._new_sessions.discard(session_id)
+        self._changed_sessions.discard(session_id)
+        self._open.pop(session_id, None)
+
+    def add_task(self, transition: Transition) -> TaskRecord:
+        """Store a new task."""
+        self._new_tasks.add(transition.task.task_id)
+        return self.apply(transition)
+
+    def apply(self, transition: Transition) -> TaskRecord:
+        """Store what a transition made of a task, with all its effects."""
+        task = transition.task
+        if transition.dispatch:
+            task = replace(task, dispatched_at=self.now)
+            self._dispatch(task)
+        self._tasks[task.task_id] = task
+        if task.task_id not in self._new_tasks:
+            self._changed_tasks.add(task.task_id)
+        self._append(task, transition.events)
+        if transition.notify_cancel:
+            self._tell_instance(
+                task, ActionTypes.CANCEL_TASK, TaskCancellation(task_id=task.task_id, attempt=task.attempt)
+            )
+        if transition.ended:
+            self._end(task)
+        elif task.session_id in self._open:
+            self._open[task.session_id][task.task_id] = task
+        return task
+
+    def add_to_inbox(self, task: TaskRecord, event: EventDefinition) -> TaskRecord:
+        """Append an event to a task's inbox, and tell the instance that runs it."""
+        task = replace(task, inbox_length=task.inbox_length + 1)
+        entry = InboxEntry(task_id=task.task_id, seq=task.inbox_length, event=event)
+        self._inbox.append(InboxRecord(task.task_id, entry.seq, event.model_dump_json()))
+        if task.status is TaskStatus.RUNNING:
+            self._tell_instance(task, ActionTypes.SEND_EVENT, entry)
+        return self.apply(Transition(task))
+
+    def flush(self) -> Committed:
+        """Write everything."""
+        self._put(self.tx.insert_sessions, self._sessions, self._new_sessions)
+        self._put(self.tx.update_sessions, self._sessions, self._changed_sessions)
+        # A dictionary keeps the order of insertion, which is the order of the tasks in their session.
+        self._put(self.tx.insert_tasks, self._tasks, self._new_tasks)
+        self._put(self.tx.update_tasks, self._tasks, self._changed_tasks)
+        if self._events:
+            self.tx.insert_events(self._events)
+        if self._inbox:
+            self.tx.insert_inbox(self._inbox)
+        if self.committed.outgoing:
+            self.tx.insert_outbox(
+                [
+                    OutboxRecord(item.message.id_, item.topic, item.message.encode().decode())
+                    for item in self.committed.outgoing
+                ]
+            )
+        return self.committed
+
+    @staticmethod
+    def _put(write: Any, rows: dict[str, Any], ids: set[str]) -> None:
+        if ids:
+            write([row for key, row in rows.items() if key in ids])
+
+    def _append(self, task: TaskRecord, events: Iterable[EventPayload]) -> None:
+        payloads = list(events)
+        first = task.stream_length - len(payloads)
+        last = task.stream_length - 1
+        for index, event in enumerate(payloads, start=first):
+            terminal = task.status.is_terminal and index == last
+            data = json.dumps(event.data)
+            self._events.append(EventRecord(task.task_id, index, event.type, data, terminal=terminal))
+        if payloads:
+            self.committed.grown.add(task.task_id)
+
+    def _end(self, task: TaskRecord) -> None:
+        """Take note of a task's end, and let the next task of its session take its turn."""
+        if task.finished_at is not None:
+            self.committed.ended[task.task_id] = task
+        self.open_tasks(task.session_id)  # reads them if nobody has yet
+        open_tasks = self._open[task.session_id]
+        open_tasks.pop(task.task_id, None)
+        policy = self._sessions[task.session_id].policy if task.session_id in self._sessions else None
+        if policy is SessionPolicy.PARALLEL or not open_tasks:
+            return
+        if all(other.status is TaskStatus.PENDING for other in open_tasks.values()):
+            self.apply(lifecycle.take_turn(next(iter(open_tasks.values()))))
+
+    def _dispatch(self, task: TaskRecord) -> None:
+        dispatch = TaskDispatch(
+            task_id=task.task_id,
+            session_id=task.session_id,
+            agent_id=task.service_name,
+            input=task.input,
+            attempt=task.attempt,
+        )
+        self._send(self._topics.work(task.service_name), ActionTypes.NEW_TASK, dispatch)
+
+    def _tell_instance(self, task: TaskRecord, action: ActionTypes, data: BaseModel) -> None:
+        if task.instance_id is not None:
+            self._send(self._topics.instance(task.service_name, task.instance_id), action, data)
+
+    def _send(self, topic: str, action: ActionTypes, data: BaseModel) -> None:
+        message = QueueMessage(publisher_id="control_plane", action=action, data=data.model_dump(mode="json"))
+        self.committed.outgoing.append(Outgoing(topic, message))

@@ -1,0 +1,131 @@
+"""One transaction for the writes of many requests.
+
+A request hands in a command, a function over a `Unit`. What waits at the same time is run in one
+transaction, in order: a lone request pays for a commit of its own at once, a hundred share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar, cast
+
+from llama_deploy.batching import Batcher
+from llama_deploy.control_plane.unit import Committed, Unit
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.types.topics import Topics
+
+R = TypeVar("R")
+
+_MAX_BATCH: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Generic[R]):
+    """A write of one request, and what is to be read for it."""
+
+    run: Callable[[Unit], R]
+    """Raises before it changes anything, or changes everything that it is to change."""
+    tasks: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    """Sessions that are needed with their open tasks."""
+    with_session: bool = False
+    """Whether the sessions of the tasks are needed too, as they are when a task may end."""
+
+
+class Writer:
+    """Groups commands into transactions, one at a time.
+
+    Args:
+        store: Where to write.
+        clock: Returns the present time, aware, UTC.
+        topics: Where messages go.
+        after_commit: Told what each transaction has changed, before those who wait for it go on.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        *,
+        clock: Callable[[], datetime],
+        topics: Topics,
+        after_commit: Callable[[Committed], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._topics = topics
+        self._after_commit = after_commit
+        self._sent: list[str] = []
+        self._batcher: Batcher[Command[Any], Any] = Batcher(
+            self._transact, max_batch=_MAX_BATCH, name="control-plane-writer"
+        )
+
+    async def write(self, command: Command[R]) -> R:
+        """Run `command` and return its value once it is durable.
+
+        Raises:
+            LlamaDeployError: What the command raised; nothing of it was stored.
+            OverloadedError: Too many commands wait.
+            UnavailableError: The store does not answer.
+        """
+        return cast("R", await self._batcher.submit(command))
+
+    async def write_all(self, commands: Sequence[Command[R]]) -> list[R | LlamaDeployError]:
+        """Run `commands` in order and return the value or error of each."""
+        futures = [self._batcher.submit_nowait(command) for command in commands]
+        outcomes: list[R | LlamaDeployError] = []
+        for future in futures:
+            try:
+                outcomes.append(await future)
+            except LlamaDeployError as exc:
+                outcomes.append(exc)
+        return outcomes
+
+    def forget_sent(self, message_ids: Sequence[str]) -> None:
+        """Delete messages that the queue has from the outbox, with the next transaction.
+
+        Until then they may be sent again after a crash, which is harmless.
+        """
+        self._sent.extend(message_ids)
+
+    async def close(self) -> None:
+        """Finish what waits. Idempotent."""
+        if self._sent:
+            await self.write(Command(lambda _: None))
+        await self._batcher.close()
+
+    async def _transact(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
+        sent, self._sent = self._sent, []
+        now = self._clock()
+
+        def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
+            unit = Unit(tx, now=now, topics=self._topics)
+            unit.load(
+                task_ids={task_id for command in commands for task_id in command.tasks},
+                session_ids={session_id for command in commands for session_id in command.sessions},
+                with_session_of={
+                    task_id for command in commands if command.with_session for task_id in command.tasks
+                },
+            )
+            outcomes = [_run(command, unit) for command in commands]
+            if sent:
+                tx.delete_outbox(sent)
+            return outcomes, unit.flush()
+
+        try:
+            outcomes, committed = await self._store.transact(work)
+        except BaseException:
+            self._sent.extend(sent)
+            raise
+        self._after_commit(committed)
+        return outcomes
+
+
+def _run(command: Command[Any], unit: Unit) -> Any:
+    """Return the command's value, or the error with which it refused."""
+    try:
+        return command.run(unit)
+    except LlamaDeployError as exc:
+        return exc
