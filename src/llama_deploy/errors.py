@@ -43,6 +43,9 @@ class LlamaDeployError(Exception):
     retriable: ClassVar[bool] = False
     """Whether the same call may succeed later without a change."""
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+
     def facts(self) -> dict[str, Any]:
         """Return the error's attributes as JSON values, to travel beside its text.
 

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 _PUBLISH_AT_ONCE: Final = 256
 _MAX_RETRY_SECONDS: Final = 5.0
 _PAGE: Final = 500
+_ALL: Final = 1_000_000_000
 _FORGET_INSTANCE_SECONDS: Final = 60.0
 """How long an instance whose lease has ended stays listed."""
 _LATE_SECONDS: Final = 1.0
@@ -178,30 +179,23 @@ class Sweeper:
 
     async def dispatch_queued(self) -> None:
         """Hand every queued attempt to the queue again: it has lost all its messages."""
-        started = self._clock()
-        while tasks := await self._store.read(
-            lambda tx: tx.queued_tasks(dispatched_before=started, limit=_PAGE)
-        ):
-            await self._dispatch_again(tasks)
+        tasks = await self._store.read(lambda tx: tx.queued_tasks(limit=_ALL))
+        for start in range(0, len(tasks), _PAGE):
+            await self._dispatch_again(tasks[start : start + _PAGE])
 
     async def _sweep(self) -> timedelta | None:
         """Do what is due, and return how long nothing else can be."""
         now = self._clock()
 
         def read(tx: StoreTransaction) -> tuple[list[InstanceRecord], list[TaskRecord]]:
-            before = now - self._redispatch
-            return tx.load_instances(), tx.queued_tasks(dispatched_before=before, limit=_PAGE)
+            return tx.load_instances(), tx.queued_tasks(due_before=now, limit=_PAGE)
 
         instances, unclaimed = await self._store.read(read)
         await self._expire([item for item in instances if item.lease_expires_at <= now])
-        await self._dispatch_again([task for task in unclaimed if self._is_due(task, now)])
+        await self._dispatch_again(unclaimed)
         pauses = [item.lease_expires_at - now for item in instances if item.lease_expires_at > now]
         pauses.append(self._redispatch)
         return min(pauses)
-
-    def _is_due(self, task: TaskRecord, now: datetime) -> bool:
-        pause = self._redispatch * 2 ** min(task.dispatches - 1, 6)
-        return task.dispatched_at is None or now - task.dispatched_at >= pause
 
     async def _expire(self, instances: Sequence[InstanceRecord]) -> None:
         if not instances:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Self
 
@@ -56,7 +56,13 @@ class ControlPlane:
         self.topics = Topics(config.topic_namespace)
         self._store = store
         self._hub = StreamHub()
-        self._writer = Writer(store, clock=clock, topics=self.topics, after_commit=self._after_commit)
+        self._writer = Writer(
+            store,
+            clock=clock,
+            topics=self.topics,
+            redispatch_pause=timedelta(seconds=config.redispatch_seconds),
+            after_commit=self._after_commit,
+        )
         self._relay = OutboxRelay(queue, on_sent=self._writer.forget_sent, publish_callback=publish_callback)
         self._sweeper = Sweeper(
             store=store,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from pydantic import BaseModel
 
@@ -25,6 +25,9 @@ from llama_deploy.state_stores.base import (
 from llama_deploy.types import EventDefinition, SessionPolicy, TaskStatus
 from llama_deploy.types.attempts import EventPayload, InboxEntry, TaskCancellation, TaskDispatch
 from llama_deploy.types.topics import Topics
+
+_MAX_DOUBLINGS: Final = 6
+"""How often the pause before an unclaimed attempt is handed to the queue again is doubled."""
 
 
 @dataclass(slots=True)
@@ -54,11 +57,14 @@ class Unit:
     before it changes anything, so that one that fails leaves the others untouched.
     """
 
-    def __init__(self, tx: StoreTransaction, *, now: datetime, topics: Topics) -> None:
+    def __init__(
+        self, tx: StoreTransaction, *, now: datetime, topics: Topics, redispatch_pause: timedelta
+    ) -> None:
         self.tx = tx
         self.now = now
         self.committed = Committed()
         self._topics = topics
+        self._redispatch_pause = redispatch_pause
         self._tasks: dict[str, TaskRecord] = {}
         self._sessions: dict[str, SessionRecord] = {}
         self._open: dict[str, dict[str, TaskRecord]] = {}
@@ -195,7 +201,8 @@ class Unit:
         """Store what a transition made of a task, with all its effects."""
         task = transition.task
         if transition.dispatch:
-            task = replace(task, dispatched_at=self.now)
+            pause = self._redispatch_pause * 2 ** min(task.dispatches - 1, _MAX_DOUBLINGS)
+            task = replace(task, redispatch_at=self.now + pause)
             self._dispatch(task)
         self._tasks[task.task_id] = task
         if task.task_id not in self._new_tasks:

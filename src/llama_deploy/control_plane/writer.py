@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Generic, TypeVar, cast
 
 from llama_deploy.batching import Batcher
@@ -42,6 +42,7 @@ class Writer:
         store: Where to write.
         clock: Returns the present time, aware, UTC.
         topics: Where messages go.
+        redispatch_pause: After how long an unclaimed attempt is handed to the queue again.
         after_commit: Told what each transaction has changed, before those who wait for it go on.
     """
 
@@ -51,11 +52,13 @@ class Writer:
         *,
         clock: Callable[[], datetime],
         topics: Topics,
+        redispatch_pause: timedelta,
         after_commit: Callable[[Committed], None],
     ) -> None:
         self._store = store
         self._clock = clock
         self._topics = topics
+        self._redispatch_pause = redispatch_pause
         self._after_commit = after_commit
         self._sent: list[str] = []
         self._batcher: Batcher[Command[Any], Any] = Batcher(
@@ -101,7 +104,7 @@ class Writer:
         now = self._clock()
 
         def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
-            unit = Unit(tx, now=now, topics=self._topics)
+            unit = Unit(tx, now=now, topics=self._topics, redispatch_pause=self._redispatch_pause)
             unit.load(
                 task_ids={task_id for command in commands for task_id in command.tasks},
                 session_ids={session_id for command in commands for session_id in command.sessions},

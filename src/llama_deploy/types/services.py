@@ -35,7 +35,7 @@ class ServiceDefinition(BaseModel):
     output_schema: dict[str, Any] | None = None
     """JSON schema of the result."""
     accepted_events: list[str] | None = None
-    """Qualified names of the event classes that running workflows take. None: not known, nothing is refused."""
+    """Qualified names of the event classes that running workflows take. None: not known; all are taken."""
     instances: list[InstanceInfo] = Field(default_factory=list)
     """Filled in by the control plane."""
 

@@ -1,0 +1,547 @@
+"""The control plane over HTTP, with a real queue and a real store, and an instance played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.errors import (
+    ConflictError,
+    InvalidRequestError,
+    PayloadTooLargeError,
+    ServiceNotFoundError,
+    SessionBusyError,
+    SessionNotFoundError,
+    StateConflictError,
+    StoreLockedError,
+    TaskFinishedError,
+    TaskNotFoundError,
+)
+from llama_deploy.message_queues import LocalMessageQueue
+from llama_deploy.message_queues.base import Subscription
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.types import ServiceDefinition
+from llama_deploy.types.attempts import (
+    AttemptEvents,
+    AttemptOutcome,
+    ClaimReply,
+    ClaimRequest,
+    EventPayload,
+    Heartbeat,
+    HeldAttempt,
+    ReleaseRequest,
+    TaskDispatch,
+)
+from llama_deploy.web.connection import HttpConnection, HttpRequest
+
+CONTROL = "llama_deploy.control_plane"
+
+
+class Instance:
+    """Plays one instance of the service `echo`, at the level of the protocol."""
+
+    def __init__(
+        self, server: ControlPlaneServer, queue: LocalMessageQueue, work: Subscription, name: str
+    ) -> None:
+        self.server = server
+        self.queue = queue
+        self.work = work
+        self.name = name
+        self.token = ""
+
+    async def next_dispatch(self) -> TaskDispatch:
+        async with asyncio.timeout(10):
+            (delivery,) = await self.work.receive(1)
+        await delivery.ack()
+        assert delivery.message.action is ActionTypes.NEW_TASK
+        return TaskDispatch.model_validate(delivery.message.data)
+
+    async def claim(self, dispatch: TaskDispatch) -> ClaimReply:
+        request = ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self.name)
+        (reply,) = await self.server.plane.attempts.claim([request])
+        self.token = reply.token
+        return reply
+
+    async def stream(self, dispatch: TaskDispatch, *, first: int, numbers: range) -> None:
+        await self.report(ActionTypes.TASK_STREAM, AttemptEvents(**self.events(dispatch, first, numbers)))
+
+    async def finish(self, dispatch: TaskDispatch, *, first: int = 0, **outcome: Any) -> None:
+        events = self.events(dispatch, first, range(0))
+        fields = {"status": "succeeded", "result": "done", "value": "done", **outcome}
+        await self.report(ActionTypes.COMPLETED_TASK, AttemptOutcome(**events, **fields))
+
+    def events(self, dispatch: TaskDispatch, first: int, numbers: range) -> dict[str, Any]:
+        return {
+            "task_id": dispatch.task_id,
+            "attempt": dispatch.attempt,
+            "token": self.token,
+            "first": first,
+            "events": [EventPayload(type="Number", data={"n": n}) for n in numbers],
+        }
+
+    async def report(self, action: ActionTypes, data: AttemptEvents) -> None:
+        await self.queue.publish(QueueMessage(action=action, data=data.model_dump(mode="json")), CONTROL)
+
+    async def run_one(self, **outcome: Any) -> TaskDispatch:
+        dispatch = await self.next_dispatch()
+        assert (await self.claim(dispatch)).granted
+        await self.finish(dispatch, **outcome)
+        return dispatch
+
+
+@pytest.fixture
+async def queue() -> AsyncIterator[LocalMessageQueue]:
+    async with await LocalMessageQueue.start() as queue:
+        yield queue
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ControlPlaneConfig:
+    return ControlPlaneConfig(
+        port=0, state_store_uri=f"sqlite:///{tmp_path}/state.db", lease_seconds=0.5, redispatch_seconds=0.5
+    )
+
+
+@pytest.fixture
+async def server(queue: LocalMessageQueue, config: ControlPlaneConfig) -> AsyncIterator[ControlPlaneServer]:
+    async with ControlPlaneServer(queue, config=config) as server:
+        yield server
+
+
+@pytest.fixture
+async def instance(server: ControlPlaneServer, queue: LocalMessageQueue) -> AsyncIterator[Instance]:
+    await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+    async with await queue.subscribe("llama_deploy.echo") as work:
+        yield Instance(server, queue, work, "one")
+
+
+@pytest.fixture
+async def http(server: ControlPlaneServer) -> AsyncIterator[HttpConnection]:
+    connection = HttpConnection(server.config.url)
+    yield connection
+    await connection.close()
+
+
+async def post(http: HttpConnection, path: str, json: Any = None, **params: Any) -> Any:
+    return await http.request(HttpRequest("POST", path, json=json, params=params))
+
+
+async def get(http: HttpConnection, path: str, **params: Any) -> Any:
+    return await http.request(HttpRequest("GET", path, params=params))
+
+
+async def submit(http: HttpConnection, **fields: Any) -> dict[str, Any]:
+    wait = fields.pop("wait", 0)
+    view: dict[str, Any] = await post(http, "/tasks", {"service_name": "echo", **fields}, wait=wait)
+    return view
+
+
+async def read_stream(http: HttpConnection, path: str) -> list[dict[str, Any]]:
+    async with asyncio.timeout(10), http.stream(HttpRequest("GET", path)) as lines:
+        return [json.loads(line) async for line in lines if line]
+
+
+async def test_a_task_goes_all_the_way(http: HttpConnection, instance: Instance) -> None:
+    running = asyncio.create_task(submit(http, arguments={"x": 1}, wait=10))
+    dispatch = await instance.next_dispatch()
+    assert json.loads(dispatch.input) == {"x": 1}
+    assert dispatch.attempt == 1
+    assert (await instance.claim(dispatch)).granted
+    view = await get(http, f"/tasks/{dispatch.task_id}")
+    assert (view["status"], view["instance_id"]) == ("running", "one")
+    await instance.stream(dispatch, first=0, numbers=range(3))
+    await instance.finish(dispatch, first=3)
+    done = await running
+    assert done["status"] == "succeeded"
+    assert done["result"]["result"] == "done"
+    events = await read_stream(http, f"/tasks/{dispatch.task_id}/events")
+    assert [event["index"] for event in events] == [0, 1, 2, 3]
+    assert [event["data"].get("n") for event in events[:3]] == [0, 1, 2]
+    assert [event["terminal"] for event in events] == [False, False, False, True]
+
+
+async def test_the_same_submission_twice_makes_one_task(http: HttpConnection, instance: Instance) -> None:
+    first = await submit(http, task_id="mine", arguments={"x": 1})
+    again = await submit(http, task_id="mine", arguments={"x": 1})
+    assert again == first
+    with pytest.raises(ConflictError, match="other arguments"):
+        await submit(http, task_id="mine", arguments={"x": 2})
+
+
+async def test_a_long_poll_that_finds_no_end_says_how_the_task_stands(
+    http: HttpConnection, instance: Instance
+) -> None:
+    view = await submit(http, wait=0.05)
+    assert view["status"] == "queued"
+    assert view["result"] is None
+
+
+async def test_a_second_claim_of_another_instance_is_refused(
+    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+) -> None:
+    await submit(http)
+    dispatch = await instance.next_dispatch()
+    granted = await instance.claim(dispatch)
+    assert granted.granted
+    other = Instance(server, instance.queue, instance.work, "two")
+    refused = await other.claim(dispatch)
+    assert not refused.granted
+    assert "running in attempt 1" in refused.reason
+    assert await instance.claim(dispatch) == granted
+
+
+async def test_a_forged_result_is_refused(http: HttpConnection, instance: Instance) -> None:
+    await submit(http, task_id="t")
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    token, instance.token = instance.token, "forged"
+    await instance.finish(dispatch, result="forged")
+    instance.token = token
+    await instance.finish(dispatch, result="real")
+    view = await get(http, "/tasks/t", wait=10)
+    assert view["result"]["result"] == "real"
+
+
+async def test_an_end_is_final(http: HttpConnection, instance: Instance) -> None:
+    await submit(http, task_id="t")
+    dispatch = await instance.run_one(result="first")
+    await get(http, "/tasks/t", wait=10)
+    await instance.finish(dispatch, result="second")
+    with pytest.raises(TaskFinishedError, match="succeeded"):
+        await post(http, "/tasks/t/cancel")
+    assert (await get(http, "/tasks/t"))["result"]["result"] == "first"
+
+
+async def test_events_that_arrive_twice_or_too_early_make_one_stream(
+    http: HttpConnection, instance: Instance
+) -> None:
+    await submit(http, task_id="t")
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    await instance.stream(dispatch, first=4, numbers=range(4, 6))
+    await instance.stream(dispatch, first=0, numbers=range(3))
+    await instance.stream(dispatch, first=2, numbers=range(2, 4))
+    await instance.finish(dispatch, first=6)
+    events = await read_stream(http, "/tasks/t/events")
+    assert [event["data"].get("n") for event in events[:-1]] == [0, 1, 2, 3, 4, 5]
+    assert [event["index"] for event in events] == list(range(7))
+
+
+async def test_a_reader_may_begin_anywhere_and_any_number_may_read(
+    http: HttpConnection, instance: Instance
+) -> None:
+    await submit(http, task_id="t")
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    readers = [asyncio.create_task(read_stream(http, "/tasks/t/events")) for _ in range(3)]
+    for n in range(20):
+        await instance.stream(dispatch, first=n, numbers=range(n, n + 1))
+    await instance.finish(dispatch, first=20)
+    complete = await readers[0]
+    assert len(complete) == 21
+    assert [await reader for reader in readers[1:]] == [complete, complete]
+    assert await read_stream(http, "/tasks/t/events?after=17") == complete[18:]
+    assert await read_stream(http, "/tasks/t/events?after=20") == []
+    old_style = await read_stream(http, f"/sessions/{dispatch.session_id}/tasks/t/result_stream")
+    assert old_style == [event["data"] for event in complete]
+
+
+async def test_tasks_of_a_session_run_one_after_the_other(http: HttpConnection, instance: Instance) -> None:
+    session = await post(http, "/sessions/create")
+    for name in ("a", "b", "c"):
+        await submit(http, task_id=name, session_id=session)
+    statuses = [(await get(http, f"/tasks/{name}"))["status"] for name in ("a", "b", "c")]
+    assert statuses == ["queued", "pending", "pending"]
+    assert [(await instance.run_one()).task_id for _ in range(3)] == ["a", "b", "c"]
+
+
+async def test_tasks_of_a_parallel_session_run_together(http: HttpConnection, instance: Instance) -> None:
+    session = await post(http, "/sessions/create", {"policy": "parallel"})
+    for name in ("a", "b"):
+        assert (await submit(http, task_id=name, session_id=session))["status"] == "queued"
+
+
+async def test_a_rejecting_session_refuses_the_second_task(http: HttpConnection, instance: Instance) -> None:
+    session = await post(http, "/sessions/create", {"policy": "reject"})
+    await submit(http, session_id=session)
+    with pytest.raises(SessionBusyError):
+        await submit(http, session_id=session)
+
+
+async def test_an_interrupting_session_cancels_the_first_task(
+    http: HttpConnection, instance: Instance
+) -> None:
+    session = await post(http, "/sessions/create", {"policy": "interrupt"})
+    await submit(http, task_id="old", session_id=session)
+    view = await submit(http, task_id="new", session_id=session)
+    assert view["status"] == "queued"
+    assert (await get(http, "/tasks/old"))["status"] == "cancelled"
+
+
+async def test_a_running_task_is_told_of_its_cancellation(http: HttpConnection, instance: Instance) -> None:
+    await submit(http, task_id="t")
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    async with await instance.queue.subscribe("llama_deploy.echo.one") as own:
+        assert (await post(http, "/tasks/t/cancel"))["status"] == "running"
+        (told,) = await own.receive(1)
+        assert told.message.action is ActionTypes.CANCEL_TASK
+    reply = await beat(instance, dispatch)
+    assert [item.task_id for item in reply.cancelled] == ["t"]
+    await instance.finish(dispatch, status="cancelled")
+    assert (await get(http, "/tasks/t", wait=10))["status"] == "cancelled"
+
+
+async def beat(instance: Instance, *held: TaskDispatch, inbox_seq: int = 0) -> Any:
+    attempts = [HeldAttempt(task_id=item.task_id, attempt=item.attempt, inbox_seq=inbox_seq) for item in held]
+    return await instance.server.plane.services.heartbeat(
+        Heartbeat(instance_id=instance.name, service_name="echo", held=attempts)
+    )
+
+
+async def test_an_instance_that_falls_silent_loses_its_tasks(
+    http: HttpConnection, instance: Instance
+) -> None:
+    await submit(http, task_id="t")
+    first = await instance.next_dispatch()
+    await instance.claim(first)
+    await instance.stream(first, first=0, numbers=range(2))
+    second = await instance.next_dispatch()
+    assert second.attempt == 2
+    assert not (await get(http, "/services/echo"))["instances"][0]["alive"]
+    stale = instance.token
+    assert (await beat(instance, first)).stale[0].task_id == "t"
+    await instance.claim(second)
+    fresh, instance.token = instance.token, stale
+    await instance.finish(first, first=2, result="stale")
+    instance.token = fresh
+    await instance.finish(second, result="fresh")
+    view = await get(http, "/tasks/t", wait=10)
+    assert (view["result"]["result"], view["result"]["attempts"]) == ("fresh", 2)
+    events = await read_stream(http, "/tasks/t/events")
+    assert [event["index"] for event in events] == [0, 1, 2]
+
+
+async def test_a_task_that_its_instance_forgot_moves_on(http: HttpConnection, instance: Instance) -> None:
+    await submit(http, task_id="t")
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+
+    async def moved_on() -> bool:
+        await beat(instance)
+        return bool((await get(http, "/tasks/t"))["attempt"] == 2)
+
+    await eventually(moved_on)
+
+
+async def test_an_unclaimed_message_is_repeated(http: HttpConnection, instance: Instance) -> None:
+    await submit(http, task_id="t")
+    first = await instance.next_dispatch()
+    again = await instance.next_dispatch()
+    assert again == first
+
+
+async def test_an_attempt_that_is_handed_back_does_not_count_as_a_loss(
+    http: HttpConnection, instance: Instance
+) -> None:
+    await submit(http, task_id="t", max_attempts=1)
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    request = ReleaseRequest(task_id="t", attempt=1, token=instance.token)
+    replies = await instance.server.plane.attempts.release([request, request])
+    assert [reply.outcome for reply in replies] == ["released", "stale"]
+    assert (await instance.next_dispatch()).attempt == 2
+
+
+async def test_events_reach_the_instance_and_the_one_after_it(
+    http: HttpConnection, instance: Instance
+) -> None:
+    await submit(http, task_id="t")
+    event = {"event_obj_str": json.dumps({"qualified_name": "app.Answer", "value": {"text": "yes"}})}
+    await post(http, "/tasks/t/events", event)
+    dispatch = await instance.next_dispatch()
+    reply = await instance.claim(dispatch)
+    assert [entry.seq for entry in reply.inbox] == [1]
+    async with await instance.queue.subscribe("llama_deploy.echo.one") as own:
+        await post(http, "/tasks/t/events", event)
+        (told,) = await own.receive(1)
+        assert (told.message.action, told.message.data["seq"]) == (ActionTypes.SEND_EVENT, 2)
+    assert [entry.seq for entry in (await beat(instance, dispatch, inbox_seq=1)).inbox] == [2]
+    await instance.finish(dispatch)
+    await get(http, "/tasks/t", wait=10)
+    with pytest.raises(TaskFinishedError):
+        await post(http, "/tasks/t/events", event)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("not json", "not JSON"),
+        ("[]", "must hold"),
+        ('{"value": {}}', "names no class"),
+        ('{"qualified_name": "os.system", "value": {}}', "takes no event of the class 'os.system'"),
+    ],
+)
+async def test_a_malformed_event_is_refused(
+    http: HttpConnection, server: ControlPlaneServer, instance: Instance, text: str, match: str
+) -> None:
+    await server.plane.services.register(
+        ServiceDefinition(service_name="echo", instance_id="one", accepted_events=["app.Answer"])
+    )
+    await submit(http, task_id="t")
+    with pytest.raises(InvalidRequestError, match=match):
+        await post(http, "/tasks/t/events", {"event_obj_str": text})
+
+
+async def test_state_merges_and_compares(http: HttpConnection) -> None:
+    session = await post(http, "/sessions/create")
+    path = f"/sessions/{session}/state"
+    assert await get(http, path) == {}
+    assert await post(http, path, {"a": 1}) == {"a": 1}
+    assert await post(http, path, {"b": 2}) == {"a": 1, "b": 2}
+    await http.request(HttpRequest("PUT", path, json={"c": 3}, headers={"If-Match": '"2"'}))
+    with pytest.raises(StateConflictError) as caught:
+        await http.request(HttpRequest("PUT", path, json={"d": 4}, headers={"If-Match": '"2"'}))
+    assert (caught.value.expected, caught.value.actual) == (2, 3)
+    assert await get(http, path) == {"c": 3}
+
+
+async def test_concurrent_merges_lose_nothing(http: HttpConnection) -> None:
+    session = await post(http, "/sessions/create")
+    path = f"/sessions/{session}/state"
+    await asyncio.gather(*(post(http, path, {f"k{n}": n}) for n in range(50)))
+    assert await get(http, path) == {f"k{n}": n for n in range(50)}
+
+
+async def test_keys_of_the_services_are_neither_shown_nor_written(http: HttpConnection) -> None:
+    session = await post(http, "/sessions/create")
+    path = f"/sessions/{session}/state"
+    await post(http, path, {"__workflow_state__": {"x": 1}}, reserved="true")
+    assert await get(http, path) == {}
+    with pytest.raises(InvalidRequestError, match="belong to the services"):
+        await post(http, path, {"__workflow_state__": "gASVpickle"})
+
+
+async def test_a_deleted_session_takes_its_tasks_and_readers_along(
+    http: HttpConnection, instance: Instance
+) -> None:
+    session = await post(http, "/sessions/create")
+    await submit(http, task_id="t", session_id=session)
+    reader = asyncio.create_task(read_stream(http, "/tasks/t/events"))
+
+    async def is_read() -> bool:
+        return instance.server.plane._hub.is_watched("t")
+
+    await eventually(is_read)
+    await post(http, f"/sessions/{session}/delete")
+    assert await reader == []
+    with pytest.raises(TaskNotFoundError):
+        await get(http, "/tasks/t")
+    with pytest.raises(SessionNotFoundError):
+        await get(http, f"/sessions/{session}")
+
+
+async def test_unknown_things_are_named(http: HttpConnection, instance: Instance) -> None:
+    with pytest.raises(ServiceNotFoundError, match="nobody") as caught:
+        await post(http, "/tasks", {"service_name": "nobody"})
+    assert caught.value.service_name == "nobody"
+    with pytest.raises(SessionNotFoundError, match="nowhere"):
+        await submit(http, session_id="nowhere")
+    with pytest.raises(TaskNotFoundError, match="nothing"):
+        await get(http, "/tasks/nothing")
+    with pytest.raises(TaskNotFoundError):
+        await get(http, "/tasks/nothing/events")
+    with pytest.raises(ServiceNotFoundError):
+        await post(http, "/services/deregister", service_name="nobody")
+
+
+@pytest.mark.parametrize("text", ["not json", "[1]", "7", '"text"', "null"])
+async def test_run_arguments_must_be_a_json_object(
+    http: HttpConnection, instance: Instance, text: str
+) -> None:
+    session = await post(http, "/sessions/create")
+    with pytest.raises(InvalidRequestError, match="input"):
+        await post(http, f"/sessions/{session}/tasks", {"input": text, "agent_id": "echo"})
+
+
+async def test_the_0_6_routes_of_tasks(http: HttpConnection, instance: Instance) -> None:
+    session = await post(http, "/sessions/create")
+    task = {"input": '{"x": 1}', "agent_id": "echo", "task_id": "t"}
+    assert await post(http, f"/sessions/{session}/tasks", task) == "t"
+    assert await get(http, f"/sessions/{session}/tasks/t/result") is None
+    assert (await get(http, f"/sessions/{session}/current_task"))["task_id"] == "t"
+    assert [item["task_id"] for item in await get(http, f"/sessions/{session}/tasks")] == ["t"]
+    await instance.run_one()
+    result = await get(http, f"/sessions/{session}/tasks/t/result", wait=10)
+    assert (result["result"], result["status"]) == ("done", "succeeded")
+    definition = await get(http, f"/sessions/{session}")
+    assert definition["task_ids"] == ["t"]
+    assert session in await get(http, "/sessions")
+
+
+async def test_an_oversized_body_is_refused(http: HttpConnection, instance: Instance) -> None:
+    with pytest.raises(PayloadTooLargeError, match="4194304") as caught:
+        await submit(http, arguments={"x": "y" * 5_000_000})
+    assert caught.value.limit_bytes == 4_194_304
+
+
+@pytest.mark.parametrize(
+    "body", [b"not json", b"[]", b'{"service_name": 3}', b'{"service_name": "echo", "x": 1}']
+)
+async def test_a_malformed_request_is_a_problem(http: HttpConnection, body: bytes) -> None:
+    session = http._live_session()
+    async with session.post(
+        f"{http.base_url}/tasks", data=body, headers={"Content-Type": "application/json"}
+    ) as response:
+        assert response.status == 422
+        assert response.content_type == "application/problem+json"
+        problem = await response.json()
+    assert problem["type"] == "urn:llama-deploy:problem:invalid_request"
+
+
+async def test_everything_is_there_after_a_restart(
+    queue: LocalMessageQueue, config: ControlPlaneConfig
+) -> None:
+    async with ControlPlaneServer(queue, config=config) as server:
+        await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+        first = HttpConnection(server.config.url)
+        await submit(first, task_id="t")
+        await first.close()
+    async with (
+        await LocalMessageQueue.start() as emptied,
+        ControlPlaneServer(emptied, config=config) as server,
+    ):
+        async with await emptied.subscribe("llama_deploy.echo") as work:
+            await Instance(server, emptied, work, "one").run_one()
+            view = await server.plane.tasks.get("t", wait=10)
+            assert view.status == "succeeded"
+        assert set(await server.plane.services.all()) == {"echo"}
+
+
+async def test_a_second_control_plane_on_the_store_is_refused(
+    server: ControlPlaneServer, queue: LocalMessageQueue, config: ControlPlaneConfig
+) -> None:
+    with pytest.raises(StoreLockedError, match=r"state\.db"):
+        await ControlPlaneServer(queue, config=config).start()
+
+
+async def test_a_message_that_is_no_report_does_not_stop_the_others(
+    http: HttpConnection, instance: Instance
+) -> None:
+    await submit(http, task_id="t")
+    await instance.queue.publish(QueueMessage(action=ActionTypes.COMPLETED_TASK, data={"x": 1}), CONTROL)
+    await instance.queue.publish(QueueMessage(), CONTROL)
+    await instance.run_one()
+    assert (await get(http, "/tasks/t", wait=10))["status"] == "succeeded"
+
+
+async def test_the_queue_is_told_without_credentials(http: HttpConnection) -> None:
+    assert (await get(http, "/queue_config"))["type"] == "simple"
+    assert (await get(http, "/health"))["status"] == "ok"
