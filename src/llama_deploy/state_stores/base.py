@@ -59,8 +59,8 @@ class TaskRecord:
     token: str | None = None
     """The secret of the attempt under way."""
     claimed_at: datetime | None = None
-    dispatched_at: datetime | None = None
-    """When the message of the attempt under way was last handed to the queue."""
+    redispatch_at: datetime | None = None
+    """When the message of the attempt is to be handed to the queue again if nobody has claimed it."""
     dispatches: int = 0
     """How often the message of the attempt under way was handed to the queue."""
     stream_length: int = 0
@@ -133,7 +133,8 @@ class InstanceRecord:
 class StoreTransaction(ABC):
     """The rows, inside one transaction. In `StateStore.read` only the methods that read may be called.
 
-    Reading methods return what there is: an id that does not exist is missing from the answer. Inside
+    Reading methods return what there is: an id that does not exist is missing from the answer, and nothing is
+    updated or deleted for it. Inside
     `StateStore.transact`, the rows that were read stay as they are until the transaction ends.
     """
 
@@ -177,13 +178,11 @@ class StoreTransaction(ABC):
         """Return the running tasks that the instances have claimed, in the order of insertion."""
 
     @abstractmethod
-    def queued_tasks(
-        self, *, dispatched_before: datetime | None = None, limit: int = 1000
-    ) -> list[TaskRecord]:
-        """Return tasks in the status `queued`, oldest dispatch first.
+    def queued_tasks(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        """Return tasks in the status `queued`, by their `redispatch_at`, then in the order of insertion.
 
         Args:
-            dispatched_before: Only those dispatched before this time. None: all.
+            due_before: Only those with an earlier `redispatch_at`. None: all, those without one first.
             limit: The most tasks to return.
         """
 
@@ -277,6 +276,7 @@ class StateStore(ABC):
         What `work` raises is raised here, after everything was rolled back.
 
         Raises:
+            ConflictError: A row that was to be inserted has the key of one that exists.
             UnavailableError: The store is closed, or the database does not answer.
         """
 

@@ -1,0 +1,47 @@
+"""Find the state store for an address."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from llama_deploy.errors import ConfigError
+from llama_deploy.state_stores.base import StateStore
+
+ENTRY_POINT_GROUP = "llama_deploy.state_stores"
+"""Packages declare their stores here: the scheme of the address = the class, a `StateStore`."""
+
+
+async def open_state_store(uri: str) -> StateStore:
+    """Open the state store at `uri`, such as `sqlite:///data/control_plane.db`.
+
+    The caller closes it.
+
+    Raises:
+        ConfigError: No installed store has this scheme, or the address cannot work.
+        StoreLockedError: Another control plane works on it, and the store takes only one.
+        UnavailableError: The database does not answer.
+    """
+    return await _store_type(uri).connect(uri)
+
+
+def _store_type(uri: str) -> type[StateStore]:
+    known = {found.name: found for found in entry_points(group=ENTRY_POINT_GROUP)}
+    scheme, separator, _ = uri.partition("://")
+    if not separator or scheme not in known:
+        # The rest of the address may hold a password.
+        named = f"the state store scheme {scheme!r} is unknown" if separator else "the address has no scheme"
+        schemes = ", ".join(f"{name}://" for name in sorted(known)) or "none"
+        raise ConfigError(f"{named}: a state store's address starts with one of: {schemes}")
+    return _load(known[scheme])
+
+
+def _load(found: EntryPoint) -> type[StateStore]:
+    try:
+        loaded = found.load()
+    except ImportError as exc:
+        raise ConfigError(
+            f"the state store {found.name!r} ({found.value}) cannot be imported: {exc}; install what it needs"
+        ) from exc
+    if not (isinstance(loaded, type) and issubclass(loaded, StateStore)):
+        raise ConfigError(f"the entry point {found.name!r} ({found.value}) is not a StateStore")
+    return loaded

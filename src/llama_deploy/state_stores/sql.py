@@ -1,0 +1,353 @@
+"""A store transaction over a SQLAlchemy connection, the same on every SQL database.
+
+The statements are built once, when this module is imported, so that SQLAlchemy compiles each of them once per
+database and the driver prepares it once per connection. Every method sends a fixed number of statements for
+any number of rows, but for one more with every `_IDS_PER_STATEMENT` ids.
+"""
+
+# The contract documents the methods.
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from llama_deploy.state_stores.base import (
+    EventRecord,
+    InboxRecord,
+    InstanceRecord,
+    OutboxRecord,
+    ServiceRecord,
+    SessionRecord,
+    StoreTransaction,
+    TaskRecord,
+)
+from llama_deploy.state_stores.tables import (
+    events,
+    inbox,
+    instances,
+    outbox,
+    services,
+    sessions,
+    task_is_open,
+    task_is_queued,
+    task_is_running,
+    tasks,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
+
+_IDS_PER_STATEMENT = 500
+"""Databases limit the parameters of a statement: SQLite's smallest usual limit is 999."""
+
+_IDS = "ids"
+_KEY = "key"
+_ids: sa.BindParameter[str] = sa.bindparam(_IDS, expanding=True)
+
+
+class _Mapper(Generic[R]):
+    """Turns records into rows and back; the fields of the record are columns of the table."""
+
+    def __init__(self, record_type: type[R], table: sa.Table) -> None:
+        self._record_type: Callable[..., R] = record_type
+        self.names = tuple(field.name for field in fields(record_type))
+        self.columns = [table.c[name] for name in self.names]
+        self._values: Callable[[R], tuple[object, ...]] = attrgetter(*self.names)
+
+    def record(self, row: Sequence[object]) -> R:
+        return self._record_type(*row)
+
+    def rows(self, records: Sequence[R]) -> list[dict[str, object]]:
+        return [dict(zip(self.names, self._values(record), strict=True)) for record in records]
+
+
+_SESSION = _Mapper(SessionRecord, sessions)
+_TASK = _Mapper(TaskRecord, tasks)
+_EVENT = _Mapper(EventRecord, events)
+_INBOX = _Mapper(InboxRecord, inbox)
+_OUTBOX = _Mapper(OutboxRecord, outbox)
+_SERVICE = _Mapper(ServiceRecord, services)
+_INSTANCE = _Mapper(InstanceRecord, instances)
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A select, and the same select that locks its rows until the transaction ends.
+
+    Databases with one writer at a time, such as SQLite, need no such locks; SQLAlchemy leaves them out there.
+    """
+
+    plain: sa.Select[Any]
+    locking: sa.Select[Any]
+
+    @classmethod
+    def of(cls, select: sa.Select[Any]) -> _Query:
+        return cls(plain=select, locking=select.with_for_update())
+
+
+_SESSIONS_BY_ID = _Query.of(sa.select(*_SESSION.columns).where(sessions.c.session_id.in_(_ids)))
+_SESSIONS_AFTER = _Query.of(
+    sa.select(*_SESSION.columns)
+    .where(sessions.c.session_id > sa.bindparam("after"))
+    .order_by(sessions.c.session_id)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+)
+_TASKS_BY_ID = _Query.of(sa.select(*_TASK.columns).where(tasks.c.task_id.in_(_ids)))
+
+# The position comes last, to order by it across statements and to cut it off.
+_tasks_with_position = sa.select(*_TASK.columns, tasks.c.position)
+_TASKS_OF_SESSIONS = _Query.of(_tasks_with_position.where(tasks.c.session_id.in_(_ids)))
+_OPEN_TASKS_OF_SESSIONS = _Query.of(_tasks_with_position.where(tasks.c.session_id.in_(_ids), task_is_open))
+_TASKS_OF_INSTANCES = _Query.of(_tasks_with_position.where(tasks.c.instance_id.in_(_ids), task_is_running))
+
+_queued_tasks = (
+    sa.select(*_TASK.columns)
+    .where(task_is_queued)
+    .order_by(tasks.c.redispatch_at.nulls_first(), tasks.c.position)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+)
+_QUEUED_TASKS = _Query.of(_queued_tasks)
+_QUEUED_TASKS_BEFORE = _Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
+
+_EVENTS_AFTER = (
+    sa.select(*_EVENT.columns)
+    .where(events.c.task_id == sa.bindparam("task_id"), events.c.index > sa.bindparam("after"))
+    .order_by(events.c.index)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+)
+_INBOX_BY_TASK = _Query.of(sa.select(*_INBOX.columns).where(inbox.c.task_id.in_(_ids)))
+_OUTBOX_OLDEST = _Query.of(
+    sa.select(*_OUTBOX.columns).order_by(outbox.c.position).limit(sa.bindparam("limit", type_=sa.Integer))
+)
+_SERVICES = _Query.of(sa.select(*_SERVICE.columns))
+_SERVICES_BY_NAME = _Query.of(sa.select(*_SERVICE.columns).where(services.c.service_name.in_(_ids)))
+_INSTANCES = _Query.of(sa.select(*_INSTANCE.columns))
+_INSTANCES_BY_ID = _Query.of(sa.select(*_INSTANCE.columns).where(instances.c.instance_id.in_(_ids)))
+_INSTANCES_BY_SERVICE = _Query.of(sa.select(*_INSTANCE.columns).where(instances.c.service_name.in_(_ids)))
+
+_INSERT_SESSIONS = sa.insert(sessions)
+# Inline: nobody asks for the new row's position, which some databases send back at a cost.
+_INSERT_TASKS = sa.insert(tasks).inline()
+_INSERT_EVENTS = sa.insert(events)
+_INSERT_INBOX = sa.insert(inbox)
+_INSERT_OUTBOX = sa.insert(outbox).inline()
+
+
+def _update(table: sa.Table, mapper: _Mapper[R], *, key: str, fixed: Collection[str]) -> sa.Update:
+    changing: dict[str, sa.BindParameter[object]] = {
+        name: sa.bindparam(name) for name in mapper.names if name != key and name not in fixed
+    }
+    return sa.update(table).where(table.c[key] == sa.bindparam(_KEY)).values(changing)
+
+
+_UPDATE_SESSIONS = _update(sessions, _SESSION, key="session_id", fixed={"created_at"})
+_UPDATE_TASKS = _update(
+    tasks, _TASK, key="task_id", fixed={"session_id", "service_name", "input", "created_at"}
+)
+
+_tasks_of_sessions = sa.select(tasks.c.task_id).where(tasks.c.session_id.in_(_ids))
+_DELETE_SESSIONS = (
+    sa.delete(events).where(events.c.task_id.in_(_tasks_of_sessions)),
+    sa.delete(inbox).where(inbox.c.task_id.in_(_tasks_of_sessions)),
+    sa.delete(tasks).where(tasks.c.session_id.in_(_ids)),
+    sa.delete(sessions).where(sessions.c.session_id.in_(_ids)),
+)
+_DELETE_OUTBOX = (sa.delete(outbox).where(outbox.c.message_id.in_(_ids)),)
+_DELETE_SERVICES = (
+    sa.delete(instances).where(instances.c.service_name.in_(_ids)),
+    sa.delete(services).where(services.c.service_name.in_(_ids)),
+)
+_DELETE_INSTANCES = (sa.delete(instances).where(instances.c.instance_id.in_(_ids)),)
+
+
+def _puts(table: sa.Table) -> dict[str, sa.Insert]:
+    """Return "insert, or overwrite the row with that key" for each dialect: the standard has none."""
+    puts: dict[str, sa.Insert] = {}
+    for dialect in (sqlite, postgresql):
+        insert = dialect.insert(table)
+        replaced = {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
+        puts[dialect.dialect.name] = insert.on_conflict_do_update(
+            index_elements=list(table.primary_key), set_=replaced
+        )
+    return puts
+
+
+_PUT_SERVICES = _puts(services)
+_PUT_INSTANCES = _puts(instances)
+
+
+def _chunks(ids: Collection[str]) -> Iterator[list[str]]:
+    unique = list(dict.fromkeys(ids))
+    for start in range(0, len(unique), _IDS_PER_STATEMENT):
+        yield unique[start : start + _IDS_PER_STATEMENT]
+
+
+class SQLTransaction(StoreTransaction):
+    """The store's rows in the transaction that is open on `connection`.
+
+    Args:
+        connection: Used synchronously; whoever opened its transaction ends it.
+        lock_rows: Whether rows that are read stay locked until then. False for transactions that only read.
+    """
+
+    def __init__(self, connection: sa.Connection, *, lock_rows: bool) -> None:
+        self._connection = connection
+        self._lock_rows = lock_rows
+
+    # -- sessions
+
+    def load_sessions(self, session_ids: Collection[str]) -> dict[str, SessionRecord]:
+        found = map(_SESSION.record, self._rows_by_ids(_SESSIONS_BY_ID, session_ids))
+        return {session.session_id: session for session in found}
+
+    def list_sessions(self, *, after: str = "", limit: int = 1000) -> list[SessionRecord]:
+        rows = self._rows(_SESSIONS_AFTER, {"after": after, "limit": limit})
+        return [_SESSION.record(row) for row in rows]
+
+    def insert_sessions(self, sessions: Sequence[SessionRecord]) -> None:
+        self._write(_INSERT_SESSIONS, _SESSION.rows(sessions))
+
+    def update_sessions(self, sessions: Sequence[SessionRecord]) -> None:
+        self._write(
+            _UPDATE_SESSIONS,
+            [
+                {
+                    _KEY: session.session_id,
+                    "policy": session.policy,
+                    "state": session.state,
+                    "version": session.version,
+                }
+                for session in sessions
+            ],
+        )
+
+    def delete_sessions(self, session_ids: Collection[str]) -> None:
+        self._delete(_DELETE_SESSIONS, session_ids)
+
+    # -- tasks
+
+    def load_tasks(self, task_ids: Collection[str]) -> dict[str, TaskRecord]:
+        found = map(_TASK.record, self._rows_by_ids(_TASKS_BY_ID, task_ids))
+        return {task.task_id: task for task in found}
+
+    def session_tasks(self, session_ids: Collection[str], *, open_only: bool = False) -> list[TaskRecord]:
+        query = _OPEN_TASKS_OF_SESSIONS if open_only else _TASKS_OF_SESSIONS
+        return self._tasks_in_order(query, session_ids)
+
+    def instance_tasks(self, instance_ids: Collection[str]) -> list[TaskRecord]:
+        return self._tasks_in_order(_TASKS_OF_INSTANCES, instance_ids)
+
+    def queued_tasks(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        if due_before is None:
+            rows = self._rows(_QUEUED_TASKS, {"limit": limit})
+        else:
+            rows = self._rows(_QUEUED_TASKS_BEFORE, {"due_before": due_before, "limit": limit})
+        return [_TASK.record(row) for row in rows]
+
+    def insert_tasks(self, tasks: Sequence[TaskRecord]) -> None:
+        self._write(_INSERT_TASKS, _TASK.rows(tasks))
+
+    def update_tasks(self, tasks: Sequence[TaskRecord]) -> None:
+        rows = _TASK.rows(tasks)
+        for row in rows:
+            row[_KEY] = row.pop("task_id")
+            for fixed in ("session_id", "service_name", "input", "created_at"):
+                del row[fixed]
+        self._write(_UPDATE_TASKS, rows)
+
+    # -- event streams and inboxes
+
+    def load_events(self, task_id: str, *, after: int = -1, limit: int = 1000) -> list[EventRecord]:
+        found = self._connection.execute(_EVENTS_AFTER, {"task_id": task_id, "after": after, "limit": limit})
+        return [_EVENT.record(row) for row in found]
+
+    def insert_events(self, events: Sequence[EventRecord]) -> None:
+        self._write(_INSERT_EVENTS, _EVENT.rows(events))
+
+    def load_inbox(self, task_ids: Collection[str]) -> list[InboxRecord]:
+        found = map(_INBOX.record, self._rows_by_ids(_INBOX_BY_TASK, task_ids))
+        return sorted(found, key=attrgetter("task_id", "seq"))
+
+    def insert_inbox(self, entries: Sequence[InboxRecord]) -> None:
+        self._write(_INSERT_INBOX, _INBOX.rows(entries))
+
+    # -- outbox
+
+    def load_outbox(self, *, limit: int = 1000) -> list[OutboxRecord]:
+        return [_OUTBOX.record(row) for row in self._rows(_OUTBOX_OLDEST, {"limit": limit})]
+
+    def insert_outbox(self, messages: Sequence[OutboxRecord]) -> None:
+        self._write(_INSERT_OUTBOX, _OUTBOX.rows(messages))
+
+    def delete_outbox(self, message_ids: Collection[str]) -> None:
+        self._delete(_DELETE_OUTBOX, message_ids)
+
+    # -- services and instances
+
+    def load_services(self, service_names: Collection[str] | None = None) -> dict[str, ServiceRecord]:
+        rows = (
+            self._rows(_SERVICES, {})
+            if service_names is None
+            else self._rows_by_ids(_SERVICES_BY_NAME, service_names)
+        )
+        return {service.service_name: service for service in map(_SERVICE.record, rows)}
+
+    def put_services(self, services: Sequence[ServiceRecord]) -> None:
+        self._write(_PUT_SERVICES[self._connection.dialect.name], _SERVICE.rows(services))
+
+    def delete_services(self, service_names: Collection[str]) -> None:
+        self._delete(_DELETE_SERVICES, service_names)
+
+    def load_instances(
+        self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
+    ) -> list[InstanceRecord]:
+        rows: Sequence[sa.Row[Any]]
+        if instance_ids is not None:
+            rows = self._rows_by_ids(_INSTANCES_BY_ID, instance_ids)
+        elif service_names is not None:
+            rows = self._rows_by_ids(_INSTANCES_BY_SERVICE, service_names)
+        else:
+            rows = self._rows(_INSTANCES, {})
+        found = [_INSTANCE.record(row) for row in rows]
+        if instance_ids is not None and service_names is not None:
+            names = frozenset(service_names)
+            found = [instance for instance in found if instance.service_name in names]
+        return sorted(found, key=attrgetter("instance_id"))
+
+    def put_instances(self, instances: Sequence[InstanceRecord]) -> None:
+        self._write(_PUT_INSTANCES[self._connection.dialect.name], _INSTANCE.rows(instances))
+
+    def delete_instances(self, instance_ids: Collection[str]) -> None:
+        self._delete(_DELETE_INSTANCES, instance_ids)
+
+    # -- the four ways to reach the database
+
+    def _rows(self, query: _Query, parameters: Mapping[str, object]) -> Sequence[sa.Row[Any]]:
+        select = query.locking if self._lock_rows else query.plain
+        return self._connection.execute(select, dict(parameters)).all()
+
+    def _rows_by_ids(self, query: _Query, ids: Collection[str]) -> list[sa.Row[Any]]:
+        return [row for chunk in _chunks(ids) for row in self._rows(query, {_IDS: chunk})]
+
+    def _write(self, statement: sa.Insert | sa.Update, rows: list[dict[str, object]]) -> None:
+        if rows:
+            self._connection.execute(statement, rows)
+
+    def _delete(self, statements: Sequence[sa.Delete], ids: Collection[str]) -> None:
+        for chunk in _chunks(ids):
+            for statement in statements:
+                self._connection.execute(statement, {_IDS: chunk})
+
+    def _tasks_in_order(self, query: _Query, ids: Collection[str]) -> list[TaskRecord]:
+        rows = sorted(self._rows_by_ids(query, ids), key=itemgetter(-1))
+        return [_TASK.record(row[:-1]) for row in rows]

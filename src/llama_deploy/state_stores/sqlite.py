@@ -1,0 +1,284 @@
+"""The state store in an SQLite file: nothing to install, for one control plane.
+
+One thread writes, two read; each has a connection of its own. A transaction is one hop to a thread, in which
+its statements follow one another without another switch. The file is in WAL mode, so that readers and the
+writer do not wait for each other, and every commit is synced (`synchronous=FULL`): what was acknowledged
+survives a loss of power. See "Write-Ahead Logging" in SQLite's documentation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self, TypeVar, cast
+
+import sqlalchemy as sa
+from sqlalchemy import exc as sa_exc
+
+from llama_deploy.errors import ConfigError, ConflictError, StoreLockedError, UnavailableError
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.migrations import upgrade_schema
+from llama_deploy.state_stores.sql import SQLTransaction
+
+T = TypeVar("T")
+
+_READERS = 2
+_BUSY_TIMEOUT_SECONDS = 5.0
+"""How long a transaction waits for another program, such as a backup, that has locked the file."""
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA cache_size = -8192",  # KiB
+    # Pages of 4 KiB. Moving the log into the database costs the same page once, however often it was written;
+    # the usual 1,000 cost up to twice as much CPU per row in large transactions.
+    "PRAGMA wal_autocheckpoint = 4000",
+    "PRAGMA journal_size_limit = 67108864",  # bytes that the log keeps after a burst
+)
+_NOT_A_USABLE_FILE = frozenset(
+    {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
+)
+
+
+class SQLiteStateStore(StateStore):
+    """A state store in one SQLite file, or in memory.
+
+    A lock on the file `<database>.lock` keeps a second control plane out; the kernel releases it when the
+    process ends, however it ends.
+
+    A caller that is cancelled while it waits does not interrupt its transaction: one that has begun runs to
+    its end, one that has not is left out.
+    """
+
+    def __init__(self, database: _Database) -> None:
+        self._database = database
+        self._writer = _Lane([database.writer], name="sqlite-writer")
+        # A database in memory belongs to its one connection.
+        self._reader = _Lane(database.readers, name="sqlite-reader") if database.readers else self._writer
+        self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(cls, uri: str) -> Self:
+        """Open the store and bring its schema up to date.
+
+        Args:
+            uri: `sqlite:///` and a path, relative to the working directory unless it starts with another
+                slash; missing folders are created. `sqlite:///:memory:` lives until it is closed.
+
+        Raises:
+            ConfigError: The address cannot work, the file is not a state store, or its schema is newer than
+                this release.
+            StoreLockedError: Another control plane works on the file.
+            UnavailableError: The file is locked by another program or cannot be read.
+        """
+        opening = asyncio.ensure_future(asyncio.to_thread(_Database, _database_path(uri)))
+        try:
+            return cls(await asyncio.shield(opening))
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                opening.result().close()
+            raise
+
+    async def transact(self, work: Callable[[StoreTransaction], T]) -> T:  # noqa: D102
+        self._check_open()
+        return await self._writer.run(lambda connection: connection.write(work))
+
+    async def read(self, work: Callable[[StoreTransaction], T]) -> T:  # noqa: D102
+        self._check_open()
+        return await self._reader.run(lambda connection: connection.read(work))
+
+    async def close(self) -> None:  # noqa: D102
+        if self._closing is None:
+            self._closing = asyncio.create_task(asyncio.to_thread(self._finish))
+        await asyncio.shield(self._closing)
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            raise UnavailableError(f"the state store {self._database.name} is closed")
+
+    def _finish(self) -> None:
+        self._writer.finish()
+        self._reader.finish()
+        self._database.close()
+
+
+class _Lane:
+    """Threads that run jobs in the order of submission, as many at a time as there are connections."""
+
+    def __init__(self, connections: Sequence[_Connection], *, name: str) -> None:
+        self._free: queue.SimpleQueue[_Connection] = queue.SimpleQueue()
+        for connection in connections:
+            self._free.put(connection)
+        self._threads = ThreadPoolExecutor(len(connections), thread_name_prefix=name)
+
+    async def run(self, job: Callable[[_Connection], T]) -> T:
+        return await asyncio.wrap_future(self._threads.submit(self._run, job))
+
+    def finish(self) -> None:
+        """Wait for all submitted jobs and end the threads. Idempotent."""
+        self._threads.shutdown(wait=True)
+
+    def _run(self, job: Callable[[_Connection], T]) -> T:
+        connection = self._free.get()
+        try:
+            return job(connection)
+        finally:
+            self._free.put(connection)
+
+
+class _Connection:
+    """One connection, used by one thread at a time.
+
+    SQLAlchemy leaves transactions alone here (`AUTOCOMMIT`). They are begun on the driver, because its
+    automatic ones lock for writing only at the first write, when what was read before may be stale.
+    """
+
+    def __init__(self, engine: sa.Engine, *, name: str, read_only: bool = False) -> None:
+        self._name = name
+        with _driver_errors_translated(name):
+            self._statements = engine.connect()
+            self._driver = cast("sqlite3.Connection", self._statements.connection.dbapi_connection)
+            try:
+                for pragma in _PRAGMAS:
+                    self._driver.execute(pragma)
+                if read_only:
+                    self._driver.execute("PRAGMA query_only = ON")
+            except BaseException:
+                self.close()
+                raise
+
+    def write(self, work: Callable[[StoreTransaction], T]) -> T:
+        """Run `work` in a transaction of its own and make it durable."""
+        with self._transaction("BEGIN IMMEDIATE", end="COMMIT"):
+            return work(SQLTransaction(self._statements, lock_rows=True))
+
+    def read(self, work: Callable[[StoreTransaction], T]) -> T:
+        """Run `work` on a snapshot."""
+        with self._transaction("BEGIN", end="ROLLBACK"):
+            return work(SQLTransaction(self._statements, lock_rows=False))
+
+    def upgrade(self) -> None:
+        """Bring the schema up to date, all or nothing."""
+        with self._transaction("BEGIN IMMEDIATE", end="COMMIT"):
+            upgrade_schema(self._statements)
+
+    def close(self) -> None:
+        self._statements.close()
+
+    @contextmanager
+    def _transaction(self, begin: str, *, end: str) -> Iterator[None]:
+        with _driver_errors_translated(self._name):
+            self._driver.execute(begin)
+            try:
+                yield
+                self._driver.execute(end)
+            except BaseException:
+                if self._driver.in_transaction:
+                    self._driver.execute("ROLLBACK")
+                raise
+
+
+class _Database:
+    """The open file: its lock and its connections."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.name = ":memory:" if path is None else str(path)
+        self._lock = None if path is None else _FileLock(path)
+        self._opened: list[_Connection] = []
+        self._engine = sa.create_engine(
+            sa.URL.create("sqlite", database=self.name),
+            poolclass=sa.NullPool,
+            isolation_level="AUTOCOMMIT",
+            connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_SECONDS},
+        )
+        try:
+            self.writer = self._connection()
+            self.writer.upgrade()
+            readers = 0 if path is None else _READERS
+            self.readers = [self._connection(read_only=True) for _ in range(readers)]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close everything and release the lock. Idempotent."""
+        while self._opened:
+            # The writer last: as the only one left, it moves the log into the database.
+            self._opened.pop().close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _connection(self, *, read_only: bool = False) -> _Connection:
+        connection = _Connection(self._engine, name=self.name, read_only=read_only)
+        self._opened.append(connection)
+        return connection
+
+
+class _FileLock:
+    """Keeps `<database>.lock` locked, with the number of this process in it for the message to others."""
+
+    def __init__(self, database: Path) -> None:
+        path = database.with_name(database.name + ".lock")
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as exc:
+            raise ConfigError(f"cannot write beside the state store {database}: {exc}") from exc
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._file)
+            raise StoreLockedError(
+                f"another control plane (process {holder}) works on the state store {database}: stop that "
+                "one, or give all control planes a state store that takes several"
+            ) from exc
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+
+    def release(self) -> None:
+        """Let others in. The file stays: deleting it could take the lock away from the next holder."""
+        if self._file is not None:
+            os.ftruncate(self._file, 0)
+            os.close(self._file)
+            self._file = None
+
+
+def _database_path(uri: str) -> Path | None:
+    """Return the database's absolute path, or None for one in memory."""
+    try:
+        url = sa.make_url(uri)
+    except sa_exc.ArgumentError as exc:
+        raise ConfigError(f"{uri!r} is not the address of a state store: {exc}") from exc
+    if url.drivername != "sqlite" or url.host or url.query or not url.database:
+        raise ConfigError(
+            f"{uri!r} is not the address of an SQLite state store: write sqlite:///relative/path.db, "
+            "sqlite:////absolute/path.db or sqlite:///:memory:"
+        )
+    return None if url.database == ":memory:" else Path(url.database).resolve()
+
+
+@contextmanager
+def _driver_errors_translated(name: str) -> Iterator[None]:
+    """Raise the driver's errors as ours; those that only a fault of this program causes stay as they are."""
+    try:
+        yield
+    except sa_exc.IntegrityError as exc:
+        raise ConflictError(
+            f"a row with this key exists already in the state store {name}: {exc.orig}"
+        ) from exc
+    except (sa_exc.ProgrammingError, sa_exc.InterfaceError):
+        raise
+    except (sqlite3.Error, sa_exc.DBAPIError) as exc:
+        cause = exc.orig if isinstance(exc, sa_exc.DBAPIError) else exc
+        # The low byte is the primary code; see "Result and Error Codes" in SQLite's documentation.
+        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_A_USABLE_FILE:
+            raise ConfigError(f"the state store {name} cannot be used: {cause}") from exc
+        raise UnavailableError(f"the state store {name} does not answer: {cause}") from exc

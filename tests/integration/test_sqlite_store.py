@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import postgresql
+
+from llama_deploy.errors import ConfigError, StoreLockedError, UnavailableError
+from llama_deploy.state_stores import migrations, sql, sqlite
+from llama_deploy.state_stores.base import EventRecord, OutboxRecord, StoreTransaction
+from llama_deploy.state_stores.migrations import SCHEMA_REVISION
+from llama_deploy.state_stores.registry import open_state_store
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.state_stores.tables import metadata
+from llama_deploy.testing.state_store_suite import NOW, a_session, a_task, an_instance
+from llama_deploy.types import TaskStatus
+
+PATIENCE_SECONDS = 30.0
+
+HOLDER = """
+import asyncio, sys
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+
+async def main():
+    await SQLiteStateStore.connect(sys.argv[1])
+    print("open", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+WRITER = """
+import asyncio, sys
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.testing.state_store_suite import a_session, a_task
+
+async def write(store, lane):
+    for n in range(1_000_000):
+        name = f"{lane}-{n}"
+        def work(tx):
+            tx.insert_sessions([a_session(name)])
+            tx.insert_tasks([a_task(name, session_id=name)])
+        await store.transact(work)
+        print(name, flush=True)
+
+async def main():
+    store = await SQLiteStateStore.connect(sys.argv[1])
+    await asyncio.gather(*(write(store, lane) for lane in range(8)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "control_plane.db"
+
+
+@pytest.fixture
+def uri(database: Path) -> str:
+    return f"sqlite:///{database}"
+
+
+@pytest.fixture
+async def store(uri: str) -> AsyncIterator[SQLiteStateStore]:
+    async with await SQLiteStateStore.connect(uri) as store:
+        yield store
+
+
+@contextmanager
+def running(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(PATIENCE_SECONDS)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+async def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), PATIENCE_SECONDS)
+
+
+# -- one control plane
+
+
+async def test_a_second_store_on_the_same_file_is_refused(store: SQLiteStateStore, uri: str) -> None:
+    with pytest.raises(StoreLockedError) as refused:
+        await SQLiteStateStore.connect(uri)
+    assert str(os.getpid()) in str(refused.value)
+    await store.close()
+    async with await SQLiteStateStore.connect(uri):
+        pass
+
+
+async def test_a_second_process_is_refused_until_the_first_is_killed(uri: str, database: Path) -> None:
+    with running(HOLDER, uri) as holder:
+        assert await line_of(holder) == "open\n"
+        with pytest.raises(StoreLockedError) as refused:
+            await SQLiteStateStore.connect(uri)
+        for fact in (str(holder.pid), str(database), "stop that one", "takes several"):
+            assert fact in str(refused.value)
+        holder.kill()
+        holder.wait(PATIENCE_SECONDS)
+        async with await SQLiteStateStore.connect(uri) as store:
+            assert await store.read(lambda tx: tx.list_sessions()) == []
+
+
+async def test_another_name_of_the_same_file_is_refused(
+    store: SQLiteStateStore, database: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(database)
+    with pytest.raises(StoreLockedError):
+        await SQLiteStateStore.connect(f"sqlite:///{link}")
+
+
+async def test_a_connect_that_is_cancelled_leaves_no_lock(uri: str) -> None:
+    connecting = asyncio.create_task(SQLiteStateStore.connect(uri))
+    await asyncio.sleep(0)  # let it begin
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    async with await SQLiteStateStore.connect(uri):
+        pass
+
+
+@pytest.fixture
+def not_a_database(database: Path) -> Path:
+    database.write_text("this is no database, but it is long enough to be read as the header of one" * 20)
+    return database
+
+
+async def test_a_connect_that_fails_leaves_no_lock(uri: str, not_a_database: Path) -> None:
+    with pytest.raises(ConfigError, match="not a database"):
+        await SQLiteStateStore.connect(uri)
+    os.truncate(not_a_database, 0)
+    async with await SQLiteStateStore.connect(uri):
+        pass
+
+
+# -- durability
+
+
+async def test_kill_9_keeps_every_acknowledged_transaction(uri: str) -> None:
+    with running(WRITER, uri) as writer:
+        acknowledged = [(await line_of(writer)).strip() for _ in range(300)]
+        writer.kill()
+        assert writer.stdout is not None
+        rest, _, _ = writer.stdout.read().rpartition("\n")
+        acknowledged += rest.split()
+        writer.wait(PATIENCE_SECONDS)
+    assert all(acknowledged)
+
+    def look(tx: StoreTransaction) -> tuple[set[str], set[str]]:
+        sessions = {session.session_id for session in tx.list_sessions(limit=10**9)}
+        return sessions, {task.task_id for task in tx.session_tasks(sessions)}
+
+    async with await SQLiteStateStore.connect(uri) as store:
+        sessions, tasks = await store.read(look)
+    assert set(acknowledged) <= sessions
+    assert sessions == tasks
+
+
+async def test_commits_are_synced(store: SQLiteStateStore) -> None:
+    driver = store._database.writer._driver
+    assert driver.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert driver.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+# -- readers and the writer
+
+
+async def test_reading_work_cannot_write(store: SQLiteStateStore) -> None:
+    with pytest.raises(ConfigError, match="readonly"):
+        await store.read(lambda tx: tx.insert_sessions([a_session()]))
+    assert await store.read(lambda tx: tx.list_sessions()) == []
+
+
+async def test_a_database_that_stays_locked_is_unavailable(
+    uri: str, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", 0.01)
+    async with await SQLiteStateStore.connect(uri) as store:
+        other = sqlite3.connect(database, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match="locked"):
+            await store.transact(lambda tx: tx.list_sessions())
+        other.close()
+        await store.transact(lambda tx: tx.insert_sessions([a_session()]))
+
+
+async def test_a_cancelled_transaction_that_waits_is_left_out(store: SQLiteStateStore) -> None:
+    go_on = threading.Event()
+
+    def first(tx: StoreTransaction) -> None:
+        assert go_on.wait(PATIENCE_SECONDS)
+        tx.insert_sessions([a_session("s1")])
+
+    running_first = asyncio.create_task(store.transact(first))
+    waiting = asyncio.create_task(store.transact(lambda tx: tx.insert_sessions([a_session("s2")])))
+    await asyncio.sleep(0)  # let both be handed over
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    go_on.set()
+    await running_first
+    assert await store.read(lambda tx: tx.list_sessions()) == [a_session("s1")]
+
+
+# -- the schema
+
+
+def schema_of(connection: sa.Connection) -> dict[str, str]:
+    """Return the statements that would create the schema, without the choices of layout."""
+    rows = connection.execute(
+        sa.text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name != 'alembic_version'")
+    )
+    return {name: " ".join(statement.split()) for name, statement in rows}
+
+
+async def test_the_migrations_lead_to_the_tables(store: SQLiteStateStore, database: Path) -> None:
+    await store.close()
+    migrated = sa.create_engine(f"sqlite:///{database}", poolclass=sa.NullPool)
+    declared = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
+    metadata.create_all(declared)
+    with migrated.connect() as connection, declared.connect() as wanted:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        # Alembic does not compare the conditions of partial indexes, nor `WITHOUT ROWID`.
+        assert schema_of(connection) == schema_of(wanted)
+    declared.dispose()
+
+
+def test_the_schema_revision_is_the_last_step() -> None:
+    assert ScriptDirectory(str(Path(migrations.__file__).parent)).get_heads() == [SCHEMA_REVISION]
+
+
+async def test_a_newer_schema_is_refused(store: SQLiteStateStore, uri: str, database: Path) -> None:
+    await store.close()
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(ConfigError, match=r"'9999'.*newer release"):
+        await SQLiteStateStore.connect(uri)
+
+
+async def test_the_database_of_another_program_is_refused(uri: str, database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE tasks (title TEXT)")
+    connection.close()
+    with pytest.raises(ConfigError, match=r"not a state store.*tasks"):
+        await SQLiteStateStore.connect(uri)
+
+
+async def test_an_upgrade_that_fails_leaves_nothing(
+    uri: str, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade = migrations.upgrade_schema
+
+    def fail_at_the_end(connection: sa.Connection) -> None:
+        upgrade(connection)
+        raise InterruptedError
+
+    monkeypatch.setattr(sqlite, "upgrade_schema", fail_at_the_end)
+    with pytest.raises(InterruptedError):
+        await SQLiteStateStore.connect(uri)
+    connection = sqlite3.connect(database)
+    assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    connection.close()
+
+
+def test_opening_an_upgraded_store_does_not_import_alembic(uri: str) -> None:
+    program = """
+import asyncio, sys
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+
+async def main():
+    async with await SQLiteStateStore.connect(sys.argv[1]):
+        print("alembic" in sys.modules)
+
+asyncio.run(main())
+"""
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program, uri], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        for _ in range(2)
+    ]
+    assert outputs == ["True\n", "False\n"]
+
+
+# -- the cost of a query does not grow with the tasks that have ended
+
+
+def use_everything(tx: StoreTransaction) -> None:
+    task = a_task(status=TaskStatus.RUNNING, instance_id="i1")
+    tx.insert_sessions([a_session()])
+    tx.update_sessions([a_session()])
+    tx.load_sessions(["s1", "s2"])
+    tx.list_sessions(after="s")
+    tx.insert_tasks([task])
+    tx.update_tasks([task])
+    tx.load_tasks(["t1", "t2"])
+    tx.session_tasks(["s1", "s2"])
+    tx.session_tasks(["s1", "s2"], open_only=True)
+    tx.instance_tasks(["i1", "i2"])
+    tx.queued_tasks()
+    tx.queued_tasks(due_before=NOW)
+    tx.insert_events([EventRecord("t1", 0, "E", "{}")])
+    tx.load_events("t1")
+    tx.load_inbox(["t1", "t2"])
+    tx.insert_outbox([OutboxRecord("m1", "topic", "{}")])
+    tx.load_outbox()
+    tx.delete_outbox(["m1", "m2"])
+    tx.put_instances([an_instance()])
+    tx.load_instances(service_names=["a", "b"])
+    tx.load_instances(instance_ids=["i1", "i2"])
+    tx.delete_services(["a", "b"])
+    tx.delete_instances(["i1", "i2"])
+    tx.delete_sessions(["s1", "s2"])
+
+
+async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        seen.append((statement, parameters))
+
+    connection = store._database.writer
+    sa.event.listen(connection._statements, "before_cursor_execute", note)
+    await store.transact(use_everything)
+    expected = {
+        "status = 'queued' AND": "ix_tasks_queued",
+        "tasks.status = 'queued'": "ix_tasks_queued",
+        "tasks.status = 'running'": "ix_tasks_instance_running",
+        "tasks.status IN": "ix_tasks_session_open",
+    }
+    assert len(seen) > 25
+    for statement, parameters in seen:
+        rows = connection._driver.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+        plan = "\n".join(row[3] for row in rows)
+        assert "TEMP B-TREE" not in plan, (statement, plan)
+        for line in plan.splitlines():
+            walks_in_order = "USING INDEX ix_tasks_queued" in line or line == "SCAN outbox"
+            assert not line.startswith("SCAN") or walks_in_order, (statement, plan)
+        for condition, index in expected.items():
+            assert condition not in statement or index in plan, (statement, plan)
+
+
+async def test_no_statement_takes_more_ids_than_databases_allow(store: SQLiteStateStore) -> None:
+    counts: list[int] = []
+
+    def note(_connection: Any, _cursor: Any, _statement: str, parameters: Any, *_: object) -> None:
+        counts.append(len(parameters))
+
+    sa.event.listen(store._database.writer._statements, "before_cursor_execute", note)
+    ids = [str(n) for n in range(1200)]
+    await store.transact(lambda tx: (tx.load_tasks(ids * 2), tx.delete_outbox(ids)))
+    assert counts == [500, 500, 200] * 2
+
+
+def test_rows_that_are_read_are_locked_where_there_are_row_locks() -> None:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    assert "FOR UPDATE" in str(sql._TASKS_BY_ID.locking.compile(dialect=dialect))
+    assert "FOR UPDATE" not in str(sql._TASKS_BY_ID.plain.compile(dialect=dialect))
+
+
+# -- addresses
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://host/path.db",
+        "sqlite:///a.db?mode=ro",
+        "sqlite+aiosqlite:///a.db",
+    ],
+)
+async def test_an_address_that_is_no_file_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite:///"):
+        await SQLiteStateStore.connect(uri)
+
+
+async def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        await SQLiteStateStore.connect(f"sqlite:///{tmp_path}")
+
+
+async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file"):
+        await SQLiteStateStore.connect(f"sqlite:///{tmp_path}/file/control_plane.db")
+
+
+async def test_a_relative_address_is_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with await SQLiteStateStore.connect("sqlite:///folder/a.db"):
+        assert (tmp_path / "folder" / "a.db").is_file()
+
+
+async def test_the_registry_opens_by_scheme(uri: str) -> None:
+    async with await open_state_store(uri) as store:
+        assert isinstance(store, SQLiteStateStore)
+
+
+@pytest.mark.parametrize("uri", ["postgres2://u:secret@h/db", "control_plane.db", ""])
+async def test_the_registry_names_the_schemes_it_knows(uri: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite://") as refused:
+        await open_state_store(uri)
+    assert "secret" not in str(refused.value)
