@@ -1,0 +1,117 @@
+"""A task as the asyncio client holds it."""
+
+# ruff: noqa: ASYNC109 - a timeout of ours tells TaskTimeoutError; `asyncio.timeout` works too
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar, overload
+
+from pydantic import BaseModel
+
+from llama_deploy.client import tasks
+from llama_deploy.client.aio.driver import Driver
+from llama_deploy.client.encoding import encode_event
+from llama_deploy.client.operation import Deadline
+from llama_deploy.client.streams import EventStream
+from llama_deploy.types import TaskEvent, TaskStatus, TaskView
+
+T = TypeVar("T")
+
+
+class TaskHandle:
+    """A task that the control plane has accepted. Got from `Client.submit` and `Client.task`."""
+
+    def __init__(
+        self, driver: Driver, *, task_id: str, session_id: str | None = None, view: TaskView | None = None
+    ) -> None:
+        self._driver = driver
+        self._view = view
+        self.task_id = task_id
+        """The task's id."""
+        self.session_id = session_id
+        """The id of its session. None: got by `Client.task`, see `info`."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.task_id}>"
+
+    @overload
+    async def result(self, *, timeout: float | None = None) -> Any: ...
+
+    @overload
+    async def result(self, *, timeout: float | None = None, as_type: type[T]) -> T: ...
+
+    async def result(self, *, timeout: float | None = None, as_type: type[T] | None = None) -> Any:
+        """Wait for the task's end and return its value.
+
+        Args:
+            timeout: Seconds to wait; 0 asks once, `math.inf` waits for ever, None is the client's `timeout`.
+            as_type: A pydantic model, an event class or any type that pydantic validates, to return the value
+                as. None: decoded JSON.
+
+        Raises:
+            TaskFailedError, TaskCancelledError: It ended otherwise than by success.
+            TaskTimeoutError: It has not ended in time; it goes on.
+            TaskNotFoundError: There is no such task.
+            SerializationError: The value is not of `as_type`.
+        """
+        deadline = Deadline(self._driver.settings.timeout if timeout is None else timeout)
+        self._view = await self._driver.run(tasks.wait_for_end(self.task_id, deadline, self._ended()))
+        return tasks.value_of(tasks.success(self._view), as_type)
+
+    def _ended(self) -> TaskView | None:
+        """Return what is known of the task if that can change no more."""
+        return self._view if self._view is not None and self._view.result is not None else None
+
+    async def info(self) -> TaskView:
+        """Return the task as it stands.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+        """
+        self._view = await self._driver.run(tasks.read(self.task_id))
+        self.session_id = self._view.session_id
+        return self._view
+
+    async def status(self) -> TaskStatus:
+        """Return where the task stands.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+        """
+        return (await self.info()).status
+
+    def events(self, *, after: int = -1) -> AsyncGenerator[TaskEvent]:
+        """Yield the task's events from its start, as they come, to the terminal one.
+
+        A connection that breaks is made again where it broke; each event comes once and in order.
+
+        Args:
+            after: Begin behind the event of this index.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+            UnavailableError: The control plane was away for the client's `timeout`.
+        """
+        stream = EventStream(self.task_id, after=after, patience=self._driver.settings.timeout)
+        return self._driver.read(stream)
+
+    async def send(self, event: BaseModel) -> None:
+        """Send a workflow event to the task. It is stored when this returns.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+            TaskFinishedError: The task has ended.
+            InvalidRequestError: The workflow does not take such an event.
+            SerializationError: The event cannot be carried as JSON.
+            UnavailableError: No answer; whether the event was stored is not known.
+        """
+        await self._driver.run(tasks.send(self.task_id, encode_event(event)))
+
+    async def cancel(self) -> TaskView:
+        """Ask for the task's end and return the task as it then stands. Idempotent.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+        """
+        self._view = await self._driver.run(tasks.cancel(self.task_id))
+        return self._view

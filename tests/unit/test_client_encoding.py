@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from workflows.context.serializers import JsonSerializer
+from workflows.events import HumanResponseEvent, StopEvent
+
+from llama_deploy.client.encoding import decode_result, encode_arguments, encode_event, encode_json_object
+from llama_deploy.errors import InvalidRequestError, SerializationError
+
+
+class Point(BaseModel):
+    x: int
+    seen: datetime
+
+
+class Answer(HumanResponseEvent):
+    text: str
+
+
+class Found(StopEvent):
+    points: list[Point]
+
+
+SEEN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_run_arguments_become_plain_json() -> None:
+    encoded = encode_arguments({"session": "s"}, {"point": Point(x=1, seen=SEEN), "many": {3}})
+    assert encoded == {"session": "s", "point": {"x": 1, "seen": "2026-01-01T00:00:00Z"}, "many": [3]}
+
+
+def test_an_argument_given_twice_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="task_id"):
+        encode_arguments({"task_id": 1}, {"task_id": 2})
+
+
+@pytest.mark.parametrize("encode", [lambda value: encode_arguments(None, value), encode_json_object])
+def test_what_is_not_json_is_named_with_its_place(encode: Any) -> None:
+    with pytest.raises(SerializationError, match=r"\$\.handler") as caught:
+        encode({"fine": 1, "handler": object()})
+    assert caught.value.path == "$.handler"
+
+
+def test_an_event_is_encoded_as_the_workflow_library_does() -> None:
+    event = Answer(text="yes", extra=1)
+    definition = encode_event(event, service_name="adder")
+    assert definition.agent_id == "adder"
+    assert json.loads(definition.event_obj_str) == json.loads(JsonSerializer().serialize(event))
+
+
+def test_an_event_that_is_not_json_is_refused() -> None:
+    with pytest.raises(SerializationError, match="HumanResponseEvent"):
+        encode_event(HumanResponseEvent(handler=object()))
+
+
+def test_a_result_becomes_the_type_asked_for() -> None:
+    found = Found(points=[Point(x=1, seen=SEEN)])
+    assert decode_result(found.model_dump(mode="json"), Found, task_id="t1").points == found.points
+    answer = Answer(text="yes", extra=1)
+    assert decode_result(answer.model_dump(mode="json"), Answer, task_id="t1").extra == 1
+    assert decode_result([1, 2], list[int], task_id="t1") == [1, 2]
+
+
+def test_a_result_of_another_type_is_refused() -> None:
+    with pytest.raises(SerializationError, match="task t1 is not a Point"):
+        decode_result("seven", Point, task_id="t1")
+
+
+def test_importing_the_client_does_not_import_the_workflow_library_or_a_server() -> None:
+    code = (
+        "import sys, llama_deploy.client\n"
+        "print([name for name in ('workflows', 'fastapi', 'uvicorn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
