@@ -65,7 +65,8 @@ class QueueMessageStats(BaseModel):
 class QueueMessage(BaseModel):
     """A message on a queue."""
 
-    model_config = ConfigDict(extra="forbid")
+    # Infinity and NaN travel as these words, which the readers of both sides know; null would be a lie.
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     id_: str = Field(default_factory=generate_id)
     publisher_id: str = "default"
@@ -112,7 +113,11 @@ class QueueMessage(BaseModel):
         Raises:
             SerializationError: `data` holds something that is not JSON.
         """
-        return pydantic_core.to_json(self.to_wire())
+        wire = self.to_wire()
+        try:
+            return pydantic_core.to_json(wire)
+        except pydantic_core.PydanticSerializationError as exc:
+            raise SerializationError(f"message {self.id_} holds text that is not UTF-8: {exc}") from exc
 
     @classmethod
     def decode(cls, raw: bytes | str) -> QueueMessage:

@@ -1,1 +1,8 @@
-"""TODO docstring."""
+"""Publishers: what everything that sends messages has in common."""
+
+from __future__ import annotations
+
+from llama_deploy.message_publishers.publisher import MessageQueuePublisherMixin
+from llama_deploy.message_queues.base import PublishCallback
+
+__all__ = ["MessageQueuePublisherMixin", "PublishCallback"]

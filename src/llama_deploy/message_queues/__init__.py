@@ -1,1 +1,38 @@
-"""Message queues: the contract, and one backend a file."""
+"""Message queues: the contract, the backends, and how to find one by its settings."""
+
+from __future__ import annotations
+
+from llama_deploy.message_queues.base import (
+    DEFAULT_GROUP,
+    AbstractMessageQueue,
+    Consumer,
+    Delivery,
+    MessageQueueConfig,
+    PublishCallback,
+    StartConsumingCallable,
+    Subscription,
+)
+from llama_deploy.message_queues.registry import config_from_settings, known_backends
+from llama_deploy.message_queues.simple import (
+    LocalMessageQueue,
+    SimpleMessageQueue,
+    SimpleMessageQueueConfig,
+    SimpleMessageQueueServer,
+)
+
+__all__ = [
+    "DEFAULT_GROUP",
+    "AbstractMessageQueue",
+    "Consumer",
+    "Delivery",
+    "LocalMessageQueue",
+    "MessageQueueConfig",
+    "PublishCallback",
+    "SimpleMessageQueue",
+    "SimpleMessageQueueConfig",
+    "SimpleMessageQueueServer",
+    "StartConsumingCallable",
+    "Subscription",
+    "config_from_settings",
+    "known_backends",
+]

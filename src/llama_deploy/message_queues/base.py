@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
@@ -42,7 +42,7 @@ class PublishCallback(Protocol):
         ...
 
 
-StartConsumingCallable = Callable[[], Awaitable[None]]
+StartConsumingCallable = Callable[[], Coroutine[Any, Any, None]]
 """Consumes until it is cancelled or its consumer is deregistered."""
 
 
@@ -86,7 +86,10 @@ class Delivery(ABC):
 
     @abstractmethod
     async def nack(self, delay: float = 0.0) -> None:
-        """The work failed; the message comes back, not before `delay` seconds. Harmless when settled before."""
+        """The work failed; the message comes back, not before `delay` seconds.
+
+        Harmless when settled before.
+        """
 
     @abstractmethod
     async def extend(self, seconds: float) -> None:
@@ -95,6 +98,9 @@ class Delivery(ABC):
 
 class Subscription(ABC):
     """One member of a group, reading one topic. Use it with `async with`, or call `close`."""
+
+    visibility_timeout: float = 30.0
+    """Seconds after which a delivery that is neither settled nor extended comes back."""
 
     @abstractmethod
     async def receive(self, max_messages: int) -> list[Delivery]:
@@ -132,6 +138,8 @@ class AbstractMessageQueue(ABC):
     """Whether a topic can have several groups."""
     durable: bool = False
     """Whether what `publish` accepted survives the death of the broker."""
+    raise_exceptions: bool = False
+    """Whether a consumer's error ends its `start_consuming`, which raises it after the nack."""
 
     def __init__(self) -> None:
         self._consumers: dict[str, asyncio.Event] = {}
@@ -208,7 +216,9 @@ class AbstractMessageQueue(ABC):
 
         async def start_consuming() -> None:
             async with subscription:
-                await _consume(subscription, consumer, stop=stop, concurrency=concurrency)
+                await _Consuming(
+                    subscription, consumer, concurrency=concurrency, raise_exceptions=self.raise_exceptions
+                ).run_until(stop)
 
         return start_consuming
 
@@ -219,54 +229,84 @@ class AbstractMessageQueue(ABC):
             stop.set()
 
 
-async def _consume(
-    subscription: Subscription, consumer: Consumer, *, stop: asyncio.Event, concurrency: int
-) -> None:
-    """Feed `consumer` until `stop` is set, then wait for the messages under way."""
-    stopping = asyncio.create_task(stop.wait())
-    running: set[asyncio.Task[None]] = set()
-    try:
-        while not stop.is_set():
-            if len(running) >= concurrency:
-                await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
-                running = {task for task in running if not task.done()}
-                continue
-            receiving = asyncio.create_task(subscription.receive(concurrency - len(running)))
-            await asyncio.wait([receiving, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not receiving.done():
-                receiving.cancel()
-                break
-            for delivery in receiving.result():
-                running.add(asyncio.create_task(_process(consumer, delivery)))
-            running = {task for task in running if not task.done()}
-        if running:
-            await asyncio.wait(running)
-    finally:
-        stopping.cancel()
-        for task in running:
-            task.cancel()
+class _Consuming:
+    """Feeds one consumer from one subscription."""
 
+    def __init__(
+        self, subscription: Subscription, consumer: Consumer, *, concurrency: int, raise_exceptions: bool
+    ) -> None:
+        self._subscription = subscription
+        self._consumer = consumer
+        self._concurrency = concurrency
+        self._raise_exceptions = raise_exceptions
+        self._running: set[asyncio.Task[None]] = set()
 
-async def _process(consumer: Consumer, delivery: Delivery) -> None:
-    """Process one delivery and settle it."""
-    try:
-        await consumer.process_message(delivery.message)
-    except Exception:
-        logger.warning(
-            "consumer %s failed on message %s (delivery %d); it goes back to the queue",
-            consumer.id_,
-            delivery.message.id_,
-            delivery.attempt,
-            exc_info=True,
-            extra={"action": "nack", "message_id": delivery.message.id_},
-        )
-        await delivery.nack(delay=nack_delay(delivery.attempt))
-    else:
-        await delivery.ack()
+    async def run_until(self, stop: asyncio.Event) -> None:
+        """Feed the consumer until `stop` is set, then wait for the messages under way.
+
+        Cancelling cancels them instead; they go back to the group.
+        """
+        stopping = asyncio.create_task(stop.wait())
+        receiving: asyncio.Task[list[Delivery]] | None = None
+        try:
+            while not stop.is_set():
+                room = self._concurrency - len(self._running)
+                if receiving is None and room > 0:
+                    receiving = asyncio.create_task(self._subscription.receive(room))
+                waiting = [task for task in (stopping, receiving, *self._running) if task is not None]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                self._reap()
+                if receiving is not None and receiving.done():
+                    deliveries, receiving = receiving.result(), None
+                    self._running |= {asyncio.create_task(self._process(each)) for each in deliveries}
+            if self._running:
+                await asyncio.wait(self._running)
+                self._reap()
+        finally:
+            tasks = [task for task in (stopping, receiving, *self._running) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _reap(self) -> None:
+        """Forget the tasks that have ended; raise what one of them raised."""
+        ended = {task for task in self._running if task.done()}
+        self._running -= ended
+        for task in ended:
+            task.result()
+
+    async def _process(self, delivery: Delivery) -> None:
+        """Process one delivery and settle it."""
+        keeping = asyncio.create_task(self._keep(delivery))
+        try:
+            await self._consumer.process_message(delivery.message)
+        except Exception:
+            logger.warning(
+                "consumer %s failed on message %s (delivery %d); it goes back to the queue",
+                self._consumer.id_,
+                delivery.message.id_,
+                delivery.attempt,
+                exc_info=True,
+                extra={"action": "nack", "message_id": delivery.message.id_},
+            )
+            await delivery.nack(delay=nack_delay(delivery.attempt))
+            if self._raise_exceptions:
+                raise
+        else:
+            await delivery.ack()
+        finally:
+            keeping.cancel()
+
+    async def _keep(self, delivery: Delivery) -> None:
+        """Extend a delivery while its processing lasts, so that slow work is not given to another member."""
+        seconds = self._subscription.visibility_timeout
+        while True:
+            await asyncio.sleep(seconds / 3)
+            await delivery.extend(seconds)
 
 
 def nack_delay(attempt: int) -> float:
-    """Return the seconds before a failed message is tried again: 0.1, doubled with each delivery, at most 30."""
+    """Return the seconds before a failed message is tried again: 0.1, doubled a delivery, at most 30."""
     return float(min(0.1 * 2 ** (attempt - 1), 30.0))
 
 

@@ -1,1 +1,15 @@
-"""TODO docstring."""
+"""The simple message queue: no broker to install, over HTTP or inside one process."""
+
+from __future__ import annotations
+
+from llama_deploy.message_queues.simple.client import SimpleMessageQueue
+from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
+from llama_deploy.message_queues.simple.local import LocalMessageQueue
+from llama_deploy.message_queues.simple.server import SimpleMessageQueueServer
+
+__all__ = [
+    "LocalMessageQueue",
+    "SimpleMessageQueue",
+    "SimpleMessageQueueConfig",
+    "SimpleMessageQueueServer",
+]

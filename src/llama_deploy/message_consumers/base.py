@@ -1,0 +1,68 @@
+"""The base of all consumers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llama_deploy.errors import ConfigError
+from llama_deploy.message_queues.base import StartConsumingCallable
+from llama_deploy.messages import QueueMessage
+from llama_deploy.types import generate_id
+
+
+async def _not_registered() -> None:
+    raise ConfigError(
+        "the consumer is not registered; set consuming_callable to what register_consumer returns"
+    )
+
+
+class BaseMessageQueueConsumer(BaseModel, ABC):
+    """Processes messages of one type. A queue's `register_consumer` feeds it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, use_attribute_docstrings=True)
+
+    id_: str = Field(default_factory=generate_id)
+    """Identifies the consumer at its queue."""
+    message_type: str = "default"
+    """The `type` of the messages that it processes; others are refused."""
+    channel: Any = None
+    """Kept for the 0.6 API, where some brokers' objects were put here."""
+    consuming_callable: StartConsumingCallable = Field(default=_not_registered, repr=False)
+    """What `start_consuming` runs: the result of the queue's `register_consumer`."""
+
+    @abstractmethod
+    async def _process_message(self, message: QueueMessage) -> Any:
+        """Process a message. Returning acknowledges it; raising hands it back to the queue."""
+
+    async def process_message(self, message: QueueMessage) -> Any:
+        """Process a message and note in its `stats` when that began and ended.
+
+        Returns:
+            What the consumer returns; queues ignore it.
+
+        Raises:
+            ValueError: The message is of another type than the consumer's.
+        """
+        if message.type != self.message_type:
+            raise ValueError(
+                f"consumer {self.id_} processes messages of type {self.message_type!r}, "
+                f"message {message.id_} is of type {message.type!r}"
+            )
+        message.stats.process_start_time = message.stats.timestamp_str()
+        result = await self._process_message(message)
+        message.stats.process_end_time = message.stats.timestamp_str()
+        return result
+
+    async def start_consuming(self, consuming_callable: StartConsumingCallable | None = None) -> None:
+        """Consume until cancelled or deregistered.
+
+        Args:
+            consuming_callable: Goes before the field of this name.
+
+        Raises:
+            ConfigError: The consumer is not registered with a queue.
+        """
+        await (consuming_callable or self.consuming_callable)()

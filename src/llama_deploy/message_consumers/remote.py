@@ -1,0 +1,61 @@
+"""A consumer that posts each message to a URL."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, PrivateAttr
+
+from llama_deploy.errors import InternalServerError
+from llama_deploy.message_consumers.base import BaseMessageQueueConsumer
+from llama_deploy.messages import QueueMessage
+from llama_deploy.web.connection import DEFAULT_TIMEOUT, HttpConnection, HttpRequest
+from llama_deploy.web.problems import from_problem
+
+
+class RemoteMessageConsumer(BaseMessageQueueConsumer):
+    """Posts each message as JSON to `url`, over kept-alive connections. `close` it.
+
+    An answer of 2xx acknowledges the message, anything else hands it back to the queue.
+    """
+
+    url: str
+    """Such as `http://127.0.0.1:8002/process_message`."""
+    client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """`headers` and other arguments of `aiohttp.ClientSession`; `timeout`, the seconds for an answer;
+    `verify`, False to accept any certificate."""
+
+    _connection: HttpConnection = PrivateAttr()
+    _path: str = PrivateAttr()
+    _timeout: float = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Prepare the connection; it opens with the first message."""
+        super().model_post_init(context)
+        parts = urlsplit(self.url)
+        options = dict(self.client_kwargs)
+        self._timeout = float(options.pop("timeout", DEFAULT_TIMEOUT))
+        self._connection = HttpConnection(
+            f"{parts.scheme}://{parts.netloc}", verify_tls=options.pop("verify", True), options=options
+        )
+        self._path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+
+    async def _process_message(self, message: QueueMessage) -> None:
+        """Post the message.
+
+        Raises:
+            LlamaDeployError: What the answer's problem details name, if it is not 2xx.
+            UnavailableError: No connection, or no answer in time.
+        """
+        request = HttpRequest("POST", self._path, json=message.to_wire(), timeout=self._timeout)
+        status, body = await self._connection.send(request)
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise from_problem(status, body, url=self.url)
+        if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+            raise InternalServerError(f"{self.url} answered {status}, which does not accept the message")
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._connection.close()

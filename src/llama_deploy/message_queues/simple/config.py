@@ -1,0 +1,97 @@
+"""Settings of the simple queue, for its server and for its clients."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+from llama_deploy.message_queues.simple.broker import BrokerLimits
+from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
+
+_CLIENT_KWARGS = frozenset(inspect.signature(aiohttp.ClientSession).parameters) - {"connector", "base_url"}
+
+
+class SimpleMessageQueueConfig(MessageQueueConfig):
+    """Settings of the simple queue. Environment variables begin with `SIMPLE_MESSAGE_QUEUE_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SIMPLE_MESSAGE_QUEUE_", frozen=True, use_attribute_docstrings=True
+    )
+
+    type: Literal["simple"] = "simple"
+    """Tells the backend's settings from those of others."""
+    host: str = "127.0.0.1"
+    """Where the server listens, and where its clients find it."""
+    port: int = Field(default=8001, ge=0, le=65535)
+    """The server's port. 0, for a server: the system chooses one."""
+    client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """For a client: `headers`, `cookies`, `trust_env` and other arguments of `aiohttp.ClientSession`;
+    `timeout`, the seconds for an answer; `verify`, False to accept any certificate. Never leaves the
+    process."""
+    raise_exceptions: bool = False
+    """For a client: an error in a consumer ends `start_consuming`, which raises it, after the message went
+    back to the queue. False: it is logged, and consuming goes on."""
+    use_ssl: bool = False
+    """For a client: speak HTTPS, as to a proxy in front of the server."""
+    retry_seconds: float = Field(default=10.0, ge=0)
+    """For a client: how long `publish` and `subscribe` try to reach a server that does not answer before
+    they raise `UnavailableError`. 0: one try. Receiving tries for ever."""
+    journal_path: Path | None = None
+    """For a server: the SQLite file that keeps accepted messages over a restart. None: they are lost."""
+    max_messages_per_topic: int = Field(default=100_000, ge=1)
+    """For a server: how many unsettled messages a topic holds before `publish` raises `QueueFullError`."""
+    max_bytes_per_topic: int = Field(default=256 * 1024 * 1024, ge=1)
+    """For a server: the same, in bytes of messages."""
+    visibility_timeout: float = Field(default=30.0, gt=0, le=3600)
+    """For a server: seconds after which a delivery that is neither settled nor extended comes back."""
+    max_deliveries: int = Field(default=10, ge=1)
+    """For a server: after so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
+    max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, ge=1)
+    """For a server: the most bytes of a request; more is answered with 413."""
+
+    @field_validator("client_kwargs")
+    @classmethod
+    def _check_client_kwargs(cls, value: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(value) - _CLIENT_KWARGS - {"verify"})
+        if unknown:
+            raise ValueError(f"not an argument of aiohttp.ClientSession: {', '.join(unknown)}")
+        if not isinstance(value.get("timeout", 1.0), int | float):
+            raise ValueError("timeout: a number of seconds is expected")  # noqa: TRY004 - pydantic wants this one
+        return value
+
+    @property
+    def base_url(self) -> str:
+        """Where the server's routes begin."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.use_ssl else 'http'}://{host}:{self.port}"
+
+    @property
+    def limits(self) -> BrokerLimits:
+        """The bounds of the broker."""
+        return BrokerLimits(
+            max_messages_per_topic=self.max_messages_per_topic,
+            max_bytes_per_topic=self.max_bytes_per_topic,
+            max_deliveries=self.max_deliveries,
+            visibility_timeout=self.visibility_timeout,
+        )
+
+    def public_settings(self) -> dict[str, Any]:
+        """Return what another process needs to reach the queue."""
+        return self.model_dump(mode="json", include={"type", "host", "port", "use_ssl"})
+
+    async def connect(self) -> AbstractMessageQueue:
+        """Return a client, after the server has answered.
+
+        Raises:
+            UnavailableError: The server does not answer.
+        """
+        # The client is made from these settings, so the import cannot stand above.
+        from llama_deploy.message_queues.simple.client import SimpleMessageQueue  # noqa: PLC0415
+
+        return await SimpleMessageQueue.connect(self)

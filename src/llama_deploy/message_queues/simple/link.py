@@ -1,0 +1,152 @@
+"""The way from a client to its simple queue's server: requests that outlast an outage, and settlements."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+from llama_deploy.batching import Batcher
+from llama_deploy.errors import LlamaDeployError, UnavailableError
+from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
+from llama_deploy.message_queues.simple.settlement import Settlement
+from llama_deploy.web.connection import DEFAULT_TIMEOUT, HttpConnection, HttpRequest
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_JSON_HEADERS: Final = {"Content-Type": "application/json"}
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+
+
+class ServerLink:
+    """Kept-alive connections to one server; opens them when they are first used. `close` it."""
+
+    def __init__(self, config: SimpleMessageQueueConfig) -> None:
+        options = dict(config.client_kwargs)
+        self._timeout = float(options.pop("timeout", DEFAULT_TIMEOUT))
+        self._http = HttpConnection(config.base_url, verify_tls=options.pop("verify", True), options=options)
+        self._base_url = config.base_url
+        self._retry_seconds = config.retry_seconds
+        self._is_lost = False
+        self._settling: Batcher[Settlement, None] = Batcher(
+            self._settle_batch, max_batch=1024, name="queue settler"
+        )
+        self._last_settlement: asyncio.Future[None] | None = None
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        content: bytes | None = None,
+        params: dict[str, str | int | float] | None = None,
+        wait: float = 0.0,
+    ) -> Any:
+        """Send one request, once.
+
+        Args:
+            method: The method.
+            path: The path.
+            json: The body, as JSON values.
+            content: The body, as JSON bytes.
+            params: The query.
+            wait: Seconds that the server is asked to wait, beyond the usual time for an answer.
+
+        Raises:
+            LlamaDeployError: What the answer's problem details name.
+            UnavailableError: No connection, or no answer in time.
+        """
+        return await self._http.request(
+            HttpRequest(
+                method,
+                path,
+                params=params or {},
+                json=json,
+                content=content,
+                headers=_JSON_HEADERS if content is not None else {},
+                timeout=self._timeout + wait,
+            )
+        )
+
+    def give_up_at(self) -> float:
+        """Return until when, by the loop's clock, a call that begins now is to be tried."""
+        return asyncio.get_running_loop().time() + self._retry_seconds
+
+    async def persist(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None) -> T:
+        """Call again, with growing pauses, while the server does not answer.
+
+        Logs once when the server is lost and once when it is back.
+
+        Args:
+            call: The call.
+            give_up_at: The time after which the error is raised. None: never.
+
+        Raises:
+            LlamaDeployError: What `call` raises; `UnavailableError` only after `give_up_at`.
+        """
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                result = await call()
+            except UnavailableError as exc:
+                self._note_loss(exc)
+                if give_up_at is not None and asyncio.get_running_loop().time() + pause > give_up_at:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                self._note_return()
+                return result
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Send a settlement with the next ones that leave, without waiting for the answer. Never raises."""
+        try:
+            self._last_settlement = self._settling.submit_nowait(settlement)
+        except LlamaDeployError as exc:
+            logger.warning("a settlement is lost, its message comes back: %s", exc)
+        else:
+            self._last_settlement.add_done_callback(_log_loss)
+
+    async def wait_settled(self) -> None:
+        """Wait until all settlements so far have reached the server, or are lost. Never raises."""
+        if self._last_settlement is not None:
+            await asyncio.wait([self._last_settlement])
+
+    async def close(self) -> None:
+        """Send the settlements that wait, and close. Idempotent."""
+        await self._settling.close()
+        await self._http.close()
+
+    async def _settle_batch(self, batch: Sequence[Settlement]) -> list[None]:
+        await self.persist(
+            partial(self.request, "POST", "/deliveries/settle", json=list(batch)),
+            give_up_at=self.give_up_at(),
+        )
+        return [None] * len(batch)
+
+    def _note_loss(self, exc: UnavailableError) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            logger.warning("the message queue is lost: %s", exc, extra={"action": "queue_lost"})
+
+    def _note_return(self) -> None:
+        if self._is_lost:
+            self._is_lost = False
+            logger.info("the message queue %s is back", self._base_url, extra={"action": "queue_back"})
+
+
+def path_of(*segments: str) -> str:
+    """Return the quoted path of these segments."""
+    return "/" + "/".join(quote(segment, safe="") for segment in segments)
+
+
+def _log_loss(sent: asyncio.Future[None]) -> None:
+    if not sent.cancelled() and sent.exception() is not None:
+        logger.warning("settlements are lost, their messages come back: %s", sent.exception())

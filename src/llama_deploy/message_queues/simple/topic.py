@@ -1,0 +1,142 @@
+"""What one topic of the simple queue holds: messages, and each group's place in them. No I/O, no clock."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False)
+class StoredMessage:
+    """A message of a topic; one object, whatever the number of groups that are to get it."""
+
+    seq: int
+    """Its number in the broker: the order of publishing."""
+    id: str
+    body: bytes
+    """The message in its wire form."""
+    open_groups: int = 0
+    """How many groups have not settled it yet. 0: the message is gone."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A message's place in one group."""
+
+    message: StoredMessage
+    group: Group
+    deliveries: int = 0
+    """How often it was handed to a member of the group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handout:
+    """A message that was handed to a member, who is to settle it by its delivery id."""
+
+    delivery_id: str
+    attempt: int
+    """How often the message was handed out to the group, this time included."""
+    body: bytes
+    """The message in its wire form."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A member that waits for messages."""
+
+    future: asyncio.Future[list[Handout]]
+    max_messages: int
+    visibility: float
+    subscription: str
+
+    def finish(self, handouts: list[Handout]) -> None:
+        """End the wait."""
+        if not self.future.done():
+            self.future.set_result(handouts)
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """The members that share a topic's messages, and what they have not settled yet."""
+
+    name: str
+    topic: Topic
+    since: int
+    """The group gets messages with a greater number than this."""
+    waiters: deque[Waiter] = field(default_factory=deque)
+    """Members that wait, first come first served. While there are any, nothing is ready."""
+    delayed: int = 0
+    in_flight: int = 0
+    _fresh: deque[Entry] = field(default_factory=deque)
+    _returned: list[tuple[int, Entry]] = field(default_factory=list)
+    """What came back, a heap by number. All of it is older than `_fresh`: it was taken from there."""
+
+    @property
+    def ready(self) -> int:
+        """How many messages can be handed out now."""
+        return len(self._fresh) + len(self._returned)
+
+    def append(self, message: StoredMessage) -> None:
+        """Put a newly published message at the end."""
+        message.open_groups += 1
+        self._fresh.append(Entry(message, self))
+
+    def put_back(self, entry: Entry) -> None:
+        """Put what came back before all that was not handed out yet, in the topic's order."""
+        heapq.heappush(self._returned, (entry.message.seq, entry))
+
+    def take(self, max_messages: int) -> list[Entry]:
+        """Take the first messages, at most `max_messages`."""
+        returned = [heapq.heappop(self._returned)[1] for _ in range(min(max_messages, len(self._returned)))]
+        fresh = min(max_messages - len(returned), len(self._fresh))
+        return returned + [self._fresh.popleft() for _ in range(fresh)]
+
+    def discard(self, message: StoredMessage) -> None:
+        """Take out a message that nobody shall get any more."""
+        self._fresh = deque(entry for entry in self._fresh if entry.message is not message)
+        self._returned = [item for item in self._returned if item[1].message is not message]
+        heapq.heapify(self._returned)
+
+
+@dataclass(slots=True, eq=False)
+class Topic:
+    """A topic: its messages that are not settled by every group yet."""
+
+    name: str
+    expires_after: float | None = None
+    """Seconds without a reader after which the topic is dropped."""
+    groups: dict[str, Group] = field(default_factory=dict)
+    messages: dict[str, StoredMessage] = field(default_factory=dict)
+    """By id, oldest first."""
+    size_bytes: int = 0
+    """The size of all messages together."""
+    last_read: float = 0.0
+
+    @property
+    def has_readers(self) -> bool:
+        """Whether a member of any group waits now."""
+        return any(group.waiters for group in self.groups.values())
+
+    def add(self, message: StoredMessage, groups: Iterable[Group]) -> None:
+        """Take a message for `groups`, which are groups of this topic."""
+        self.messages[message.id] = message
+        self.size_bytes += len(message.body)
+        for group in groups:
+            group.append(message)
+
+    def settle(self, message: StoredMessage) -> bool:
+        """Note that one more group is done with `message`. Returns whether that was the last."""
+        message.open_groups -= 1
+        if message.open_groups > 0:
+            return False
+        self.remove(message)
+        return True
+
+    def remove(self, message: StoredMessage) -> None:
+        """Forget a message, whoever has not settled it."""
+        message.open_groups = 0
+        if self.messages.pop(message.id, None) is not None:
+            self.size_bytes -= len(message.body)

@@ -1,0 +1,409 @@
+"""The contract of a message queue as tests.
+
+A backend shows that it keeps the contract of `llama_deploy.message_queues.base` by inheriting them:
+
+```python
+class TestMyQueue(MessageQueueContract):
+    @pytest_asyncio.fixture
+    async def connect(self) -> AsyncIterator[Connect]:
+        async with my_broker(visibility_timeout=self.visibility_timeout) as broker:
+            yield broker.connect
+```
+
+The tests need `pytest-asyncio`. They wait for what shall happen, with a deadline, and never for time to pass.
+"""
+
+# A test's name says what it shows.
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import ClassVar
+
+import pytest
+import pytest_asyncio
+
+from llama_deploy.errors import QueueFullError, UnavailableError
+from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, Subscription
+from llama_deploy.messages import ActionTypes, QueueMessage
+
+Connect = Callable[[], Awaitable[AbstractMessageQueue]]
+"""Opens one more connection to the broker of the present test."""
+
+DEADLINE = 10.0
+"""Seconds within which everything must have happened."""
+
+
+class MessageQueueContract:
+    """Inherit it, override `connect`, and set the flags to what the backend is."""
+
+    visibility_timeout: ClassVar[float] = 0.3
+    """Seconds, to which the broker of the tests is to be set."""
+    max_deliveries: ClassVar[int] = 3
+    """To which the broker of the tests is to be set."""
+    max_messages_per_topic: ClassVar[int | None] = 50
+    """To which the broker of the tests is to be set. None: the broker has no such bound."""
+    delays_nacks: ClassVar[bool] = True
+    """Whether the broker keeps a message back for the `delay` of its nack."""
+    dead_letter_topic: ClassVar[str | None] = "{topic}.dead_letters"
+    """Where dead letters can be read. None: nowhere."""
+    returns_on_close: ClassVar[bool] = True
+    """Whether closing a subscription hands its messages back at once, not by the visibility timeout."""
+    topic: ClassVar[str] = "contract.topic"
+
+    @pytest.fixture
+    def connect(self) -> Connect:
+        """Return a function that connects to a broker which holds nothing yet. To be overridden."""
+        raise NotImplementedError("override the fixture `connect`")
+
+    @pytest_asyncio.fixture
+    async def queue(self, connect: Connect) -> AsyncIterator[AbstractMessageQueue]:
+        """A connection to a fresh broker."""
+        async with await connect() as queue:
+            yield queue
+
+    @pytest_asyncio.fixture
+    async def other(self, connect: Connect) -> AsyncIterator[AbstractMessageQueue]:
+        """A second connection to the same broker."""
+        async with await connect() as queue:
+            yield queue
+
+    async def test_a_message_arrives_as_it_was_sent(self, queue: AbstractMessageQueue) -> None:
+        sent = QueueMessage(
+            publisher_id="me", data={"a": [1, 2.5, None, "ü\n"]}, action=ActionTypes.NEW_TASK, type="t"
+        )
+        await queue.publish(sent, self.topic)
+        async with await queue.subscribe(self.topic) as subscription:
+            delivery = await _next(subscription)
+            assert delivery.message == sent
+            assert delivery.attempt == 1
+            await delivery.ack()
+
+    async def test_the_callback_is_called_after_the_publication(self, queue: AbstractMessageQueue) -> None:
+        calls: list[tuple[str, object]] = []
+
+        async def callback(message: QueueMessage, **kwargs: object) -> None:
+            calls.append((message.id_, kwargs["reason"]))
+
+        sent = QueueMessage()
+        await queue.publish(sent, self.topic, callback=callback, reason="test")
+        assert calls == [(sent.id_, "test")]
+
+    async def test_a_message_waits_for_its_first_subscriber(
+        self, queue: AbstractMessageQueue, other: AbstractMessageQueue
+    ) -> None:
+        await _publish(queue, self.topic, 3)
+        async with await other.subscribe(self.topic) as subscription:
+            assert sorted(await _numbers(subscription, 3)) == [0, 1, 2]
+
+    async def test_a_waiting_receive_wakes_when_a_message_comes(
+        self, queue: AbstractMessageQueue, other: AbstractMessageQueue
+    ) -> None:
+        async with await other.subscribe(self.topic) as subscription:
+            waiting = asyncio.create_task(_numbers(subscription, 1))
+            await _publish(queue, self.topic, 1)
+            assert await waiting == [0]
+
+    async def test_order_is_kept(self, queue: AbstractMessageQueue) -> None:
+        if not self._ordered(queue):
+            pytest.skip("the broker keeps no order")
+        await _publish(queue, self.topic, 40)
+        async with await queue.subscribe(self.topic) as subscription:
+            assert await _numbers(subscription, 40, batch=7) == list(range(40))
+
+    async def test_a_batch_is_no_larger_than_asked_for(self, queue: AbstractMessageQueue) -> None:
+        await _publish(queue, self.topic, 5)
+        async with await queue.subscribe(self.topic) as subscription:
+            async with asyncio.timeout(DEADLINE):
+                deliveries = await subscription.receive(2)
+            assert 1 <= len(deliveries) <= 2
+            # What one member has no room for is there for another.
+            async with await queue.subscribe(self.topic) as second:
+                rest = await _numbers(second, 5 - len(deliveries))
+            for delivery in deliveries:
+                await delivery.ack()
+            assert sorted([*rest, *(each.message.data["number"] for each in deliveries)]) == [0, 1, 2, 3, 4]
+
+    async def test_members_of_a_group_share_the_messages(
+        self, queue: AbstractMessageQueue, other: AbstractMessageQueue
+    ) -> None:
+        async with await queue.subscribe(self.topic) as one, await other.subscribe(self.topic) as two:
+            got: list[int] = []
+            everything = asyncio.Event()
+
+            async def work(subscription: Subscription) -> None:
+                while True:
+                    delivery = await _next(subscription)
+                    got.append(delivery.message.data["number"])
+                    await delivery.ack()
+                    if len(got) >= 30:
+                        everything.set()
+
+            workers = [asyncio.create_task(work(one)), asyncio.create_task(work(two))]
+            await _publish(queue, self.topic, 30)
+            async with asyncio.timeout(DEADLINE):
+                await everything.wait()
+            await _cancel(*workers)
+            assert sorted(got) == list(range(30))
+
+    async def test_each_group_gets_each_message(self, queue: AbstractMessageQueue) -> None:
+        if not queue.has_groups:
+            pytest.skip("the broker has no groups")
+        async with (
+            await queue.subscribe(self.topic, group="a") as a,
+            await queue.subscribe(self.topic, group="b") as b,
+        ):
+            await _publish(queue, self.topic, 3)
+            assert sorted(await _numbers(a, 3)) == [0, 1, 2]
+            assert sorted(await _numbers(b, 3)) == [0, 1, 2]
+
+    async def test_an_unsettled_message_comes_back_after_its_visibility_timeout(
+        self, queue: AbstractMessageQueue, other: AbstractMessageQueue
+    ) -> None:
+        await _publish(queue, self.topic, 1)
+        async with await queue.subscribe(self.topic) as silent, await other.subscribe(self.topic) as second:
+            await _next(silent)
+            delivery = await _next(second)
+            assert delivery.attempt == 2
+            await delivery.ack()
+
+    async def test_an_extended_message_stays(self, queue: AbstractMessageQueue) -> None:
+        await _publish(queue, self.topic, 1)
+        async with await queue.subscribe(self.topic) as subscription:
+            delivery = await _next(subscription)
+            await delivery.extend(60.0)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(subscription.receive(1), self.visibility_timeout * 2)
+            await delivery.ack()
+
+    async def test_closing_a_subscription_hands_back_what_is_unsettled(
+        self, queue: AbstractMessageQueue, other: AbstractMessageQueue
+    ) -> None:
+        await _publish(queue, self.topic, 3)
+        subscription = await queue.subscribe(self.topic)
+        first = await _next(subscription)
+        held = await _next(subscription)
+        await first.ack()
+        if self.returns_on_close:
+            await held.extend(60.0)
+        await subscription.close()
+        await subscription.close()
+        async with await other.subscribe(self.topic) as second:
+            numbers = await _numbers(second, 2)
+        assert sorted([first.message.data["number"], *numbers]) == [0, 1, 2]
+
+    async def test_closing_a_connection_deletes_nothing(
+        self, connect: Connect, other: AbstractMessageQueue
+    ) -> None:
+        queue = await connect()
+        await _publish(queue, self.topic, 3)
+        subscription = await queue.subscribe(self.topic)
+        await _next(subscription)
+        await queue.close()
+        await queue.close()
+        with pytest.raises(UnavailableError):
+            await subscription.receive(1)
+        async with await other.subscribe(self.topic) as second:
+            assert sorted(await _numbers(second, 3)) == [0, 1, 2]
+
+    async def test_a_nacked_message_comes_back(self, queue: AbstractMessageQueue) -> None:
+        await _publish(queue, self.topic, 1)
+        async with await queue.subscribe(self.topic) as subscription:
+            first = await _next(subscription)
+            await first.nack()
+            again = await _next(subscription)
+            assert (first.attempt, again.attempt) == (1, 2)
+            assert again.message == first.message
+            await again.ack()
+
+    async def test_a_returned_message_comes_before_later_ones(self, queue: AbstractMessageQueue) -> None:
+        if not self._ordered(queue):
+            pytest.skip("the broker keeps no order")
+        await _publish(queue, self.topic, 4)
+        async with await queue.subscribe(self.topic) as subscription:
+            first, second = await _next(subscription), await _next(subscription)
+            await second.nack()
+            await first.nack()
+            assert await _numbers(subscription, 4) == [0, 1, 2, 3]
+
+    async def test_a_nack_can_be_delayed(self, queue: AbstractMessageQueue) -> None:
+        if not self.delays_nacks:
+            pytest.skip("the broker delays no nacks")
+        await _publish(queue, self.topic, 2)
+        loop = asyncio.get_running_loop()
+        async with await queue.subscribe(self.topic) as subscription:
+            first = await _next(subscription)
+            since = loop.time()
+            await first.nack(delay=0.4)
+            assert await _numbers(subscription, 2) == [1, 0]
+            assert loop.time() - since >= 0.4
+
+    async def test_settling_twice_is_harmless(self, queue: AbstractMessageQueue) -> None:
+        await _publish(queue, self.topic, 2)
+        async with await queue.subscribe(self.topic) as subscription:
+            first = await _next(subscription)
+            await first.ack()
+            await first.nack()
+            await first.ack()
+            await first.extend(1.0)
+            assert await _numbers(subscription, 1) == [1]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(subscription.receive(1), self.visibility_timeout * 2)
+
+    async def test_what_is_never_acked_becomes_a_dead_letter(self, queue: AbstractMessageQueue) -> None:
+        await _publish(queue, self.topic, 1)
+        async with await queue.subscribe(self.topic) as subscription:
+            for attempt in range(1, self.max_deliveries + 1):
+                delivery = await _next(subscription)
+                assert delivery.attempt == attempt
+                await delivery.nack()
+            await queue.publish(QueueMessage(data={"number": 1}), self.topic)
+            assert await _numbers(subscription, 1) == [1]
+        if self.dead_letter_topic is not None:
+            async with await queue.subscribe(self.dead_letter_topic.format(topic=self.topic)) as dead:
+                assert await _numbers(dead, 1) == [0]
+
+    async def test_a_full_topic_pushes_back(self, queue: AbstractMessageQueue) -> None:
+        if self.max_messages_per_topic is None:
+            pytest.skip("the broker's topics have no bound")
+        await _publish(queue, self.topic, self.max_messages_per_topic)
+        with pytest.raises(QueueFullError) as caught:
+            await queue.publish(QueueMessage(), self.topic)
+        assert caught.value.retry_after > 0
+        await queue.publish(QueueMessage(), self.topic + ".other")
+        async with await queue.subscribe(self.topic) as subscription:
+            assert await _numbers(subscription, 1) == [0]
+            async with asyncio.timeout(DEADLINE):
+                while not await self._accepts(queue):  # noqa: ASYNC110 - the ack may still be on its way
+                    await asyncio.sleep(0.01)
+
+    async def test_publications_at_the_same_time_all_arrive(self, queue: AbstractMessageQueue) -> None:
+        topics = [f"{self.topic}.{number}" for number in range(3)]
+        async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as group:
+            for number in range(90):
+                message = QueueMessage(data={"number": number})
+                group.create_task(queue.publish(message, topics[number % 3]))
+        for remainder, topic in enumerate(topics):
+            async with await queue.subscribe(topic) as subscription:
+                assert sorted(await _numbers(subscription, 30)) == list(range(remainder, 90, 3))
+
+    async def test_a_cancelled_receive_loses_nothing(self, queue: AbstractMessageQueue) -> None:
+        async with await queue.subscribe(self.topic) as subscription:
+            await _cancel(asyncio.create_task(subscription.receive(5)))
+            await _publish(queue, self.topic, 3)
+            assert sorted(await _numbers(subscription, 3)) == [0, 1, 2]
+
+    async def test_a_consumer_acks_by_returning_and_nacks_by_raising(
+        self, queue: AbstractMessageQueue
+    ) -> None:
+        consumer = _Recorder(failures=1, wanted=3)
+        start_consuming = await queue.register_consumer(consumer, self.topic, concurrency=2)
+        consuming = asyncio.create_task(start_consuming())
+        await _publish(queue, self.topic, 3)
+        async with asyncio.timeout(DEADLINE):
+            await consumer.done.wait()
+            await queue.deregister_consumer(consumer)
+            await consuming
+        assert sorted(consumer.processed) == [0, 1, 2]
+        assert consumer.failed == 1
+
+    async def test_slow_work_is_not_given_to_another_member(self, queue: AbstractMessageQueue) -> None:
+        consumer = _Recorder(wanted=1, seconds=self.visibility_timeout * 3)
+        start_consuming = await queue.register_consumer(consumer, self.topic, concurrency=4)
+        consuming = asyncio.create_task(start_consuming())
+        await _publish(queue, self.topic, 1)
+        async with asyncio.timeout(DEADLINE):
+            await consumer.done.wait()
+        await _cancel(consuming)
+        assert (consumer.begun, consumer.processed) == (1, [0])
+
+    async def test_a_cancelled_consumer_hands_back_its_message(self, queue: AbstractMessageQueue) -> None:
+        consumer = _Recorder(wanted=1, seconds=3600.0)
+        start_consuming = await queue.register_consumer(consumer, self.topic)
+        consuming = asyncio.create_task(start_consuming())
+        await _publish(queue, self.topic, 1)
+        async with asyncio.timeout(DEADLINE):
+            await consumer.began.wait()
+        await _cancel(consuming)
+        async with await queue.subscribe(self.topic) as subscription:
+            assert await _numbers(subscription, 1) == [0]
+
+    async def test_its_settings_lead_to_the_same_broker(self, queue: AbstractMessageQueue) -> None:
+        config = queue.as_config()
+        assert config.public_settings()["type"]
+        async with AsyncExitStack() as stack:
+            try:
+                second = await stack.enter_async_context(await config.connect())
+            except UnavailableError:
+                pytest.skip("the broker serves this process only")
+            await _publish(queue, self.topic, 1)
+            subscription = await stack.enter_async_context(await second.subscribe(self.topic))
+            assert await _numbers(subscription, 1) == [0]
+
+    @staticmethod
+    def _ordered(queue: AbstractMessageQueue) -> bool:
+        return queue.ordered
+
+    async def _accepts(self, queue: AbstractMessageQueue) -> bool:
+        try:
+            await queue.publish(QueueMessage(), self.topic)
+        except QueueFullError:
+            return False
+        return True
+
+
+class _Recorder:
+    """A consumer that remembers what it processed."""
+
+    def __init__(self, *, wanted: int, failures: int = 0, seconds: float = 0.0) -> None:
+        self.id_ = "recorder"
+        self.processed: list[int] = []
+        self.begun = 0
+        self.failed = 0
+        self.began = asyncio.Event()
+        self.done = asyncio.Event()
+        self._wanted = wanted
+        self._failures = failures
+        self._seconds = seconds
+
+    async def process_message(self, message: QueueMessage) -> None:
+        self.begun += 1
+        self.began.set()
+        await asyncio.sleep(self._seconds)
+        if self.failed < self._failures:
+            self.failed += 1
+            raise RuntimeError("fails on purpose")
+        self.processed.append(message.data["number"])
+        if len(self.processed) == self._wanted:
+            self.done.set()
+
+
+async def _publish(queue: AbstractMessageQueue, topic: str, count: int) -> None:
+    for number in range(count):
+        await queue.publish(QueueMessage(data={"number": number}), topic)
+
+
+async def _next(subscription: Subscription) -> Delivery:
+    async with asyncio.timeout(DEADLINE):
+        (delivery,) = await subscription.receive(1)
+    return delivery
+
+
+async def _numbers(subscription: Subscription, count: int, *, batch: int = 16) -> list[int]:
+    """Receive and acknowledge `count` messages."""
+    numbers: list[int] = []
+    async with asyncio.timeout(DEADLINE):
+        while len(numbers) < count:
+            for delivery in await subscription.receive(min(batch, count - len(numbers))):
+                numbers.append(delivery.message.data["number"])
+                await delivery.ack()
+    return numbers
+
+
+async def _cancel(*tasks: asyncio.Task[object]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

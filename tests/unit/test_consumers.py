@@ -1,0 +1,196 @@
+"""Consumers and publishers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from llama_deploy.errors import ConfigError, LlamaDeployError, QueueFullError, UnavailableError
+from llama_deploy.message_consumers import (
+    BaseMessageQueueConsumer,
+    CallableMessageConsumer,
+    RemoteMessageConsumer,
+)
+from llama_deploy.message_publishers import MessageQueuePublisherMixin
+from llama_deploy.message_queues import (
+    AbstractMessageQueue,
+    LocalMessageQueue,
+    PublishCallback,
+    SimpleMessageQueueConfig,
+)
+from llama_deploy.messages import QueueMessage
+from llama_deploy.web.application import create_app
+from llama_deploy.web.server import HttpServer
+
+
+@pytest.fixture
+async def queue() -> AsyncIterator[LocalMessageQueue]:
+    async with await LocalMessageQueue.start() as queue:
+        yield queue
+
+
+def test_the_base_is_abstract() -> None:
+    with pytest.raises(TypeError):
+        BaseMessageQueueConsumer()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_a_callable_consumer_calls_its_handler(*, asynchronous: bool) -> None:
+    seen: list[QueueMessage] = []
+
+    def handle(message: QueueMessage) -> str:
+        seen.append(message)
+        return "done"
+
+    async def handle_async(message: QueueMessage) -> str:
+        return handle(message)
+
+    consumer = CallableMessageConsumer(handler=handle_async if asynchronous else handle)
+    message = QueueMessage()
+    assert await consumer.process_message(message) == "done"
+    assert seen == [message]
+    assert message.stats.process_start_time is not None
+    assert message.stats.process_end_time is not None
+    assert message.stats.process_start_time <= message.stats.process_end_time
+
+
+async def test_a_message_of_another_type_is_refused() -> None:
+    consumer = CallableMessageConsumer(handler=print, message_type="mine")
+    with pytest.raises(ValueError, match="'mine'"):
+        await consumer.process_message(QueueMessage(type="yours"))
+
+
+async def test_an_unregistered_consumer_says_so() -> None:
+    with pytest.raises(ConfigError):
+        await CallableMessageConsumer(handler=print).start_consuming()
+
+
+async def test_a_registered_consumer_consumes_until_it_is_deregistered(queue: LocalMessageQueue) -> None:
+    seen: asyncio.Queue[QueueMessage] = asyncio.Queue()
+    consumer = CallableMessageConsumer(handler=seen.put)
+    consumer.consuming_callable = await queue.register_consumer(consumer, "t")
+    consuming = asyncio.create_task(consumer.start_consuming())
+    await queue.publish(QueueMessage(data={"number": 1}), "t")
+    async with asyncio.timeout(5):
+        assert (await seen.get()).data == {"number": 1}
+        await queue.deregister_consumer(consumer)
+        await consuming
+
+
+async def test_an_error_ends_consuming_where_that_is_asked_for() -> None:
+    def fail(_message: QueueMessage) -> None:
+        raise KeyError("on purpose")
+
+    async with await LocalMessageQueue.start(SimpleMessageQueueConfig(raise_exceptions=True)) as queue:
+        consumer = CallableMessageConsumer(handler=fail)
+        start_consuming = await queue.register_consumer(consumer, "t")
+        await queue.publish(QueueMessage(), "t")
+        with pytest.raises(KeyError, match="on purpose"):
+            await asyncio.wait_for(start_consuming(), 5)
+        async with await queue.subscribe("t") as subscription, asyncio.timeout(5):
+            (delivery,) = await subscription.receive(1)
+        assert delivery.attempt == 2
+
+
+class Receiver:
+    """A server that takes messages, or refuses them with a status."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.received: list[QueueMessage] = []
+        self.connections: set[tuple[str, int]] = set()
+        self.headers: list[str | None] = []
+
+    async def process(self, request: Request) -> Response:
+        assert request.client is not None
+        self.connections.add((request.client.host, request.client.port))
+        self.headers.append(request.headers.get("x-key"))
+        self.received.append(QueueMessage.decode(await request.body()))
+        return Response(status_code=self.status)
+
+    async def refuse(self) -> None:
+        raise QueueFullError("no room", retry_after=2.5)
+
+    def app(self) -> FastAPI:
+        app = create_app(title="receiver")
+        app.post("/process_message")(self.process)
+        app.post("/refuse")(self.refuse)
+        return app
+
+
+async def test_a_remote_consumer_posts_over_one_connection() -> None:
+    receiver = Receiver()
+    async with await HttpServer.start(receiver.app(), host="127.0.0.1", port=0) as server:
+        url = f"http://127.0.0.1:{server.port}/process_message"
+        consumer = RemoteMessageConsumer(url=url, client_kwargs={"headers": {"x-key": "k"}, "timeout": 5})
+        messages = [QueueMessage(data={"number": number}) for number in range(3)]
+        for message in messages:
+            await consumer.process_message(message)
+        await consumer.close()
+        await consumer.close()
+    assert [message.data for message in receiver.received] == [message.data for message in messages]
+    assert receiver.headers == ["k"] * 3
+    assert len(receiver.connections) == 1
+
+
+@pytest.mark.parametrize("status", [304, 404, 500])
+async def test_a_remote_consumer_raises_what_is_not_accepted(status: int) -> None:
+    receiver = Receiver()
+    receiver.status = status
+    async with await HttpServer.start(receiver.app(), host="127.0.0.1", port=0) as server:
+        consumer = RemoteMessageConsumer(url=f"http://127.0.0.1:{server.port}/process_message")
+        with pytest.raises(LlamaDeployError):
+            await consumer.process_message(QueueMessage())
+        refused = RemoteMessageConsumer(url=f"http://127.0.0.1:{server.port}/refuse")
+        with pytest.raises(QueueFullError) as caught:
+            await refused.process_message(QueueMessage())
+        assert caught.value.retry_after == 2.5
+        await consumer.close()
+        await refused.close()
+    with pytest.raises(UnavailableError):
+        await consumer.process_message(QueueMessage())
+    await consumer.close()
+
+
+class Publisher(MessageQueuePublisherMixin):
+    def __init__(self, queue: AbstractMessageQueue) -> None:
+        self._queue = queue
+        self.published: list[tuple[QueueMessage, dict[str, Any]]] = []
+
+    @property
+    def publisher_id(self) -> str:
+        return "publisher-1"
+
+    @property
+    def message_queue(self) -> AbstractMessageQueue:
+        return self._queue
+
+    @property
+    def publish_callback(self) -> PublishCallback | None:
+        return self._note
+
+    def get_topic(self, msg_type: str) -> str:
+        return f"namespace.{msg_type}"
+
+    def _note(self, message: QueueMessage, **kwargs: Any) -> None:
+        self.published.append((message, kwargs))
+
+
+@pytest.mark.parametrize(("kwargs", "topic"), [({}, "namespace.work"), ({"topic": "other"}, "other")])
+async def test_a_publisher_signs_dates_and_addresses(
+    queue: LocalMessageQueue, kwargs: dict[str, str], topic: str
+) -> None:
+    publisher = Publisher(queue)
+    message = QueueMessage(type="work")
+    message.stats.publish_time = None
+    await publisher.publish(message, **kwargs, reason="test")
+    async with await queue.subscribe(topic) as subscription, asyncio.timeout(5):
+        (delivery,) = await subscription.receive(1)
+    assert delivery.message.publisher_id == "publisher-1"
+    assert delivery.message.stats.publish_time is not None
+    assert publisher.published == [(message, {"reason": "test"})]
