@@ -1,0 +1,96 @@
+"""A system of real processes, each of which can be killed and started again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from llama_deploy import Client
+from llama_deploy.errors import UnavailableError
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.testing.processes import Program, free_port
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+class System:
+    """Queue, control plane and service instances as processes on fixed ports over one data folder."""
+
+    def __init__(self, folder: Path, stack: ExitStack, *, lease_seconds: float = 5.0) -> None:
+        self.folder = folder
+        self.ledger_path = folder / "ledger.txt"
+        self.ledger_path.touch()
+        self.control_plane_port = free_port()
+        self._stack = stack
+        self.env = {
+            "CONTROL_PLANE_PORT": str(self.control_plane_port),
+            "CONTROL_PLANE_STATE_STORE_URI": f"sqlite:///{folder}/control_plane.db",
+            "CONTROL_PLANE_LEASE_SECONDS": str(lease_seconds),
+            "SIMPLE_MESSAGE_QUEUE_PORT": str(free_port()),
+            "SIMPLE_MESSAGE_QUEUE_JOURNAL_PATH": str(folder / "queue.db"),
+            "LEDGER": str(self.ledger_path),
+        }
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.control_plane_port}"
+
+    def client(self, timeout: float = 60.0) -> Client:
+        return Client(control_plane_url=self.url, timeout=timeout)
+
+    def start(self, *argv: str, **env: str) -> Program:
+        """Start a program from the folder of programs; it is killed at the end of the test."""
+        name, *arguments = argv
+        output = self.folder / f"{'-'.join(argv)}-{free_port()}.log"
+        program = Program([str(PROGRAMS / name), *arguments], output=output, env={**self.env, **env})
+        return self._stack.enter_context(program)
+
+    def service(self, name: str = "ledger", **env: str) -> Program:
+        return self.start("service.py", LLAMA_DEPLOY_WF_SERVICE_SERVICE_NAME=name, **env)
+
+    def ledger(self, word: str) -> Counter[str]:
+        """How often each run has written `word` into the ledger, by the name of the run."""
+        lines = [line.split() for line in self.ledger_path.read_text().splitlines()]
+        return Counter(name for _, written, name, _ in lines if written == word)
+
+    def runs_of(self, name: str) -> list[int]:
+        """The process ids in which a run has begun, in order."""
+        lines = [line.split() for line in self.ledger_path.read_text().splitlines()]
+        return [int(pid) for _, word, run, pid in lines if (word, run) == ("begin", name)]
+
+    async def instances(self, client: Client, count: int, name: str = "ledger") -> None:
+        """Wait until as many instances of the service are alive."""
+
+        async def there() -> bool:
+            try:
+                services = await client.core.services.list()
+            except UnavailableError:
+                return False
+            alive = [
+                instance
+                for service in services
+                if service.id == name
+                for instance in service.instances
+                if instance.alive
+            ]
+            return len(alive) == count
+
+        await eventually(there, seconds=30)
+
+    async def begun(self, count: int) -> None:
+        """Wait until as many runs have begun."""
+
+        async def there() -> bool:
+            return self.ledger("begin").total() >= count
+
+        await eventually(there, seconds=60)
+
+
+@pytest.fixture
+async def system(tmp_path: Path) -> AsyncIterator[System]:
+    with ExitStack() as stack:
+        yield System(tmp_path, stack)
