@@ -33,7 +33,7 @@ class Ledgered(Workflow):
         name = str(ev.get("name", "?"))
         note("begin", name)
         if ev.get("block"):
-            time.sleep(float(ev.get("seconds", 0)))  # noqa: ASYNC251 - it blocks on purpose
+            time.sleep(float(ev.get("seconds", 0)))
         for n in range(int(ev.get("events", 0))):
             ctx.write_event_to_stream(Progress(n=n))
         if not ev.get("block"):

@@ -1,0 +1,794 @@
+"""Workflow services with the real queue, the real control plane and the real workflow library."""
+# ruff: noqa: ARG002 - the library finds a step's event by its annotation, whether the step uses it or not
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from workflows import Context, Workflow, step
+from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
+from workflows.handler import WorkflowHandler
+
+from llama_deploy.control_plane.config import ControlPlaneConfig
+from llama_deploy.control_plane.server import ControlPlaneServer
+from llama_deploy.errors import ConfigError, InvalidRequestError, UnavailableError
+from llama_deploy.message_queues.base import AbstractMessageQueue
+from llama_deploy.message_queues.simple import (
+    LocalMessageQueue,
+    SimpleMessageQueue,
+    SimpleMessageQueueConfig,
+    SimpleMessageQueueServer,
+)
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig
+from llama_deploy.services.ledger import Ledger
+from llama_deploy.services.session_state import STATE_KEY
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.types import (
+    EventDefinition,
+    SessionOptions,
+    TaskEvent,
+    TaskStatus,
+    TaskSubmission,
+    TaskView,
+)
+from llama_deploy.web.connection import HttpConnection, HttpRequest
+
+LEASE = 0.6
+PATIENCE = 20.0
+
+
+class Progress(Event):
+    done: int
+
+
+class Greeting(StopEvent):
+    text: str
+
+
+class Greet(StartEvent):
+    name: str
+    times: int = 1
+
+
+class Greeter(Workflow):
+    @step
+    async def greet(self, ctx: Context, ev: Greet) -> Greeting:
+        for index in range(ev.times):
+            ctx.write_event_to_stream(Progress(done=index))
+        return Greeting(text=f"hello {ev.name}")
+
+
+class Echo(Workflow):
+    @step
+    async def echo(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=ev.get("value"))
+
+
+class Counter(Workflow):
+    @step
+    async def count(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        number = await ctx.store.get("count", default=0) + 1
+        await ctx.store.set("count", number)
+        return StopEvent(result=number)
+
+
+class Tally(BaseModel):
+    names: list[str] = []
+
+
+class TypedCounter(Workflow):
+    @step
+    async def count(self, ctx: Context[Tally], ev: StartEvent) -> StopEvent:
+        async with ctx.store.edit_state() as state:
+            state.names.append(ev.name)
+            return StopEvent(result=list(state.names))
+
+
+class Unwritable(Workflow):
+    """Ends with something that JSON cannot hold, in the place that it is asked for."""
+
+    @step
+    async def end(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        if ev.place == "result":
+            return StopEvent(result={"items": [1, {"handle": object()}]})
+        if ev.place == "event":
+            ctx.write_event_to_stream(Event(handle=object()))
+        if ev.place == "state":
+            await ctx.store.set("open", {"files": [object()]})
+        if ev.place == "number":
+            return StopEvent(result=[float("nan")])
+        return StopEvent(result="fine")
+
+
+class Ask(InputRequiredEvent):
+    question: str
+
+
+class Answer(HumanResponseEvent):
+    text: str
+
+
+class Interview(Workflow):
+    """Waits for its answer in the middle of a step, after the test has opened the gate."""
+
+    def __init__(self, gate: asyncio.Event | None = None) -> None:
+        super().__init__(timeout=30)
+        self.gate = gate
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        if self.gate is not None:
+            await self.gate.wait()
+        answer = await ctx.wait_for_event(Answer, waiter_event=Ask(question="name?"))
+        return StopEvent(result=f"hello {answer.text}")
+
+
+class Steps(Workflow):
+    """Waits for an answer by a step of its own."""
+
+    @step
+    async def ask(self, ev: StartEvent) -> Ask:
+        return Ask(question="name?")
+
+    @step
+    async def hear(self, ev: Answer) -> StopEvent:
+        return StopEvent(result=ev.text)
+
+
+class Gated(Workflow):
+    """Runs until the test opens its gate; counts what it has begun."""
+
+    def __init__(self, *, timeout: float | None = 30) -> None:
+        super().__init__(timeout=timeout)
+        self.gate = asyncio.Event()
+        self.begun: list[Any] = []
+        self.most = 0
+        self.now = 0
+
+    @step(num_workers=100)
+    async def wait(self, ev: StartEvent) -> StopEvent:
+        self.begun.append(ev.get("number"))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await self.gate.wait()
+        finally:
+            self.now -= 1
+        return StopEvent(result=ev.get("number"))
+
+
+class Stubborn(Workflow):
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+        self.begun = asyncio.Event()
+        self.release = asyncio.Event()
+
+    @step
+    async def hold(self, ev: StartEvent) -> StopEvent:
+        self.begun.set()
+        while not self.release.is_set():
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                continue
+        return StopEvent(result="late")
+
+
+class Raises(Workflow):
+    @step
+    async def fail(self, ev: StartEvent) -> StopEvent:
+        if ev.how == "exit":
+            raise SystemExit(3)
+        if ev.how == "cancel":
+            raise asyncio.CancelledError
+        raise ValueError("no such thing")
+
+
+class SyncExit(Workflow):
+    @step
+    def fail(self, ev: StartEvent) -> StopEvent:
+        raise KeyboardInterrupt
+
+
+class Own(Workflow):
+    """Overrides `run`, as the prebuilt agents do."""
+
+    def run(self, question: str, *, loud: bool = False, **kwargs: Any) -> WorkflowHandler:  # type: ignore[override]
+        return super().run(start_event=StartEvent(text=question.upper() if loud else question), **kwargs)
+
+    @step
+    async def answer(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        number = await ctx.store.get("number", default=0) + 1
+        await ctx.store.set("number", number)
+        return StopEvent(result=f"{ev.text} {number}")
+
+
+class Blocker(Workflow):
+    @step
+    async def block_the_loop(self, ev: StartEvent) -> StopEvent:
+        time.sleep(ev.seconds)  # noqa: ASYNC251 - what the test is about
+        return StopEvent(result="done")
+
+
+class Stack:
+    """A queue, a control plane and services in this process."""
+
+    def __init__(self, queue: AbstractMessageQueue, server: ControlPlaneServer) -> None:
+        self.queue = queue
+        self.server = server
+        self.plane = server.plane
+
+    def service(self, workflow: Workflow, name: str = "service", **settings: Any) -> WorkflowService:
+        config = WorkflowServiceConfig(
+            host="127.0.0.1", port=0, service_name=name, **{"drain_timeout": 2.0, **settings}
+        )
+        return WorkflowService(workflow, self.queue, config, gateway=self.server.gateway())
+
+    @asynccontextmanager
+    async def serving(self, service: WorkflowService) -> AsyncIterator[asyncio.Task[None]]:
+        await service.register_to_control_plane()
+        task = await service.launch_local()
+        try:
+            yield task
+        finally:
+            await stop(task)
+
+    async def submit(self, name: str = "service", session_id: str | None = None, /, **arguments: Any) -> str:
+        submission = TaskSubmission(service_name=name, arguments=arguments, session_id=session_id)
+        return (await self.plane.tasks.submit(submission)).task_id
+
+    async def end(self, task_id: str, *, wait: float = PATIENCE) -> TaskView:
+        return await self.plane.tasks.get(task_id, wait=wait)
+
+    async def run(
+        self, name: str = "service", session_id: str | None = None, /, **arguments: Any
+    ) -> TaskView:
+        return await self.end(await self.submit(name, session_id, **arguments))
+
+    async def events(self, task_id: str) -> list[TaskEvent]:
+        pages = [page async for page in await self.plane.tasks.events(task_id)]
+        return [
+            TaskEvent(index=item.index, type=item.type, data=json.loads(item.data), terminal=item.terminal)
+            for page in pages
+            for item in page
+        ]
+
+    async def session(self) -> str:
+        return await self.plane.sessions.create(SessionOptions())
+
+    async def send(self, task_id: str, event: Event) -> None:
+        wire = {
+            "__is_pydantic": True,
+            "value": event.model_dump(mode="json"),
+            "qualified_name": f"{type(event).__module__}.{type(event).__name__}",
+        }
+        await self.plane.tasks.send_event(task_id, EventDefinition(event_obj_str=json.dumps(wire)))
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
+    """Wait until `condition` holds."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            held = condition()
+            if held if isinstance(held, bool) else await held:
+                return
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    async with (
+        await LocalMessageQueue.start() as queue,
+        await SQLiteStateStore.connect("sqlite:///:memory:") as store,
+        ControlPlaneServer(
+            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
+        ) as server,
+    ):
+        yield Stack(queue, server)
+
+
+def ledger_of(service: WorkflowService) -> Ledger:
+    assert service._worker is not None
+    return service._worker.ledger
+
+
+def result_of(view: TaskView) -> Any:
+    assert view.result is not None, view
+    assert view.status is TaskStatus.SUCCEEDED, view.result.error
+    return view.result.value
+
+
+def failure_of(view: TaskView) -> tuple[str, str]:
+    assert view.result is not None, view
+    assert view.result.error is not None, view
+    return view.result.error.type, view.result.error.message
+
+
+async def test_a_task_runs_and_its_result_is_typed(stack: Stack) -> None:
+    async with stack.serving(stack.service(Greeter())):
+        view = await stack.run(name="Ada", times=3)
+        assert result_of(view) == {"text": "hello Ada"}
+        assert view.result is not None
+        assert view.result.value_type is not None
+        assert view.result.value_type.endswith(".Greeting")
+        events = await stack.events(view.task_id)
+        assert [(event.type, event.data.get("done")) for event in events] == [
+            ("Progress", 0),
+            ("Progress", 1),
+            ("Progress", 2),
+            ("Greeting", None),
+        ]
+        assert events[-1].terminal
+
+
+@pytest.mark.parametrize("value", ["text", 3, 2.5, True, None, [1, "two"], {"a": {"b": None}}])
+async def test_plain_results_come_back_as_they_are(stack: Stack, value: Any) -> None:
+    async with stack.serving(stack.service(Echo())):
+        view = await stack.run(value=value)
+        assert result_of(view) == value
+        assert view.result is not None
+        assert view.result.value_type is None
+        assert view.result.result == str(value)
+
+
+async def test_arguments_may_be_wrapped_as_a_start_event(stack: Stack) -> None:
+    async with stack.serving(stack.service(Greeter())):
+        assert result_of(await stack.run(start_event={"name": "Ada"})) == {"text": "hello Ada"}
+
+
+async def test_wrong_arguments_fail_before_anything_runs_and_name_the_fields(stack: Stack) -> None:
+    async with stack.serving(stack.service(Greeter())):
+        error_type, message = failure_of(await stack.run(times="many"))
+        assert error_type == "llama_deploy.errors.InvalidRequestError"
+        assert "name: Field required" in message
+        assert "times: " in message
+
+
+async def test_a_workflow_with_its_own_run_is_called_by_name(stack: Stack) -> None:
+    async with stack.serving(stack.service(Own())):
+        session = await stack.session()
+        assert result_of(await stack.run("service", session, question="why", loud=True)) == "WHY 1"
+        assert result_of(await stack.run("service", session, question="why")) == "why 2"
+        for arguments in ({}, {"question": "why", "ctx": {}}, {"question": "why", "run_id": "x"}):
+            error_type, _ = failure_of(await stack.run(**arguments))
+            assert error_type == "llama_deploy.errors.InvalidRequestError"
+
+
+async def test_state_goes_on_in_another_instance_and_another_service(stack: Stack) -> None:
+    session = await stack.session()
+    numbers = []
+    for name in ("one", "one", "two"):
+        async with stack.serving(stack.service(Counter(), name)):
+            numbers += [result_of(await stack.run(name, session)) for _ in range(2)]
+    assert numbers == [1, 2, 3, 4, 5, 6]
+
+
+async def test_typed_state_goes_on_beside_other_state(stack: Stack) -> None:
+    session = await stack.session()
+    async with (
+        stack.serving(stack.service(TypedCounter(), "typed")),
+        stack.serving(stack.service(Counter(), "plain")),
+    ):
+        assert result_of(await stack.run("typed", session, name="a")) == ["a"]
+        assert result_of(await stack.run("plain", session)) == 1
+        assert result_of(await stack.run("typed", session, name="b")) == ["a", "b"]
+        assert result_of(await stack.run("plain", session)) == 2
+
+
+async def test_thirty_runs_do_not_make_the_state_grow(stack: Stack) -> None:
+    session = await stack.session()
+
+    async def size() -> int:
+        return len(json.dumps((await stack.plane.sessions.state(session, reserved=True)).state))
+
+    async with stack.serving(stack.service(Counter())):
+        for _ in range(10):
+            await stack.run("service", session)
+        before = await size()
+        for _ in range(30):
+            await stack.run("service", session)
+        assert await size() == before
+
+
+async def test_a_session_without_state_is_not_written(stack: Stack) -> None:
+    session = await stack.session()
+    async with stack.serving(stack.service(Echo())):
+        await stack.run("service", session, value=1)
+    state = await stack.plane.sessions.state(session, reserved=True)
+    assert (state.state, state.version) == ({}, 0)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "text",
+        {"workflows.context.state_store.DictState": {"_data": {"count": "not json"}}},
+        {
+            "workflows.context.state_store.DictState": {
+                "_data": {
+                    "count": json.dumps(
+                        {"__is_pydantic": True, "value": {}, "qualified_name": "antigravity.Model"}
+                    )
+                }
+            }
+        },
+        {"workflows.context.state_store.DictState": 5},
+    ],
+)
+async def test_state_that_cannot_be_read_fails_the_task(stack: Stack, held: Any) -> None:
+    session = await stack.session()
+    await stack.plane.sessions.merge_state(session, {STATE_KEY: held}, reserved=True)
+    async with stack.serving(stack.service(Counter())):
+        error_type, message = failure_of(await stack.run("service", session))
+        assert error_type == "llama_deploy.errors.SerializationError"
+        assert STATE_KEY in message
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        ("result", "$.items[1].handle"),
+        ("event", "Event.handle"),
+        ("state", "$.open.files[0]"),
+        ("number", "$[0]"),
+    ],
+)
+async def test_what_json_cannot_hold_fails_the_task_and_is_named(stack: Stack, place: str, path: str) -> None:
+    async with stack.serving(stack.service(Unwritable())):
+        error_type, message = failure_of(await stack.run(place=place))
+        assert error_type == "llama_deploy.errors.SerializationError"
+        assert path in message
+
+
+async def test_a_result_that_is_too_large_fails_the_task() -> None:
+    """Over HTTP, because only the server has a limit."""
+    server = SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0))
+    async with server:
+        queue = SimpleMessageQueue(server.local_queue().as_config())
+        async with (
+            queue,
+            await SQLiteStateStore.connect("sqlite:///:memory:") as store,
+            ControlPlaneServer(
+                queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
+            ) as control_plane,
+        ):
+            stack = Stack(queue, control_plane)
+
+            class Large(Workflow):
+                @step
+                async def make(self, ev: StartEvent) -> StopEvent:
+                    return StopEvent(result="x" * 5_000_000)
+
+            async with stack.serving(stack.service(Large())):
+                error_type, _ = failure_of(await stack.run())
+                assert error_type == "llama_deploy.errors.PayloadTooLargeError"
+
+
+@pytest.mark.parametrize("workflow", [Interview(), Steps()])
+async def test_a_human_answers(stack: Stack, workflow: Workflow) -> None:
+    service = stack.service(workflow, allowed_types=[f"{Answer.__module__}.Answer"])
+    async with stack.serving(service):
+        task_id = await stack.submit()
+        first, *_ = await anext(await stack.plane.tasks.events(task_id))
+        assert (first.type, json.loads(first.data)) == ("Ask", {"question": "name?"})
+        await stack.send(task_id, Answer(text="Ada"))
+        assert "Ada" in result_of(await stack.end(task_id))
+
+
+async def test_an_answer_may_come_before_its_question(stack: Stack) -> None:
+    gate = asyncio.Event()
+    service = stack.service(Interview(gate), allowed_types=[f"{Answer.__module__}.Answer"])
+    async with stack.serving(service):
+        task_id = await stack.submit()
+        await stack.send(task_id, Answer(text="Ada"))
+        await until(lambda: any(held.inbox_seq == 1 for held in ledger_of(service).snapshot()))
+        gate.set()
+        assert result_of(await stack.end(task_id)) == "hello Ada"
+
+
+async def test_an_answer_may_come_before_the_service(stack: Stack) -> None:
+    service = stack.service(Interview(), allowed_types=[f"{Answer.__module__}.Answer"])
+    await service.register_to_control_plane()
+    task_id = await stack.submit()
+    await stack.send(task_id, Answer(text="Ada"))
+    async with stack.serving(service):
+        assert result_of(await stack.end(task_id)) == "hello Ada"
+
+
+async def test_unknown_and_malformed_events_do_no_harm(stack: Stack) -> None:
+    service = stack.service(Steps())
+    async with stack.serving(service):
+        task_id = await stack.submit()
+        for text in (
+            '{"qualified_name": "antigravity.Answer", "value": {}}',
+            '{"qualified_name": "x.Answer", "value": {"text": 5}}',
+        ):
+            await stack.plane.tasks.send_event(task_id, EventDefinition(event_obj_str=text))
+        await stack.send(task_id, Answer(text="Ada"))
+        assert result_of(await stack.end(task_id)) == "Ada"
+    assert "antigravity" not in sys.modules
+
+
+async def test_no_more_tasks_are_taken_than_there_is_room_for(stack: Stack) -> None:
+    workflow, second = Gated(), Gated()
+    service = stack.service(workflow, max_concurrent_tasks=3)
+    async with stack.serving(service):
+        tasks = [await stack.submit(number=number) for number in range(8)]
+        await until(lambda: workflow.now == 3)
+        async with stack.serving(stack.service(second, max_concurrent_tasks=3)):
+            await until(lambda: second.now == 3)
+            workflow.gate.set()
+            second.gate.set()
+            numbers = [result_of(await stack.end(task_id)) for task_id in tasks]
+    assert numbers == list(range(8))
+    assert (workflow.most, second.most) == (3, 3)
+
+
+async def test_a_running_task_is_cancelled(stack: Stack) -> None:
+    workflow = Gated()
+    async with stack.serving(stack.service(workflow)):
+        task_id = await stack.submit()
+        await until(lambda: workflow.now == 1)
+        await stack.plane.tasks.cancel(task_id)
+        view = await stack.end(task_id)
+        assert view.status is TaskStatus.CANCELLED
+        await until(lambda: workflow.now == 0)
+
+
+async def test_a_step_that_ignores_its_cancellation_does_not_hold_the_task(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_deploy.services.runs.CANCEL_GRACE", 0.2)
+    workflow = Stubborn()
+    async with stack.serving(stack.service(workflow)):
+        task_id = await stack.submit()
+        await workflow.begun.wait()
+        await stack.plane.tasks.cancel(task_id)
+        assert (await stack.end(task_id)).status is TaskStatus.CANCELLED
+        workflow.release.set()
+
+
+async def test_a_run_past_its_time_limit_is_timed_out(stack: Stack) -> None:
+    async with stack.serving(stack.service(Gated(timeout=0.05))):
+        view = await stack.run()
+        assert view.status is TaskStatus.TIMED_OUT
+        assert failure_of(view)[0] == "workflows.errors.WorkflowTimeoutError"
+
+
+@pytest.mark.parametrize(
+    ("workflow", "arguments", "error_type"),
+    [
+        (Raises(), {"how": "error"}, "builtins.ValueError"),
+        (Raises(), {"how": "exit"}, "builtins.SystemExit"),
+        (Raises(), {"how": "cancel"}, "asyncio.exceptions.CancelledError"),
+        (SyncExit(), {}, "builtins.KeyboardInterrupt"),
+    ],
+)
+async def test_whatever_a_step_raises_fails_its_task_only(
+    stack: Stack, workflow: Workflow, arguments: dict[str, Any], error_type: str
+) -> None:
+    async with stack.serving(stack.service(workflow)) as task:
+        view = await stack.run(**arguments)
+        assert view.status is TaskStatus.FAILED
+        assert failure_of(view)[0] == error_type
+        assert view.result is not None
+        assert view.result.error is not None
+        assert "raise" in (view.result.error.traceback or "")
+        assert not task.done()
+
+
+async def test_raise_exceptions_reports_and_raises(stack: Stack) -> None:
+    service = stack.service(Raises(), raise_exceptions=True)
+    async with stack.serving(service) as task:
+        view = await stack.run(how="error")
+        assert failure_of(view) == ("builtins.ValueError", "no such thing")
+        with pytest.raises(ValueError, match="no such thing"):
+            await task
+
+
+async def test_bad_messages_do_not_stop_the_service(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    service = stack.service(Echo())
+    async with stack.serving(service):
+        for action, data in (
+            (ActionTypes.COMPLETED_TASK, {}),
+            (ActionTypes.NEW_TASK, {"task_id": 5}),
+            (None, {"anything": 1}),
+        ):
+            message = QueueMessage(action=action, data=data)
+            for topic in (
+                service.topics.work("service"),
+                service.topics.instance("service", service.instance_id),
+            ):
+                await stack.queue.publish(message, topic)
+        assert result_of(await stack.run(value=1)) == 1
+    assert "dropped message" in caplog.text
+
+
+async def test_stopping_lets_tasks_end(stack: Stack) -> None:
+    workflow = Gated()
+    async with stack.serving(stack.service(workflow)) as task:
+        task_id = await stack.submit(number=1)
+        later = [await stack.submit(number=number) for number in (2, 3)]
+        await until(lambda: workflow.now == 3)
+        task.cancel()
+        await until(lambda: task.cancelling() > 0)
+        workflow.gate.set()
+        assert result_of(await stack.end(task_id)) == 1
+        assert [result_of(await stack.end(item)) for item in later] == [2, 3]
+    assert (await stack.plane.services.get("service")).instances == []
+
+
+async def test_what_does_not_end_in_time_is_handed_back_and_runs_elsewhere(stack: Stack) -> None:
+    slow, quick = Gated(), Gated()
+    quick.gate.set()
+    async with stack.serving(stack.service(slow, drain_timeout=0.05)) as task:
+        task_id = await stack.submit(number=1)
+        await until(lambda: slow.now == 1)
+        await stop(task)
+        async with stack.serving(stack.service(quick)):
+            view = await stack.end(task_id)
+            assert result_of(view) == 1
+            assert view.attempt == 2
+
+
+async def test_a_second_cancellation_hurries(stack: Stack) -> None:
+    workflow = Gated()
+    async with stack.serving(stack.service(workflow, drain_timeout=3600)) as task:
+        await stack.submit()
+        await until(lambda: workflow.now == 1)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=0.05)
+        assert not done
+        await stop(task)
+        assert task.cancelled()
+
+
+async def test_a_stale_attempt_is_stopped_and_reports_nothing(stack: Stack) -> None:
+    """The control plane takes the task away while the instance works on it."""
+    workflow, other = Gated(), Gated()
+    other.gate.set()
+    # Full, so that the second attempt goes to the other one.
+    service = stack.service(workflow, max_concurrent_tasks=1)
+    async with stack.serving(service):
+        task_id = await stack.submit(number=1)
+        await until(lambda: workflow.now == 1)
+        async with stack.serving(stack.service(other)):
+            await stack.plane.services.deregister("service", instance_id=service.instance_id)
+            assert (await stack.end(task_id)).attempt == 2
+            await until(lambda: workflow.now == 0)
+            await until(lambda: len(ledger_of(service)) == 0)
+
+            async def known() -> bool:
+                listed = (await stack.plane.services.get("service")).instances
+                return service.instance_id in {item.instance_id for item in listed}
+
+            await until(known)
+
+
+async def test_outcomes_are_held_until_they_are_confirmed(stack: Stack) -> None:
+    service = stack.service(Echo())
+    async with stack.serving(service):
+        await stack.run(value=1)
+        await until(lambda: len(ledger_of(service)) == 0)
+
+
+async def test_a_blocked_loop_is_reported_with_the_step(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="llama_deploy.services.heartbeat")
+    async with stack.serving(stack.service(Blocker())):
+        assert result_of(await stack.run(seconds=2.0)) == "done"
+        await until(lambda: "is free again" in caplog.text)
+    assert "block_the_loop" in caplog.text
+
+
+async def test_over_http_in_either_order_with_the_real_port(stack: Stack) -> None:
+    for register_first in (True, False):
+        config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name=f"http{register_first}")
+        service = WorkflowService(Echo(), stack.queue, config)
+        if register_first:
+            await service.register_to_control_plane(stack.server.config.url)
+        task = asyncio.create_task(service.launch_server())
+        await service.wait_listening()
+        http = HttpConnection(service.url)
+        message = QueueMessage(
+            action=ActionTypes.NEW_TASK,
+            data={"task_id": "t", "session_id": "s", "agent_id": "a", "input": "{}", "attempt": 1},
+        )
+        request = HttpRequest("POST", "/process_message", json=message.to_wire())
+        if not register_first:
+            with pytest.raises(UnavailableError, match="register_to_control_plane"):
+                await http.request(request)
+            await service.register_to_control_plane(stack.server.config.url)
+        view = await stack.run(config.service_name, value="over http")
+        assert result_of(view) == "over http"
+        listed = (await stack.plane.services.get(config.service_name)).instances
+        assert [item.port for item in listed] == [int(service.url.rpartition(":")[2])]
+        assert (await http.request(HttpRequest("GET", "/")))["type"] == "workflow_service"
+        assert await http.request(HttpRequest("GET", "/health")) == {"status": "ok"}
+        with pytest.raises(InvalidRequestError):
+            await http.request(HttpRequest("POST", "/process_message", json={"nonsense": 1}))
+        assert await http.request(request) is None, "a claim that is refused is done with"
+        await http.close()
+        await stop(task)
+        assert task.cancelled()
+
+
+async def test_the_gateway_over_http(stack: Stack) -> None:
+    gateway = HttpGateway(stack.server.config.url)
+    try:
+        session = await stack.session()
+        await gateway.update_session_state(session, {"a": 1})
+        state = await gateway.get_session_state(session)
+        assert state == {"a": 1}
+        assert await gateway.get_session_state("no such session") is None
+    finally:
+        await gateway.close()
+
+
+async def test_session_state_needs_a_control_plane(stack: Stack) -> None:
+    service = WorkflowService(Echo(), stack.queue, WorkflowServiceConfig(host="127.0.0.1", port=0))
+    with pytest.raises(ConfigError, match="register_to_control_plane"):
+        await service.get_session_state("any")
+    with pytest.raises(ConfigError, match="URL"):
+        await service.register_to_control_plane()
+
+
+async def test_a_step_calls_another_service(stack: Stack) -> None:
+    class Caller(Workflow):
+        @step
+        async def call(self, ev: StartEvent) -> StopEvent:
+            return StopEvent(result=result_of(await stack.run("echo", value="through")))
+
+    async with stack.serving(stack.service(Echo(), "echo")), stack.serving(stack.service(Caller())):
+        assert result_of(await stack.run()) == "through"
+
+
+async def test_many_events_arrive_in_order(stack: Stack) -> None:
+    async with stack.serving(stack.service(Greeter())):
+        view = await stack.run(name="Ada", times=1000)
+        events = await stack.events(view.task_id)
+        assert [event.data["done"] for event in events[:-1]] == list(range(1000))
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # The library looks at deprecated names of pydantic.
+async def test_a_workflow_of_llama_index_and_its_prebuilt_agents(stack: Stack) -> None:
+    core = pytest.importorskip("llama_index.core.workflow")
+    agents = pytest.importorskip("llama_index.core.agent.workflow")
+    llms = pytest.importorskip("llama_index.core.llms")
+
+    class Classic(core.Workflow):  # type: ignore[misc, name-defined]
+        @core.step  # type: ignore[untyped-decorator]
+        async def only(self, ev: core.StartEvent) -> core.StopEvent:  # type: ignore[name-defined]
+            return core.StopEvent(result=f"hello {ev.name}")
+
+    agent = agents.ReActAgent(tools=[], llm=llms.MockLLM(max_tokens=3), streaming=False)
+    async with (
+        stack.serving(stack.service(Classic(), "classic")),
+        stack.serving(stack.service(agent, "agent")),
+    ):
+        assert result_of(await stack.run("classic", name="Ada")) == "hello Ada"
+        session = await stack.session()
+        for arguments in ({"user_msg": "hi"}, {"start_event": {"user_msg": "hi"}}):
+            view = await stack.run("agent", session, **arguments)
+            assert result_of(view)["response"]["role"] == "assistant"
+            assert view.result is not None
+            assert view.result.value_type is not None
+            assert view.result.value_type.endswith(".AgentOutput")

@@ -1,0 +1,104 @@
+"""The thread that keeps the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from llama_deploy.errors import UnavailableError
+from llama_deploy.services import heartbeat as heartbeat_module
+from llama_deploy.services.heartbeat import HeartbeatThread
+from llama_deploy.types.attempts import Heartbeat, HeartbeatReply
+
+
+class ControlPlaneDouble:
+    """Stands for the control plane: counts the heartbeats, and is away when the test says so."""
+
+    def __init__(self) -> None:
+        self.beats: list[float] = []
+        self.away = False
+        self.threads: set[int] = set()
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        assert heartbeat.instance_id == "instance"
+        self.threads.add(threading.get_ident())
+        self.beats.append(time.monotonic())
+        if self.away:
+            raise UnavailableError("away")
+        return HeartbeatReply()
+
+
+def thread(
+    plane: ControlPlaneDouble, on_reply: Callable[[HeartbeatReply], None], *, blocked_limit: float = 60.0
+) -> HeartbeatThread:
+    return HeartbeatThread(
+        beat=plane.beat,
+        compose=lambda: Heartbeat(instance_id="instance", service_name="service"),
+        on_reply=on_reply,
+        lease_seconds=0.06,
+        blocked_limit=blocked_limit,
+        name="service",
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - another thread changes what is waited for
+            await asyncio.sleep(0.002)
+
+
+async def test_heartbeats_come_from_another_thread_and_replies_into_the_loop() -> None:
+    plane, replies = ControlPlaneDouble(), list[int]()
+    beating = thread(plane, lambda _: replies.append(threading.get_ident()))
+    beating.start()
+    await until(lambda: len(replies) >= 3)
+    await beating.close()
+    await beating.close()
+    assert set(replies) == {threading.get_ident()}
+    assert threading.get_ident() not in plane.threads
+    count = len(plane.beats)
+    await asyncio.to_thread(time.sleep, 0.1)  # Two intervals: nothing may beat any more.
+    assert len(plane.beats) == count
+
+
+async def test_heartbeats_go_on_while_the_loop_is_blocked_but_not_for_ever(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "_PATIENCE", 0.1)
+    caplog.set_level(logging.INFO)
+    plane = ControlPlaneDouble()
+    beating = thread(plane, lambda _: None, blocked_limit=0.4)
+    beating.start()
+    await until(lambda: len(plane.beats) >= 2)
+    begun = time.monotonic()
+    time.sleep(1.0)  # noqa: ASYNC251 - what the test is about
+    during = [beat - begun for beat in plane.beats if beat > begun]
+    assert len(during) >= 5
+    assert max(during) < 0.8, "silent beyond the limit"
+    count = len(plane.beats)
+    await until(lambda: len(plane.beats) > count and "is free again" in caplog.text)
+    await beating.close()
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert __file__ in warnings[0].getMessage()
+
+
+async def test_an_absent_control_plane_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    plane = ControlPlaneDouble()
+    plane.away = True
+    replies: list[HeartbeatReply] = []
+    beating = thread(plane, replies.append)
+    beating.start()
+    await until(lambda: len(plane.beats) >= 4)
+    assert not replies
+    plane.away = False
+    await until(lambda: bool(replies))
+    await beating.close()
+    assert caplog.text.count("does not answer the heartbeats") == 1
+    assert caplog.text.count("again") == 1

@@ -1,0 +1,70 @@
+"""What an instance holds."""
+
+from __future__ import annotations
+
+from llama_deploy.services.ledger import Ledger, Limits
+from llama_deploy.types import TaskStatus
+from llama_deploy.types.attempts import AttemptOutcome
+
+
+def outcome(task_id: str) -> AttemptOutcome:
+    return AttemptOutcome(
+        task_id=task_id,
+        attempt=1,
+        token="t",
+        first=0,
+        events=[],
+        status=TaskStatus.SUCCEEDED,
+    )
+
+
+def test_an_attempt_is_held_from_its_claim_until_it_is_dropped() -> None:
+    ledger = Ledger()
+    ledger.hold("a", 1)
+    ledger.hold("a", 2)
+    assert [(item.task_id, item.attempt) for item in ledger.snapshot()] == [("a", 1), ("a", 2)]
+    ledger.finish(outcome("a"), size=10, now=0.0, patience=1.0)
+    assert len(ledger) == 2
+    ledger.drop("a", 1)
+    ledger.drop("a", 1)
+    assert [(item.task_id, item.attempt) for item in ledger.snapshot()] == [("a", 2)]
+
+
+def test_the_inbox_only_grows_and_snapshots_stay_as_they_are() -> None:
+    ledger = Ledger()
+    ledger.hold("a", 1)
+    before = ledger.snapshot()
+    ledger.seen("a", 1, inbox_seq=3)
+    ledger.seen("a", 1, inbox_seq=2)
+    ledger.seen("unknown", 1, inbox_seq=2)
+    assert [item.inbox_seq for item in before] == [0]
+    assert [item.inbox_seq for item in ledger.snapshot()] == [3]
+
+
+def test_an_unconfirmed_outcome_is_published_again_with_growing_patience() -> None:
+    ledger = Ledger()
+    ledger.hold("a", 1)
+    assert ledger.overdue(100.0) == []
+    ledger.finish(outcome("a"), size=10, now=0.0, patience=1.0)
+    due = [second for second in range(12) if ledger.overdue(float(second))]
+    assert due == [1, 3, 7]
+
+
+def test_it_is_full_by_number_or_by_size() -> None:
+    ledger = Ledger(Limits(outcomes=2, characters=100))
+    for task_id, size in (("a", 10), ("b", 10), ("c", 200)):
+        ledger.hold(task_id, 1)
+        assert not ledger.is_full
+        if task_id == "b":
+            ledger.finish(outcome(task_id), size=size, now=0.0, patience=1.0)
+            assert ledger.is_full
+            ledger.drop("a", 1)
+        else:
+            ledger.finish(outcome(task_id), size=size, now=0.0, patience=1.0)
+    assert ledger.is_full
+    assert ledger.unconfirmed == 2
+    ledger.drop("b", 1)
+    assert ledger.is_full, "by size"
+    ledger.drop("c", 1)
+    assert not ledger.is_full
+    assert ledger.unconfirmed == 0

@@ -1,0 +1,158 @@
+"""A task's inbox and the run that it belongs to, with the real library."""
+# ruff: noqa: ARG002 - the library finds a step's event by its annotation, whether the step uses it or not
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+from workflows import Context, Workflow, step
+from workflows.events import Event, HumanResponseEvent, InternalDispatchEvent, StartEvent, StopEvent
+
+from llama_deploy.services.guard import guard_steps, on_wait
+from llama_deploy.services.mailbox import Mailbox
+from llama_deploy.services.payloads import EventRegistry
+from llama_deploy.types import EventDefinition
+from llama_deploy.types.attempts import InboxEntry
+
+
+class Reply(HumanResponseEvent):
+    text: str
+    to: str = ""
+
+
+class Other(HumanResponseEvent):
+    text: str
+
+
+class Next(Event):
+    heard: list[str]
+
+
+class TwoQuestions(Workflow):
+    """Two steps, one after the other, wait for the same class of event."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=10)
+        self.gate = asyncio.Event()
+
+    @step
+    async def first(self, ctx: Context, ev: StartEvent) -> Next:
+        await self.gate.wait()
+        return Next(heard=[(await ctx.wait_for_event(Reply)).text])
+
+    @step
+    async def second(self, ctx: Context, ev: Next) -> StopEvent:
+        return StopEvent(result=[*ev.heard, (await ctx.wait_for_event(Reply)).text])
+
+
+class Selective(Workflow):
+    """One step waits for two answers that it tells apart, the later one first."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=10)
+        self.gate = asyncio.Event()
+
+    @step
+    async def first(self, ctx: Context, ev: StartEvent) -> Next:
+        await self.gate.wait()
+        heard = [(await ctx.wait_for_event(Reply, requirements={"to": name})).text for name in ("b", "a")]
+        return Next(heard=heard)
+
+    @step
+    async def second(self, ctx: Context, ev: Next) -> StopEvent:
+        return StopEvent(result=ev.heard)
+
+
+class Listener(Workflow):
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> None:
+        await ctx.store.set("heard", [])
+
+    @step(num_workers=1)
+    async def hear(self, ctx: Context, ev: Reply) -> StopEvent | None:
+        heard = [*await ctx.store.get("heard"), ev.text]
+        await ctx.store.set("heard", heard)
+        return StopEvent(result=heard) if ev.text == "end" else None
+
+
+def entry(seq: int, text: str, *, cls: str = "Reply", **fields: Any) -> InboxEntry:
+    body = EventDefinition.model_validate(
+        {"event_obj_str": f'{{"type": "{cls}", "value": {{"text": "{text}"{_more(fields)}}}}}'}
+    )
+    return InboxEntry(task_id="task", seq=seq, event=body)
+
+
+def _more(fields: dict[str, Any]) -> str:
+    return "".join(f', "{name}": "{value}"' for name, value in fields.items())
+
+
+class Hosted:
+    """A run with its mailbox."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        guard_steps(workflow)
+        self.workflow = workflow
+        self.seen: list[int] = []
+        self.mailbox = Mailbox(
+            task_id="task",
+            workflow=workflow,
+            registry=EventRegistry(workflow, [Reply, Other]),
+            on_seen=self.seen.append,
+        )
+
+    async def run(self) -> Any:
+        on_wait.set(self.mailbox.note_wait)
+        handler = self.workflow.run()
+        await self.mailbox.open(handler.send_event)
+        async for event in handler.stream_events(expose_internal=True):
+            if isinstance(event, InternalDispatchEvent):
+                await self.mailbox.observe(event)
+        return await handler
+
+    async def put(self, *entries: InboxEntry) -> None:
+        for item in entries:
+            if self.mailbox.put(item):
+                await self.mailbox.deliver()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3))))
+async def test_entries_are_heard_once_and_in_order(order: tuple[int, ...]) -> None:
+    hosted = Hosted(Listener(timeout=10))
+    entries = {1: entry(1, "a"), 2: entry(2, "b"), 3: entry(3, "end")}
+    await hosted.put(*(entries[seq] for seq in order), *entries.values())
+    assert await hosted.run() == ["a", "b", "end"]
+    assert hosted.seen[-1] == 3
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_two_early_answers_reach_two_questions(early: bool) -> None:  # noqa: FBT001
+    workflow = TwoQuestions()
+    hosted = Hosted(workflow)
+    if early:
+        await hosted.put(entry(1, "a"), entry(2, "b"))
+    running = asyncio.create_task(hosted.run())
+    if not early:
+        await hosted.put(entry(1, "a"), entry(2, "b"))
+    workflow.gate.set()
+    assert await running == ["a", "b"]
+
+
+async def test_early_answers_find_the_question_that_they_fit() -> None:
+    workflow = Selective()
+    hosted = Hosted(workflow)
+    await hosted.put(entry(1, "to a", to="a"), entry(2, "to b", to="b"))
+    running = asyncio.create_task(hosted.run())
+    workflow.gate.set()
+    assert await running == ["to b", "to a"]
+
+
+async def test_an_answer_nobody_wants_does_not_hold_up_the_others() -> None:
+    workflow = TwoQuestions()
+    hosted = Hosted(workflow)
+    await hosted.put(entry(1, "never", cls="Other"), entry(2, "a"), entry(3, "b"))
+    running = asyncio.create_task(hosted.run())
+    workflow.gate.set()
+    assert await running == ["a", "b"]

@@ -1,0 +1,171 @@
+"""Results and events as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from workflows import Workflow, step
+from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
+
+from llama_deploy.errors import InvalidRequestError, SerializationError
+from llama_deploy.services.payloads import EventRegistry, event_payload, to_json_value, value_type_of
+from llama_deploy.types import EventDefinition
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Point(BaseModel):
+    x: int
+
+
+class Holder(BaseModel):
+    held: Any
+
+
+@dataclass
+class Pair:
+    left: int
+    right: Any
+
+
+class Go(Event):
+    number: int
+
+
+class Reply(HumanResponseEvent):
+    text: str
+
+
+class Flow(Workflow):
+    @step
+    async def begin(self, ev: StartEvent) -> Go:
+        return Go(number=ev.number)
+
+    @step
+    async def end(self, ev: Go | Reply) -> StopEvent:
+        return StopEvent(result=str(ev))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Point(x=1), {"x": 1}),
+        ([Pair(1, Point(x=2))], [{"left": 1, "right": {"x": 2}}]),
+        ((1, 2), [1, 2]),
+        ({3}, [3]),
+        (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"),
+        (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (Decimal("1.10"), "1.10"),
+        (Colour.RED, "red"),
+        (b"text", "text"),
+        (Path("/a"), "/a"),
+    ],
+)
+def test_values_have_a_plain_form(value: object, expected: object) -> None:
+    assert to_json_value(value) == expected
+
+
+def endless() -> list[Any]:
+    ring: list[Any] = []
+    ring.append(ring)
+    return ring
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (object(), "$"),
+        ({"items": [1, 2, {"handle": object()}]}, "$.items[2].handle"),
+        (Holder(held={"a": [object()]}), "$.held.a[0]"),
+        (Pair(1, [b"\xff"]), "$.right[0]"),
+        ([float("inf")], "$[0]"),
+        (StopEvent(result=[object()]), "$.result[0]"),
+        ({"f": test_values_have_a_plain_form}, "$.f"),
+    ],
+)
+def test_the_place_of_what_has_none_is_named(value: object, path: str) -> None:
+    with pytest.raises(SerializationError) as caught:
+        to_json_value(value)
+    assert caught.value.path == path
+    assert path in str(caught.value)
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    with pytest.raises(SerializationError, match=r"\$\[0\]"):
+        to_json_value(endless())
+
+
+def test_event_payload_names_the_event() -> None:
+    assert event_payload(Go(number=1)).model_dump() == {"type": "Go", "data": {"number": 1}}
+    with pytest.raises(SerializationError) as caught:
+        event_payload(Event(handle=object()))
+    assert caught.value.path == "Event.handle"
+
+
+def test_plain_values_have_no_type_name() -> None:
+    values: list[object] = [None, 1, "a", [1], {}]
+    assert [value_type_of(value) for value in values] == [None] * 5
+    assert value_type_of((1,)) == "builtins.tuple"
+    assert value_type_of(Point(x=1)) == f"{__name__}.Point"
+
+
+def definition(wire: object) -> EventDefinition:
+    return EventDefinition(event_obj_str=json.dumps(wire))
+
+
+@pytest.mark.parametrize("name", [f"{__name__}.Reply", "Reply", "__main__.Reply", "some.client.module.Reply"])
+@pytest.mark.parametrize("key", ["qualified_name", "type"])
+def test_known_events_are_decoded(name: str, key: str) -> None:
+    event = EventRegistry(Flow()).decode(definition({key: name, "value": {"text": "yes"}}))
+    assert type(event) is Reply
+    assert event.text == "yes"
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        5,
+        [],
+        {},
+        {"qualified_name": 5, "value": {}},
+        {"qualified_name": "Reply", "value": []},
+        {"qualified_name": "Reply", "value": {"text": 5}},
+        {"qualified_name": "Reply", "value": {}},
+        {"qualified_name": "os.system", "value": {}},
+        {"qualified_name": "antigravity.Event", "value": {}},
+        {"qualified_name": "Reply", "value": {"text": "a", "_data": 5}},
+    ],
+)
+def test_everything_else_is_refused_and_nothing_imported(wire: object) -> None:
+    with pytest.raises(InvalidRequestError):
+        EventRegistry(Flow()).decode(definition(wire))
+    assert "antigravity" not in sys.modules
+
+
+@given(st.text())
+def test_no_text_breaks_the_decoder(text: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        EventRegistry(Flow()).decode(EventDefinition(event_obj_str=text))
+
+
+def test_only_declared_events_are_known() -> None:
+    class Extra(Event):
+        pass
+
+    with pytest.raises(InvalidRequestError, match="allowed_types"):
+        EventRegistry(Flow()).decode(definition({"type": "Extra", "value": {}}))
+    assert type(EventRegistry(Flow(), [Extra]).decode(definition({"type": "Extra", "value": {}}))) is Extra

@@ -1,0 +1,143 @@
+"""Events and outcomes on their way to the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from workflows import Workflow, step
+from workflows.events import StartEvent, StopEvent
+
+from llama_deploy.errors import PayloadTooLargeError, UnavailableError
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services import reports
+from llama_deploy.services.attempts import Attempt, WorkflowState
+from llama_deploy.services.mailbox import Mailbox
+from llama_deploy.services.payloads import EventRegistry
+from llama_deploy.services.reports import AttemptKey, AttemptReports
+from llama_deploy.services.runs import Ending
+from llama_deploy.types import TaskStatus
+from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayload
+
+KEY = AttemptKey("task", 2, "secret")
+
+
+class Wire:
+    """Stands for the queue: takes what the test lets pass, and fails when the test says so."""
+
+    def __init__(self) -> None:
+        self.messages: list[QueueMessage] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.errors: list[Exception] = []
+        self.arrived = asyncio.Event()
+
+    async def publish(self, message: QueueMessage) -> None:
+        self.arrived.set()
+        await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        self.messages.append(message)
+
+    def events(self) -> list[tuple[int, list[Any]]]:
+        sent = [AttemptEvents.model_validate(message.data) for message in self.messages]
+        return [(item.first, [event.data["n"] for event in item.events]) for item in sent]
+
+
+def event(number: int, padding: int = 0) -> EventPayload:
+    return EventPayload(type="E", data={"n": number, "padding": "x" * padding})
+
+
+async def test_the_first_leaves_at_once_and_the_rest_gathers() -> None:
+    wire = Wire()
+    wire.gate.clear()
+    sender = AttemptReports(KEY, wire.publish)
+    await sender.add(event(0))
+    await wire.arrived.wait()
+    for number in range(1, 5):
+        await sender.add(event(number))
+    wire.gate.set()
+    first, rest = await sender.settle()
+    assert wire.events() == [(0, [0])]
+    assert (first, [item.data["n"] for item in rest]) == (1, [1, 2, 3, 4]), "they travel with the outcome"
+
+
+async def test_large_events_are_not_gathered_beyond_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "MAX_MESSAGE_CHARACTERS", 250)
+    wire = Wire()
+    sender = AttemptReports(KEY, wire.publish)
+    for number in range(7):
+        await sender.add(event(number, padding=80))
+    first, rest = await sender.settle()
+    assert wire.events() == [(0, [0, 1]), (2, [2, 3]), (4, [4, 5])]
+    assert (first, [item.data["n"] for item in rest]) == (6, [6])
+
+
+async def test_reading_waits_while_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "MAX_WAITING", 2)
+    wire = Wire()
+    wire.gate.clear()
+    sender = AttemptReports(KEY, wire.publish)
+    await sender.add(event(0))
+    await sender.add(event(1))
+    third = asyncio.create_task(sender.add(event(2)))
+    await wire.arrived.wait()
+    assert not third.done()
+    wire.gate.set()
+    await third
+    await sender.settle()
+    await sender.close()
+
+
+async def test_events_survive_an_absent_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "_FIRST_RETRY", 0.001)
+    wire = Wire()
+    wire.errors = [UnavailableError("away"), UnavailableError("away")]
+    sender = AttemptReports(KEY, wire.publish)
+    await sender.add(event(0))
+    await wire.arrived.wait()
+    assert await sender.settle() == (1, [])
+    assert wire.events() == [(0, [0])]
+
+
+class Nothing(Workflow):
+    @step
+    async def end(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=ev.get("value"))
+
+
+def attempt(wire: Wire) -> Attempt:
+    workflow = Nothing()
+    return Attempt(
+        key=KEY,
+        state=WorkflowState(),
+        input="{}",
+        mailbox=Mailbox(
+            task_id=KEY.task_id, workflow=workflow, registry=EventRegistry(workflow), on_seen=lambda _: None
+        ),
+        reports=AttemptReports(KEY, wire.publish),
+    )
+
+
+async def test_what_the_queue_refuses_for_good_fails_the_attempt() -> None:
+    wire = Wire()
+    wire.errors = [PayloadTooLargeError("too large")]
+    ending = Ending(TaskStatus.SUCCEEDED, value="large")
+    outcome = await attempt(wire).report(ending, {"a": 1}, wire.publish)
+    assert outcome.status is TaskStatus.FAILED
+    assert outcome.error is not None
+    assert outcome.error.type == "llama_deploy.errors.PayloadTooLargeError"
+    assert outcome.session_state is None
+    assert [message.action for message in wire.messages] == [ActionTypes.COMPLETED_TASK]
+
+
+async def test_an_event_that_is_refused_for_good_fails_the_attempt() -> None:
+    wire = Wire()
+    wire.errors = [PayloadTooLargeError("too large")]
+    held = attempt(wire)
+    await held.reports.add(event(0))
+    await wire.arrived.wait()
+    outcome = await held.report(Ending(TaskStatus.SUCCEEDED), None, wire.publish)
+    assert (outcome.status, outcome.first, outcome.events) == (TaskStatus.FAILED, 0, [])
+    assert AttemptOutcome.model_validate(wire.messages[0].data).token == "secret"  # noqa: S105
