@@ -62,11 +62,17 @@ class QueueMessageStats(BaseModel):
         return _now()
 
 
+def _describe_version(schema: dict[str, Any]) -> None:
+    schema["properties"]["v"] = {"const": WIRE_VERSION, "default": WIRE_VERSION, "title": "Wire version"}
+
+
 class QueueMessage(BaseModel):
     """A message on a queue."""
 
     # Infinity and NaN travel as these words, which the readers of both sides know; null would be a lie.
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        extra="forbid", ser_json_inf_nan="constants", json_schema_extra=_describe_version
+    )
 
     id_: str = Field(default_factory=generate_id)
     publisher_id: str = "default"

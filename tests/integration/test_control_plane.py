@@ -12,6 +12,7 @@ import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.errors import (
+    ConfigError,
     ConflictError,
     InvalidRequestError,
     PayloadTooLargeError,
@@ -545,3 +546,20 @@ async def test_a_message_that_is_no_report_does_not_stop_the_others(
 async def test_the_queue_is_told_without_credentials(http: HttpConnection) -> None:
     assert (await get(http, "/queue_config"))["type"] == "simple"
     assert (await get(http, "/health"))["status"] == "ok"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.org", ""])  # noqa: S104
+async def test_other_machines_are_let_in_only_by_name(
+    queue: LocalMessageQueue, config: ControlPlaneConfig, host: str
+) -> None:
+    open_to_all = config.model_copy(update={"host": host})
+    with pytest.raises(ConfigError, match="allow_remote"):
+        await ControlPlaneServer(queue, config=open_to_all).start()
+
+
+async def test_an_address_that_is_allowed_by_name_is_bound(
+    queue: LocalMessageQueue, config: ControlPlaneConfig
+) -> None:
+    allowed = config.model_copy(update={"host": "0.0.0.0", "allow_remote": True})  # noqa: S104
+    async with ControlPlaneServer(queue, config=allowed) as server:
+        assert (await server.health())["status"] == "ok"

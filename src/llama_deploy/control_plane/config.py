@@ -42,6 +42,8 @@ class ControlPlaneConfig(BaseSettings):
 
     None: `./.llama_deploy/control_plane_{port}.db`.
     """
+    allow_remote: bool = False
+    """Whether an address may be bound that other machines reach. There is no authentication yet."""
     use_tls: bool = False
     """Whether `url` begins with `https`, as it does behind a proxy that ends TLS."""
     lease_seconds: float = Field(default=5.0, gt=0)

@@ -97,7 +97,9 @@ class ControlPlaneServer(CoreEndpoints):
             )
             host, port = self._address()
             self._http = await stack.enter_async_context(
-                await HttpServer.start(self._build_app(), host=host, port=port)
+                await HttpServer.start(
+                    self._build_app(), host=host, port=port, allow_remote=self.config.allow_remote
+                )
             )
             # Closed before the HTTP server is, so that long-polls end and do not hold it up.
             stack.callback(plane.wake_waiters)

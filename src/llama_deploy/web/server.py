@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import socket
 from types import TracebackType
 from typing import Final, Self
@@ -32,17 +33,23 @@ class HttpServer:
         self.host, self.port = listener.getsockname()[:2]
 
     @classmethod
-    async def start(cls, app: ASGIApp, *, host: str, port: int) -> HttpServer:
+    async def start(cls, app: ASGIApp, *, host: str, port: int, allow_remote: bool = False) -> HttpServer:
         """Listen and run the application's start-up; returns when requests are served.
 
         Args:
             app: The application.
             host: The address to bind.
             port: The port to bind; 0 lets the system choose, `port` then tells which.
+            allow_remote: Whether other machines may reach it.
 
         Raises:
-            ConfigError: The address cannot be bound.
+            ConfigError: The address cannot be bound, or other machines could reach it without `allow_remote`.
         """
+        if not allow_remote and not _is_loopback(host):
+            raise ConfigError(
+                f"{host}:{port} can be reached from other machines, and whoever reaches it can run tasks:"
+                " there is no authentication. Bind 127.0.0.1, or set allow_remote if the network is yours"
+            )
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -83,6 +90,13 @@ class HttpServer:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _bind(host: str, port: int) -> socket.socket:

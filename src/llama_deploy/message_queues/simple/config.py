@@ -37,6 +37,8 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     raise_exceptions: bool = False
     """For a client: an error in a consumer ends `start_consuming`, which raises it, after the message went
     back to the queue. False: it is logged, and consuming goes on."""
+    allow_remote: bool = False
+    """Whether an address may be bound that other machines reach. There is no authentication yet."""
     use_ssl: bool = False
     """For a client: speak HTTPS, as to a proxy in front of the server."""
     retry_seconds: float = Field(default=10.0, ge=0)

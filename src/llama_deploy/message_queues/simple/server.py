@@ -110,7 +110,9 @@ class SimpleMessageQueueServer:
         host = await BrokerHost.start(self.config)
         try:
             app = build_app(host.broker, self.config)
-            http = await HttpServer.start(app, host=self.config.host, port=self.config.port)
+            http = await HttpServer.start(
+                app, host=self.config.host, port=self.config.port, allow_remote=self.config.allow_remote
+            )
         except BaseException:
             await host.close()
             raise
