@@ -168,8 +168,8 @@ class Gated(Workflow):
 
 
 class Stubborn(Workflow):
-    def __init__(self) -> None:
-        super().__init__(timeout=None)
+    def __init__(self, timeout: float | None = None) -> None:
+        super().__init__(timeout=timeout)
         self.begun = asyncio.Event()
         self.release = asyncio.Event()
 
@@ -437,6 +437,7 @@ async def test_state_that_cannot_be_read_fails_the_task(stack: Stack, held: Any)
         error_type, message = failure_of(await stack.run("service", session))
         assert error_type == "llama_deploy.errors.SerializationError"
         assert STATE_KEY in message
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -563,6 +564,16 @@ async def test_a_step_that_ignores_its_cancellation_does_not_hold_the_task(
         workflow.release.set()
 
 
+async def test_a_step_that_ignores_the_time_limit_does_not_hold_the_task(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_deploy.services.runs.CANCEL_GRACE", 0.2)
+    workflow = Stubborn(timeout=0.1)
+    async with stack.serving(stack.service(workflow)):
+        assert (await stack.run()).status is TaskStatus.TIMED_OUT
+        workflow.release.set()
+
+
 async def test_a_run_past_its_time_limit_is_timed_out(stack: Stack) -> None:
     async with stack.serving(stack.service(Gated(timeout=0.05))):
         view = await stack.run()
@@ -637,7 +648,9 @@ async def test_what_does_not_end_in_time_is_handed_back_and_runs_elsewhere(stack
     slow, quick = Gated(), Gated()
     quick.gate.set()
     async with stack.serving(stack.service(slow, drain_timeout=0.05)) as task:
-        task_id = await stack.submit(number=1)
+        # Handing back is no loss, so one attempt that may be lost is enough.
+        submission = TaskSubmission(service_name="service", arguments={"number": 1}, max_attempts=1)
+        task_id = (await stack.plane.tasks.submit(submission)).task_id
         await until(lambda: slow.now == 1)
         await stop(task)
         async with stack.serving(stack.service(quick)):

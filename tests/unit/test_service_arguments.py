@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
@@ -31,6 +33,11 @@ class Loose(Workflow):
 class Own(Loose):
     def run(self, topic: str, *, size: int = 1) -> WorkflowHandler:  # type: ignore[override]
         return super().run(topic=topic, size=size)
+
+
+class Open(Loose):
+    def run(self, **kwargs: Any) -> WorkflowHandler:  # type: ignore[override]
+        return super().run(**kwargs)
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", "5", "null", '"text"', "{"])
@@ -67,6 +74,13 @@ async def test_names_of_the_library_do_not_reach_it() -> None:
 def test_a_run_of_its_own_is_bound_first(arguments: dict[str, object]) -> None:
     with pytest.raises(InvalidRequestError, match=r"Own\.run"):
         RunCall.prepare(Own(), arguments)
+
+
+@pytest.mark.parametrize("name", ["ctx", "run_id", "start_event"])
+def test_what_steers_the_library_is_refused_even_if_any_name_is_taken(name: str) -> None:
+    assert RunCall.prepare(Open(), {"topic": "a"}).arguments == {"topic": "a"}
+    with pytest.raises(InvalidRequestError, match=name):
+        RunCall.prepare(Open(), {name: 1})
 
 
 async def test_a_run_of_its_own_is_called_by_name() -> None:

@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 from workflows import Workflow, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
@@ -48,6 +48,10 @@ class Go(Event):
 
 class Reply(HumanResponseEvent):
     text: str
+
+
+class Secretive(Event):
+    _kept: int = PrivateAttr(default=0)
 
 
 class Flow(Workflow):
@@ -148,11 +152,14 @@ def test_known_events_are_decoded(name: str, key: str) -> None:
         {"qualified_name": "os.system", "value": {}},
         {"qualified_name": "antigravity.Event", "value": {}},
         {"qualified_name": "Reply", "value": {"text": "a", "_data": 5}},
+        {"qualified_name": "Secretive", "value": {"_kept": 5}},
+        {"qualified_name": "StopEvent", "value": {}},
+        {"qualified_name": "StartEvent", "value": {}},
     ],
 )
 def test_everything_else_is_refused_and_nothing_imported(wire: object) -> None:
     with pytest.raises(InvalidRequestError):
-        EventRegistry(Flow()).decode(definition(wire))
+        EventRegistry(Flow(), [Secretive]).decode(definition(wire))
     assert "antigravity" not in sys.modules
 
 

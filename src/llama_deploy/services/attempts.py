@@ -1,0 +1,116 @@
+"""An attempt in the hands of this instance, and what is reported of its end."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.mailbox import Mailbox
+from llama_deploy.services.reports import AttemptKey, AttemptReports, publish_until_accepted
+from llama_deploy.services.runs import Ending, WorkflowRun
+from llama_deploy.types.attempts import AttemptOutcome, EventPayload, InboxEntry
+
+
+class WorkflowState(BaseModel):
+    """A call of a workflow within a session."""
+
+    hash: int | None = None
+    """A digest of the workflow's own state as it was restored; the same in every process. None: no state."""
+    state: dict[str, Any] = Field(default_factory=dict)
+    """The session's state, the keys of services included."""
+    run_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """The run arguments."""
+    session_id: str | None = None
+    task_id: str | None = None
+    attempt: int = 1
+    """Which try at the task this is."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt that this instance has claimed."""
+
+    key: AttemptKey
+    state: WorkflowState
+    input: str
+    """The run arguments as they came: a JSON object, if the sender kept to the rules."""
+    mailbox: Mailbox
+    reports: AttemptReports
+    run: WorkflowRun | None = None
+    cancelled: bool = False
+    """Whether its end is asked for."""
+    abandoned: bool = False
+    """Whether it belongs to somebody else, so that nothing is to be reported."""
+
+    def cancel(self) -> None:
+        """End the run. Idempotent."""
+        self.cancelled = True
+        if self.run is not None:
+            self.run.cancel()
+
+    def abandon(self) -> None:
+        """End the run and report nothing. Idempotent."""
+        self.abandoned = True
+        self.cancel()
+
+    async def put(self, entry: InboxEntry) -> None:
+        """Take an entry of the inbox."""
+        if self.mailbox.put(entry) and self.run is not None:
+            await self.run.deliver()
+
+    async def report(
+        self,
+        ending: Ending,
+        session_state: dict[str, Any] | None,
+        publish: Callable[[QueueMessage], Awaitable[None]],
+    ) -> AttemptOutcome:
+        """Publish how the attempt ended, with the events that were not sent yet.
+
+        What the queue refuses for good, such as a result that is too large, makes the attempt fail.
+
+        Raises:
+            LlamaDeployError: The queue refuses even the failure.
+        """
+        try:
+            first, events = await self.reports.settle()
+        except LlamaDeployError as exc:
+            ending, session_state, first, events = Ending.failed(exc), None, self.reports.discard(), []
+        outcome = self._outcome(ending, session_state, first, events)
+        try:
+            await publish_until_accepted(publish, _message(outcome))
+        except LlamaDeployError as exc:
+            outcome = self._outcome(Ending.failed(exc), None, first, [])
+            await publish_until_accepted(publish, _message(outcome))
+        return outcome
+
+    def _outcome(
+        self, ending: Ending, session_state: dict[str, Any] | None, first: int, events: list[EventPayload]
+    ) -> AttemptOutcome:
+        return AttemptOutcome(
+            task_id=self.key.task_id,
+            attempt=self.key.attempt,
+            token=self.key.token,
+            first=first,
+            events=events,
+            status=ending.status,
+            result=ending.result,
+            value=ending.value,
+            value_type=ending.value_type,
+            error=ending.error,
+            terminal_event=ending.terminal_event,
+            session_state=session_state,
+        )
+
+
+def _message(outcome: AttemptOutcome) -> QueueMessage:
+    return QueueMessage(action=ActionTypes.COMPLETED_TASK, data=outcome.model_dump(mode="json"))
+
+
+async def publish_again(outcome: AttemptOutcome, publish: Callable[[QueueMessage], Awaitable[None]]) -> None:
+    """Publish an outcome that may have been lost."""
+    await publish_until_accepted(publish, _message(outcome))

@@ -1,0 +1,60 @@
+"""Settings of a workflow service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkflowServiceConfig(BaseSettings):
+    """Settings of a workflow service; environment variables begin with `LLAMA_DEPLOY_WF_SERVICE_`.
+
+    `step_interval` is kept for 0.6 programs: `GET /` shows it and nothing sleeps on it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LLAMA_DEPLOY_WF_SERVICE_", extra="ignore")
+
+    host: str
+    """The address under which others reach the service."""
+    port: int = Field(ge=0, le=65535)
+    """The port under which they reach it. 0: the system chooses, and the port that it chose is registered."""
+    internal_host: str | None = None
+    """The address to bind, if it is another than `host`."""
+    internal_port: int | None = Field(default=None, ge=0, le=65535)
+    """The port to bind, if it is another than `port`."""
+    service_name: str = "default_workflow_service"
+    """The name under which clients call the workflow. Instances of one name share its tasks."""
+    description: str = "A service that wraps a llama-index workflow."
+    """Shown to those who look for a service."""
+    step_interval: float = 0.1
+    """Kept for 0.6 programs; nothing sleeps."""
+    max_concurrent_tasks: int = Field(default=8, gt=0)
+    """How many tasks this instance works on at a time; it takes no more from the queue."""
+    raise_exceptions: bool = False
+    """Whether a failed task also raises in the service's own process and ends it, for debugging.
+
+    The failure is reported to the client either way.
+    """
+    allow_remote: bool = False
+    """Whether an address may be bound that other machines reach. There is no authentication yet."""
+    use_tls: bool = False
+    """Whether `url` begins with `https`, as it does behind a proxy that ends TLS."""
+    drain_timeout: float = Field(default=30.0, ge=0)
+    """Seconds that running tasks may take to end when the service stops; the rest is handed back."""
+    allowed_types: list[str] = Field(default_factory=list)
+    """Qualified names of further classes that events and session state may hold, such as `package.Answer`.
+
+    The events and the state of the workflow's steps need not be named; an event that appears only in
+    `ctx.wait_for_event` must be. The classes are imported when the service is made.
+    """
+    blocked_limit: float = Field(default=60.0, gt=0)
+    """Seconds after which an instance whose event loop is blocked stops its heartbeats.
+
+    Its tasks then move on to other instances.
+    """
+
+    @property
+    def url(self) -> str:
+        """The URL under which others reach the service."""
+        scheme = "https" if self.use_tls else "http"
+        return f"{scheme}://{self.host}:{self.port}" if self.port else f"{scheme}://{self.host}"

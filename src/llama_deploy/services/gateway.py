@@ -1,0 +1,181 @@
+"""How a service reaches the control plane.
+
+`ControlPlaneGateway` is what a service needs; `HttpGateway` is its form over the network. The control plane
+offers the same for use within one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import quote
+
+from pydantic import TypeAdapter, ValidationError
+
+from llama_deploy.batching import Batcher
+from llama_deploy.errors import InternalServerError, SessionNotFoundError
+from llama_deploy.types import ServiceDefinition
+from llama_deploy.types.attempts import (
+    ClaimReply,
+    ClaimRequest,
+    Heartbeat,
+    HeartbeatReply,
+    ReleaseReply,
+    ReleaseRequest,
+)
+from llama_deploy.types.services import Registration
+from llama_deploy.types.validation import describe_validation_error
+from llama_deploy.web.connection import HttpConnection, HttpRequest, SyncHttpConnection
+
+T = TypeVar("T")
+
+BEAT_TIMEOUT: Final = 5.0
+"""Seconds that a heartbeat waits for its answer; a late one is as good as none."""
+
+
+class ControlPlaneGateway(Protocol):
+    """What a service asks of the control plane.
+
+    All methods raise `UnavailableError` if it does not answer. All but `beat` belong to the service's loop.
+    """
+
+    async def register(self, definition: ServiceDefinition) -> Registration:
+        """Register a service, or an instance of it if `instance_id` is set. Doing it again updates it."""
+        ...
+
+    async def deregister(self, service_name: str, instance_id: str | None = None) -> None:
+        """Remove one instance, or with `instance_id` None the service with all its instances."""
+        ...
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        """Ask to own an attempt."""
+        ...
+
+    async def release(self, request: ReleaseRequest) -> ReleaseReply:
+        """Hand an attempt back that this instance will not finish."""
+        ...
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        """Say that an instance is alive."""
+        ...
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        """Like `heartbeat`, blocking, from a thread other than that of the loop."""
+        ...
+
+    async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
+        """Return the state of a session, None if there is no such session."""
+        ...
+
+    async def update_session_state(self, session_id: str, state: dict[str, Any]) -> None:
+        """Merge `state` into the state of a session.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close all connections. Idempotent."""
+        ...
+
+
+_CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply])
+_RELEASE_REPLIES: Final = TypeAdapter(list[ReleaseReply])
+_REGISTRATION: Final = TypeAdapter(Registration)
+_HEARTBEAT_REPLY: Final = TypeAdapter(HeartbeatReply)
+_STATE: Final[TypeAdapter[dict[str, Any]]] = TypeAdapter(dict[str, Any])
+
+
+class HttpGateway:
+    """The control plane over HTTP. `close` it.
+
+    Claims and releases that are asked for at the same time travel in one request.
+
+    Args:
+        control_plane_url: Such as `http://127.0.0.1:8000`.
+        verify_tls: False accepts any certificate.
+    """
+
+    def __init__(self, control_plane_url: str, *, verify_tls: bool = True) -> None:
+        self.control_plane_url = control_plane_url.rstrip("/")
+        self._connection = HttpConnection(self.control_plane_url, verify_tls=verify_tls)
+        self._heartbeats = SyncHttpConnection(self.control_plane_url, verify_tls=verify_tls, pool_size=1)
+        self._claims: Batcher[ClaimRequest, ClaimReply] = Batcher(self._claim_all, name="claims")
+        self._releases: Batcher[ReleaseRequest, ReleaseReply] = Batcher(self._release_all, name="releases")
+
+    async def register(self, definition: ServiceDefinition) -> Registration:
+        """See `ControlPlaneGateway`."""
+        request = HttpRequest("POST", "/services/register", json=definition)
+        return self._read(_REGISTRATION, await self._connection.request(request), request)
+
+    async def deregister(self, service_name: str, instance_id: str | None = None) -> None:
+        """See `ControlPlaneGateway`."""
+        params = {"service_name": service_name}
+        if instance_id is not None:
+            params["instance_id"] = instance_id
+        await self._connection.request(HttpRequest("POST", "/services/deregister", params=params))
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        """See `ControlPlaneGateway`."""
+        return await self._claims.submit(request)
+
+    async def release(self, request: ReleaseRequest) -> ReleaseReply:
+        """See `ControlPlaneGateway`."""
+        return await self._releases.submit(request)
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        """See `ControlPlaneGateway`."""
+        request = _heartbeat_request(heartbeat)
+        return self._read(_HEARTBEAT_REPLY, await self._connection.request(request), request)
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        """See `ControlPlaneGateway`."""
+        request = _heartbeat_request(heartbeat)
+        return self._read(_HEARTBEAT_REPLY, self._heartbeats.request(request), request)
+
+    async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
+        """See `ControlPlaneGateway`."""
+        request = HttpRequest("GET", _state_path(session_id))
+        try:
+            return self._read(_STATE, await self._connection.request(request), request)
+        except SessionNotFoundError:
+            return None
+
+    async def update_session_state(self, session_id: str, state: dict[str, Any]) -> None:
+        """See `ControlPlaneGateway`."""
+        await self._connection.request(HttpRequest("POST", _state_path(session_id), json=state))
+
+    async def close(self) -> None:
+        """See `ControlPlaneGateway`."""
+        await self._claims.close()
+        await self._releases.close()
+        await self._connection.close()
+        self._heartbeats.close()
+
+    async def _claim_all(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply | BaseException]:
+        request = HttpRequest("POST", "/attempts/claim", json=list(requests))
+        replies = self._read(_CLAIM_REPLIES, await self._connection.request(request), request)
+        return [*replies]
+
+    async def _release_all(self, requests: Sequence[ReleaseRequest]) -> list[ReleaseReply | BaseException]:
+        request = HttpRequest("POST", "/attempts/release", json=list(requests))
+        replies = self._read(_RELEASE_REPLIES, await self._connection.request(request), request)
+        return [*replies]
+
+    def _read(self, adapter: TypeAdapter[T], answer: Any, request: HttpRequest) -> T:
+        try:
+            return adapter.validate_python(answer)
+        except ValidationError as exc:
+            raise InternalServerError(
+                f"{self.control_plane_url}{request.path} did not answer as a control plane does: "
+                f"{describe_validation_error(exc)}"
+            ) from exc
+
+
+def _heartbeat_request(heartbeat: Heartbeat) -> HttpRequest:
+    return HttpRequest("POST", "/instances/heartbeat", json=heartbeat, timeout=BEAT_TIMEOUT)
+
+
+def _state_path(session_id: str) -> str:
+    return f"/sessions/{quote(session_id, safe='')}/state"

@@ -1,0 +1,118 @@
+"""Keeps a workflow's steps from ending the process, and tells which step holds up the event loop.
+
+asyncio lets `SystemExit` and `KeyboardInterrupt` of a task end the whole loop, and the workflow library
+waits for ever for a step that ends with another `BaseException`, or cancels itself. A guarded step raises an
+ordinary exception instead, so that only its run fails.
+
+Steps are found by `getattr(workflow, name)` at the time of the call, so the guard stands in attributes of
+the workflow instance; its class and other instances stay as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from types import FrameType, MethodType
+from typing import Any, Final
+
+from workflows import Workflow
+from workflows.events import Event
+from workflows.runtime.types.results import WaitingForEvent
+
+on_wait: ContextVar[Callable[[type[Event], dict[str, Any]], None]] = ContextVar("on_wait")
+"""Called with class and requirements when a step of the run begins to wait for an event."""
+
+_MARK: Final = "__llama_deploy_guarded__"
+
+
+class StepExitError(Exception):
+    """A step raised something that would have ended the process or left its run without an end.
+
+    Attributes:
+        raised: What it raised.
+        step_name: The step.
+    """
+
+    def __init__(self, step_name: str, raised: BaseException) -> None:
+        detail = f": {raised}" if str(raised) else ""
+        super().__init__(f"the step {step_name!r} raised {type(raised).__name__}{detail}")
+        self.raised = raised
+        self.step_name = step_name
+
+
+def guard_steps(workflow: Workflow) -> None:
+    """Guard all steps of `workflow`. Doing it again changes nothing."""
+    # The library's own list of steps is private, but the only one that has the free functions too.
+    for name, step in workflow._get_steps().items():  # noqa: SLF001
+        current = vars(workflow).get(name, step)
+        if not hasattr(current, _MARK):
+            # The prebuilt agents are pydantic models, which refuse attributes that they do not declare.
+            vars(workflow)[name] = _guarded(workflow, name, step)
+
+
+def _guarded(workflow: Workflow, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+    function = getattr(step, "__func__", step)
+    guarded = (
+        _guard_async(name, function) if inspect.iscoroutinefunction(function) else _guard_sync(name, function)
+    )
+    setattr(guarded, _MARK, True)
+    # Only bound methods count as steps of an instance; free functions are called without one.
+    return MethodType(guarded, workflow) if inspect.ismethod(step) else guarded
+
+
+def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(function)
+    async def guarded_step(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await function(*args, **kwargs)
+        except WaitingForEvent as exc:
+            if (observe := on_wait.get(None)) is not None:
+                observe(exc.add.event_type, exc.add.requirements)
+            raise
+        except (Exception, GeneratorExit):
+            raise
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise StepExitError(step_name, exc) from exc
+        except BaseException as exc:
+            raise StepExitError(step_name, exc) from exc
+
+    return guarded_step
+
+
+def _guard_sync(step_name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def guarded_step(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            raise
+        except BaseException as exc:
+            raise StepExitError(step_name, exc) from exc
+
+    return guarded_step
+
+
+def running_code(thread_id: int) -> str:
+    """Return what a thread executes now: the guarded step, if there is one, and the line."""
+    # The documented way to another thread's stack, though its name begins with an underscore.
+    frame = sys._current_frames().get(thread_id)  # noqa: SLF001
+    if frame is None:
+        return "code that has just ended"
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    for outer in _outwards(frame):
+        if outer.f_code.co_name == "guarded_step" and outer.f_code.co_filename == __file__:
+            return f"the step {outer.f_locals['step_name']!r} at {place}"
+    return place
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
