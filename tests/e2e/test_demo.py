@@ -80,12 +80,7 @@ class TestIndex:
         assert library.tokenize("asyncio.wait_for ZipFile HTTPServer") == [
             *("asyncio", "wait", "for", "zip", "fil", "http", "server"),
         ]
-        assert library.tokenize("cancels, cancelled and cancelling") == [
-            "cancel",
-            "cancell",
-            "and",
-            "cancell",
-        ]
+        assert library.tokenize("starting, started, starts") == ["start"] * 3
 
     @pytest.mark.parametrize("query", ["xyzzy", "?!"])
     def test_a_query_without_a_known_word_finds_nothing(self, index: Any, query: str) -> None:

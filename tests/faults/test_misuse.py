@@ -183,10 +183,11 @@ async def test_an_event_that_nobody_declared(user: Client, text: str) -> None:
 async def test_an_event_for_a_task_that_is_unknown_or_has_ended(user: Client) -> None:
     with pytest.raises(TaskNotFoundError):
         await user.task("nothing").send(HumanResponseEvent(response="yes"))
-    handle = await user.submit("misused")
-    await handle.result()
+    handle = await user.submit("asking")
+    await handle.send(HumanResponseEvent(response="yes"))
+    assert await handle.result() == "yes"
     with pytest.raises(TaskFinishedError):
-        await handle.send(StartEvent())
+        await handle.send(HumanResponseEvent(response="no"))
 
 
 async def test_a_pickle_in_the_session_state(user: Client, tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ async def test_a_forged_result(stack: LocalStack, user: Client) -> None:
         token=running,
         first=0,
         events=[],
-        status="succeeded",  # type: ignore[arg-type]
+        status="succeeded",
         result="forged",
     )
     message = QueueMessage(action=ActionTypes.COMPLETED_TASK, data=forged.model_dump(mode="json"))

@@ -191,6 +191,7 @@ async def test_a_second_claim_of_another_instance_is_refused(
     dispatch = await instance.next_dispatch()
     granted = await instance.claim(dispatch)
     assert granted.granted
+    await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="two"))
     other = Instance(server, instance.queue, instance.work, "two")
     refused = await other.claim(dispatch)
     assert not refused.granted
@@ -563,3 +564,26 @@ async def test_an_address_that_is_allowed_by_name_is_bound(
     allowed = config.model_copy(update={"host": "0.0.0.0", "allow_remote": True})  # noqa: S104
     async with ControlPlaneServer(queue, config=allowed) as server:
         assert (await server.health())["status"] == "ok"
+
+
+async def test_an_instance_that_is_not_registered_claims_nothing(
+    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+) -> None:
+    await submit(http)
+    dispatch = await instance.next_dispatch()
+    refused = await Instance(server, instance.queue, instance.work, "stranger").claim(dispatch)
+    assert not refused.granted
+    assert refused.retriable
+    assert (await instance.claim(dispatch)).granted
+
+
+async def test_an_instance_that_leaves_keeps_what_it_has_reported(
+    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+) -> None:
+    await submit(http, task_id="t")
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    await server.plane.services.deregister("echo", instance_id="one")
+    await instance.finish(dispatch)
+    view = await get(http, "/tasks/t", wait=10)
+    assert (view["status"], view["attempt"]) == ("succeeded", 1)

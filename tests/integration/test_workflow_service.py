@@ -681,7 +681,7 @@ async def test_a_stale_attempt_is_stopped_and_reports_nothing(stack: Stack) -> N
         task_id = await stack.submit(number=1)
         await until(lambda: workflow.now == 1)
         async with stack.serving(stack.service(other)):
-            await stack.plane.services.deregister("service", instance_id=service.instance_id)
+            await stack.plane.services.deregister("service")
             assert (await stack.end(task_id)).attempt == 2
             await until(lambda: workflow.now == 0)
             await until(lambda: len(ledger_of(service)) == 0)

@@ -15,10 +15,7 @@ from llama_deploy.control_plane.routing import keep_result
 from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.control_plane.unit import Unit
 from llama_deploy.control_plane.writer import Command, Writer
-from llama_deploy.errors import (
-    InvalidRequestError,
-    LlamaDeployError,
-)
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, UnavailableError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import StateStore
@@ -52,7 +49,7 @@ class Attempts:
         """Decide on claims, in order; a refused one says why."""
         outcomes = await self._writer.write_all([_claim_command(request) for request in requests])
         return [
-            ClaimReply(granted=False, reason=_refusal(outcome))
+            ClaimReply(granted=False, reason=str(outcome), retriable=outcome.retriable)
             if isinstance(outcome, LlamaDeployError)
             else outcome
             for outcome in outcomes
@@ -107,17 +104,13 @@ class Attempts:
         return _outcome_command(report)
 
 
-def _refusal(error: LlamaDeployError) -> str:
-    """Return why a claim is refused for good; what may succeed later is raised."""
-    if error.retriable:
-        raise error
-    return str(error)
-
-
 def _claim_command(request: ClaimRequest) -> Command[ClaimReply]:
     def run(unit: Unit) -> ClaimReply:
         task = unit.task(request.task_id)
         session = unit.session(task.session_id)
+        if not unit.is_registered(request.instance_id):
+            # Without a lease nobody would notice that it dies.
+            raise UnavailableError(f"instance {request.instance_id} is not registered; it has to do so first")
         claimed = lifecycle.claim(
             task,
             instance_id=request.instance_id,

@@ -201,23 +201,17 @@ class Sweeper:
         if not instances:
             return
         expired_ids = [instance.instance_id for instance in instances]
-        held = await self._store.read(lambda tx: tx.instance_tasks(expired_ids))
 
         def run(unit: Unit) -> list[TaskRecord]:
-            current = {item.instance_id: item for item in unit.tx.load_instances(instance_ids=expired_ids)}
-            dead = {key for key in expired_ids if key not in current or _is_dead(current[key], unit.now)}
-            forgotten = [key for key in dead if key in current and _is_forgotten(current[key], unit.now)]
+            current = unit.tx.load_instances(instance_ids=expired_ids)
+            dead = [item for item in current if item.lease_expires_at <= unit.now]
+            held = unit.instance_tasks([item.instance_id for item in dead])
+            forgotten = [item.instance_id for item in dead if _is_forgotten(item, unit.now)]
             if forgotten:
                 unit.tx.delete_instances(forgotten)
-            moved = []
-            for task in held:
-                known = unit.find_task(task.task_id)
-                if known is not None and known.instance_id in dead and not known.status.is_terminal:
-                    moved.append(unit.apply(lifecycle.lose(known, at=unit.now)))
-            return moved
+            return [unit.apply(lifecycle.lose(task, at=unit.now)) for task in held]
 
-        tasks = tuple(task.task_id for task in held)
-        for task in await self._writer.write(Command(run, tasks=tasks, with_session=True)):
+        for task in await self._writer.write(Command(run)):
             logger.warning(
                 "task %s lost its instance; it is %s now, attempt %d",
                 task.task_id,
@@ -240,10 +234,6 @@ class Sweeper:
             "%d unclaimed tasks go to the queue again", len(tasks), extra={"action": "dispatch_again"}
         )
         await self._writer.write(Command(run, tasks=tuple(task.task_id for task in tasks)))
-
-
-def _is_dead(instance: InstanceRecord, now: datetime) -> bool:
-    return instance.lease_expires_at <= now
 
 
 def _is_forgotten(instance: InstanceRecord, now: datetime) -> bool:

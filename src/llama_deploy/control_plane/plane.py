@@ -139,7 +139,9 @@ class ControlPlane:
 
     async def run(self) -> None:
         """Wait until a part of it fails, and raise that error. Cancel it to stop waiting."""
-        await asyncio.gather(*self._background)
+        done, _ = await asyncio.wait(self._background, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
 
     def wake_waiters(self) -> None:
         """End all long-polls and streams, because the server is going to stop."""

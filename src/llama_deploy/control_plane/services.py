@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -15,7 +15,6 @@ from llama_deploy.state_stores.base import (
     ServiceRecord,
     StateStore,
     StoreTransaction,
-    TaskRecord,
 )
 from llama_deploy.types import InstanceInfo, ServiceDefinition
 from llama_deploy.types.attempts import Heartbeat, HeartbeatReply, HeldAttempt, InboxEntry, TaskCancellation
@@ -80,28 +79,27 @@ class Services:
     async def deregister(self, service_name: str, *, instance_id: str | None = None) -> None:
         """Remove an instance, or, without one, the service with all its instances.
 
-        Tasks that the instances still hold move on.
+        An instance that still owns attempts stays until their outcomes have arrived or its lease has ended.
+        The running tasks of a service that is removed go back to be queued, until it registers again; an
+        instance that lives does that by itself.
 
         Raises:
             ServiceNotFoundError: There is no such service.
         """
-        instances = await self._store.read(lambda tx: tx.load_instances(service_names=[service_name]))
-        leaving = [item.instance_id for item in instances if instance_id in (None, item.instance_id)]
-        held = await self._store.read(lambda tx: tx.instance_tasks(leaving))
 
         def run(unit: Unit) -> None:
             if not unit.tx.load_services([service_name]):
                 raise ServiceNotFoundError(f"there is no service {service_name!r}", service_name=service_name)
-            for task in held:
-                current = unit.find_task(task.task_id)
-                if current is not None and current.instance_id in leaving and not current.status.is_terminal:
-                    unit.apply(lifecycle.lose(current, at=unit.now))
-            if instance_id is None:
-                unit.tx.delete_services([service_name])
-            unit.tx.delete_instances(leaving)
+            if instance_id is not None:
+                if not unit.instance_tasks([instance_id]):
+                    unit.tx.delete_instances([instance_id])
+                return
+            instances = unit.tx.load_instances(service_names=[service_name])
+            for task in unit.instance_tasks([instance.instance_id for instance in instances]):
+                unit.apply(lifecycle.lose(task, at=unit.now))
+            unit.tx.delete_services([service_name])
 
-        tasks = tuple(task.task_id for task in held)
-        await self._writer.write(Command(run, tasks=tasks, with_session=True))
+        await self._writer.write(Command(run))
 
     async def get(self, service_name: str) -> ServiceDefinition:
         """Return a service with its instances.
@@ -138,8 +136,6 @@ class Services:
         A task that the instance has claimed but does not hold, because the answer to its claim was lost or
         it has forgotten it, moves on after a lease.
         """
-        claimed = await self._store.read(lambda tx: tx.instance_tasks([beat.instance_id]))
-        task_ids = {task.task_id for task in claimed} | {held.task_id for held in beat.held}
 
         def run(unit: Unit) -> HeartbeatReply:
             instances = unit.tx.load_instances(instance_ids=[beat.instance_id])
@@ -147,7 +143,7 @@ class Services:
                 return HeartbeatReply(known=False, stale=_stale(unit, beat))
             renewed = replace(instances[0], last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
             unit.tx.put_instances([renewed])
-            self._release_forgotten(unit, beat, claimed)
+            self._release_forgotten(unit, beat)
             return HeartbeatReply(
                 stale=_stale(unit, beat),
                 cancelled=[
@@ -158,17 +154,14 @@ class Services:
                 inbox=_missed_inbox(unit, beat),
             )
 
-        return await self._writer.write(Command(run, tasks=tuple(task_ids), with_session=True))
+        return await self._writer.write(Command(run, tasks=tuple({held.task_id for held in beat.held})))
 
-    def _release_forgotten(self, unit: Unit, beat: Heartbeat, claimed: Sequence[TaskRecord]) -> None:
+    def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         held = {(item.task_id, item.attempt) for item in beat.held}
-        for task in claimed:
-            current = unit.find_task(task.task_id)
-            if current is None or current.instance_id != beat.instance_id or current.status.is_terminal:
-                continue
-            long_ago = current.claimed_at is not None and unit.now - current.claimed_at > self._lease
-            if long_ago and (current.task_id, current.attempt) not in held:
-                unit.apply(lifecycle.lose(current, at=unit.now))
+        for task in unit.instance_tasks([beat.instance_id]):
+            long_ago = task.claimed_at is not None and unit.now - task.claimed_at > self._lease
+            if long_ago and (task.task_id, task.attempt) not in held:
+                unit.apply(lifecycle.lose(task, at=unit.now))
 
 
 def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:

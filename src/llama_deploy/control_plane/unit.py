@@ -72,6 +72,7 @@ class Unit:
         self._changed_tasks: set[str] = set()
         self._new_sessions: set[str] = set()
         self._changed_sessions: set[str] = set()
+        self._instances: dict[str, bool] = {}
         self._events: list[EventRecord] = []
         self._inbox: list[InboxRecord] = []
 
@@ -139,6 +140,22 @@ class Unit:
         if session_id not in self._open:
             self._load_sessions([session_id])
         return list(self._open[session_id].values())
+
+    def is_registered(self, instance_id: str) -> bool:
+        """Whether there is such an instance."""
+        if instance_id not in self._instances:
+            self._instances[instance_id] = bool(self.tx.load_instances(instance_ids=[instance_id]))
+        return self._instances[instance_id]
+
+    def instance_tasks(self, instance_ids: Collection[str]) -> list[TaskRecord]:
+        """Return the running tasks that the instances have claimed."""
+        for task in self.tx.instance_tasks(instance_ids):
+            self._tasks.setdefault(task.task_id, task)
+        return [
+            task
+            for task in self._tasks.values()
+            if task.status is TaskStatus.RUNNING and task.instance_id in instance_ids
+        ]
 
     def inbox(self, task_ids: Collection[str]) -> list[InboxEntry]:
         """Return the inbox entries of tasks, ordered by task and sequence number."""

@@ -1,1 +1,9 @@
-"""TODO docstring."""
+"""Run the parts of a system: each in a process of its own, or all in one."""
+
+from __future__ import annotations
+
+from llama_deploy.deploy.core import deploy_core
+from llama_deploy.deploy.stack import HostedWorkflow, LocalStack
+from llama_deploy.deploy.workflow import deploy_workflow, run_workflow
+
+__all__ = ["HostedWorkflow", "LocalStack", "deploy_core", "deploy_workflow", "run_workflow"]

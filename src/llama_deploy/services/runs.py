@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
+import os
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import llama_index_instrumentation
+import workflows
 from workflows import Context
 from workflows.errors import WorkflowCancelledByUser, WorkflowTimeoutError
 from workflows.events import (
@@ -22,6 +26,7 @@ from workflows.events import (
 )
 from workflows.handler import WorkflowHandler
 
+from llama_deploy import services
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.arguments import RunCall
 from llama_deploy.services.guard import StepExitError, on_wait
@@ -40,6 +45,11 @@ logger = logging.getLogger(__name__)
 CANCEL_GRACE: Final = 5.0
 """Seconds that steps may take to end after their run was cancelled or has ended; then they are left alone."""
 _TRACEBACK_LINES: Final = 20
+_MACHINERY: Final = tuple(
+    os.path.dirname(inspect.getfile(module)) + os.sep  # noqa: PTH120 - the form that frames have
+    for module in (workflows, llama_index_instrumentation, services)
+)
+"""Folders whose frames are in the traceback of every step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +115,15 @@ class Ending:
 
 
 def describe_failure(exc: BaseException) -> TaskFailure:
-    """Return what clients learn of an exception: its class, its text and the end of its traceback."""
+    """Return what clients learn of an exception: its class, its text and the end of its traceback.
+
+    The frames of the workflow library and of this package are left out, as they are the same for all.
+    """
     shown = exc.raised if isinstance(exc, StepExitError) else exc
-    lines = "".join(traceback.format_exception(exc)).splitlines()
+    trace = traceback.TracebackException.from_exception(exc)
+    own = [frame for frame in trace.stack if not frame.filename.startswith(_MACHINERY)]
+    trace.stack = traceback.StackSummary.from_list(own or trace.stack)
+    lines = "".join(trace.format()).splitlines()
     return TaskFailure(
         type=qualified_name(type(shown)),
         message=str(exc),

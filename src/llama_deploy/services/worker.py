@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from llama_deploy.errors import InvalidRequestError, LlamaDeployError, OverloadedError
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, OverloadedError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, nack_delay
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.attempts import Attempt, WorkflowState, publish_again
@@ -274,6 +274,8 @@ class Worker:
                 task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._settings.instance_id
             )
         )
+        if not reply.granted and reply.retriable:
+            raise UnavailableError(reply.reason)
         if not reply.granted:
             logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
             return None
@@ -392,25 +394,33 @@ class Worker:
             raise asyncio.CancelledError
 
     async def _finish(self, work: asyncio.Task[None], events: asyncio.Task[None]) -> None:
-        """Hand back what is still running, and stop everything."""
-        self._stopped = True
+        """Hand back what is still running, wait until the rest is confirmed, and stop everything."""
         events.cancel()
         try:
             async with asyncio.timeout(_HAND_BACK_SECONDS):
                 await self._hand_back()
                 await asyncio.wait({work, events})
+                await self._until_confirmed()
         except TimeoutError:
             logger.warning(
-                "service %s could not hand everything back in time; its leases will",
+                "service %s left attempts that the control plane has not confirmed; their leases will end",
                 self._settings.service_name,
                 extra={"action": "hand_back_timeout"},
             )
+        self._stopped = True
         await self._heartbeat.close()
         leaving = {*self._busy, *self._background}
         for task in leaving:
             task.cancel()
         if leaving:
             await asyncio.wait(leaving, timeout=_HAND_BACK_SECONDS)
+
+    async def _until_confirmed(self) -> None:
+        """Wait until the control plane has every outcome: nobody would publish it again."""
+        while self.ledger.unconfirmed:
+            self._room.clear()
+            self._heartbeat.hurry()
+            await self._room.wait()
 
     async def _wait_for_tasks(self) -> None:
         if not self._busy:

@@ -88,6 +88,8 @@ class ClaimReply(BaseModel):
     granted: bool
     reason: str = ""
     """Why the claim was refused."""
+    retriable: bool = False
+    """Whether a refused claim may be granted later; otherwise the attempt is nobody's to claim any more."""
     token: str = ""
     session_state: dict[str, Any] = Field(default_factory=dict)
     inbox: list[InboxEntry] = Field(default_factory=list)

@@ -1,0 +1,7 @@
+"""`python -m llama_deploy.cli` is `llamactl`."""
+
+from __future__ import annotations
+
+from llama_deploy.cli import main
+
+main()

@@ -1,0 +1,133 @@
+"""What `llamactl serve` and `llamactl worker` say once they work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich.console import Console
+from rich.text import Text
+
+from llama_deploy.cli.options import DEFAULT_SERVER
+from llama_deploy.cli.schemas import example, summarize
+from llama_deploy.deploy import LocalStack
+from llama_deploy.services import WorkflowService
+from llama_deploy.types import ServiceDefinition
+
+_PARAMETERS_OF_RUN: Final = frozenset({"session", "timeout", "arguments", "as_type"})
+"""Keywords that `Client.run` takes for itself."""
+
+
+def announce_stack(stack: LocalStack, *, data_dir: str, as_json: bool) -> None:
+    """Print what a stack serves and how to call it.
+
+    Args:
+        stack: It works already.
+        data_dir: Where it keeps its data.
+        as_json: Print one JSON object on one line instead.
+    """
+    definitions = [service.service_definition for service in stack.services]
+    if as_json:
+        _print_json(
+            {
+                "control_plane_url": stack.control_plane_url,
+                "message_queue_url": stack.message_queue_url,
+                "data_dir": data_dir,
+                "pid": os.getpid(),
+                "services": [_facts(definition) for definition in definitions],
+            }
+        )
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text.assemble("control plane  ", (stack.control_plane_url, "bold")))
+    console.print(f"message queue  {stack.message_queue_url}")
+    console.print(f"data           {data_dir}\n")
+    for definition in definitions:
+        _print_service(console, definition)
+    console.print("Try it from another terminal:\n")
+    _print_commands(console, stack.control_plane_url, definitions[0])
+    console.print("Ctrl-C stops.", style="dim")
+
+
+def announce_instances(services: Sequence[WorkflowService], *, control_plane_url: str, as_json: bool) -> None:
+    """Print which instances have joined a control plane; `as_json` as `announce_stack`."""
+    if as_json:
+        facts = [
+            {**_facts(service.service_definition), "instance_id": service.instance_id, "url": service.url}
+            for service in services
+        ]
+        _print_json({"control_plane_url": control_plane_url, "pid": os.getpid(), "services": facts})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"Joined {control_plane_url} (process {os.getpid()}):")
+    for service in services:
+        console.print(
+            Text.assemble("  ", (service.service_name, "bold"), f"  {service.url}  {service.instance_id}")
+        )
+    console.print("Ctrl-C stops.", style="dim")
+
+
+def _facts(definition: ServiceDefinition) -> dict[str, Any]:
+    return definition.model_dump(
+        mode="json", include={"service_name", "description", "input_schema", "output_schema"}
+    )
+
+
+def _print_json(facts: Mapping[str, Any]) -> None:
+    # Flushed at once: whoever reads it waits for this line.
+    print(json.dumps(facts), flush=True)  # noqa: T201
+
+
+def _print_service(console: Console, definition: ServiceDefinition) -> None:
+    about = f"  {definition.description}" if definition.description else ""
+    console.print(Text.assemble((definition.service_name, "bold green"), about))
+    console.print(Text(f"  arguments  {summarize(definition.input_schema)}"))
+    console.print(Text(f"  result     {summarize(definition.output_schema)}"))
+    console.print()
+
+
+def _print_commands(console: Console, url: str, definition: ServiceDefinition) -> None:
+    name, arguments = definition.service_name, example(definition.input_schema)
+    for build in (run_command, curl_command, python_command):
+        # Not indented and on one line, however long, so that it can be pasted.
+        console.print(Text(build(url, name, arguments)))
+        console.print()
+
+
+def run_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
+    """Return the command that runs a task, to be pasted into a shell."""
+    server = [] if url == DEFAULT_SERVER else ["-s", url]
+    pairs = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()
+    ]
+    return shlex.join(["llamactl", *server, "run", name, *pairs])
+
+
+def curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
+    """Return the request that runs a task, for a shell."""
+    body = json.dumps({"service_name": name, "arguments": arguments})
+    return (
+        f"curl -s {shlex.quote(url + '/tasks?wait=30')} -H 'Content-Type: application/json' "
+        f"-d {shlex.quote(body)}"
+    )
+
+
+def python_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
+    """Return a program that runs a task, as a command for a shell."""
+    plain = all(key.isidentifier() and key not in _PARAMETERS_OF_RUN for key in arguments)
+    given = (
+        "".join(f", {key}={_literal(value)}" for key, value in arguments.items())
+        if plain
+        else f", arguments={arguments!r}"
+    )
+    client = f"Client(control_plane_url={_literal(url)}).sync"
+    program = f"from llama_deploy import Client; print({client}.run({_literal(name)}{given}))"
+    return shlex.join(["python", "-c", program])
+
+
+def _literal(value: object) -> str:
+    """Return a Python literal; strings in double quotes, which go well with the shell's single ones."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)

@@ -1,0 +1,215 @@
+"""The commands. What they do is imported when they run, so that short ones start fast."""
+
+# ruff: noqa: FBT002, PLC0415 - typer reads options from parameters; imports: see above
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+
+import typer
+
+from llama_deploy.cli.logs import configure_logging
+from llama_deploy.cli.options import (
+    DEFAULT_SERVER,
+    AsJson,
+    Concurrency,
+    GlobalServer,
+    Insecure,
+    Port,
+    QueuePort,
+    Server,
+    Settings,
+    Targets,
+    Timeout,
+    Verbose,
+)
+from llama_deploy.cli.problems import ExitCode, complain, reported
+from llama_deploy.errors import TaskTimeoutError
+
+if TYPE_CHECKING:
+    from llama_deploy.client import Client
+
+T = TypeVar("T")
+
+_PATIENCE: Final = 120.0
+"""Seconds without a sign of the control plane after which a command gives up."""
+
+app = typer.Typer(
+    name="llamactl",
+    help="Serve workflows and run tasks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+sessions = typer.Typer(help="Sessions: conversations that own state.", no_args_is_help=True)
+app.add_typer(sessions, name="sessions")
+
+
+@app.callback()
+def main_options(
+    context: typer.Context,
+    server: GlobalServer = DEFAULT_SERVER,
+    insecure: Insecure = False,
+    timeout: Timeout = None,
+    verbose: Verbose = False,
+) -> None:
+    """Take the options that all commands have."""
+    context.obj = Settings(server=server, insecure=insecure, timeout=timeout, verbose=verbose)
+
+
+@app.command()
+def serve(  # noqa: PLR0913, PLR0917 - typer
+    context: typer.Context,
+    targets: Targets,
+    data_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder that keeps sessions and tasks.")
+    ] = Path(".llama_deploy"),
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Port = 8000,
+    queue_port: QueuePort = 8001,
+    max_concurrent_tasks: Concurrency = 8,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Listen on an address that other machines reach.")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run message queue, control plane and services in this process until Ctrl-C."""
+    settings = _settings(context, verbose=verbose)
+    configure_logging(verbose=settings.verbose)
+    with reported(verbose=settings.verbose):
+        from llama_deploy.cli import serving
+
+        serving.serve(
+            targets,
+            serving.Place(
+                data_dir=data_dir, host=host, port=port, queue_port=queue_port, allow_remote=allow_remote
+            ),
+            max_concurrent_tasks=max_concurrent_tasks,
+            as_json=as_json,
+        )
+
+
+@app.command()
+def worker(
+    context: typer.Context,
+    targets: Targets,
+    server: Server = None,
+    max_concurrent_tasks: Concurrency = 8,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run more instances of services in this process, for a control plane that runs elsewhere."""
+    settings = _settings(context, server=server, verbose=verbose)
+    configure_logging(verbose=settings.verbose)
+    with reported(verbose=settings.verbose, server=settings.server):
+        from llama_deploy.cli import serving
+
+        serving.work(
+            targets,
+            control_plane_url=settings.server,
+            max_concurrent_tasks=max_concurrent_tasks,
+            as_json=as_json,
+        )
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    service: Annotated[str, typer.Argument(help="The service's name.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help='Run arguments. A value that is JSON is taken as that (3, true, null, [1, 2], {}, "3"), '
+            "unless the service asks for a string there; anything else is a string.",
+        ),
+    ] = None,
+    session: Annotated[
+        str | None, typer.Option(metavar="ID", help="A session; without one, the task gets its own.")
+    ] = None,
+    as_json: AsJson = False,
+    server: Server = None,
+    timeout: Timeout = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run a task: show its events as they come, print its result. Ctrl-C cancels it.
+
+    The exit code is 0 if it succeeds, 1 if it fails, 2 if the command is wrong, 3 if there is no such
+    service, session or control plane, 124 after --timeout, 130 after Ctrl-C.
+    """
+    from llama_deploy.cli.tasks import RunOptions, run_task
+
+    settings = _settings(context, server=server, timeout=timeout, verbose=verbose)
+    options = RunOptions(service_name=service, arguments=arguments or [], session_id=session, as_json=as_json)
+    sys.exit(_with_client(settings, lambda client: run_task(client, options)))
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    server: Server = None,
+    timeout: Timeout = None,
+    verbose: Verbose = False,
+) -> None:
+    """Show the services, their living instances, and how many sessions there are."""
+    from llama_deploy.cli.overview import print_status
+
+    _with_client(_settings(context, server=server, timeout=timeout, verbose=verbose), print_status)
+
+
+@sessions.command()
+def create(
+    context: typer.Context,
+    server: Server = None,
+    timeout: Timeout = None,
+    verbose: Verbose = False,
+) -> None:
+    """Create a session and print its id, for `llamactl run --session ID`."""
+
+    async def create_session(client: Client) -> None:
+        typer.echo((await client.core.sessions.create()).id)
+
+    _with_client(_settings(context, server=server, timeout=timeout, verbose=verbose), create_session)
+
+
+def _settings(
+    context: typer.Context,
+    *,
+    server: str | None = None,
+    timeout: float | None = None,
+    verbose: bool = False,
+) -> Settings:
+    """Return the settings from before and behind the command."""
+    settings: Settings = context.obj
+    return settings.override(server=server, timeout=timeout, verbose=verbose)
+
+
+def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Run `work` with a client, at most for `settings.timeout`; errors are printed and end the process."""
+    from llama_deploy.client import Client
+
+    async def with_client() -> T:
+        client = Client(
+            control_plane_url=settings.server,
+            disable_ssl=settings.insecure,
+            timeout=settings.timeout or _PATIENCE,
+        )
+        async with client:
+            try:
+                async with asyncio.timeout(settings.timeout):
+                    return await work(client)
+            except TimeoutError as exc:
+                raise TaskTimeoutError(f"not done within {settings.timeout} s") from exc
+
+    configure_logging(verbose=settings.verbose, level=logging.WARNING)
+    with reported(verbose=settings.verbose, server=settings.server):
+        try:
+            return asyncio.run(with_client())
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            complain("interrupted")
+            sys.exit(ExitCode.INTERRUPTED)

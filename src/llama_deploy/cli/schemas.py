@@ -1,0 +1,87 @@
+"""JSON schemas in a few words, and examples of what they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+ANYTHING: Final = "any"
+
+_EXAMPLES: Final[dict[str, Any]] = {
+    "string": "hello",
+    "integer": 1,
+    "number": 1.5,
+    "boolean": True,
+    "array": [],
+    "object": {},
+    "null": None,
+}
+
+
+def summarize(schema: Mapping[str, Any] | None) -> str:
+    """Return an object's fields on one line, such as `question: string, limit: integer = 5`.
+
+    Args:
+        schema: A JSON schema. None, or one that names no fields: anything is taken.
+    """
+    properties = (schema or {}).get("properties")
+    if not schema or not properties:
+        return ANYTHING
+    required = schema.get("required", [])
+    return ", ".join(
+        _field(name, field, schema, required=name in required) for name, field in properties.items()
+    )
+
+
+def example(schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return values for the fields that must be given; for the first one if none must."""
+    properties = (schema or {}).get("properties")
+    if not schema or not properties:
+        return {}
+    names = schema.get("required") or list(properties)[:1]
+    return {name: _example_value(properties.get(name, {}), schema) for name in names}
+
+
+def _field(name: str, field: Mapping[str, Any], root: Mapping[str, Any], *, required: bool) -> str:
+    words = f"{name}: {_type(field, root)}"
+    if "default" in field:
+        return f"{words} = {field['default']!r}"
+    return words if required else f"{words} (optional)"
+
+
+def _resolve(field: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = str(field.get("$ref", "")).removeprefix("#/$defs/")
+    found = root.get("$defs", {}).get(name) if name else None
+    return found if isinstance(found, Mapping) else field
+
+
+def _type(field: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    if "enum" in field:
+        return " | ".join(repr(value) for value in field["enum"])
+    if "const" in field:
+        return repr(field["const"])
+    resolved = _resolve(field, root)
+    if resolved is not field:
+        return _type(resolved, root) if "enum" in resolved else str(resolved.get("title", ANYTHING))
+    alternatives = field.get("anyOf") or field.get("oneOf")
+    if alternatives:
+        return " | ".join(_type(alternative, root) for alternative in alternatives)
+    kind = field.get("type", ANYTHING)
+    if kind == "array":
+        return f"list of {_type(field.get('items', {}), root)}"
+    return " | ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def _example_value(field: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    field = _resolve(field, root)
+    if "const" in field:
+        return field["const"]
+    if field.get("enum"):
+        return field["enum"][0]
+    alternatives = field.get("anyOf") or field.get("oneOf")
+    if alternatives:
+        return _example_value(alternatives[0], root)
+    if field.get("type") == "object" and "properties" in field:
+        return {name: _example_value(field["properties"][name], root) for name in field.get("required", [])}
+    kind = field.get("type", "string")
+    return _EXAMPLES.get(kind if isinstance(kind, str) else kind[0])

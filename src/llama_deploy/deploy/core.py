@@ -1,0 +1,72 @@
+"""The core of a system as one process: message queue and control plane."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.deploy.termination import drained_on_sigterm
+from llama_deploy.errors import ConfigError
+from llama_deploy.message_queues import (
+    AbstractMessageQueue,
+    MessageQueueConfig,
+    SimpleMessageQueueConfig,
+    SimpleMessageQueueServer,
+)
+from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
+
+
+async def deploy_core(
+    control_plane_config: ControlPlaneConfig | None = None,
+    message_queue_config: MessageQueueConfig | None = None,
+    orchestrator_config: SimpleOrchestratorConfig | None = None,
+    disable_message_queue: bool = False,  # noqa: FBT001, FBT002 - 0.6 API
+    disable_control_plane: bool = False,  # noqa: FBT001, FBT002 - 0.6 API
+) -> None:
+    """Run the message queue and the control plane until cancelled; then close them in order.
+
+    SIGTERM ends it as a cancellation does, and after it the process.
+
+    Args:
+        control_plane_config: Settings of the control plane. None: from the environment and the defaults.
+        message_queue_config: Settings of the queue. Of a simple queue, the server runs here; a broker of
+            another kind runs by itself. None: a simple queue, from the environment and the defaults.
+        orchestrator_config: Settings of the orchestrator. None: from the environment and the defaults.
+        disable_message_queue: The simple queue's server runs elsewhere.
+        disable_control_plane: The control plane runs elsewhere.
+
+    Raises:
+        ConfigError: A setting cannot work, an address cannot be bound, or there is nothing to run.
+        StoreLockedError: Another control plane works on the store.
+        UnavailableError: The queue or the store does not answer.
+        Exception: What a part raised that failed.
+    """
+    queue_config = message_queue_config or SimpleMessageQueueConfig()
+    serves_queue = isinstance(queue_config, SimpleMessageQueueConfig) and not disable_message_queue
+    if disable_control_plane and not serves_queue:
+        raise ConfigError(
+            "deploy_core has nothing to run: the control plane is disabled, and the queue is disabled "
+            "too or is a broker that runs by itself"
+        )
+    with drained_on_sigterm():
+        async with AsyncExitStack() as stack:
+            queue = await _open_queue(stack, queue_config, served=serves_queue)
+            if disable_control_plane:
+                await asyncio.Event().wait()
+            control_plane = ControlPlaneServer(
+                queue,
+                orchestrator=SimpleOrchestrator(orchestrator_config),
+                config=control_plane_config,
+            )
+            await control_plane.launch_server()
+
+
+async def _open_queue(
+    stack: AsyncExitStack, config: MessageQueueConfig, *, served: bool
+) -> AbstractMessageQueue:
+    """Return the queue for the control plane; `stack` closes it, and the server if there is one."""
+    if served and isinstance(config, SimpleMessageQueueConfig):
+        server = await stack.enter_async_context(SimpleMessageQueueServer(config))
+        return await stack.enter_async_context(server.local_queue())
+    return await stack.enter_async_context(await config.connect())
