@@ -1,0 +1,83 @@
+"""The workflows that are measured: as little work as possible, so that what remains is ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from workflows import Context, Workflow, step
+from workflows.events import Event, StartEvent, StopEvent
+
+ANSWER: Final = "ok"
+
+
+class Echo(Workflow):
+    """The trivial task: one step that answers."""
+
+    @step
+    async def answer(self, ev: StartEvent) -> StopEvent:  # noqa: ARG002 - a step takes its event
+        """Answer."""
+        return StopEvent(result=ANSWER)
+
+
+class CountTo(StartEvent):
+    """How many events to stream."""
+
+    events: int
+    linger: float = 0.0
+    """Seconds to go on after the last event."""
+
+
+class Number(Event):
+    """One streamed event."""
+
+    number: int
+
+
+class Count(Workflow):
+    """Streams events as fast as it can."""
+
+    @step
+    async def count(self, ctx: Context, ev: CountTo) -> StopEvent:
+        """Stream the numbers from 0."""
+        for number in range(ev.events):
+            ctx.write_event_to_stream(Number(number=number))
+        if ev.linger:
+            await asyncio.sleep(ev.linger)
+        return StopEvent(result=ANSWER)
+
+
+class Sleep(StartEvent):
+    """How long to sleep."""
+
+    seconds: float
+    announce: bool = False
+    """Whether to stream `Started` first."""
+
+
+class Started(Event):
+    """Tells where a task has started."""
+
+    process_id: int
+
+
+class Nap(Workflow):
+    """Takes some time without any work, and answers with the process in which it ran."""
+
+    @step
+    async def sleep(self, ctx: Context, ev: Sleep) -> StopEvent:
+        """Sleep."""
+        if ev.announce:
+            ctx.write_event_to_stream(Started(process_id=os.getpid()))
+        await asyncio.sleep(ev.seconds)
+        return StopEvent(result=os.getpid())
+
+
+WORKFLOWS: Final[Mapping[str, type[Workflow]]] = MappingProxyType({"echo": Echo, "count": Count, "nap": Nap})
+"""The workflows by the names of their services."""
+
+echo = Echo(timeout=None)
+"""An instance, for `llamactl serve benchmarks.workloads:echo`."""
