@@ -428,3 +428,14 @@ async def test_the_registry_names_the_schemes_it_knows(uri: str) -> None:
     with pytest.raises(ConfigError, match="sqlite://") as refused:
         await open_state_store(uri)
     assert "secret" not in str(refused.value)
+
+
+async def test_every_commit_is_synced_unless_it_need_not_be(store: SQLiteStateStore) -> None:
+    def level(tx: StoreTransaction) -> object:
+        assert isinstance(tx, sql.SQLTransaction)
+        return tx._connection.exec_driver_sql("PRAGMA synchronous").scalar()
+
+    full, normal = 2, 1
+    assert await store.transact(level) == full
+    assert await store.transact(level, synced=False) == normal
+    assert await store.transact(level) == full

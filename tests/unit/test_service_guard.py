@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 from workflows import Context, Workflow, step
 from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.services.guard import StepExitError, guard_steps, running_code
+from llama_deploy.services.guard import StepExitError, cache_steps, guard_steps, running_code
 
 
 class Exits(Workflow):
@@ -104,3 +105,29 @@ def test_code_that_is_no_step_is_named_by_its_place() -> None:
     end.set()
     thread.join()
     assert running_code(thread.ident or 0) == "code that has just ended"
+
+
+async def test_the_steps_are_searched_once_and_a_later_one_is_found() -> None:
+    class Grows(Workflow):
+        searches = 0
+
+        @step
+        async def first(self, ev: StartEvent) -> StopEvent:
+            return StopEvent(result="first")
+
+        def _get_steps(self) -> dict[str, Any]:
+            type(self).searches += 1
+            return super()._get_steps()
+
+    workflow = Grows()
+    cache_steps(workflow)
+    cache_steps(workflow)
+    Grows.searches = 0
+    assert [await workflow.run() for _ in range(5)] == ["first"] * 5
+    assert Grows.searches == 1
+
+    @step(workflow=Grows)
+    async def second(ev: StartEvent) -> StopEvent:
+        return StopEvent(result="second")
+
+    assert set(workflow._get_steps()) == {"first", "second"}

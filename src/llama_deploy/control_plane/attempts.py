@@ -126,7 +126,8 @@ def _claim_command(request: ClaimRequest) -> Command[ClaimReply]:
             inbox=unit.inbox([current.task_id]),
         )
 
-    return Command(run, tasks=(request.task_id,), with_session=True)
+    # A claim that a power cut takes back is made again; the token of the lost one is refused.
+    return Command(run, tasks=(request.task_id,), with_session=True, synced=False)
 
 
 def _release_command(request: ReleaseRequest) -> Command[None]:
@@ -134,7 +135,7 @@ def _release_command(request: ReleaseRequest) -> Command[None]:
         task = unit.task(request.task_id)
         unit.apply(lifecycle.hand_back(task, attempt=request.attempt, token=request.token, at=unit.now))
 
-    return Command(run, tasks=(request.task_id,), with_session=True)
+    return Command(run, tasks=(request.task_id,), may_end=True)
 
 
 def _report(message: QueueMessage) -> AttemptEvents:
@@ -171,7 +172,7 @@ def _outcome_command(outcome: AttemptOutcome) -> Command[None]:
             unit.merge_state(task.session_id, outcome.session_state)
         unit.apply(ended)
 
-    return Command(run, tasks=(outcome.task_id,), with_session=True)
+    return Command(run, tasks=(outcome.task_id,), may_end=True)
 
 
 def _answer(message: QueueMessage, error: LlamaDeployError) -> LlamaDeployError | None:

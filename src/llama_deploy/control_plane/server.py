@@ -16,8 +16,8 @@ from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.gateway import DirectGateway
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.routes.core import CoreEndpoints, core_routes
-from llama_deploy.control_plane.routes.instances import instance_routes
-from llama_deploy.control_plane.routes.tasks import task_routes
+from llama_deploy.control_plane.routes.instances import add_instance_shortcuts, instance_routes
+from llama_deploy.control_plane.routes.tasks import add_task_shortcuts, task_routes
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_consumers import BaseMessageQueueConsumer, CallableMessageConsumer
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, StartConsumingCallable
@@ -185,4 +185,6 @@ class ControlPlaneServer(CoreEndpoints):
         app.include_router(task_routes(self.plane))
         app.include_router(instance_routes(self.plane))
         app.add_api_route("/health", self.health, methods=["GET"])
+        add_task_shortcuts(app, self.plane)
+        add_instance_shortcuts(app, self.plane)
         return app

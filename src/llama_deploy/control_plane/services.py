@@ -154,7 +154,8 @@ class Services:
                 inbox=_missed_inbox(unit, beat),
             )
 
-        return await self._writer.write(Command(run, tasks=tuple({held.task_id for held in beat.held})))
+        tasks = tuple({held.task_id for held in beat.held})
+        return await self._writer.write(Command(run, tasks=tasks, synced=False))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         held = {(item.task_id, item.attempt) for item in beat.held}

@@ -189,7 +189,7 @@ class Tasks:
         def run(unit: Unit) -> TaskRecord:
             return unit.apply(lifecycle.cancel(unit.task(task_id), at=unit.now))
 
-        return task_view(await self._writer.write(Command(run, tasks=(task_id,), with_session=True)))
+        return task_view(await self._writer.write(Command(run, tasks=(task_id,), may_end=True)))
 
     async def _find(self, task_id: str, session_id: str | None) -> TaskRecord:
         task = (await self._store.read(lambda tx: tx.load_tasks([task_id]))).get(task_id)

@@ -77,24 +77,33 @@ class Unit:
         self._inbox: list[InboxRecord] = []
 
     def load(
-        self, *, task_ids: Collection[str], session_ids: Collection[str], with_session_of: Collection[str]
+        self,
+        *,
+        task_ids: Collection[str],
+        session_ids: Collection[str],
+        with_session_of: Collection[str],
+        ending_task_ids: Collection[str],
     ) -> None:
         """Read what the commands are going to need, in as few statements as possible.
 
         Args:
             task_ids: Tasks to read.
             session_ids: Sessions to read together with their open tasks.
-            with_session_of: Tasks whose sessions are to be read like those.
+            with_session_of: Tasks whose sessions are to be read.
+            ending_task_ids: Tasks whose sessions are to be read with their open tasks.
         """
         if task_ids:
             self._tasks.update(self.tx.load_tasks(task_ids))
-        turns = {self._tasks[task_id].session_id for task_id in with_session_of if task_id in self._tasks}
-        self._load_sessions(turns.union(session_ids))
+        with_open_tasks = self._sessions_of(ending_task_ids).union(session_ids)
+        if wanted := with_open_tasks | self._sessions_of(with_session_of):
+            self._sessions.update(self.tx.load_sessions(wanted))
+        if with_open_tasks:
+            self._load_open_tasks(with_open_tasks)
 
-    def _load_sessions(self, session_ids: Collection[str]) -> None:
-        if not session_ids:
-            return
-        self._sessions.update(self.tx.load_sessions(session_ids))
+    def _sessions_of(self, task_ids: Collection[str]) -> set[str]:
+        return {self._tasks[task_id].session_id for task_id in task_ids if task_id in self._tasks}
+
+    def _load_open_tasks(self, session_ids: Collection[str]) -> None:
         for session_id in session_ids:
             self._open[session_id] = {}
         for task in self.tx.session_tasks(list(session_ids), open_only=True):
@@ -138,7 +147,7 @@ class Unit:
     def open_tasks(self, session_id: str) -> list[TaskRecord]:
         """Return the tasks of a session that have not ended, oldest first."""
         if session_id not in self._open:
-            self._load_sessions([session_id])
+            self._load_open_tasks([session_id])
         return list(self._open[session_id].values())
 
     def is_registered(self, instance_id: str) -> bool:

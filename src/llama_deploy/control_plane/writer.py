@@ -6,7 +6,7 @@ transaction, in order: a lone request pays for a commit of its own at once, a hu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, TypeVar, cast
@@ -32,7 +32,11 @@ class Command(Generic[R]):
     sessions: tuple[str, ...] = ()
     """Sessions that are needed with their open tasks."""
     with_session: bool = False
-    """Whether the sessions of the tasks are needed too, as they are when a task may end."""
+    """Whether the sessions of the tasks are needed too."""
+    may_end: bool = False
+    """Whether the tasks may end: their sessions are needed with their open tasks, one of which is next."""
+    synced: bool = True
+    """Whether the change has to outlive a power cut; one that can be made good again need not."""
 
 
 class Writer:
@@ -106,11 +110,10 @@ class Writer:
         def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
             unit = Unit(tx, now=now, topics=self._topics, redispatch_pause=self._redispatch_pause)
             unit.load(
-                task_ids={task_id for command in commands for task_id in command.tasks},
+                task_ids=_tasks(commands),
                 session_ids={session_id for command in commands for session_id in command.sessions},
-                with_session_of={
-                    task_id for command in commands if command.with_session for task_id in command.tasks
-                },
+                with_session_of=_tasks(command for command in commands if command.with_session),
+                ending_task_ids=_tasks(command for command in commands if command.may_end),
             )
             outcomes = [_run(command, unit) for command in commands]
             if sent:
@@ -118,12 +121,18 @@ class Writer:
             return outcomes, unit.flush()
 
         try:
-            outcomes, committed = await self._store.transact(work)
+            outcomes, committed = await self._store.transact(
+                work, synced=any(command.synced for command in commands)
+            )
         except BaseException:
             self._sent.extend(sent)
             raise
         self._after_commit(committed)
         return outcomes
+
+
+def _tasks(commands: Iterable[Command[Any]]) -> set[str]:
+    return {task_id for command in commands for task_id in command.tasks}
 
 
 def _run(command: Command[Any], unit: Unit) -> Any:

@@ -54,6 +54,27 @@ def guard_steps(workflow: Workflow) -> None:
             vars(workflow)[name] = _guarded(workflow, name, step)
 
 
+def cache_steps(workflow: Workflow) -> None:
+    """Let the library find the steps of `workflow` without searching it again, as it does for each run.
+
+    Searching all its members takes longer than running a short step. A step that is added to the class later
+    is found all the same.
+    """
+    cls = type(workflow)
+    if "_get_steps" in vars(workflow):
+        return
+    find = workflow._get_steps  # noqa: SLF001 - there is no public list of the steps
+    version, steps = -1, {}
+
+    def get_steps() -> dict[str, Any]:
+        nonlocal version, steps
+        if version != cls._step_functions_version:
+            version, steps = cls._step_functions_version, find()
+        return dict(steps)
+
+    vars(workflow)["_get_steps"] = get_steps
+
+
 def _guarded(workflow: Workflow, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
     function = getattr(step, "__func__", step)
     guarded = (

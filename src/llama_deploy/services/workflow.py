@@ -37,7 +37,7 @@ from llama_deploy.services.base import BaseService
 from llama_deploy.services.closing import to_the_end
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.guard import guard_steps
+from llama_deploy.services.guard import cache_steps, guard_steps
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import EventRegistry
 from llama_deploy.services.routes import create_service_app
@@ -91,6 +91,7 @@ class WorkflowService(BaseService):
         self._message_queue = message_queue
         self._publish_callback = publish_callback
         guard_steps(workflow)
+        cache_steps(workflow)
         extra = [_load_class(name) for name in config.allowed_types]
         self._events = EventRegistry(workflow, extra)
         self._codec = StateCodec(workflow, extra)

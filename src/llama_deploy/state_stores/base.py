@@ -270,8 +270,13 @@ class StateStore(ABC):
         """
 
     @abstractmethod
-    async def transact(self, work: Callable[[StoreTransaction], T]) -> T:
+    async def transact(self, work: Callable[[StoreTransaction], T], *, synced: bool = True) -> T:
         """Run `work` in one write transaction and return its value once that is durable.
+
+        Args:
+            work: The function.
+            synced: Whether it has to outlive a power cut. What does not outlives the death of this process
+                all the same, and a later synced transaction makes it safe too.
 
         What `work` raises is raised here, after everything was rolled back.
 

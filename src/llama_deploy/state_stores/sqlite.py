@@ -86,9 +86,9 @@ class SQLiteStateStore(StateStore):
                 opening.result().close()
             raise
 
-    async def transact(self, work: Callable[[StoreTransaction], T]) -> T:  # noqa: D102
+    async def transact(self, work: Callable[[StoreTransaction], T], *, synced: bool = True) -> T:  # noqa: D102
         self._check_open()
-        return await self._writer.run(lambda connection: connection.write(work))
+        return await self._writer.run(lambda connection: connection.write(work, synced=synced))
 
     async def read(self, work: Callable[[StoreTransaction], T]) -> T:  # noqa: D102
         self._check_open()
@@ -142,6 +142,7 @@ class _Connection:
 
     def __init__(self, engine: sa.Engine, *, name: str, read_only: bool = False) -> None:
         self._name = name
+        self._synced = True
         with _driver_errors_translated(name):
             self._statements = engine.connect()
             self._driver = cast("sqlite3.Connection", self._statements.connection.dbapi_connection)
@@ -154,8 +155,12 @@ class _Connection:
                 self.close()
                 raise
 
-    def write(self, work: Callable[[StoreTransaction], T]) -> T:
+    def write(self, work: Callable[[StoreTransaction], T], *, synced: bool) -> T:
         """Run `work` in a transaction of its own and make it durable."""
+        if synced is not self._synced:
+            # In WAL mode NORMAL leaves out the sync at a commit; see "PRAGMA synchronous" of SQLite.
+            self._driver.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+            self._synced = synced
         with self._transaction("BEGIN IMMEDIATE", end="COMMIT"):
             return work(SQLTransaction(self._statements, lock_rows=True))
 

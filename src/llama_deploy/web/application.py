@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_deploy.errors import (
@@ -20,10 +21,15 @@ from llama_deploy.errors import (
     LlamaDeployError,
     PayloadTooLargeError,
 )
+from llama_deploy.types.validation import describe_validation_error
 from llama_deploy.web.problems import MEDIA_TYPE, TYPE_PREFIX, headers_of, status_of, to_problem
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+_NOT_OF_THE_FORM: Final = "the request is not of the expected form"
 DEFAULT_MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -62,6 +68,46 @@ def create_app(
     return app
 
 
+def add_shortcut(
+    app: FastAPI, method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]]
+) -> None:
+    """Let `endpoint` answer a route that the application has and documents, without the framework's work.
+
+    For the few routes that every task passes: looking a route up, resolving its arguments and validating its
+    answer takes about four times as long as the rest of the request.
+    """
+    app.router.routes.insert(0, Route(path, endpoint, methods=[method]))
+
+
+async def read_body(request: Request, form: TypeAdapter[T]) -> T:
+    """Return the JSON body of a request.
+
+    Raises:
+        InvalidRequestError: It is not JSON or not of this form.
+    """
+    try:
+        return form.validate_json(await request.body())
+    except ValidationError as exc:
+        raise InvalidRequestError(f"{_NOT_OF_THE_FORM}: body: {describe_validation_error(exc)}") from exc
+
+
+def read_query(request: Request, form: type[M]) -> M:
+    """Return the query of a request.
+
+    Raises:
+        InvalidRequestError: It is not of this form.
+    """
+    try:
+        return form.model_validate(dict(request.query_params))
+    except ValidationError as exc:
+        raise InvalidRequestError(f"{_NOT_OF_THE_FORM}: query: {describe_validation_error(exc)}") from exc
+
+
+def json_response(content: bytes | str) -> Response:
+    """Return a response with encoded JSON."""
+    return Response(content, media_type="application/json")
+
+
 def problem_response(error: LlamaDeployError) -> Response:
     """Return the response that tells of `error`."""
     return JSONResponse(
@@ -81,7 +127,7 @@ async def _on_validation_error(_request: Request, exc: Exception) -> Response:
     findings = "; ".join(
         f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in exc.errors()
     )
-    return problem_response(InvalidRequestError(f"the request is not of the expected form: {findings}"))
+    return problem_response(InvalidRequestError(f"{_NOT_OF_THE_FORM}: {findings}"))
 
 
 async def _on_http_exception(_request: Request, exc: Exception) -> Response:

@@ -56,6 +56,7 @@ class HttpServer:
             access_log=False,
             date_header=False,
             server_header=False,
+            proxy_headers=False,
             http="httptools",
             ws="none",
             lifespan="on",

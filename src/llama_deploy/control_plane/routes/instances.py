@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, FastAPI, Request, Response
+from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.types.attempts import (
@@ -15,6 +16,11 @@ from llama_deploy.types.attempts import (
     ReleaseReply,
     ReleaseRequest,
 )
+from llama_deploy.web.application import add_shortcut, json_response, read_body
+
+_Claims = Annotated[list[ClaimRequest], Body(max_length=1000)]
+_CLAIMS: Final[TypeAdapter[list[ClaimRequest]]] = TypeAdapter(_Claims)
+_CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply])
 
 
 def instance_routes(plane: ControlPlane) -> APIRouter:
@@ -22,7 +28,7 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
     router = APIRouter(tags=["instances"])
 
     @router.post("/attempts/claim", summary="Ask to own attempts")
-    async def claim(requests: Annotated[list[ClaimRequest], Body(max_length=1000)]) -> list[ClaimReply]:
+    async def claim(requests: _Claims) -> list[ClaimReply]:
         return await plane.attempts.claim(requests)
 
     @router.post("/attempts/release", summary="Hand attempts back")
@@ -36,3 +42,13 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
         return await plane.services.heartbeat(beat)
 
     return router
+
+
+def add_instance_shortcuts(app: FastAPI, plane: ControlPlane) -> None:
+    """Answer `POST /attempts/claim` by the shortest way."""
+
+    async def claim(request: Request) -> Response:
+        requests = await read_body(request, _CLAIMS)
+        return json_response(_CLAIM_REPLIES.dump_json(await plane.attempts.claim(requests)))
+
+    add_shortcut(app, "POST", "/attempts/claim", claim)

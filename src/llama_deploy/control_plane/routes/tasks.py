@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import StreamingResponse
 
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.routes.streaming import NDJSON, event_response
 from llama_deploy.types import EventDefinition, TaskEvent, TaskSubmission, TaskView
+from llama_deploy.web.application import add_shortcut, json_response, read_body, read_query
 
 Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the task's end.")]
 After = Annotated[int, Query(ge=-1, description="Only events whose index is greater.")]
@@ -46,3 +48,21 @@ def task_routes(plane: ControlPlane) -> APIRouter:
         return await plane.tasks.cancel(task_id)
 
     return router
+
+
+class _SubmitQuery(BaseModel):
+    wait: float = Field(default=0.0, ge=0, le=60, allow_inf_nan=False)
+
+
+_SUBMISSION: Final = TypeAdapter(TaskSubmission)
+
+
+def add_task_shortcuts(app: FastAPI, plane: ControlPlane) -> None:
+    """Answer `POST /tasks` by the shortest way."""
+
+    async def submit(request: Request) -> Response:
+        submission = await read_body(request, _SUBMISSION)
+        view = await plane.tasks.submit(submission, wait=read_query(request, _SubmitQuery).wait)
+        return json_response(view.model_dump_json())
+
+    add_shortcut(app, "POST", "/tasks", submit)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Self
 
 import pydantic_core
 from fastapi import FastAPI, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response
 
 from llama_deploy.errors import MessageDecodeError, UnavailableError
@@ -24,7 +24,7 @@ from llama_deploy.message_queues.simple.local import LocalMessageQueue
 from llama_deploy.message_queues.simple.settlement import MAX_SECONDS, Settlement
 from llama_deploy.message_queues.simple.topic import Handout
 from llama_deploy.messages import QueueMessage
-from llama_deploy.web.application import create_app
+from llama_deploy.web.application import add_shortcut, create_app, json_response, read_body, read_query
 from llama_deploy.web.server import HttpServer
 
 MAX_WAIT_SECONDS: Final = 60.0
@@ -70,6 +70,21 @@ class ReceivedBatch(BaseModel):
     """What `GET /messages/{topic}` answers; empty if none came in time."""
 
     deliveries: list[Received]
+
+
+class ReceiveQuery(BaseModel, use_attribute_docstrings=True):
+    """The query of `GET /messages/{topic}`."""
+
+    group: str = DEFAULT_GROUP
+    """The group for which to receive."""
+    max_messages: int = Field(default=1, alias="max", ge=1, le=MAX_RECEIVED)
+    """The most messages to take."""
+    wait: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds to wait for the first message, at most 60."""
+    visibility: Seconds | None = None
+    """Seconds after which an unsettled message comes back. None: what the server is set to."""
+    subscription: str = Field(default="", max_length=MAX_NAME_LENGTH)
+    """Who receives, so that all its messages can come back at once."""
 
 
 class QueueHealth(BaseModel, use_attribute_docstrings=True):
@@ -187,7 +202,26 @@ def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> FastAPI
     app.get("/messages/{topic:path}", response_model=ReceivedBatch)(routes.receive)
     app.post("/deliveries/settle", status_code=HTTPStatus.NO_CONTENT)(routes.settle)
     app.delete("/subscriptions/{subscription}", status_code=HTTPStatus.NO_CONTENT)(routes.unsubscribe)
+    _add_shortcuts(app, routes)
     return app
+
+
+def _add_shortcuts(app: FastAPI, routes: _Routes) -> None:
+    """Answer what every message passes by the shortest way."""
+
+    async def publish(request: Request) -> Response:
+        return await routes.publish(request.path_params["topic"], request)
+
+    async def receive(request: Request) -> Response:
+        query = read_query(request, ReceiveQuery)
+        return await routes.receive(request.path_params["topic"], request, query)
+
+    async def settle(request: Request) -> Response:
+        return await routes.settle(await read_body(request, _SETTLEMENTS))
+
+    add_shortcut(app, "POST", "/messages/{topic:path}", publish)
+    add_shortcut(app, "GET", "/messages/{topic:path}", receive)
+    add_shortcut(app, "POST", "/deliveries/settle", settle)
 
 
 class _Routes:
@@ -233,17 +267,10 @@ class _Routes:
         accepted = await self._broker.publish(
             topic, [(message.id_, message.encode()) for message in messages]
         )
-        return _json(b'{"accepted":%d}' % accepted)
+        return json_response(b'{"accepted":%d}' % accepted)
 
     async def receive(
-        self,
-        topic: str,
-        request: Request,
-        group: str = DEFAULT_GROUP,
-        max_messages: Annotated[int, Query(alias="max", ge=1, le=MAX_RECEIVED)] = 1,
-        wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
-        visibility: Annotated[float | None, Query(gt=0, le=MAX_SECONDS, allow_inf_nan=False)] = None,
-        subscription: Annotated[str, Query(max_length=MAX_NAME_LENGTH)] = "",
+        self, topic: str, request: Request, query: Annotated[ReceiveQuery, Query()]
     ) -> Response:
         """Take the next messages, waiting up to `wait` seconds (at most 60) for the first.
 
@@ -252,20 +279,20 @@ class _Routes:
         """
         receiving = self._broker.receive(
             topic,
-            group=group,
-            max_messages=max_messages,
-            wait=min(wait, MAX_WAIT_SECONDS),
-            visibility=visibility,
-            subscription=subscription,
+            group=query.group,
+            max_messages=query.max_messages,
+            wait=min(query.wait, MAX_WAIT_SECONDS),
+            visibility=query.visibility,
+            subscription=query.subscription,
         )
-        if wait <= 0 or self._broker.has_ready(topic, group):
-            return _json(_encode_handouts(await receiving))
+        if query.wait <= 0 or self._broker.has_ready(topic, query.group):
+            return json_response(_encode_handouts(await receiving))
         handouts = await self._unless_disconnected(receiving, request)
         if handouts is None:
-            if subscription:
-                self._broker.release(subscription)
+            if query.subscription:
+                self._broker.release(query.subscription)
             return Response(status_code=HTTPStatus.NO_CONTENT)  # nobody reads it
-        return _json(_encode_handouts(handouts))
+        return json_response(_encode_handouts(handouts))
 
     async def settle(self, settlements: list[Settlement]) -> Response:
         """Settle deliveries; those that are settled already or have timed out are passed over."""
@@ -322,10 +349,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
-
-
+_SETTLEMENTS: Final = TypeAdapter(list[Settlement])
 _MESSAGE: Final = {"$ref": "#/components/schemas/QueueMessage"}
 _MESSAGES: Final = {"anyOf": [_MESSAGE, {"type": "array", "items": _MESSAGE, "minItems": 1}]}
 _PUBLISH_BODY: Final[dict[str, Any]] = {
