@@ -258,7 +258,7 @@ async def run_demo(console: Console) -> None:
         for number in (1, 2):
             worker = await stack.enter_async_context(
                 llamactl(
-                    *("worker", "researcher.py:researcher", "--control-plane", desk.url),
+                    *("--server", desk.url, "worker", "researcher.py:researcher"),
                     log=data / f"worker{number}.log",
                     url=desk.url,
                 )

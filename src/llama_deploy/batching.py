@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from llama_deploy.errors import OverloadedError, UnavailableError
+from llama_deploy.errors import ClosedError, OverloadedError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,14 +55,14 @@ class Batcher(Generic[T, R]):
 
         Raises:
             OverloadedError: `max_waiting` items wait already.
-            UnavailableError: The batcher is closed.
+            ClosedError: The batcher is closed.
         """
         return await self.submit_nowait(item)
 
     def submit_nowait(self, item: T) -> asyncio.Future[R]:
         """Like `submit`, but returns the future of the outcome at once; the order of calls is kept."""
         if self._closed:
-            raise UnavailableError(f"{self._name} is closed")
+            raise ClosedError(f"the batcher {self._name!r} is closed; open what owns it anew")
         if len(self._waiting) >= self._max_waiting:
             raise OverloadedError(f"{self._name} has {self._max_waiting} calls waiting; retry later")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()

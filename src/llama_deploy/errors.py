@@ -21,8 +21,10 @@ LlamaDeployError
 ├── OverloadedError                      a bounded buffer is full; retriable
 │   └── QueueFullError
 ├── UnavailableError (ConnectionError)   the other side does not answer; retriable
+│   └── ClosedError                      what was called is closed in this process; not retriable
 ├── InternalServerError                  the other side answered with a fault of its own; retriable
 ├── StoreLockedError                     another control plane holds the state store
+├── AttemptsExhaustedError               instances died under a task as often as it allows
 ├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task goes on
 └── TaskEndedError                       the task ended otherwise than by success
     ├── TaskFailedError                  failed or timed out
@@ -193,6 +195,12 @@ class EventsMissingError(ConflictError):
     code = "events_missing"
     retriable = True
 
+    def __init__(self, message: str = "", *, task_id: str | None = None, expected: int | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+        self.expected = expected
+        """The number of the first event that is missing."""
+
 
 class OverloadedError(LlamaDeployError):
     """A bounded buffer is full. `retry_after` is in seconds."""
@@ -210,12 +218,26 @@ class QueueFullError(OverloadedError):
 
     code = "queue_full"
 
+    def __init__(self, message: str, *, topic: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.topic = topic
+
 
 class UnavailableError(LlamaDeployError, ConnectionError):
     """The other side cannot be reached, or broke the connection."""
 
     code = "unavailable"
     retriable = True
+
+
+class ClosedError(UnavailableError):
+    """What was called in this process is closed; only a new one helps.
+
+    Its `code` is that of `UnavailableError`: to another process, a server that
+    closes is one that may be back.
+    """
+
+    retriable = False
 
 
 class InternalServerError(LlamaDeployError):
@@ -229,6 +251,18 @@ class StoreLockedError(LlamaDeployError):
     """Another control plane works on the same state store."""
 
     code = "store_locked"
+
+    def __init__(self, message: str, *, path: str | None = None, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.pid = pid
+        """The process that holds the store, if it is known."""
+
+
+class AttemptsExhaustedError(LlamaDeployError):
+    """Instances died under a task as often as it allows: how such a task fails."""
+
+    code = "attempts_exhausted"
 
 
 class TaskTimeoutError(LlamaDeployError, TimeoutError):

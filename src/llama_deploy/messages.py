@@ -20,6 +20,9 @@ from llama_deploy.types.validation import describe_validation_error
 
 WIRE_VERSION: Final = 1
 """The version that this release writes, and the only one that it reads."""
+MAX_DEPTH: Final = 180
+"""The most objects and lists inside each other in a message. pydantic's parser reads 201 levels; what carries
+messages wraps them into some more."""
 
 
 class ActionTypes(StrEnum):
@@ -80,7 +83,8 @@ class QueueMessage(BaseModel):
     action: ActionTypes | None = None
     stats: QueueMessageStats = Field(default_factory=QueueMessageStats)
     type: str = "default"
-    """Kept for the 0.6 API: a consumer refuses messages of another type than its own."""
+    """The name of the service that it is for, or `control_plane`; a consumer refuses messages of another
+    type."""
 
     def to_wire(self) -> dict[str, Any]:
         """Return the message as JSON values, version included.
@@ -117,13 +121,20 @@ class QueueMessage(BaseModel):
         """Return the message as JSON bytes.
 
         Raises:
-            SerializationError: `data` holds something that is not JSON.
+            SerializationError: `data` holds something that is not JSON, or is nested too deep.
         """
         wire = self.to_wire()
         try:
-            return pydantic_core.to_json(wire)
+            raw = pydantic_core.to_json(wire)
         except pydantic_core.PydanticSerializationError as exc:
-            raise SerializationError(f"message {self.id_} holds text that is not UTF-8: {exc}") from exc
+            raise SerializationError(f"message {self.id_} cannot be written as JSON: {exc}") from exc
+        # Few brackets are few levels, and to count them costs next to nothing.
+        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _is_deeper(wire, MAX_DEPTH):
+            raise SerializationError(
+                f"message {self.id_} holds objects and lists nested more than {MAX_DEPTH} deep, which no "
+                "receiver could read; nest less, or send the inner part as a string"
+            )
+        return raw
 
     @classmethod
     def decode(cls, raw: bytes | str) -> QueueMessage:
@@ -137,3 +148,18 @@ class QueueMessage(BaseModel):
         except ValueError as exc:
             raise MessageDecodeError(f"not JSON: {exc}; the message begins with {raw[:40]!r}") from exc
         return cls.from_wire(wire)
+
+
+def _is_deeper(value: dict[str, Any], levels: int) -> bool:
+    """Return whether objects and lists stand inside each other on more levels than that."""
+    level: list[dict[str, Any] | list[Any]] = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True

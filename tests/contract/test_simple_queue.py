@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,36 @@ from llama_deploy.message_queues import (
     SimpleMessageQueueServer,
 )
 from llama_deploy.testing.message_queue_suite import Connect, MessageQueueContract
+
+OF_A_USER = """
+import pytest_asyncio
+from llama_deploy.message_queues import LocalMessageQueue
+from llama_deploy.testing.message_queue_suite import MessageQueueContract
+
+class TestMine(MessageQueueContract):
+    @pytest_asyncio.fixture
+    async def connect(self):
+        async with await LocalMessageQueue.start() as queue:
+            async def open_queue():
+                return LocalMessageQueue(queue._broker, queue.as_config())
+
+            yield open_queue
+
+    def test_asserts_say_what_they_compare(self):
+        from llama_deploy.testing import message_queue_suite, state_store_suite
+
+        for suite in (message_queue_suite, state_store_suite):
+            assert type(suite.__loader__).__name__ == "AssertionRewritingHook"
+"""
+
+
+def test_the_suite_runs_with_the_defaults_of_pytest(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = strict\n")
+    (tmp_path / "test_mine.py").write_text(OF_A_USER)
+    wanted = "arrives or callback or asserts"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", wanted, "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert "4 passed" in done.stdout, done.stdout + done.stderr
 
 
 class SimpleQueueContract(MessageQueueContract):

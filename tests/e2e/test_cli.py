@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
+import queue
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ import pytest
 
 from llama_deploy.cli.arguments import parse_arguments
 from llama_deploy.cli.schemas import example, summarize
+from llama_deploy.testing.processes import free_port
 
 LLAMACTL = (sys.executable, "-m", "llama_deploy.cli")
 PATIENCE = 30.0
@@ -106,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Process:
-    """A command that runs; its stderr goes to a file."""
+    """A command that runs; its stderr goes to a file, its stdout is read by a thread."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.errors = folder / f"stderr-{time.monotonic_ns()}.txt"
@@ -118,17 +119,24 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                bufsize=1,
             )
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stdout:
+            for line in stdout:
+                self._lines.put(line)
+        self._lines.put("")
 
     def line(self) -> str:
         """Return the next line of stdout."""
-        stdout = self.process.stdout
-        assert stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(stdout, selectors.EVENT_READ)
-            assert selector.select(PATIENCE), f"no output; stderr: {self.errors.read_text()}"
-        line = stdout.readline()
+        try:
+            line = self._lines.get(timeout=PATIENCE)
+        except queue.Empty:
+            pytest.fail(f"no output; stderr: {self.errors.read_text()}")
         assert line, f"it has ended; stderr: {self.errors.read_text()}"
         return line.rstrip("\n")
 
@@ -145,8 +153,7 @@ class Process:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(PATIENCE)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self._reader.join(PATIENCE)
 
 
 @contextmanager
@@ -189,10 +196,44 @@ def llamactl(folder: Path, *arguments: str, server: str | None = None) -> subpro
     )
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+class TestOptions:
+    """Those that all commands have stand before the command, where they mean one thing."""
+
+    @pytest.mark.parametrize("option", ["-s", "-t", "--server", "--control-plane"])
+    def test_not_behind_the_command(self, folder: Path, option: str) -> None:
+        done = llamactl(folder, "run", "repeat", option, "1")
+        assert (done.returncode, "No such option" in done.stderr) == (2, True)
+
+    @pytest.mark.parametrize(
+        ("options", "command"),
+        [
+            (("-s", "http://127.0.0.1:1"), "serve"),
+            (("-k",), "serve"),
+            (("-t", "3"), "serve"),
+            (("-k",), "worker"),
+            (("-t", "3"), "worker"),
+        ],
+    )
+    def test_not_where_they_do_nothing(self, folder: Path, options: tuple[str, ...], command: str) -> None:
+        done = llamactl(folder, *options, command, "cli_app:repeat")
+        assert done.returncode == 2
+        assert f"says nothing to `llamactl {command}`" in done.stderr
+
+    @pytest.mark.parametrize("command", [("status",), ("worker", "cli_app:repeat")])
+    def test_a_server_that_is_no_url(self, folder: Path, command: tuple[str, ...]) -> None:
+        done = llamactl(folder, *command, server="nowhere:1")
+        assert done.returncode == 2
+        assert "'nowhere:1' is no URL" in done.stderr
+
+    def test_a_setting_of_the_environment_that_cannot_work(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS", "many")
+        done = llamactl(folder, "serve", "cli_app:repeat", *ANY_PORTS)
+        assert done.returncode == 2
+        assert "LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS" in done.stderr
+        assert "'many'" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 class TestServe:
@@ -293,11 +334,21 @@ class TestServe:
         assert "choose another port" in done.stderr
         assert "Traceback" not in done.stderr
 
+    def test_a_data_folder_that_cannot_be(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        done = llamactl(
+            folder, "serve", "cli_app:repeat", *ANY_PORTS, "--data-dir", str(tmp_path / "file" / "data")
+        )
+        assert done.returncode == 2
+        assert f"cannot keep data in {tmp_path}/file/data" in done.stderr
+        assert "--data-dir" in done.stderr
+
     @pytest.mark.usefixtures("served")
     def test_a_data_folder_in_use(self, folder: Path) -> None:
         done = llamactl(folder, "serve", "cli_app:repeat", *ANY_PORTS)
         assert done.returncode == 1
         assert "another control plane" in done.stderr
+        assert "--data-dir" in done.stderr
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize(
@@ -327,7 +378,7 @@ class TestServe:
         assert (done.returncode, "two services are called 'repeat'" in done.stderr) == (2, True)
 
     def test_verbose_shows_the_traceback(self, folder: Path) -> None:
-        assert "Traceback" in llamactl(folder, "serve", "broken:repeat", "--verbose").stderr
+        assert "Traceback" in llamactl(folder, "--verbose", "serve", "broken:repeat").stderr
 
     def test_other_machines_are_not_let_in_unasked(self, folder: Path) -> None:
         done = llamactl(folder, "serve", "cli_app:repeat", "--host", "0.0.0.0")  # noqa: S104 - refused
@@ -344,20 +395,20 @@ class TestServe:
 
 class TestWorker:
     def test_it_joins_a_control_plane(self, folder: Path, server: str) -> None:
-        with started(folder, "worker", "late=cli_app:Count", "--control-plane", server, "--json") as worker:
+        with started(folder, "-s", server, "worker", "late=cli_app:Count", "--json") as worker:
             facts = json.loads(worker.line())
             assert facts["services"][0]["service_name"] == "late"
             assert facts["pid"] == worker.process.pid
             done = llamactl(folder, "run", "late", "given=joined", "--json", server=server)
             assert json.loads(done.stdout)["result"] == {"count": 1, "given": "joined"}
             assert worker.end(signal.SIGTERM)[0] == 0
-        done = llamactl(folder, "run", "late", "-t", "0.5", server=server)
+        done = llamactl(folder, "-t", "0.5", "run", "late", server=server)
         assert "no instance of late is alive" in done.stderr
 
     def test_it_waits_for_the_control_plane(self, folder: Path, tmp_path: Path) -> None:
         port = free_port()
         with started(
-            folder, "worker", "cli_app:repeat", "-s", f"http://127.0.0.1:{port}", "--json"
+            folder, "-s", f"http://127.0.0.1:{port}", "worker", "cli_app:repeat", "--json"
         ) as worker:
             deadline = time.monotonic() + PATIENCE
             while "waiting for it" not in worker.errors.read_text():
@@ -457,7 +508,7 @@ class TestRun:
         assert "Traceback" not in done.stderr
 
     def test_a_time_limit(self, folder: Path, server: str) -> None:
-        done = llamactl(folder, "run", "sleep", "seconds=5", "--timeout", "0.5", server=server)
+        done = llamactl(folder, "--timeout", "0.5", "run", "sleep", "seconds=5", server=server)
         assert done.returncode == 124
         assert "goes on" in done.stderr
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ import pytest
 
 from llama_deploy.client import SyncClient
 from llama_deploy.errors import UnavailableError
+from llama_deploy.testing.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -67,13 +67,6 @@ def read_snippets(text: str) -> list[Snippet]:
         prints = [part.strip() for part in (mark["prints"] or "").split(" | ") if part]
         snippets.append(Snippet(line, block["language"], block["code"], mark["action"], mark["name"], prints))
     return snippets
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Reader:

@@ -83,11 +83,7 @@ class System:
 
     async def begun(self, count: int) -> None:
         """Wait until as many runs have begun."""
-
-        async def there() -> bool:
-            return self.ledger("begin").total() >= count
-
-        await eventually(there, seconds=60)
+        await eventually(lambda: self.ledger("begin").total() >= count, seconds=60)
 
 
 @pytest.fixture

@@ -36,6 +36,20 @@ async def check_all_end_once(handles: list[TaskHandle]) -> None:
         assert [event.terminal for event in events] == [False] * (len(events) - 1) + [True]
 
 
+async def test_the_only_instance_is_killed_and_started_again(system: System) -> None:
+    system.env["CONTROL_PLANE_LEASE_SECONDS"] = "1"
+    system.start("core.py")
+    service = system.service()
+    async with system.client() as client:
+        await system.instances(client, 1)
+        handle = await client.submit("ledger", name="long", seconds=1)
+        await system.begun(1)
+        service.kill()
+        service.start()
+        assert await handle.result() == "long 1"
+        assert (await handle.info()).attempt == 2
+
+
 async def test_kill_of_a_service_under_200_tasks(system: System) -> None:
     system.start("core.py")
     victim = system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="40")
@@ -186,7 +200,7 @@ async def test_a_task_that_kills_its_instances_ends_with_that_reason(system: Sys
         handle = await client.submit("ledger", name="poison", exit=9, max_attempts=3)
         with pytest.raises(TaskFailedError, match="3 instances of service ledger") as caught:
             await handle.result()
-        assert caught.value.error_type == "llama_deploy.AttemptsExhausted"
+        assert caught.value.error_type == "llama_deploy.errors.AttemptsExhaustedError"
     assert system.ledger("begin")["poison"] == 3
 
 

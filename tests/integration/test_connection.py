@@ -13,6 +13,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from llama_deploy.errors import (
+    ClosedError,
     InternalServerError,
     PayloadTooLargeError,
     TaskNotFoundError,
@@ -42,6 +43,21 @@ async def missing() -> None:
 @app.get("/tasks/{task_id}")
 async def task(task_id: str) -> None:
     raise TaskNotFoundError("no such task", task_id=task_id)
+
+
+@app.api_route("/moved", methods=["GET", "POST"])
+async def moved() -> Response:
+    return Response(status_code=302, headers={"Location": "/echo"})
+
+
+@app.get("/closed")
+async def closed() -> None:
+    raise ClosedError("the broker is closed")
+
+
+@app.get("/unprintable")
+async def unprintable() -> None:
+    raise TaskNotFoundError("no task \ud800", task_id="\ud800")
 
 
 @app.get("/text")
@@ -181,6 +197,29 @@ async def test_a_refusal_is_an_answer_to_send(connection: Either) -> None:
     status, body = await connection.send(HttpRequest("GET", "/missing"))
     assert status == 404
     assert b"task_not_found" in body
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_redirection_is_an_error_and_is_not_followed(connection: Either, method: str) -> None:
+    request = HttpRequest(method, "/moved")
+    with pytest.raises(InternalServerError, match="302, a redirection"):
+        await connection.request(request)
+    assert (await connection.send(request))[0] == 302
+    with pytest.raises(InternalServerError, match="/moved"):
+        await connection.lines(request, [])
+
+
+async def test_what_is_closed_over_there_may_be_back(connection: Either) -> None:
+    with pytest.raises(UnavailableError, match="closed") as caught:
+        await connection.request(HttpRequest("GET", "/closed"))
+    assert type(caught.value) is UnavailableError
+    assert caught.value.retriable
+    assert (await connection.send(HttpRequest("GET", "/closed")))[0] == 503
+
+
+async def test_a_problem_with_text_that_is_not_utf8_arrives(connection: Either) -> None:
+    with pytest.raises(TaskNotFoundError, match=r"no task \?"):
+        await connection.request(HttpRequest("GET", "/unprintable"))
 
 
 async def test_an_oversized_body_is_refused(connection: Either) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.control_plane.unit import Unit
+from llama_deploy.control_plane.writer import Command
 from llama_deploy.errors import (
     ConfigError,
     ConflictError,
@@ -24,11 +26,24 @@ from llama_deploy.errors import (
     TaskFinishedError,
     TaskNotFoundError,
 )
-from llama_deploy.message_queues import LocalMessageQueue
+from llama_deploy.message_queues import (
+    LocalMessageQueue,
+    SimpleMessageQueue,
+    SimpleMessageQueueConfig,
+    SimpleMessageQueueServer,
+)
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.orchestrators import BaseOrchestrator
+from llama_deploy.state_stores.base import OutboxRecord
 from llama_deploy.testing.conditions import eventually
-from llama_deploy.types import ServiceDefinition
+from llama_deploy.types import (
+    ServiceDefinition,
+    SessionOptions,
+    TaskDefinition,
+    TaskResult,
+    TaskSubmission,
+)
 from llama_deploy.types.attempts import (
     AttemptEvents,
     AttemptOutcome,
@@ -104,9 +119,24 @@ async def queue() -> AsyncIterator[LocalMessageQueue]:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> ControlPlaneConfig:
+def lease_seconds() -> float:
+    """Longer than a test; those about leases parametrize it."""
+    return 60.0
+
+
+@pytest.fixture
+def redispatch_seconds() -> float:
+    """Longer than a test; those about repeated messages parametrize it."""
+    return 60.0
+
+
+@pytest.fixture
+def config(tmp_path: Path, lease_seconds: float, redispatch_seconds: float) -> ControlPlaneConfig:
     return ControlPlaneConfig(
-        port=0, state_store_uri=f"sqlite:///{tmp_path}/state.db", lease_seconds=0.5, redispatch_seconds=0.5
+        port=0,
+        state_store_uri=f"sqlite:///{tmp_path}/state.db",
+        lease_seconds=lease_seconds,
+        redispatch_seconds=redispatch_seconds,
     )
 
 
@@ -303,11 +333,10 @@ async def test_a_running_task_is_told_of_its_cancellation(http: HttpConnection, 
 
 async def beat(instance: Instance, *held: TaskDispatch, inbox_seq: int = 0) -> Any:
     attempts = [HeldAttempt(task_id=item.task_id, attempt=item.attempt, inbox_seq=inbox_seq) for item in held]
-    return await instance.server.plane.services.heartbeat(
-        Heartbeat(instance_id=instance.name, service_name="echo", held=attempts)
-    )
+    return await instance.server.plane.services.heartbeat(Heartbeat(instance_id=instance.name, held=attempts))
 
 
+@pytest.mark.parametrize("lease_seconds", [0.5])
 async def test_an_instance_that_falls_silent_loses_its_tasks(
     http: HttpConnection, instance: Instance
 ) -> None:
@@ -331,6 +360,7 @@ async def test_an_instance_that_falls_silent_loses_its_tasks(
     assert [event["index"] for event in events] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("lease_seconds", [0.5])
 async def test_a_task_that_its_instance_forgot_moves_on(http: HttpConnection, instance: Instance) -> None:
     await submit(http, task_id="t")
     dispatch = await instance.next_dispatch()
@@ -343,6 +373,7 @@ async def test_a_task_that_its_instance_forgot_moves_on(http: HttpConnection, in
     await eventually(moved_on)
 
 
+@pytest.mark.parametrize("redispatch_seconds", [0.5])
 async def test_an_unclaimed_message_is_repeated(http: HttpConnection, instance: Instance) -> None:
     await submit(http, task_id="t")
     first = await instance.next_dispatch()
@@ -422,13 +453,17 @@ async def test_concurrent_merges_lose_nothing(http: HttpConnection) -> None:
     assert await get(http, path) == {f"k{n}": n for n in range(50)}
 
 
-async def test_keys_of_the_services_are_neither_shown_nor_written(http: HttpConnection) -> None:
+async def test_keys_of_the_services_are_neither_shown_nor_written(
+    http: HttpConnection, instance: Instance
+) -> None:
     session = await post(http, "/sessions/create")
     path = f"/sessions/{session}/state"
-    await post(http, path, {"__workflow_state__": {"x": 1}}, reserved="true")
-    assert await get(http, path) == {}
     with pytest.raises(InvalidRequestError, match="belong to the services"):
         await post(http, path, {"__workflow_state__": "gASVpickle"})
+    await submit(http, session_id=session, task_id="t")
+    await instance.run_one(session_state={"__workflow_state__": 1, "shown": 2})
+    await get(http, "/tasks/t", wait=10)
+    assert await get(http, path) == {"shown": 2}
 
 
 async def test_a_deleted_session_takes_its_tasks_and_readers_along(
@@ -587,3 +622,131 @@ async def test_an_instance_that_leaves_keeps_what_it_has_reported(
     await instance.finish(dispatch)
     view = await get(http, "/tasks/t", wait=10)
     assert (view["status"], view["attempt"]) == ("succeeded", 1)
+
+
+@pytest.mark.parametrize(
+    "text", [r'{"a": "\ud800"}', '{"a": NaN}', '{"a": -Infinity}', '{"a": ' + "[" * 5000 + "]" * 5000 + "}"]
+)
+async def test_what_cannot_be_stored_as_json_is_refused_and_harms_nobody(
+    http: HttpConnection, text: str
+) -> None:
+    session = await post(http, "/sessions/create")
+    for method, path in [("POST", f"/sessions/{session}/state"), ("POST", "/tasks")]:
+        body = text if path != "/tasks" else f'{{"service_name": "echo", "arguments": {text}}}'
+        request = HttpRequest(
+            method, path, content=body.encode(), headers={"Content-Type": "application/json"}
+        )
+        status, _ = await http.send(request)
+        assert status in (400, 422)
+    assert await get(http, f"/sessions/{session}/state") == {}
+    assert session in await get(http, "/sessions")
+
+
+async def test_numbers_beyond_the_database_are_refused(http: HttpConnection, instance: Instance) -> None:
+    await submit(http, task_id="t")
+    with pytest.raises(InvalidRequestError):
+        await get(http, "/tasks/t/events", after=10**30)
+    with pytest.raises(InvalidRequestError):
+        await post(http, "/services/register", {"service_name": "x", "instance_id": "i", "port": 10**30})
+    session = await post(http, "/sessions/create")
+    path = f"/sessions/{session}/state"
+    with pytest.raises(InvalidRequestError):
+        await http.request(HttpRequest("PUT", path, json={}, headers={"If-Match": "9" * 5000}))
+    with pytest.raises(InvalidRequestError):
+        await post(http, f"/sessions/{session}/tasks", {"input": "{}", "agent_id": "x" * 300})
+
+
+async def test_a_write_that_fails_does_not_take_others_along(server: ControlPlaneServer) -> None:
+    plane = server.plane
+
+    def overflow(unit: Unit) -> None:
+        unit.tx.insert_outbox([OutboxRecord("id", "topic", cast("str", 10**30))])
+
+    bad = plane._writer.write(Command(overflow))
+    good = [plane.sessions.create(SessionOptions()) for _ in range(5)]
+    outcomes = await asyncio.gather(bad, *good, return_exceptions=True)
+    assert isinstance(outcomes[0], OverflowError)
+    assert all(isinstance(outcome, str) for outcome in outcomes[1:])
+
+
+async def test_a_task_that_the_queue_refuses_for_good_fails_and_frees_its_session(
+    config: ControlPlaneConfig,
+) -> None:
+    async with (
+        SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0, max_body_bytes=2000)) as queue_server,
+        await SimpleMessageQueue.connect(queue_server.config) as queue,
+        ControlPlaneServer(queue, config=config) as server,
+    ):
+        await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+        session = await server.plane.sessions.create(SessionOptions())
+        large = TaskSubmission(service_name="echo", arguments={"x": "y" * 3000}, session_id=session)
+        small = TaskSubmission(service_name="echo", session_id=session)
+        refused = await server.plane.tasks.submit(large, wait=10)
+        assert refused.result is not None
+        assert refused.result.error is not None
+        assert refused.result.error.type == "llama_deploy.errors.PayloadTooLargeError"
+        assert (await server.plane.tasks.submit(small)).status == "queued"
+
+
+async def test_messages_wait_out_a_full_queue(
+    config: ControlPlaneConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        await LocalMessageQueue.start(SimpleMessageQueueConfig(max_messages_per_topic=5)) as queue,
+        ControlPlaneServer(queue, config=config) as server,
+    ):
+        await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+        ids = [
+            (await server.plane.tasks.submit(TaskSubmission(service_name="echo"))).task_id for _ in range(20)
+        ]
+        assert "takes no messages" in caplog.text
+        assert server.plane._relay.backlog == 15
+        async with await queue.subscribe("llama_deploy.echo") as work:
+            instance = Instance(server, queue, work, "one")
+            done: set[str] = set()
+            while len(done) < 20:
+                dispatch = await instance.next_dispatch()
+                if (await instance.claim(dispatch)).granted:
+                    await instance.finish(dispatch)
+                    done.add(dispatch.task_id)
+        assert done == set(ids)
+
+
+async def test_a_deregistered_service_gets_its_running_tasks_again(
+    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+) -> None:
+    await submit(http, task_id="t", max_attempts=1)
+    await instance.claim(await instance.next_dispatch())
+    await post(http, "/services/deregister", service_name="echo")
+    with pytest.raises(ServiceNotFoundError):
+        await submit(http)
+    assert (await get(http, "/tasks/t"))["status"] == "queued"
+    await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+    assert (await instance.run_one()).attempt == 2
+    assert (await get(http, "/tasks/t", wait=10))["status"] == "succeeded"
+
+
+class Remembering(BaseOrchestrator):
+    """Sends every task to `echo`, and counts in the session's state."""
+
+    async def get_next_messages(
+        self, task_def: TaskDefinition, state: dict[str, Any]
+    ) -> tuple[list[QueueMessage], dict[str, Any]]:
+        return [QueueMessage(type="echo", data=task_def.model_dump())], {"asked": state.get("asked", 0) + 1}
+
+    async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
+        return {"last": result.result, "asked_before": state["asked"]}
+
+
+async def test_an_orchestrator_of_ones_own_routes_and_remembers(
+    queue: LocalMessageQueue, config: ControlPlaneConfig
+) -> None:
+    async with ControlPlaneServer(queue, orchestrator=Remembering(), config=config) as server:
+        await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+        session = await server.create_session()
+        task_id = await server.add_task_to_session(session, TaskDefinition(input="{}"))
+        async with await queue.subscribe("llama_deploy.echo") as work:
+            await Instance(server, queue, work, "one").run_one()
+        await server.plane.tasks.get(task_id, wait=10)
+        state = (await server.plane.sessions.state(session)).state
+        assert state == {"asked": 1, "last": "done", "asked_before": 1}

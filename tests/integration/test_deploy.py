@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +25,8 @@ from llama_deploy.deploy import HostedWorkflow, LocalStack
 from llama_deploy.deploy.readiness import connect_queue, with_real_host
 from llama_deploy.deploy.together import end, run_together
 from llama_deploy.errors import ConfigError, StoreLockedError, UnavailableError
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.testing.processes import free_port
 
 PATIENCE = 20.0
 
@@ -68,12 +69,6 @@ class Counter(Workflow):
         return StopEvent(result=count)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def control_plane_at(port: int, folder: Path) -> ControlPlaneConfig:
     return ControlPlaneConfig(port=port, state_store_uri=f"sqlite:///{folder / 'control_plane.db'}")
 
@@ -110,27 +105,20 @@ async def local_stack(*workflows: HostedWorkflow, folder: Path) -> AsyncIterator
         yield stack
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what nobody announces."""
-    async with asyncio.timeout(PATIENCE):
-        while not await condition():  # noqa: ASYNC110 - nothing to wait on
-            await asyncio.sleep(0.01)
-
-
 async def until_registered(client: Client, name: str) -> None:
     async def is_registered() -> bool:
         return any(found.id == name and found.instances for found in await client.core.services.list())
 
-    await until(is_registered)
+    await eventually(is_registered, seconds=PATIENCE)
 
 
 async def until_draining(stack: LocalStack) -> None:
     """Wait until the services have been told to stop."""
 
-    async def is_draining() -> bool:
+    def is_draining() -> bool:
         return all(task.cancelling() for task in stack._parts[1:])
 
-    await until(is_draining)
+    await eventually(is_draining, seconds=PATIENCE)
 
 
 class TestDeployCore:
@@ -173,7 +161,7 @@ class TestDeployCore:
 
     async def test_a_part_that_fails_raises(self, tmp_path: Path) -> None:
         async with SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0)) as other:
-            taken = SimpleMessageQueueConfig(port=other.port)
+            taken = SimpleMessageQueueConfig(port=other.config.port)
             with pytest.raises(ConfigError, match="another process listens there"):
                 await deploy_core(control_plane_at(0, tmp_path), taken)
 
@@ -195,13 +183,10 @@ class TestDeployWorkflow:
     async def test_it_says_once_that_it_waits(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "llama_deploy.deploy")
 
-        async def has_logged() -> bool:
-            return bool(caplog.records)
-
         control_plane = control_plane_at(free_port(), tmp_path)
         service = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="shout")
         async with running(deploy_workflow(Shout(), service, control_plane)) as deployed:
-            await until(has_logged)
+            await eventually(lambda: caplog.records, seconds=PATIENCE)
             assert not deployed.done()
             async with (
                 running(deploy_core(control_plane, SimpleMessageQueueConfig(port=0))),
@@ -233,7 +218,7 @@ class TestDeployWorkflow:
 
     async def test_a_port_that_is_taken_raises(self, tmp_path: Path) -> None:
         async with local_stack(folder=tmp_path) as stack:
-            taken = stack.message_queue.port
+            taken = stack.message_queue.config.port
             service = WorkflowServiceConfig(host="127.0.0.1", port=taken, service_name="shout")
             with pytest.raises(ConfigError, match=str(taken)):
                 await deploy_workflow(Shout(), service, stack.control_plane.config)
@@ -242,7 +227,7 @@ class TestDeployWorkflow:
         async with SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0)) as other:
             service = WorkflowServiceConfig(host="127.0.0.1", port=0)
             with pytest.raises(ConfigError, match="does not answer as a control plane"):
-                await deploy_workflow(Shout(), service, ControlPlaneConfig(port=other.port))
+                await deploy_workflow(Shout(), service, ControlPlaneConfig(port=other.config.port))
 
 
 class TestLocalStack:
@@ -261,6 +246,15 @@ class TestLocalStack:
     async def test_the_docstring_describes_the_service(self) -> None:
         assert HostedWorkflow.named("shout", Shout()).config.description == "Says it louder."
         assert HostedWorkflow.named("counter", Counter()).config.description == ""
+
+    async def test_settings_that_are_not_given_come_from_the_environment(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert HostedWorkflow.named("shout", Shout()).config.max_concurrent_tasks == 8
+        monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS", "3")
+        assert HostedWorkflow.named("shout", Shout()).config.max_concurrent_tasks == 3
+        hosted = HostedWorkflow.named("shout", Shout(), max_concurrent_tasks=5)
+        assert hosted.config.max_concurrent_tasks == 5
 
     async def test_instances_of_other_processes_can_join(self, tmp_path: Path) -> None:
         async with (

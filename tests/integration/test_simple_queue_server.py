@@ -13,15 +13,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
 import pytest
 
 from llama_deploy.errors import (
+    ClosedError,
     ConfigError,
     ConflictError,
     InvalidRequestError,
     MessageDecodeError,
     PayloadTooLargeError,
     QueueFullError,
+    SerializationError,
     TopicNotFoundError,
     UnavailableError,
 )
@@ -47,7 +50,7 @@ from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQ
 async def main():
     config = SimpleMessageQueueConfig(port=int(sys.argv[1]), journal_path=pathlib.Path(sys.argv[2]))
     async with SimpleMessageQueueServer(config) as server:
-        print(server.port, flush=True)
+        print(server.config.port, flush=True)
         await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -139,7 +142,7 @@ async def test_it_tells_what_it_is(server: SimpleMessageQueueServer, http: HttpC
     assert config_from_settings(server.config.public_settings()).public_settings() == {
         "type": "simple",
         "host": "127.0.0.1",
-        "port": server.port,
+        "port": server.config.port,
         "use_ssl": False,
     }
 
@@ -208,6 +211,88 @@ async def test_bad_input_is_refused_by_name(
         await http.request(HttpRequest(method, path, content=body, headers=headers))
     assert type(caught.value) is error
     assert "t" not in await call(http, "GET", "/topics")
+
+
+NO_CLEAN_JSON = {
+    "a lone surrogate": b'"\\ud800"',
+    "bytes that are not UTF-8": b'"\xff\xed\xa0\x80"',
+    "not a number": b"NaN",
+    "infinity": b"-Infinity",
+    "a float out of range": b"1e999",
+    "a huge integer": b"1" + b"0" * 400,
+    "an integer that Python does not read": b"1" + b"0" * 5000,
+    "nested lists": b"[" * 1000 + b"]" * 1000,
+    "nested objects": b'{"a":' * 1000 + b"1" + b"}" * 1000,
+    "lists nested without end": b"[" * 4000,
+}
+
+
+@pytest.mark.parametrize("value", NO_CLEAN_JSON.values(), ids=NO_CLEAN_JSON.keys())
+@pytest.mark.parametrize(
+    ("path", "template"),
+    [
+        ("/messages/t", b"%s"),
+        ("/messages/t", b"[%s]"),
+        ("/messages/t", b'{"id_":%s}'),
+        ("/messages/t", b'{"v":%s}'),
+        ("/messages/t", b'{"stats":{"publish_time":%s}}'),
+        ("/messages/t", b'{"data":{%s:1}}'),
+        ("/topics/t", b"%s"),
+        ("/topics/t", b'{"group":%s}'),
+        ("/topics/t", b'{"expires_after":%s}'),
+        ("/topics/t", b"{%s:1}"),
+        ("/deliveries/settle", b"%s"),
+        ("/deliveries/settle", b'[{"delivery_id":%s,"action":"ack"}]'),
+        ("/deliveries/settle", b'[{"delivery_id":"x","action":"nack","seconds":%s}]'),
+    ],
+)
+async def test_what_is_hardly_json_is_refused_and_never_breaks_the_server(
+    http: HttpConnection, path: str, template: bytes, value: bytes
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    status, body = await http.send(HttpRequest("POST", path, content=template % value, headers=headers))
+    assert 400 <= status < 500
+    assert json.loads(body)["status"] == status
+    assert await call(http, "GET", "/topics") == {}
+
+
+@pytest.mark.parametrize("name", ["not a number", "infinity", "a float out of range", "a huge integer"])
+async def test_numbers_that_json_hardly_knows_pass_through_a_message(
+    server: SimpleMessageQueueServer, http: HttpConnection, name: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    content = b'{"data":{"a":%s}}' % NO_CLEAN_JSON[name]
+    await http.request(HttpRequest("POST", "/messages/t", content=content, headers=headers))
+    async with SimpleMessageQueue(server.config) as queue, await queue.subscribe("t") as subscription:
+        (message,) = await receive(subscription, 1)
+    assert repr(message.data["a"]) == repr(pydantic_core.from_json(NO_CLEAN_JSON[name]))
+
+
+@pytest.mark.parametrize("levels", [170, 178, 179, 196, 197, 198, 199, 200, 201])
+async def test_a_message_that_was_taken_can_be_received_however_deep_it_is(
+    server: SimpleMessageQueueServer, http: HttpConnection, levels: int
+) -> None:
+    content = b'{"data":{"a":%s}}' % (b"[" * levels + b"]" * levels)
+    headers = {"Content-Type": "application/json"}
+    status, _ = await http.send(HttpRequest("POST", "/messages/t", content=content, headers=headers))
+    assert status in {200, 422}
+    if status == 200:
+        async with SimpleMessageQueue(server.config) as queue, await queue.subscribe("t") as subscription:
+            (message,) = await receive(subscription, 1)
+        assert message.encode().count(b"[") == levels
+
+
+@pytest.mark.parametrize("levels", [200, 250])
+async def test_a_message_that_nobody_could_read_is_refused_to_its_publisher(
+    server: SimpleMessageQueueServer, levels: int
+) -> None:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    async with SimpleMessageQueue(server.config) as remote, server.local_queue() as local:
+        for queue in (remote, local):
+            with pytest.raises(SerializationError):
+                await queue.publish(QueueMessage(data={"value": value}), "t")
 
 
 async def test_a_full_topic_answers_429_and_when_to_retry(http: HttpConnection) -> None:
@@ -299,10 +384,22 @@ async def test_a_server_that_is_not_there_is_an_error_after_a_while() -> None:
         await config.connect()
 
 
+async def test_closing_ends_a_subscribing_that_waits_for_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    queue = SimpleMessageQueue(port=free_port(), retry_seconds=3600)
+    subscribing = asyncio.create_task(queue.subscribe("t"))
+    await eventually(lambda: "queue_lost" in actions_of(caplog))
+    await queue.cleanup()
+    with pytest.raises(ClosedError):
+        await asyncio.wait_for(subscribing, DEADLINE)
+    assert queue._link._http._session is None, "no connection was opened again"
+
+
 async def test_starting_and_closing_twice_is_harmless(server: SimpleMessageQueueServer) -> None:
-    port = server.port
+    port = server.config.port
     await server.start()
-    assert server.port == port
+    assert server.config.port == port
     await server.close()
     await server.close()
     with pytest.raises(UnavailableError):

@@ -104,6 +104,7 @@ async def test_a_second_store_on_the_same_file_is_refused(store: SQLiteStateStor
     with pytest.raises(StoreLockedError) as refused:
         await SQLiteStateStore.connect(uri)
     assert str(os.getpid()) in str(refused.value)
+    assert (refused.value.pid, refused.value.path) == (os.getpid(), uri.removeprefix("sqlite:///"))
     await store.close()
     async with await SQLiteStateStore.connect(uri):
         pass

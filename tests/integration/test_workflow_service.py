@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,8 +20,14 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
+from llama_deploy.control_plane.gateway import DirectGateway
 from llama_deploy.control_plane.server import ControlPlaneServer
 from llama_deploy.errors import ConfigError, InvalidRequestError, UnavailableError
+from llama_deploy.message_consumers import (
+    BaseMessageQueueConsumer,
+    CallableMessageConsumer,
+    RemoteMessageConsumer,
+)
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.simple import (
     LocalMessageQueue,
@@ -29,17 +36,33 @@ from llama_deploy.message_queues.simple import (
     SimpleMessageQueueServer,
 )
 from llama_deploy.messages import ActionTypes, QueueMessage
-from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig
+from llama_deploy.services import (
+    BaseService,
+    ControlPlaneGateway,
+    HttpGateway,
+    WorkflowService,
+    WorkflowServiceConfig,
+)
 from llama_deploy.services.ledger import Ledger
-from llama_deploy.services.session_state import STATE_KEY
+from llama_deploy.services.session_state import STATE_PREFIX
+from llama_deploy.state_stores.base import SessionRecord, StateStore
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.types import (
     EventDefinition,
+    ServiceDefinition,
     SessionOptions,
+    SessionPolicy,
     TaskEvent,
     TaskStatus,
     TaskSubmission,
     TaskView,
+)
+from llama_deploy.types.attempts import (
+    AttemptOutcome,
+    ClaimRequest,
+    ReleaseReply,
+    ReleaseRequest,
+    TaskDispatch,
 )
 from llama_deploy.web.connection import HttpConnection, HttpRequest
 
@@ -74,9 +97,22 @@ class Echo(Workflow):
         return StopEvent(result=ev.get("value"))
 
 
-class Counter(Workflow):
+class Counting(Workflow):
+    """Begins when the test has opened the gate, if there is one."""
+
+    gate: asyncio.Event | None = None
+    begun = 0
+
+    async def enter(self) -> None:
+        self.begun += 1
+        if self.gate is not None:
+            await self.gate.wait()
+
+
+class Counter(Counting):
     @step
     async def count(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        await self.enter()
         number = await ctx.store.get("count", default=0) + 1
         await ctx.store.set("count", number)
         return StopEvent(result=number)
@@ -86,9 +122,10 @@ class Tally(BaseModel):
     names: list[str] = []
 
 
-class TypedCounter(Workflow):
+class TypedCounter(Counting):
     @step
     async def count(self, ctx: Context[Tally], ev: StartEvent) -> StopEvent:
+        await self.enter()
         async with ctx.store.edit_state() as state:
             state.names.append(ev.name)
             return StopEvent(result=list(state.names))
@@ -220,11 +257,68 @@ class Blocker(Workflow):
         return StopEvent(result="done")
 
 
+class Shouter(BaseService):
+    """A service that hosts no workflow: it answers each task itself."""
+
+    def __init__(self, queue: AbstractMessageQueue, gateway: ControlPlaneGateway) -> None:
+        super().__init__("shouter", gateway=gateway)
+        self._queue = queue
+        self.taken: list[QueueMessage] = []
+
+    @property
+    def message_queue(self) -> AbstractMessageQueue:
+        return self._queue
+
+    @property
+    def publisher_id(self) -> str:
+        return self.service_name
+
+    @property
+    def service_definition(self) -> ServiceDefinition:
+        return ServiceDefinition(
+            service_name=self.service_name, description="Shouts.", instance_id="only-shouter"
+        )
+
+    def as_consumer(self, remote: bool = False) -> BaseMessageQueueConsumer:  # noqa: FBT001, FBT002
+        return CallableMessageConsumer(message_type=self.service_name, handler=self.process_message)
+
+    async def process_message(self, message: QueueMessage) -> None:
+        self.taken.append(message)
+        dispatch = TaskDispatch.model_validate(message.data)
+        reply = await self.gateway.claim(
+            ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id="only-shouter")
+        )
+        outcome = AttemptOutcome(
+            task_id=dispatch.task_id,
+            attempt=dispatch.attempt,
+            token=reply.token,
+            first=0,
+            events=[],
+            status=TaskStatus.SUCCEEDED,
+            value=json.loads(dispatch.input)["text"].upper(),
+        )
+        await self.publish(
+            QueueMessage(
+                type="control_plane", action=ActionTypes.COMPLETED_TASK, data=outcome.model_dump(mode="json")
+            )
+        )
+
+    async def processing_loop(self) -> None:
+        await (await self.register_to_message_queue())()
+
+    async def launch_local(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self.processing_loop())
+
+    async def launch_server(self) -> None:
+        await self.processing_loop()
+
+
 class Stack:
     """A queue, a control plane and services in this process."""
 
-    def __init__(self, queue: AbstractMessageQueue, server: ControlPlaneServer) -> None:
+    def __init__(self, queue: AbstractMessageQueue, store: StateStore, server: ControlPlaneServer) -> None:
         self.queue = queue
+        self.store = store
         self.server = server
         self.plane = server.plane
 
@@ -263,8 +357,12 @@ class Stack:
             for item in page
         ]
 
-    async def session(self) -> str:
-        return await self.plane.sessions.create(SessionOptions())
+    async def session(self, policy: SessionPolicy = SessionPolicy.ENQUEUE) -> str:
+        return await self.plane.sessions.create(SessionOptions(policy=policy))
+
+    async def stored(self, session_id: str) -> SessionRecord:
+        """Return a session with the keys of the services in its state."""
+        return (await self.store.read(lambda tx: tx.load_sessions([session_id])))[session_id]
 
     async def send(self, task_id: str, event: Event) -> None:
         wire = {
@@ -299,7 +397,7 @@ async def stack() -> AsyncIterator[Stack]:
             queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
         ) as server,
     ):
-        yield Stack(queue, server)
+        yield Stack(queue, store, server)
 
 
 def ledger_of(service: WorkflowService) -> Ledger:
@@ -390,11 +488,48 @@ async def test_typed_state_goes_on_beside_other_state(stack: Stack) -> None:
         assert result_of(await stack.run("plain", session)) == 2
 
 
+async def test_parallel_tasks_keep_each_the_state_of_its_class(stack: Stack) -> None:
+    session = await stack.session(SessionPolicy.PARALLEL)
+    typed, plain = TypedCounter(), Counter()
+    async with (
+        stack.serving(stack.service(typed, "typed")),
+        stack.serving(stack.service(plain, "plain")),
+    ):
+        typed.gate, plain.gate = asyncio.Event(), asyncio.Event()
+        tasks = [await stack.submit("typed", session, name="a"), await stack.submit("plain", session)]
+        await until(lambda: typed.begun == plain.begun == 1)
+        typed.gate.set()
+        plain.gate.set()
+        assert [result_of(await stack.end(task)) for task in tasks] == [["a"], 1]
+        assert result_of(await stack.run("typed", session, name="b")) == ["a", "b"]
+        assert result_of(await stack.run("plain", session)) == 2
+
+
+async def test_a_state_that_is_emptied_stays_empty_and_is_written_once(stack: Stack) -> None:
+    class Emptied(Workflow):
+        @step
+        async def fill(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            before = await ctx.store.get("count", default=None)
+            if ev.fill:
+                await ctx.store.set("count", 5)
+            else:
+                await ctx.store.clear()
+            return StopEvent(result=before)
+
+    session = await stack.session()
+    async with stack.serving(stack.service(Emptied())):
+        results = [
+            result_of(await stack.run("service", session, fill=fill)) for fill in (True, False, False, True)
+        ]
+    assert results == [None, 5, None, None]
+    assert (await stack.stored(session)).version == 3
+
+
 async def test_thirty_runs_do_not_make_the_state_grow(stack: Stack) -> None:
     session = await stack.session()
 
     async def size() -> int:
-        return len(json.dumps((await stack.plane.sessions.state(session, reserved=True)).state))
+        return len((await stack.stored(session)).state)
 
     async with stack.serving(stack.service(Counter())):
         for _ in range(10):
@@ -409,34 +544,34 @@ async def test_a_session_without_state_is_not_written(stack: Stack) -> None:
     session = await stack.session()
     async with stack.serving(stack.service(Echo())):
         await stack.run("service", session, value=1)
-    state = await stack.plane.sessions.state(session, reserved=True)
-    assert (state.state, state.version) == ({}, 0)
+    stored = await stack.stored(session)
+    assert (stored.state, stored.version) == ("{}", 0)
 
 
 @pytest.mark.parametrize(
     "held",
     [
+        5,
         "text",
-        {"workflows.context.state_store.DictState": {"_data": {"count": "not json"}}},
+        {"_data": {"count": "not json"}},
         {
-            "workflows.context.state_store.DictState": {
-                "_data": {
-                    "count": json.dumps(
-                        {"__is_pydantic": True, "value": {}, "qualified_name": "antigravity.Model"}
-                    )
-                }
+            "_data": {
+                "count": json.dumps(
+                    {"__is_pydantic": True, "value": {}, "qualified_name": "antigravity.Model"}
+                )
             }
         },
-        {"workflows.context.state_store.DictState": 5},
     ],
 )
 async def test_state_that_cannot_be_read_fails_the_task(stack: Stack, held: Any) -> None:
     session = await stack.session()
-    await stack.plane.sessions.merge_state(session, {STATE_KEY: held}, reserved=True)
+    key = f"{STATE_PREFIX}workflows.context.state_store.DictState"
+    forged = replace(await stack.stored(session), state=json.dumps({key: held}))
+    await stack.store.transact(lambda tx: tx.update_sessions([forged]))
     async with stack.serving(stack.service(Counter())):
         error_type, message = failure_of(await stack.run("service", session))
         assert error_type == "llama_deploy.errors.SerializationError"
-        assert STATE_KEY in message
+        assert key in message
     assert "antigravity" not in sys.modules
 
 
@@ -468,7 +603,7 @@ async def test_a_result_that_is_too_large_fails_the_task() -> None:
                 queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
             ) as control_plane,
         ):
-            stack = Stack(queue, control_plane)
+            stack = Stack(queue, store, control_plane)
 
             class Large(Workflow):
                 @step
@@ -548,6 +683,7 @@ async def test_a_running_task_is_cancelled(stack: Stack) -> None:
         await stack.plane.tasks.cancel(task_id)
         view = await stack.end(task_id)
         assert view.status is TaskStatus.CANCELLED
+        assert failure_of(view) == ("llama_deploy.errors.TaskCancelledError", "the task was cancelled")
         await until(lambda: workflow.now == 0)
 
 
@@ -805,3 +941,96 @@ async def test_a_workflow_of_llama_index_and_its_prebuilt_agents(stack: Stack) -
             assert view.result is not None
             assert view.result.value_type is not None
             assert view.result.value_type.endswith(".AgentOutput")
+
+
+async def test_a_custom_service_gets_its_tasks_and_answers_them(stack: Stack) -> None:
+    service = Shouter(stack.queue, stack.server.gateway())
+    await service.register_to_control_plane()
+    working = await service.launch_local()
+    try:
+        assert result_of(await stack.run("shouter", text="hey")) == "HEY"
+        assert [message.action for message in service.taken] == [ActionTypes.NEW_TASK]
+        await service.deregister_from_message_queue()
+        await asyncio.wait_for(working, PATIENCE)
+    finally:
+        await stop(working)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_the_consumer_of_a_workflow_service_takes_real_messages(stack: Stack, *, remote: bool) -> None:
+    workflow = Gated()
+    service = stack.service(workflow)
+    await service.register_to_control_plane()
+    async with (
+        await stack.queue.subscribe(service.topics.work("service")) as work,
+        await stack.queue.subscribe(
+            service.topics.instance("service", service.instance_id), group="copies"
+        ) as copies,
+    ):
+        task_id = await stack.submit()
+        (offered,) = await work.receive(1)
+        await offered.ack()
+        serving = asyncio.create_task(service.launch_server())
+        await service.wait_listening()
+        consumer = service.as_consumer(remote=remote)
+        try:
+            await consumer.process_message(offered.message)
+            await until(lambda: workflow.now == 1)
+            await stack.plane.tasks.cancel(task_id)
+            (cancellation,) = await copies.receive(1)
+            await consumer.process_message(cancellation.message)
+            assert (await stack.end(task_id)).status is TaskStatus.CANCELLED
+        finally:
+            if isinstance(consumer, RemoteMessageConsumer):
+                await consumer.close()
+            await stop(serving)
+
+
+async def test_the_consumer_of_the_control_plane_takes_real_messages(stack: Stack) -> None:
+    topic = stack.plane.topics.control_plane
+    async with (
+        await stack.queue.subscribe(topic, group="copies") as copies,
+        stack.serving(stack.service(Greeter())),
+    ):
+        await stack.run(name="Ada", times=1000)
+        consumer, last = stack.server.as_consumer(), None
+        while last is not ActionTypes.COMPLETED_TASK:
+            for delivery in await copies.receive(10):
+                last = delivery.message.action
+                await consumer.process_message(delivery.message)
+
+
+async def test_consuming_lasts_from_before_the_launch_until_the_service_stops(stack: Stack) -> None:
+    service = stack.service(Echo())
+    consuming = asyncio.create_task((await service.register_to_message_queue())())
+    async with stack.serving(service):
+        assert result_of(await stack.run(value=1)) == 1
+        assert not consuming.done()
+    await asyncio.wait_for(consuming, PATIENCE)
+    await asyncio.wait_for((await service.register_to_message_queue())(), PATIENCE)
+
+
+async def test_deregistering_ends_consuming_and_not_the_service(stack: Stack) -> None:
+    service = stack.service(Echo())
+    async with stack.serving(service):
+        consuming = asyncio.create_task((await service.register_to_message_queue())())
+        for _ in range(2):
+            await service.deregister_from_message_queue()
+        await asyncio.wait_for(consuming, PATIENCE)
+        assert result_of(await stack.run(value=1)) == 1
+
+
+async def test_handing_back_that_fails_is_a_warning(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(DirectGateway):
+        async def release(self, request: ReleaseRequest) -> ReleaseReply:
+            raise UnavailableError("nobody answers")
+
+    workflow = Gated()
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service", drain_timeout=0.05)
+    service = WorkflowService(workflow, stack.queue, config, gateway=Broken(stack.plane))
+    async with stack.serving(service):
+        await stack.submit()
+        await until(lambda: workflow.now == 1)
+    (record,) = [record for record in caplog.records if getattr(record, "action", "") == "hand_back"]
+    assert record.levelno == logging.WARNING
+    assert "nobody answers" in record.getMessage()

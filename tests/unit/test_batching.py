@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from llama_deploy.batching import Batcher
-from llama_deploy.errors import OverloadedError, UnavailableError
+from llama_deploy.errors import ClosedError, OverloadedError, UnavailableError
 
 
 class Gate:
@@ -96,5 +96,6 @@ async def test_close_flushes_what_waits_and_refuses_more() -> None:
     await batcher.close()
     await batcher.close()
     assert future.result() == 2
-    with pytest.raises(UnavailableError):
+    with pytest.raises(ClosedError, match="open what owns it") as refused:
         await batcher.submit(2)
+    assert not refused.value.retriable, "it stays closed"

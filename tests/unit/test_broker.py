@@ -16,7 +16,8 @@ from llama_deploy.errors import (
     TopicNotFoundError,
     UnavailableError,
 )
-from llama_deploy.message_queues.simple.broker import BrokerLimits, SimpleBroker
+from llama_deploy.message_queues.simple.broker import SimpleBroker
+from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
 from llama_deploy.message_queues.simple.timetable import Timetable
 from llama_deploy.message_queues.simple.topic import Handout
@@ -221,6 +222,15 @@ async def test_dead_letters_are_bounded_and_lose_the_oldest(broker: SimpleBroker
     assert broker.depths()["t.dead_letters"].messages == 2
 
 
+async def test_dead_letters_have_a_place_when_there_are_too_many_topics(broker: SimpleBroker) -> None:
+    await publish(broker, "a", "b")
+    for number in range(3):
+        broker.create_topic(str(number))
+    settle(broker, SettleAction.REJECT, *(await take(broker)))
+    assert bodies(await take(broker, topic="t.dead_letters")) == ["a", "b"]
+    assert broker.depths()["t"].messages == 0
+
+
 async def test_a_full_topic_takes_what_fits_and_refuses_the_rest(broker: SimpleBroker) -> None:
     assert await publish(broker, *"abcdefg") == 5
     with pytest.raises(QueueFullError):
@@ -239,8 +249,9 @@ async def test_a_topic_is_bounded_in_bytes_too(broker: SimpleBroker) -> None:
 async def test_the_number_of_topics_is_bounded(broker: SimpleBroker) -> None:
     for number in range(4):
         broker.create_topic(str(number))
-    with pytest.raises(QueueFullError):
+    with pytest.raises(QueueFullError, match="expires_after") as caught:
         broker.create_topic("one more")
+    assert caught.value.topic == "one more"
 
 
 @pytest.mark.parametrize("name", ["", "a" * 256, "line\nbreak", "\0"])

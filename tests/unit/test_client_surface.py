@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +56,30 @@ def test_the_sync_client_has_the_same_surface(aio: ModuleType, sync: ModuleType)
     assert {name(cls): surface(cls) for cls in classes(aio)} == {
         name(cls): surface(cls) for cls in classes(sync)
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        (aio_core.ServiceCollection.register, ["service_def"]),
+        (aio_core.ServiceCollection.deregister, ["name"]),
+        (aio_core.SessionCollection.get, ["id"]),
+        (aio_core.SessionCollection.get_or_create, ["id"]),
+        (aio_core.SessionCollection.delete, ["id"]),
+        (aio_core.Session.create_task, ["task_def"]),
+        (aio_core.Session.send_event, ["service_name", "task_id", "ev"]),
+        (aio_core.Session.send_event_def, ["task_id", "ev_def"]),
+        (aio_apiserver.DeploymentCollection.create, ["file", "reload"]),
+        (aio_apiserver.DeploymentCollection.get, ["name"]),
+        (aio_apiserver.DeploymentTasks.run, ["task_def"]),
+        (aio_apiserver.DeploymentTasks.create, ["task_def"]),
+        (aio_apiserver.DeploymentSessions.delete, ["id"]),
+        (aio_apiserver.DeploymentTask.send_event, ["ev", "service_name"]),
+    ],
+)
+def test_parameters_are_called_as_in_0_6(method: Callable[..., Any], names: list[str]) -> None:
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == names
 
 
 def test_the_sync_client_is_the_client_without_sync() -> None:

@@ -19,10 +19,13 @@ from llama_deploy.message_consumers import (
 from llama_deploy.message_publishers import MessageQueuePublisherMixin
 from llama_deploy.message_queues import (
     AbstractMessageQueue,
+    Delivery,
     LocalMessageQueue,
     PublishCallback,
     SimpleMessageQueueConfig,
+    Subscription,
 )
+from llama_deploy.message_queues.base import DEFAULT_GROUP
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.application import create_app
 from llama_deploy.web.server import HttpServer
@@ -97,6 +100,114 @@ async def test_an_error_ends_consuming_where_that_is_asked_for() -> None:
         assert delivery.attempt == 2
 
 
+class SlowDelivery(Delivery):
+    """A delivery whose extension can fail, or last."""
+
+    def __init__(self, *, failures: int = 0, extension_lasts: bool = False) -> None:
+        self.message = QueueMessage()
+        self.attempt = 1
+        self.extended = asyncio.Event()
+        self.log: list[str] = []
+        self._failures = failures
+        self._extension_lasts = extension_lasts
+
+    async def ack(self) -> None:
+        self.log.append("ack")
+
+    async def nack(self, delay: float = 0.0) -> None:
+        self.log.append(f"nack {delay}")
+
+    async def extend(self, seconds: float) -> None:
+        if self._failures:
+            self._failures -= 1
+            raise UnavailableError(f"no {seconds} seconds today")
+        self.extended.set()
+        if self._extension_lasts:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                self.log.append("extension ended")
+
+
+class OneDeliverySubscription(Subscription):
+    """Gives one delivery, and then nothing."""
+
+    visibility_timeout = 0.03
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._deliveries = [delivery]
+
+    async def receive(self, max_messages: int) -> list[Delivery]:
+        if not self._deliveries:
+            await asyncio.Event().wait()
+        return [self._deliveries.pop() for _ in range(min(max_messages, 1))]
+
+    async def close(self) -> None:
+        pass
+
+
+class OneDeliveryQueue(AbstractMessageQueue):
+    """Has one delivery."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        super().__init__()
+        self._delivery = delivery
+
+    async def _publish(self, message: QueueMessage, topic: str) -> None:
+        raise QueueFullError(f"{topic} takes no {message.id_}")
+
+    async def subscribe(
+        self,
+        topic: str,  # noqa: ARG002
+        *,
+        group: str = DEFAULT_GROUP,  # noqa: ARG002
+        expires_after: float | None = None,  # noqa: ARG002
+    ) -> Subscription:
+        return OneDeliverySubscription(self._delivery)
+
+    async def cleanup(self) -> None:
+        pass
+
+    def as_config(self) -> SimpleMessageQueueConfig:
+        return SimpleMessageQueueConfig()
+
+
+async def _consume_until_extended(delivery: SlowDelivery) -> None:
+    async def work_until_extended(_message: QueueMessage) -> None:
+        await delivery.extended.wait()
+
+    queue = OneDeliveryQueue(delivery)
+    consumer = CallableMessageConsumer(handler=work_until_extended)
+    start_consuming = await queue.register_consumer(consumer, "t")
+    consuming = asyncio.create_task(start_consuming())
+    async with asyncio.timeout(5):
+        await delivery.extended.wait()
+        await queue.deregister_consumer(consumer)
+        await consuming
+
+
+async def test_an_extension_that_fails_is_logged_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    delivery = SlowDelivery(failures=2)
+    await _consume_until_extended(delivery)
+    assert delivery.log == ["ack"]
+    assert [record.getMessage().count("seconds today") for record in caplog.records] == [1, 1]
+
+
+async def test_no_extension_is_under_way_when_a_delivery_is_settled() -> None:
+    delivery = SlowDelivery(extension_lasts=True)
+    await _consume_until_extended(delivery)
+    assert delivery.log == ["extension ended", "ack"]
+
+
+async def test_a_message_that_the_queue_refuses_is_not_called_back() -> None:
+    called: list[QueueMessage] = []
+    queue = OneDeliveryQueue(SlowDelivery())
+    with pytest.raises(QueueFullError):
+        await queue.publish(QueueMessage(), "t", callback=lambda message, **_: called.append(message))
+    assert called == []
+
+
 class Receiver:
     """A server that takes messages, or refuses them with a status."""
 
@@ -111,7 +222,8 @@ class Receiver:
         self.connections.add((request.client.host, request.client.port))
         self.headers.append(request.headers.get("x-key"))
         self.received.append(QueueMessage.decode(await request.body()))
-        return Response(status_code=self.status)
+        # What is found at the end of the redirection would look like an acknowledgement.
+        return Response(status_code=self.status, headers={"Location": "/openapi.json"})
 
     async def refuse(self) -> None:
         raise QueueFullError("no room", retry_after=2.5)
@@ -138,7 +250,7 @@ async def test_a_remote_consumer_posts_over_one_connection() -> None:
     assert len(receiver.connections) == 1
 
 
-@pytest.mark.parametrize("status", [304, 404, 500])
+@pytest.mark.parametrize("status", [302, 304, 404, 500])
 async def test_a_remote_consumer_raises_what_is_not_accepted(status: int) -> None:
     receiver = Receiver()
     receiver.status = status

@@ -11,7 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.lifecycle import Transition
-from llama_deploy.errors import EventsMissingError, FencedOutError, SessionBusyError, TaskFinishedError
+from llama_deploy.errors import (
+    EventsMissingError,
+    FencedOutError,
+    PayloadTooLargeError,
+    SessionBusyError,
+    TaskFinishedError,
+)
 from llama_deploy.state_stores.base import TaskRecord
 from llama_deploy.types import SessionPolicy, TaskResult, TaskStatus
 from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayload
@@ -145,6 +151,21 @@ class TaskLife(RuleBasedStateMachine):
         else:
             assert self.task.cancel_requested or self.task.status is TaskStatus.CANCELLED
 
+    @rule(attempt=st.integers(1, 4))
+    def refuse(self, attempt: int) -> None:
+        before = self.task
+        error = PayloadTooLargeError("too large")
+        self.apply(lifecycle.refuse(self.task, attempt=attempt, error=error, at=NOW))
+        due = before.status is TaskStatus.QUEUED and before.attempt == attempt
+        assert (self.task.status is TaskStatus.FAILED) == (due or before.status is TaskStatus.FAILED)
+
+    @precondition(lambda self: self.task.status is TaskStatus.RUNNING)
+    @rule()
+    def take_back(self) -> None:
+        losses = self.task.losses
+        self.apply(lifecycle.take_back(self.task, at=NOW))
+        assert self.task.losses == losses
+
     @rule()
     def dispatch_again(self) -> None:
         before = self.task
@@ -178,7 +199,7 @@ def test_a_task_that_kills_its_instances_fails_with_that_reason() -> None:
     assert ended.status is TaskStatus.FAILED
     result = TaskResult.model_validate_json(ended.result or "")
     assert result.error is not None
-    assert result.error.type == lifecycle.ATTEMPTS_EXHAUSTED
+    assert result.error.type == "llama_deploy.errors.AttemptsExhaustedError"
     assert "3 instances of service service" in result.error.message
 
 

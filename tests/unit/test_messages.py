@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_deploy.errors import MessageDecodeError, SerializationError
-from llama_deploy.messages import ActionTypes, QueueMessage, QueueMessageStats
+from llama_deploy.messages import MAX_DEPTH, ActionTypes, QueueMessage, QueueMessageStats
 
 JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(),
@@ -96,3 +96,31 @@ def test_the_error_names_the_field() -> None:
 def test_data_that_is_no_json_cannot_be_sent(value: Any) -> None:
     with pytest.raises(SerializationError):
         QueueMessage(data={"value": value}).encode()
+
+
+def _nested(levels: int, *, beside: int = 0) -> Any:
+    """Objects and lists inside each other on so many levels, the innermost with lists side by side."""
+    value: Any = [[]] * beside if beside else []
+    for level in range(levels - (2 if beside else 1)):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("beside", [0, 500])
+def test_what_is_nested_deeper_than_receivers_read_is_refused_where_it_is_sent(beside: int) -> None:
+    # The message and its `data` are two levels.
+    message = QueueMessage(data={"value": _nested(MAX_DEPTH - 2, beside=beside)})
+    assert QueueMessage.decode(message.encode()) == message
+    with pytest.raises(SerializationError, match="deep"):
+        QueueMessage(data={"value": _nested(MAX_DEPTH - 1, beside=beside)}).encode()
+
+
+@pytest.mark.parametrize("levels", [260, 5000])
+def test_no_depth_breaks_the_codec(levels: int) -> None:
+    with pytest.raises(SerializationError):
+        QueueMessage(data={"value": _nested(levels)}).encode()
+
+
+def test_many_brackets_side_by_side_are_not_deep() -> None:
+    message = QueueMessage(data={"value": [{"a": []}] * 1000})
+    assert QueueMessage.decode(message.encode()) == message

@@ -22,6 +22,7 @@ class ControlPlaneDouble:
     def __init__(self) -> None:
         self.beats: list[float] = []
         self.away = False
+        self.fault: Exception | None = None
         self.threads: set[int] = set()
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
@@ -30,6 +31,8 @@ class ControlPlaneDouble:
         self.beats.append(time.monotonic())
         if self.away:
             raise UnavailableError("away")
+        if self.fault is not None:
+            raise self.fault
         return HeartbeatReply()
 
 
@@ -38,7 +41,7 @@ def thread(
 ) -> HeartbeatThread:
     return HeartbeatThread(
         beat=plane.beat,
-        compose=lambda: Heartbeat(instance_id="instance", service_name="service"),
+        compose=lambda: Heartbeat(instance_id="instance"),
         on_reply=on_reply,
         lease_seconds=0.06,
         blocked_limit=blocked_limit,
@@ -102,3 +105,17 @@ async def test_an_absent_control_plane_is_logged_once(caplog: pytest.LogCaptureF
     await beating.close()
     assert caplog.text.count("does not answer the heartbeats") == 1
     assert caplog.text.count("again") == 1
+
+
+async def test_an_unforeseen_error_does_not_end_the_heartbeats(caplog: pytest.LogCaptureFixture) -> None:
+    plane, replies = ControlPlaneDouble(), list[HeartbeatReply]()
+    plane.fault = RuntimeError("a fault of ours")
+    beating = thread(plane, replies.append)
+    beating.start()
+    await until(lambda: len(plane.beats) >= 3)
+    plane.fault = None
+    await until(lambda: bool(replies))
+    await beating.close()
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "a fault of ours" in record.getMessage()
+    assert record.exc_info is not None, "its traceback tells where"

@@ -20,7 +20,7 @@ from workflows import Workflow, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
 from llama_deploy.errors import InvalidRequestError, SerializationError
-from llama_deploy.services.payloads import EventRegistry, event_payload, to_json_value, value_type_of
+from llama_deploy.services.payloads import EventRegistry, streamed_event, to_json_value, value_type_of
 from llama_deploy.types import EventDefinition
 
 
@@ -76,6 +76,7 @@ class Flow(Workflow):
         (Decimal("1.10"), "1.10"),
         (Colour.RED, "red"),
         (b"text", "text"),
+        (["NaN", "Infinity"], ["NaN", "Infinity"]),
         (Path("/a"), "/a"),
     ],
 )
@@ -97,6 +98,8 @@ def endless() -> list[Any]:
         (Holder(held={"a": [object()]}), "$.held.a[0]"),
         (Pair(1, [b"\xff"]), "$.right[0]"),
         ([float("inf")], "$[0]"),
+        ({"a": [1.5, float("nan")]}, "$.a[1]"),
+        ({"a": ["fine", "\ud800"]}, "$.a[1]"),
         (StopEvent(result=[object()]), "$.result[0]"),
         ({"f": test_values_have_a_plain_form}, "$.f"),
     ],
@@ -113,10 +116,12 @@ def test_a_value_that_contains_itself_is_refused() -> None:
         to_json_value(endless())
 
 
-def test_event_payload_names_the_event() -> None:
-    assert event_payload(Go(number=1)).model_dump() == {"type": "Go", "data": {"number": 1}}
+def test_a_streamed_event_is_named_and_measured() -> None:
+    streamed = streamed_event(Go(number=1, note="x" * 500))
+    assert streamed.payload.model_dump() == {"type": "Go", "data": {"number": 1, "note": "x" * 500}}
+    assert 500 < streamed.size < 600
     with pytest.raises(SerializationError) as caught:
-        event_payload(Event(handle=object()))
+        streamed_event(Event(handle=object()))
     assert caught.value.path == "Event.handle"
 
 

@@ -14,7 +14,7 @@ from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services import reports
 from llama_deploy.services.attempts import Attempt, WorkflowState
 from llama_deploy.services.mailbox import Mailbox
-from llama_deploy.services.payloads import EventRegistry
+from llama_deploy.services.payloads import EventRegistry, StreamedEvent
 from llama_deploy.services.reports import AttemptKey, AttemptReports
 from llama_deploy.services.runs import Ending
 from llama_deploy.types import TaskStatus
@@ -45,8 +45,9 @@ class Wire:
         return [(item.first, [event.data["n"] for event in item.events]) for item in sent]
 
 
-def event(number: int, padding: int = 0) -> EventPayload:
-    return EventPayload(type="E", data={"n": number, "padding": "x" * padding})
+def event(number: int, padding: int = 0) -> StreamedEvent:
+    payload = EventPayload(type="E", data={"n": number, "padding": "x" * padding})
+    return StreamedEvent(payload, size=20 + padding)
 
 
 async def test_the_first_leaves_at_once_and_the_rest_gathers() -> None:

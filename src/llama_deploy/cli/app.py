@@ -17,7 +17,6 @@ from llama_deploy.cli.options import (
     DEFAULT_SERVER,
     AsJson,
     Concurrency,
-    GlobalServer,
     Insecure,
     Port,
     QueuePort,
@@ -40,7 +39,6 @@ _PATIENCE: Final = 120.0
 
 app = typer.Typer(
     name="llamactl",
-    help="Serve workflows and run tasks.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,13 +50,24 @@ app.add_typer(sessions, name="sessions")
 @app.callback()
 def main_options(
     context: typer.Context,
-    server: GlobalServer = DEFAULT_SERVER,
+    server: Server = DEFAULT_SERVER,
     insecure: Insecure = False,
     timeout: Timeout = None,
     verbose: Verbose = False,
 ) -> None:
-    """Take the options that all commands have."""
-    context.obj = Settings(server=server, insecure=insecure, timeout=timeout, verbose=verbose)
+    """Serve workflows and run tasks. The options here stand before the command."""
+    context.obj = Settings(
+        server=server,
+        insecure=insecure,
+        timeout=timeout,
+        verbose=verbose,
+        given=frozenset(name for name in context.params if _is_given(context, name)),
+    )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command()
@@ -71,17 +80,17 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
     queue_port: QueuePort = 8001,
-    max_concurrent_tasks: Concurrency = 8,
+    max_concurrent_tasks: Concurrency = None,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Listen on an address that other machines reach.")
     ] = False,
     as_json: AsJson = False,
-    verbose: Verbose = False,
 ) -> None:
     """Run message queue, control plane and services in this process until Ctrl-C."""
-    settings = _settings(context, verbose=verbose)
+    settings: Settings = context.obj
     configure_logging(verbose=settings.verbose)
     with reported(verbose=settings.verbose):
+        settings.refuse("server", "insecure", "timeout", command="serve")
         from llama_deploy.cli import serving
 
         serving.serve(
@@ -98,15 +107,14 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
 def worker(
     context: typer.Context,
     targets: Targets,
-    server: Server = None,
-    max_concurrent_tasks: Concurrency = 8,
+    max_concurrent_tasks: Concurrency = None,
     as_json: AsJson = False,
-    verbose: Verbose = False,
 ) -> None:
     """Run more instances of services in this process, for a control plane that runs elsewhere."""
-    settings = _settings(context, server=server, verbose=verbose)
+    settings: Settings = context.obj
     configure_logging(verbose=settings.verbose)
     with reported(verbose=settings.verbose, server=settings.server):
+        settings.refuse("insecure", "timeout", command="worker")
         from llama_deploy.cli import serving
 
         serving.work(
@@ -133,9 +141,6 @@ def run(
         str | None, typer.Option(metavar="ID", help="A session; without one, the task gets its own.")
     ] = None,
     as_json: AsJson = False,
-    server: Server = None,
-    timeout: Timeout = None,
-    verbose: Verbose = False,
 ) -> None:
     """Run a task: show its events as they come, print its result. Ctrl-C cancels it.
 
@@ -144,61 +149,44 @@ def run(
     """
     from llama_deploy.cli.tasks import RunOptions, run_task
 
-    settings = _settings(context, server=server, timeout=timeout, verbose=verbose)
     options = RunOptions(service_name=service, arguments=arguments or [], session_id=session, as_json=as_json)
-    sys.exit(_with_client(settings, lambda client: run_task(client, options)))
+    sys.exit(_with_client(context.obj, lambda client: run_task(client, options)))
 
 
 @app.command()
 def status(
     context: typer.Context,
-    server: Server = None,
-    timeout: Timeout = None,
-    verbose: Verbose = False,
 ) -> None:
     """Show the services, their living instances, and how many sessions there are."""
     from llama_deploy.cli.overview import print_status
 
-    _with_client(_settings(context, server=server, timeout=timeout, verbose=verbose), print_status)
+    _with_client(context.obj, print_status)
 
 
 @sessions.command()
 def create(
     context: typer.Context,
-    server: Server = None,
-    timeout: Timeout = None,
-    verbose: Verbose = False,
 ) -> None:
     """Create a session and print its id, for `llamactl run --session ID`."""
 
     async def create_session(client: Client) -> None:
         typer.echo((await client.core.sessions.create()).id)
 
-    _with_client(_settings(context, server=server, timeout=timeout, verbose=verbose), create_session)
-
-
-def _settings(
-    context: typer.Context,
-    *,
-    server: str | None = None,
-    timeout: float | None = None,
-    verbose: bool = False,
-) -> Settings:
-    """Return the settings from before and behind the command."""
-    settings: Settings = context.obj
-    return settings.override(server=server, timeout=timeout, verbose=verbose)
+    _with_client(context.obj, create_session)
 
 
 def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run `work` with a client, at most for `settings.timeout`; errors are printed and end the process."""
+    from llama_deploy.cli.environment import settings_of
     from llama_deploy.client import Client
 
     async def with_client() -> T:
-        client = Client(
-            control_plane_url=settings.server,
-            disable_ssl=settings.insecure,
-            timeout=settings.timeout or _PATIENCE,
-        )
+        with settings_of(Client):
+            client = Client(
+                control_plane_url=settings.server,
+                disable_ssl=settings.insecure,
+                timeout=settings.timeout or _PATIENCE,
+            )
         async with client:
             try:
                 async with asyncio.timeout(settings.timeout):

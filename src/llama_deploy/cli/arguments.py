@@ -31,7 +31,7 @@ def parse_arguments(texts: Sequence[str], schema: Mapping[str, Any] | None = Non
                 f"{text!r} is not an argument", hint='write key=value, such as question="What is it?"'
             )
         if key in arguments:
-            raise CommandError(f"the argument {key!r} is given twice")
+            raise CommandError(f"the argument {key!r} is given twice", hint="leave one of them out")
         arguments[key] = _parse_value(value, only_text=_is_text(properties.get(key)))
     return arguments
 

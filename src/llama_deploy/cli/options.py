@@ -4,33 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 import typer
+
+from llama_deploy.cli.problems import CommandError
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
 """The control plane of `llamactl serve` without options."""
 
-_SERVER_NAMES: Final = ("--server", "-s", "--control-plane")
-_SERVER_HELP: Final = "The control plane."
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options that may stand before any command."""
+    """The options that stand before the command."""
 
     server: str
+    """The control plane's URL, without a slash at its end."""
     insecure: bool
     timeout: float | None
+    """Seconds. None: as long as it takes."""
     verbose: bool
+    given: frozenset[str]
+    """The names of those that the command line holds; the others are defaults, or from the environment."""
 
-    def override(self, *, server: str | None, timeout: float | None, verbose: bool) -> Settings:
-        """Return the settings with those that stand behind the command; None and False leave them."""
-        return Settings(
-            server=(server or self.server).rstrip("/"),
-            insecure=self.insecure,
-            timeout=self.timeout if timeout is None else timeout,
-            verbose=verbose or self.verbose,
-        )
+    def refuse(self, *names: str, command: str) -> None:
+        """Refuse options that a command has no use for, so that nobody believes that they act.
+
+        Raises:
+            CommandError: The command line holds one of `names`.
+        """
+        for name in names:
+            if name in self.given:
+                raise CommandError(
+                    f"--{name} says nothing to `llamactl {command}`",
+                    hint=f"leave it out; `llamactl {command} --help` shows what can be set",
+                )
+
+
+def _read_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise typer.BadParameter(f"{text!r} is no URL of a control plane; write one such as {DEFAULT_SERVER}")
+    return text.rstrip("/")
 
 
 Targets = Annotated[
@@ -42,11 +57,17 @@ Targets = Annotated[
         "is given.",
     ),
 ]
-GlobalServer = Annotated[
+Server = Annotated[
     str,
-    typer.Option(*_SERVER_NAMES, metavar="URL", envvar="LLAMA_DEPLOY_CONTROL_PLANE_URL", help=_SERVER_HELP),
+    typer.Option(
+        "--server",
+        "-s",
+        metavar="URL",
+        envvar="LLAMA_DEPLOY_CONTROL_PLANE_URL",
+        callback=_read_url,
+        help="The control plane.",
+    ),
 ]
-Server = Annotated[str | None, typer.Option(*_SERVER_NAMES, metavar="URL", help=_SERVER_HELP)]
 Insecure = Annotated[
     bool, typer.Option("--insecure", "-k", help="Accept any certificate of an https server.")
 ]
@@ -54,12 +75,18 @@ Timeout = Annotated[
     float | None,
     typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="How long to wait."),
 ]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log everything; errors with their tracebacks.")
+]
 Concurrency = Annotated[
-    int, typer.Option(min=1, metavar="N", help="How many tasks each service works on at a time.")
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="How many tasks each service works on at a time. Unless given: "
+        "LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS of the environment, or 8.",
+    ),
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The control plane's port; 0: any free one.")]
 QueuePort = Annotated[int, typer.Option(min=0, max=65535, help="The message queue's port; 0: any free one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Log everything; errors with their tracebacks.")
-]

@@ -15,6 +15,7 @@ from llama_deploy.errors import (
     LlamaDeployError,
     ServiceNotFoundError,
     SessionNotFoundError,
+    StoreLockedError,
     TaskEndedError,
     TaskTimeoutError,
     UnavailableError,
@@ -88,8 +89,10 @@ def _explain(exc: LlamaDeployError, server: str) -> CommandError:
         code, hint = ExitCode.NOT_FOUND, "`llamactl status` lists the services"
     elif isinstance(exc, SessionNotFoundError):
         code, hint = ExitCode.NOT_FOUND, "`llamactl sessions create` makes one and prints its id"
+    elif isinstance(exc, StoreLockedError):
+        hint = "stop that one, or choose another folder with --data-dir"
     elif isinstance(exc, TaskTimeoutError):
-        code = ExitCode.TIMED_OUT
+        code, hint = ExitCode.TIMED_OUT, "-t SECONDS before the command sets another limit"
     elif isinstance(exc, InvalidRequestError) and not isinstance(exc, TaskEndedError):
         code = ExitCode.USAGE
     return CommandError(str(exc), hint=hint, exit_code=code)

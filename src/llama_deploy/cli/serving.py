@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_deploy.cli.announcement import announce_instances, announce_stack
+from llama_deploy.cli.environment import settings_of
+from llama_deploy.cli.problems import CommandError
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy import HostedWorkflow, LocalStack, run_workflow
 from llama_deploy.deploy.together import run_together
 from llama_deploy.message_queues import SimpleMessageQueueConfig
-from llama_deploy.services import WorkflowService
+from llama_deploy.orchestrators import SimpleOrchestratorConfig
+from llama_deploy.services import WorkflowService, WorkflowServiceConfig
+from llama_deploy.web.server import is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,41 +32,73 @@ class Place:
     """Whether `host` may be an address that other machines reach."""
 
 
-def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int, as_json: bool) -> None:
+def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | None, as_json: bool) -> None:
     """Run queue, control plane and services in this process until Ctrl-C or SIGTERM.
 
     Raises:
-        CommandError: A workflow is not found.
+        CommandError: A workflow is not found, the place cannot be used, or a setting of the environment
+            cannot work.
         LlamaDeployError: As `LocalStack.start`.
     """
+    _check(place)
     hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
     run_until_stopped(_serve(hosted, place, as_json=as_json))
 
 
+def _check(place: Place) -> None:
+    if not place.allow_remote and not is_loopback(place.host):
+        raise CommandError(
+            f"{place.host} can be reached from other machines, and whoever reaches it can run tasks: "
+            "there is no authentication",
+            hint="leave out --host to listen on 127.0.0.1, or add --allow-remote if the network is yours",
+        )
+    try:
+        place.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise CommandError(
+            f"cannot keep data in {place.data_dir}: {exc.strerror}", hint="--data-dir names another folder"
+        ) from exc
+
+
 async def _serve(hosted: Sequence[HostedWorkflow], place: Place, *, as_json: bool) -> None:
-    database = place.data_dir.resolve() / "control_plane.db"
+    with settings_of(SimpleOrchestratorConfig):
+        orchestrator_config = SimpleOrchestratorConfig()
     stack = await LocalStack.start(
         hosted,
-        control_plane_config=ControlPlaneConfig(
-            host=place.host,
-            port=place.port,
-            allow_remote=place.allow_remote,
-            state_store_uri=f"sqlite:///{database}",
-        ),
-        message_queue_config=SimpleMessageQueueConfig(
-            host=place.host, port=place.queue_port, allow_remote=place.allow_remote
-        ),
+        control_plane_config=_control_plane_config(place),
+        message_queue_config=_message_queue_config(place),
+        orchestrator_config=orchestrator_config,
     )
     async with stack:
         announce_stack(stack, data_dir=str(place.data_dir), as_json=as_json)
         await stack.run()
 
 
-def work(targets: Sequence[str], *, control_plane_url: str, max_concurrent_tasks: int, as_json: bool) -> None:
+def _control_plane_config(place: Place) -> ControlPlaneConfig:
+    database = place.data_dir.resolve() / "control_plane.db"
+    with settings_of(ControlPlaneConfig):
+        return ControlPlaneConfig(
+            host=place.host,
+            port=place.port,
+            allow_remote=place.allow_remote,
+            state_store_uri=f"sqlite:///{database}",
+        )
+
+
+def _message_queue_config(place: Place) -> SimpleMessageQueueConfig:
+    with settings_of(SimpleMessageQueueConfig):
+        return SimpleMessageQueueConfig(
+            host=place.host, port=place.queue_port, allow_remote=place.allow_remote
+        )
+
+
+def work(
+    targets: Sequence[str], *, control_plane_url: str, max_concurrent_tasks: int | None, as_json: bool
+) -> None:
     """Run instances of services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
 
     Raises:
-        CommandError: A workflow is not found.
+        CommandError: A workflow is not found, or a setting of the environment cannot work.
         LlamaDeployError: As `run_workflow`.
     """
     hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
@@ -86,8 +122,10 @@ def work(targets: Sequence[str], *, control_plane_url: str, max_concurrent_tasks
     run_until_stopped(work_on_all())
 
 
-def _host(targets: Sequence[str], *, max_concurrent_tasks: int) -> list[HostedWorkflow]:
-    return [
-        HostedWorkflow.named(name, workflow, max_concurrent_tasks=max_concurrent_tasks)
-        for name, workflow in load_workflows(targets).items()
-    ]
+def _host(targets: Sequence[str], *, max_concurrent_tasks: int | None) -> list[HostedWorkflow]:
+    workflows = load_workflows(targets)
+    with settings_of(WorkflowServiceConfig):
+        return [
+            HostedWorkflow.named(name, workflow, max_concurrent_tasks=max_concurrent_tasks)
+            for name, workflow in workflows.items()
+        ]

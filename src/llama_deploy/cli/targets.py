@@ -140,7 +140,7 @@ def _import_failure(target: Target, exc: Exception) -> CommandError:
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return CommandError(
         f"importing {target.source} failed: {type(exc).__name__}: {exc}{place}",
-        hint="--verbose shows the whole traceback",
+        hint="`llamactl --verbose ...` shows the whole traceback",
         exit_code=ExitCode.FAILED,
     )
 

@@ -16,6 +16,7 @@ from llama_deploy.cli.arguments import parse_arguments
 from llama_deploy.cli.problems import CommandError, ExitCode, complain
 from llama_deploy.cli.schemas import summarize
 from llama_deploy.client import Client, Service, TaskHandle
+from llama_deploy.client.tasks import how_it_stands
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, TaskEndedError
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
 
@@ -102,7 +103,7 @@ def _pretty(value: object) -> str:
 
 def _complain_of(end: TaskEnd, service: Service) -> None:
     failure = end.failure
-    what = f"task {end.task_id} {_ENDS.get(end.status, end.status.value)}"
+    what = f"task {end.task_id} {how_it_stands(end.status)}"
     if failure is None or end.status is TaskStatus.CANCELLED:
         complain(what)
         return
@@ -115,11 +116,6 @@ def _complain_of(end: TaskEnd, service: Service) -> None:
 
 _REFUSED: Final = f"{InvalidRequestError.__module__}.{InvalidRequestError.__qualname__}"
 """The failure of a task whose arguments do not fit; nothing has run, and a traceback tells nothing."""
-_ENDS: Final = {
-    TaskStatus.FAILED: "failed",
-    TaskStatus.TIMED_OUT: "exceeded its time limit",
-    TaskStatus.CANCELLED: "was cancelled",
-}
 
 
 async def run_task(client: Client, options: RunOptions) -> int:

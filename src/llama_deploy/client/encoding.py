@@ -25,8 +25,7 @@ def encode_arguments(arguments: Mapping[str, Any] | None, keywords: Mapping[str,
     given = dict(arguments or {})
     if twice := given.keys() & keywords.keys():
         raise InvalidRequestError(f"given in `arguments` and as keywords too: {', '.join(sorted(twice))}")
-    given.update(keywords)
-    return {name: _to_json_value(value, path=f"$.{name}") for name, value in given.items()}
+    return encode_json_object({**given, **keywords})
 
 
 def encode_json_object(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import pydantic
 from pydantic import TypeAdapter
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.errors import InternalServerError, LlamaDeployError, OverloadedError, UnavailableError
 from llama_deploy.web.connection import HttpAnswer, HttpRequest
 
@@ -37,8 +38,7 @@ class Pause:
 
 Operation: TypeAlias = Generator[HttpRequest | Pause, HttpAnswer | None, T]
 
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 2.0
+_BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 
 
 class Deadline:
@@ -58,11 +58,12 @@ class Patience:
     """How long to pause after each failure in a row: 0.1 s, then the double of it, at most 2 s."""
 
     def __init__(self) -> None:
-        self._next = _FIRST_PAUSE
+        self._failures = 0
 
     def pause_after(self, error: LlamaDeployError) -> float:
         """Return the seconds to pause after `error`, which may ask for more by its `retry_after`."""
-        seconds, self._next = self._next, min(self._next * 2, _LONGEST_PAUSE)
+        self._failures += 1
+        seconds = _BACKOFF.delay(self._failures)
         if isinstance(error, OverloadedError):
             return max(seconds, error.retry_after)
         return seconds

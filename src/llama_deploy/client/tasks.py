@@ -91,7 +91,9 @@ def submit(submission: TaskSubmission, deadline: Deadline, *, wait: bool = False
 
     Raises:
         ServiceNotFoundError: Nobody has registered the service.
+        SessionNotFoundError: There is no such session.
         SessionBusyError: The session takes one task at a time.
+        ConflictError: The id is that of another task, of another service or session, or with other arguments.
         InvalidRequestError: The arguments are not what the service takes, or too large.
         UnavailableError: No answer until the deadline; whether the task was accepted is not known.
     """
@@ -179,7 +181,7 @@ def success(view: TaskView) -> TaskResult:
     cls: type[TaskEndedError] = TaskCancelledError if view.status is TaskStatus.CANCELLED else TaskFailedError
     reason = ": ".join(part for part in (failure.type, failure.message) if part)
     raise cls(
-        f"task {view.task_id} of service {view.service_name} {_ENDS.get(view.status, 'has not ended')}"
+        f"task {view.task_id} of service {view.service_name} {how_it_stands(view.status)}"
         f"{': ' + reason if reason else ''}",
         task_id=view.task_id,
         status=str(view.status),
@@ -190,10 +192,16 @@ def success(view: TaskView) -> TaskResult:
 
 
 _ENDS: Final = {
+    TaskStatus.SUCCEEDED: "succeeded",
     TaskStatus.FAILED: "failed",
     TaskStatus.TIMED_OUT: "exceeded its time limit",
     TaskStatus.CANCELLED: "was cancelled",
 }
+
+
+def how_it_stands(status: TaskStatus) -> str:
+    """Return a status as what is said of a task, such as `was cancelled`."""
+    return _ENDS.get(status, "has not ended")
 
 
 @overload
@@ -254,7 +262,7 @@ def create_in_session(session_id: str, definition: TaskDefinition, deadline: Dea
     """Have a task accepted and return its id; repeated safely like `submit`.
 
     Raises:
-        LlamaDeployError: As `submit`; and `SessionNotFoundError`.
+        LlamaDeployError: As `submit`.
     """
     path = f"/sessions/{segment(session_id)}/tasks"
     return persist(

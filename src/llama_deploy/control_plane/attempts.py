@@ -77,16 +77,10 @@ class Attempts:
         answers: list[LlamaDeployError | None] = [None] * len(messages)
         for place, message in enumerate(messages):
             try:
-                report = _report(message)
-                commands.append(await self._command(report))
+                commands.append(await self._command(_report(message)))
                 places.append(place)
-            except InvalidRequestError as exc:
-                logger.warning(
-                    "dropped message %s: %s",
-                    message.id_,
-                    exc,
-                    extra={"action": "drop_message", "message_id": message.id_},
-                )
+            except LlamaDeployError as exc:
+                answers[place] = _answer(message, exc)
         outcomes = await self._writer.write_all(commands)
         for place, outcome in zip(places, outcomes, strict=True):
             if isinstance(outcome, LlamaDeployError):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeGuard
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.unit import Outgoing, Unit
 from llama_deploy.control_plane.writer import Command, Writer
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import LlamaDeployError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.base import InstanceRecord, StateStore, StoreTransaction, TaskRecord
@@ -21,9 +22,10 @@ from llama_deploy.state_stores.base import InstanceRecord, StateStore, StoreTran
 logger = logging.getLogger(__name__)
 
 _PUBLISH_AT_ONCE: Final = 256
-_MAX_RETRY_SECONDS: Final = 5.0
+_RETRY: Final = Backoff(first=0.1, longest=5.0)
 _PAGE: Final = 500
-_ALL: Final = 1_000_000_000
+_MOST_AT_START: Final = 100_000
+"""The most attempts that are handed to the queue again at the start; the sweeps find the others."""
 _FORGET_INSTANCE_SECONDS: Final = 60.0
 """How long an instance whose lease has ended stays listed."""
 _LATE_SECONDS: Final = 1.0
@@ -35,8 +37,9 @@ class OutboxRelay:
 
     Args:
         queue: The message queue.
-        on_sent: Told the ids of messages that the queue has.
-        publish_callback: Called with each of them.
+        on_sent: Told the ids of messages that the queue has, or has refused for good.
+        on_refused: Told of a message that the queue refuses for good, and why.
+        publish_callback: Called with each message that the queue has.
     """
 
     def __init__(
@@ -44,13 +47,16 @@ class OutboxRelay:
         queue: AbstractMessageQueue,
         *,
         on_sent: Callable[[Sequence[str]], None],
+        on_refused: Callable[[QueueMessage, LlamaDeployError], Awaitable[None]],
         publish_callback: PublishCallback | None = None,
     ) -> None:
         self._queue = queue
         self._publish_callback = publish_callback
         self._on_sent = on_sent
+        self._on_refused = on_refused
         self._waiting: dict[str, deque[QueueMessage]] = {}
         self._workers: dict[str, asyncio.Task[None]] = {}
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.backlog = 0
         """How many messages wait."""
 
@@ -60,9 +66,17 @@ class OutboxRelay:
             self._waiting.setdefault(item.topic, deque()).append(item.message)
             self.backlog += 1
             if item.topic not in self._workers:
-                self._workers[item.topic] = asyncio.create_task(
-                    self._relay(item.topic), name=f"outbox-{item.topic}"
-                )
+                worker = asyncio.create_task(self._relay(item.topic), name=f"outbox-{item.topic}")
+                worker.add_done_callback(self._on_worker_done)
+                self._workers[item.topic] = worker
+
+    def is_waiting(self, topic: str) -> bool:
+        """Whether messages for a topic wait here."""
+        return topic in self._waiting
+
+    async def run(self) -> None:
+        """Wait until something fails that should not, and raise it. Cancel it to stop waiting."""
+        await asyncio.shield(self._failure)
 
     async def close(self) -> None:
         """Stop; what was not sent stays in the outbox. Idempotent."""
@@ -70,6 +84,11 @@ class OutboxRelay:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
+        self._failure.cancel()
+
+    def _on_worker_done(self, worker: asyncio.Task[None]) -> None:
+        if not worker.cancelled() and (exc := worker.exception()) and not self._failure.done():
+            self._failure.set_exception(exc)
 
     async def _relay(self, topic: str) -> None:
         waiting = self._waiting[topic]
@@ -80,16 +99,8 @@ class OutboxRelay:
                 *(self._queue.publish(message, topic, self._publish_callback) for message in batch),
                 return_exceptions=True,
             )
-            unsent = []
-            errors = []
-            for message, outcome in zip(batch, outcomes, strict=True):
-                if outcome is not None:
-                    unsent.append(message)
-                    errors.append(outcome)
-            self.backlog -= len(batch) - len(unsent)
-            unsent_ids = {message.id_ for message in unsent}
-            self._on_sent([message.id_ for message in batch if message.id_ not in unsent_ids])
-            if not unsent:
+            unsent, error = await self._settle(batch, outcomes)
+            if error is None:
                 if failures:
                     logger.info("topic %s takes messages again", topic, extra={"action": "queue_back"})
                 failures = 0
@@ -101,17 +112,52 @@ class OutboxRelay:
                     "topic %s takes no messages, %d wait: %s",
                     topic,
                     len(waiting),
-                    errors[0],
+                    error,
                     extra={"action": "queue_lost"},
                 )
-            await asyncio.sleep(min(0.05 * 2**failures, _MAX_RETRY_SECONDS))
+            await asyncio.sleep(_RETRY.delay(failures))
         del self._workers[topic], self._waiting[topic]
+
+    async def _settle(
+        self, batch: Sequence[QueueMessage], outcomes: Sequence[BaseException | None]
+    ) -> tuple[list[QueueMessage], BaseException | None]:
+        """Return the messages to try again, and why."""
+        done: list[str] = []
+        unsent: list[QueueMessage] = []
+        last: BaseException | None = None
+        for message, outcome in zip(batch, outcomes, strict=True):
+            error = await self._give_up(message, outcome) if _is_final(outcome) else outcome
+            if error is None:
+                done.append(message.id_)
+            else:
+                unsent.append(message)
+                last = error
+        self.backlog -= len(done)
+        self._on_sent(done)
+        return unsent, last
+
+    async def _give_up(self, message: QueueMessage, error: LlamaDeployError) -> LlamaDeployError | None:
+        """Tell that a message is refused for good; return why that has to be tried again."""
+        try:
+            await self._on_refused(message, error)
+        except LlamaDeployError as exc:
+            return exc
+        return None
+
+
+def _is_final(outcome: BaseException | None) -> TypeGuard[LlamaDeployError]:
+    """Whether the queue has refused a message for good; a queue that is closed has not."""
+    return (
+        isinstance(outcome, LlamaDeployError)
+        and not outcome.retriable
+        and not isinstance(outcome, UnavailableError)
+    )
 
 
 class Sweeper:
     """Moves tasks on whose instance has fallen silent, and repeats messages that nobody has claimed.
 
-    It sleeps until something can be due; with no instances and nothing queued it does nothing.
+    It sleeps until a lease can end or an attempt can be due, at most `redispatch_seconds`.
 
     Args:
         store: What is looked at.
@@ -119,6 +165,7 @@ class Sweeper:
         clock: Returns the present time, aware, UTC.
         lease_seconds: How long an instance may be silent.
         redispatch_seconds: After how long an unclaimed attempt is handed to the queue again.
+        is_waiting: Whether messages for a service wait to be handed to the queue, and need no repeating.
     """
 
     def __init__(
@@ -129,7 +176,9 @@ class Sweeper:
         clock: Callable[[], datetime],
         lease_seconds: float,
         redispatch_seconds: float,
+        is_waiting: Callable[[str], bool],
     ) -> None:
+        self._is_waiting = is_waiting
         self._store = store
         self._writer = writer
         self._clock = clock
@@ -151,19 +200,18 @@ class Sweeper:
                 pause = self._lease
             await self._sleep(pause)
 
-    async def _sleep(self, pause: timedelta | None) -> None:
+    async def _sleep(self, pause: timedelta) -> None:
         self._woken.clear()
-        due = self._clock() + pause if pause is not None else None
+        due = self._clock() + pause
         try:
-            async with asyncio.timeout(max(pause.total_seconds(), 0.0) if pause is not None else None):
+            async with asyncio.timeout(pause.total_seconds()):
                 await self._woken.wait()
         except TimeoutError:
-            pass
-        else:
-            return
-        if due is not None and (self._clock() - due).total_seconds() > _LATE_SECONDS:
-            logger.warning("this process stood still; leases are renewed", extra={"action": "renew_leases"})
-            await self.renew_leases()
+            if (self._clock() - due).total_seconds() > _LATE_SECONDS:
+                logger.warning(
+                    "this process stood still; leases are renewed", extra={"action": "renew_leases"}
+                )
+                await self.renew_leases()
 
     async def renew_leases(self) -> None:
         """Give every instance a fresh lease, because its heartbeats could not have been heard."""
@@ -179,11 +227,11 @@ class Sweeper:
 
     async def dispatch_queued(self) -> None:
         """Hand every queued attempt to the queue again: it has lost all its messages."""
-        tasks = await self._store.read(lambda tx: tx.queued_tasks(limit=_ALL))
+        tasks = await self._store.read(lambda tx: tx.queued_tasks(limit=_MOST_AT_START))
         for start in range(0, len(tasks), _PAGE):
             await self._dispatch_again(tasks[start : start + _PAGE])
 
-    async def _sweep(self) -> timedelta | None:
+    async def _sweep(self) -> timedelta:
         """Do what is due, and return how long nothing else can be."""
         now = self._clock()
 
@@ -193,9 +241,10 @@ class Sweeper:
         instances, unclaimed = await self._store.read(read)
         await self._expire([item for item in instances if item.lease_expires_at <= now])
         await self._dispatch_again(unclaimed)
+        if len(unclaimed) == _PAGE:
+            return timedelta()
         pauses = [item.lease_expires_at - now for item in instances if item.lease_expires_at > now]
-        pauses.append(self._redispatch)
-        return min(pauses)
+        return min([*pauses, self._redispatch])
 
     async def _expire(self, instances: Sequence[InstanceRecord]) -> None:
         if not instances:
@@ -223,17 +272,20 @@ class Sweeper:
     async def _dispatch_again(self, tasks: Sequence[TaskRecord]) -> None:
         if not tasks:
             return
+        waiting = {task.service_name for task in tasks if self._is_waiting(task.service_name)}
 
-        def run(unit: Unit) -> None:
-            for task in tasks:
-                known = unit.find_task(task.task_id)
-                if known is not None:
-                    unit.apply(lifecycle.dispatch_again(known))
+        def run(unit: Unit) -> int:
+            known = [task for task in (unit.find_task(each.task_id) for each in tasks) if task is not None]
+            for task in known:
+                if task.service_name in waiting:
+                    unit.postpone(task)
+                else:
+                    unit.apply(lifecycle.dispatch_again(task))
+            return sum(task.service_name not in waiting for task in known)
 
-        logger.info(
-            "%d unclaimed tasks go to the queue again", len(tasks), extra={"action": "dispatch_again"}
-        )
-        await self._writer.write(Command(run, tasks=tuple(task.task_id for task in tasks)))
+        command = Command(run, tasks=tuple(task.task_id for task in tasks))
+        if count := await self._writer.write(command):
+            logger.info("%d unclaimed tasks go to the queue again", count, extra={"action": "dispatch_again"})
 
 
 def _is_forgotten(instance: InstanceRecord, now: datetime) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any
 
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import SessionNotFoundError, UnavailableError
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.attempts import (
+    BEAT_TIMEOUT,
     ClaimReply,
     ClaimRequest,
     Heartbeat,
@@ -17,9 +18,6 @@ from llama_deploy.types.attempts import (
     ReleaseRequest,
 )
 from llama_deploy.types.services import Registration
-
-_BEAT_TIMEOUT: Final = 5.0
-"""Seconds that a heartbeat waits for its answer."""
 
 
 class DirectGateway:
@@ -60,21 +58,21 @@ class DirectGateway:
             raise UnavailableError("the control plane of this process has stopped")
         future = asyncio.run_coroutine_threadsafe(self.heartbeat(heartbeat), self._loop)
         try:
-            return future.result(_BEAT_TIMEOUT)
+            return future.result(BEAT_TIMEOUT)
         except TimeoutError as exc:
             future.cancel()
-            raise UnavailableError(f"the control plane did not answer within {_BEAT_TIMEOUT} s") from exc
+            raise UnavailableError(f"the control plane did not answer within {BEAT_TIMEOUT} s") from exc
 
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
         """Return the state of a session, None if there is no such session."""
         try:
-            return (await self._plane.sessions.state(session_id, reserved=True)).state
+            return (await self._plane.sessions.state(session_id)).state
         except SessionNotFoundError:
             return None
 
     async def update_session_state(self, session_id: str, state: dict[str, Any]) -> None:
         """Merge `state` into the state of a session."""
-        await self._plane.sessions.merge_state(session_id, state, reserved=True)
+        await self._plane.sessions.merge_state(session_id, state)
 
     async def close(self) -> None:
         """Nothing to close."""

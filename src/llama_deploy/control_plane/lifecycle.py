@@ -4,8 +4,9 @@
             admit                    claim                 end
  (accepted) ─────▶ pending ─turn─▶ queued ─────▶ running ─────▶ succeeded │ failed │ cancelled │ timed_out
               └──────────────────▶  ▲  │            │
-                                    │  └─cancel─▶ cancelled
-                                    └──lost, handed back──┘
+                                    │  ├─cancel─▶ cancelled
+                                    │  └─refuse─▶ failed
+                                    └──lost, handed or taken back──┘
 ```
 
 Whatever does not fit raises and changes nothing: an attempt that is not the present one raises
@@ -17,15 +18,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
 
-from llama_deploy.errors import EventsMissingError, FencedOutError, SessionBusyError, TaskFinishedError
+from llama_deploy.errors import (
+    AttemptsExhaustedError,
+    EventsMissingError,
+    FencedOutError,
+    LlamaDeployError,
+    SessionBusyError,
+    TaskCancelledError,
+    TaskFinishedError,
+)
 from llama_deploy.state_stores.base import TaskRecord
 from llama_deploy.types import SessionPolicy, TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayload
-
-ATTEMPTS_EXHAUSTED: Final = "llama_deploy.AttemptsExhausted"
-"""`TaskFailure.type` of a task under which its instance died too often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +150,10 @@ def lose(task: TaskRecord, *, at: datetime) -> Transition:
     losses = task.losses + 1
     if losses >= task.max_attempts:
         failure = TaskFailure(
-            type=ATTEMPTS_EXHAUSTED,
+            type=_name(AttemptsExhaustedError),
             message=f"{losses} instances of service {task.service_name} died or went silent under this task",
         )
-        result = TaskResult(
-            task_id=task.task_id,
-            result=failure.message,
-            status=TaskStatus.FAILED,
-            error=failure,
-            attempts=task.attempt,
-        )
-        return _finish(replace(task, losses=losses), result, at=at)
+        return _finish(replace(task, losses=losses), _failed(task, failure), at=at)
     return _next_attempt(replace(task, losses=losses))
 
 
@@ -166,9 +164,23 @@ def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Tr
         FencedOutError: The sender does not own the attempt.
     """
     _check_owner(task, attempt=attempt, token=token)
+    return take_back(task, at=at)
+
+
+def take_back(task: TaskRecord, *, at: datetime) -> Transition:
+    """The running attempt is taken from its owner, through no fault of the task: the next one is due."""
     if task.cancel_requested:
         return _finish(task, _cancelled(task), at=at)
     return _next_attempt(task)
+
+
+def refuse(task: TaskRecord, *, attempt: int, error: LlamaDeployError, at: datetime) -> Transition:
+    """The queue refuses the attempt's message for good: `queued` → `failed`."""
+    if task.status is not TaskStatus.QUEUED or task.attempt != attempt:
+        return Transition(task)
+    message = f"the task cannot be handed to its service: {error}"
+    failure = TaskFailure(type=_name(type(error)), message=message)
+    return _finish(task, _failed(task, failure), at=at)
 
 
 def cancel(task: TaskRecord, *, at: datetime) -> Transition:
@@ -217,7 +229,9 @@ def _new_events(task: TaskRecord, sent: AttemptEvents) -> list[EventPayload]:
     if sent.first > task.attempt_events:
         raise EventsMissingError(
             f"events from {sent.first} on of attempt {sent.attempt} of task {task.task_id} arrived,"
-            f" but {task.attempt_events} is the next"
+            f" but {task.attempt_events} is the next",
+            task_id=task.task_id,
+            expected=task.attempt_events,
         )
     return sent.events[task.attempt_events - sent.first :]
 
@@ -242,12 +256,20 @@ def _next_attempt(task: TaskRecord) -> Transition:
     )
 
 
+def _name(error: type[LlamaDeployError]) -> str:
+    return f"{error.__module__}.{error.__qualname__}"
+
+
 def _cancelled(task: TaskRecord) -> TaskResult:
-    failure = TaskFailure(type="llama_deploy.errors.TaskCancelledError", message="the task was cancelled")
+    failure = TaskFailure(type=_name(TaskCancelledError), message="the task was cancelled")
+    return _failed(task, failure, status=TaskStatus.CANCELLED)
+
+
+def _failed(task: TaskRecord, failure: TaskFailure, *, status: TaskStatus = TaskStatus.FAILED) -> TaskResult:
     return TaskResult(
         task_id=task.task_id,
         result=failure.message,
-        status=TaskStatus.CANCELLED,
+        status=status,
         error=failure,
         attempts=task.attempt,
     )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Self
 
+from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.attempts import Attempts
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.dispatch import OutboxRelay, Sweeper
@@ -17,12 +18,14 @@ from llama_deploy.control_plane.services import Services
 from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.control_plane.streams import StreamHub
 from llama_deploy.control_plane.tasks import Tasks, task_view
-from llama_deploy.control_plane.unit import Committed, Outgoing
-from llama_deploy.control_plane.writer import Writer
+from llama_deploy.control_plane.unit import Committed, Outgoing, Unit
+from llama_deploy.control_plane.writer import Command, Writer
+from llama_deploy.errors import LlamaDeployError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, Subscription
-from llama_deploy.messages import QueueMessage
+from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import StateStore
+from llama_deploy.types.attempts import TaskDispatch
 from llama_deploy.types.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -63,13 +66,19 @@ class ControlPlane:
             redispatch_pause=timedelta(seconds=config.redispatch_seconds),
             after_commit=self._after_commit,
         )
-        self._relay = OutboxRelay(queue, on_sent=self._writer.forget_sent, publish_callback=publish_callback)
+        self._relay = OutboxRelay(
+            queue,
+            on_sent=self._writer.forget_sent,
+            on_refused=self._refuse,
+            publish_callback=publish_callback,
+        )
         self._sweeper = Sweeper(
             store=store,
             writer=self._writer,
             clock=clock,
             lease_seconds=config.lease_seconds,
             redispatch_seconds=config.redispatch_seconds,
+            is_waiting=lambda service_name: self._relay.is_waiting(self.topics.work(service_name)),
         )
         self._background: list[asyncio.Task[None]] = []
         self._subscription: Subscription | None = None
@@ -135,6 +144,7 @@ class ControlPlane:
         self._background = [
             asyncio.create_task(consume_reports(self._subscription, self.attempts), name="reports"),
             asyncio.create_task(self._sweeper.run(), name="sweeper"),
+            asyncio.create_task(self._relay.run(), name="outbox"),
         ]
 
     async def run(self) -> None:
@@ -165,6 +175,22 @@ class ControlPlane:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _refuse(self, message: QueueMessage, error: LlamaDeployError) -> None:
+        """End the task whose message the queue refuses for good."""
+        logger.error(
+            "the queue refuses message %s: %s", message.id_, error, extra={"action": "message_refused"}
+        )
+        if message.action is not ActionTypes.NEW_TASK:
+            return
+        refused = TaskDispatch.model_validate(message.data)
+
+        def run(unit: Unit) -> None:
+            task = unit.find_task(refused.task_id)
+            if task is not None:
+                unit.apply(lifecycle.refuse(task, attempt=refused.attempt, error=error, at=unit.now))
+
+        await self._writer.write(Command(run, tasks=(refused.task_id,), may_end=True))
 
     def _after_commit(self, committed: Committed) -> None:
         self._relay.send(committed.outgoing)

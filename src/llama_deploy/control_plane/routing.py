@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llama_deploy.control_plane.sessions import Sessions, visible
+from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.errors import ConfigError, InvalidRequestError
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.types import TaskDefinition, TaskResult, TaskSubmission
@@ -78,4 +78,4 @@ async def _state(
 ) -> dict[str, Any]:
     if not orchestrator.keeps_state or session_id is None:
         return {}
-    return visible((await sessions.state(session_id)).state)
+    return (await sessions.state(session_id)).state

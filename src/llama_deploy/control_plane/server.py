@@ -25,6 +25,7 @@ from llama_deploy.messages import QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.registry import open_state_store
+from llama_deploy.types.topics import CONTROL_PLANE
 from llama_deploy.web.application import create_app
 from llama_deploy.web.server import HttpServer
 
@@ -138,9 +139,7 @@ class ControlPlaneServer(CoreEndpoints):
             remote: Kept for 0.6 programs; the control plane reads its topic itself.
         """
         del remote
-        return CallableMessageConsumer(
-            message_type=self.plane.topics.control_plane, handler=self.process_message
-        )
+        return CallableMessageConsumer(message_type=CONTROL_PLANE, handler=self.process_message)
 
     async def process_message(self, message: QueueMessage) -> None:
         """Take one report of an instance.

@@ -60,8 +60,10 @@ class Services:
             raise InvalidRequestError(f"the service name {name!r} is reserved; choose another")
         bare = definition.model_copy(update={"instances": [], "instance_id": None})
 
+        record = ServiceRecord(name, bare.model_dump_json())
+
         def run(unit: Unit) -> None:
-            unit.tx.put_services([ServiceRecord(name, bare.model_dump_json())])
+            unit.tx.put_services([record])
             if definition.instance_id is not None:
                 instance = InstanceRecord(
                     instance_id=definition.instance_id,
@@ -96,7 +98,7 @@ class Services:
                 return
             instances = unit.tx.load_instances(service_names=[service_name])
             for task in unit.instance_tasks([instance.instance_id for instance in instances]):
-                unit.apply(lifecycle.lose(task, at=unit.now))
+                unit.apply(lifecycle.take_back(task, at=unit.now))
             unit.tx.delete_services([service_name])
 
         await self._writer.write(Command(run))

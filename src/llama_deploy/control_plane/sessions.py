@@ -9,9 +9,15 @@ from typing import Any, Final
 
 from llama_deploy.control_plane.unit import Unit
 from llama_deploy.control_plane.writer import Command, Writer
-from llama_deploy.errors import InvalidRequestError, SessionNotFoundError, StateConflictError
+from llama_deploy.errors import (
+    InvalidRequestError,
+    SerializationError,
+    SessionNotFoundError,
+    StateConflictError,
+)
 from llama_deploy.state_stores.base import SessionRecord, StateStore, StoreTransaction, TaskRecord
 from llama_deploy.types import SessionDefinition, SessionOptions, SessionPolicy, SessionState, generate_id
+from llama_deploy.types.json_values import encode_json
 
 RESERVED_PREFIX: Final = "__"
 """State keys that begin so belong to the services; clients neither see nor write them."""
@@ -88,31 +94,24 @@ class Sessions:
 
         return await self._store.read(read)
 
-    async def state(self, session_id: str, *, reserved: bool = False) -> SessionState:
-        """Return a session's state.
-
-        Args:
-            session_id: The session.
-            reserved: Whether the keys of the services are wanted too.
+    async def state(self, session_id: str) -> SessionState:
+        """Return a session's state without the keys of the services.
 
         Raises:
             SessionNotFoundError: There is none of this id.
         """
-        return _state(await self._store.read(lambda tx: _load(tx, session_id)), reserved=reserved)
+        return _state(await self._store.read(lambda tx: _load(tx, session_id)))
 
-    async def merge_state(
-        self, session_id: str, changes: dict[str, Any], *, reserved: bool = False
-    ) -> SessionState:
+    async def merge_state(self, session_id: str, changes: dict[str, Any]) -> SessionState:
         """Overwrite the keys of `changes` in a session's state; the others stay.
 
         Raises:
             SessionNotFoundError: There is none of this id.
-            InvalidRequestError: A reserved key without `reserved`.
+            InvalidRequestError: A reserved key.
+            SerializationError: A value that JSON cannot hold.
         """
-        _check_keys(changes, reserved=reserved)
-        return await self._write(
-            session_id, lambda unit: unit.merge_state(session_id, changes), reserved=reserved
-        )
+        _check_state(changes)
+        return await self._write(session_id, lambda unit: unit.merge_state(session_id, changes))
 
     async def replace_state(self, session_id: str, state: dict[str, Any], *, version: int) -> SessionState:
         """Replace a session's state but for the reserved keys, if it still has the version that was read.
@@ -121,8 +120,9 @@ class Sessions:
             SessionNotFoundError: There is none of this id.
             StateConflictError: The state has another version.
             InvalidRequestError: A reserved key.
+            SerializationError: A value that JSON cannot hold.
         """
-        _check_keys(state, reserved=False)
+        _check_state(state)
 
         def run(unit: Unit) -> SessionRecord:
             session = unit.session(session_id)
@@ -136,13 +136,10 @@ class Sessions:
             kept = {key: value for key, value in json.loads(session.state).items() if _is_reserved(key)}
             return unit.put_state(session, {**kept, **state})
 
-        return await self._write(session_id, run, reserved=False)
+        return await self._write(session_id, run)
 
-    async def _write(
-        self, session_id: str, run: Callable[[Unit], SessionRecord], *, reserved: bool
-    ) -> SessionState:
-        record = await self._writer.write(Command(run, sessions=(session_id,)))
-        return _state(record, reserved=reserved)
+    async def _write(self, session_id: str, run: Callable[[Unit], SessionRecord]) -> SessionState:
+        return _state(await self._writer.write(Command(run, sessions=(session_id,))))
 
 
 def visible(state: dict[str, Any]) -> dict[str, Any]:
@@ -154,12 +151,15 @@ def _is_reserved(key: str) -> bool:
     return key.startswith(RESERVED_PREFIX)
 
 
-def _check_keys(state: dict[str, Any], *, reserved: bool) -> None:
-    taken = [key for key in state if _is_reserved(key)]
-    if taken and not reserved:
+def _check_state(state: dict[str, Any]) -> None:
+    if taken := [key for key in state if _is_reserved(key)]:
         raise InvalidRequestError(
             f"keys that begin with {RESERVED_PREFIX!r} belong to the services: {taken}; choose others"
         )
+    try:
+        encode_json(state)
+    except (TypeError, ValueError) as exc:
+        raise SerializationError(f"the state cannot be carried as JSON: {exc}") from exc
 
 
 def _load(tx: StoreTransaction, session_id: str) -> SessionRecord:
@@ -169,9 +169,8 @@ def _load(tx: StoreTransaction, session_id: str) -> SessionRecord:
     return session
 
 
-def _state(session: SessionRecord, *, reserved: bool) -> SessionState:
-    state = json.loads(session.state)
-    return SessionState(state=state if reserved else visible(state), version=session.version)
+def _state(session: SessionRecord) -> SessionState:
+    return SessionState(state=visible(json.loads(session.state)), version=session.version)
 
 
 def _definition(session: SessionRecord, tasks: list[TaskRecord]) -> SessionDefinition:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.events import check_event
@@ -29,6 +29,10 @@ from llama_deploy.types import (
     TaskView,
     generate_id,
 )
+from llama_deploy.types.json_values import encode_json
+
+_MAX_INBOX: Final = 10_000
+"""The most events that can be sent to one task: all of them travel with the claim of its next attempt."""
 
 EventStream = AsyncIterator[list[EventRecord]]
 """Groups of events that follow one another; an empty group is a sign of life."""
@@ -103,7 +107,7 @@ class Tasks:
     async def _accept(self, submission: TaskSubmission) -> TaskView:
         new_session_id = generate_id() if submission.session_id is None else None
         session_id = submission.session_id or new_session_id or ""
-        arguments = json.dumps(submission.arguments)
+        arguments = encode_json(submission.arguments)
 
         def run(unit: Unit) -> TaskRecord:
             known = unit.find_task(submission.task_id)
@@ -166,6 +170,7 @@ class Tasks:
             TaskNotFoundError: There is no such task (in the session, if one is named).
             SessionNotFoundError: There is no such session.
             TaskFinishedError: The task has ended.
+            OverloadedError: The task was sent as many events as it may.
             InvalidRequestError: The event is malformed, for another service, or of an unknown class.
         """
         task = await self._find(task_id, session_id)
@@ -174,6 +179,8 @@ class Tasks:
         def run(unit: Unit) -> None:
             current = unit.task(task_id)
             lifecycle.check_open(current)
+            if current.inbox_length >= _MAX_INBOX:
+                raise OverloadedError(f"{_MAX_INBOX} events were sent to task {task_id}; it takes no more")
             unit.add_to_inbox(current, event)
 
         await self._writer.write(Command(run, tasks=(task_id,)))

@@ -24,7 +24,8 @@ from llama_deploy.state_stores.base import (
 )
 from llama_deploy.types import EventDefinition, SessionPolicy, TaskStatus
 from llama_deploy.types.attempts import EventPayload, InboxEntry, TaskCancellation, TaskDispatch
-from llama_deploy.types.topics import Topics
+from llama_deploy.types.json_values import encode_json
+from llama_deploy.types.topics import CONTROL_PLANE, Topics
 
 _MAX_DOUBLINGS: Final = 6
 """How often the pause before an unclaimed attempt is handed to the queue again is doubled."""
@@ -113,16 +114,15 @@ class Unit:
 
     # -- reading
 
-    def task(self, task_id: str, *, session_id: str | None = None) -> TaskRecord:
+    def task(self, task_id: str) -> TaskRecord:
         """Return a task.
 
         Raises:
-            TaskNotFoundError: There is none of this id, or it is not one of the session.
+            TaskNotFoundError: There is none of this id.
         """
         task = self._tasks.get(task_id)
-        if task is None or (session_id is not None and task.session_id != session_id):
-            where = f" in session {session_id}" if session_id is not None else ""
-            raise TaskNotFoundError(f"there is no task {task_id}{where}", task_id=task_id)
+        if task is None:
+            raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
         return task
 
     def find_task(self, task_id: str) -> TaskRecord | None:
@@ -194,7 +194,7 @@ class Unit:
 
     def put_state(self, session: SessionRecord, state: dict[str, Any]) -> SessionRecord:
         """Replace a session's state."""
-        changed = replace(session, state=json.dumps(state), version=session.version + 1)
+        changed = replace(session, state=encode_json(state), version=session.version + 1)
         self._sessions[session.session_id] = changed
         if session.session_id not in self._new_sessions:
             self._changed_sessions.add(session.session_id)
@@ -244,6 +244,10 @@ class Unit:
             self._open[task.session_id][task.task_id] = task
         return task
 
+    def postpone(self, task: TaskRecord) -> None:
+        """Look later whether an attempt has to be handed to the queue again."""
+        self.apply(Transition(replace(task, redispatch_at=self.now + self._redispatch_pause)))
+
     def add_to_inbox(self, task: TaskRecord, event: EventDefinition) -> TaskRecord:
         """Append an event to a task's inbox, and tell the instance that runs it."""
         task = replace(task, inbox_length=task.inbox_length + 1)
@@ -291,8 +295,7 @@ class Unit:
 
     def _end(self, task: TaskRecord) -> None:
         """Take note of a task's end, and let the next task of its session take its turn."""
-        if task.finished_at is not None:
-            self.committed.ended[task.task_id] = task
+        self.committed.ended[task.task_id] = task
         self.open_tasks(task.session_id)  # reads them if nobody has yet
         open_tasks = self._open[task.session_id]
         open_tasks.pop(task.task_id, None)
@@ -310,12 +313,17 @@ class Unit:
             input=task.input,
             attempt=task.attempt,
         )
-        self._send(self._topics.work(task.service_name), ActionTypes.NEW_TASK, dispatch)
+        self._send(task, self._topics.work(task.service_name), ActionTypes.NEW_TASK, dispatch)
 
     def _tell_instance(self, task: TaskRecord, action: ActionTypes, data: BaseModel) -> None:
         if task.instance_id is not None:
-            self._send(self._topics.instance(task.service_name, task.instance_id), action, data)
+            self._send(task, self._topics.instance(task.service_name, task.instance_id), action, data)
 
-    def _send(self, topic: str, action: ActionTypes, data: BaseModel) -> None:
-        message = QueueMessage(publisher_id="control_plane", action=action, data=data.model_dump(mode="json"))
+    def _send(self, task: TaskRecord, topic: str, action: ActionTypes, data: BaseModel) -> None:
+        message = QueueMessage(
+            publisher_id=CONTROL_PLANE,
+            action=action,
+            data=data.model_dump(mode="json"),
+            type=task.service_name,
+        )
         self.committed.outgoing.append(Outgoing(topic, message))

@@ -6,6 +6,7 @@ transaction, in order: a lone request pays for a commit of its own at once, a hu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +17,8 @@ from llama_deploy.control_plane.unit import Committed, Unit
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.types.topics import Topics
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -66,7 +69,7 @@ class Writer:
         self._after_commit = after_commit
         self._sent: list[str] = []
         self._batcher: Batcher[Command[Any], Any] = Batcher(
-            self._transact, max_batch=_MAX_BATCH, name="control-plane-writer"
+            self._flush, max_batch=_MAX_BATCH, name="control-plane-writer"
         )
 
     async def write(self, command: Command[R]) -> R:
@@ -99,9 +102,32 @@ class Writer:
 
     async def close(self) -> None:
         """Finish what waits. Idempotent."""
-        if self._sent:
-            await self.write(Command(lambda _: None))
-        await self._batcher.close()
+        try:
+            if self._sent:
+                await self.write(Command(lambda _: None))
+        finally:
+            await self._batcher.close()
+
+    async def _flush(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
+        """Run commands in one transaction; if one of them cannot be stored, each in its own."""
+        try:
+            return await self._transact(commands)
+        except Exception as exc:
+            if len(commands) == 1 or (isinstance(exc, LlamaDeployError) and exc.retriable):
+                raise
+            logger.warning(
+                "a transaction of %d writes failed, each is tried alone: %s",
+                len(commands),
+                exc,
+                extra={"action": "isolate_writes"},
+            )
+        return [await self._transact_alone(command) for command in commands]
+
+    async def _transact_alone(self, command: Command[Any]) -> Any:
+        try:
+            return (await self._transact([command]))[0]
+        except Exception as exc:  # noqa: BLE001 - handed to the submitter
+            return exc
 
     async def _transact(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
         sent, self._sent = self._sent, []
@@ -121,9 +147,8 @@ class Writer:
             return outcomes, unit.flush()
 
         try:
-            outcomes, committed = await self._store.transact(
-                work, synced=any(command.synced for command in commands)
-            )
+            synced = any(command.synced for command in commands)
+            outcomes, committed = await self._store.transact(work, synced=synced)
         except BaseException:
             self._sent.extend(sent)
             raise

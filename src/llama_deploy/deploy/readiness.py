@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ConfigError, InternalServerError, NotFoundError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.registry import config_from_settings
@@ -17,8 +18,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 1.0
+_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
 
@@ -31,15 +31,15 @@ async def until_available(attempt: Callable[[], Awaitable[T]], *, action: str) -
         attempt: Raises `UnavailableError` as long as the other side does not answer.
         action: What the attempt is for, for the log, such as `reaching the control plane`.
     """
-    pause = _FIRST_PAUSE
+    failures = 0
     while True:
         try:
             return await attempt()
         except UnavailableError as exc:
-            if pause == _FIRST_PAUSE:
+            failures += 1
+            if failures == 1:
                 logger.info("%s: %s; waiting for it", action, exc, extra={"action": "wait"})
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        await asyncio.sleep(_BACKOFF.delay(failures))
 
 
 async def connect_queue(control_plane_url: str) -> AbstractMessageQueue:

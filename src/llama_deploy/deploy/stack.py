@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from workflows import Workflow
 
@@ -27,20 +27,26 @@ class HostedWorkflow:
     config: WorkflowServiceConfig
 
     @classmethod
-    def named(cls, service_name: str, workflow: Workflow, *, max_concurrent_tasks: int = 8) -> HostedWorkflow:
+    def named(
+        cls, service_name: str, workflow: Workflow, *, max_concurrent_tasks: int | None = None
+    ) -> HostedWorkflow:
         """Return a workflow with the usual settings; the first line of its docstring describes it.
 
         Args:
             service_name: The name under which clients call it.
             workflow: Any workflow.
-            max_concurrent_tasks: How many tasks an instance works on at a time.
+            max_concurrent_tasks: How many tasks an instance works on at a time. None: from the environment or
+                the default, as all other settings.
         """
+        chosen: dict[str, Any] = (
+            {} if max_concurrent_tasks is None else {"max_concurrent_tasks": max_concurrent_tasks}
+        )
         config = WorkflowServiceConfig(
             host="127.0.0.1",
             port=0,
             service_name=service_name,
             description=_first_line(type(workflow)),
-            max_concurrent_tasks=max_concurrent_tasks,
+            **chosen,
         )
         return cls(workflow, config)
 

@@ -8,7 +8,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, PrivateAttr
 
-from llama_deploy.errors import InternalServerError
 from llama_deploy.message_consumers.base import BaseMessageQueueConsumer
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.connection import DEFAULT_TIMEOUT, HttpConnection, HttpRequest
@@ -51,10 +50,8 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
         """
         request = HttpRequest("POST", self._path, json=message.to_wire(), timeout=self._timeout)
         status, body = await self._connection.send(request)
-        if status >= HTTPStatus.BAD_REQUEST:
-            raise from_problem(status, body, url=self.url)
         if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-            raise InternalServerError(f"{self.url} answered {status}, which does not accept the message")
+            raise from_problem(status, body, url=self.url)
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from llama_deploy.message_queues.base import (
-    DEFAULT_GROUP,
     AbstractMessageQueue,
     Consumer,
     Delivery,
@@ -12,7 +11,7 @@ from llama_deploy.message_queues.base import (
     StartConsumingCallable,
     Subscription,
 )
-from llama_deploy.message_queues.registry import config_from_settings, known_backends
+from llama_deploy.message_queues.registry import config_from_settings
 from llama_deploy.message_queues.simple import (
     LocalMessageQueue,
     SimpleMessageQueue,
@@ -21,7 +20,6 @@ from llama_deploy.message_queues.simple import (
 )
 
 __all__ = [
-    "DEFAULT_GROUP",
     "AbstractMessageQueue",
     "Consumer",
     "Delivery",
@@ -34,5 +32,4 @@ __all__ = [
     "StartConsumingCallable",
     "Subscription",
     "config_from_settings",
-    "known_backends",
 ]

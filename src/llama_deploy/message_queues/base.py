@@ -1,6 +1,6 @@
 """The contract of a message queue.
 
-A backend implements two things: `publish`, which returns when the broker has the message, and `subscribe`,
+A backend implements two things: `_publish`, which returns when the broker has the message, and `subscribe`,
 which gives a `Subscription` whose deliveries are settled one by one. Everything else, such as running a
 consumer, is written once, here, over those two.
 
@@ -19,19 +19,23 @@ The contract, which `llama_deploy.testing` holds as a test suite:
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from pydantic_settings import BaseSettings
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_GROUP = "default"
+_NACK_BACKOFF: Final = Backoff(first=0.1, longest=30.0)
 
 
 class PublishCallback(Protocol):
@@ -113,7 +117,7 @@ class Subscription(ABC):
             Between one and `max_messages` deliveries, in the topic's order.
 
         Raises:
-            UnavailableError: The subscription is closed.
+            ClosedError: The subscription is closed.
         """
 
     @abstractmethod
@@ -144,7 +148,6 @@ class AbstractMessageQueue(ABC):
     def __init__(self) -> None:
         self._consumers: dict[str, asyncio.Event] = {}
 
-    @abstractmethod
     async def publish(
         self, message: QueueMessage, topic: str, callback: PublishCallback | None = None, **kwargs: Any
     ) -> None:
@@ -160,8 +163,19 @@ class AbstractMessageQueue(ABC):
 
         Raises:
             QueueFullError: The topic holds as many messages as it may.
+            SerializationError: The message holds something that is not JSON.
             UnavailableError: The broker does not answer.
+            ClosedError: This connection is closed.
         """
+        await self._publish(message, topic)
+        if callback is not None:
+            done = callback(message, **kwargs)
+            if inspect.isawaitable(done):
+                await done
+
+    @abstractmethod
+    async def _publish(self, message: QueueMessage, topic: str) -> None:
+        """Hand `message` to the broker; `publish` tells the rest."""
 
     @abstractmethod
     async def subscribe(
@@ -174,6 +188,10 @@ class AbstractMessageQueue(ABC):
             group: The members of a group share the topic's messages.
             expires_after: Seconds after which the broker may drop the whole topic when nobody has read it,
                 for topics that only one process can read. None: never.
+
+        Raises:
+            UnavailableError: The broker does not answer.
+            ClosedError: This connection is closed.
         """
 
     @abstractmethod
@@ -277,9 +295,9 @@ class _Consuming:
 
     async def _process(self, delivery: Delivery) -> None:
         """Process one delivery and settle it."""
-        keeping = asyncio.create_task(self._keep(delivery))
         try:
-            await self._consumer.process_message(delivery.message)
+            async with self._kept(delivery):
+                await self._consumer.process_message(delivery.message)
         except Exception:
             logger.warning(
                 "consumer %s failed on message %s (delivery %d); it goes back to the queue",
@@ -294,24 +312,32 @@ class _Consuming:
                 raise
         else:
             await delivery.ack()
+
+    @asynccontextmanager
+    async def _kept(self, delivery: Delivery) -> AsyncIterator[None]:
+        """Extend a delivery while its processing lasts, so that slow work is not given to another member."""
+        keeping = asyncio.create_task(self._keep(delivery))
+        try:
+            yield
         finally:
             keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
     async def _keep(self, delivery: Delivery) -> None:
-        """Extend a delivery while its processing lasts, so that slow work is not given to another member."""
         seconds = self._subscription.visibility_timeout
         while True:
             await asyncio.sleep(seconds / 3)
-            await delivery.extend(seconds)
+            try:
+                await delivery.extend(seconds)
+            except Exception as exc:  # noqa: BLE001 - whatever failed, the next try may reach the broker in time
+                logger.warning(
+                    "message %s could not be kept, another consumer may get it too: %r",
+                    delivery.message.id_,
+                    exc,
+                    extra={"action": "extend_failed", "message_id": delivery.message.id_},
+                )
 
 
 def nack_delay(attempt: int) -> float:
     """Return the seconds before a failed message is tried again: 0.1, doubled a delivery, at most 30."""
-    return float(min(0.1 * 2 ** (attempt - 1), 30.0))
-
-
-def call_publish_callback(
-    callback: PublishCallback | None, message: QueueMessage, kwargs: Mapping[str, Any]
-) -> Awaitable[None] | None:
-    """Call `callback` if there is one; the result is to be awaited if it is not None."""
-    return callback(message, **kwargs) if callback is not None else None
+    return _NACK_BACKOFF.delay(attempt)

@@ -12,12 +12,12 @@ from llama_deploy.types import TaskDefinition, TaskResult
 class BaseOrchestrator(ABC):
     """Chooses the service for a task, and may keep something of its result in the session's state."""
 
-    keeps_state: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
     """Whether the session's state is to be read for this orchestrator and what it returns to be written.
 
     False spares the reading: `state` is then empty and returned changes are ignored.
     """
-    max_attempts: int = 1
+    max_attempts: int = 4
     """How often an instance may die under a task before it fails, unless the task says."""
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,6 +26,8 @@ class SimpleOrchestratorConfig(BaseSettings):
 
 class SimpleOrchestrator(BaseOrchestrator):
     """Sends each task to the service that it names, and keeps nothing of its result."""
+
+    keeps_state: ClassVar[bool] = False
 
     def __init__(self, config: SimpleOrchestratorConfig | None = None, **settings: Any) -> None:
         """Take settings as a configuration or, as 0.6 did, as keyword arguments."""

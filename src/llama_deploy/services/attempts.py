@@ -14,6 +14,7 @@ from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.reports import AttemptKey, AttemptReports, publish_until_accepted
 from llama_deploy.services.runs import Ending, WorkflowRun
 from llama_deploy.types.attempts import AttemptOutcome, EventPayload, InboxEntry
+from llama_deploy.types.topics import CONTROL_PLANE
 
 
 class WorkflowState(BaseModel):
@@ -108,7 +109,9 @@ class Attempt:
 
 
 def _message(outcome: AttemptOutcome) -> QueueMessage:
-    return QueueMessage(action=ActionTypes.COMPLETED_TASK, data=outcome.model_dump(mode="json"))
+    return QueueMessage(
+        type=CONTROL_PLANE, action=ActionTypes.COMPLETED_TASK, data=outcome.model_dump(mode="json")
+    )
 
 
 async def publish_again(outcome: AttemptOutcome, publish: Callable[[QueueMessage], Awaitable[None]]) -> None:

@@ -75,7 +75,7 @@ class BaseService(MessageQueuePublisherMixin, ABC):
 
     @abstractmethod
     async def process_message(self, message: QueueMessage) -> Any:
-        """Process one message. Raising hands it back to the queue."""
+        """Process one message, its `type` the service's name. Raising hands it back to the queue."""
 
     @abstractmethod
     async def launch_local(self) -> asyncio.Task[None]:

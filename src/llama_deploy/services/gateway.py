@@ -16,6 +16,7 @@ from llama_deploy.batching import Batcher
 from llama_deploy.errors import InternalServerError, SessionNotFoundError
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.attempts import (
+    BEAT_TIMEOUT,
     ClaimReply,
     ClaimRequest,
     Heartbeat,
@@ -28,9 +29,6 @@ from llama_deploy.types.validation import describe_validation_error
 from llama_deploy.web.connection import HttpConnection, HttpRequest, SyncHttpConnection
 
 T = TypeVar("T")
-
-BEAT_TIMEOUT: Final = 5.0
-"""Seconds that a heartbeat waits for its answer; a late one is as good as none."""
 
 
 class ControlPlaneGateway(Protocol):
@@ -55,12 +53,8 @@ class ControlPlaneGateway(Protocol):
         """Hand an attempt back that this instance will not finish."""
         ...
 
-    async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Say that an instance is alive."""
-        ...
-
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Like `heartbeat`, blocking, from a thread other than that of the loop."""
+        """Say that an instance is alive; blocks, and is called from a thread other than that of the loop."""
         ...
 
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
@@ -94,13 +88,12 @@ class HttpGateway:
 
     Args:
         control_plane_url: Such as `http://127.0.0.1:8000`.
-        verify_tls: False accepts any certificate.
     """
 
-    def __init__(self, control_plane_url: str, *, verify_tls: bool = True) -> None:
+    def __init__(self, control_plane_url: str) -> None:
         self.control_plane_url = control_plane_url.rstrip("/")
-        self._connection = HttpConnection(self.control_plane_url, verify_tls=verify_tls)
-        self._heartbeats = SyncHttpConnection(self.control_plane_url, verify_tls=verify_tls, pool_size=1)
+        self._connection = HttpConnection(self.control_plane_url)
+        self._heartbeats = SyncHttpConnection(self.control_plane_url, pool_size=1)
         self._claims: Batcher[ClaimRequest, ClaimReply] = Batcher(self._claim_all, name="claims")
         self._releases: Batcher[ReleaseRequest, ReleaseReply] = Batcher(self._release_all, name="releases")
 
@@ -124,14 +117,9 @@ class HttpGateway:
         """See `ControlPlaneGateway`."""
         return await self._releases.submit(request)
 
-    async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        """See `ControlPlaneGateway`."""
-        request = _heartbeat_request(heartbeat)
-        return self._read(_HEARTBEAT_REPLY, await self._connection.request(request), request)
-
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """See `ControlPlaneGateway`."""
-        request = _heartbeat_request(heartbeat)
+        request = HttpRequest("POST", "/instances/heartbeat", json=heartbeat, timeout=BEAT_TIMEOUT)
         return self._read(_HEARTBEAT_REPLY, self._heartbeats.request(request), request)
 
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
@@ -171,10 +159,6 @@ class HttpGateway:
                 f"{self.control_plane_url}{request.path} did not answer as a control plane does: "
                 f"{describe_validation_error(exc)}"
             ) from exc
-
-
-def _heartbeat_request(heartbeat: Heartbeat) -> HttpRequest:
-    return HttpRequest("POST", "/instances/heartbeat", json=heartbeat, timeout=BEAT_TIMEOUT)
 
 
 def _state_path(session_id: str) -> str:

@@ -95,7 +95,7 @@ class HeartbeatThread:
         """Send one heartbeat and return the seconds until the next."""
         try:
             reply = self._beat(self._compose())
-        except (LlamaDeployError, OSError, TimeoutError) as exc:
+        except Exception as exc:  # noqa: BLE001 - the boundary of the thread, without which the lease ends
             return self._failed(exc)
         if self._failures:
             logger.info(
@@ -108,12 +108,16 @@ class HeartbeatThread:
             _call_in(loop, self._on_reply, reply)
         return self._interval
 
-    def _failed(self, exc: BaseException) -> float:
+    def _failed(self, exc: Exception) -> float:
         if not self._failures and not self._closing:
+            foreseen = isinstance(exc, LlamaDeployError | OSError)
             logger.warning(
-                "the control plane does not answer the heartbeats of service %s: %s; trying on",
+                "the control plane does not answer the heartbeats of service %s: %s; trying on"
+                if foreseen
+                else "the heartbeats of service %s fail: %s; trying on",
                 self._name,
                 exc,
+                exc_info=None if foreseen else exc,
                 extra={"action": "heartbeat_failed", "service_name": self._name},
             )
         delay = min(_FIRST_RETRY * 2 ** min(self._failures, 16), self._interval)

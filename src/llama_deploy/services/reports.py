@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-import pydantic_core
-
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.payloads import StreamedEvent
 from llama_deploy.types.attempts import AttemptEvents, EventPayload
+from llama_deploy.types.topics import CONTROL_PLANE
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class AttemptReports:
     def __init__(self, key: AttemptKey, publish: Callable[[QueueMessage], Awaitable[None]]) -> None:
         self._key = key
         self._publish = publish
-        self._waiting: deque[tuple[EventPayload, int]] = deque()
+        self._waiting: deque[StreamedEvent] = deque()
         self._sent = 0
         self._ending = False
         self._worker: asyncio.Task[None] | None = None
@@ -57,7 +57,7 @@ class AttemptReports:
         self._room = asyncio.Event()
         self._room.set()
 
-    async def add(self, event: EventPayload) -> None:
+    async def add(self, event: StreamedEvent) -> None:
         """Take an event; waits while too many are waiting.
 
         Raises:
@@ -66,7 +66,7 @@ class AttemptReports:
         await self._room.wait()
         if self._failure is not None:
             raise self._failure
-        self._waiting.append((event, len(pydantic_core.to_json(event.data))))
+        self._waiting.append(event)
         if len(self._waiting) >= MAX_WAITING:
             self._room.clear()
         if self._worker is None or self._worker.done():
@@ -86,7 +86,7 @@ class AttemptReports:
             await asyncio.wait([self._worker])
         if self._failure is not None:
             raise self._failure
-        return self._sent, [event for event, _ in self._waiting]
+        return self._sent, [event.payload for event in self._waiting]
 
     def discard(self) -> int:
         """Forget the events that were not sent, as one of them cannot be; return how many were sent."""
@@ -103,6 +103,7 @@ class AttemptReports:
         while self._waiting and not (self._ending and self._rest_fits()):
             batch = self._next_batch()
             message = QueueMessage(
+                type=CONTROL_PLANE,
                 action=ActionTypes.TASK_STREAM,
                 data=AttemptEvents(
                     task_id=self._key.task_id,
@@ -124,16 +125,16 @@ class AttemptReports:
             self._room.set()
 
     def _rest_fits(self) -> bool:
-        return sum(size for _, size in self._waiting) <= MAX_MESSAGE_CHARACTERS
+        return sum(event.size for event in self._waiting) <= MAX_MESSAGE_CHARACTERS
 
     def _next_batch(self) -> list[EventPayload]:
         batch: list[EventPayload] = []
         total = 0
-        for event, size in self._waiting:
-            if batch and total + size > MAX_MESSAGE_CHARACTERS:
+        for event in self._waiting:
+            if batch and total + event.size > MAX_MESSAGE_CHARACTERS:
                 break
-            batch.append(event)
-            total += size
+            batch.append(event.payload)
+            total += event.size
         return batch
 
 

@@ -26,14 +26,14 @@ from workflows.events import (
 )
 from workflows.handler import WorkflowHandler
 
-from llama_deploy import services
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import LlamaDeployError, TaskCancelledError
 from llama_deploy.services.arguments import RunCall
 from llama_deploy.services.guard import StepExitError, on_wait
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import (
-    event_payload,
+    StreamedEvent,
     qualified_name,
+    streamed_event,
     to_json_value,
     value_type_of,
 )
@@ -46,8 +46,8 @@ CANCEL_GRACE: Final = 5.0
 """Seconds that steps may take to end after their run was cancelled or has ended; then they are left alone."""
 _TRACEBACK_LINES: Final = 20
 _MACHINERY: Final = tuple(
-    os.path.dirname(inspect.getfile(module)) + os.sep  # noqa: PTH120 - the form that frames have
-    for module in (workflows, llama_index_instrumentation, services)
+    os.path.dirname(file) + os.sep  # noqa: PTH120 - the form that frames have
+    for file in (inspect.getfile(workflows), inspect.getfile(llama_index_instrumentation), __file__)
 )
 """Folders whose frames are in the traceback of every step."""
 
@@ -88,7 +88,7 @@ class Ending:
     @classmethod
     def cancelled(cls) -> Ending:
         """The run was cancelled."""
-        error = TaskFailure(type=qualified_name(WorkflowCancelledByUser), message="the task was cancelled")
+        error = TaskFailure(type=qualified_name(TaskCancelledError), message="the task was cancelled")
         return cls(TaskStatus.CANCELLED, error=error)
 
     @classmethod
@@ -148,7 +148,7 @@ class WorkflowRun:
         call: RunCall,
         ctx: Context | None,
         mailbox: Mailbox,
-        on_event: Callable[[EventPayload], Awaitable[None]],
+        on_event: Callable[[StreamedEvent], Awaitable[None]],
         label: str,
     ) -> None:
         self._call = call
@@ -211,6 +211,7 @@ class WorkflowRun:
             if not result.done():
                 self._abandon(handler, result)
             reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
 
     async def _read_stream(self, handler: WorkflowHandler) -> None:
         """Hand the run's events on, until its last one."""
@@ -227,7 +228,7 @@ class WorkflowRun:
 
     async def _hand_on(self, event: Event, handler: WorkflowHandler) -> None:
         try:
-            await self._on_event(event_payload(event))
+            await self._on_event(streamed_event(event))
         except LlamaDeployError as exc:
             self._fault = exc
             self._cancel_handler(handler)

@@ -1,8 +1,9 @@
 """A workflow's own state, `ctx.store`, between the tasks of a session.
 
-The session's state is a JSON object that belongs to the client. Under one reserved key it holds the states of
-workflows, by the class of the state, so that any service whose workflow has the same class of state goes on
-where another ended. Only the data in the store is carried: queues, waiting steps and results of a finished
+The session's state is a JSON object that belongs to the client. Under reserved keys it holds the states of
+workflows, one key for each class of state, so that any service whose workflow has the same class of state
+goes on where another ended, and tasks that end at the same time with states of other classes keep theirs.
+Only the data in the store is carried: queues, waiting steps and results of a finished
 run are not, so a session's state does not grow with its runs.
 """
 
@@ -25,14 +26,17 @@ from llama_deploy.services.payloads import qualified_name, to_json_value
 
 logger = logging.getLogger(__name__)
 
-STATE_KEY: Final = "__workflow_state__"
-"""The reserved key of the session's state."""
+STATE_PREFIX: Final = "__workflow_state__:"
+"""How the reserved keys begin; the qualified name of the state's class follows."""
 _LIVE_KEYS: Final = frozenset({"memory"})
 """Where llama_index's agents keep an object that the library's own snapshots leave out too."""
 
 
 class StateCodec:
     """Turns the state of a workflow into JSON and back. It decodes only declared classes.
+
+    Attributes:
+        key: The key of the session's state under which the workflow's is.
 
     Args:
         workflow: Its state and its events, with the models in their fields, are declared.
@@ -42,7 +46,7 @@ class StateCodec:
     def __init__(self, workflow: Workflow, extra: Iterable[type] = ()) -> None:
         self._workflow = workflow
         self._state_type = infer_state_type(workflow)
-        self._key = qualified_name(self._state_type)
+        self.key = STATE_PREFIX + qualified_name(self._state_type)
         declared = _with_models_inside([self._state_type, *workflow.events, *extra])
         self._serializer = JsonSerializer(allowed_types=declared)
         self._names = {f"{cls.__module__}.{cls.__name__}" for cls in declared}
@@ -53,13 +57,7 @@ class StateCodec:
         Raises:
             SerializationError: What it holds cannot be read.
         """
-        held = session_state.get(STATE_KEY)
-        if held is None:
-            return None
-        path = f"$.{STATE_KEY}"
-        if not isinstance(held, dict):
-            raise SerializationError(f"{path} of the session's state is not an object", path=path)
-        encoded = held.get(self._key)
+        encoded = session_state.get(self.key)
         if encoded is None:
             return None
         seed = {"store_type": "in_memory", "state_data": encoded}
@@ -70,24 +68,30 @@ class StateCodec:
             snapshot = SerializedContext(state=seed).model_dump()
             return Context.from_dict(self._workflow, snapshot, serializer=self._serializer)
         except (ValueError, TypeError, ValidationError, AttributeError, KeyError) as exc:
-            path = f"{path}[{self._key!r}]"
+            path = f"$[{self.key!r}]"
             raise SerializationError(
-                f"{path} of the session's state is not a {self._key} that this service can read: {exc}",
+                f"{path} of the session's state is nothing that this service can read: {exc}",
                 path=path,
             ) from exc
 
     async def capture(self, ctx: Context, session_state: dict[str, Any]) -> dict[str, Any]:
-        """Return the keys to merge into the session's state after a run.
+        """Return what to merge into the session's state after a run: its key, or nothing.
 
         Raises:
             SerializationError: The state holds something that cannot be carried; the path says where.
         """
         state: BaseModel = await ctx.store.get_state()
         encoded = self._encode(state)
-        held = session_state.get(STATE_KEY)
-        if encoded is None and not (isinstance(held, dict) and self._key in held):
-            return {}
-        return {STATE_KEY: {**(held if isinstance(held, dict) else {}), self._key: encoded}}
+        # A merge takes no key away, so a state that was emptied becomes null.
+        return {self.key: encoded} if encoded is not None or self.key in session_state else {}
+
+    def digest(self, session_state: dict[str, Any]) -> int | None:
+        """Return a digest of the state that the session holds, None if it holds none of this class.
+
+        It is the same in every process.
+        """
+        held = session_state.get(self.key)
+        return None if held is None else digest(held)
 
     def _encode(self, state: BaseModel) -> Any:
         """Return the state in the form of the library's store, None for an empty one."""

@@ -345,11 +345,7 @@ class Worker:
         )
 
     def _compose_heartbeat(self) -> Heartbeat:
-        return Heartbeat(
-            instance_id=self._settings.instance_id,
-            service_name=self._settings.service_name,
-            held=self.ledger.snapshot(),
-        )
+        return Heartbeat(instance_id=self._settings.instance_id, held=self.ledger.snapshot())
 
     def _on_heartbeat_reply(self, reply: HeartbeatReply) -> None:
         if self._stopped:
@@ -448,12 +444,16 @@ class Worker:
             *(self._gateway.release(request) for request in requests), return_exceptions=True
         )
         for request, answer in zip(requests, answers, strict=True):
-            logger.info(
-                "handed back task %s: %s",
-                request.task_id,
-                answer if isinstance(answer, BaseException) else answer.outcome,
-                extra={"action": "hand_back", "task_id": request.task_id},
-            )
+            extra = {"action": "hand_back", "task_id": request.task_id}
+            if isinstance(answer, BaseException):
+                logger.warning(
+                    "could not hand back task %s, which moves on when the lease ends: %s",
+                    request.task_id,
+                    answer,
+                    extra=extra,
+                )
+            else:
+                logger.info("handed back task %s: %s", request.task_id, answer.outcome, extra=extra)
 
 
 def _parse(model: type[M], message: QueueMessage) -> M:

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from workflows import Context, Workflow
@@ -42,7 +41,7 @@ from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import EventRegistry
 from llama_deploy.services.routes import create_service_app
 from llama_deploy.services.runs import Ending, WorkflowRun
-from llama_deploy.services.session_state import STATE_KEY, StateCodec, digest
+from llama_deploy.services.session_state import StateCodec
 from llama_deploy.services.worker import Worker, WorkerSettings
 from llama_deploy.types import ServiceDefinition, generate_id
 from llama_deploy.types.topics import Topics
@@ -97,6 +96,7 @@ class WorkflowService(BaseService):
         self._codec = StateCodec(workflow, extra)
         self._registered = asyncio.Event()
         self._listening = asyncio.Event()
+        self._consuming_ended = asyncio.Event()
         self._worker: Worker | None = None
         self._processing: asyncio.Task[None] | None = None
         self._port = config.port or None
@@ -150,17 +150,25 @@ class WorkflowService(BaseService):
         self._registered.set()
 
     async def register_to_message_queue(self) -> StartConsumingCallable:
-        """Return a callable that waits until the service stops.
+        """Return a callable that waits until the service, launched before or after, stops.
 
         A workflow service reads its topics itself once it is launched and registered, so there is no other
         consumer to start; 0.6 programs, which start one, stay right.
         """
+        if self._processing is None or not self._processing.done():
+            self._consuming_ended.clear()
 
         async def start_consuming() -> None:
-            if self._processing is not None:
-                await asyncio.wait({self._processing})
+            await self._consuming_ended.wait()
 
         return start_consuming
+
+    async def deregister_from_message_queue(self) -> None:
+        """End the wait that `register_to_message_queue` has begun. Idempotent.
+
+        The service goes on reading its topics until what launched it is cancelled.
+        """
+        self._consuming_ended.set()
 
     async def get_workflow_state(self, state: WorkflowState) -> Context | None:
         """Return a context with the workflow's state of the session, None if there is none.
@@ -168,8 +176,7 @@ class WorkflowService(BaseService):
         Raises:
             SerializationError: The session holds a state that this workflow cannot read.
         """
-        held = state.state.get(STATE_KEY)
-        state.hash = None if held is None else digest(held)
+        state.hash = self._codec.digest(state.state)
         return self._codec.restore(state.state)
 
     async def set_workflow_state(self, ctx: Context, current_state: WorkflowState) -> None:
@@ -214,9 +221,9 @@ class WorkflowService(BaseService):
             await self.set_workflow_state(ending.ctx, state)
         except Exception as exc:  # noqa: BLE001 - the boundary of the task: what fails here fails the task
             return Ending.failed(exc), None
-        held = state.state.get(STATE_KEY)
-        changed = held is not None and digest(held) != state.hash
-        return ending, {STATE_KEY: held} if changed else None
+        if self._codec.digest(state.state) == state.hash:
+            return ending, None
+        return ending, {self._codec.key: state.state[self._codec.key]}
 
     async def _publish_report(self, message: QueueMessage) -> None:
         await self.publish(message, topic=self.topics.control_plane)
@@ -301,6 +308,7 @@ class WorkflowService(BaseService):
 
     def _begin(self) -> asyncio.Task[None]:
         self._processing = asyncio.create_task(self.processing_loop(), name=f"service {self.service_name}")
+        self._processing.add_done_callback(lambda _: self._consuming_ended.set())
         return self._processing
 
     async def launch_server(self) -> None:
@@ -338,8 +346,8 @@ class WorkflowService(BaseService):
         return self.config.model_copy(update={"port": self._port or 0}).url
 
     @asynccontextmanager
-    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG002 - what FastAPI calls it with
-        """Work on tasks while an application runs."""
+    async def lifespan(self, app: object) -> AsyncIterator[None]:  # noqa: ARG002 - what FastAPI calls it with
+        """Work on tasks while a FastAPI application, which calls it with itself, runs."""
         processing = self._begin()
         try:
             yield

@@ -243,7 +243,9 @@ class _FileLock:
             os.close(self._file)
             raise StoreLockedError(
                 f"another control plane (process {holder}) works on the state store {database}: stop that "
-                "one, or give all control planes a state store that takes several"
+                "one, or give all control planes a state store that takes several",
+                path=str(database),
+                pid=int(holder) if holder.isdecimal() else None,
             ) from exc
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, str(os.getpid()).encode(), 0)

@@ -10,7 +10,8 @@ class TestMyQueue(MessageQueueContract):
             yield broker.connect
 ```
 
-The tests need `pytest-asyncio`. They wait for what shall happen, with a deadline, and never for time to pass.
+The tests need `pytest-asyncio`, in any of its modes. They wait for what shall happen, with a deadline, and
+never for time to pass.
 """
 
 # A test's name says what it shows.
@@ -26,7 +27,7 @@ from typing import ClassVar
 import pytest
 import pytest_asyncio
 
-from llama_deploy.errors import QueueFullError, UnavailableError
+from llama_deploy.errors import ClosedError, QueueFullError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
 
@@ -37,6 +38,7 @@ DEADLINE = 10.0
 """Seconds within which everything must have happened."""
 
 
+@pytest.mark.asyncio
 class MessageQueueContract:
     """Inherit it, override `connect`, and set the flags to what the backend is."""
 
@@ -91,6 +93,16 @@ class MessageQueueContract:
         sent = QueueMessage()
         await queue.publish(sent, self.topic, callback=callback, reason="test")
         assert calls == [(sent.id_, "test")]
+
+    async def test_the_callback_may_be_a_plain_function(self, queue: AbstractMessageQueue) -> None:
+        calls: list[str] = []
+
+        def callback(message: QueueMessage, **_kwargs: object) -> None:
+            calls.append(message.id_)
+
+        sent = QueueMessage()
+        await queue.publish(sent, self.topic, callback=callback)
+        assert calls == [sent.id_]
 
     async def test_a_message_waits_for_its_first_subscriber(
         self, queue: AbstractMessageQueue, other: AbstractMessageQueue
@@ -204,10 +216,25 @@ class MessageQueueContract:
         await _next(subscription)
         await queue.close()
         await queue.close()
-        with pytest.raises(UnavailableError):
+        with pytest.raises(ClosedError):
             await subscription.receive(1)
         async with await other.subscribe(self.topic) as second:
             assert sorted(await _numbers(second, 3)) == [0, 1, 2]
+
+    async def test_a_closed_connection_takes_no_publication(self, connect: Connect) -> None:
+        queue = await connect()
+        await queue.cleanup()
+        with pytest.raises(ClosedError) as refused:
+            await queue.publish(QueueMessage(), self.topic)
+        assert not refused.value.retriable, "who publishes until it is accepted would never end"
+
+    async def test_a_closed_connection_opens_no_subscription(self, connect: Connect) -> None:
+        queue = await connect()
+        await queue.cleanup()
+        with pytest.raises(ClosedError):
+            await queue.subscribe(self.topic)
+        with pytest.raises(ClosedError):
+            await queue.register_consumer(_Recorder(wanted=1), self.topic)
 
     async def test_a_nacked_message_comes_back(self, queue: AbstractMessageQueue) -> None:
         await _publish(queue, self.topic, 1)
@@ -273,6 +300,7 @@ class MessageQueueContract:
         with pytest.raises(QueueFullError) as caught:
             await queue.publish(QueueMessage(), self.topic)
         assert caught.value.retry_after > 0
+        assert caught.value.topic == self.topic
         await queue.publish(QueueMessage(), self.topic + ".other")
         async with await queue.subscribe(self.topic) as subscription:
             assert await _numbers(subscription, 1) == [0]

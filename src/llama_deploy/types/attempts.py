@@ -6,11 +6,14 @@ nothing that is sent for the attempt counts.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
 from llama_deploy.types.tasks import EventDefinition, TaskFailure, TaskStatus
+
+BEAT_TIMEOUT: Final = 5.0
+"""Seconds that a heartbeat waits for its answer; a late one is as good as none."""
 
 
 class TaskDispatch(BaseModel):
@@ -117,7 +120,6 @@ class Heartbeat(BaseModel):
     """An instance says that it is alive, and what it holds."""
 
     instance_id: str
-    service_name: str
     held: list[HeldAttempt] = Field(default_factory=list)
 
 

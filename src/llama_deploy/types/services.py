@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
+
+from llama_deploy.types.json_values import JsonObject
+
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class InstanceInfo(BaseModel):
@@ -13,7 +17,7 @@ class InstanceInfo(BaseModel):
 
     instance_id: str
     host: str | None = None
-    port: int | None = None
+    port: Port | None = None
     alive: bool = True
     """Whether its heartbeats arrive in time."""
     last_heartbeat: datetime
@@ -27,12 +31,12 @@ class ServiceDefinition(BaseModel):
     prompt: list[Any] = Field(default_factory=list)
     """Kept for the 0.6 API."""
     host: str | None = None
-    port: int | None = None
+    port: Port | None = None
     instance_id: str | None = None
     """Set by an instance that registers itself; None registers the name alone."""
-    input_schema: dict[str, Any] | None = None
+    input_schema: JsonObject | None = None
     """JSON schema of the run arguments."""
-    output_schema: dict[str, Any] | None = None
+    output_schema: JsonObject | None = None
     """JSON schema of the result."""
     accepted_events: list[str] | None = None
     """Qualified names of the event classes that running workflows take. None: not known; all are taken."""

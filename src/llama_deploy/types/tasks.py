@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.types.ids import generate_id
+from llama_deploy.types.json_values import JsonObject
 
 
 class TaskStatus(StrEnum):
@@ -51,7 +52,7 @@ class TaskDefinition(BaseModel):
     task_id: str = Field(default_factory=generate_id, min_length=1, max_length=200)
     """Chosen by the client, so that sending the same definition twice makes one task."""
     session_id: str | None = None
-    agent_id: str | None = None
+    agent_id: str | None = Field(default=None, max_length=200)
     """The name of the service."""
 
 
@@ -61,10 +62,13 @@ class TaskSubmission(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     service_name: str = Field(min_length=1, max_length=200)
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: JsonObject = Field(default_factory=dict)
     """The run arguments of the workflow."""
     task_id: str = Field(default_factory=generate_id, min_length=1, max_length=200)
-    """Also the idempotency key: a second submission of the same id returns the first one's task."""
+    """Also the idempotency key: the same submission again returns the first one's task.
+
+    One of the same id for another service or session, or with other arguments, is refused (`ConflictError`).
+    """
     session_id: str | None = Field(default=None, min_length=1, max_length=200)
     """None: the task gets a session of its own."""
     max_attempts: int | None = Field(default=None, ge=1, le=100)

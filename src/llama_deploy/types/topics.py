@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+CONTROL_PLANE: Final = "control_plane"
+"""The type of the messages to the control plane; those to a service have its name as their type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +18,7 @@ class Topics:
     @property
     def control_plane(self) -> str:
         """What instances tell the control plane."""
-        return f"{self.namespace}.control_plane"
+        return f"{self.namespace}.{CONTROL_PLANE}"
 
     def work(self, service_name: str) -> str:
         """Attempts that any instance of the service may claim."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -21,7 +22,7 @@ from llama_deploy.errors import (
     LlamaDeployError,
     PayloadTooLargeError,
 )
-from llama_deploy.types.validation import describe_validation_error
+from llama_deploy.types.validation import describe_findings, describe_validation_error
 from llama_deploy.web.problems import MEDIA_TYPE, TYPE_PREFIX, headers_of, status_of, to_problem
 
 logger = logging.getLogger(__name__)
@@ -110,9 +111,9 @@ def json_response(content: bytes | str) -> Response:
 
 def problem_response(error: LlamaDeployError) -> Response:
     """Return the response that tells of `error`."""
-    return JSONResponse(
-        to_problem(error), status_code=status_of(error), media_type=MEDIA_TYPE, headers=headers_of(error)
-    )
+    # What a client sent may stand in the error, even text that is not UTF-8.
+    content = json.dumps(to_problem(error), ensure_ascii=False).encode(errors="replace")
+    return Response(content, status_code=status_of(error), media_type=MEDIA_TYPE, headers=headers_of(error))
 
 
 async def _on_own_error(_request: Request, exc: Exception) -> Response:
@@ -124,10 +125,7 @@ async def _on_own_error(_request: Request, exc: Exception) -> Response:
 async def _on_validation_error(_request: Request, exc: Exception) -> Response:
     if not isinstance(exc, RequestValidationError):
         raise exc
-    findings = "; ".join(
-        f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in exc.errors()
-    )
-    return problem_response(InvalidRequestError(f"{_NOT_OF_THE_FORM}: {findings}"))
+    return problem_response(InvalidRequestError(f"{_NOT_OF_THE_FORM}: {describe_findings(exc.errors())}"))
 
 
 async def _on_http_exception(_request: Request, exc: Exception) -> Response:

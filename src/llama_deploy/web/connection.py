@@ -1,7 +1,8 @@
 """HTTP connections to a server of ours, one for asyncio and one for threads, with the same surface.
 
-Both keep their connections alive, and raise the errors of `llama_deploy.errors`: an answer of 400 or more
-becomes the error that its problem details name, a broken connection `UnavailableError`.
+Both keep their connections alive, and raise the errors of `llama_deploy.errors`: an answer of 300 or more
+becomes the error that its problem details name, a broken connection `UnavailableError`. Redirections are not
+followed, as a POST would arrive as a GET: they are errors too.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from llama_deploy.web.problems import from_problem
 DEFAULT_TIMEOUT: Final = 30.0
 """Seconds for a request, beyond what the server was asked to wait."""
 
+JSON_HEADERS: Final = {"Content-Type": "application/json"}
+"""For a request whose `content` is JSON already."""
 _LARGE_BODY_BYTES: Final = 512 * 1024
-_JSON_HEADERS: Final = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class HttpAnswer:
 def _encode(request: HttpRequest) -> tuple[bytes | None, dict[str, str]]:
     if request.json is None:
         return request.content, dict(request.headers)
-    return pydantic_core.to_json(request.json), {**_JSON_HEADERS, **request.headers}
+    return pydantic_core.to_json(request.json), {**JSON_HEADERS, **request.headers}
 
 
 def _body(data: bytes | None) -> bytes | io.BytesIO | None:
@@ -69,7 +71,7 @@ def _body(data: bytes | None) -> bytes | io.BytesIO | None:
 
 
 def _decode(status: int, body: bytes, url: str) -> Any:
-    if status >= HTTPStatus.BAD_REQUEST:
+    if status >= HTTPStatus.MULTIPLE_CHOICES:
         raise from_problem(status, body, url=url)
     if not body:
         return None
@@ -144,6 +146,7 @@ class HttpConnection:
             data=_body(data),
             headers=headers,
             timeout=timeout,
+            allow_redirects=False,
         )
 
     async def _exchange(self, request: HttpRequest) -> tuple[int, Mapping[str, str], bytes]:
@@ -187,7 +190,7 @@ class HttpConnection:
             # Only our own reading is translated: the body of the `async with` keeps its errors.
             with _translated(request, self.base_url):
                 response = await stack.enter_async_context(self._open(request, timeout))
-                refusal = await response.read() if response.status >= HTTPStatus.BAD_REQUEST else None
+                refusal = await response.read() if response.status >= HTTPStatus.MULTIPLE_CHOICES else None
             if refusal is not None:
                 raise from_problem(response.status, refusal, url=self.base_url + request.path)
             yield self._lines(request, response)
@@ -243,6 +246,7 @@ class SyncHttpConnection:
                 headers=headers,
                 timeout=urllib3.Timeout(connect=min(request.timeout, DEFAULT_TIMEOUT), read=request.timeout),
                 preload_content=preload,
+                redirect=False,
             )
 
     def request(self, request: HttpRequest) -> Any:
@@ -265,7 +269,7 @@ class SyncHttpConnection:
         """Like `HttpConnection.stream`."""
         response = self._open(request, preload=False)
         try:
-            if response.status >= HTTPStatus.BAD_REQUEST:
+            if response.status >= HTTPStatus.MULTIPLE_CHOICES:
                 with _translated(request, self.base_url):
                     refusal = response.read()
                 raise from_problem(response.status, refusal, url=self.base_url + request.path)

@@ -37,7 +37,10 @@ def _subclasses(cls: type[LlamaDeployError]) -> Iterator[type[LlamaDeployError]]
 
 
 _BY_CODE: Final = {
-    cls.code: cls for cls in _subclasses(LlamaDeployError) if cls.__module__ == errors.__name__
+    cls.code: cls
+    for cls in _subclasses(LlamaDeployError)
+    # An error that shares its parent's code travels as its parent.
+    if cls.__module__ == errors.__name__ and "code" in vars(cls)
 } | {LlamaDeployError.code: errors.InternalServerError}
 
 
@@ -69,11 +72,16 @@ def headers_of(error: LlamaDeployError) -> dict[str, str]:
 
 
 def from_problem(status: int, body: bytes, *, url: str) -> LlamaDeployError:
-    """Build the error that a response with a status of 400 or more speaks of.
+    """Build the error that a response with a status of 300 or more speaks of.
 
-    An answer that holds no problem details, as from a proxy, becomes `UnavailableError` for 502, 503 and
-    504, otherwise `InternalServerError`.
+    A redirection is an `InternalServerError`: no server of ours sends any. Another answer that holds no
+    problem details, as from a proxy, becomes `UnavailableError` for 502, 503 and 504, otherwise
+    `InternalServerError`.
     """
+    if status < HTTPStatus.BAD_REQUEST:
+        return errors.InternalServerError(
+            f"{url} answered {status}, a redirection, and these are not followed; use the address it leads to"
+        )
     try:
         problem = pydantic_core.from_json(body)
     except ValueError:

@@ -45,7 +45,7 @@ class HttpServer:
         Raises:
             ConfigError: The address cannot be bound, or other machines could reach it without `allow_remote`.
         """
-        if not allow_remote and not _is_loopback(host):
+        if not allow_remote and not is_loopback(host):
             raise ConfigError(
                 f"{host}:{port} can be reached from other machines, and whoever reaches it can run tasks:"
                 " there is no authentication. Bind 127.0.0.1, or set allow_remote if the network is yours"
@@ -93,7 +93,8 @@ class HttpServer:
         await self.close()
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from its own machine only; of names, only `localhost` counts."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

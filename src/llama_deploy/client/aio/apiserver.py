@@ -32,16 +32,16 @@ class DeploymentCollection:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    async def create(self, config: BinaryIO | TextIO, *, reload: bool = False) -> Deployment:
+    async def create(self, file: BinaryIO | TextIO, reload: bool = False) -> Deployment:  # noqa: FBT001, FBT002 - 0.6 API
         """Deploy what a YAML file describes.
 
         Args:
-            config: The open file.
+            file: The open file.
             reload: Replace a deployment of the same name.
         """
-        text = config.read()
-        file = text.encode() if isinstance(text, str) else text
-        operation = deployments.create(file, reload=reload, timeout=self._driver.settings.timeout)
+        text = file.read()
+        content = text.encode() if isinstance(text, str) else text
+        operation = deployments.create(content, reload=reload, timeout=self._driver.settings.timeout)
         return Deployment(self._driver, (await self._driver.run(operation)).name)
 
     async def get(self, name: str) -> Deployment:
@@ -75,18 +75,18 @@ class DeploymentTasks:
         self._driver = driver
         self._deployment = deployment
 
-    async def run(self, task: TaskDefinition) -> Any:
+    async def run(self, task_def: TaskDefinition) -> Any:
         """Run a task to its end, within the client's `timeout`, and return its result.
 
         Raises:
             TaskFailedError, TaskCancelledError: It ended otherwise than by success.
         """
         timeout = self._driver.settings.timeout
-        return await self._driver.run(deployments.run_task(self._deployment, task, timeout=timeout))
+        return await self._driver.run(deployments.run_task(self._deployment, task_def, timeout=timeout))
 
-    async def create(self, task: TaskDefinition) -> DeploymentTask:
+    async def create(self, task_def: TaskDefinition) -> DeploymentTask:
         """Have a task accepted."""
-        created = await self._driver.run(deployments.create_task(self._deployment, task))
+        created = await self._driver.run(deployments.create_task(self._deployment, task_def))
         return DeploymentTask(self._driver, self._deployment, created)
 
     async def list(self) -> list[DeploymentTask]:
@@ -136,6 +136,6 @@ class DeploymentSessions:
         """Return the deployment's sessions."""
         return await self._driver.run(deployments.list_sessions(self._deployment))
 
-    async def delete(self, session_id: str) -> None:
+    async def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
         """Delete a session."""
-        await self._driver.run(deployments.delete_session(self._deployment, session_id))
+        await self._driver.run(deployments.delete_session(self._deployment, id))

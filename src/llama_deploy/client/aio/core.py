@@ -47,21 +47,21 @@ class ServiceCollection:
         self.items = await self._driver.run(services.list_all())
         return [self.items[name] for name in sorted(self.items)]
 
-    async def register(self, service: ServiceDefinition) -> Service:
+    async def register(self, service_def: ServiceDefinition) -> Service:
         """Make a service known, or replace its definition.
 
         Raises:
             InvalidRequestError: The definition is not accepted.
         """
-        return await self._driver.run(services.register(service))
+        return await self._driver.run(services.register(service_def))
 
-    async def deregister(self, service_name: str) -> None:
+    async def deregister(self, name: str) -> None:
         """Remove a service with all its instances.
 
         Raises:
             ServiceNotFoundError: Nobody has registered it.
         """
-        await self._driver.run(services.deregister(service_name))
+        await self._driver.run(services.deregister(name))
 
 
 class SessionCollection:
@@ -91,36 +91,39 @@ class SessionCollection:
         operation = sessions.create(session_id=session_id, policy=policy)
         return Session(self._driver, await self._driver.run(operation))
 
-    async def get(self, session_id: str) -> Session:
+    async def get(self, id: str) -> Session:  # noqa: A002 - 0.6 API
         """Return a session that exists.
 
         Raises:
             SessionNotFoundError: There is no such session.
         """
-        definition = await self._driver.run(sessions.read(session_id))
+        definition = await self._driver.run(sessions.read(id))
         return Session(self._driver, definition.session_id)
 
     async def get_or_create(
-        self, session_id: str, *, policy: SessionPolicy | str = SessionPolicy.ENQUEUE
+        self,
+        id: str,  # noqa: A002 - 0.6 API
+        *,
+        policy: SessionPolicy | str = SessionPolicy.ENQUEUE,
     ) -> Session:
         """Return the session of this id, after creating it if there is none.
 
         Args:
-            session_id: The id.
+            id: The id.
             policy: For a session that is created, as in `create`. An existing one keeps its own.
 
         Raises:
             InvalidRequestError: No session can have this id or policy.
         """
-        return await self._create(session_id, policy)
+        return await self._create(id, policy)
 
-    async def delete(self, session_id: str) -> None:
+    async def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
         """Delete a session with its tasks.
 
         Raises:
             SessionNotFoundError: There is no such session.
         """
-        await self._driver.run(sessions.delete(session_id))
+        await self._driver.run(sessions.delete(id))
 
 
 class Session:
@@ -166,7 +169,12 @@ class Session:
 
         Raises:
             ServiceNotFoundError: Nobody has registered the service that `agent_id` names.
+            SessionNotFoundError: The session was deleted.
+            SessionBusyError: The session takes one task at a time.
+            ConflictError: There is another task of this id: of another service or session, or with other
+                input.
             InvalidRequestError: The definition is not accepted.
+            UnavailableError: No answer for the client's `timeout`; until then it is tried again.
         """
         return await self._driver.run(tasks.create_in_session(self.id, task_def, self._deadline()))
 

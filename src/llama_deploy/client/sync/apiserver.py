@@ -32,16 +32,16 @@ class DeploymentCollection:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    def create(self, config: BinaryIO | TextIO, *, reload: bool = False) -> Deployment:
+    def create(self, file: BinaryIO | TextIO, reload: bool = False) -> Deployment:  # noqa: FBT001, FBT002 - 0.6 API
         """Deploy what a YAML file describes.
 
         Args:
-            config: The open file.
+            file: The open file.
             reload: Replace a deployment of the same name.
         """
-        text = config.read()
-        file = text.encode() if isinstance(text, str) else text
-        operation = deployments.create(file, reload=reload, timeout=self._driver.settings.timeout)
+        text = file.read()
+        content = text.encode() if isinstance(text, str) else text
+        operation = deployments.create(content, reload=reload, timeout=self._driver.settings.timeout)
         return Deployment(self._driver, self._driver.run(operation).name)
 
     def get(self, name: str) -> Deployment:
@@ -75,18 +75,18 @@ class DeploymentTasks:
         self._driver = driver
         self._deployment = deployment
 
-    def run(self, task: TaskDefinition) -> Any:
+    def run(self, task_def: TaskDefinition) -> Any:
         """Run a task to its end, within the client's `timeout`, and return its result.
 
         Raises:
             TaskFailedError, TaskCancelledError: It ended otherwise than by success.
         """
         timeout = self._driver.settings.timeout
-        return self._driver.run(deployments.run_task(self._deployment, task, timeout=timeout))
+        return self._driver.run(deployments.run_task(self._deployment, task_def, timeout=timeout))
 
-    def create(self, task: TaskDefinition) -> DeploymentTask:
+    def create(self, task_def: TaskDefinition) -> DeploymentTask:
         """Have a task accepted."""
-        created = self._driver.run(deployments.create_task(self._deployment, task))
+        created = self._driver.run(deployments.create_task(self._deployment, task_def))
         return DeploymentTask(self._driver, self._deployment, created)
 
     def list(self) -> list[DeploymentTask]:
@@ -136,6 +136,6 @@ class DeploymentSessions:
         """Return the deployment's sessions."""
         return self._driver.run(deployments.list_sessions(self._deployment))
 
-    def delete(self, session_id: str) -> None:
+    def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
         """Delete a session."""
-        self._driver.run(deployments.delete_session(self._deployment, session_id))
+        self._driver.run(deployments.delete_session(self._deployment, id))

@@ -73,7 +73,8 @@ class SyncClient(ClientSettings):
         Args:
             service_name: The service to run it.
             session: A session or its id. None: the task gets a session of its own.
-            task_id: The task's id; submitting the same id again makes no second task. None: a random one.
+            task_id: The task's id. Submitting the same again under the same id makes no second task and
+                returns the first one; something else under it is refused. None: a random id.
             max_attempts: How often an instance may die under the task before it fails. None: the control
                 plane's default.
             arguments: Run arguments, for those that are called like a parameter of this method.
@@ -83,6 +84,8 @@ class SyncClient(ClientSettings):
             ServiceNotFoundError: Nobody has registered the service.
             SessionNotFoundError: There is no such session.
             SessionBusyError: The session takes one task at a time.
+            ConflictError: There is another task of this `task_id`: of another service or session, or with
+                other arguments.
             InvalidRequestError: The arguments are not what the service takes.
             SerializationError: An argument cannot be carried as JSON.
             UnavailableError: No answer for the client's `timeout`; until then it is tried again.

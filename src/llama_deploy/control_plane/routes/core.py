@@ -26,9 +26,9 @@ from llama_deploy.types import (
     TaskDefinition,
     TaskResult,
 )
+from llama_deploy.types.json_values import JsonObject
 
 _IfMatch = Annotated[str | None, Header(description='The version that was read, such as `"3"`.')]
-_Reserved = Annotated[bool, Query(description="Whether the keys of the services are meant too.")]
 _Page = Annotated[int, Query(ge=1, le=10_000)]
 
 
@@ -115,27 +115,18 @@ class CoreEndpoints(ABC):
         """Send an event to a task."""
         await self.plane.tasks.send_event(task_id, event_def, session_id=session_id)
 
-    async def get_session_state(
-        self, session_id: str, response: Response, *, reserved: _Reserved = False
-    ) -> dict[str, Any]:
+    async def get_session_state(self, session_id: str, response: Response) -> dict[str, Any]:
         """Return a session's state; the ETag is its version."""
-        state = await self.plane.sessions.state(session_id, reserved=reserved)
-        return _with_version(state, response)
+        return _with_version(await self.plane.sessions.state(session_id), response)
 
     async def update_session_state(
-        self,
-        session_id: str,
-        state: dict[str, Any],
-        response: Response,
-        *,
-        reserved: _Reserved = False,
+        self, session_id: str, state: JsonObject, response: Response
     ) -> dict[str, Any]:
         """Overwrite the given keys of a session's state; returns all of it."""
-        changed = await self.plane.sessions.merge_state(session_id, state, reserved=reserved)
-        return _with_version(changed, response)
+        return _with_version(await self.plane.sessions.merge_state(session_id, state), response)
 
     async def replace_session_state(
-        self, session_id: str, state: dict[str, Any], response: Response, if_match: _IfMatch = None
+        self, session_id: str, state: JsonObject, response: Response, if_match: _IfMatch = None
     ) -> dict[str, Any]:
         """Replace a session's state if it still has the version in If-Match."""
         changed = await self.plane.sessions.replace_state(session_id, state, version=_version(if_match))
@@ -191,7 +182,7 @@ def _with_version(state: SessionState, response: Response) -> dict[str, Any]:
 
 
 def _version(if_match: str | None) -> int:
-    match = re.fullmatch(r'"?(\d+)"?', if_match or "")
+    match = re.fullmatch(r'"?(\d{1,18})"?', if_match or "")
     if match is None:
         raise InvalidRequestError(
             f'If-Match must hold the version that was read, such as "3", not {if_match!r};'

@@ -15,7 +15,7 @@ from llama_deploy.types import EventDefinition, TaskEvent, TaskSubmission, TaskV
 from llama_deploy.web.application import add_shortcut, json_response, read_body, read_query
 
 Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the task's end.")]
-After = Annotated[int, Query(ge=-1, description="Only events whose index is greater.")]
+After = Annotated[int, Query(ge=-1, le=2**63 - 1, description="Only events whose index is greater.")]
 
 
 def task_routes(plane: ControlPlane) -> APIRouter:

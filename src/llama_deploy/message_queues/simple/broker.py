@@ -1,6 +1,7 @@
 """The core of the simple queue: topics, groups, deliveries and their deadlines, in memory.
 
-It waits for nothing but messages and keeps one timer. HTTP stands in `server`, the disk in `journal`.
+It waits for nothing but messages and keeps one timer. The topics stand in `catalogue`, HTTP in `server`, the
+disk in `journal`.
 
 A message is in one of these places, for each group of its topic:
 
@@ -16,60 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeVar
 
-from llama_deploy.errors import (
-    ConflictError,
-    InvalidRequestError,
-    QueueFullError,
-    TopicNotFoundError,
-    UnavailableError,
-)
+from llama_deploy.errors import ClosedError, ConflictError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import DEFAULT_GROUP
-from llama_deploy.message_queues.simple.journal import (
-    Change,
-    GroupCreated,
-    Journal,
-    MessageSettled,
-    MessageStored,
-    Snapshot,
-    TopicCreated,
-    TopicDropped,
-)
+from llama_deploy.message_queues.simple.catalogue import DEAD_LETTERS_SUFFIX, Catalogue, remember
+from llama_deploy.message_queues.simple.journal import Journal, MessageStored, Snapshot
+from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
 from llama_deploy.message_queues.simple.timetable import Alarm, Clock, Timetable
-from llama_deploy.message_queues.simple.topic import Entry, Group, Handout, StoredMessage, Topic, Waiter
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-DEAD_LETTERS_SUFFIX: Final = ".dead_letters"
-MAX_NAME_LENGTH: Final = 255
-_REMEMBERED: Final = 1024
-"""How many closed subscriptions and expired topics are remembered."""
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerLimits:
-    """What the broker's memory may hold, and how patient it is."""
-
-    max_messages_per_topic: int = 100_000
-    """Ready, delayed and in flight together; a further one is refused."""
-    max_bytes_per_topic: int = 256 * 1024 * 1024
-    """The size of these messages together."""
-    max_dead_letters: int = 1_000
-    """Dead letters kept per topic; the oldest makes room for a further one."""
-    max_topics: int = 10_000
-    max_deliveries: int = 10
-    """After so many deliveries without an ack a message becomes a dead letter."""
-    visibility_timeout: float = 30.0
-    """Seconds for which a delivery stays with its consumer, unless the consumer says otherwise."""
+from llama_deploy.message_queues.simple.topic import Entry, Group, Handout, Topic, Waiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +89,16 @@ class SimpleBroker:
         self.limits = limits or BrokerLimits()
         self._timetable = Timetable(clock)
         self._journal = journal
-        self._topics: dict[str, Topic] = {}
+        self._topics = Catalogue(timetable=self._timetable, limits=self.limits, journal=journal)
         self._flights: dict[str, _Flight] = {}
         self._members: dict[str, _Member] = {}
         self._closed_subscriptions: dict[str, None] = {}
-        self._expired_topics: dict[str, float] = {}
         # Delivery ids of an earlier life of the broker must mean nothing to this one.
         self._epoch = uuid.uuid4().hex[:12]
         self._flight_numbers = itertools.count(1)
-        self._last_seq = 0
         self._closed = False
         if snapshot is not None:
-            self._restore(snapshot)
+            self._topics.restore(snapshot)
 
     @property
     def durable(self) -> bool:
@@ -158,11 +116,9 @@ class SimpleBroker:
             InvalidRequestError: Not a name.
             QueueFullError: There are too many topics.
         """
-        topic = self._ensure_topic(name)
-        if expires_after is not None and topic.expires_after != expires_after:
-            topic.expires_after = expires_after
-            self._watch_idleness(topic)
-            self._note(TopicCreated(name, expires_after))
+        topic = self._topics.ensure(name)
+        if expires_after is not None:
+            self._topics.expire(topic, after=expires_after)
 
     def create_group(self, topic_name: str, name: str) -> None:
         """Create a group, if it does not exist. It gets what is published from now on.
@@ -171,11 +127,8 @@ class SimpleBroker:
             InvalidRequestError: Not a name.
             TopicNotFoundError: There is no such topic.
         """
-        topic = self._topic(topic_name)
-        if name not in topic.groups:
-            _check_name(name)
-            self._add_group(topic, name, since=self._last_seq)
-            self._note(GroupCreated(topic_name, name, self._last_seq))
+        topic = self._topics.get(topic_name)
+        self._topics.ensure_group(topic, name)
         topic.last_read = self._timetable.now()
 
     async def publish(self, topic_name: str, messages: Sequence[tuple[str, bytes]]) -> int:
@@ -195,22 +148,23 @@ class SimpleBroker:
         Raises:
             QueueFullError: There is no room for even the first.
             InvalidRequestError: Not a topic's name.
-            UnavailableError: The broker is closed.
+            ClosedError: The broker is closed.
         """
         self._check_open()
-        topic = self._ensure_topic(topic_name)
+        topic = self._topics.ensure(topic_name)
         stored: list[MessageStored] = []
         taken = 0
         for message_id, body in messages:
             if message_id not in topic.messages:
                 if not self._has_room(topic, body):
                     break
-                stored.append(self._store(topic, message_id, body))
+                stored.append(self._topics.store(topic, message_id, body))
             taken += 1
         if messages and not taken:
             raise QueueFullError(
                 f"topic {topic_name!r} holds {len(topic.messages)} messages ({topic.size_bytes} bytes) and "
-                "takes no more until some are settled"
+                "takes no more; retry when some are settled",
+                topic=topic_name,
             )
         for group in topic.groups.values():
             self._dispatch(group)
@@ -246,14 +200,18 @@ class SimpleBroker:
         Raises:
             TopicNotFoundError: There is no such topic, or it has no such group.
             ConflictError: The subscription was closed.
-            UnavailableError: The broker is closed.
+            ClosedError: The broker is closed.
         """
         self._check_open()
         if subscription in self._closed_subscriptions:
-            raise ConflictError(f"subscription {subscription} was closed")
-        topic = self._topic(topic_name)
+            raise ConflictError(f"subscription {subscription} was closed; receive under a new name")
+        topic = self._topics.get(topic_name)
         if group not in topic.groups:
-            raise TopicNotFoundError(f"topic {topic_name!r} has no group {group!r}", topic=topic_name)
+            raise TopicNotFoundError(
+                f"topic {topic_name!r} has no group {group!r}; subscribing creates it, "
+                "over HTTP POST /topics/{topic}",
+                topic=topic_name,
+            )
         waiter = Waiter(
             future=asyncio.get_running_loop().create_future(),
             max_messages=max_messages,
@@ -270,7 +228,7 @@ class SimpleBroker:
 
     def has_ready(self, topic_name: str, group: str) -> bool:
         """Return whether `receive` would not wait. False too where there is no such topic or group."""
-        topic = self._topics.get(topic_name)
+        topic = self._topics.find(topic_name)
         return topic is not None and group in topic.groups and topic.groups[group].ready > 0
 
     def settle(self, settlements: Iterable[Settlement]) -> None:
@@ -284,7 +242,7 @@ class SimpleBroker:
                 continue
             match settlement.action:
                 case SettleAction.ACK:
-                    self._finish(entry)
+                    self._topics.finish(entry)
                 case SettleAction.NACK:
                     self._return(entry, delay=settlement.seconds)
                 case SettleAction.REJECT:
@@ -298,7 +256,7 @@ class SimpleBroker:
             closed: It will not come back: a request of it that is still on its way is refused.
         """
         if closed:
-            _remember(self._closed_subscriptions, subscription, None)
+            remember(self._closed_subscriptions, subscription, None)
         member = self._members.get(subscription)
         if member is None:
             return
@@ -328,77 +286,27 @@ class SimpleBroker:
                     for group in topic.groups.values()
                 },
             )
-            for topic in self._topics.values()
+            for topic in self._topics
         }
 
     def close(self) -> None:
         """End all waiting and take nothing more. Settling still works. Idempotent; deletes nothing."""
         self._closed = True
-        for topic in self._topics.values():
+        for topic in self._topics:
             for group in topic.groups.values():
                 for waiter in list(group.waiters):
                     waiter.finish([])
         self._timetable.close()
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        for created in snapshot.topics:
-            topic = Topic(created.name, expires_after=created.expires_after)
-            self._topics[created.name] = topic
-            self._watch_idleness(topic)
-        for group in snapshot.groups:
-            self._add_group(self._topics[group.topic], group.name, since=group.since)
-        for stored in snapshot.messages:
-            topic = self._topics[stored.topic]
-            message = StoredMessage(stored.seq, stored.message_id, stored.body)
-            pending = [
-                group
-                for group in topic.groups.values()
-                if group.since < stored.seq and (stored.seq, group.name) not in snapshot.settled
-            ]
-            topic.add(message, pending)
-        self._last_seq = snapshot.last_seq
-
     def _check_open(self) -> None:
         if self._closed:
-            raise UnavailableError("the message queue is closing")
-
-    def _topic(self, name: str) -> Topic:
-        try:
-            return self._topics[name]
-        except KeyError:
-            raise TopicNotFoundError(
-                f"there is no topic {name!r}; POST /topics/{{topic}} creates one", topic=name
-            ) from None
-
-    def _ensure_topic(self, name: str) -> Topic:
-        topic = self._topics.get(name)
-        if topic is not None:
-            return topic
-        _check_name(name)
-        if len(self._topics) >= self.limits.max_topics:
-            raise QueueFullError(f"there are {len(self._topics)} topics, no more are created")
-        # A topic that expired and is written to again has still no reader: it shall expire again.
-        topic = Topic(name, expires_after=self._expired_topics.pop(name, None))
-        self._topics[name] = topic
-        self._add_group(topic, DEFAULT_GROUP, since=self._last_seq)
-        self._watch_idleness(topic)
-        self._note(TopicCreated(name, topic.expires_after), GroupCreated(name, DEFAULT_GROUP, self._last_seq))
-        return topic
-
-    @staticmethod
-    def _add_group(topic: Topic, name: str, *, since: int) -> None:
-        topic.groups[name] = Group(name, topic, since)
+            raise ClosedError("the broker of the message queue is closed; start its server or process again")
 
     def _has_room(self, topic: Topic, body: bytes) -> bool:
         return (
             len(topic.messages) < self.limits.max_messages_per_topic
             and topic.size_bytes + len(body) <= self.limits.max_bytes_per_topic
         )
-
-    def _store(self, topic: Topic, message_id: str, body: bytes) -> MessageStored:
-        self._last_seq += 1
-        topic.add(StoredMessage(self._last_seq, message_id, body), topic.groups.values())
-        return MessageStored(self._last_seq, topic.name, message_id, body)
 
     async def _wait(self, group: Group, waiter: Waiter, *, seconds: float) -> list[Handout]:
         timeout = self._timetable.add(self._timetable.now() + seconds, partial(waiter.finish, []))
@@ -491,86 +399,6 @@ class SimpleBroker:
             entry.group.put_back(entry)
             self._dispatch(entry.group)
 
-    def _finish(self, entry: Entry) -> None:
-        """One group is done with a message."""
-        gone = entry.group.topic.settle(entry.message)
-        self._note(MessageSettled(entry.message.seq, None if gone else entry.group.name))
-
     def _bury(self, entry: Entry, *, reason: str) -> None:
-        """Put a message aside as a dead letter."""
-        topic, message = entry.group.topic, entry.message
-        logger.error(
-            "message %s of topic %s, group %s becomes a dead letter: %s",
-            message.id,
-            topic.name,
-            entry.group.name,
-            reason,
-            extra={"action": "dead_letter", "message_id": message.id, "topic": topic.name},
-        )
-        graves = self._ensure_topic(
-            topic.name[: MAX_NAME_LENGTH - len(DEAD_LETTERS_SUFFIX)] + DEAD_LETTERS_SUFFIX
-        )
-        while len(graves.messages) >= self.limits.max_dead_letters:
-            self._drop_oldest(graves)
-        if message.id not in graves.messages:
-            self._note(self._store(graves, message.id, message.body))
-        self._finish(entry)
-        for group in graves.groups.values():
+        for group in self._topics.bury(entry, reason=reason).groups.values():
             self._dispatch(group)
-
-    def _drop_oldest(self, topic: Topic) -> None:
-        message = next(iter(topic.messages.values()))
-        for group in topic.groups.values():
-            group.discard(message)
-        topic.remove(message)
-        self._note(MessageSettled(message.seq, None))
-        logger.warning(
-            "topic %s is full, its oldest message %s is lost",
-            topic.name,
-            message.id,
-            extra={"action": "drop_dead_letter", "message_id": message.id, "topic": topic.name},
-        )
-
-    def _watch_idleness(self, topic: Topic) -> None:
-        topic.last_read = self._timetable.now()
-        if topic.expires_after is not None:
-            self._timetable.add(topic.last_read + topic.expires_after, partial(self._on_idle, topic))
-
-    def _on_idle(self, topic: Topic) -> None:
-        """Drop a topic that nobody has read for so long."""
-        if topic.expires_after is None or self._topics.get(topic.name) is not topic:
-            return
-        now = self._timetable.now()
-        due = topic.last_read + topic.expires_after
-        if topic.has_readers or now < due:
-            due = now + topic.expires_after if topic.has_readers else due
-            self._timetable.add(due, partial(self._on_idle, topic))
-            return
-        del self._topics[topic.name]
-        for message in list(topic.messages.values()):
-            topic.remove(message)
-        _remember(self._expired_topics, topic.name, topic.expires_after)
-        self._note(TopicDropped(topic.name))
-        logger.info(
-            "topic %s was dropped: nobody has read it for %g seconds",
-            topic.name,
-            topic.expires_after,
-            extra={"action": "drop_topic", "topic": topic.name},
-        )
-
-    def _note(self, *changes: Change) -> None:
-        if self._journal is not None:
-            self._journal.note(changes)
-
-
-def _check_name(name: str) -> None:
-    if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-        raise InvalidRequestError(
-            f"{name!r:.80} is not a name: 1 to {MAX_NAME_LENGTH} printable characters are"
-        )
-
-
-def _remember(memory: dict[str, T], key: str, value: T) -> None:
-    memory[key] = value
-    if len(memory) > _REMEMBERED:
-        del memory[next(iter(memory))]

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final, Self
 
 from llama_deploy.batching import Batcher
 from llama_deploy.errors import (
+    ClosedError,
     InternalServerError,
     LlamaDeployError,
     QueueFullError,
@@ -22,9 +23,7 @@ from llama_deploy.message_queues.base import (
     DEFAULT_GROUP,
     AbstractMessageQueue,
     Delivery,
-    PublishCallback,
     Subscription,
-    call_publish_callback,
 )
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.link import ServerLink, path_of
@@ -62,9 +61,6 @@ class SimpleMessageQueue(AbstractMessageQueue):
         **fields: Fields of `SimpleMessageQueueConfig` that go before those of `config`.
     """
 
-    ordered: ClassVar[bool] = True
-    has_groups: ClassVar[bool] = True
-
     def __init__(self, config: SimpleMessageQueueConfig | None = None, **fields: Any) -> None:
         super().__init__()
         if config is None or fields:
@@ -74,6 +70,7 @@ class SimpleMessageQueue(AbstractMessageQueue):
         self._config = config
         self._link = ServerLink(config)
         self._subscriptions: set[_HttpSubscription] = set()
+        self._closed = False
         self._publishing: Batcher[_Outgoing, None] = Batcher(
             self._publish_batch, max_batch=512, name="queue publisher"
         )
@@ -95,21 +92,18 @@ class SimpleMessageQueue(AbstractMessageQueue):
         queue.durable = bool(health["durable"])
         return queue
 
-    async def publish(
-        self, message: QueueMessage, topic: str, callback: PublishCallback | None = None, **kwargs: Any
-    ) -> None:
-        """Hand `message` to the server; returns when the server has it, on its disk if it has a journal.
+    async def _publish(self, message: QueueMessage, topic: str) -> None:
+        """Returns when the server has the message, on its disk if it has a journal.
 
         Raises:
             QueueFullError: The topic holds as many messages as it may.
             PayloadTooLargeError: The message is larger than the server takes.
             SerializationError: The message holds something that is not JSON.
             UnavailableError: The server did not answer for `retry_seconds`. It may have the message.
+            ClosedError: The queue is closed.
         """
+        self._check_open()
         await self._publishing.submit(_Outgoing(topic, message.encode(), self._link.give_up_at()))
-        done = call_publish_callback(callback, message, kwargs)
-        if done is not None:
-            await done
 
     async def subscribe(
         self, topic: str, *, group: str = DEFAULT_GROUP, expires_after: float | None = None
@@ -118,7 +112,9 @@ class SimpleMessageQueue(AbstractMessageQueue):
 
         Raises:
             UnavailableError: The server did not answer for `retry_seconds`.
+            ClosedError: The queue is closed.
         """
+        self._check_open()
         subscription = _HttpSubscription(
             self._link,
             topic=topic,
@@ -127,11 +123,15 @@ class SimpleMessageQueue(AbstractMessageQueue):
             on_close=self._subscriptions.discard,
         )
         await self._link.persist(subscription.join, give_up_at=self._link.give_up_at())
+        if self._closed:  # while it joined
+            await subscription.close()
+        self._check_open()
         self._subscriptions.add(subscription)
         return subscription
 
     async def cleanup(self) -> None:
         """Publish and settle what waits, hand back the rest, and close. Idempotent; deletes nothing."""
+        self._closed = True
         await asyncio.gather(*(subscription.close() for subscription in self._subscriptions))
         await self._publishing.close()
         await self._link.close()
@@ -139,6 +139,10 @@ class SimpleMessageQueue(AbstractMessageQueue):
     def as_config(self) -> SimpleMessageQueueConfig:
         """Return the settings with which another process reaches the same server."""
         return self._config
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this SimpleMessageQueue is closed; connect another with its config")
 
     async def _publish_batch(self, batch: Sequence[_Outgoing]) -> list[BaseException | None]:
         """Publish, topic beside topic, and within a topic in order."""
@@ -166,7 +170,9 @@ class SimpleMessageQueue(AbstractMessageQueue):
             )
         except LlamaDeployError as exc:
             return 0, exc
-        return answer["accepted"], QueueFullError(f"topic {topic!r} has no room until messages are settled")
+        return answer["accepted"], QueueFullError(
+            f"topic {topic!r} has no room for the rest; retry when messages are settled", topic=topic
+        )
 
 
 class _HttpSubscription(Subscription):
@@ -211,7 +217,7 @@ class _HttpSubscription(Subscription):
         """Wait until there is a message, then return it with the others that are there at once.
 
         Raises:
-            UnavailableError: The subscription is closed.
+            ClosedError: The subscription is closed.
         """
         while not self._closed:
             if self._rest:
@@ -226,7 +232,7 @@ class _HttpSubscription(Subscription):
             if self._poll is poll and not poll.cancelled():
                 self._poll = None
                 self._rest = poll.result()
-        raise UnavailableError(f"the subscription to {self._topic!r} is closed")
+        raise ClosedError(f"the subscription to {self._topic!r} is closed; subscribe again to read on")
 
     async def close(self) -> None:
         """Stop reading. Unsettled deliveries come back to the group at once. Idempotent."""

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
-from llama_deploy.message_queues.simple.broker import BrokerLimits
+from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
 
 _CLIENT_KWARGS = frozenset(inspect.signature(aiohttp.ClientSession).parameters) - {"connector", "base_url"}
@@ -50,6 +50,10 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     """For a server: how many unsettled messages a topic holds before `publish` raises `QueueFullError`."""
     max_bytes_per_topic: int = Field(default=256 * 1024 * 1024, ge=1)
     """For a server: the same, in bytes of messages."""
+    max_topics: int = Field(default=10_000, ge=1)
+    """For a server: how many topics there may be; a further one is refused, unless for dead letters."""
+    max_dead_letters: int = Field(default=1_000, ge=1)
+    """For a server: how many dead letters each topic keeps; a further one drops the oldest."""
     visibility_timeout: float = Field(default=30.0, gt=0, le=3600)
     """For a server: seconds after which a delivery that is neither settled nor extended comes back."""
     max_deliveries: int = Field(default=10, ge=1)
@@ -79,6 +83,8 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
         return BrokerLimits(
             max_messages_per_topic=self.max_messages_per_topic,
             max_bytes_per_topic=self.max_bytes_per_topic,
+            max_topics=self.max_topics,
+            max_dead_letters=self.max_dead_letters,
             max_deliveries=self.max_deliveries,
             visibility_timeout=self.visibility_timeout,
         )

@@ -9,19 +9,18 @@ from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.batching import Batcher
-from llama_deploy.errors import LlamaDeployError, UnavailableError
+from llama_deploy.errors import ClosedError, LlamaDeployError, UnavailableError
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.settlement import Settlement
-from llama_deploy.web.connection import DEFAULT_TIMEOUT, HttpConnection, HttpRequest
+from llama_deploy.web.connection import DEFAULT_TIMEOUT, JSON_HEADERS, HttpConnection, HttpRequest
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_JSON_HEADERS: Final = {"Content-Type": "application/json"}
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 1.0
+_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 
 
 class ServerLink:
@@ -34,6 +33,7 @@ class ServerLink:
         self._base_url = config.base_url
         self._retry_seconds = config.retry_seconds
         self._is_lost = False
+        self._closed = False
         self._settling: Batcher[Settlement, None] = Batcher(
             self._settle_batch, max_batch=1024, name="queue settler"
         )
@@ -62,7 +62,12 @@ class ServerLink:
         Raises:
             LlamaDeployError: What the answer's problem details name.
             UnavailableError: No connection, or no answer in time.
+            ClosedError: The link is closed.
         """
+        if self._closed:
+            raise ClosedError(
+                f"the connections to the message queue {self._base_url} are closed; open a new queue"
+            )
         return await self._http.request(
             HttpRequest(
                 method,
@@ -70,7 +75,7 @@ class ServerLink:
                 params=params or {},
                 json=json,
                 content=content,
-                headers=_JSON_HEADERS if content is not None else {},
+                headers=JSON_HEADERS if content is not None else {},
                 timeout=self._timeout + wait,
             )
         )
@@ -89,18 +94,22 @@ class ServerLink:
             give_up_at: The time after which the error is raised. None: never.
 
         Raises:
-            LlamaDeployError: What `call` raises; `UnavailableError` only after `give_up_at`.
+            LlamaDeployError: What `call` raises; one of `UnavailableError` only after `give_up_at`, unless
+                it is not retriable.
         """
-        pause = _FIRST_PAUSE
+        failures = 0
         while True:
             try:
                 result = await call()
             except UnavailableError as exc:
+                if not exc.retriable:
+                    raise
                 self._note_loss(exc)
+                failures += 1
+                pause = _BACKOFF.delay(failures)
                 if give_up_at is not None and asyncio.get_running_loop().time() + pause > give_up_at:
                     raise
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 self._note_return()
                 return result
@@ -122,6 +131,7 @@ class ServerLink:
     async def close(self) -> None:
         """Send the settlements that wait, and close. Idempotent."""
         await self._settling.close()
+        self._closed = True
         await self._http.close()
 
     async def _settle_batch(self, batch: Sequence[Settlement]) -> list[None]:

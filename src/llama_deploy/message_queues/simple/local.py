@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Self
+from typing import Self
 
-from llama_deploy.errors import ConflictError, QueueFullError, TopicNotFoundError, UnavailableError
+from llama_deploy.errors import ClosedError, ConflictError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import (
     DEFAULT_GROUP,
     AbstractMessageQueue,
     Delivery,
-    PublishCallback,
     Subscription,
-    call_publish_callback,
 )
 from llama_deploy.message_queues.simple.broker import SimpleBroker
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
@@ -36,9 +34,6 @@ class LocalMessageQueue(AbstractMessageQueue):
         broker: The broker.
         config: With what another process reaches the broker.
     """
-
-    ordered: ClassVar[bool] = True
-    has_groups: ClassVar[bool] = True
 
     def __init__(self, broker: SimpleBroker, config: SimpleMessageQueueConfig) -> None:
         super().__init__()
@@ -63,23 +58,13 @@ class LocalMessageQueue(AbstractMessageQueue):
         queue._host = host
         return queue
 
-    async def publish(
-        self, message: QueueMessage, topic: str, callback: PublishCallback | None = None, **kwargs: object
-    ) -> None:
-        """Hand `message` to the broker; returns when it is on disk, if there is a journal.
-
-        Raises:
-            QueueFullError: The topic holds as many messages as it may.
-            SerializationError: The message holds something that is not JSON.
-            UnavailableError: The queue is closed.
-        """
-        if self._closed:
-            raise UnavailableError("the message queue is closed")
+    async def _publish(self, message: QueueMessage, topic: str) -> None:
+        """Returns when the message is on disk, if there is a journal."""
+        self._check_open()
         if await self._broker.publish(topic, [(message.id_, message.encode())]) != 1:
-            raise QueueFullError(f"topic {topic!r} holds as many messages as it may")
-        done = call_publish_callback(callback, message, kwargs)
-        if done is not None:
-            await done
+            raise QueueFullError(
+                f"topic {topic!r} holds as many messages as it may; retry when some are settled", topic=topic
+            )
 
     async def subscribe(
         self, topic: str, *, group: str = DEFAULT_GROUP, expires_after: float | None = None
@@ -87,10 +72,9 @@ class LocalMessageQueue(AbstractMessageQueue):
         """Join `group` of `topic`, both created if they do not exist.
 
         Raises:
-            UnavailableError: The queue is closed.
+            ClosedError: The queue is closed.
         """
-        if self._closed:
-            raise UnavailableError("the message queue is closed")
+        self._check_open()
         subscription = _LocalSubscription(
             self._broker,
             topic=topic,
@@ -113,6 +97,10 @@ class LocalMessageQueue(AbstractMessageQueue):
     def as_config(self) -> SimpleMessageQueueConfig:
         """Return the settings with which another process reaches the broker, if it is served."""
         return self._config
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this LocalMessageQueue is closed; get another from the server, or start one")
 
 
 class _LocalSubscription(Subscription):
@@ -144,7 +132,7 @@ class _LocalSubscription(Subscription):
         """Wait until there is a message, then return it with the others that are there at once.
 
         Raises:
-            UnavailableError: The subscription is closed.
+            ClosedError: The subscription is closed.
         """
         while True:
             try:
@@ -159,7 +147,9 @@ class _LocalSubscription(Subscription):
                 self.join()
                 continue
             except ConflictError as exc:
-                raise UnavailableError(f"the subscription to {self._topic!r} is closed") from exc
+                raise ClosedError(
+                    f"the subscription to {self._topic!r} is closed; subscribe again to read on"
+                ) from exc
             opened = [
                 await open_delivery(
                     partial(QueueMessage.decode, handout.body),

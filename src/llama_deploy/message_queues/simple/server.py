@@ -14,12 +14,13 @@ from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response
 
-from llama_deploy.errors import MessageDecodeError, UnavailableError
+from llama_deploy.errors import ClosedError, MessageDecodeError
 from llama_deploy.message_queues.base import DEFAULT_GROUP
-from llama_deploy.message_queues.simple.broker import MAX_NAME_LENGTH, SimpleBroker, TopicDepth
+from llama_deploy.message_queues.simple.broker import SimpleBroker, TopicDepth
 from llama_deploy.message_queues.simple.client import MAX_RECEIVED
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.host import BrokerHost
+from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH
 from llama_deploy.message_queues.simple.local import LocalMessageQueue
 from llama_deploy.message_queues.simple.settlement import MAX_SECONDS, Settlement
 from llama_deploy.message_queues.simple.topic import Handout
@@ -152,22 +153,17 @@ class SimpleMessageQueueServer:
         async with self:
             await self._live().http.wait_closed()
 
-    @property
-    def port(self) -> int:
-        """The port; after `start` the real one."""
-        return self.config.port
-
     def local_queue(self) -> LocalMessageQueue:
         """Return a queue for code in this process: the same topics, without HTTP. Close it before the server.
 
         Raises:
-            UnavailableError: The server is not started.
+            ClosedError: The server is not started, or closed.
         """
         return LocalMessageQueue(self._live().host.broker, self.config)
 
     def _live(self) -> _Running:
         if self._running is None:
-            raise UnavailableError("the message queue server is not started")
+            raise ClosedError("the message queue server is not running; start it first")
         return self._running
 
     async def __aenter__(self) -> Self:

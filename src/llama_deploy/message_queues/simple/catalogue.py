@@ -1,0 +1,228 @@
+"""The topics of a broker: how they come to be, what is stored in them, and how they and dead letters go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from typing import Final, TypeVar
+
+from llama_deploy.errors import InvalidRequestError, QueueFullError, TopicNotFoundError
+from llama_deploy.message_queues.base import DEFAULT_GROUP
+from llama_deploy.message_queues.simple.journal import (
+    Change,
+    GroupCreated,
+    Journal,
+    MessageSettled,
+    MessageStored,
+    Snapshot,
+    TopicCreated,
+    TopicDropped,
+)
+from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH, BrokerLimits
+from llama_deploy.message_queues.simple.timetable import Timetable
+from llama_deploy.message_queues.simple.topic import Entry, Group, StoredMessage, Topic
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DEAD_LETTERS_SUFFIX: Final = ".dead_letters"
+_REMEMBERED: Final = 1024
+"""How many entries a memory of what is gone has."""
+
+
+class Catalogue:
+    """All topics, by name. Every change goes to the journal.
+
+    Args:
+        timetable: For the time after which a topic that nobody reads is dropped.
+        limits: The bounds.
+        journal: Where changes are recorded. None: nowhere.
+    """
+
+    def __init__(self, *, timetable: Timetable, limits: BrokerLimits, journal: Journal | None) -> None:
+        self._timetable = timetable
+        self._limits = limits
+        self._journal = journal
+        self._topics: dict[str, Topic] = {}
+        self._expired: dict[str, float] = {}
+        self._last_seq = 0
+
+    def __iter__(self) -> Iterator[Topic]:
+        return iter(self._topics.values())
+
+    def find(self, name: str) -> Topic | None:
+        """Return a topic, None if there is none of this name."""
+        return self._topics.get(name)
+
+    def get(self, name: str) -> Topic:
+        """Return a topic.
+
+        Raises:
+            TopicNotFoundError: There is none of this name.
+        """
+        try:
+            return self._topics[name]
+        except KeyError:
+            raise TopicNotFoundError(
+                f"there is no topic {name!r}; publishing or subscribing to it creates it, "
+                "over HTTP also POST /topics/{topic}",
+                topic=name,
+            ) from None
+
+    def ensure(self, name: str) -> Topic:
+        """Return a topic; create it with its default group, if it does not exist.
+
+        Raises:
+            InvalidRequestError: Not a name.
+            QueueFullError: There are too many topics.
+        """
+        topic = self._topics.get(name)
+        if topic is not None:
+            return topic
+        _check_name(name)
+        if len(self._topics) >= self._limits.max_topics:
+            raise QueueFullError(
+                f"there are {len(self._topics)} topics and no more are created; use fewer names, or give "
+                "topics that only one process reads an expires_after, so that they go with it",
+                topic=name,
+            )
+        return self._create(name)
+
+    def ensure_group(self, topic: Topic, name: str) -> None:
+        """Create a group, if it does not exist. It gets what is stored from now on.
+
+        Raises:
+            InvalidRequestError: Not a name.
+        """
+        if name not in topic.groups:
+            _check_name(name)
+            topic.groups[name] = Group(name, topic, self._last_seq)
+            self._note(GroupCreated(topic.name, name, self._last_seq))
+
+    def expire(self, topic: Topic, *, after: float) -> None:
+        """Drop a topic when nobody has read it for so many seconds."""
+        if topic.expires_after != after:
+            topic.expires_after = after
+            self._watch_idleness(topic)
+            self._note(TopicCreated(topic.name, after))
+
+    def store(self, topic: Topic, message_id: str, body: bytes) -> MessageStored:
+        """Put a message at the end of a topic. The returned change is not in the journal yet."""
+        self._last_seq += 1
+        topic.add(StoredMessage(self._last_seq, message_id, body), topic.groups.values())
+        return MessageStored(self._last_seq, topic.name, message_id, body)
+
+    def finish(self, entry: Entry) -> None:
+        """Note that one group is done with a message."""
+        gone = entry.group.topic.settle(entry.message)
+        self._note(MessageSettled(entry.message.seq, None if gone else entry.group.name))
+
+    def bury(self, entry: Entry, *, reason: str) -> Topic:
+        """Put a message aside as a dead letter, and return the topic in which it is now."""
+        topic, message = entry.group.topic, entry.message
+        logger.error(
+            "message %s of topic %s, group %s becomes a dead letter: %s",
+            message.id,
+            topic.name,
+            entry.group.name,
+            reason,
+            extra={"action": "dead_letter", "message_id": message.id, "topic": topic.name},
+        )
+        name = topic.name[: MAX_NAME_LENGTH - len(DEAD_LETTERS_SUFFIX)] + DEAD_LETTERS_SUFFIX
+        # Not bounded by `max_topics`: the message has nowhere else to go.
+        graves = self._topics.get(name) or self._create(name)
+        while len(graves.messages) >= self._limits.max_dead_letters:
+            self._drop_oldest(graves)
+        if message.id not in graves.messages:
+            self._note(self.store(graves, message.id, message.body))
+        self.finish(entry)
+        return graves
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take what a journal held at its start."""
+        for created in snapshot.topics:
+            topic = Topic(created.name, expires_after=created.expires_after)
+            self._topics[created.name] = topic
+            self._watch_idleness(topic)
+        for group in snapshot.groups:
+            topic = self._topics[group.topic]
+            topic.groups[group.name] = Group(group.name, topic, group.since)
+        for stored in snapshot.messages:
+            topic = self._topics[stored.topic]
+            message = StoredMessage(stored.seq, stored.message_id, stored.body)
+            pending = [
+                group
+                for group in topic.groups.values()
+                if group.since < stored.seq and (stored.seq, group.name) not in snapshot.settled
+            ]
+            topic.add(message, pending)
+        self._last_seq = snapshot.last_seq
+
+    def _create(self, name: str) -> Topic:
+        # A topic that expired and is written to again has still no reader: it shall expire again.
+        topic = Topic(name, expires_after=self._expired.pop(name, None))
+        self._topics[name] = topic
+        self._watch_idleness(topic)
+        self._note(TopicCreated(name, topic.expires_after))
+        self.ensure_group(topic, DEFAULT_GROUP)
+        return topic
+
+    def _drop_oldest(self, topic: Topic) -> None:
+        message = next(iter(topic.messages.values()))
+        for group in topic.groups.values():
+            group.discard(message)
+        topic.remove(message)
+        self._note(MessageSettled(message.seq, None))
+        logger.warning(
+            "topic %s is full, its oldest message %s is lost",
+            topic.name,
+            message.id,
+            extra={"action": "drop_dead_letter", "message_id": message.id, "topic": topic.name},
+        )
+
+    def _watch_idleness(self, topic: Topic) -> None:
+        topic.last_read = self._timetable.now()
+        if topic.expires_after is not None:
+            self._timetable.add(topic.last_read + topic.expires_after, partial(self._on_idle, topic))
+
+    def _on_idle(self, topic: Topic) -> None:
+        """Drop a topic that nobody has read for so long."""
+        if topic.expires_after is None or self._topics.get(topic.name) is not topic:
+            return
+        now = self._timetable.now()
+        due = topic.last_read + topic.expires_after
+        if topic.has_readers or now < due:
+            due = now + topic.expires_after if topic.has_readers else due
+            self._timetable.add(due, partial(self._on_idle, topic))
+            return
+        del self._topics[topic.name]
+        for message in list(topic.messages.values()):
+            topic.remove(message)
+        remember(self._expired, topic.name, topic.expires_after)
+        self._note(TopicDropped(topic.name))
+        logger.info(
+            "topic %s was dropped: nobody has read it for %g seconds",
+            topic.name,
+            topic.expires_after,
+            extra={"action": "drop_topic", "topic": topic.name},
+        )
+
+    def _note(self, *changes: Change) -> None:
+        if self._journal is not None:
+            self._journal.note(changes)
+
+
+def remember(memory: dict[str, T], key: str, value: T) -> None:
+    """Put a value into a memory that forgets its oldest."""
+    memory[key] = value
+    if len(memory) > _REMEMBERED:
+        del memory[next(iter(memory))]
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
+        raise InvalidRequestError(
+            f"{name!r:.80} is not a name: 1 to {MAX_NAME_LENGTH} printable characters are"
+        )

@@ -1,0 +1,27 @@
+"""The bounds of the simple queue's broker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+MAX_NAME_LENGTH: Final = 255
+"""The most characters in the name of a topic or a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerLimits:
+    """What the broker's memory may hold, and how patient it is."""
+
+    max_messages_per_topic: int = 100_000
+    """Ready, delayed and in flight together; a further one is refused."""
+    max_bytes_per_topic: int = 256 * 1024 * 1024
+    """The size of these messages together."""
+    max_dead_letters: int = 1_000
+    """Dead letters kept per topic, at least 1; the oldest makes room for a further one."""
+    max_topics: int = 10_000
+    """Topics in all; a further one is refused, unless it is to hold dead letters."""
+    max_deliveries: int = 10
+    """After so many deliveries without an ack a message becomes a dead letter."""
+    visibility_timeout: float = 30.0
+    """Seconds for which a delivery stays with its consumer, unless the consumer says otherwise."""
