@@ -750,3 +750,19 @@ async def test_an_orchestrator_of_ones_own_routes_and_remembers(
         await server.plane.tasks.get(task_id, wait=10)
         state = (await server.plane.sessions.state(session)).state
         assert state == {"asked": 1, "last": "done", "asked_before": 1}
+
+
+async def test_an_attempt_whose_events_the_queue_has_lost_is_tried_again(
+    http: HttpConnection, instance: Instance
+) -> None:
+    await submit(http, task_id="t", max_attempts=1)
+    first = await instance.next_dispatch()
+    await instance.claim(first)
+    await instance.finish(first, first=5)
+    async with asyncio.timeout(30):
+        (delivery,) = await instance.work.receive(1)
+    second = TaskDispatch.model_validate(delivery.message.data)
+    assert second.attempt == 2
+    await instance.claim(second)
+    await instance.finish(second)
+    assert (await get(http, "/tasks/t", wait=10))["status"] == "succeeded"

@@ -87,6 +87,29 @@ class Attempts:
                 answers[place] = _answer(messages[place], outcome)
         return answers
 
+    async def take_back(self, message: QueueMessage) -> None:
+        """Take an attempt from its owner, because the queue has lost reports that came before this one.
+
+        The next attempt does not count as a loss. What the owner still sends is refused.
+        """
+        report = _report(message)
+
+        def run(unit: Unit) -> None:
+            task = unit.find_task(report.task_id)
+            if task is not None and task.token == report.token:
+                unit.apply(lifecycle.take_back(task, at=unit.now))
+
+        logger.warning(
+            "reports of attempt %d of task %s are lost; the next attempt is due",
+            report.attempt,
+            report.task_id,
+            extra={"action": "reports_lost", "task_id": report.task_id},
+        )
+        try:
+            await self._writer.write(Command(run, tasks=(report.task_id,), may_end=True))
+        except LlamaDeployError as exc:
+            logger.warning("task %s: %s", report.task_id, exc, extra={"action": "reports_lost"})
+
     async def _command(self, report: AttemptEvents) -> Command[None]:
         if not isinstance(report, AttemptOutcome):
             return _events_command(report)

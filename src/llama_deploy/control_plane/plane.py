@@ -140,7 +140,9 @@ class ControlPlane:
         self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
         if not self.queue.durable:
             await self._sweeper.dispatch_queued()
-        self._subscription = await self.queue.subscribe(self.topics.control_plane)
+        self._subscription = await self.queue.subscribe(
+            self.topics.control_plane, member=f"control plane {self.config.url}"
+        )
         self._background = [
             asyncio.create_task(consume_reports(self._subscription, self.attempts), name="reports"),
             asyncio.create_task(self._sweeper.run(), name="sweeper"),

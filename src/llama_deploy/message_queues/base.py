@@ -179,7 +179,12 @@ class AbstractMessageQueue(ABC):
 
     @abstractmethod
     async def subscribe(
-        self, topic: str, *, group: str = DEFAULT_GROUP, expires_after: float | None = None
+        self,
+        topic: str,
+        *,
+        group: str = DEFAULT_GROUP,
+        expires_after: float | None = None,
+        member: str | None = None,
     ) -> Subscription:
         """Join `group` of `topic`, both created if they do not exist.
 
@@ -188,6 +193,8 @@ class AbstractMessageQueue(ABC):
             group: The members of a group share the topic's messages.
             expires_after: Seconds after which the broker may drop the whole topic when nobody has read it,
                 for topics that only one process can read. None: never.
+            member: Names this member of the group, for one that starts again under its old name: what an
+                earlier member of the name has not settled comes back at once. None: nobody's successor.
 
         Raises:
             UnavailableError: The broker does not answer.

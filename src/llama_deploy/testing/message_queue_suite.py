@@ -221,6 +221,15 @@ class MessageQueueContract:
         async with await other.subscribe(self.topic) as second:
             assert sorted(await _numbers(second, 3)) == [0, 1, 2]
 
+    async def test_a_member_of_the_same_name_gets_what_its_predecessor_held(self, connect: Connect) -> None:
+        queue, other = await connect(), await connect()
+        await _publish(queue, self.topic, 3)
+        held = await queue.subscribe(self.topic, member="reader")
+        async with asyncio.timeout(DEADLINE):
+            await held.receive(2)
+        async with await other.subscribe(self.topic, member="reader") as successor:
+            assert sorted(await _numbers(successor, 3)) == [0, 1, 2]
+
     async def test_a_closed_connection_takes_no_publication(self, connect: Connect) -> None:
         queue = await connect()
         await queue.cleanup()

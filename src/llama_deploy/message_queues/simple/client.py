@@ -106,7 +106,12 @@ class SimpleMessageQueue(AbstractMessageQueue):
         await self._publishing.submit(_Outgoing(topic, message.encode(), self._link.give_up_at()))
 
     async def subscribe(
-        self, topic: str, *, group: str = DEFAULT_GROUP, expires_after: float | None = None
+        self,
+        topic: str,
+        *,
+        group: str = DEFAULT_GROUP,
+        expires_after: float | None = None,
+        member: str | None = None,
     ) -> Subscription:
         """Join `group` of `topic`, both created if they do not exist.
 
@@ -120,6 +125,7 @@ class SimpleMessageQueue(AbstractMessageQueue):
             topic=topic,
             group=group,
             expires_after=expires_after,
+            member=member,
             on_close=self._subscriptions.discard,
         )
         await self._link.persist(subscription.join, give_up_at=self._link.give_up_at())
@@ -188,6 +194,7 @@ class _HttpSubscription(Subscription):
         topic: str,
         group: str,
         expires_after: float | None,
+        member: str | None,
         on_close: Callable[[_HttpSubscription], None],
     ) -> None:
         self._id = generate_id()
@@ -195,6 +202,7 @@ class _HttpSubscription(Subscription):
         self._topic = topic
         self._group = group
         self._expires_after = expires_after
+        self._member = member
         self._on_close = on_close
         self._poll: asyncio.Task[list[Delivery]] | None = None
         self._rest: list[Delivery] = []
@@ -209,7 +217,12 @@ class _HttpSubscription(Subscription):
         answer = await self._link.request(
             "POST",
             path_of("topics", self._topic),
-            json={"group": self._group, "expires_after": self._expires_after},
+            json={
+                "group": self._group,
+                "expires_after": self._expires_after,
+                "member": self._member,
+                "subscription": self._id,
+            },
         )
         self.visibility_timeout = float(answer["visibility_timeout"])
 

@@ -67,7 +67,12 @@ class LocalMessageQueue(AbstractMessageQueue):
             )
 
     async def subscribe(
-        self, topic: str, *, group: str = DEFAULT_GROUP, expires_after: float | None = None
+        self,
+        topic: str,
+        *,
+        group: str = DEFAULT_GROUP,
+        expires_after: float | None = None,
+        member: str | None = None,
     ) -> Subscription:
         """Join `group` of `topic`, both created if they do not exist.
 
@@ -80,6 +85,7 @@ class LocalMessageQueue(AbstractMessageQueue):
             topic=topic,
             group=group,
             expires_after=expires_after,
+            member=member,
             on_close=self._subscriptions.discard,
         )
         subscription.join()
@@ -113,6 +119,7 @@ class _LocalSubscription(Subscription):
         topic: str,
         group: str,
         expires_after: float | None,
+        member: str | None,
         on_close: Callable[[_LocalSubscription], None],
     ) -> None:
         self.visibility_timeout = broker.limits.visibility_timeout
@@ -121,12 +128,15 @@ class _LocalSubscription(Subscription):
         self._topic = topic
         self._group = group
         self._expires_after = expires_after
+        self._member = member
         self._on_close = on_close
 
     def join(self) -> None:
         """Create topic and group where they do not exist."""
         self._broker.create_topic(self._topic, expires_after=self._expires_after)
         self._broker.create_group(self._topic, self._group)
+        if self._member is not None:
+            self._broker.take_over(self._topic, self._group, member=self._member, subscription=self._id)
 
     async def receive(self, max_messages: int) -> list[Delivery]:
         """Wait until there is a message, then return it with the others that are there at once.

@@ -42,6 +42,10 @@ class TopicOptions(BaseModel, extra="forbid", use_attribute_docstrings=True):
     """The group to create."""
     expires_after: Seconds | None = None
     """Seconds without a reader after which the topic is dropped. None: what held before; at first, never."""
+    member: Name | None = None
+    """The name under which `subscription` reads; what an earlier one of the name holds comes back."""
+    subscription: Name | None = None
+    """Who is going to receive, if `member` is given."""
 
 
 class TopicInfo(BaseModel):
@@ -249,6 +253,10 @@ class _Routes:
         options = options or TopicOptions()
         self._broker.create_topic(topic, expires_after=options.expires_after)
         self._broker.create_group(topic, options.group)
+        if options.member is not None and options.subscription is not None:
+            self._broker.take_over(
+                topic, options.group, member=options.member, subscription=options.subscription
+            )
         return TopicInfo(
             topic=topic, group=options.group, visibility_timeout=self._broker.limits.visibility_timeout
         )
