@@ -163,6 +163,7 @@ class OneDeliveryQueue(AbstractMessageQueue):
         *,
         group: str = DEFAULT_GROUP,  # noqa: ARG002
         expires_after: float | None = None,  # noqa: ARG002
+        member: str | None = None,  # noqa: ARG002
     ) -> Subscription:
         return OneDeliverySubscription(self._delivery)
 

@@ -54,8 +54,12 @@ def encode_event(event: BaseModel, *, service_name: str | None = None) -> EventD
         service_name: The service that the task must belong to. None: not checked.
 
     Raises:
-        SerializationError: A field cannot be carried as JSON.
+        SerializationError: It is no event, or a field cannot be carried as JSON.
     """
+    if not isinstance(event, BaseModel):
+        raise SerializationError(
+            f"an event of the workflow is expected, not {type(event).__name__}: {event!r:.80}"
+        )
     name = f"{type(event).__module__}.{type(event).__name__}"
     try:
         value = event.model_dump(mode="json")

@@ -58,12 +58,13 @@ class Patience:
     """How long to pause after each failure in a row: 0.1 s, then the double of it, at most 2 s."""
 
     def __init__(self) -> None:
-        self._failures = 0
+        self.failures = 0
+        """How many there were."""
 
     def pause_after(self, error: LlamaDeployError) -> float:
         """Return the seconds to pause after `error`, which may ask for more by its `retry_after`."""
-        self._failures += 1
-        seconds = _BACKOFF.delay(self._failures)
+        self.failures += 1
+        seconds = _BACKOFF.delay(self.failures)
         if isinstance(error, OverloadedError):
             return max(seconds, error.retry_after)
         return seconds
@@ -115,8 +116,12 @@ def persist(build: Callable[[], HttpRequest], returns: TypeAdapter[T], deadline:
             if left <= 0:
                 raise
             seconds = min(patience.pause_after(exc), left)
-            logger.warning(
-                "%s; trying again in %.1f s, for %.0f s more", exc, seconds, left, extra={"action": "retry"}
+            logger.log(
+                logging.WARNING if patience.failures == 1 else logging.DEBUG,
+                "%s; trying again until it answers, %.0f s at most",
+                exc,
+                left,
+                extra={"action": "retry"},
             )
             yield Pause(seconds)
 

@@ -32,7 +32,8 @@ def check_event(event: EventDefinition, service_name: str, definition: ServiceDe
     if known is not None and _class_name(name) not in {_class_name(item) for item in known}:
         raise InvalidRequestError(
             f"service {service_name!r} takes no event of the class {name!r};"
-            f" it takes: {', '.join(known) or 'none'}"
+            f" it takes: {', '.join(known) or 'none'}. An event that appears only in ctx.wait_for_event"
+            " must be named in the service's setting allowed_types"
         )
 
 

@@ -38,7 +38,7 @@ async def until_available(attempt: Callable[[], Awaitable[T]], *, action: str) -
         except UnavailableError as exc:
             failures += 1
             if failures == 1:
-                logger.info("%s: %s; waiting for it", action, exc, extra={"action": "wait"})
+                logger.warning("%s: %s; waiting for it", action, exc, extra={"action": "wait"})
         await asyncio.sleep(_BACKOFF.delay(failures))
 
 

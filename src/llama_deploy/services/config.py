@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _split(names: object) -> object:
+    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
 
 
 class WorkflowServiceConfig(BaseSettings):
@@ -41,8 +47,10 @@ class WorkflowServiceConfig(BaseSettings):
     """Whether `url` begins with `https`, as it does behind a proxy that ends TLS."""
     drain_timeout: float = Field(default=30.0, ge=0)
     """Seconds that running tasks may take to end when the service stops; the rest is handed back."""
-    allowed_types: list[str] = Field(default_factory=list)
+    allowed_types: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(default_factory=list)
     """Qualified names of further classes that events and session state may hold, such as `package.Answer`.
+
+    In the environment they are separated by commas.
 
     The events and the state of the workflow's steps need not be named; an event that appears only in
     `ctx.wait_for_event` must be. The classes are imported when the service is made.

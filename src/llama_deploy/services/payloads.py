@@ -142,8 +142,8 @@ class EventRegistry:
 
     @property
     def names(self) -> list[str]:
-        """All names by which a class is found."""
-        return sorted(self._by_name)
+        """The qualified names of the classes."""
+        return sorted({qualified_name(cls) for cls in self._by_name.values()})
 
     def decode(self, definition: EventDefinition) -> Event:
         """Build an event.

@@ -208,9 +208,10 @@ class Worker:
             self._surface(attempt, ending.cause)
 
     def _surface(self, attempt: Attempt, cause: BaseException) -> None:
-        logger.info(
-            "task %s failed: %s: %s",
+        logger.warning(
+            "task %s of service %s failed: %s: %s",
             attempt.key.task_id,
+            self._settings.service_name,
             type(cause).__name__,
             cause,
             extra={"action": "task_failed", "task_id": attempt.key.task_id},

@@ -243,7 +243,7 @@ class _FileLock:
             os.close(self._file)
             raise StoreLockedError(
                 f"another control plane (process {holder}) works on the state store {database}: stop that "
-                "one, or give all control planes a state store that takes several",
+                "one, or give this one another file or data folder; SQLite takes one control plane only",
                 path=str(database),
                 pid=int(holder) if holder.isdecimal() else None,
             ) from exc
