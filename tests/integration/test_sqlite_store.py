@@ -25,7 +25,7 @@ from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.state_stores.registry import open_state_store
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.state_stores.tables import metadata
-from llama_deploy.testing.state_store_suite import NOW, a_session, a_task, an_instance
+from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
 from llama_deploy.types import TaskStatus
 
 PATIENCE_SECONDS = 30.0
@@ -45,7 +45,7 @@ asyncio.run(main())
 WRITER = """
 import asyncio, sys
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
-from llama_deploy.testing.state_store_suite import a_session, a_task
+from llama_deploy.testing.records import a_session, a_task
 
 async def write(store, lane):
     for n in range(1_000_000):
@@ -115,7 +115,7 @@ async def test_a_second_process_is_refused_until_the_first_is_killed(uri: str, d
         assert await line_of(holder) == "open\n"
         with pytest.raises(StoreLockedError) as refused:
             await SQLiteStateStore.connect(uri)
-        for fact in (str(holder.pid), str(database), "stop that one", "takes several"):
+        for fact in (str(holder.pid), str(database), "stop that one", "another file"):
             assert fact in str(refused.value)
         holder.kill()
         holder.wait(PATIENCE_SECONDS)

@@ -32,7 +32,6 @@ from llama_deploy.errors import ConflictError, UnavailableError
 from llama_deploy.state_stores.base import (
     EventRecord,
     InboxRecord,
-    InstanceRecord,
     OutboxRecord,
     ServiceRecord,
     SessionRecord,
@@ -40,54 +39,11 @@ from llama_deploy.state_stores.base import (
     StoreTransaction,
     TaskRecord,
 )
+from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
 from llama_deploy.types import SessionPolicy, TaskStatus
-
-NOW = datetime(2026, 2, 3, 4, 5, 6, 789_012, tzinfo=UTC)
-"""With microseconds, which must come back."""
 
 _MANY = 10_000
 _PATIENCE_SECONDS = 30.0
-
-
-def a_session(session_id: str = "s1", *, version: int = 0) -> SessionRecord:
-    """Return a session to store."""
-    return SessionRecord(
-        session_id=session_id, policy=SessionPolicy.ENQUEUE, state="{}", version=version, created_at=NOW
-    )
-
-
-def a_task(
-    task_id: str = "t1",
-    *,
-    session_id: str = "s1",
-    status: TaskStatus = TaskStatus.PENDING,
-    instance_id: str | None = None,
-    redispatch_at: datetime | None = None,
-) -> TaskRecord:
-    """Return a task to store."""
-    return TaskRecord(
-        task_id=task_id,
-        session_id=session_id,
-        service_name="greeter",
-        input='{"name": "Zoë"}',
-        status=status,
-        created_at=NOW,
-        max_attempts=3,
-        instance_id=instance_id,
-        redispatch_at=redispatch_at,
-    )
-
-
-def an_instance(instance_id: str = "i1", *, service_name: str = "greeter") -> InstanceRecord:
-    """Return an instance to store."""
-    return InstanceRecord(
-        instance_id=instance_id,
-        service_name=service_name,
-        host=None,
-        port=None,
-        last_heartbeat=NOW,
-        lease_expires_at=NOW + timedelta(seconds=5),
-    )
 
 
 def _ids(tasks: Sequence[TaskRecord]) -> list[str]:
