@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llama_deploy.errors import MessageDecodeError, SerializationError
 from llama_deploy.types import generate_id
+from llama_deploy.types.json_values import is_deeper
 from llama_deploy.types.validation import describe_validation_error
 
 WIRE_VERSION: Final = 1
@@ -129,7 +130,7 @@ class QueueMessage(BaseModel):
         except pydantic_core.PydanticSerializationError as exc:
             raise SerializationError(f"message {self.id_} cannot be written as JSON: {exc}") from exc
         # Few brackets are few levels, and to count them costs next to nothing.
-        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _is_deeper(wire, MAX_DEPTH):
+        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and is_deeper(wire, MAX_DEPTH):
             raise SerializationError(
                 f"message {self.id_} holds objects and lists nested more than {MAX_DEPTH} deep, which no "
                 "receiver could read; nest less, or send the inner part as a string"
@@ -148,18 +149,3 @@ class QueueMessage(BaseModel):
         except ValueError as exc:
             raise MessageDecodeError(f"not JSON: {exc}; the message begins with {raw[:40]!r}") from exc
         return cls.from_wire(wire)
-
-
-def _is_deeper(value: dict[str, Any], levels: int) -> bool:
-    """Return whether objects and lists stand inside each other on more levels than that."""
-    level: list[dict[str, Any] | list[Any]] = [value]
-    for _ in range(levels):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.control_plane.plane import utc_now
 from llama_deploy.control_plane.unit import Unit
 from llama_deploy.control_plane.writer import Command
 from llama_deploy.errors import (
@@ -58,6 +60,8 @@ from llama_deploy.types.attempts import (
 from llama_deploy.web.connection import HttpConnection, HttpRequest
 
 CONTROL = "llama_deploy.control_plane"
+DEEP = '{"a": ' + "[" * 300 + "]" * 300 + "}"
+TOO_DEEP_FOR_PYTHON = '{"a": ' + "[" * 5000 + "]" * 5000 + "}"
 
 
 class Instance:
@@ -625,7 +629,8 @@ async def test_an_instance_that_leaves_keeps_what_it_has_reported(
 
 
 @pytest.mark.parametrize(
-    "text", [r'{"a": "\ud800"}', '{"a": NaN}', '{"a": -Infinity}', '{"a": ' + "[" * 5000 + "]" * 5000 + "}"]
+    "text",
+    [r'{"a": "\ud800"}', '{"a": NaN}', '{"a": -Infinity}', DEEP, TOO_DEEP_FOR_PYTHON],
 )
 async def test_what_cannot_be_stored_as_json_is_refused_and_harms_nobody(
     http: HttpConnection, text: str
@@ -766,3 +771,37 @@ async def test_an_attempt_whose_events_the_queue_has_lost_is_tried_again(
     await instance.claim(second)
     await instance.finish(second)
     assert (await get(http, "/tasks/t", wait=10))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("text", ['{"x": NaN}', '{"x": 1e999}', r'{"x": "\ud800"}', DEEP, "[" * 100_000])
+async def test_odd_run_arguments_of_the_0_6_form_are_refused(
+    http: HttpConnection, instance: Instance, text: str
+) -> None:
+    session = await post(http, "/sessions/create")
+    with pytest.raises(InvalidRequestError):
+        await post(http, f"/sessions/{session}/tasks", {"input": text, "agent_id": "echo"})
+
+
+async def test_state_that_cannot_be_kept_fails_its_task_only(
+    http: HttpConnection, instance: Instance
+) -> None:
+    deep: list[Any] = []
+    for _ in range(160):
+        deep = [deep]
+    await submit(http, task_id="t")
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    await instance.finish(dispatch, session_state={"x": deep})
+    view = await get(http, "/tasks/t", wait=10)
+    assert view["status"] == "failed"
+    assert view["result"]["error"]["type"] == "llama_deploy.errors.SerializationError"
+
+
+async def test_a_store_that_fails_for_a_while_costs_no_attempt(
+    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+) -> None:
+    plane = server.plane
+    plane._writer.failed_at = utc_now()
+    assert plane._sweeper._store_has_failed()
+    plane._writer.failed_at = utc_now() - timedelta(seconds=61)
+    assert not plane._sweeper._store_has_failed()

@@ -189,7 +189,7 @@ async def test_commits_are_synced(store: SQLiteStateStore) -> None:
 
 
 async def test_reading_work_cannot_write(store: SQLiteStateStore) -> None:
-    with pytest.raises(ConfigError, match="readonly"):
+    with pytest.raises(UnavailableError, match="readonly"):
         await store.read(lambda tx: tx.insert_sessions([a_session()]))
     assert await store.read(lambda tx: tx.list_sessions()) == []
 

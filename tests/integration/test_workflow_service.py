@@ -56,6 +56,7 @@ from llama_deploy.types import (
     TaskStatus,
     TaskSubmission,
     TaskView,
+    generate_id,
 )
 from llama_deploy.types.attempts import (
     AttemptOutcome,
@@ -764,6 +765,28 @@ async def test_bad_messages_do_not_stop_the_service(stack: Stack, caplog: pytest
                 await stack.queue.publish(message, topic)
         assert result_of(await stack.run(value=1)) == 1
     assert "dropped message" in caplog.text
+
+
+async def test_copies_of_a_message_run_their_task_once(stack: Stack) -> None:
+    """The task waits for its service so long that its message is repeated."""
+    workflow = Gated()
+    service = stack.service(workflow)
+    await stack.plane.services.register(service.service_definition)
+    task_id = await stack.submit(number=1)
+    topic = service.topics.work("service")
+    async with await stack.queue.subscribe(topic) as work:
+        (first,) = await work.receive(1)
+        await first.ack()
+    for _ in range(3):
+        await stack.queue.publish(first.message.model_copy(update={"id_": generate_id()}), topic)
+    async with stack.serving(service):
+        await until(lambda: workflow.now >= 1)
+        workflow.gate.set()
+        assert result_of(await stack.end(task_id)) == 1
+        await stack.queue.publish(first.message.model_copy(update={"id_": generate_id()}), topic)
+        assert result_of(await stack.run(number=2)) == 2
+    assert workflow.begun == [1, 2]
+    assert workflow.most == 1
 
 
 async def test_stopping_lets_tasks_end(stack: Stack) -> None:

@@ -15,7 +15,12 @@ from llama_deploy.control_plane.routing import keep_result
 from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.control_plane.unit import Unit
 from llama_deploy.control_plane.writer import Command, Writer
-from llama_deploy.errors import InvalidRequestError, LlamaDeployError, UnavailableError
+from llama_deploy.errors import (
+    InvalidRequestError,
+    LlamaDeployError,
+    SerializationError,
+    UnavailableError,
+)
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import StateStore
@@ -186,7 +191,10 @@ def _outcome_command(outcome: AttemptOutcome) -> Command[None]:
         task = unit.task(outcome.task_id)
         ended = lifecycle.end(task, outcome, at=unit.now)
         if outcome.session_state:
-            unit.merge_state(task.session_id, outcome.session_state)
+            try:
+                unit.merge_state(task.session_id, outcome.session_state)
+            except SerializationError as exc:
+                ended = lifecycle.end(task, lifecycle.failed(outcome, exc), at=unit.now)
         unit.apply(ended)
 
     return Command(run, tasks=(outcome.task_id,), may_end=True)

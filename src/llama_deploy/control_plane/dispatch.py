@@ -192,16 +192,27 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep until cancelled. Errors of the store are logged and the sweep is tried again."""
+        unheard = False
         while True:
+            self._woken.clear()  # before the sweep looks, so that nothing new falls between
             try:
+                if unheard or self._store_has_failed():
+                    await self.renew_leases()
+                unheard = False
                 pause = await self._sweep()
-            except LlamaDeployError:
-                logger.exception("sweep failed; trying again", extra={"action": "sweep"})
-                pause = self._lease
-            await self._sleep(pause)
+            except LlamaDeployError as exc:
+                logger.warning("sweep failed, it is tried again: %s", exc, extra={"action": "sweep"})
+                unheard = True
+                pause = min(self._lease, timedelta(seconds=1))
+            unheard = await self._sleep(pause) or unheard
 
-    async def _sleep(self, pause: timedelta) -> None:
-        self._woken.clear()
+    def _store_has_failed(self) -> bool:
+        """Whether heartbeats could not be stored lately, so that leases end that should not."""
+        failed_at = self._writer.failed_at
+        return failed_at is not None and self._clock() - failed_at <= self._lease
+
+    async def _sleep(self, pause: timedelta) -> bool:
+        """Sleep until the pause is over or something is new; return whether this process stood still."""
         due = self._clock() + pause
         try:
             async with asyncio.timeout(pause.total_seconds()):
@@ -211,7 +222,8 @@ class Sweeper:
                 logger.warning(
                     "this process stood still; leases are renewed", extra={"action": "renew_leases"}
                 )
-                await self.renew_leases()
+                return True
+        return False
 
     async def renew_leases(self) -> None:
         """Give every instance a fresh lease, because its heartbeats could not have been heard."""

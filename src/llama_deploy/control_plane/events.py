@@ -18,8 +18,8 @@ def check_event(event: EventDefinition, service_name: str, definition: ServiceDe
         raise InvalidRequestError(f"the task belongs to service {service_name!r}, not to {event.agent_id!r}")
     try:
         decoded = json.loads(event.event_obj_str)
-    except ValueError as exc:
-        raise InvalidRequestError(f"event_obj_str is not JSON: {exc}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequestError(f"event_obj_str is not JSON that can be read: {exc}") from exc
     if not isinstance(decoded, dict) or not isinstance(decoded.get("value"), dict):
         raise InvalidRequestError(
             'event_obj_str must hold {"qualified_name": "module.Class", "value": {field: ...}}'

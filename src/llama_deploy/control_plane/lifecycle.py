@@ -143,6 +143,13 @@ def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transitio
     return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.terminal_event)
 
 
+def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
+    """Return the outcome of an attempt whose result cannot be kept."""
+    failure = TaskFailure(type=_name(type(error)), message=str(error))
+    changes = {"status": TaskStatus.FAILED, "result": str(error), "value": None, "value_type": None}
+    return outcome.model_copy(update={**changes, "error": failure, "terminal_event": None})
+
+
 def lose(task: TaskRecord, *, at: datetime) -> Transition:
     """The instance that ran the task is gone: the next attempt, or the end if there were enough."""
     if task.cancel_requested:

@@ -13,7 +13,7 @@ from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.attempts import Attempts
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.dispatch import OutboxRelay, Sweeper
-from llama_deploy.control_plane.reports import consume_reports
+from llama_deploy.control_plane.reports import Reports
 from llama_deploy.control_plane.services import Services
 from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.control_plane.streams import StreamHub
@@ -144,7 +144,7 @@ class ControlPlane:
             self.topics.control_plane, member=f"control plane {self.config.url}"
         )
         self._background = [
-            asyncio.create_task(consume_reports(self._subscription, self.attempts), name="reports"),
+            asyncio.create_task(Reports(self._subscription, self.attempts).consume(), name="reports"),
             asyncio.create_task(self._sweeper.run(), name="sweeper"),
             asyncio.create_task(self._relay.run(), name="outbox"),
         ]

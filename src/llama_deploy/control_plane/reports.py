@@ -4,45 +4,74 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.attempts import Attempts
 from llama_deploy.errors import EventsMissingError, LlamaDeployError
 from llama_deploy.message_queues.base import Delivery, Subscription, nack_delay
+from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 256
 _OUT_OF_ORDER: Final = Backoff(first=0.05, longest=5.0)
 """How long a report waits for one that should have come before it."""
-_LAST_DELIVERY: Final = 9
-"""At this delivery of a report, about 10 seconds after the first, those before it count as lost."""
+_LOST_AFTER_SECONDS: Final = 10.0
+"""After how long reports that are missing count as lost."""
+_MOST_GAPS: Final = 10_000
 
 
-async def consume_reports(subscription: Subscription, attempts: Attempts) -> None:
-    """Store reports until cancelled; those that come at the same time share a transaction."""
-    while True:
-        deliveries = await subscription.receive(_AT_ONCE)
-        try:
-            answers = await attempts.take([delivery.message for delivery in deliveries])
-        except LlamaDeployError as exc:
-            logger.warning("%d reports wait: %s", len(deliveries), exc, extra={"action": "reports_wait"})
-            answers = [exc] * len(deliveries)
-        await asyncio.gather(
-            *(
-                _settle(delivery, answer, attempts)
-                for delivery, answer in zip(deliveries, answers, strict=True)
-            )
-        )
+class Reports:
+    """Stores reports until cancelled; those that come at the same time share a transaction.
+
+    Args:
+        subscription: Where they come from.
+        attempts: Who takes them.
+        clock: Returns seconds that never go back.
+    """
+
+    def __init__(
+        self, subscription: Subscription, attempts: Attempts, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._subscription = subscription
+        self._attempts = attempts
+        self._clock = clock
+        self._gaps: dict[tuple[object, object], float] = {}
+        """Since when reports of an attempt are missing."""
+
+    async def consume(self) -> None:
+        """Take reports until cancelled."""
+        while True:
+            deliveries = await self._subscription.receive(_AT_ONCE)
+            try:
+                answers = await self._attempts.take([delivery.message for delivery in deliveries])
+            except LlamaDeployError as exc:
+                logger.warning("%d reports wait: %s", len(deliveries), exc, extra={"action": "reports_wait"})
+                answers = [exc] * len(deliveries)
+            await asyncio.gather(*map(self._settle, deliveries, answers))
+
+    async def _settle(self, delivery: Delivery, answer: LlamaDeployError | None) -> None:
+        if answer is None:
+            self._gaps.pop(_attempt_of(delivery.message), None)
+            await delivery.ack()
+        elif isinstance(answer, EventsMissingError):
+            if self._is_lost(delivery.message):
+                await self._attempts.take_back(delivery.message)
+            await delivery.nack(delay=_OUT_OF_ORDER.delay(delivery.attempt))
+        else:
+            await delivery.nack(delay=nack_delay(delivery.attempt))
+
+    def _is_lost(self, message: QueueMessage) -> bool:
+        """Whether what should have come before a report has been missing for long."""
+        now = self._clock()
+        since = self._gaps.setdefault(_attempt_of(message), now)
+        if len(self._gaps) > _MOST_GAPS:
+            del self._gaps[next(iter(self._gaps))]
+        return now - since >= _LOST_AFTER_SECONDS
 
 
-async def _settle(delivery: Delivery, answer: LlamaDeployError | None, attempts: Attempts) -> None:
-    if answer is None:
-        await delivery.ack()
-    elif isinstance(answer, EventsMissingError):
-        if delivery.attempt >= _LAST_DELIVERY:
-            await attempts.take_back(delivery.message)
-        await delivery.nack(delay=_OUT_OF_ORDER.delay(delivery.attempt))
-    else:
-        await delivery.nack(delay=nack_delay(delivery.attempt))
+def _attempt_of(message: QueueMessage) -> tuple[object, object]:
+    return message.data.get("task_id"), message.data.get("attempt")

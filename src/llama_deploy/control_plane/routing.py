@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pydantic import ValidationError
+
 from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.errors import ConfigError, InvalidRequestError
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.types import TaskDefinition, TaskResult, TaskSubmission
 from llama_deploy.types.attempts import AttemptOutcome
+from llama_deploy.types.validation import describe_validation_error
 
 
 async def route(orchestrator: BaseOrchestrator, sessions: Sessions, task: TaskDefinition) -> TaskSubmission:
@@ -30,12 +33,15 @@ async def route(orchestrator: BaseOrchestrator, sessions: Sessions, task: TaskDe
         )
     if orchestrator.keeps_state and changes and task.session_id is not None:
         await sessions.merge_state(task.session_id, changes)
-    return TaskSubmission(
-        service_name=messages[0].type,
-        arguments=arguments,
-        task_id=task.task_id,
-        session_id=task.session_id,
-    )
+    try:
+        return TaskSubmission(
+            service_name=messages[0].type,
+            arguments=arguments,
+            task_id=task.task_id,
+            session_id=task.session_id,
+        )
+    except ValidationError as exc:
+        raise InvalidRequestError(f"not a task: {describe_validation_error(exc)}") from exc
 
 
 async def keep_result(
@@ -64,7 +70,7 @@ def decode_arguments(text: str) -> dict[str, Any]:
     """
     try:
         decoded = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidRequestError(f"input is not JSON: {exc}; it begins with {text[:40]!r}") from exc
     if not isinstance(decoded, dict):
         raise InvalidRequestError(

@@ -18,6 +18,7 @@ from llama_deploy.state_stores.base import (
 )
 from llama_deploy.types import InstanceInfo, ServiceDefinition
 from llama_deploy.types.attempts import Heartbeat, HeartbeatReply, HeldAttempt, InboxEntry, TaskCancellation
+from llama_deploy.types.json_values import encode_json
 
 _RESERVED_NAMES = frozenset({"control_plane"})
 """Their work topic would be one of our own."""
@@ -60,7 +61,10 @@ class Services:
             raise InvalidRequestError(f"the service name {name!r} is reserved; choose another")
         bare = definition.model_copy(update={"instances": [], "instance_id": None})
 
-        record = ServiceRecord(name, bare.model_dump_json())
+        try:
+            record = ServiceRecord(name, encode_json(bare.model_dump(mode="json")))
+        except ValueError as exc:
+            raise InvalidRequestError(f"the definition cannot be carried as JSON: {exc}") from exc
 
         def run(unit: Unit) -> None:
             unit.tx.put_services([record])
@@ -157,7 +161,7 @@ class Services:
             )
 
         tasks = tuple({held.task_id for held in beat.held})
-        return await self._writer.write(Command(run, tasks=tasks, synced=False))
+        return await self._writer.write(Command(run, tasks=tasks))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         held = {(item.task_id, item.attempt) for item in beat.held}

@@ -11,7 +11,6 @@ from llama_deploy.control_plane.unit import Unit
 from llama_deploy.control_plane.writer import Command, Writer
 from llama_deploy.errors import (
     InvalidRequestError,
-    SerializationError,
     SessionNotFoundError,
     StateConflictError,
 )
@@ -156,10 +155,7 @@ def _check_state(state: dict[str, Any]) -> None:
         raise InvalidRequestError(
             f"keys that begin with {RESERVED_PREFIX!r} belong to the services: {taken}; choose others"
         )
-    try:
-        encode_json(state)
-    except (TypeError, ValueError) as exc:
-        raise SerializationError(f"the state cannot be carried as JSON: {exc}") from exc
+    encode_json(state)
 
 
 def _load(tx: StoreTransaction, session_id: str) -> SessionRecord:

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 from llama_deploy.batching import Batcher
 from llama_deploy.control_plane.unit import Committed, Unit
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import InternalServerError, LlamaDeployError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.types.topics import Topics
 
@@ -68,6 +68,8 @@ class Writer:
         self._redispatch_pause = redispatch_pause
         self._after_commit = after_commit
         self._sent: list[str] = []
+        self.failed_at: datetime | None = None
+        """When the store last failed."""
         self._batcher: Batcher[Command[Any], Any] = Batcher(
             self._flush, max_batch=_MAX_BATCH, name="control-plane-writer"
         )
@@ -91,6 +93,9 @@ class Writer:
                 outcomes.append(await future)
             except LlamaDeployError as exc:
                 outcomes.append(exc)
+            except Exception as exc:
+                logger.exception("a write failed", extra={"action": "write_failed"})
+                outcomes.append(InternalServerError(f"{type(exc).__name__} while writing: {exc}"))
         return outcomes
 
     def forget_sent(self, message_ids: Sequence[str]) -> None:
@@ -149,8 +154,10 @@ class Writer:
         try:
             synced = any(command.synced for command in commands)
             outcomes, committed = await self._store.transact(work, synced=synced)
-        except BaseException:
+        except BaseException as exc:
             self._sent.extend(sent)
+            if isinstance(exc, UnavailableError):
+                self.failed_at = now
             raise
         self._after_commit(committed)
         return outcomes

@@ -65,6 +65,10 @@ class Ledger:
         with self._lock:
             return [entry.held for entry in self._entries.values()]
 
+    def holds(self, task_id: str, attempt: int) -> bool:
+        """Whether an attempt is held."""
+        return (task_id, attempt) in self._entries
+
     def hold(self, task_id: str, attempt: int) -> None:
         """Note an attempt that was claimed."""
         with self._lock:

@@ -98,6 +98,7 @@ class Worker:
         self._register = register
         self._topics = Topics(settings.registration.topic_namespace)
         self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._claiming: set[tuple[str, int]] = set()
         self._busy: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
@@ -268,8 +269,16 @@ class Worker:
             raise InvalidRequestError(f"the work topic carries no {message.action} messages")
         dispatch = _parse(TaskDispatch, message)
         place = (dispatch.task_id, dispatch.attempt)
-        if place in self._attempts:
-            return None
+        if place in self._claiming or self.ledger.holds(*place):
+            return None  # a copy of the message: the attempt is claimed here, or has ended here
+        self._claiming.add(place)
+        try:
+            return await self._claim_dispatch(dispatch)
+        finally:
+            self._claiming.discard(place)
+
+    async def _claim_dispatch(self, dispatch: TaskDispatch) -> Attempt | None:
+        place = (dispatch.task_id, dispatch.attempt)
         reply = await self._gateway.claim(
             ClaimRequest(
                 task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._settings.instance_id

@@ -143,7 +143,7 @@ class _Connection:
     def __init__(self, engine: sa.Engine, *, name: str, read_only: bool = False) -> None:
         self._name = name
         self._synced = True
-        with _driver_errors_translated(name):
+        with _driver_errors_translated(name, opening=True):
             self._statements = engine.connect()
             self._driver = cast("sqlite3.Connection", self._statements.connection.dbapi_connection)
             try:
@@ -171,15 +171,15 @@ class _Connection:
 
     def upgrade(self) -> None:
         """Bring the schema up to date, all or nothing."""
-        with self._transaction("BEGIN IMMEDIATE", end="COMMIT"):
+        with self._transaction("BEGIN IMMEDIATE", end="COMMIT", opening=True):
             upgrade_schema(self._statements)
 
     def close(self) -> None:
         self._statements.close()
 
     @contextmanager
-    def _transaction(self, begin: str, *, end: str) -> Iterator[None]:
-        with _driver_errors_translated(self._name):
+    def _transaction(self, begin: str, *, end: str, opening: bool = False) -> Iterator[None]:
+        with _driver_errors_translated(self._name, opening=opening):
             self._driver.execute(begin)
             try:
                 yield
@@ -273,7 +273,7 @@ def _database_path(uri: str) -> Path | None:
 
 
 @contextmanager
-def _driver_errors_translated(name: str) -> Iterator[None]:
+def _driver_errors_translated(name: str, *, opening: bool = False) -> Iterator[None]:
     """Raise the driver's errors as ours; those that only a fault of this program causes stay as they are."""
     try:
         yield
@@ -286,6 +286,7 @@ def _driver_errors_translated(name: str) -> Iterator[None]:
     except (sqlite3.Error, sa_exc.DBAPIError) as exc:
         cause = exc.orig if isinstance(exc, sa_exc.DBAPIError) else exc
         # The low byte is the primary code; see "Result and Error Codes" in SQLite's documentation.
-        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_A_USABLE_FILE:
+        # A file that was good at the start may be good again; until then nothing must be given up.
+        if opening and getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_A_USABLE_FILE:
             raise ConfigError(f"the state store {name} cannot be used: {cause}") from exc
         raise UnavailableError(f"the state store {name} does not answer: {cause}") from exc

@@ -147,10 +147,10 @@ class Catalogue:
             self._topics[created.name] = topic
             self._watch_idleness(topic)
         for group in snapshot.groups:
-            topic = self._topics[group.topic]
+            topic = self._restored(group.topic)
             topic.groups[group.name] = Group(group.name, topic, group.since)
         for stored in snapshot.messages:
-            topic = self._topics[stored.topic]
+            topic = self._restored(stored.topic)
             message = StoredMessage(stored.seq, stored.message_id, stored.body)
             pending = [
                 group
@@ -159,6 +159,12 @@ class Catalogue:
             ]
             topic.add(message, pending)
         self._last_seq = snapshot.last_seq
+
+    def _restored(self, name: str) -> Topic:
+        """Return a topic; its own record may be missing, if the disk was full when it was created."""
+        if name not in self._topics:
+            self._topics[name] = Topic(name, expires_after=None)
+        return self._topics[name]
 
     def _create(self, name: str) -> Topic:
         # A topic that expired and is written to again has still no reader: it shall expire again.

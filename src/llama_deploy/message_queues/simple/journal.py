@@ -230,10 +230,12 @@ class _Database:
         try:
             for kind, same in itertools.groupby(changes, key=type):
                 _WRITERS[kind](self._connection, list(same))
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # A full disk has rolled back already.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
         self._vacuum()
 
     def close(self) -> None:
