@@ -1,7 +1,7 @@
 """Gather calls that wait at the same time into one.
 
-Nothing here waits for a batch to fill: an idle batcher flushes its first item at once, and what arrives
-while that flush is under way leaves together with the next one. Load makes the batches.
+Nothing here waits for a batch to fill, unless it is asked to: an idle batcher flushes its first item at once,
+and what arrives while that flush is under way leaves together with the next one. Load makes the batches.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Batcher(Generic[T, R]):
             raises, every item of the batch receives that error.
         max_batch: The most items in one flush.
         max_waiting: The most items that may wait; one more is refused with `OverloadedError`.
+        gather_seconds: How long an idle batcher waits for company before it flushes, for items whose
+            outcome nobody waits for.
         name: Names the batcher in errors and in its task.
     """
 
@@ -35,11 +37,13 @@ class Batcher(Generic[T, R]):
         *,
         max_batch: int = 256,
         max_waiting: int = 20_000,
+        gather_seconds: float = 0.0,
         name: str = "batcher",
     ) -> None:
         self._flush = flush
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._gather_seconds = gather_seconds
         self._name = name
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -78,6 +82,8 @@ class Batcher(Generic[T, R]):
             await asyncio.wait([self._worker])
 
     async def _drain(self) -> None:
+        if self._gather_seconds:
+            await asyncio.sleep(self._gather_seconds)
         while self._waiting:
             size = min(len(self._waiting), self._max_batch)
             batch = [self._waiting.popleft() for _ in range(size)]

@@ -13,7 +13,7 @@ from llama_deploy.backoff import Backoff
 from llama_deploy.batching import Batcher
 from llama_deploy.errors import ClosedError, LlamaDeployError, UnavailableError
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
-from llama_deploy.message_queues.simple.settlement import Settlement
+from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
 from llama_deploy.web.connection import DEFAULT_TIMEOUT, JSON_HEADERS, HttpConnection, HttpRequest
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BACKOFF: Final = Backoff(first=0.05, longest=1.0)
+_ACK_SECONDS: Final = 0.05
+"""How long acknowledgements gather: nobody waits for them, and each request costs both sides."""
 
 
 class ServerLink:
@@ -37,7 +39,10 @@ class ServerLink:
         self._settling: Batcher[Settlement, None] = Batcher(
             self._settle_batch, max_batch=1024, name="queue settler"
         )
-        self._last_settlement: asyncio.Future[None] | None = None
+        self._acking: Batcher[Settlement, None] = Batcher(
+            self._settle_batch, max_batch=1024, gather_seconds=_ACK_SECONDS, name="queue acker"
+        )
+        self._last: dict[Batcher[Settlement, None], asyncio.Future[None]] = {}
 
     async def request(
         self,
@@ -116,21 +121,24 @@ class ServerLink:
 
     async def settle(self, settlement: Settlement) -> None:
         """Send a settlement with the next ones that leave, without waiting for the answer. Never raises."""
+        batcher = self._acking if settlement.action is SettleAction.ACK else self._settling
         try:
-            self._last_settlement = self._settling.submit_nowait(settlement)
+            sent = batcher.submit_nowait(settlement)
         except LlamaDeployError as exc:
             logger.warning("a settlement is lost, its message comes back: %s", exc)
         else:
-            self._last_settlement.add_done_callback(_log_loss)
+            self._last[batcher] = sent
+            sent.add_done_callback(_log_loss)
 
     async def wait_settled(self) -> None:
         """Wait until all settlements so far have reached the server, or are lost. Never raises."""
-        if self._last_settlement is not None:
-            await asyncio.wait([self._last_settlement])
+        if self._last:
+            await asyncio.wait(self._last.values())
 
     async def close(self) -> None:
         """Send the settlements that wait, and close. Idempotent."""
         await self._settling.close()
+        await self._acking.close()
         self._closed = True
         await self._http.close()
 

@@ -59,18 +59,26 @@ class SimpleDelivery(Delivery):
         self.attempt = attempt
         self._delivery_id = delivery_id
         self._settle = settle
+        self._settled = False
 
     async def ack(self) -> None:
         """The work is done; the message will not come back. Harmless when settled before."""
-        await self._settle(Settlement(self._delivery_id, SettleAction.ACK))
+        await self._settle_once(Settlement(self._delivery_id, SettleAction.ACK))
 
     async def nack(self, delay: float = 0.0) -> None:
         """The work failed; the message comes back, not before `delay` seconds."""
-        await self._settle(Settlement(self._delivery_id, SettleAction.NACK, _bounded(delay)))
+        await self._settle_once(Settlement(self._delivery_id, SettleAction.NACK, _bounded(delay)))
 
     async def extend(self, seconds: float) -> None:
         """Keep the message `seconds` from now before it counts as unsettled."""
-        await self._settle(Settlement(self._delivery_id, SettleAction.EXTEND, _bounded(seconds)))
+        if not self._settled:
+            await self._settle(Settlement(self._delivery_id, SettleAction.EXTEND, _bounded(seconds)))
+
+    async def _settle_once(self, settlement: Settlement) -> None:
+        # The first counts here, because settlements may overtake one another on their way.
+        if not self._settled:
+            self._settled = True
+            await self._settle(settlement)
 
 
 async def open_delivery(
