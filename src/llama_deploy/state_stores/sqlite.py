@@ -2,8 +2,8 @@
 
 One thread writes, two read; each has a connection of its own. A transaction is one hop to a thread, in which
 its statements follow one another without another switch. The file is in WAL mode, so that readers and the
-writer do not wait for each other, and every commit is synced (`synchronous=FULL`): what was acknowledged
-survives a loss of power. See "Write-Ahead Logging" in SQLite's documentation.
+writer do not wait for each other, and a commit is synced unless told otherwise (`synchronous=FULL`): what was
+acknowledged survives a loss of power. See "Write-Ahead Logging" in SQLite's documentation.
 """
 
 from __future__ import annotations

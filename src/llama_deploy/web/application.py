@@ -75,7 +75,7 @@ def add_shortcut(
     """Let `endpoint` answer a route that the application has and documents, without the framework's work.
 
     For the few routes that every task passes: looking a route up, resolving its arguments and validating its
-    answer takes about four times as long as the rest of the request.
+    answer takes most of a short request's time; see docs/decisions/0008-shortcuts.md.
     """
     app.router.routes.insert(0, Route(path, endpoint, methods=[method]))
 
