@@ -7,6 +7,7 @@ LlamaDeployError
 │   ├── MessageDecodeError               bytes that are not a QueueMessage of a known version
 │   └── PayloadTooLargeError             a body above the limit
 ├── SerializationError (TypeError)       a value that cannot be carried as JSON
+├── SignatureError                       stored data that no holder of a key has signed
 ├── NotFoundError (LookupError)
 │   ├── ServiceNotFoundError
 │   ├── SessionNotFoundError
@@ -24,6 +25,7 @@ LlamaDeployError
 │   └── ClosedError                      what was called is closed in this process; not retriable
 ├── InternalServerError                  the other side answered with a fault of its own; retriable
 ├── StoreLockedError                     another control plane holds the state store
+├── RunMismatchError                     another version of a workflow has begun the run
 ├── AttemptsExhaustedError               instances died under a task as often as it allows
 ├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task goes on
 └── TaskEndedError                       the task ended otherwise than by success
@@ -92,6 +94,17 @@ class SerializationError(LlamaDeployError, TypeError):
     def __init__(self, message: str, *, path: str = "$") -> None:
         super().__init__(message)
         self.path = path
+
+
+class SignatureError(LlamaDeployError):
+    """Stored data was not signed by a holder of a configured key, for the place where it stands."""
+
+    code = "signature_error"
+
+    def __init__(self, message: str, *, context: str | None = None) -> None:
+        super().__init__(message)
+        self.context = context
+        """What the signature should have been made for, such as a session's id."""
 
 
 class NotFoundError(LlamaDeployError, LookupError):
@@ -257,6 +270,16 @@ class StoreLockedError(LlamaDeployError):
         self.path = path
         self.pid = pid
         """The process that holds the store, if it is known."""
+
+
+class RunMismatchError(LlamaDeployError):
+    """A run cannot go on here: another version of its workflow, or of the library, has begun it."""
+
+    code = "run_mismatch"
+
+    def __init__(self, message: str = "", *, task_id: str | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
 
 
 class AttemptsExhaustedError(LlamaDeployError):

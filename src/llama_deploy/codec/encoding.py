@@ -1,0 +1,246 @@
+"""From values to JSON values: dispatch by exact class, through one table.
+
+What JSON holds stays as it is. All else becomes `{"$": [kind, ...]}`; a user's own object with the key `$` is
+written as a list of pairs, so that no data can be taken for such a tag.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, Final
+
+from llama_deploy.codec.errors import DescribedError, builtin_arguments, describe
+from llama_deploy.codec.faults import Fault, step_to
+from llama_deploy.codec.forms import Form, HookForm, form_of
+from llama_deploy.codec.registry import TypeRegistry, qualified_name
+from llama_deploy.codec.values import VALUE_KINDS, take_float, take_integer, take_text
+
+TAG: Final = "$"
+"""The one reserved key."""
+MAX_DEPTH: Final = 100
+"""The most lists, mappings and objects inside each other.
+
+Their JSON is up to four times as deep, which Python's own parser reads within its limit of recursion.
+"""
+
+_LONGEST: Final = 1 << 1024
+"""Integers below it are plain; Python refuses to read those of 4300 digits (`sys.set_int_max_str_digits`)."""
+
+_Handler = Callable[[Any, int], Any]
+
+
+class Encoder:
+    """Encodes values of the classes that a registry knows."""
+
+    def __init__(self, registry: TypeRegistry) -> None:
+        self._registry = registry
+        self._table = _Table(self._adopt)
+        self._table.update(
+            {
+                type(None): _as_it_is,
+                bool: _as_it_is,
+                str: _text,
+                int: _integer,
+                float: _float,
+                list: self._list,
+                dict: self._mapping,
+                DescribedError: self._described,
+            }
+        )
+        for kind in VALUE_KINDS:
+            self._table[kind.cls] = self._taken_apart(kind.take, kind.name)
+        for cls in (set, frozenset):
+            self._table[cls] = self._set
+
+    def encode(self, value: object) -> Any:
+        """Return a value as JSON values.
+
+        Raises:
+            Fault: Something in it cannot be carried.
+        """
+        return self._table[type(value)](value, 0)
+
+    def _list(self, value: list[Any], depth: int) -> Any:
+        _check_depth(depth)
+        if len(kinds := set(map(type, value))) == 1:
+            is_plain = _PLAIN_LISTS.get(kinds.pop())
+            if is_plain is not None and is_plain(value):
+                return value.copy()
+        table = self._table
+        encoded: list[Any] = []
+        try:
+            for item in value:
+                # One by one, so that their number tells the place of a fault.
+                encoded.append(table[type(item)](item, depth + 1))  # noqa: PERF401
+        except Fault as fault:
+            fault.within(value, f"[{len(encoded)}]")
+            raise
+        return encoded
+
+    def _mapping(self, value: dict[Any, Any], depth: int) -> Any:
+        _check_depth(depth)
+        table, key = self._table, None
+        encoded: dict[str, Any] = {}
+        try:
+            for key, item in value.items():
+                if type(key) is not str or key == TAG or not (key.isascii() or _is_unicode(key)):
+                    break
+                encoded[key] = table[type(item)](item, depth + 1)
+            else:
+                return encoded
+        except Fault as fault:
+            fault.within(value, step_to(key))
+            raise
+        return self._pairs(value, depth)
+
+    def _pairs(self, value: dict[Any, Any], depth: int) -> Any:
+        """Return a mapping that JSON could not hold, or that would be taken for a tag."""
+        table, key = self._table, None
+        pairs: list[Any] = []
+        try:
+            for key, item in value.items():
+                pairs.append([table[type(key)](key, depth + 1), table[type(item)](item, depth + 1)])
+        except Fault as fault:
+            fault.within(value, step_to(key))
+            raise
+        return {TAG: ["dict", pairs]}
+
+    def _set(self, value: set[Any] | frozenset[Any], depth: int) -> Any:
+        try:
+            items = self._list(list(value), depth)
+        except Fault as fault:
+            fault.within(value, "")
+            raise
+        # Equal sets are equal texts in every process, whatever their order here.
+        items.sort(key=lambda item: item if type(item) is str else json.dumps(item))
+        return {TAG: [type(value).__name__, items]}
+
+    def _taken_apart(self, take: Callable[[Any], tuple[object, ...]], *head: str) -> _Handler:
+        """Return a handler that writes the parts of an object after `head`."""
+        table = self._table
+
+        def handle(value: Any, depth: int) -> Any:
+            try:
+                return {TAG: [*head, *[table[type(part)](part, depth) for part in take(value)]]}
+            except Fault as fault:
+                fault.within(value, "")
+                raise
+
+        return handle
+
+    def _adopt(self, cls: type) -> _Handler:
+        """Return the handler for a class that was not met before."""
+        if issubclass(cls, type):
+            return self._class
+        hook = self._registry.hook_of(cls)
+        form: Form | None = HookForm(cls, hook) if hook else form_of(cls)
+        if form is None:
+            raise Fault(_refusal_of(cls))
+        name = self._registry.name_of(cls)
+        if isinstance(form, HookForm) or not issubclass(cls, BaseException):
+            if name is None:
+                raise Fault(self._registry.refusal_of(cls))
+            return self._taken_apart(form.take, form.kind, name)
+        return self._error_handler(form if name is not None else None, name or "")
+
+    def _class(self, value: type, _: int) -> Any:
+        name = self._registry.name_of(value)
+        if name is None:
+            raise Fault("is the class itself: " + self._registry.refusal_of(value))
+        return {TAG: ["class", name]}
+
+    def _error_handler(self, form: Form | None, name: str) -> _Handler:
+        """Return a handler for a class of exceptions: as itself if it is declared, else as a description."""
+        itself = self._taken_apart(form.take, form.kind, name) if form is not None else self._builtin_error
+
+        def handle(value: BaseException, depth: int) -> Any:
+            try:
+                return itself(value, depth)
+            except Fault:
+                return self._described(value, depth)
+
+        return handle
+
+    def _builtin_error(self, value: BaseException, depth: int) -> Any:
+        arguments = builtin_arguments(value)
+        if arguments is None:
+            raise Fault("is an exception that is carried as a description")
+        return {TAG: ["exception", type(value).__name__, self._list(arguments, depth)]}
+
+    def _described(self, value: BaseException, _: int) -> Any:
+        return {TAG: ["described", *map(_text_of, describe(value))]}
+
+
+class _Table(dict[type, _Handler]):
+    """The handlers by class; one that is missing is made once."""
+
+    def __init__(self, adopt: Callable[[type], _Handler]) -> None:
+        super().__init__()
+        self._adopt = adopt
+
+    def __missing__(self, cls: type) -> _Handler:
+        handler = self[cls] = self._adopt(cls)
+        return handler
+
+
+def _check_depth(depth: int) -> None:
+    if depth >= MAX_DEPTH:
+        raise Fault(f"is nested more than {MAX_DEPTH} levels deep; nest less")
+
+
+def _as_it_is(value: Any, _: int) -> Any:
+    return value
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text(value: str, _: int) -> Any:
+    return _text_of(value)
+
+
+def _text_of(value: str) -> Any:
+    return value if value.isascii() or _is_unicode(value) else {TAG: ["str", *take_text(value)]}
+
+
+def _integer(value: int, _: int) -> Any:
+    return value if -_LONGEST < value < _LONGEST else {TAG: ["int", *take_integer(value)]}
+
+
+def _float(value: float, _: int) -> Any:
+    return value if isfinite(value) else {TAG: ["float", *take_float(value)]}
+
+
+_PLAIN_LISTS: Final[dict[type, Callable[[list[Any]], bool]]] = {
+    # Embeddings and texts are long lists of one class; one check in C does for all items.
+    float: lambda items: all(map(isfinite, items)),
+    str: lambda items: all(map(str.isascii, items)),
+    int: lambda items: min(items) > -_LONGEST and max(items) < _LONGEST,
+    bool: lambda _: True,
+}
+
+_CODE: Final = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    types.GeneratorType,
+    types.CoroutineType,
+    types.AsyncGeneratorType,
+)
+
+
+def _refusal_of(cls: type) -> str:
+    what = "code or a running thing" if issubclass(cls, _CODE) else "which cannot be carried as JSON"
+    return (
+        f"is a {qualified_name(cls)}, {what}: exclude the field, keep a reference such as a name or an id "
+        "instead, or make it a model, a dataclass or an enum that the workflow declares"
+    )

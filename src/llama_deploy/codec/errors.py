@@ -1,0 +1,70 @@
+"""Exceptions as values: what stands for one whose class is not known to the reader."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Final
+
+BUILTIN_ERRORS: Final[dict[str, type[BaseException]]] = {
+    name: cls
+    for name, cls in vars(builtins).items()
+    if isinstance(cls, type) and issubclass(cls, BaseException) and cls.__name__ == name
+}
+"""The exceptions that every reader knows, by name."""
+
+
+class DescribedError(Exception):
+    """Stands for an exception that was carried as a description only. Its text is the other's text.
+
+    Attributes:
+        type_name: Qualified name of the exception's class, such as `package.QuotaError`.
+        message: Its text.
+    """
+
+    def __init__(self, type_name: str, message: str) -> None:
+        super().__init__(type_name, message)
+        self.type_name = type_name
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """Return the qualified name of an exception's class, and its text."""
+    if isinstance(error, DescribedError):
+        return error.type_name, error.message
+    cls = type(error)
+    try:
+        text = str(error)
+    except Exception as exc:  # noqa: BLE001 - a user's `__str__` may raise anything
+        text = f"(its text failed with {type(exc).__name__})"
+    return f"{cls.__module__}.{cls.__qualname__}", text
+
+
+def builtin_arguments(error: BaseException) -> list[object] | None:
+    """Return the arguments from which a builtin exception is built again; None if that does not work."""
+    cls = type(error)
+    if BUILTIN_ERRORS.get(cls.__name__) is not cls:
+        return None
+    reduced = error.__reduce__()
+    # OSError keeps its file names apart from `args`; only what it is pickled from holds all.
+    arguments = reduced[1] if isinstance(reduced, tuple) and isinstance(reduced[1], tuple) else error.args
+    try:
+        same = describe(build_builtin(cls.__name__, list(arguments))) == describe(error)
+    except (TypeError, ValueError):
+        return None
+    return list(arguments) if same else None
+
+
+def build_builtin(name: str, arguments: list[object]) -> BaseException:
+    """Build a builtin exception.
+
+    Raises:
+        ValueError: There is none of this name.
+        TypeError: The arguments do not fit.
+    """
+    cls = BUILTIN_ERRORS.get(name)
+    if cls is None:
+        raise ValueError(f"there is no builtin exception {name!r}")
+    return cls(*arguments)

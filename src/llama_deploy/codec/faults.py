@@ -1,0 +1,52 @@
+"""Why a value cannot be carried, and where it stands: gathered while the stack unwinds.
+
+So the way to a value costs nothing as long as all goes well.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llama_deploy.errors import SerializationError
+
+_SHORT: Final = 60
+_LARGE: Final = 10**_SHORT
+
+
+class Fault(Exception):  # noqa: N818 - it never leaves the codec, which turns it into a SerializationError
+    """A value that cannot be carried. `reason` goes on after the name of the place: "is a ..."."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self._trail: list[tuple[object, str]] = []
+
+    def within(self, container: object, step: str) -> None:
+        """Note that the place lies inside `container`, and the step that leads there from it."""
+        self._trail.append((container, step))
+
+    def as_error(self, path: str) -> SerializationError:
+        """Return the public error for a value that stands at `path`."""
+        place = path
+        seen: dict[int, str] = {}
+        for container, step in reversed(self._trail):
+            if (first := seen.get(id(container))) is not None:
+                return SerializationError(
+                    f"{place} is the same object as {first}, so the value contains itself; keep a reference, "
+                    "such as an id, in its place, or exclude the field",
+                    path=place,
+                )
+            seen[id(container)] = place
+            # Where the library keeps the fields that an event or a state does not declare.
+            place += "" if step == "._data" else step
+        return SerializationError(f"{place} {self.reason}", path=place)
+
+
+def step_to(key: object) -> str:
+    """Return the step from a mapping to the value under `key`: `.name`, or `['another key']`."""
+    if isinstance(key, str) and key.isidentifier():
+        return f".{key}"
+    # What a user's class says of itself may be long, or fail; so may an integer of many digits.
+    plain = type(key) in (str, float, bool) or (type(key) is int and -_LARGE < key < _LARGE)
+    text = ascii(key) if plain else type(key).__name__
+    return f"[{text if len(text) <= _SHORT else text[:_SHORT] + '...'}]"

@@ -1,0 +1,201 @@
+"""Which classes a workflow's values may have: what is declared, and how a name finds its class."""
+
+from __future__ import annotations
+
+import abc
+import enum
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import Final, Generic, Protocol
+
+from pydantic import BaseModel, RootModel
+from workflows import Workflow
+from workflows.context.state_store import infer_state_type
+
+from llama_deploy.codec.annotations import has_fields, reachable
+from llama_deploy.codec.forms import Hook
+from llama_deploy.codec.library import GENERIC_EVENTS, library_types
+from llama_deploy.errors import SerializationError
+
+_GENERIC: Final[frozenset[object]] = GENERIC_EVENTS | {
+    object,
+    type,
+    tuple,
+    BaseModel,
+    RootModel,
+    Generic,
+    Protocol,
+    abc.ABC,
+    *(cls for cls in vars(enum).values() if isinstance(cls, type)),
+}
+_GENERIC_NAMES: Final = frozenset({"llama_index.core.schema.BaseComponent"})
+"""Roots of libraries that this package does not import."""
+_HOMES_OF_LIBRARIES: Final = frozenset({"llama_deploy", "llama_index", "pydantic", "workflows"})
+"""Packages whose modules have the same name in every process."""
+_NO_HOOKS: Final[Mapping[type, Hook]] = MappingProxyType({})
+
+
+def qualified_name(cls: type) -> str:
+    """Return `module.Class`, with the classes and functions that it is nested in."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+class TypeRegistry:
+    """The classes that may be encoded and decoded, by name. It never imports.
+
+    Known are the declared classes and, as far as they are loaded, their subclasses and what the fields of all
+    these are declared to hold; but of a class that anybody's are derived from, such as `BaseModel`, `Event`
+    or `Exception`, no subclasses.
+
+    Args:
+        types: The declared classes; see `declared_types`.
+        hooks: How objects are carried whose state does not stand in fields, by their exact class. These
+        classes are
+            declared with it.
+    """
+
+    def __init__(self, types: Iterable[type], *, hooks: Mapping[type, Hook] = _NO_HOOKS) -> None:
+        self._hooks = dict(hooks)
+        self._declared = dict.fromkeys([*types, *self._hooks])
+        self._by_name: dict[str, type | None] = {}
+        self._by_bare_name: dict[str, type | None] = {}
+        self._elsewhere: dict[str, type] = {}
+        """Classes by names with another module than theirs here, after they were asked for."""
+        self._index(self._declared)
+
+    def find(self, name: str) -> type | None:
+        """Return the class with this name, None if none is known or several are.
+
+        Args:
+            name: `module.Class`, with or without what the class is nested in. Where the module is another
+                one, as `__main__` is for a script, the bare name does, if only one class is called so.
+        """
+        cls = self._by_name.get(name, _NOT_MET)
+        if cls is _NOT_MET and name not in self._elsewhere:
+            self._learn()
+            cls = self._by_name.get(name, _NOT_MET)
+        if cls is not _NOT_MET:
+            return cls
+        if name in self._elsewhere:
+            return self._elsewhere[name]
+        if name.partition(".")[0] in _HOMES_OF_LIBRARIES:
+            return None
+        cls = self._by_bare_name.get(name.rpartition(".")[2])
+        if cls is not None:
+            self._elsewhere[name] = cls
+        return cls
+
+    def resolve(self, name: str) -> type:
+        """Return the class with this name; see `find`.
+
+        Raises:
+            SerializationError: None is known.
+        """
+        cls = self.find(name)
+        if cls is None:
+            raise SerializationError(f"$ {self.unknown(name)}")
+        return cls
+
+    def name_of(self, cls: type) -> str | None:
+        """Return the name by which `find` finds a class; None if it does not."""
+        name = qualified_name(cls)
+        return name if self.find(name) is cls else None
+
+    def hook_of(self, cls: type) -> Hook | None:
+        """Return the hook of exactly this class."""
+        return self._hooks.get(cls)
+
+    def refusal_of(self, cls: type) -> str:
+        """Say why a class is refused, and what to do; it goes on after the name of a place."""
+        name = qualified_name(cls)
+        if self._by_name.get(name, cls) is not cls:
+            return f"is a {name}, and several classes have this name: rename one"
+        return (
+            f"is a {name}, which is not declared: name it in `allowed_types` of the service, use it in an "
+            "annotation of the workflow's events or state, or exclude the field"
+        )
+
+    def unknown(self, name: str) -> str:
+        """Say that no class has this name; it goes on after the name of a place."""
+        return (
+            f"names the class {name[:200]!r}, which is not declared here: name it in `allowed_types` of the "
+            "service, and see that it is imported"
+        )
+
+    def _index(self, classes: Iterable[type]) -> None:
+        for cls in classes:
+            # The library writes `module.__name__`, so nested classes have two names.
+            for name in {qualified_name(cls), f"{cls.__module__}.{cls.__name__}"}:
+                self._by_name[name] = cls if self._by_name.get(name, cls) is cls else None
+            if cls.__module__.partition(".")[0] not in _HOMES_OF_LIBRARIES:
+                bare = cls.__name__
+                self._by_bare_name[bare] = cls if self._by_bare_name.get(bare, cls) is cls else None
+
+    def _learn(self) -> None:
+        """Take in the subclasses that are loaded by now, and what their fields hold."""
+        known = dict(self._declared)
+        while True:
+            derived = [cls for known_cls in known for cls in _subclasses(known_cls) if cls not in known]
+            if not derived:
+                break
+            known |= reachable(derived)
+        new = [cls for cls in known if cls not in self._declared]
+        self._declared = known
+        self._index(new)
+
+
+class _NotMet:
+    """Stands for a name that was not met; None is one that several classes have."""
+
+
+_NOT_MET: Final = _NotMet
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    """Return the loaded subclasses of a class, at any depth; none of one that anybody's are derived from."""
+    if cls in _GENERIC or qualified_name(cls) in _GENERIC_NAMES or cls.__module__ == "builtins":
+        return
+    child: type
+    for child in type.__subclasses__(cls):
+        yield child
+        yield from _subclasses(child)
+
+
+def declared_types(workflow: Workflow, extra: Iterable[type] = ()) -> set[type]:
+    """Return the classes that a workflow's values may have.
+
+    These are its events, its state, the library's own events and ticks, `extra`; the models, dataclasses,
+    enums and exceptions that are known by name in the modules where the workflow's classes stand; and what
+    the fields of all these are declared to hold.
+
+    Args:
+        workflow: The workflow.
+        extra: Further classes, such as events that appear only in `ctx.wait_for_event`.
+    """
+    return set(
+        reachable(
+            [
+                *workflow.events,
+                workflow.start_event_class,
+                workflow.stop_event_class,
+                infer_state_type(workflow),
+                *library_types(),
+                *extra,
+                *_in_modules_of(type(workflow)),
+            ]
+        )
+    )
+
+
+def _in_modules_of(cls: type) -> Iterator[type]:
+    """Return the classes in the globals of a user's modules in which a class and its bases stand."""
+    for name in dict.fromkeys(base.__module__ for base in cls.__mro__):
+        module = sys.modules.get(name)
+        root = name.partition(".")[0]
+        if module is None or root in _HOMES_OF_LIBRARIES or root in sys.stdlib_module_names:
+            continue
+        for value in list(vars(module).values()):
+            if isinstance(value, type) and (has_fields(value) or issubclass(value, Enum | BaseException)):
+                yield value

@@ -1,0 +1,60 @@
+"""The codec as the workflow library's serializer, for `Workflow(serializer=...)` and contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from workflows.context.serializers import BaseSerializer, JsonSerializer
+
+from llama_deploy.codec.annotations import has_fields
+from llama_deploy.codec.registry import TypeRegistry
+from llama_deploy.codec.typed_json import TypedJson
+
+
+class TypedSerializer(BaseSerializer):
+    """Serializes the events, state and ticks of a workflow with their types.
+
+    Args:
+        codec: It knows the workflow's classes.
+    """
+
+    def __init__(self, codec: TypedJson) -> None:
+        self._codec = codec
+        self._names = _Names(codec.types)
+
+    def serialize(self, value: Any) -> str:
+        """Return a value as JSON text.
+
+        Raises:
+            SerializationError: Something in it cannot be carried. Its path begins with the value's class.
+        """
+        cls = type(value)
+        return self._codec.dumps(value, path=cls.__name__ if has_fields(cls) else "$")
+
+    def deserialize(self, value: str) -> Any:
+        """Return the value that JSON text holds.
+
+        Raises:
+            SerializationError: The codec did not write it, or with classes that are not declared here.
+        """
+        return self._codec.loads(value)
+
+    @contextmanager
+    def validation_context(self) -> Iterator[None]:
+        """Have the library look names of classes up in the codec's registry, where it would import them."""
+        with self._names.validation_context():
+            yield
+
+
+class _Names(JsonSerializer):
+    """The library's own serializer, reduced to finding classes by name."""
+
+    def __init__(self, types: TypeRegistry) -> None:
+        super().__init__(allowed_types=())
+        self._types = types
+
+    def resolve_class(self, qualified_name: str) -> type[Any]:
+        """Return a declared class."""
+        return self._types.resolve(qualified_name)

@@ -1,0 +1,225 @@
+"""Everything of the workflow library that is not its public API; no other module of ours imports such parts.
+
+The library documents runtimes as plug-ins, but a runtime needs names that may move between its minor
+versions. They stand here, so that a new version is met in one place; the tests of durable runs go through
+all of it with the oldest and the newest version that we allow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+from workflows import Context, Workflow
+from workflows.context.context_types import SerializedContext
+from workflows.context.serializers import BaseSerializer
+from workflows.context.state_store import DictState, infer_state_type
+from workflows.decorators import StepConfig
+from workflows.events import DictLikeModel, Event
+from workflows.handler import WorkflowHandler
+from workflows.plugins.basic import (
+    BasicRuntime,
+    ExternalAsyncioAdapter,
+    InternalAsyncioAdapter,
+    JournalRecord,
+)
+from workflows.runtime.control_loop import rebuild_state_from_ticks
+from workflows.runtime.runtime_decorators import BaseInternalRunAdapterDecorator, BaseRuntimeDecorator
+from workflows.runtime.types.internal_state import BrokerState
+from workflows.runtime.types.named_task import NamedTask, PendingStart, PendingWorker
+from workflows.runtime.types.plugin import (
+    ExternalRunAdapter,
+    InternalRunAdapter,
+    Runtime,
+    WaitForNextTaskResult,
+)
+from workflows.runtime.types.results import AddWaiter, DeleteWaiter, StepWorkerResult
+from workflows.runtime.types.step_id import StepId
+from workflows.runtime.types.ticks import (
+    TickAddEvent,
+    TickCancelRun,
+    TickIdleCheck,
+    TickStepResult,
+    TickTimeout,
+    TickWaiterTimeout,
+    WorkflowTick,
+)
+
+__all__ = [
+    "AddWaiter",
+    "BaseInternalRunAdapterDecorator",
+    "BaseRuntimeDecorator",
+    "BasicRuntime",
+    "BrokerState",
+    "DeleteWaiter",
+    "DictLikeModel",
+    "DictState",
+    "ExternalRunAdapter",
+    "InternalRunAdapter",
+    "NamedTask",
+    "PendingStart",
+    "PendingWorker",
+    "Runtime",
+    "StepId",
+    "TickAddEvent",
+    "TickCancelRun",
+    "TickIdleCheck",
+    "TickStepResult",
+    "TickTimeout",
+    "TickWaiterTimeout",
+    "WaitForNextTaskResult",
+    "WorkflowTick",
+    "abort",
+    "empty_context",
+    "events_of",
+    "fingerprint",
+    "infer_state_type",
+    "install_runtime",
+    "library_version",
+    "restore",
+    "resuming",
+    "snapshot",
+    "state_seed",
+    "step_configs",
+    "take_timeout",
+]
+
+_TIMEOUT: Final = "__llama_deploy_timeout__"
+
+
+def library_version() -> str:
+    """Return the version of the workflow library."""
+    return version("llama-index-workflows")
+
+
+def step_configs(workflow: Workflow) -> dict[str, StepConfig]:
+    """Return what the library knows of each step, by name."""
+    return {name: step._step_config for name, step in workflow._get_steps().items()}  # noqa: SLF001
+
+
+def fingerprint(workflow: Workflow) -> str:
+    """Return a digest of a workflow's steps with the events that they take and return.
+
+    A run that was begun by a workflow with another digest cannot go on: the library would drop work for steps
+    that are gone without a word.
+    """
+    steps = {
+        name: {
+            "takes": sorted(_name(event) for event in config.accepted_events),
+            "returns": sorted(_name(event) for event in config.return_types),
+        }
+        for name, config in step_configs(workflow).items()
+    }
+    text = json.dumps(steps, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _name(event: object) -> str:
+    # With the module: the library's names of waiting steps hold it, and are not found under another.
+    return f"{getattr(event, '__module__', '')}.{getattr(event, '__qualname__', repr(event))}"
+
+
+def install_runtime(workflow: Workflow, runtime: Runtime) -> None:
+    """Let `workflow` run on `runtime` from now on, also if it has run on another before."""
+    # The library refuses once a workflow has run, for the sake of runtimes that register elsewhere.
+    vars(workflow)["_runtime_locked"] = False
+    workflow._switch_runtime(runtime)  # noqa: SLF001 - what the library's own server calls
+
+
+def take_timeout(workflow: Workflow) -> float | None:
+    """Take a workflow's time limit, in seconds, from the library, which counts waiting for people too."""
+    attributes = vars(workflow)
+    if _TIMEOUT not in attributes:
+        attributes[_TIMEOUT] = workflow._timeout  # noqa: SLF001 - it has no public name
+        attributes["_timeout"] = None
+        attributes["_broker_config"] = None
+    timeout: float | None = attributes[_TIMEOUT]
+    return timeout
+
+
+def events_of(tick: WorkflowTick) -> Iterator[tuple[str, Event]]:
+    """Yield the events that a tick holds, with their names for people."""
+    if isinstance(tick, TickAddEvent):
+        yield type(tick.event).__name__, tick.event
+    elif isinstance(tick, TickStepResult):
+        results = [each.result for each in tick.result if isinstance(each, StepWorkerResult)]
+        for event in (*results, *(sent.event for sent in tick.sends)):
+            if event is not None:
+                yield f"the {type(event).__name__} of the step {tick.step_id}: $", event
+
+
+def state_seed(text: str) -> dict[str, Any]:
+    """Return a state, written by a serializer, as the library's snapshots hold it."""
+    return {"store_type": "in_memory", "state_data": text}
+
+
+def empty_context(workflow: Workflow, *, state: dict[str, Any], serializer: BaseSerializer) -> Context:
+    """Return the context of a run that has not begun, with a state from `state_seed`."""
+    return Context.from_dict(workflow, SerializedContext(state=state).model_dump(), serializer=serializer)
+
+
+def snapshot(adapter: InternalRunAdapter, serializer: BaseSerializer) -> str | None:
+    """Return a run as JSON text, without its state, and let the library forget the ticks that led there.
+
+    Returns:
+        None if the run has ended, or if the library cannot write such a run down yet, as one with child runs.
+    """
+    if not isinstance(adapter, InternalAsyncioAdapter):
+        return None
+    queues = adapter._queues  # noqa: SLF001 - where the runtime keeps the ticks of a run, for ever
+    state = rebuild_state_from_ticks(queues.init_state, queues.ticks, run_id=adapter.run_id)
+    if state.children or not state.is_running:
+        return None
+    queues.init_state = state
+    queues.ticks.clear()
+    return state.to_serialized(serializer).model_dump_json()
+
+
+def restore(
+    workflow: Workflow,
+    *,
+    snapshot: str | None,
+    ticks: Sequence[str],
+    state: dict[str, Any],
+    serializer: BaseSerializer,
+) -> Context:
+    """Return a context from which `resuming` goes on.
+
+    Args:
+        workflow: The workflow.
+        snapshot: What `snapshot` returned. None: the run is at its beginning.
+        ticks: The ticks after it, as `serializer` wrote them.
+        state: The run's state in the library's form; empty for none.
+        serializer: Reads the ticks and the snapshot.
+
+    Raises:
+        ValueError: They do not fit this workflow.
+        SerializationError: A value in them cannot be read.
+    """
+    context = SerializedContext() if snapshot is None else SerializedContext.model_validate_json(snapshot)
+    context.state = state
+    first = context.journal_seq
+    records = [JournalRecord(seq=first + index, data=tick) for index, tick in enumerate(ticks)]
+    return BasicRuntime().restore(workflow, context.model_dump(), records, serializer)
+
+
+def resuming(workflow: Workflow, context: Context) -> Callable[[], Awaitable[WorkflowHandler]]:
+    """Return what goes on with a restored run.
+
+    A `run` of the workflow's own is passed by: it would begin another.
+    """
+
+    async def resume() -> WorkflowHandler:
+        return Workflow.run(workflow, ctx=context)
+
+    return resume
+
+
+def abort(handler: WorkflowHandler) -> None:
+    """End a run at once without a trace in its stream; its steps are cancelled."""
+    adapter = handler._external_adapter  # noqa: SLF001 - `WorkflowHandler.cancel` is deprecated
+    if isinstance(adapter, ExternalAsyncioAdapter):
+        adapter.abort()
