@@ -114,7 +114,7 @@ def _environment() -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if not name.upper().startswith(SETTINGS_PREFIXES)
     }
-    return {**kept, "PYTHONPATH": str(ROOT)}
+    return {**kept, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
 
 
 async def until_ready(parts: Sequence[Part], url: str, ready: Callable[[Services], bool]) -> None:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -338,14 +337,11 @@ def use_everything(tx: StoreTransaction) -> None:
 
 
 async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
-    seen: list[tuple[str, Any]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object) -> None:
-        seen.append((statement, parameters))
-
+    seen: list[str] = []
     connection = store._database.writer
-    sa.event.listen(connection._statements, "before_cursor_execute", note)
+    connection._driver.set_trace_callback(seen.append)
     await store.transact(use_everything)
+    connection._driver.set_trace_callback(None)
     expected = {
         "status = 'queued' AND": "ix_tasks_queued",
         "tasks.status = 'queued'": "ix_tasks_queued",
@@ -353,8 +349,8 @@ async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
         "tasks.status IN": "ix_tasks_session_open",
     }
     assert len(seen) > 25
-    for statement, parameters in seen:
-        rows = connection._driver.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+    for statement in seen:
+        rows = connection._driver.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
         plan = "\n".join(row[3] for row in rows)
         assert "TEMP B-TREE" not in plan, (statement, plan)
         for line in plan.splitlines():
@@ -365,15 +361,33 @@ async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
 
 
 async def test_no_statement_takes_more_ids_than_databases_allow(store: SQLiteStateStore) -> None:
-    counts: list[int] = []
-
-    def note(_connection: Any, _cursor: Any, _statement: str, parameters: Any, *_: object) -> None:
-        counts.append(len(parameters))
-
-    sa.event.listen(store._database.writer._statements, "before_cursor_execute", note)
+    seen: list[str] = []
+    driver = store._database.writer._driver
+    driver.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+    driver.set_trace_callback(seen.append)
     ids = [str(n) for n in range(1200)]
     await store.transact(lambda tx: (tx.load_tasks(ids * 2), tx.delete_outbox(ids)))
-    assert counts == [500, 500, 200] * 2
+    assert len(seen) == len(["BEGIN", *["SELECT", "DELETE"] * 3, "COMMIT"])
+
+
+async def test_lists_of_many_lengths_need_few_statements(store: SQLiteStateStore) -> None:
+    connection = store._database.writer._direct
+
+    def load(tx: StoreTransaction) -> None:
+        for length in range(1, 130):
+            tx.load_tasks([str(n) for n in range(length)])
+
+    await store.transact(load)
+    assert len(connection._prepared) == len([1, 2, 4, 8, 16, 32, 64, 128, 256])
+
+
+def test_a_store_that_nobody_closed_lets_the_process_end(uri: str) -> None:
+    program = f"""
+import asyncio
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+asyncio.run(SQLiteStateStore.connect({uri!r}))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
 
 
 def test_rows_that_are_read_are_locked_where_there_are_row_locks() -> None:
@@ -434,9 +448,9 @@ async def test_the_registry_names_the_schemes_it_knows(uri: str) -> None:
 async def test_every_commit_is_synced_unless_it_need_not_be(store: SQLiteStateStore) -> None:
     def level(tx: StoreTransaction) -> object:
         assert isinstance(tx, sql.SQLTransaction)
-        return tx._connection.exec_driver_sql("PRAGMA synchronous").scalar()
+        return tx._connection.execute(sa.text("PRAGMA synchronous"), {}).all()
 
-    full, normal = 2, 1
+    full, normal = [(2,)], [(1,)]
     assert await store.transact(level) == full
     assert await store.transact(level, synced=False) == normal
     assert await store.transact(level) == full

@@ -9,15 +9,15 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
 
-from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.gateway import DirectGateway
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.routes.core import CoreEndpoints, core_routes
-from llama_deploy.control_plane.routes.instances import add_instance_shortcuts, instance_routes
-from llama_deploy.control_plane.routes.tasks import add_task_shortcuts, task_routes
+from llama_deploy.control_plane.routes.instances import instance_routes, instance_shortcuts
+from llama_deploy.control_plane.routes.tasks import task_routes, task_shortcuts
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_consumers import BaseMessageQueueConsumer, CallableMessageConsumer
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, StartConsumingCallable
@@ -28,6 +28,7 @@ from llama_deploy.state_stores.registry import open_state_store
 from llama_deploy.types.topics import CONTROL_PLANE
 from llama_deploy.web.application import create_app
 from llama_deploy.web.server import HttpServer
+from llama_deploy.web.shortcuts import Shortcuts
 
 logger = logging.getLogger(__name__)
 
@@ -171,19 +172,17 @@ class ControlPlaneServer(CoreEndpoints):
             raise ConfigError("neither port nor internal_port is set; set the one to bind")
         return config.internal_host or config.host, port
 
-    def _build_app(self) -> FastAPI:
-        app = create_app(title="llama_deploy control plane", max_body_bytes=self.config.max_body_bytes)
-        if self.config.cors_origins:
-            app.add_middleware(
-                CORSMiddleware,
-                allow_origins=self.config.cors_origins,
-                allow_methods=["*"],
-                allow_headers=["*"],
-            )
+    def _build_app(self) -> ASGIApp:
+        config = self.config
+        app = create_app(title="llama_deploy control plane", max_body_bytes=config.max_body_bytes)
         app.include_router(core_routes(self))
         app.include_router(task_routes(self.plane))
         app.include_router(instance_routes(self.plane))
         app.add_api_route("/health", self.health, methods=["GET"])
-        add_task_shortcuts(app, self.plane)
-        add_instance_shortcuts(app, self.plane)
-        return app
+        if config.cors_origins:
+            app.add_middleware(
+                CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            )
+            return app  # shortcuts would lead past this middleware
+        shortcuts = {**task_shortcuts(self.plane), **instance_shortcuts(self.plane)}
+        return Shortcuts(app, shortcuts, max_body_bytes=config.max_body_bytes)

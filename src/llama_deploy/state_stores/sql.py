@@ -29,6 +29,7 @@ from llama_deploy.state_stores.base import (
     StoreTransaction,
     TaskRecord,
 )
+from llama_deploy.state_stores.direct import DirectConnection
 from llama_deploy.state_stores.tables import (
     events,
     inbox,
@@ -200,7 +201,7 @@ class SQLTransaction(StoreTransaction):
         lock_rows: Whether rows that are read stay locked until then. False for transactions that only read.
     """
 
-    def __init__(self, connection: sa.Connection, *, lock_rows: bool) -> None:
+    def __init__(self, connection: sa.Connection | DirectConnection, *, lock_rows: bool) -> None:
         self._connection = connection
         self._lock_rows = lock_rows
 
@@ -311,7 +312,7 @@ class SQLTransaction(StoreTransaction):
     def load_instances(
         self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
     ) -> list[InstanceRecord]:
-        rows: Sequence[sa.Row[Any]]
+        rows: Sequence[Sequence[Any]]
         if instance_ids is not None:
             rows = self._rows_by_ids(_INSTANCES_BY_ID, instance_ids)
         elif service_names is not None:
@@ -332,11 +333,11 @@ class SQLTransaction(StoreTransaction):
 
     # -- the four ways to reach the database
 
-    def _rows(self, query: _Query, parameters: Mapping[str, object]) -> Sequence[sa.Row[Any]]:
+    def _rows(self, query: _Query, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
         select = query.locking if self._lock_rows else query.plain
         return self._connection.execute(select, dict(parameters)).all()
 
-    def _rows_by_ids(self, query: _Query, ids: Collection[str]) -> list[sa.Row[Any]]:
+    def _rows_by_ids(self, query: _Query, ids: Collection[str]) -> list[Sequence[Any]]:
         return [row for chunk in _chunks(ids) for row in self._rows(query, {_IDS: chunk})]
 
     def _write(self, statement: sa.Insert | sa.Update, rows: list[dict[str, object]]) -> None:

@@ -9,21 +9,23 @@ acknowledged survives a loss of power. See "Write-Ahead Logging" in SQLite's doc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import queue
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 
 from llama_deploy.errors import ConfigError, ConflictError, StoreLockedError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.direct import DirectConnection
 from llama_deploy.state_stores.migrations import upgrade_schema
 from llama_deploy.state_stores.sql import SQLTransaction
 
@@ -109,28 +111,65 @@ class SQLiteStateStore(StateStore):
         self._database.close()
 
 
+class _Job(NamedTuple):
+    """Work for a thread, and where its outcome is waited for."""
+
+    run: Callable[[_Connection], Any]
+    outcome: asyncio.Future[Any]
+
+
 class _Lane:
-    """Threads that run jobs in the order of submission, as many at a time as there are connections."""
+    """Threads that run jobs in the order of submission, each on a connection of its own.
+
+    `ThreadPoolExecutor` would do the same, but its futures take more CPU than the short jobs here.
+    """
 
     def __init__(self, connections: Sequence[_Connection], *, name: str) -> None:
-        self._free: queue.SimpleQueue[_Connection] = queue.SimpleQueue()
-        for connection in connections:
-            self._free.put(connection)
-        self._threads = ThreadPoolExecutor(len(connections), thread_name_prefix=name)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # A store that nobody closed must not keep the process from ending.
+        self._threads = [
+            threading.Thread(target=self._work, args=(connection,), name=f"{name}-{number}", daemon=True)
+            for number, connection in enumerate(connections)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def run(self, job: Callable[[_Connection], T]) -> T:
-        return await asyncio.wrap_future(self._threads.submit(self._run, job))
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Job(job, outcome))
+        return await outcome
 
     def finish(self) -> None:
         """Wait for all submitted jobs and end the threads. Idempotent."""
-        self._threads.shutdown(wait=True)
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self, job: Callable[[_Connection], T]) -> T:
-        connection = self._free.get()
+    def _work(self, connection: _Connection) -> None:
+        while (job := self._jobs.get()) is not None:
+            if not job.outcome.cancelled():
+                self._carry_out(job, connection)
+
+    @staticmethod
+    def _carry_out(job: _Job, connection: _Connection) -> None:
+        value: Any = None
+        error: BaseException | None = None
         try:
-            return job(connection)
-        finally:
-            self._free.put(connection)
+            value = job.run(connection)
+        except BaseException as exc:  # noqa: BLE001 - handed to the caller
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            job.outcome.get_loop().call_soon_threadsafe(_tell, job.outcome, value, error)
+
+
+def _tell(outcome: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
+    if outcome.cancelled():
+        return
+    if error is None:
+        outcome.set_result(value)
+    else:
+        outcome.set_exception(error)
 
 
 class _Connection:
@@ -146,6 +185,7 @@ class _Connection:
         with _driver_errors_translated(name, opening=True):
             self._statements = engine.connect()
             self._driver = cast("sqlite3.Connection", self._statements.connection.dbapi_connection)
+            self._direct = DirectConnection(self._driver, engine.dialect)
             try:
                 for pragma in _PRAGMAS:
                     self._driver.execute(pragma)
@@ -162,12 +202,12 @@ class _Connection:
             self._driver.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             self._synced = synced
         with self._transaction("BEGIN IMMEDIATE", end="COMMIT"):
-            return work(SQLTransaction(self._statements, lock_rows=True))
+            return work(SQLTransaction(self._direct, lock_rows=True))
 
     def read(self, work: Callable[[StoreTransaction], T]) -> T:
         """Run `work` on a snapshot."""
         with self._transaction("BEGIN", end="ROLLBACK"):
-            return work(SQLTransaction(self._statements, lock_rows=False))
+            return work(SQLTransaction(self._direct, lock_rows=False))
 
     def upgrade(self) -> None:
         """Bring the schema up to date, all or nothing."""
@@ -277,11 +317,14 @@ def _driver_errors_translated(name: str, *, opening: bool = False) -> Iterator[N
     """Raise the driver's errors as ours; those that only a fault of this program causes stay as they are."""
     try:
         yield
-    except sa_exc.IntegrityError as exc:
-        raise ConflictError(
-            f"a row with this key exists already in the state store {name}: {exc.orig}"
-        ) from exc
-    except (sa_exc.ProgrammingError, sa_exc.InterfaceError):
+    except sqlite3.IntegrityError as exc:
+        raise ConflictError(f"a row with this key exists already in the state store {name}: {exc}") from exc
+    except (
+        sqlite3.ProgrammingError,
+        sqlite3.InterfaceError,
+        sa_exc.ProgrammingError,
+        sa_exc.InterfaceError,
+    ):
         raise
     except (sqlite3.Error, sa_exc.DBAPIError) as exc:
         cause = exc.orig if isinstance(exc, sa_exc.DBAPIError) else exc

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_deploy.errors import (
@@ -22,15 +21,13 @@ from llama_deploy.errors import (
     LlamaDeployError,
     PayloadTooLargeError,
 )
-from llama_deploy.types.validation import describe_findings, describe_validation_error
+from llama_deploy.types.validation import describe_findings
 from llama_deploy.web.problems import MEDIA_TYPE, TYPE_PREFIX, headers_of, status_of, to_problem
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
-
-_NOT_OF_THE_FORM: Final = "the request is not of the expected form"
+NOT_OF_THE_FORM: Final = "the request is not of the expected form"
+"""How the text begins that refuses a body or a query."""
 DEFAULT_MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -69,41 +66,6 @@ def create_app(
     return app
 
 
-def add_shortcut(
-    app: FastAPI, method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]]
-) -> None:
-    """Let `endpoint` answer a route that the application has and documents, without the framework's work.
-
-    For the few routes that every task passes: looking a route up, resolving its arguments and validating its
-    answer takes most of a short request's time; see docs/decisions/0008-shortcuts.md.
-    """
-    app.router.routes.insert(0, Route(path, endpoint, methods=[method]))
-
-
-async def read_body(request: Request, form: TypeAdapter[T]) -> T:
-    """Return the JSON body of a request.
-
-    Raises:
-        InvalidRequestError: It is not JSON or not of this form.
-    """
-    try:
-        return form.validate_json(await request.body())
-    except ValidationError as exc:
-        raise InvalidRequestError(f"{_NOT_OF_THE_FORM}: body: {describe_validation_error(exc)}") from exc
-
-
-def read_query(request: Request, form: type[M]) -> M:
-    """Return the query of a request.
-
-    Raises:
-        InvalidRequestError: It is not of this form.
-    """
-    try:
-        return form.model_validate(dict(request.query_params))
-    except ValidationError as exc:
-        raise InvalidRequestError(f"{_NOT_OF_THE_FORM}: query: {describe_validation_error(exc)}") from exc
-
-
 def json_response(content: bytes | str) -> Response:
     """Return a response with encoded JSON."""
     return Response(content, media_type="application/json")
@@ -116,6 +78,12 @@ def problem_response(error: LlamaDeployError) -> Response:
     return Response(content, status_code=status_of(error), media_type=MEDIA_TYPE, headers=headers_of(error))
 
 
+def unexpected_response(method: str, path: str, error: Exception) -> Response:
+    """Log an error that should not be, and return the response that tells of it."""
+    logger.error("%s %s failed", method, path, exc_info=error, extra={"action": "http_error"})
+    return problem_response(InternalServerError(f"{type(error).__name__} in the server; see its log"))
+
+
 async def _on_own_error(_request: Request, exc: Exception) -> Response:
     if not isinstance(exc, LlamaDeployError):
         raise exc
@@ -125,7 +93,7 @@ async def _on_own_error(_request: Request, exc: Exception) -> Response:
 async def _on_validation_error(_request: Request, exc: Exception) -> Response:
     if not isinstance(exc, RequestValidationError):
         raise exc
-    return problem_response(InvalidRequestError(f"{_NOT_OF_THE_FORM}: {describe_findings(exc.errors())}"))
+    return problem_response(InvalidRequestError(f"{NOT_OF_THE_FORM}: {describe_findings(exc.errors())}"))
 
 
 async def _on_http_exception(_request: Request, exc: Exception) -> Response:
@@ -142,10 +110,36 @@ async def _on_http_exception(_request: Request, exc: Exception) -> Response:
 
 
 async def _on_unexpected_error(request: Request, exc: Exception) -> Response:
-    logger.error(
-        "%s %s failed", request.method, request.url.path, exc_info=exc, extra={"action": "http_error"}
+    return unexpected_response(request.method, request.url.path, exc)
+
+
+def limit_body(scope: Scope, receive: Receive, *, max_body_bytes: int) -> Receive:
+    """Return a `receive` that refuses to give more bytes of a request's body than that.
+
+    Raises:
+        PayloadTooLargeError: The request says that it has more. The returned callable raises it too.
+    """
+    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    if declared.isdigit() and int(declared) > max_body_bytes:
+        raise _too_large(max_body_bytes)
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > max_body_bytes:
+            raise _too_large(max_body_bytes)
+        return message
+
+    return limited
+
+
+def _too_large(limit: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"the request body is larger than {limit} bytes; send less, or raise max_body_bytes",
+        limit_bytes=limit,
     )
-    return problem_response(InternalServerError(f"{type(exc).__name__} in the server; see its log"))
 
 
 class BodyLimit:
@@ -160,24 +154,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and int(declared) > self._limit:
-            await problem_response(self._error())(scope, receive, send)
-            return
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
-                raise self._error()
-            return message
-
-        await self._app(scope, limited, send)
-
-    def _error(self) -> PayloadTooLargeError:
-        return PayloadTooLargeError(
-            f"the request body is larger than {self._limit} bytes; send less, or raise max_body_bytes",
-            limit_bytes=self._limit,
-        )
+        try:
+            limited = limit_body(scope, receive, max_body_bytes=self._limit)
+        except PayloadTooLargeError as exc:
+            await problem_response(exc)(scope, receive, send)
+        else:
+            await self._app(scope, limited, send)

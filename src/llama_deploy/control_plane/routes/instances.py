@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Body, FastAPI, Request, Response
+from fastapi import APIRouter, Body
 from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.plane import ControlPlane
@@ -16,7 +16,7 @@ from llama_deploy.types.attempts import (
     ReleaseReply,
     ReleaseRequest,
 )
-from llama_deploy.web.application import add_shortcut, json_response, read_body
+from llama_deploy.web.shortcuts import Call, Routes
 
 _Claims = Annotated[list[ClaimRequest], Body(max_length=1000)]
 _CLAIMS: Final[TypeAdapter[list[ClaimRequest]]] = TypeAdapter(_Claims)
@@ -44,11 +44,11 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
     return router
 
 
-def add_instance_shortcuts(app: FastAPI, plane: ControlPlane) -> None:
-    """Answer `POST /attempts/claim` by the shortest way."""
+def instance_shortcuts(plane: ControlPlane) -> Routes:
+    """Return the shortcut for `POST /attempts/claim`."""
 
-    async def claim(request: Request) -> Response:
-        requests = await read_body(request, _CLAIMS)
-        return json_response(_CLAIM_REPLIES.dump_json(await plane.attempts.claim(requests)))
+    async def claim(call: Call) -> bytes:
+        requests = call.read_body(_CLAIMS)
+        return _CLAIM_REPLIES.dump_json(await plane.attempts.claim(requests))
 
-    add_shortcut(app, "POST", "/attempts/claim", claim)
+    return {("POST", "/attempts/claim"): claim}

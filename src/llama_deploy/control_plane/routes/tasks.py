@@ -5,14 +5,14 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated, Final
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import StreamingResponse
 
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.routes.streaming import NDJSON, event_response
 from llama_deploy.types import EventDefinition, TaskEvent, TaskSubmission, TaskView
-from llama_deploy.web.application import add_shortcut, json_response, read_body, read_query
+from llama_deploy.web.shortcuts import Call, Routes
 
 Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the task's end.")]
 After = Annotated[int, Query(ge=-1, le=2**63 - 1, description="Only events whose index is greater.")]
@@ -57,12 +57,12 @@ class _SubmitQuery(BaseModel):
 _SUBMISSION: Final = TypeAdapter(TaskSubmission)
 
 
-def add_task_shortcuts(app: FastAPI, plane: ControlPlane) -> None:
-    """Answer `POST /tasks` by the shortest way."""
+def task_shortcuts(plane: ControlPlane) -> Routes:
+    """Return the shortcut for `POST /tasks`."""
 
-    async def submit(request: Request) -> Response:
-        submission = await read_body(request, _SUBMISSION)
-        view = await plane.tasks.submit(submission, wait=read_query(request, _SubmitQuery).wait)
-        return json_response(view.model_dump_json())
+    async def submit(call: Call) -> bytes:
+        submission = call.read_body(_SUBMISSION)
+        view = await plane.tasks.submit(submission, wait=call.read_query(_SubmitQuery).wait)
+        return view.model_dump_json().encode()
 
-    add_shortcut(app, "POST", "/tasks", submit)
+    return {("POST", "/tasks"): submit}

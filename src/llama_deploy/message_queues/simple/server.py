@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Annotated, Any, Final, Self
 
 import pydantic_core
-from fastapi import FastAPI, Query, Request
+from fastapi import Query, Request
 from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive
 
 from llama_deploy.errors import ClosedError, MessageDecodeError
 from llama_deploy.message_queues.base import DEFAULT_GROUP
@@ -25,8 +26,9 @@ from llama_deploy.message_queues.simple.local import LocalMessageQueue
 from llama_deploy.message_queues.simple.settlement import MAX_SECONDS, Settlement
 from llama_deploy.message_queues.simple.topic import Handout
 from llama_deploy.messages import QueueMessage
-from llama_deploy.web.application import add_shortcut, create_app, json_response, read_body, read_query
+from llama_deploy.web.application import create_app, json_response
 from llama_deploy.web.server import HttpServer
+from llama_deploy.web.shortcuts import Call, Routes, Shortcuts
 
 MAX_WAIT_SECONDS: Final = 60.0
 """A longer `wait` is cut to this."""
@@ -188,7 +190,7 @@ class _Running:
     http: HttpServer
 
 
-def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> FastAPI:
+def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp:
     """Return the HTTP application of a broker."""
     app = create_app(title="llama_deploy simple message queue", max_body_bytes=config.max_body_bytes)
     # One schema a model: bodies that are parsed by hand refer to those of the answers.
@@ -202,26 +204,26 @@ def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> FastAPI
     app.get("/messages/{topic:path}", response_model=ReceivedBatch)(routes.receive)
     app.post("/deliveries/settle", status_code=HTTPStatus.NO_CONTENT)(routes.settle)
     app.delete("/subscriptions/{subscription}", status_code=HTTPStatus.NO_CONTENT)(routes.unsubscribe)
-    _add_shortcuts(app, routes)
-    return app
+    return Shortcuts(app, _shortcuts(routes), max_body_bytes=config.max_body_bytes)
 
 
-def _add_shortcuts(app: FastAPI, routes: _Routes) -> None:
-    """Answer what every message passes by the shortest way."""
+def _shortcuts(routes: _Routes) -> Routes:
+    """Return the shortcuts for what every message passes."""
 
-    async def publish(request: Request) -> Response:
-        return await routes.publish(request.path_params["topic"], request)
+    async def publish(call: Call) -> bytes:
+        return await routes.take(call.rest, call.body)
 
-    async def receive(request: Request) -> Response:
-        query = read_query(request, ReceiveQuery)
-        return await routes.receive(request.path_params["topic"], request, query)
+    async def receive(call: Call) -> bytes | None:
+        return await routes.hand_out(call.rest, call.read_query(ReceiveQuery), call.receive)
 
-    async def settle(request: Request) -> Response:
-        return await routes.settle(await read_body(request, _SETTLEMENTS))
+    async def settle(call: Call) -> None:
+        await routes.settle(call.read_body(_SETTLEMENTS))
 
-    add_shortcut(app, "POST", "/messages/{topic:path}", publish)
-    add_shortcut(app, "GET", "/messages/{topic:path}", receive)
-    add_shortcut(app, "POST", "/deliveries/settle", settle)
+    return {
+        ("POST", "/messages/"): publish,
+        ("GET", "/messages/"): receive,
+        ("POST", "/deliveries/settle"): settle,
+    }
 
 
 class _Routes:
@@ -267,11 +269,15 @@ class _Routes:
         Answers when they are safe. A list is taken from its first message as far as there is room, 429 says
         that there was none. A message with the id of one that is in the topic is taken as the same.
         """
-        messages = _decode_messages(await request.body())
+        return json_response(await self.take(topic, await request.body()))
+
+    async def take(self, topic: str, body: bytes) -> bytes:
+        """Do what `publish` says."""
+        messages = _decode_messages(body)
         accepted = await self._broker.publish(
             topic, [(message.id_, message.encode()) for message in messages]
         )
-        return json_response(b'{"accepted":%d}' % accepted)
+        return b'{"accepted":%d}' % accepted
 
     async def receive(
         self, topic: str, request: Request, query: Annotated[ReceiveQuery, Query()]
@@ -281,6 +287,11 @@ class _Routes:
         Settle each by its `delivery_id` within `visibility` seconds, otherwise it comes back. When the
         connection breaks while it waits, all that `subscription` holds comes back at once.
         """
+        answer = await self.hand_out(topic, query, request.receive)
+        return Response(status_code=HTTPStatus.NO_CONTENT) if answer is None else json_response(answer)
+
+    async def hand_out(self, topic: str, query: ReceiveQuery, channel: Receive) -> bytes | None:
+        """Do what `receive` says; None if the client went away."""
         receiving = self._broker.receive(
             topic,
             group=query.group,
@@ -290,18 +301,17 @@ class _Routes:
             subscription=query.subscription,
         )
         if query.wait <= 0 or self._broker.has_ready(topic, query.group):
-            return json_response(_encode_handouts(await receiving))
-        handouts = await self._unless_disconnected(receiving, request)
+            return _encode_handouts(await receiving)
+        handouts = await self._unless_disconnected(receiving, channel)
         if handouts is None:
             if query.subscription:
                 self._broker.release(query.subscription)
-            return Response(status_code=HTTPStatus.NO_CONTENT)  # nobody reads it
-        return json_response(_encode_handouts(handouts))
+            return None
+        return _encode_handouts(handouts)
 
-    async def settle(self, settlements: list[Settlement]) -> Response:
+    async def settle(self, settlements: list[Settlement]) -> None:
         """Settle deliveries; those that are settled already or have timed out are passed over."""
         self._broker.settle(settlements)
-        return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def unsubscribe(self, subscription: str) -> Response:
         """End a subscription: what it holds comes back at once."""
@@ -309,22 +319,23 @@ class _Routes:
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def _unless_disconnected(
-        self, call: Coroutine[None, None, list[Handout]], request: Request
+        self, call: Coroutine[None, None, list[Handout]], channel: Receive
     ) -> list[Handout] | None:
         """Return what `call` returns, or take nothing and return None if the client goes away before."""
-        calling = asyncio.create_task(call)
-        watching = asyncio.create_task(_disconnected(request))
         try:
-            await asyncio.wait([calling, watching], return_when=asyncio.FIRST_COMPLETED)
-            if not watching.done():
-                return calling.result()
-            if calling.done() and not calling.exception():
-                self._broker.give_back(calling.result())
+            async with asyncio.timeout(None) as waiting:
+                watching = asyncio.create_task(_end_with_client(waiting, channel))
+                handouts = await call
+        except TimeoutError:
             return None
         finally:
-            calling.cancel()
+            gone = watching.done()
             watching.cancel()
-            await asyncio.gather(calling, watching, return_exceptions=True)
+            await asyncio.wait([watching])
+        if gone:
+            self._broker.give_back(handouts)
+            return None
+        return handouts
 
 
 def _decode_messages(body: bytes) -> list[QueueMessage]:
@@ -348,9 +359,11 @@ def _encode_handouts(handouts: Sequence[Handout]) -> bytes:
     )
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _end_with_client(waiting: asyncio.Timeout, channel: Receive) -> None:
+    """End the waiting at once when the client goes away."""
+    while (await channel())["type"] != "http.disconnect":
         pass
+    waiting.reschedule(0.0)
 
 
 _SETTLEMENTS: Final = TypeAdapter(list[Settlement])

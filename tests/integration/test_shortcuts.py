@@ -1,0 +1,179 @@
+"""Shortcuts before an application, over a real HTTP server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, TypeAdapter
+
+from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.errors import (
+    InternalServerError,
+    InvalidRequestError,
+    PayloadTooLargeError,
+    TaskNotFoundError,
+)
+from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQueueServer
+from llama_deploy.web.application import create_app
+from llama_deploy.web.connection import HttpConnection, HttpRequest
+from llama_deploy.web.server import HttpServer
+from llama_deploy.web.shortcuts import Call, Shortcuts
+
+LIMIT = 1000
+NUMBERS = TypeAdapter(list[int])
+
+
+class Page(BaseModel):
+    size: int = 10
+
+
+async def numbers(call: Call) -> bytes:
+    found = call.read_body(NUMBERS)
+    return b'{"sum":%d,"size":%d}' % (sum(found), call.read_query(Page).size)
+
+
+async def rest(call: Call) -> bytes:
+    return b'{"rest":"%s"}' % call.rest.encode()
+
+
+async def nothing(_call: Call) -> None:
+    return None
+
+
+async def refuse(_call: Call) -> bytes:
+    raise TaskNotFoundError("no such task", task_id="t1")
+
+
+async def fail(_call: Call) -> bytes:
+    raise RuntimeError("the reason")
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[HttpConnection]:
+    app = create_app(title="test", max_body_bytes=LIMIT)
+    app.get("/numbers")(lambda: "of the application")
+    routes = {
+        ("POST", "/numbers"): numbers,
+        ("POST", "/below/"): rest,
+        ("POST", "/nothing"): nothing,
+        ("POST", "/refuse"): refuse,
+        ("POST", "/fail"): fail,
+    }
+    front = Shortcuts(app, routes, max_body_bytes=LIMIT)
+    async with await HttpServer.start(front, host="127.0.0.1", port=0) as server:
+        connection = HttpConnection(f"http://127.0.0.1:{server.port}")
+        yield connection
+        await connection.close()
+
+
+async def test_body_and_query_are_read(http: HttpConnection) -> None:
+    request = HttpRequest("POST", "/numbers", params={"size": 3}, json=[1, 2])
+    assert await http.request(request) == {"sum": 3, "size": 3}
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (HttpRequest("POST", "/numbers", json=["x"]), "body: 0"),
+        (HttpRequest("POST", "/numbers", content=b"{"), "body: "),
+        (HttpRequest("POST", "/numbers", json=[], params={"size": "x"}), "query: size"),
+    ],
+)
+async def test_what_is_not_of_the_form_is_refused(
+    http: HttpConnection, request_: HttpRequest, named: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=named):
+        await http.request(request_)
+
+
+@pytest.mark.parametrize("path", ["a", "a/b", "", "%C3%A4%20/"])
+async def test_a_path_with_a_slash_stands_for_all_below_it(http: HttpConnection, path: str) -> None:
+    answer = await http.request(HttpRequest("POST", "/below/" + path))
+    assert answer == {"rest": path.replace("%C3%A4%20", "ä ")}
+
+
+async def test_none_is_no_content(http: HttpConnection) -> None:
+    assert await http.send(HttpRequest("POST", "/nothing")) == (204, b"")
+
+
+async def test_other_methods_and_paths_are_left_to_the_application(http: HttpConnection) -> None:
+    assert await http.request(HttpRequest("GET", "/numbers")) == "of the application"
+    assert (await http.send(HttpRequest("HEAD", "/numbers")))[0] == 405
+    assert (await http.send(HttpRequest("GET", "/below/a")))[0] == 404
+    assert (await http.send(HttpRequest("POST", "/numbers/1")))[0] == 404
+    assert "openapi" in await http.request(HttpRequest("GET", "/openapi.json"))
+
+
+async def test_errors_of_ours_are_told(http: HttpConnection) -> None:
+    with pytest.raises(TaskNotFoundError, match="no such task") as caught:
+        await http.request(HttpRequest("POST", "/refuse"))
+    assert caught.value.task_id == "t1"
+
+
+async def test_other_errors_are_logged_and_not_told(
+    http: HttpConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InternalServerError, match="RuntimeError in the server; see its log") as caught:
+        await http.request(HttpRequest("POST", "/fail"))
+    assert "the reason" not in str(caught.value)
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "POST /fail" in record.getMessage()
+    assert "the reason" in (record.exc_text or "")
+    assert await http.request(HttpRequest("POST", "/numbers", json=[1])) == {"sum": 1, "size": 10}
+
+
+@pytest.mark.parametrize("path", ["/numbers", "/below/a", "/elsewhere"])
+async def test_a_body_above_the_limit_is_refused_before_and_behind(http: HttpConnection, path: str) -> None:
+    with pytest.raises(PayloadTooLargeError, match="1000"):
+        await http.request(HttpRequest("POST", path, content=b"[" + b" " * LIMIT + b"]"))
+
+
+async def test_a_body_whose_length_is_not_declared_is_limited_too() -> None:
+    front = Shortcuts(create_app(title="test"), {("POST", "/numbers"): numbers}, max_body_bytes=LIMIT)
+    scope = {"type": "http", "method": "POST", "path": "/numbers", "query_string": b"", "headers": []}
+    pieces = [{"type": "http.request", "body": b" " * 600, "more_body": True}] * 2
+    sent: list[dict[str, object]] = []
+
+    async def receive() -> dict[str, object]:
+        return pieces.pop()
+
+    async def send(message: object) -> None:
+        assert isinstance(message, dict)
+        sent.append(message)
+
+    await front(scope, receive, send)
+    assert sent[0]["status"] == 413
+
+
+async def test_a_client_that_goes_away_gets_no_answer() -> None:
+    front = Shortcuts(create_app(title="test"), {("POST", "/fail"): fail}, max_body_bytes=LIMIT)
+    scope = {"type": "http", "method": "POST", "path": "/fail", "query_string": b"", "headers": []}
+    sent: list[object] = []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    await front(scope, receive, send)
+    assert sent == []
+
+
+async def test_middleware_for_other_origins_sees_every_request(tmp_path: Path) -> None:
+    origin = "http://localhost:3000"
+    async with SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0)) as queue_server:
+        config = ControlPlaneConfig(
+            port=0, state_store_uri=f"sqlite:///{tmp_path}/state.db", cors_origins=[origin]
+        )
+        async with ControlPlaneServer(queue_server.local_queue(), config=config) as server:
+            http = HttpConnection(server.config.url)
+            answer = await http.answer(
+                HttpRequest("POST", "/attempts/claim", json=[], headers={"Origin": origin})
+            )
+            await http.close()
+    assert answer.value == []
+    assert answer.headers["Access-Control-Allow-Origin"] == origin
