@@ -18,6 +18,7 @@ LlamaDeployError
 │   ├── SessionBusyError                 the session's policy is to reject a second task
 │   ├── StateConflictError               compare-and-set: somebody else wrote first
 │   ├── FencedOutError                   an older attempt, or a stranger, writes for a task
+│   ├── JournalConflictError             a write does not follow what the run's journal holds
 │   └── EventsMissingError               earlier events of the attempt have not arrived; retriable
 ├── OverloadedError                      a bounded buffer is full; retriable
 │   └── QueueFullError
@@ -200,6 +201,21 @@ class FencedOutError(ConflictError):
         super().__init__(message)
         self.task_id = task_id
         self.attempt = attempt
+
+
+class JournalConflictError(ConflictError):
+    """The owner of an attempt wrote something that does not follow the entries of its run's journal.
+
+    What the writer believes to be stored is not: only a new attempt, which reads the journal, can go on.
+    """
+
+    code = "journal_conflict"
+
+    def __init__(self, message: str, *, task_id: str | None = None, expected: int | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+        self.expected = expected
+        """How many entries the journal has."""
 
 
 class EventsMissingError(ConflictError):

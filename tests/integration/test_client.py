@@ -357,6 +357,21 @@ async def test_events_come_once_in_order_from_any_cursor(client: Client) -> None
     assert [event.index async for event in client.task(handle.task_id).events(after=997)] == [998, 999, 1000]
 
 
+async def test_an_event_of_the_same_key_reaches_the_task_once(client: Client, stack: Stack) -> None:
+    handle = await client.submit("asker")
+    for _ in range(2):
+        await handle.send(Answer(text="yes"), idempotency_key="mine")
+    assert await handle.result() == "yes"
+    await handle.send(Answer(text="yes"), idempotency_key="mine")
+    await asyncio.to_thread(
+        lambda: client.sync.task(handle.task_id).send(Answer(text="yes"), idempotency_key="mine")
+    )
+    with pytest.raises(InvalidRequestError, match="idempotency_key"):
+        await handle.send(Answer(text="yes"), idempotency_key="")
+    sent = await stack.server.plane._store.read(lambda tx: tx.load_inbox([handle.task_id]))
+    assert [entry.seq for entry in sent] == [1]
+
+
 async def test_leaving_a_stream_early_is_fine(client: Client) -> None:
     handle = await client.submit("counter", to=1000)
     async for event in handle.events():

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -34,7 +32,6 @@ from llama_deploy.message_queues import (
     SimpleMessageQueueConfig,
     SimpleMessageQueueServer,
 )
-from llama_deploy.message_queues.base import Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import OutboxRecord
@@ -47,140 +44,14 @@ from llama_deploy.types import (
     TaskSubmission,
 )
 from llama_deploy.types.attempts import (
-    AttemptEvents,
-    AttemptOutcome,
-    ClaimReply,
-    ClaimRequest,
-    EventPayload,
-    Heartbeat,
-    HeldAttempt,
     ReleaseRequest,
     TaskDispatch,
 )
 from llama_deploy.web.connection import HttpConnection, HttpRequest
+from tests.integration.conftest import CONTROL, Instance, beat, get, post, read_stream, submit
 
-CONTROL = "llama_deploy.control_plane"
 DEEP = '{"a": ' + "[" * 300 + "]" * 300 + "}"
 TOO_DEEP_FOR_PYTHON = '{"a": ' + "[" * 5000 + "]" * 5000 + "}"
-
-
-class Instance:
-    """Plays one instance of the service `echo`, at the level of the protocol."""
-
-    def __init__(
-        self, server: ControlPlaneServer, queue: LocalMessageQueue, work: Subscription, name: str
-    ) -> None:
-        self.server = server
-        self.queue = queue
-        self.work = work
-        self.name = name
-        self.token = ""
-
-    async def next_dispatch(self) -> TaskDispatch:
-        async with asyncio.timeout(10):
-            (delivery,) = await self.work.receive(1)
-        await delivery.ack()
-        assert delivery.message.action is ActionTypes.NEW_TASK
-        return TaskDispatch.model_validate(delivery.message.data)
-
-    async def claim(self, dispatch: TaskDispatch) -> ClaimReply:
-        request = ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self.name)
-        (reply,) = await self.server.plane.attempts.claim([request])
-        self.token = reply.token
-        return reply
-
-    async def stream(self, dispatch: TaskDispatch, *, first: int, numbers: range) -> None:
-        await self.report(ActionTypes.TASK_STREAM, AttemptEvents(**self.events(dispatch, first, numbers)))
-
-    async def finish(self, dispatch: TaskDispatch, *, first: int = 0, **outcome: Any) -> None:
-        events = self.events(dispatch, first, range(0))
-        fields = {"status": "succeeded", "result": "done", "value": "done", **outcome}
-        await self.report(ActionTypes.COMPLETED_TASK, AttemptOutcome(**events, **fields))
-
-    def events(self, dispatch: TaskDispatch, first: int, numbers: range) -> dict[str, Any]:
-        return {
-            "task_id": dispatch.task_id,
-            "attempt": dispatch.attempt,
-            "token": self.token,
-            "first": first,
-            "events": [EventPayload(type="Number", data={"n": n}) for n in numbers],
-        }
-
-    async def report(self, action: ActionTypes, data: AttemptEvents) -> None:
-        await self.queue.publish(QueueMessage(action=action, data=data.model_dump(mode="json")), CONTROL)
-
-    async def run_one(self, **outcome: Any) -> TaskDispatch:
-        dispatch = await self.next_dispatch()
-        assert (await self.claim(dispatch)).granted
-        await self.finish(dispatch, **outcome)
-        return dispatch
-
-
-@pytest.fixture
-async def queue() -> AsyncIterator[LocalMessageQueue]:
-    async with await LocalMessageQueue.start() as queue:
-        yield queue
-
-
-@pytest.fixture
-def lease_seconds() -> float:
-    """Longer than a test; those about leases parametrize it."""
-    return 60.0
-
-
-@pytest.fixture
-def redispatch_seconds() -> float:
-    """Longer than a test; those about repeated messages parametrize it."""
-    return 60.0
-
-
-@pytest.fixture
-def config(tmp_path: Path, lease_seconds: float, redispatch_seconds: float) -> ControlPlaneConfig:
-    return ControlPlaneConfig(
-        port=0,
-        state_store_uri=f"sqlite:///{tmp_path}/state.db",
-        lease_seconds=lease_seconds,
-        redispatch_seconds=redispatch_seconds,
-    )
-
-
-@pytest.fixture
-async def server(queue: LocalMessageQueue, config: ControlPlaneConfig) -> AsyncIterator[ControlPlaneServer]:
-    async with ControlPlaneServer(queue, config=config) as server:
-        yield server
-
-
-@pytest.fixture
-async def instance(server: ControlPlaneServer, queue: LocalMessageQueue) -> AsyncIterator[Instance]:
-    await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
-    async with await queue.subscribe("llama_deploy.echo") as work:
-        yield Instance(server, queue, work, "one")
-
-
-@pytest.fixture
-async def http(server: ControlPlaneServer) -> AsyncIterator[HttpConnection]:
-    connection = HttpConnection(server.config.url)
-    yield connection
-    await connection.close()
-
-
-async def post(http: HttpConnection, path: str, json: Any = None, **params: Any) -> Any:
-    return await http.request(HttpRequest("POST", path, json=json, params=params))
-
-
-async def get(http: HttpConnection, path: str, **params: Any) -> Any:
-    return await http.request(HttpRequest("GET", path, params=params))
-
-
-async def submit(http: HttpConnection, **fields: Any) -> dict[str, Any]:
-    wait = fields.pop("wait", 0)
-    view: dict[str, Any] = await post(http, "/tasks", {"service_name": "echo", **fields}, wait=wait)
-    return view
-
-
-async def read_stream(http: HttpConnection, path: str) -> list[dict[str, Any]]:
-    async with asyncio.timeout(10), http.stream(HttpRequest("GET", path)) as lines:
-        return [json.loads(line) async for line in lines if line]
 
 
 async def test_a_task_goes_all_the_way(http: HttpConnection, instance: Instance) -> None:
@@ -333,11 +204,6 @@ async def test_a_running_task_is_told_of_its_cancellation(http: HttpConnection, 
     assert [item.task_id for item in reply.cancelled] == ["t"]
     await instance.finish(dispatch, status="cancelled")
     assert (await get(http, "/tasks/t", wait=10))["status"] == "cancelled"
-
-
-async def beat(instance: Instance, *held: TaskDispatch, inbox_seq: int = 0) -> Any:
-    attempts = [HeldAttempt(task_id=item.task_id, attempt=item.attempt, inbox_seq=inbox_seq) for item in held]
-    return await instance.server.plane.services.heartbeat(Heartbeat(instance_id=instance.name, held=attempts))
 
 
 @pytest.mark.parametrize("lease_seconds", [0.5])

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,7 +20,14 @@ from sqlalchemy.dialects import postgresql
 
 from llama_deploy.errors import ConfigError, StoreLockedError, UnavailableError
 from llama_deploy.state_stores import migrations, sql, sqlite
-from llama_deploy.state_stores.base import EventRecord, OutboxRecord, StoreTransaction
+from llama_deploy.state_stores.base import (
+    EventRecord,
+    InboxRecord,
+    JournalRecord,
+    OutboxRecord,
+    RunHeadRecord,
+    StoreTransaction,
+)
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.state_stores.registry import open_state_store
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
@@ -226,12 +234,22 @@ async def test_a_cancelled_transaction_that_waits_is_left_out(store: SQLiteState
 # -- the schema
 
 
-def schema_of(connection: sa.Connection) -> dict[str, str]:
-    """Return the statements that would create the schema, without the choices of layout."""
-    rows = connection.execute(
-        sa.text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name != 'alembic_version'")
-    )
-    return {name: " ".join(statement.split()) for name, statement in rows}
+def schema_of(connection: sa.Connection) -> dict[str, object]:
+    """Return what SQLite knows of the schema, without the choices of layout such as the order of columns."""
+
+    def ask(question: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in connection.execute(sa.text(question))]
+
+    schema: dict[str, object] = {
+        name: " ".join(statement.split())
+        for name, statement in ask("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql != ''")
+    }
+    for _, name, kind, _, without_rowid, _ in ask("PRAGMA table_list"):
+        if kind == "table" and not name.startswith(("alembic", "sqlite")):
+            columns = sorted(column[1:] for column in ask(f"PRAGMA table_info({name})"))
+            unique = sorted(index[3:] for index in ask(f"PRAGMA index_list({name})") if index[3] != "c")
+            schema[name] = (without_rowid, columns, unique)
+    return schema
 
 
 async def test_the_migrations_lead_to_the_tables(store: SQLiteStateStore, database: Path) -> None:
@@ -249,6 +267,27 @@ async def test_the_migrations_lead_to_the_tables(store: SQLiteStateStore, databa
 
 def test_the_schema_revision_is_the_last_step() -> None:
     assert ScriptDirectory(str(Path(migrations.__file__).parent)).get_heads() == [SCHEMA_REVISION]
+
+
+async def test_a_store_of_the_first_release_is_brought_up_to_date(
+    uri: str, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as first:
+        first.setattr(migrations, "SCHEMA_REVISION", "0001")
+        await (await SQLiteStateStore.connect(uri)).close()
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.execute(
+            "INSERT INTO tasks (task_id, session_id, service_name, input, status, created_at, max_attempts,"
+            " attempt, losses, dispatches, stream_length, attempt_events, inbox_length, cancel_requested)"
+            " VALUES ('t1', 's1', 'greeter', '{}', 'running', 0, 3, 1, 0, 0, 0, 0, 1, 0)"
+        )
+        connection.execute("INSERT INTO inbox (task_id, seq, event) VALUES ('t1', 1, '{}')")
+    connection.close()
+    async with await SQLiteStateStore.connect(uri) as store:
+        [task] = await store.read(lambda tx: tx.session_tasks(["s1"], open_only=True))
+        assert (task.status, task.has_run, task.journal_length, task.wake_at) == ("running", False, 0, None)
+        assert await store.read(lambda tx: tx.load_inbox(["t1"])) == [InboxRecord("t1", 1, "{}")]
 
 
 async def test_a_newer_schema_is_refused(store: SQLiteStateStore, uri: str, database: Path) -> None:
@@ -316,15 +355,27 @@ def use_everything(tx: StoreTransaction) -> None:
     tx.list_sessions(after="s")
     tx.insert_tasks([task])
     tx.update_tasks([task])
+    tx.update_progress([task])
     tx.load_tasks(["t1", "t2"])
     tx.session_tasks(["s1", "s2"])
     tx.session_tasks(["s1", "s2"], open_only=True)
     tx.instance_tasks(["i1", "i2"])
     tx.queued_tasks()
     tx.queued_tasks(due_before=NOW)
+    tx.sleeping_tasks()
+    tx.sleeping_tasks(due_before=NOW)
     tx.insert_events([EventRecord("t1", 0, "E", "{}")])
     tx.load_events("t1")
+    tx.insert_inbox([InboxRecord("t1", 1, "{}", "key")])
     tx.load_inbox(["t1", "t2"])
+    tx.known_inbox_keys([("t1", "key"), ("t2", "key")])
+    tx.consume_inbox([("t1", 1)])
+    tx.put_runs([RunHeadRecord("t1", "f", "1")])
+    tx.load_runs(["t1", "t2"])
+    tx.insert_journal([JournalRecord("t1", 0, "{}")])
+    tx.trim_journal({"t1": 1})
+    tx.load_journal(["t1", "t2"])
+    tx.delete_runs(["t1", "t2"])
     tx.insert_outbox([OutboxRecord("m1", "topic", "{}")])
     tx.load_outbox()
     tx.delete_outbox(["m1", "m2"])
@@ -346,15 +397,20 @@ async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
         "status = 'queued' AND": "ix_tasks_queued",
         "tasks.status = 'queued'": "ix_tasks_queued",
         "tasks.status = 'running'": "ix_tasks_instance_running",
-        "tasks.status IN": "ix_tasks_session_open",
+        "status = 'waiting' AND": "ix_tasks_sleeping",
+        "finished_at IS NULL": "(session_id=? AND finished_at=?)",
+        "idempotency_key IN": "ix_inbox_key (task_id=? AND idempotency_key=?)",
     }
-    assert len(seen) > 25
+    assert len(seen) > 35
+    for condition in expected:
+        assert any(condition in statement for statement in seen)
     for statement in seen:
         rows = connection._driver.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
         plan = "\n".join(row[3] for row in rows)
         assert "TEMP B-TREE" not in plan, (statement, plan)
         for line in plan.splitlines():
             walks_in_order = "USING INDEX ix_tasks_queued" in line or line == "SCAN outbox"
+            walks_in_order |= "USING INDEX ix_tasks_sleeping" in line
             assert not line.startswith("SCAN") or walks_in_order, (statement, plan)
         for condition, index in expected.items():
             assert condition not in statement or index in plan, (statement, plan)

@@ -55,6 +55,17 @@ def test_an_event_is_encoded_as_the_workflow_library_does() -> None:
     assert json.loads(definition.event_obj_str) == json.loads(JsonSerializer().serialize(event))
 
 
+def test_an_event_gets_a_key_of_its_own_unless_one_is_given() -> None:
+    event = Answer(text="yes")
+    keys = [encode_event(event).idempotency_key for _ in range(2)]
+    assert None not in keys
+    assert keys[0] != keys[1]
+    assert encode_event(event, idempotency_key="mine").idempotency_key == "mine"
+    for key in ("", "x" * 201):
+        with pytest.raises(InvalidRequestError, match="idempotency_key"):
+            encode_event(event, idempotency_key=key)
+
+
 def test_an_event_that_is_not_json_is_refused() -> None:
     with pytest.raises(SerializationError, match="HumanResponseEvent"):
         encode_event(HumanResponseEvent(handler=object()))

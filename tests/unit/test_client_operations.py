@@ -21,7 +21,7 @@ from llama_deploy.errors import (
     TaskTimeoutError,
     UnavailableError,
 )
-from llama_deploy.types import ServiceDefinition, TaskDefinition, TaskStatus, TaskView
+from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinition, TaskStatus, TaskView
 from llama_deploy.web.connection import HttpAnswer, HttpRequest
 
 T = TypeVar("T")
@@ -139,6 +139,35 @@ def test_a_wait_of_zero_asks_once() -> None:
     assert run.request.params == {"wait": 0}
     with pytest.raises(TaskTimeoutError):
         run.answer(view())
+
+
+@pytest.mark.parametrize("path", ["/tasks/t1/events", "/sessions/s1/tasks/t1/send_event"])
+def test_an_event_with_a_key_is_sent_until_it_is_taken(path: str) -> None:
+    clock = Clock()
+    event = EventDefinition(event_obj_str="{}", idempotency_key="mine")
+    deadline = Deadline(10, clock)
+    in_session = path.startswith("/sessions")
+    run = Run(
+        tasks.send_in_session("s1", "t1", event, deadline)
+        if in_session
+        else tasks.send("t1", event, deadline),
+        clock,
+    )
+    for _ in range(2):
+        assert (run.request.path, run.request.json) == (path, event)
+        run.refuse(UnavailableError("no answer"), after=1)
+        run.pause()
+    run.answer()
+    assert run.done
+    run = Run(tasks.send("t1", event, Deadline(1, clock)), clock)
+    with pytest.raises(UnavailableError):
+        run.refuse(UnavailableError("no answer"), after=2)
+
+
+def test_an_event_without_a_key_is_sent_once() -> None:
+    run = Run(tasks.send("t1", EventDefinition(event_obj_str="{}"), Deadline(10)))
+    with pytest.raises(UnavailableError):
+        run.refuse(UnavailableError("no answer"))
 
 
 def test_a_control_plane_that_sends_its_waiters_away_is_not_flooded() -> None:

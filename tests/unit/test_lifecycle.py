@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -14,13 +15,21 @@ from llama_deploy.control_plane.lifecycle import Transition
 from llama_deploy.errors import (
     EventsMissingError,
     FencedOutError,
+    JournalConflictError,
     PayloadTooLargeError,
     SessionBusyError,
     TaskFinishedError,
 )
 from llama_deploy.state_stores.base import TaskRecord
 from llama_deploy.types import SessionPolicy, TaskResult, TaskStatus
-from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayload
+from llama_deploy.types.attempts import (
+    AttemptEvents,
+    AttemptOutcome,
+    EventPayload,
+    JournalWrite,
+    Parking,
+    RunHeader,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENDS = [TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.TIMED_OUT]
@@ -43,6 +52,19 @@ def events(count: int) -> list[EventPayload]:
     return [EventPayload(type="Progress", data={"n": n}) for n in range(count)]
 
 
+def a_write(task: TaskRecord, **changes: Any) -> JournalWrite:
+    fields = {
+        "task_id": "task",
+        "attempt": task.attempt,
+        "token": task.token or "",
+        "first": task.attempt_events,
+        "events": [],
+        "seq": task.journal_length,
+        "header": RunHeader(fingerprint="f", library_version="1"),
+    }
+    return JournalWrite(**{**fields, **changes})
+
+
 class TaskLife(RuleBasedStateMachine):
     """Applies any happening at any time, and remembers what has been seen."""
 
@@ -53,6 +75,8 @@ class TaskLife(RuleBasedStateMachine):
         self.sent = 0
         self.claims = 0
         self.ends = 0
+        self.journal: list[str | None] = []
+        self.is_stored = False
 
     def apply(self, transition: Transition) -> None:
         before = self.task
@@ -60,6 +84,9 @@ class TaskLife(RuleBasedStateMachine):
         self.stream.extend(transition.events)
         if transition.ended and not before.status.is_terminal:
             self.ends += 1
+        if transition.forget_run:
+            self.is_stored = False
+            self.journal = []
         assert self.task.attempt >= before.attempt
         assert self.task.losses >= before.losses
         if transition.dispatch:
@@ -123,6 +150,76 @@ class TaskLife(RuleBasedStateMachine):
         else:
             assert owned
 
+    @rule(
+        attempt=st.integers(1, 4),
+        own=st.booleans(),
+        count=st.integers(0, 2),
+        shift=st.integers(-2, 1),
+        entry=st.sampled_from([None, "entry"]),
+        parks=st.booleans(),
+        unseen=st.booleans(),
+    )
+    def write_journal(
+        self,
+        attempt: int,
+        *,
+        own: bool,
+        count: int,
+        shift: int,
+        entry: str | None,
+        parks: bool,
+        unseen: bool,
+    ) -> None:
+        before = self.task
+        write = a_write(
+            before,
+            attempt=attempt,
+            token=before.token if own and before.token else "forged",
+            events=events(count),
+            seq=max(before.journal_length + shift, 0),
+            entry=entry,
+            parking=Parking(inbox_seq=before.inbox_length - unseen) if parks else None,
+        )
+        transition: list[Transition] = []
+
+        def act() -> Transition:
+            transition.append(lifecycle.journal(before, write, at=NOW))
+            return transition[0]
+
+        try:
+            self.report(attempt, write.token, write.first, act)
+        except JournalConflictError:
+            assert self.task is before
+            assert write.seq > before.journal_length or (parks and write.seq < before.journal_length)
+            return
+        if not transition:
+            return
+        if (stored := transition[0].journal) is not None:
+            assert stored is write
+            self.is_stored = True
+            self.journal += [entry] if entry is not None else []
+        elif write.seq == before.journal_length:
+            assert self.task.status is TaskStatus.CANCELLED
+        if parks and not self.task.status.is_terminal:
+            assert self.task.status is (TaskStatus.QUEUED if unseen else TaskStatus.WAITING)
+        self.sent = self.task.attempt_events
+
+    @rule()
+    def wake(self) -> None:
+        before = self.task
+        self.apply(lifecycle.wake(before))
+        if before.status is TaskStatus.WAITING:
+            assert self.task.status is TaskStatus.QUEUED
+            assert (self.task.attempt, self.task.losses) == (before.attempt + 1, before.losses)
+        else:
+            assert self.task is before
+
+    @precondition(lambda self: not self.task.status.is_terminal)
+    @rule()
+    def receive_an_event(self) -> None:
+        self.apply(lifecycle.wake(replace(self.task, inbox_length=self.task.inbox_length + 1)))
+        assert self.task.status is not TaskStatus.WAITING
+
     @precondition(lambda self: self.task.status is TaskStatus.RUNNING)
     @rule()
     def lose(self) -> None:
@@ -150,6 +247,7 @@ class TaskLife(RuleBasedStateMachine):
             assert before.status.is_terminal
         else:
             assert self.task.cancel_requested or self.task.status is TaskStatus.CANCELLED
+            assert self.task.status is not TaskStatus.WAITING
 
     @rule(attempt=st.integers(1, 4))
     def refuse(self, attempt: int) -> None:
@@ -188,6 +286,18 @@ class TaskLife(RuleBasedStateMachine):
     def it_has_an_owner_only_while_it_runs(self) -> None:
         assert (self.task.token is not None) == (self.task.status is TaskStatus.RUNNING)
         assert self.task.losses <= self.task.max_attempts
+        if self.task.status is TaskStatus.WAITING:
+            assert self.task.instance_id is None
+
+    @invariant()
+    def its_journal_is_as_long_as_it_says_and_ends_with_it(self) -> None:
+        assert self.task.journal_length == len(self.journal)
+        assert self.task.has_run is self.is_stored
+        assert not (self.task.has_run and self.task.status.is_terminal)
+
+    @invariant()
+    def a_timer_is_of_a_parked_run(self) -> None:
+        assert self.task.wake_at is None or self.task.status is TaskStatus.WAITING
 
 
 TestTaskLife = TaskLife.TestCase
@@ -234,3 +344,93 @@ def test_the_first_task_of_a_session_is_dispatched_whatever_the_policy() -> None
         accepted = lifecycle.admit(new_task(), open_tasks=[], policy=policy).accepted
         assert accepted.dispatch
         assert accepted.task.status is TaskStatus.QUEUED
+
+
+def running(**changes: object) -> TaskRecord:
+    return new_task(status=TaskStatus.RUNNING, instance_id="a", token="t", claimed_at=NOW, **changes)
+
+
+def test_a_write_appends_and_the_same_again_does_not() -> None:
+    task = running()
+    write = a_write(task, entry="first", events=events(2), running_seconds=1.5)
+    stored = lifecycle.journal(task, write, at=NOW)
+    assert (stored.journal, len(stored.events)) == (write, 2)
+    assert (stored.task.journal_length, stored.task.running_seconds) == (1, 1.5)
+    again = lifecycle.journal(stored.task, write, at=NOW)
+    assert again == Transition(stored.task, [])
+
+
+def test_a_write_that_leaves_a_gap_is_refused_for_good() -> None:
+    with pytest.raises(JournalConflictError, match="has 2 entries") as refused:
+        lifecycle.journal(running(journal_length=2), a_write(running(), seq=3, entry="x"), at=NOW)
+    assert refused.value.expected == 2
+    assert not refused.value.retriable
+
+
+def test_parking_that_does_not_follow_the_journal_is_refused() -> None:
+    task = running(has_run=True, journal_length=2)
+    with pytest.raises(JournalConflictError):
+        lifecycle.journal(task, a_write(task, seq=1, parking=Parking(inbox_seq=0)), at=NOW)
+
+
+def test_a_run_that_only_waits_leaves_its_instance() -> None:
+    task = running(attempt_events=1, inbox_length=2)
+    write = a_write(task, snapshot="{}", parking=Parking(inbox_seq=2, wake_in=30.0))
+    parked = lifecycle.journal(task, write, at=NOW)
+    assert parked.journal is write
+    assert not parked.dispatch
+    assert (parked.task.status, parked.task.has_run) == (TaskStatus.WAITING, True)
+    assert (parked.task.instance_id, parked.task.token, parked.task.claimed_at) == (None, None, None)
+    assert parked.task.wake_at == NOW + timedelta(seconds=30)
+    with pytest.raises(FencedOutError, match="waiting"):
+        lifecycle.journal(parked.task, write, at=NOW)
+    woken = lifecycle.wake(parked.task)
+    assert woken.dispatch
+    assert (woken.task.attempt, woken.task.losses, woken.task.wake_at) == (2, 0, None)
+    assert woken.task.has_run
+
+
+def test_a_timer_beyond_all_reason_is_no_error() -> None:
+    write = a_write(running(), parking=Parking(inbox_seq=0, wake_in=1e308))
+    wake_at = lifecycle.journal(running(), write, at=NOW).task.wake_at
+    assert wake_at is not None
+    assert wake_at > NOW + timedelta(days=365)
+
+
+def test_a_run_that_has_not_seen_an_event_goes_on_at_once() -> None:
+    task = running(inbox_length=2)
+    write = a_write(task, events=events(1), entry="x", parking=Parking(inbox_seq=1, wake_in=30.0))
+    going_on = lifecycle.journal(task, write, at=NOW)
+    assert going_on.dispatch
+    assert going_on.journal is write
+    assert len(going_on.events) == 1
+    assert (going_on.task.status, going_on.task.attempt) == (TaskStatus.QUEUED, 2)
+    assert (going_on.task.wake_at, going_on.task.losses) == (None, 0)
+
+
+def test_a_run_whose_cancellation_was_asked_for_ends_instead_of_waiting() -> None:
+    task = running(cancel_requested=True, has_run=True, journal_length=3)
+    write = a_write(task, events=events(1), parking=Parking(inbox_seq=0))
+    ended = lifecycle.journal(task, write, at=NOW)
+    assert ended.task.status is TaskStatus.CANCELLED
+    assert ended.forget_run
+    assert ended.journal is None
+    assert [event.type for event in ended.events] == ["Progress", "TaskEnded"]
+
+
+def test_a_parked_task_is_cancelled_at_once() -> None:
+    parked = new_task(status=TaskStatus.WAITING, has_run=True, journal_length=1, wake_at=NOW)
+    cancelled = lifecycle.cancel(parked, at=NOW)
+    assert cancelled.task.status is TaskStatus.CANCELLED
+    assert cancelled.forget_run
+    assert not cancelled.notify_cancel
+
+
+def test_a_lost_attempt_keeps_the_journal() -> None:
+    task = running(has_run=True, journal_length=4, running_seconds=2.5)
+    for following in (lifecycle.lose(task, at=NOW).task, lifecycle.take_back(task, at=NOW).task):
+        assert (following.has_run, following.journal_length, following.running_seconds) == (True, 4, 2.5)
+
+
+def test_a_task_without_a_journal_has_nothing_to_forget() -> None:
+    assert not lifecycle.cancel(new_task(), at=NOW).forget_run

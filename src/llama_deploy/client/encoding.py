@@ -10,7 +10,8 @@ import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
 from llama_deploy.errors import InvalidRequestError, SerializationError
-from llama_deploy.types import EventDefinition
+from llama_deploy.types import EventDefinition, generate_id
+from llama_deploy.types.validation import describe_validation_error
 
 T = TypeVar("T")
 
@@ -44,7 +45,9 @@ def _to_json_value(value: Any, *, path: str) -> Any:
         raise SerializationError(f"{path} cannot be carried as JSON: {exc}", path=path) from exc
 
 
-def encode_event(event: BaseModel, *, service_name: str | None = None) -> EventDefinition:
+def encode_event(
+    event: BaseModel, *, service_name: str | None = None, idempotency_key: str | None = None
+) -> EventDefinition:
     """Return a workflow event as it is sent to a running task.
 
     The form is the one of `workflows.context.serializers.JsonSerializer`: fields with the class's name.
@@ -52,8 +55,11 @@ def encode_event(event: BaseModel, *, service_name: str | None = None) -> EventD
     Args:
         event: An event; its class must be known to the workflow.
         service_name: The service that the task must belong to. None: not checked.
+        idempotency_key: Names the event within its task. None: a fresh one, so that it counts once however
+            often it is sent.
 
     Raises:
+        InvalidRequestError: No event can have this idempotency key.
         SerializationError: It is no event, or a field cannot be carried as JSON.
     """
     if not isinstance(event, BaseModel):
@@ -66,7 +72,14 @@ def encode_event(event: BaseModel, *, service_name: str | None = None) -> EventD
     except (pydantic_core.PydanticSerializationError, ValueError) as exc:
         raise SerializationError(f"event {name} cannot be carried as JSON: {exc}") from exc
     wire = {"__is_pydantic": True, "value": value, "qualified_name": name}
-    return EventDefinition(agent_id=service_name, event_obj_str=pydantic_core.to_json(wire).decode())
+    try:
+        return EventDefinition(
+            agent_id=service_name,
+            event_obj_str=pydantic_core.to_json(wire).decode(),
+            idempotency_key=generate_id() if idempotency_key is None else idempotency_key,
+        )
+    except pydantic.ValidationError as exc:
+        raise InvalidRequestError(f"no event can have {describe_validation_error(exc)}") from exc
 
 
 def decode_result(value: Any, as_type: type[T], *, task_id: str) -> T:

@@ -241,10 +241,11 @@ def cancel(task_id: str) -> Operation[TaskView]:
     return call(HttpRequest("POST", _path(task_id) + "/cancel"), _VIEW)
 
 
-def send(task_id: str, event: EventDefinition) -> Operation[Any]:
+def send(task_id: str, event: EventDefinition, deadline: Deadline) -> Operation[Any]:
     """Send an event to the task. It is stored when this returns.
 
-    Not repeated when the control plane does not answer, because the event could arrive twice.
+    One with an idempotency key is repeated safely while the control plane does not answer. Another one is
+    sent once, because it could arrive twice.
 
     Raises:
         TaskNotFoundError: There is no such task.
@@ -252,7 +253,17 @@ def send(task_id: str, event: EventDefinition) -> Operation[Any]:
         InvalidRequestError: The workflow does not take such an event.
         UnavailableError: No answer; whether the event was stored is not known.
     """
-    return call(HttpRequest("POST", _path(task_id) + "/events", json=event), _ANYTHING)
+    return _send(_path(task_id) + "/events", event, deadline)
+
+
+def _send(path: str, event: EventDefinition, deadline: Deadline) -> Operation[Any]:
+    if event.idempotency_key is None:
+        return call(HttpRequest("POST", path, json=event), _ANYTHING)
+    return persist(
+        lambda: HttpRequest("POST", path, json=event, timeout=_answer_within(deadline, 0)),
+        _ANYTHING,
+        deadline,
+    )
 
 
 # -- tasks by their session, with the routes of 0.6
@@ -290,11 +301,11 @@ def result_in_session(session_id: str, task_id: str) -> Operation[TaskResult | N
     return call(HttpRequest("GET", f"{_path_in_session(session_id, task_id)}/result"), _RESULT)
 
 
-def send_in_session(session_id: str, task_id: str, event: EventDefinition) -> Operation[Any]:
+def send_in_session(
+    session_id: str, task_id: str, event: EventDefinition, deadline: Deadline
+) -> Operation[Any]:
     """Send an event to a task of the session, like `send`."""
-    return call(
-        HttpRequest("POST", f"{_path_in_session(session_id, task_id)}/send_event", json=event), _ANYTHING
-    )
+    return _send(f"{_path_in_session(session_id, task_id)}/send_event", event, deadline)
 
 
 def _path(task_id: str) -> str:

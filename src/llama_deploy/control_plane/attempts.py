@@ -1,4 +1,4 @@
-"""Attempts as instances see them: claim, stream, finish, hand back."""
+"""Attempts as instances see them: claim, stream, journal, park, finish, hand back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from llama_deploy.control_plane import lifecycle
+from llama_deploy.control_plane.refusals import Refusals
 from llama_deploy.control_plane.routing import keep_result
 from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.control_plane.unit import Unit
@@ -29,6 +30,8 @@ from llama_deploy.types.attempts import (
     AttemptOutcome,
     ClaimReply,
     ClaimRequest,
+    JournalReply,
+    JournalWrite,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -49,6 +52,7 @@ class Attempts:
         self._writer = writer
         self._sessions = sessions
         self._orchestrator = orchestrator
+        self._refusals = Refusals()
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
         """Decide on claims, in order; a refused one says why."""
@@ -59,6 +63,18 @@ class Attempts:
             else outcome
             for outcome in outcomes
         ]
+
+    async def journal(self, writes: Sequence[JournalWrite]) -> list[JournalReply]:
+        """Store writes to the journals of runs, in order; a refused one says why."""
+        outcomes = await self._writer.write_all([_journal_command(write) for write in writes])
+        return [self._journal_reply(*pair) for pair in zip(writes, outcomes, strict=True)]
+
+    def _journal_reply(self, write: JournalWrite, outcome: LlamaDeployError | None) -> JournalReply:
+        if outcome is None:
+            return JournalReply(stored=True)
+        if not outcome.retriable:
+            self._refusals.note("a journal write", outcome, task_id=write.task_id, attempt=write.attempt)
+        return JournalReply(stored=False, reason=str(outcome), retriable=outcome.retriable)
 
     async def release(self, requests: Sequence[ReleaseRequest]) -> list[ReleaseReply]:
         """Take attempts back that their owners will not finish."""
@@ -78,18 +94,22 @@ class Attempts:
         logged and counts as done.
         """
         commands: list[Command[None]] = []
-        places: list[int] = []
+        reports: list[tuple[int, AttemptEvents]] = []
         answers: list[LlamaDeployError | None] = [None] * len(messages)
         for place, message in enumerate(messages):
             try:
-                commands.append(await self._command(_report(message)))
-                places.append(place)
+                report = _report(message)
+                commands.append(await self._command(report))
+                reports.append((place, report))
             except LlamaDeployError as exc:
                 answers[place] = _answer(message, exc)
         outcomes = await self._writer.write_all(commands)
-        for place, outcome in zip(places, outcomes, strict=True):
-            if isinstance(outcome, LlamaDeployError):
-                answers[place] = _answer(messages[place], outcome)
+        for (place, report), outcome in zip(reports, outcomes, strict=True):
+            if outcome is not None and outcome.retriable:
+                answers[place] = outcome
+            elif outcome is not None:
+                what = f"a {messages[place].action} message"
+                self._refusals.note(what, outcome, task_id=report.task_id, attempt=report.attempt)
         return answers
 
     async def take_back(self, message: QueueMessage) -> None:
@@ -146,10 +166,20 @@ def _claim_command(request: ClaimRequest) -> Command[ClaimReply]:
             token=current.token or "",
             session_state=json.loads(session.state),
             inbox=unit.inbox([current.task_id]),
+            inbox_seq=current.inbox_length,
+            run=unit.runs.record(current),
         )
 
     # A claim that a power cut takes back is made again; the token of the lost one is refused.
-    return Command(run, tasks=(request.task_id,), with_session=True, synced=False)
+    return Command(run, tasks=(request.task_id,), with_session=True, resumes=True, synced=False)
+
+
+def _journal_command(write: JournalWrite) -> Command[None]:
+    def run(unit: Unit) -> None:
+        unit.apply(lifecycle.journal(unit.task(write.task_id), write, at=unit.now))
+
+    # Parking a run that is to be cancelled is its end.
+    return Command(run, tasks=(write.task_id,), may_end=write.parking is not None)
 
 
 def _release_command(request: ReleaseRequest) -> Command[None]:

@@ -1,4 +1,4 @@
-"""What happens without a request: messages leave the outbox, leases end, lost messages are repeated."""
+"""What happens without a request: messages leave the outbox, leases end, timers of parked runs are due."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, TypeGuard
 
@@ -154,10 +154,38 @@ def _is_final(outcome: BaseException | None) -> TypeGuard[LlamaDeployError]:
     )
 
 
-class Sweeper:
-    """Moves tasks on whose instance has fallen silent, and repeats messages that nobody has claimed.
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """What a sweep finds."""
 
-    It sleeps until a lease can end or an attempt can be due, at most `redispatch_seconds`.
+    instances: list[InstanceRecord]
+    unclaimed: list[TaskRecord]
+    """Queued tasks that are to be handed to the queue again."""
+    sleeping: list[TaskRecord]
+    """Parked tasks whose timer is due."""
+    next_timer: datetime | None
+    """When the first timer of all is due, None without one."""
+
+    @classmethod
+    def read(cls, tx: StoreTransaction, now: datetime) -> _Due:
+        first = tx.sleeping_tasks(limit=1)
+        return cls(
+            instances=tx.load_instances(),
+            unclaimed=tx.queued_tasks(due_before=now, limit=_PAGE),
+            sleeping=tx.sleeping_tasks(due_before=now, limit=_PAGE) if first else [],
+            next_timer=first[0].wake_at if first else None,
+        )
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether more may be due than was read."""
+        return bool(self.sleeping) or len(self.unclaimed) == _PAGE
+
+
+class Sweeper:
+    """Moves tasks on whose instance has fallen silent or whose timer is due, and repeats unclaimed messages.
+
+    It sleeps until a lease can end, or a timer or an attempt can be due, at most `redispatch_seconds`.
 
     Args:
         store: What is looked at.
@@ -185,16 +213,20 @@ class Sweeper:
         self._lease = timedelta(seconds=lease_seconds)
         self._redispatch = timedelta(seconds=redispatch_seconds)
         self._woken = asyncio.Event()
+        self._until: datetime | None = None
+        """When it looks again by itself; None while it looks."""
 
-    def wake(self) -> None:
-        """Something has a time limit now: look when it is due."""
-        self._woken.set()
+    def wake(self, due: datetime | None = None) -> None:
+        """Something has a time limit now, at `due` if that is known: look before it is over."""
+        if due is None or self._until is None or due < self._until:
+            self._woken.set()
 
     async def run(self) -> None:
         """Sweep until cancelled. Errors of the store are logged and the sweep is tried again."""
         unheard = False
         while True:
             self._woken.clear()  # before the sweep looks, so that nothing new falls between
+            self._until = None
             try:
                 if unheard or self._store_has_failed():
                     await self.renew_leases()
@@ -213,7 +245,7 @@ class Sweeper:
 
     async def _sleep(self, pause: timedelta) -> bool:
         """Sleep until the pause is over or something is new; return whether this process stood still."""
-        due = self._clock() + pause
+        due = self._until = self._clock() + pause
         try:
             async with asyncio.timeout(pause.total_seconds()):
                 await self._woken.wait()
@@ -247,16 +279,15 @@ class Sweeper:
         """Do what is due, and return how long nothing else can be."""
         now = self._clock()
 
-        def read(tx: StoreTransaction) -> tuple[list[InstanceRecord], list[TaskRecord]]:
-            return tx.load_instances(), tx.queued_tasks(due_before=now, limit=_PAGE)
-
-        instances, unclaimed = await self._store.read(read)
-        await self._expire([item for item in instances if item.lease_expires_at <= now])
-        await self._dispatch_again(unclaimed)
-        if len(unclaimed) == _PAGE:
+        due = await self._store.read(lambda tx: _Due.read(tx, now))
+        await self._expire([item for item in due.instances if item.lease_expires_at <= now])
+        await self._dispatch_again(due.unclaimed)
+        await self._wake_runs(due.sleeping)
+        if due.is_cut:
             return timedelta()
-        pauses = [item.lease_expires_at - now for item in instances if item.lease_expires_at > now]
-        return min([*pauses, self._redispatch])
+        leases = [item.lease_expires_at - now for item in due.instances if item.lease_expires_at > now]
+        timers = [due.next_timer - now] if due.next_timer is not None else []
+        return min([*leases, *timers, self._redispatch])
 
     async def _expire(self, instances: Sequence[InstanceRecord]) -> None:
         if not instances:
@@ -280,6 +311,22 @@ class Sweeper:
                 task.attempt,
                 extra={"action": "lease_ended", "task_id": task.task_id},
             )
+
+    async def _wake_runs(self, tasks: Sequence[TaskRecord]) -> None:
+        if not tasks:
+            return
+
+        def run(unit: Unit) -> int:
+            known = [task for task in (unit.find_task(each.task_id) for each in tasks) if task is not None]
+            # An event may have woken it, and it may have parked again since.
+            due = [task for task in known if task.wake_at is not None and task.wake_at <= unit.now]
+            for task in due:
+                unit.apply(lifecycle.wake(task))
+            return len(due)
+
+        command = Command(run, tasks=tuple(task.task_id for task in tasks))
+        if count := await self._writer.write(command):
+            logger.info("%d parked tasks go on: their timers are due", count, extra={"action": "wake"})
 
     async def _dispatch_again(self, tasks: Sequence[TaskRecord]) -> None:
         if not tasks:

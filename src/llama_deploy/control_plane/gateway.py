@@ -14,6 +14,8 @@ from llama_deploy.types.attempts import (
     ClaimRequest,
     Heartbeat,
     HeartbeatReply,
+    JournalReply,
+    JournalWrite,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -43,6 +45,10 @@ class DirectGateway:
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Ask to own an attempt."""
         return (await self._plane.attempts.claim([request]))[0]
+
+    async def journal(self, write: JournalWrite) -> JournalReply:
+        """Store one step of a run's journal."""
+        return (await self._plane.attempts.journal([write]))[0]
 
     async def release(self, request: ReleaseRequest) -> ReleaseReply:
         """Hand an attempt back."""

@@ -6,23 +6,28 @@
               └──────────────────▶  ▲  │            │
                                     │  ├─cancel─▶ cancelled
                                     │  └─refuse─▶ failed
-                                    └──lost, handed or taken back──┘
+                                    ├──lost, handed or taken back──┤
+                                    └──wake── waiting ◀──park──────┘
+                                                 └─cancel─▶ cancelled
 ```
 
 Whatever does not fit raises and changes nothing: an attempt that is not the present one raises
-`FencedOutError`, a request to a task that has ended `TaskFinishedError`.
+`FencedOutError`, a request to a task that has ended `TaskFinishedError`. A run's journal belongs to its
+task: it stays from attempt to attempt and goes when the task ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from llama_deploy.errors import (
     AttemptsExhaustedError,
     EventsMissingError,
     FencedOutError,
+    JournalConflictError,
     LlamaDeployError,
     SessionBusyError,
     TaskCancelledError,
@@ -30,7 +35,10 @@ from llama_deploy.errors import (
 )
 from llama_deploy.state_stores.base import TaskRecord
 from llama_deploy.types import SessionPolicy, TaskFailure, TaskResult, TaskStatus
-from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayload
+from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayload, JournalWrite, Parking
+
+_LONGEST_SLEEP: Final = timedelta(days=3650)
+"""A run whose timer is due later is woken then all the same; it parks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,10 @@ class Transition:
     """Hand the attempt to the queue."""
     notify_cancel: bool = False
     """Tell the instance to stop the attempt."""
+    journal: JournalWrite | None = None
+    """To be stored in the run's journal."""
+    forget_run: bool = False
+    """Delete what is stored of the run."""
 
     @property
     def ended(self) -> bool:
@@ -141,6 +153,49 @@ def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transitio
         attempts=task.attempt,
     )
     return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.terminal_event)
+
+
+def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transition:
+    """The owner of the attempt writes to the run's journal, and may park the run: `running` → `waiting`.
+
+    A write that was stored before, because its answer was lost, is not stored again. A run that is to be
+    parked goes straight to its next attempt if an event has come that it has not seen, and to its end if
+    somebody wants that.
+
+    Raises:
+        FencedOutError: The sender does not own the attempt.
+        EventsMissingError: Earlier events of the attempt have not arrived.
+        JournalConflictError: The write does not follow the entries that are stored.
+    """
+    events = _new_events(task, write)
+    task = _grown(task, len(events))
+    if write.seq < task.journal_length and write.parking is None:
+        return Transition(task, events)
+    if write.seq != task.journal_length:
+        raise JournalConflictError(
+            f"the journal of task {task.task_id} has {task.journal_length} entries, but the write of attempt"
+            f" {write.attempt} is to follow {write.seq}; a new attempt has to read it again",
+            task_id=task.task_id,
+            expected=task.journal_length,
+        )
+    task = replace(
+        task,
+        has_run=True,
+        journal_length=task.journal_length + (write.entry is not None),
+        running_seconds=write.running_seconds,
+    )
+    if write.parking is None:
+        return Transition(task, events, journal=write)
+    if task.cancel_requested:
+        return _finish(task, _cancelled(task), at=at, events=events)
+    return replace(_park(task, write.parking, at=at), events=events, journal=write)
+
+
+def wake(task: TaskRecord) -> Transition:
+    """Something from outside has come for a run: if it is parked, its next attempt is due."""
+    if task.status is not TaskStatus.WAITING:
+        return Transition(task)
+    return _next_attempt(task)
 
 
 def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
@@ -256,10 +311,28 @@ def _next_attempt(task: TaskRecord) -> Transition:
             instance_id=None,
             token=None,
             claimed_at=None,
+            wake_at=None,
             attempt_events=0,
             dispatches=1,
         ),
         dispatch=True,
+    )
+
+
+def _park(task: TaskRecord, parking: Parking, *, at: datetime) -> Transition:
+    if task.inbox_length > parking.inbox_seq:
+        return _next_attempt(task)
+    seconds = parking.wake_in
+    sleep = None if seconds is None else timedelta(seconds=min(seconds, _LONGEST_SLEEP.total_seconds()))
+    return Transition(
+        replace(
+            task,
+            status=TaskStatus.WAITING,
+            instance_id=None,
+            token=None,
+            claimed_at=None,
+            wake_at=None if sleep is None else at + sleep,
+        )
     )
 
 
@@ -295,10 +368,14 @@ def _finish(
         status=result.status,
         token=None,
         finished_at=at,
+        wake_at=None,
         stream_length=task.stream_length + 1,
+        has_run=False,
+        journal_length=0,
         result=result.model_dump_json(),
     )
-    return Transition(ended, [*events, stop_event or _terminal_event(result)])
+    terminal = stop_event or _terminal_event(result)
+    return Transition(ended, [*events, terminal], forget_run=task.has_run)
 
 
 def _terminal_event(result: TaskResult) -> EventPayload:

@@ -203,3 +203,5 @@ class ControlPlane:
                 self._hub.ended(task_view(task))
         for task_id in committed.deleted:
             self._hub.deleted(task_id)
+        if committed.wake_at is not None:
+            self._sweeper.wake(committed.wake_at)

@@ -119,6 +119,7 @@ async def follow(
         TaskNotFoundError: There is no such task, or it was deleted meanwhile.
     """
     cursor = after
+    is_over = False
     with hub.watch(task_id) as watch:
         if task_id not in await store.read(lambda tx: tx.load_tasks([task_id])):
             raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
@@ -134,8 +135,11 @@ async def follow(
                     continue
             elif watch.deleted:
                 raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
-            elif watch.ended is not None or await _has_ended(store, task_id):
+            elif is_over:
                 return  # the cursor is beyond the end
+            elif watch.ended is not None or await _has_ended(store, task_id):
+                is_over = True
+                continue  # its last events may have come since we looked
             if not await watch.changed(KEEP_ALIVE_SECONDS):
                 yield []
 

@@ -32,7 +32,7 @@ from llama_deploy.types import (
 from llama_deploy.types.json_values import encode_json
 
 _MAX_INBOX: Final = 10_000
-"""The most events that can be sent to one task: all of them travel with the claim of its next attempt."""
+"""The most events that can be sent to one task: all that are not consumed travel with its next claim."""
 
 EventStream = AsyncIterator[list[EventRecord]]
 """Groups of events that follow one another; an empty group is a sign of life."""
@@ -166,6 +166,9 @@ class Tasks:
     ) -> None:
         """Put an event into the task's inbox; the workflow gets it when, and wherever, it runs.
 
+        A parked run is woken by it. An event whose idempotency key was sent to the task before adds nothing,
+        even if the task has ended since.
+
         Raises:
             TaskNotFoundError: There is no such task (in the session, if one is named).
             SessionNotFoundError: There is no such session.
@@ -178,12 +181,15 @@ class Tasks:
 
         def run(unit: Unit) -> None:
             current = unit.task(task_id)
+            if unit.was_sent(task_id, event):
+                return
             lifecycle.check_open(current)
             if current.inbox_length >= _MAX_INBOX:
                 raise OverloadedError(f"{_MAX_INBOX} events were sent to task {task_id}; it takes no more")
             unit.add_to_inbox(current, event)
 
-        await self._writer.write(Command(run, tasks=(task_id,)))
+        keys = () if event.idempotency_key is None else ((task_id, event.idempotency_key),)
+        await self._writer.write(Command(run, tasks=(task_id,), inbox_keys=keys))
 
     async def cancel(self, task_id: str) -> TaskView:
         """Ask for the task's end; one that runs ends as soon as its instance has stopped it.

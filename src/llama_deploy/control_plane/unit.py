@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.lifecycle import Transition
+from llama_deploy.control_plane.runs import Runs
 from llama_deploy.errors import SessionNotFoundError, TaskNotFoundError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.state_stores.base import (
+    PROGRESS,
     EventRecord,
     InboxRecord,
     OutboxRecord,
@@ -23,12 +26,13 @@ from llama_deploy.state_stores.base import (
     TaskRecord,
 )
 from llama_deploy.types import EventDefinition, SessionPolicy, TaskStatus
-from llama_deploy.types.attempts import EventPayload, InboxEntry, TaskCancellation, TaskDispatch
+from llama_deploy.types.attempts import EventPayload, InboxEntry, JournalWrite, TaskCancellation, TaskDispatch
 from llama_deploy.types.json_values import encode_json
 from llama_deploy.types.topics import CONTROL_PLANE, Topics
 
 _MAX_DOUBLINGS: Final = 6
 """How often the pause before an unclaimed attempt is handed to the queue again is doubled."""
+_progress_aside: Final = attrgetter(*(item.name for item in fields(TaskRecord) if item.name not in PROGRESS))
 
 
 @dataclass(slots=True)
@@ -49,6 +53,8 @@ class Committed:
     ended: dict[str, TaskRecord] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
     """Ids of tasks that were deleted."""
+    wake_at: datetime | None = None
+    """When the first of the runs that were parked is to be woken; None if none has a timer."""
 
 
 class Unit:
@@ -71,11 +77,16 @@ class Unit:
         self._open: dict[str, dict[str, TaskRecord]] = {}
         self._new_tasks: set[str] = set()
         self._changed_tasks: set[str] = set()
+        self._grown_tasks: set[str] = set()
+        """Tasks of which only the progress has changed."""
         self._new_sessions: set[str] = set()
         self._changed_sessions: set[str] = set()
         self._instances: dict[str, bool] = {}
         self._events: list[EventRecord] = []
         self._inbox: list[InboxRecord] = []
+        self._inbox_keys: set[tuple[str, str]] = set()
+        self._consumed: set[tuple[str, int]] = set()
+        self.runs = Runs(tx)
 
     def load(
         self,
@@ -84,6 +95,8 @@ class Unit:
         session_ids: Collection[str],
         with_session_of: Collection[str],
         ending_task_ids: Collection[str],
+        resumed_task_ids: Collection[str],
+        inbox_keys: Collection[tuple[str, str]],
     ) -> None:
         """Read what the commands are going to need, in as few statements as possible.
 
@@ -92,6 +105,8 @@ class Unit:
             session_ids: Sessions to read together with their open tasks.
             with_session_of: Tasks whose sessions are to be read.
             ending_task_ids: Tasks whose sessions are to be read with their open tasks.
+            resumed_task_ids: Tasks whose runs are to be read.
+            inbox_keys: Tasks with keys of events that may be in their inboxes already.
         """
         if task_ids:
             self._tasks.update(self.tx.load_tasks(task_ids))
@@ -100,6 +115,10 @@ class Unit:
             self._sessions.update(self.tx.load_sessions(wanted))
         if with_open_tasks:
             self._load_open_tasks(with_open_tasks)
+        known = self._tasks
+        self.runs.load({key for key in resumed_task_ids if key in known and known[key].has_run})
+        if keys := {item for item in inbox_keys if item[0] in known and known[item[0]].inbox_length}:
+            self._inbox_keys = self.tx.known_inbox_keys(keys)
 
     def _sessions_of(self, task_ids: Collection[str]) -> set[str]:
         return {self._tasks[task_id].session_id for task_id in task_ids if task_id in self._tasks}
@@ -167,7 +186,7 @@ class Unit:
         ]
 
     def inbox(self, task_ids: Collection[str]) -> list[InboxEntry]:
-        """Return the inbox entries of tasks, ordered by task and sequence number."""
+        """Return the inbox entries of tasks that are not consumed, ordered by task and sequence number."""
         wanted = [task_id for task_id in task_ids if self._tasks[task_id].inbox_length]
         if not wanted:
             return []
@@ -177,7 +196,12 @@ class Unit:
                 task_id=entry.task_id, seq=entry.seq, event=EventDefinition.model_validate_json(entry.event)
             )
             for entry in sorted(stored, key=lambda entry: (entry.task_id, entry.seq))
+            if (entry.task_id, entry.seq) not in self._consumed
         ]
+
+    def was_sent(self, task_id: str, event: EventDefinition) -> bool:
+        """Whether an event of the same idempotency key was put into the task's inbox before."""
+        return event.idempotency_key is not None and (task_id, event.idempotency_key) in self._inbox_keys
 
     # -- writing
 
@@ -211,8 +235,11 @@ class Unit:
             self._tasks.pop(task_id, None)
         self._new_tasks -= tasks
         self._changed_tasks -= tasks
+        self._grown_tasks -= tasks
         self._events = [event for event in self._events if event.task_id not in tasks]
         self._inbox = [entry for entry in self._inbox if entry.task_id not in tasks]
+        self._consumed = {entry for entry in self._consumed if entry[0] not in tasks}
+        self.runs.forget(tasks, stored=False)
         del self._sessions[session_id]
         self._new_sessions.discard(session_id)
         self._changed_sessions.discard(session_id)
@@ -230,10 +257,14 @@ class Unit:
             pause = self._redispatch_pause * 2 ** min(task.dispatches - 1, _MAX_DOUBLINGS)
             task = replace(task, redispatch_at=self.now + pause)
             self._dispatch(task)
-        self._tasks[task.task_id] = task
-        if task.task_id not in self._new_tasks:
-            self._changed_tasks.add(task.task_id)
+        self._note_change(task)
         self._append(task, transition.events)
+        if transition.journal is not None:
+            self._write_journal(task, transition.journal)
+        if transition.forget_run:
+            self.runs.forget([task.task_id])
+        if task.wake_at is not None:
+            self.committed.wake_at = min(self.committed.wake_at or task.wake_at, task.wake_at)
         if transition.notify_cancel:
             self._tell_instance(
                 task, ActionTypes.CANCEL_TASK, TaskCancellation(task_id=task.task_id, attempt=task.attempt)
@@ -244,18 +275,31 @@ class Unit:
             self._open[task.session_id][task.task_id] = task
         return task
 
+    def _note_change(self, task: TaskRecord) -> None:
+        before = self._tasks.get(task.task_id)
+        self._tasks[task.task_id] = task
+        if task.task_id in self._new_tasks or task == before:
+            return
+        if before is not None and _progress_aside(before) == _progress_aside(task):
+            self._grown_tasks.add(task.task_id)
+        else:
+            self._changed_tasks.add(task.task_id)
+
     def postpone(self, task: TaskRecord) -> None:
         """Look later whether an attempt has to be handed to the queue again."""
         self.apply(Transition(replace(task, redispatch_at=self.now + self._redispatch_pause)))
 
     def add_to_inbox(self, task: TaskRecord, event: EventDefinition) -> TaskRecord:
-        """Append an event to a task's inbox, and tell the instance that runs it."""
+        """Append an event to a task's inbox, and tell the instance that runs it, or wake its parked run."""
         task = replace(task, inbox_length=task.inbox_length + 1)
         entry = InboxEntry(task_id=task.task_id, seq=task.inbox_length, event=event)
-        self._inbox.append(InboxRecord(task.task_id, entry.seq, event.model_dump_json()))
+        key = event.idempotency_key
+        self._inbox.append(InboxRecord(task.task_id, entry.seq, event.model_dump_json(), key))
+        if key is not None:
+            self._inbox_keys.add((task.task_id, key))
         if task.status is TaskStatus.RUNNING:
             self._tell_instance(task, ActionTypes.SEND_EVENT, entry)
-        return self.apply(Transition(task))
+        return self.apply(lifecycle.wake(task))
 
     def flush(self) -> Committed:
         """Write everything."""
@@ -264,10 +308,14 @@ class Unit:
         # A dictionary keeps the order of insertion, which is the order of the tasks in their session.
         self._put(self.tx.insert_tasks, self._tasks, self._new_tasks)
         self._put(self.tx.update_tasks, self._tasks, self._changed_tasks)
+        self._put(self.tx.update_progress, self._tasks, self._grown_tasks - self._changed_tasks)
         if self._events:
             self.tx.insert_events(self._events)
         if self._inbox:
             self.tx.insert_inbox(self._inbox)
+        if self._consumed:
+            self.tx.consume_inbox(self._consumed)
+        self.runs.flush()
         if self.committed.outgoing:
             self.tx.insert_outbox(
                 [
@@ -281,6 +329,10 @@ class Unit:
     def _put(write: Any, rows: dict[str, Any], ids: set[str]) -> None:
         if ids:
             write([row for key, row in rows.items() if key in ids])
+
+    def _write_journal(self, task: TaskRecord, write: JournalWrite) -> None:
+        self.runs.write(write)
+        self._consumed.update((task.task_id, seq) for seq in write.consumed if 0 < seq <= task.inbox_length)
 
     def _append(self, task: TaskRecord, events: Iterable[EventPayload]) -> None:
         payloads = list(events)

@@ -38,6 +38,10 @@ class Command(Generic[R]):
     """Whether the sessions of the tasks are needed too."""
     may_end: bool = False
     """Whether the tasks may end: their sessions are needed with their open tasks, one of which is next."""
+    resumes: bool = False
+    """Whether what is stored of the tasks' runs is needed."""
+    inbox_keys: tuple[tuple[str, str], ...] = ()
+    """Tasks with the keys of events that are to be sent to them."""
     synced: bool = True
     """Whether the change has to outlive a power cut; one that can be made good again need not."""
 
@@ -145,6 +149,8 @@ class Writer:
                 session_ids={session_id for command in commands for session_id in command.sessions},
                 with_session_of=_tasks(command for command in commands if command.with_session),
                 ending_task_ids=_tasks(command for command in commands if command.may_end),
+                resumed_task_ids=_tasks(command for command in commands if command.resumes),
+                inbox_keys={pair for command in commands for pair in command.inbox_keys},
             )
             outcomes = [_run(command, unit) for command in commands]
             if sent:

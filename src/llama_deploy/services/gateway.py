@@ -6,14 +6,19 @@ offers the same for use within one process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
 from llama_deploy.batching import Batcher
-from llama_deploy.errors import InternalServerError, SessionNotFoundError
+from llama_deploy.errors import (
+    InternalServerError,
+    LlamaDeployError,
+    PayloadTooLargeError,
+    SessionNotFoundError,
+)
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.attempts import (
     BEAT_TIMEOUT,
@@ -21,12 +26,14 @@ from llama_deploy.types.attempts import (
     ClaimRequest,
     Heartbeat,
     HeartbeatReply,
+    JournalReply,
+    JournalWrite,
     ReleaseReply,
     ReleaseRequest,
 )
 from llama_deploy.types.services import Registration
 from llama_deploy.types.validation import describe_validation_error
-from llama_deploy.web.connection import HttpConnection, HttpRequest, SyncHttpConnection
+from llama_deploy.web.connection import JSON_HEADERS, HttpConnection, HttpRequest, SyncHttpConnection
 
 T = TypeVar("T")
 
@@ -47,6 +54,18 @@ class ControlPlaneGateway(Protocol):
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Ask to own an attempt."""
+        ...
+
+    async def journal(self, write: JournalWrite) -> JournalReply:
+        """Store one step of a run's journal; it is durable if the reply says that it is stored.
+
+        The writes of one task are to follow one another: each waits for the reply to the one before. One
+        whose reply was lost is sent again as it was.
+
+        Raises:
+            PayloadTooLargeError: The write is larger than the control plane takes.
+            OverloadedError: Too many writes wait.
+        """
         ...
 
     async def release(self, request: ReleaseRequest) -> ReleaseReply:
@@ -74,7 +93,13 @@ class ControlPlaneGateway(Protocol):
         ...
 
 
+_JOURNAL_REQUEST_BYTES: Final = 1024 * 1024
+"""The most bytes of journal writes in one request, but for a larger one, which travels alone.
+
+A quarter of what a control plane takes unless it is set otherwise.
+"""
 _CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply])
+_JOURNAL_REPLIES: Final = TypeAdapter(list[JournalReply])
 _RELEASE_REPLIES: Final = TypeAdapter(list[ReleaseReply])
 _REGISTRATION: Final = TypeAdapter(Registration)
 _HEARTBEAT_REPLY: Final = TypeAdapter(HeartbeatReply)
@@ -84,7 +109,7 @@ _STATE: Final[TypeAdapter[dict[str, Any]]] = TypeAdapter(dict[str, Any])
 class HttpGateway:
     """The control plane over HTTP. `close` it.
 
-    Claims and releases that are asked for at the same time travel in one request.
+    Claims, releases and journal writes that are asked for at the same time travel in one request.
 
     Args:
         control_plane_url: Such as `http://127.0.0.1:8000`.
@@ -95,6 +120,7 @@ class HttpGateway:
         self._connection = HttpConnection(self.control_plane_url)
         self._heartbeats = SyncHttpConnection(self.control_plane_url, pool_size=1)
         self._claims: Batcher[ClaimRequest, ClaimReply] = Batcher(self._claim_all, name="claims")
+        self._journal: Batcher[JournalWrite, JournalReply] = Batcher(self._journal_all, name="journal")
         self._releases: Batcher[ReleaseRequest, ReleaseReply] = Batcher(self._release_all, name="releases")
 
     async def register(self, definition: ServiceDefinition) -> Registration:
@@ -112,6 +138,10 @@ class HttpGateway:
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """See `ControlPlaneGateway`."""
         return await self._claims.submit(request)
+
+    async def journal(self, write: JournalWrite) -> JournalReply:
+        """See `ControlPlaneGateway`."""
+        return await self._journal.submit(write)
 
     async def release(self, request: ReleaseRequest) -> ReleaseReply:
         """See `ControlPlaneGateway`."""
@@ -137,6 +167,7 @@ class HttpGateway:
     async def close(self) -> None:
         """See `ControlPlaneGateway`."""
         await self._claims.close()
+        await self._journal.close()
         await self._releases.close()
         await self._connection.close()
         self._heartbeats.close()
@@ -145,6 +176,27 @@ class HttpGateway:
         request = HttpRequest("POST", "/attempts/claim", json=list(requests))
         replies = self._read(_CLAIM_REPLIES, await self._connection.request(request), request)
         return [*replies]
+
+    async def _journal_all(self, writes: Sequence[JournalWrite]) -> list[JournalReply | BaseException]:
+        """Send writes in order, in requests of a limited size."""
+        outcomes: list[JournalReply | BaseException] = []
+        for bodies in _cut([write.model_dump_json().encode() for write in writes]):
+            outcomes += await self._journal_some(bodies)
+        return outcomes
+
+    async def _journal_some(self, bodies: Sequence[bytes]) -> Sequence[JournalReply | BaseException]:
+        """Send writes in one request; if that is too large for this server, each in its own."""
+        body = b"[%b]" % b",".join(bodies)
+        request = HttpRequest("POST", "/attempts/journal", content=body, headers=JSON_HEADERS)
+        try:
+            return self._read(_JOURNAL_REPLIES, await self._connection.request(request), request)
+        except PayloadTooLargeError as exc:
+            if len(bodies) == 1:
+                return [exc]
+            return [outcome for each in bodies for outcome in await self._journal_some([each])]
+        except LlamaDeployError as exc:
+            # The writes of other requests have their own outcomes.
+            return [exc] * len(bodies)
 
     async def _release_all(self, requests: Sequence[ReleaseRequest]) -> list[ReleaseReply | BaseException]:
         request = HttpRequest("POST", "/attempts/release", json=list(requests))
@@ -159,6 +211,20 @@ class HttpGateway:
                 f"{self.control_plane_url}{request.path} did not answer as a control plane does: "
                 f"{describe_validation_error(exc)}"
             ) from exc
+
+
+def _cut(bodies: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the bodies in order, together as long as they are not larger than one request is to be."""
+    group: list[bytes] = []
+    size = 0
+    for body in bodies:
+        if group and size + len(body) > _JOURNAL_REQUEST_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(body)
+        size += len(body)
+    if group:
+        yield group
 
 
 def _state_path(session_id: str) -> str:

@@ -15,11 +15,11 @@ one request and one for a hundred cost about the same.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from llama_deploy.types import SessionPolicy, TaskStatus
 
@@ -69,10 +69,29 @@ class TaskRecord:
     """How many of them came from the attempt under way."""
     inbox_length: int = 0
     """How many events were sent to the task."""
+    has_run: bool = False
+    """Whether something of its run is stored: a `RunHeadRecord` and entries of its journal."""
+    journal_length: int = 0
+    """How many entries the journal of its run has had, those that a snapshot has replaced included."""
+    running_seconds: float = 0.0
+    """How long its run has been running, as the journal tells; without the time in which it waited."""
+    wake_at: datetime | None = None
+    """When a parked run is to be woken. None: only an event wakes it."""
     cancel_requested: bool = False
     finished_at: datetime | None = None
     result: str | None = None
     """The `TaskResult` as JSON, once the task has ended."""
+
+
+PROGRESS: Final = (
+    "stream_length",
+    "attempt_events",
+    "inbox_length",
+    "has_run",
+    "journal_length",
+    "running_seconds",
+)
+"""The fields of a `TaskRecord` that `StoreTransaction.update_progress` overwrites."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +116,29 @@ class InboxRecord:
     """From 1, without gaps."""
     event: str
     """The `EventDefinition` as JSON."""
+    idempotency_key: str | None = None
+    """Unique among those of the task, None aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunHeadRecord:
+    """What a run goes on from, together with the journal entries after it."""
+
+    task_id: str
+    fingerprint: str
+    library_version: str
+    snapshot: str | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """One entry of a run's journal."""
+
+    task_id: str
+    seq: int
+    """From 0. Those before the present snapshot are gone."""
+    entry: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +200,7 @@ class StoreTransaction(ABC):
 
     @abstractmethod
     def delete_sessions(self, session_ids: Collection[str]) -> None:
-        """Delete the sessions with their tasks, events and inboxes. Unknown ids are ignored."""
+        """Delete the sessions with their tasks, events, inboxes and runs. Unknown ids are ignored."""
 
     # -- tasks
 
@@ -170,7 +212,7 @@ class StoreTransaction(ABC):
     def session_tasks(self, session_ids: Collection[str], *, open_only: bool = False) -> list[TaskRecord]:
         """Return the tasks of the sessions in the order in which they were inserted.
 
-        With `open_only`, without those in a terminal status.
+        With `open_only`, only those without a `finished_at`.
         """
 
     @abstractmethod
@@ -187,12 +229,25 @@ class StoreTransaction(ABC):
         """
 
     @abstractmethod
+    def sleeping_tasks(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        """Return tasks in the status `waiting` with a `wake_at`, by that, then in the order of insertion.
+
+        Args:
+            due_before: Only those with an earlier `wake_at`. None: all.
+            limit: The most tasks to return.
+        """
+
+    @abstractmethod
     def insert_tasks(self, tasks: Sequence[TaskRecord]) -> None:
         """Store new tasks; their order is the order of their session."""
 
     @abstractmethod
     def update_tasks(self, tasks: Sequence[TaskRecord]) -> None:
         """Overwrite everything but the id, session, service, input and creation time."""
+
+    @abstractmethod
+    def update_progress(self, tasks: Sequence[TaskRecord]) -> None:
+        """Overwrite the fields in `PROGRESS`. No index holds them, so this costs less than `update_tasks`."""
 
     # -- event streams and inboxes
 
@@ -206,11 +261,48 @@ class StoreTransaction(ABC):
 
     @abstractmethod
     def load_inbox(self, task_ids: Collection[str]) -> list[InboxRecord]:
-        """Return the inbox entries of the tasks, ordered by task and sequence number."""
+        """Return the tasks' inbox entries that are not consumed, ordered by task and sequence number."""
+
+    @abstractmethod
+    def known_inbox_keys(self, keys: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Return those of the pairs (task id, idempotency key) that inbox entries have, consumed ones too."""
 
     @abstractmethod
     def insert_inbox(self, entries: Sequence[InboxRecord]) -> None:
         """Store new inbox entries."""
+
+    @abstractmethod
+    def consume_inbox(self, entries: Collection[tuple[str, int]]) -> None:
+        """Mark inbox entries, each a task id and a sequence number, as consumed. Unknown ones are ignored."""
+
+    # -- runs and their journals
+
+    @abstractmethod
+    def load_runs(self, task_ids: Collection[str]) -> dict[str, RunHeadRecord]:
+        """Return the heads of the runs by task id."""
+
+    @abstractmethod
+    def put_runs(self, runs: Sequence[RunHeadRecord]) -> None:
+        """Insert the heads, or overwrite those of the same task.
+
+        A `snapshot` or `state` of None stays as it is stored. A head that brings nothing new costs no write.
+        """
+
+    @abstractmethod
+    def load_journal(self, task_ids: Collection[str]) -> list[JournalRecord]:
+        """Return the journal entries of the tasks, ordered by task and sequence number."""
+
+    @abstractmethod
+    def insert_journal(self, entries: Sequence[JournalRecord]) -> None:
+        """Store new journal entries."""
+
+    @abstractmethod
+    def trim_journal(self, lengths: Mapping[str, int]) -> None:
+        """Delete the journal entries of each task whose sequence number is smaller than the one given."""
+
+    @abstractmethod
+    def delete_runs(self, task_ids: Collection[str]) -> None:
+        """Delete the runs of the tasks with their journals. Unknown ids are ignored."""
 
     # -- outbox
 

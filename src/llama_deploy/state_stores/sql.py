@@ -20,10 +20,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from llama_deploy.state_stores.base import (
+    PROGRESS,
     EventRecord,
     InboxRecord,
     InstanceRecord,
+    JournalRecord,
     OutboxRecord,
+    RunHeadRecord,
     ServiceRecord,
     SessionRecord,
     StoreTransaction,
@@ -34,24 +37,32 @@ from llama_deploy.state_stores.tables import (
     events,
     inbox,
     instances,
+    journal,
     outbox,
+    runs,
     services,
     sessions,
     task_is_open,
     task_is_queued,
     task_is_running,
+    task_is_sleeping,
     tasks,
 )
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+T = TypeVar("T")
 R = TypeVar("R", bound="DataclassInstance")
 
 _IDS_PER_STATEMENT = 500
 """Databases limit the parameters of a statement: SQLite's smallest usual limit is 999."""
 
+_PAIRS_PER_STATEMENT = 32
+"""Few, because the database looks for every key of a statement in every task of it."""
+
 _IDS = "ids"
+_KEYS = "keys"
 _KEY = "key"
 _ids: sa.BindParameter[str] = sa.bindparam(_IDS, expanding=True)
 
@@ -76,6 +87,8 @@ _SESSION = _Mapper(SessionRecord, sessions)
 _TASK = _Mapper(TaskRecord, tasks)
 _EVENT = _Mapper(EventRecord, events)
 _INBOX = _Mapper(InboxRecord, inbox)
+_RUN = _Mapper(RunHeadRecord, runs)
+_JOURNAL = _Mapper(JournalRecord, journal)
 _OUTBOX = _Mapper(OutboxRecord, outbox)
 _SERVICE = _Mapper(ServiceRecord, services)
 _INSTANCE = _Mapper(InstanceRecord, instances)
@@ -120,13 +133,29 @@ _queued_tasks = (
 _QUEUED_TASKS = _Query.of(_queued_tasks)
 _QUEUED_TASKS_BEFORE = _Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
 
+_sleeping_tasks = (
+    sa.select(*_TASK.columns)
+    .where(task_is_sleeping)
+    .order_by(tasks.c.wake_at, tasks.c.position)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+)
+_SLEEPING_TASKS = _Query.of(_sleeping_tasks)
+_SLEEPING_TASKS_BEFORE = _Query.of(_sleeping_tasks.where(tasks.c.wake_at < sa.bindparam("due_before")))
+
 _EVENTS_AFTER = (
     sa.select(*_EVENT.columns)
     .where(events.c.task_id == sa.bindparam("task_id"), events.c.index > sa.bindparam("after"))
     .order_by(events.c.index)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
-_INBOX_BY_TASK = _Query.of(sa.select(*_INBOX.columns).where(inbox.c.task_id.in_(_ids)))
+_INBOX_BY_TASK = _Query.of(
+    sa.select(*_INBOX.columns).where(inbox.c.task_id.in_(_ids), inbox.c.consumed.is_(sa.false()))
+)
+_INBOX_KEYS = sa.select(inbox.c.task_id, inbox.c.idempotency_key).where(
+    inbox.c.task_id.in_(_ids), inbox.c.idempotency_key.in_(sa.bindparam(_KEYS, expanding=True))
+)
+_RUNS_BY_TASK = _Query.of(sa.select(*_RUN.columns).where(runs.c.task_id.in_(_ids)))
+_JOURNAL_BY_TASK = _Query.of(sa.select(*_JOURNAL.columns).where(journal.c.task_id.in_(_ids)))
 _OUTBOX_OLDEST = _Query.of(
     sa.select(*_OUTBOX.columns).order_by(outbox.c.position).limit(sa.bindparam("limit", type_=sa.Integer))
 )
@@ -141,6 +170,7 @@ _INSERT_SESSIONS = sa.insert(sessions)
 _INSERT_TASKS = sa.insert(tasks).inline()
 _INSERT_EVENTS = sa.insert(events)
 _INSERT_INBOX = sa.insert(inbox)
+_INSERT_JOURNAL = sa.insert(journal)
 _INSERT_OUTBOX = sa.insert(outbox).inline()
 
 
@@ -156,12 +186,28 @@ _UPDATE_TASKS = _update(
     tasks, _TASK, key="task_id", fixed={"session_id", "service_name", "input", "created_at"}
 )
 
+_UPDATE_PROGRESS = _update(tasks, _TASK, key="task_id", fixed={*_TASK.names} - {*PROGRESS})
+_CONSUME_INBOX = (
+    sa.update(inbox)
+    .where(inbox.c.task_id == sa.bindparam(_KEY), inbox.c.seq == sa.bindparam("number"))
+    .values(consumed=sa.true())
+)
+_TRIM_JOURNAL = sa.delete(journal).where(
+    journal.c.task_id == sa.bindparam(_KEY), journal.c.seq < sa.bindparam("length")
+)
+
 _tasks_of_sessions = sa.select(tasks.c.task_id).where(tasks.c.session_id.in_(_ids))
 _DELETE_SESSIONS = (
     sa.delete(events).where(events.c.task_id.in_(_tasks_of_sessions)),
     sa.delete(inbox).where(inbox.c.task_id.in_(_tasks_of_sessions)),
+    sa.delete(journal).where(journal.c.task_id.in_(_tasks_of_sessions)),
+    sa.delete(runs).where(runs.c.task_id.in_(_tasks_of_sessions)),
     sa.delete(tasks).where(tasks.c.session_id.in_(_ids)),
     sa.delete(sessions).where(sessions.c.session_id.in_(_ids)),
+)
+_DELETE_RUNS = (
+    sa.delete(journal).where(journal.c.task_id.in_(_ids)),
+    sa.delete(runs).where(runs.c.task_id.in_(_ids)),
 )
 _DELETE_OUTBOX = (sa.delete(outbox).where(outbox.c.message_id.in_(_ids)),)
 _DELETE_SERVICES = (
@@ -183,14 +229,39 @@ def _puts(table: sa.Table) -> dict[str, sa.Insert]:
     return puts
 
 
+def _run_puts() -> dict[str, sa.Insert]:
+    """Like `_puts`, but what is None keeps the value that is stored, and nothing new is no write."""
+    puts: dict[str, sa.Insert] = {}
+    for dialect in (sqlite, postgresql):
+        insert = dialect.insert(runs)
+        new = insert.excluded
+        puts[dialect.dialect.name] = insert.on_conflict_do_update(
+            index_elements=list(runs.primary_key),
+            set_={
+                "fingerprint": new.fingerprint,
+                "library_version": new.library_version,
+                "snapshot": sa.func.coalesce(new.snapshot, runs.c.snapshot),
+                "state": sa.func.coalesce(new.state, runs.c.state),
+            },
+            where=sa.or_(
+                new.snapshot.is_not(None),
+                new.state.is_not(None),
+                new.fingerprint != runs.c.fingerprint,
+                new.library_version != runs.c.library_version,
+            ),
+        )
+    return puts
+
+
+_PUT_RUNS = _run_puts()
 _PUT_SERVICES = _puts(services)
 _PUT_INSTANCES = _puts(instances)
 
 
-def _chunks(ids: Collection[str]) -> Iterator[list[str]]:
-    unique = list(dict.fromkeys(ids))
-    for start in range(0, len(unique), _IDS_PER_STATEMENT):
-        yield unique[start : start + _IDS_PER_STATEMENT]
+def _chunks(items: Collection[T], size: int = _IDS_PER_STATEMENT) -> Iterator[list[T]]:
+    unique = list(dict.fromkeys(items))
+    for start in range(0, len(unique), size):
+        yield unique[start : start + size]
 
 
 class SQLTransaction(StoreTransaction):
@@ -249,11 +320,10 @@ class SQLTransaction(StoreTransaction):
         return self._tasks_in_order(_TASKS_OF_INSTANCES, instance_ids)
 
     def queued_tasks(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
-        if due_before is None:
-            rows = self._rows(_QUEUED_TASKS, {"limit": limit})
-        else:
-            rows = self._rows(_QUEUED_TASKS_BEFORE, {"due_before": due_before, "limit": limit})
-        return [_TASK.record(row) for row in rows]
+        return self._tasks_due(_QUEUED_TASKS, _QUEUED_TASKS_BEFORE, due_before, limit)
+
+    def sleeping_tasks(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        return self._tasks_due(_SLEEPING_TASKS, _SLEEPING_TASKS_BEFORE, due_before, limit)
 
     def insert_tasks(self, tasks: Sequence[TaskRecord]) -> None:
         self._write(_INSERT_TASKS, _TASK.rows(tasks))
@@ -265,6 +335,10 @@ class SQLTransaction(StoreTransaction):
             for fixed in ("session_id", "service_name", "input", "created_at"):
                 del row[fixed]
         self._write(_UPDATE_TASKS, rows)
+
+    def update_progress(self, tasks: Sequence[TaskRecord]) -> None:
+        rows = [{_KEY: task.task_id} | {name: getattr(task, name) for name in PROGRESS} for task in tasks]
+        self._write(_UPDATE_PROGRESS, rows)
 
     # -- event streams and inboxes
 
@@ -281,6 +355,39 @@ class SQLTransaction(StoreTransaction):
 
     def insert_inbox(self, entries: Sequence[InboxRecord]) -> None:
         self._write(_INSERT_INBOX, _INBOX.rows(entries))
+
+    def known_inbox_keys(self, keys: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        known: set[tuple[str, str]] = set()
+        for pairs in _chunks(keys, _PAIRS_PER_STATEMENT):
+            parameters = {_IDS: {task_id for task_id, _ in pairs}, _KEYS: {key for _, key in pairs}}
+            found = self._connection.execute(_INBOX_KEYS, parameters)
+            known.update((task_id, key) for task_id, key in found)
+        return known & set(keys)
+
+    def consume_inbox(self, entries: Collection[tuple[str, int]]) -> None:
+        self._write(_CONSUME_INBOX, [{_KEY: task_id, "number": seq} for task_id, seq in entries])
+
+    # -- runs and their journals
+
+    def load_runs(self, task_ids: Collection[str]) -> dict[str, RunHeadRecord]:
+        found = map(_RUN.record, self._rows_by_ids(_RUNS_BY_TASK, task_ids))
+        return {run.task_id: run for run in found}
+
+    def put_runs(self, runs: Sequence[RunHeadRecord]) -> None:
+        self._write(_PUT_RUNS[self._connection.dialect.name], _RUN.rows(runs))
+
+    def load_journal(self, task_ids: Collection[str]) -> list[JournalRecord]:
+        found = map(_JOURNAL.record, self._rows_by_ids(_JOURNAL_BY_TASK, task_ids))
+        return sorted(found, key=attrgetter("task_id", "seq"))
+
+    def insert_journal(self, entries: Sequence[JournalRecord]) -> None:
+        self._write(_INSERT_JOURNAL, _JOURNAL.rows(entries))
+
+    def trim_journal(self, lengths: Mapping[str, int]) -> None:
+        self._write(_TRIM_JOURNAL, [{_KEY: task_id, "length": length} for task_id, length in lengths.items()])
+
+    def delete_runs(self, task_ids: Collection[str]) -> None:
+        self._delete(_DELETE_RUNS, task_ids)
 
     # -- outbox
 
@@ -340,7 +447,7 @@ class SQLTransaction(StoreTransaction):
     def _rows_by_ids(self, query: _Query, ids: Collection[str]) -> list[Sequence[Any]]:
         return [row for chunk in _chunks(ids) for row in self._rows(query, {_IDS: chunk})]
 
-    def _write(self, statement: sa.Insert | sa.Update, rows: list[dict[str, object]]) -> None:
+    def _write(self, statement: sa.Insert | sa.Update | sa.Delete, rows: list[dict[str, object]]) -> None:
         if rows:
             self._connection.execute(statement, rows)
 
@@ -348,6 +455,15 @@ class SQLTransaction(StoreTransaction):
         for chunk in _chunks(ids):
             for statement in statements:
                 self._connection.execute(statement, {_IDS: chunk})
+
+    def _tasks_due(
+        self, every: _Query, early: _Query, due_before: datetime | None, limit: int
+    ) -> list[TaskRecord]:
+        if due_before is None:
+            rows = self._rows(every, {"limit": limit})
+        else:
+            rows = self._rows(early, {"due_before": due_before, "limit": limit})
+        return [_TASK.record(row) for row in rows]
 
     def _tasks_in_order(self, query: _Query, ids: Collection[str]) -> list[TaskRecord]:
         rows = sorted(self._rows_by_ids(query, ids), key=itemgetter(-1))

@@ -2,9 +2,9 @@
 
 Points in time are stored as whole microseconds since 1970-01-01T00:00Z: exact, compared as integers, and the
 same on databases with and without a type for aware times. Each index serves one query of
-`llama_deploy.state_stores.sql`; the partial ones hold open tasks only, so that their cost does not grow with
-the tasks that have ended. The condition of a partial index is written into a query as a literal, because a
-bound parameter would hide from the planner that the index answers it.
+`llama_deploy.state_stores.sql`; the partial ones of tasks hold open ones only, so that their cost does not
+grow with the tasks that have ended. The condition of a partial index is written into a query as a literal,
+because a bound parameter would hide from the planner that the index answers it.
 
 There are no foreign keys: the control plane writes children and parents in one transaction, and checking
 them again would cost a look-up per row.
@@ -107,21 +107,21 @@ tasks = sa.Table(
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
     sa.Column("finished_at", UtcMicroseconds),
     sa.Column("result", sa.Text),
+    # The defaults are for tasks from before the columns were there.
+    sa.Column("has_run", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("journal_length", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("running_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
+    sa.Column("wake_at", UtcMicroseconds),
 )
 
-task_is_open = tasks.c.status.in_([_literal(status) for status in TaskStatus if not status.is_terminal])
+task_is_open = tasks.c.finished_at.is_(None)
 """The condition under which a task has not ended."""
 task_is_queued = tasks.c.status == _literal(TaskStatus.QUEUED)
 task_is_running = tasks.c.status == _literal(TaskStatus.RUNNING)
+task_is_sleeping = sa.and_(tasks.c.status == _literal(TaskStatus.WAITING), tasks.c.wake_at.is_not(None))
 
-sa.Index("ix_tasks_session", tasks.c.session_id, tasks.c.position)
-sa.Index(
-    "ix_tasks_session_open",
-    tasks.c.session_id,
-    tasks.c.position,
-    sqlite_where=task_is_open,
-    postgresql_where=task_is_open,
-)
+# One index for the tasks of a session and for the open ones among them: every index costs a page a commit.
+sa.Index("ix_tasks_session", tasks.c.session_id, tasks.c.finished_at)
 sa.Index(
     "ix_tasks_queued",
     tasks.c.redispatch_at,
@@ -135,6 +135,13 @@ sa.Index(
     tasks.c.position,
     sqlite_where=task_is_running,
     postgresql_where=task_is_running,
+)
+sa.Index(
+    "ix_tasks_sleeping",
+    tasks.c.wake_at,
+    tasks.c.position,
+    sqlite_where=task_is_sleeping,
+    postgresql_where=task_is_sleeping,
 )
 
 events = sa.Table(
@@ -154,6 +161,39 @@ inbox = sa.Table(
     sa.Column("task_id", sa.Text, primary_key=True),
     sa.Column("seq", sa.BigInteger, primary_key=True),
     sa.Column("event", sa.Text, nullable=False),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("consumed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sqlite_with_rowid=False,
+)
+
+inbox_has_key = inbox.c.idempotency_key.is_not(None)
+
+sa.Index(
+    "ix_inbox_key",
+    inbox.c.task_id,
+    inbox.c.idempotency_key,
+    unique=True,
+    sqlite_where=inbox_has_key,
+    postgresql_where=inbox_has_key,
+)
+
+# Ordinary rows: snapshots and states are too large for the inner pages of a tree.
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("task_id", sa.Text, primary_key=True),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("library_version", sa.Text, nullable=False),
+    sa.Column("snapshot", sa.Text),
+    sa.Column("state", sa.Text),
+)
+
+journal = sa.Table(
+    "journal",
+    metadata,
+    sa.Column("task_id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True),
+    sa.Column("entry", sa.Text, nullable=False),
     sqlite_with_rowid=False,
 )
 

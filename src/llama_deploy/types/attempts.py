@@ -77,6 +77,71 @@ class AttemptOutcome(AttemptEvents):
     """The stop event of the workflow. None: the control plane writes one from the error."""
 
 
+class RunHeader(BaseModel):
+    """What a run's journal was written by; another program may not be able to go on with it."""
+
+    fingerprint: str
+    """A digest of the workflow's steps and events."""
+    library_version: str
+    """The version of the workflow library."""
+
+
+class Parking(BaseModel):
+    """The run only waits for something from outside, and leaves its instance until that comes."""
+
+    inbox_seq: int
+    """The last inbox entry that the run has seen; a later one wakes it at once."""
+    wake_in: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Seconds until a timer of the run is due. None: it has none."""
+
+
+class JournalWrite(AttemptEvents):
+    """One step of a run's journal, stored in one transaction or not at all.
+
+    The journal belongs to the task and grows over its attempts. Sending the same write again is harmless.
+    The writes of a task follow one another: each is sent after the answer to the one before.
+    """
+
+    seq: int
+    """How many entries the journal has before this write, counted from its beginning, over all attempts."""
+    entry: str | None = None
+    """What to append; only the service reads it. None: nothing."""
+    snapshot: str | None = None
+    """Replaces all entries before `seq`. None: they stay."""
+    state: str | None = None
+    """The run's own state, if it has changed; only the service reads it."""
+    consumed: list[int] = Field(default_factory=list)
+    """The inbox entries that the run has taken; they are not given to a later attempt."""
+    header: RunHeader
+    running_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """How long the run has been running so far, over all attempts, without the time in which it waited."""
+    parking: Parking | None = None
+    """Ends the attempt: the task waits until something wakes it."""
+
+
+class JournalReply(BaseModel):
+    """The answer to a `JournalWrite`."""
+
+    stored: bool
+    reason: str = ""
+    """Why it was refused."""
+    retriable: bool = False
+    """Whether a refused write may be stored later; otherwise the attempt is over for its sender."""
+
+
+class RunRecord(BaseModel):
+    """From what a run goes on that an earlier attempt began."""
+
+    header: RunHeader
+    snapshot: str | None = None
+    entries: list[str]
+    """The entries after the snapshot, in order."""
+    next_seq: int
+    """The `seq` of the next write."""
+    state: str | None = None
+    running_seconds: float = 0.0
+
+
 class ClaimRequest(BaseModel):
     """An instance asks to own an attempt."""
 
@@ -96,7 +161,11 @@ class ClaimReply(BaseModel):
     token: str = ""
     session_state: dict[str, Any] = Field(default_factory=dict)
     inbox: list[InboxEntry] = Field(default_factory=list)
-    """All events sent to the task so far, in order."""
+    """The events sent to the task so far that its run has not consumed, in order."""
+    inbox_seq: int = 0
+    """The number of the last event sent to the task so far, consumed or not."""
+    run: RunRecord | None = None
+    """What earlier attempts have left in the journal. None: the run starts from its beginning."""
 
 
 class ReleaseRequest(BaseModel):
@@ -133,7 +202,7 @@ class HeartbeatReply(BaseModel):
     cancelled: list[TaskCancellation] = Field(default_factory=list)
     """Held attempts whose cancellation was asked for."""
     inbox: list[InboxEntry] = Field(default_factory=list)
-    """Events for held attempts beyond their `inbox_seq`."""
+    """Events for held attempts beyond their `inbox_seq` that their runs have not consumed."""
 
 
 class ReleaseReply(BaseModel):

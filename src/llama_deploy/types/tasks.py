@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,8 @@ class TaskStatus(StrEnum):
     """On its way to an instance of its service."""
     RUNNING = "running"
     """An instance has claimed it."""
+    WAITING = "waiting"
+    """Its run is parked until something from outside comes."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     """The workflow raised, or the task used up its attempts."""
@@ -31,7 +33,10 @@ class TaskStatus(StrEnum):
     @property
     def is_terminal(self) -> bool:
         """Whether the task has ended."""
-        return self not in (TaskStatus.PENDING, TaskStatus.QUEUED, TaskStatus.RUNNING)
+        return self not in _OPEN
+
+
+_OPEN: Final = frozenset({TaskStatus.PENDING, TaskStatus.QUEUED, TaskStatus.RUNNING, TaskStatus.WAITING})
 
 
 class TaskFailure(BaseModel):
@@ -141,3 +146,8 @@ class EventDefinition(BaseModel):
     """The name of the service; checked against the task's when given."""
     event_obj_str: str
     """The event as JSON: `{"qualified_name": "module.Class", "value": {field: ...}}`."""
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=200)
+    """Names the event within its task: sent again under the same key, it is accepted and adds nothing.
+
+    None: every time that it is sent counts.
+    """

@@ -95,17 +95,26 @@ class TaskHandle:
         stream = EventStream(self.task_id, after=after, patience=self._driver.settings.timeout)
         return self._driver.read(stream)
 
-    async def send(self, event: BaseModel) -> None:
+    async def send(self, event: BaseModel, *, idempotency_key: str | None = None) -> None:
         """Send a workflow event to the task. It is stored when this returns.
+
+        It is sent again while the control plane does not answer, and counts once.
+
+        Args:
+            event: The event.
+            idempotency_key: Names the event within the task: under the same key, however many callers send
+                it, the task gets it once. None: this call's own.
 
         Raises:
             TaskNotFoundError: There is no such task.
             TaskFinishedError: The task has ended.
-            InvalidRequestError: The workflow does not take such an event.
+            InvalidRequestError: The workflow does not take such an event, or it cannot have that key.
             SerializationError: The event cannot be carried as JSON.
-            UnavailableError: No answer; whether the event was stored is not known.
+            UnavailableError: No answer for the client's `timeout`; whether the event was stored is not known.
         """
-        await self._driver.run(tasks.send(self.task_id, encode_event(event)))
+        definition = encode_event(event, idempotency_key=idempotency_key)
+        deadline = Deadline(self._driver.settings.timeout)
+        await self._driver.run(tasks.send(self.task_id, definition, deadline))
 
     async def cancel(self) -> TaskView:
         """Ask for the task's end and return the task as it then stands. Idempotent.

@@ -202,6 +202,8 @@ class SyncSession:
     def send_event(self, service_name: str, task_id: str, ev: BaseModel) -> None:
         """Send a workflow event to a task of the session. It is stored when this returns.
 
+        It is sent again while the control plane does not answer, and counts once.
+
         Raises:
             TaskNotFoundError: There is no such task in the session.
             TaskFinishedError: The task has ended.
@@ -211,8 +213,11 @@ class SyncSession:
         self.send_event_def(task_id, encode_event(ev, service_name=service_name))
 
     def send_event_def(self, task_id: str, ev_def: EventDefinition) -> None:
-        """Like `send_event`, with an event that is encoded already."""
-        self._driver.run(tasks.send_in_session(self.id, task_id, ev_def))
+        """Like `send_event`, with an event that is encoded already.
+
+        One without an idempotency key is not sent again.
+        """
+        self._driver.run(tasks.send_in_session(self.id, task_id, ev_def, self._deadline()))
 
     def get_state(self) -> SessionState:
         """Return the session's state and its version.

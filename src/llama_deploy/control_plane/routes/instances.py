@@ -13,6 +13,8 @@ from llama_deploy.types.attempts import (
     ClaimRequest,
     Heartbeat,
     HeartbeatReply,
+    JournalReply,
+    JournalWrite,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -21,6 +23,9 @@ from llama_deploy.web.shortcuts import Call, Routes
 _Claims = Annotated[list[ClaimRequest], Body(max_length=1000)]
 _CLAIMS: Final[TypeAdapter[list[ClaimRequest]]] = TypeAdapter(_Claims)
 _CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply])
+_Writes = Annotated[list[JournalWrite], Body(max_length=1000)]
+_WRITES: Final[TypeAdapter[list[JournalWrite]]] = TypeAdapter(_Writes)
+_JOURNAL_REPLIES: Final = TypeAdapter(list[JournalReply])
 
 
 def instance_routes(plane: ControlPlane) -> APIRouter:
@@ -30,6 +35,10 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
     @router.post("/attempts/claim", summary="Ask to own attempts")
     async def claim(requests: _Claims) -> list[ClaimReply]:
         return await plane.attempts.claim(requests)
+
+    @router.post("/attempts/journal", summary="Store steps of runs, in order, and park runs")
+    async def journal(writes: _Writes) -> list[JournalReply]:
+        return await plane.attempts.journal(writes)
 
     @router.post("/attempts/release", summary="Hand attempts back")
     async def release(
@@ -45,10 +54,14 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
 
 
 def instance_shortcuts(plane: ControlPlane) -> Routes:
-    """Return the shortcut for `POST /attempts/claim`."""
+    """Return the shortcuts for `POST /attempts/claim` and `POST /attempts/journal`."""
 
     async def claim(call: Call) -> bytes:
         requests = call.read_body(_CLAIMS)
         return _CLAIM_REPLIES.dump_json(await plane.attempts.claim(requests))
 
-    return {("POST", "/attempts/claim"): claim}
+    async def journal(call: Call) -> bytes:
+        writes = call.read_body(_WRITES)
+        return _JOURNAL_REPLIES.dump_json(await plane.attempts.journal(writes))
+
+    return {("POST", "/attempts/claim"): claim, ("POST", "/attempts/journal"): journal}

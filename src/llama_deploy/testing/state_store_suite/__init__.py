@@ -1,0 +1,29 @@
+"""What every state store must do, as tests to inherit.
+
+A backend's tests are one class:
+
+```python
+class TestMyStore(StateStoreContract):
+    store_type = MyStateStore
+
+    @pytest.fixture
+    def uri(self, tmp_path: Path) -> str:
+        return f"my:///{tmp_path}/store"
+```
+
+The tests stand in modules by what they are about; the class brings all of them together.
+"""
+
+from __future__ import annotations
+
+from llama_deploy.testing.state_store_suite.quantities import QuantityTests
+from llama_deploy.testing.state_store_suite.rows import RowTests
+from llama_deploy.testing.state_store_suite.runs import RunTests
+from llama_deploy.testing.state_store_suite.tasks import TaskTests
+from llama_deploy.testing.state_store_suite.transactions import TransactionTests
+
+__all__ = ["StateStoreContract"]
+
+
+class StateStoreContract(TransactionTests, TaskTests, RunTests, RowTests, QuantityTests):
+    """The behaviour that `llama_deploy.state_stores.base` promises. Needs pytest and pytest-asyncio."""

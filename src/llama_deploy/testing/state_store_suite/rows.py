@@ -1,0 +1,88 @@
+"""The outbox, services and instances."""
+
+# A test's name says what it shows.
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from llama_deploy.state_stores.base import (
+    OutboxRecord,
+    ServiceRecord,
+    StateStore,
+    StoreTransaction,
+)
+from llama_deploy.testing.records import NOW, an_instance
+from llama_deploy.testing.state_store_suite.base import StoreTests
+
+
+class RowTests(StoreTests):
+    """A store keeps the outbox, services and instances."""
+
+    # -- outbox
+
+    async def test_the_outbox_is_first_in_first_out(self, store: StateStore) -> None:
+        messages = [OutboxRecord(message_id, f"topic.{message_id}", "{}") for message_id in "cab"]
+        await store.transact(lambda tx: tx.insert_outbox(messages))
+        assert await store.read(lambda tx: tx.load_outbox(limit=2)) == messages[:2]
+        await store.transact(lambda tx: tx.delete_outbox(["c", "a", "unknown"]))
+        late = OutboxRecord("late", "topic", "{}")
+        await store.transact(lambda tx: tx.insert_outbox([late]))
+        assert await store.read(lambda tx: tx.load_outbox()) == [messages[2], late]
+
+    # -- services and instances
+
+    async def test_services_are_put_over_those_of_the_same_name(self, store: StateStore) -> None:
+        await store.transact(lambda tx: tx.put_services([ServiceRecord("a", "1"), ServiceRecord("b", "1")]))
+        await store.transact(lambda tx: tx.put_services([ServiceRecord("b", "2"), ServiceRecord("c", "2")]))
+        everything = {name: ServiceRecord(name, definition) for name, definition in ("a1", "b2", "c2")}
+        assert await store.read(lambda tx: tx.load_services()) == everything
+        named = await store.read(lambda tx: tx.load_services(["b", "unknown"]))
+        assert named == {"b": ServiceRecord("b", "2")}
+        assert await store.read(lambda tx: tx.load_services([])) == {}
+
+    async def test_deleting_a_service_deletes_its_instances(self, store: StateStore) -> None:
+        other = an_instance("i2", service_name="other")
+
+        def work(tx: StoreTransaction) -> None:
+            tx.put_services([ServiceRecord("greeter", "{}"), ServiceRecord("other", "{}")])
+            tx.put_instances([an_instance("i1"), other])
+            tx.delete_services(["greeter", "unknown"])
+
+        await store.transact(work)
+        assert set(await store.read(lambda tx: tx.load_services())) == {"other"}
+        assert await store.read(lambda tx: tx.load_instances()) == [other]
+
+    async def test_instances_are_put_over_those_of_the_same_id(self, store: StateStore) -> None:
+        later = replace(
+            an_instance(), host="127.0.0.1", port=65535, lease_expires_at=NOW + timedelta(hours=1)
+        )
+        await store.transact(lambda tx: tx.put_instances([an_instance(), an_instance("i2")]))
+        await store.transact(lambda tx: tx.put_instances([later]))
+        assert await store.read(lambda tx: tx.load_instances()) == [later, an_instance("i2")]
+
+    async def test_instances_are_filtered_by_service_and_id(self, store: StateStore) -> None:
+        records = [an_instance("i3"), an_instance("i1"), an_instance("i2", service_name="other")]
+        await store.transact(lambda tx: tx.put_instances(records))
+
+        async def found(
+            *, service_names: list[str] | None = None, instance_ids: list[str] | None = None
+        ) -> list[str]:
+            loaded = await store.read(
+                lambda tx: tx.load_instances(service_names=service_names, instance_ids=instance_ids)
+            )
+            return [instance.instance_id for instance in loaded]
+
+        assert await found() == ["i1", "i2", "i3"]
+        assert await found(service_names=["greeter", "unknown"]) == ["i1", "i3"]
+        assert await found(instance_ids=["i3", "i2", "unknown"]) == ["i2", "i3"]
+        assert await found(service_names=["greeter"], instance_ids=["i2", "i3"]) == ["i3"]
+        assert await found(service_names=[]) == []
+        assert await found(instance_ids=[]) == []
+
+    async def test_deleting_instances_ignores_unknown_ones(self, store: StateStore) -> None:
+        await store.transact(lambda tx: tx.put_instances([an_instance("i1"), an_instance("i2")]))
+        await store.transact(lambda tx: tx.delete_instances(["i1", "unknown"]))
+        assert await store.read(lambda tx: tx.load_instances()) == [an_instance("i2")]

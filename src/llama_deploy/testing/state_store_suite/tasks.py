@@ -1,0 +1,267 @@
+"""Sessions and tasks."""
+
+# A test's name says what it shows.
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from llama_deploy.state_stores.base import (
+    PROGRESS,
+    EventRecord,
+    InboxRecord,
+    JournalRecord,
+    RunHeadRecord,
+    SessionRecord,
+    StateStore,
+    StoreTransaction,
+    TaskRecord,
+)
+from llama_deploy.testing.records import NOW, a_session, a_task
+from llama_deploy.testing.state_store_suite.base import StoreTests
+from llama_deploy.types import SessionPolicy, TaskStatus
+
+
+def _ids(tasks: Sequence[TaskRecord]) -> list[str]:
+    return [task.task_id for task in tasks]
+
+
+class TaskTests(StoreTests):
+    """A store keeps sessions and their tasks."""
+
+    # -- sessions
+
+    async def test_sessions_come_back_as_they_were_stored(self, store: StateStore) -> None:
+        session = SessionRecord("s1", SessionPolicy.INTERRUPT, '{"a": "ä\\u0000😀"}', 2**40, NOW)
+        await store.transact(lambda tx: tx.insert_sessions([session]))
+        assert await store.read(lambda tx: tx.load_sessions(["s1", "s1", "unknown"])) == {"s1": session}
+
+    async def test_a_session_is_updated_but_for_its_creation(self, store: StateStore) -> None:
+        changed = SessionRecord("s1", SessionPolicy.REJECT, '{"n": 1}', 1, NOW + timedelta(days=1))
+        unknown = a_session("unknown")
+
+        def work(tx: StoreTransaction) -> None:
+            tx.insert_sessions([a_session(), a_session("s2")])
+            tx.update_sessions([changed, unknown])
+
+        await store.transact(work)
+        expected = [replace(changed, created_at=NOW), a_session("s2")]
+        assert await store.read(lambda tx: tx.list_sessions()) == expected
+
+    async def test_sessions_are_listed_in_pages(self, store: StateStore) -> None:
+        await store.transact(lambda tx: tx.insert_sessions([a_session(f"s{n}") for n in (3, 1, 2, 4)]))
+        first = await store.read(lambda tx: tx.list_sessions(limit=3))
+        second = await store.read(lambda tx: tx.list_sessions(after="s3", limit=3))
+        assert [session.session_id for session in first] == ["s1", "s2", "s3"]
+        assert [session.session_id for session in second] == ["s4"]
+
+    async def test_deleting_a_session_deletes_all_that_is_its_own(self, store: StateStore) -> None:
+        def fill(tx: StoreTransaction) -> None:
+            tx.insert_sessions([a_session("s1"), a_session("s2")])
+            tx.insert_tasks([a_task("t1", session_id="s1"), a_task("t2", session_id="s2")])
+            tx.insert_events([EventRecord("t1", 0, "E", "{}"), EventRecord("t2", 0, "E", "{}")])
+            tx.insert_inbox([InboxRecord("t1", 1, "{}"), InboxRecord("t2", 1, "{}")])
+            tx.put_runs([RunHeadRecord("t1", "f", "1"), RunHeadRecord("t2", "f", "1")])
+            tx.insert_journal([JournalRecord("t1", 0, "{}"), JournalRecord("t2", 0, "{}")])
+
+        def look(tx: StoreTransaction) -> tuple[object, ...]:
+            return (
+                [session.session_id for session in tx.list_sessions()],
+                sorted(tx.load_tasks(["t1", "t2"])),
+                [len(tx.load_events(task_id)) for task_id in ("t1", "t2")],
+                [entry.task_id for entry in tx.load_inbox(["t1", "t2"])],
+                list(tx.load_runs(["t1", "t2"])),
+                [entry.task_id for entry in tx.load_journal(["t1", "t2"])],
+            )
+
+        await store.transact(fill)
+        await store.transact(lambda tx: tx.delete_sessions(["s1", "unknown"]))
+        assert await store.read(look) == (["s2"], ["t2"], [0, 1], ["t2"], ["t2"], ["t2"])
+
+    # -- tasks
+
+    async def test_tasks_come_back_as_they_were_stored(self, store: StateStore) -> None:
+        full = TaskRecord(
+            task_id="full",
+            session_id="s1",
+            service_name="greeter",
+            input='{"x": [1, 2]}',
+            status=TaskStatus.TIMED_OUT,
+            created_at=NOW,
+            max_attempts=7,
+            attempt=5,
+            losses=4,
+            instance_id="i1",
+            token="secret",  # noqa: S106 - a value to compare
+            claimed_at=NOW + timedelta(microseconds=1),
+            redispatch_at=NOW + timedelta(microseconds=2),
+            dispatches=3,
+            stream_length=2**40,
+            attempt_events=6,
+            inbox_length=8,
+            has_run=True,
+            journal_length=9,
+            running_seconds=1.5,
+            wake_at=NOW + timedelta(microseconds=3),
+            cancel_requested=True,
+            finished_at=NOW + timedelta(days=40_000),
+            result='{"status": "timed_out"}',
+        )
+        await store.transact(lambda tx: tx.insert_tasks([full, a_task("plain")]))
+        found = await store.read(lambda tx: tx.load_tasks(["plain", "full", "unknown"]))
+        assert found == {"full": full, "plain": a_task("plain")}
+
+    async def test_a_time_in_another_zone_is_the_same_time(self, store: StateStore) -> None:
+        elsewhere = replace(
+            a_session(), created_at=datetime.fromisoformat("2026-02-03T06:05:06.789012+02:00")
+        )
+        await store.transact(lambda tx: tx.insert_sessions([elsewhere]))
+        [found] = await store.read(lambda tx: tx.list_sessions())
+        assert found.created_at == NOW
+        assert found.created_at.tzinfo is UTC
+
+    async def test_a_task_is_updated_but_for_what_never_changes(self, store: StateStore) -> None:
+        changed = TaskRecord(
+            task_id="t1",
+            session_id="other",
+            service_name="other",
+            input="other",
+            created_at=NOW + timedelta(days=1),
+            status=TaskStatus.RUNNING,
+            max_attempts=9,
+            attempt=2,
+            losses=1,
+            instance_id="i1",
+            token="secret",  # noqa: S106 - a value to compare
+            claimed_at=NOW,
+            redispatch_at=NOW,
+            dispatches=2,
+            stream_length=3,
+            attempt_events=4,
+            inbox_length=5,
+            has_run=True,
+            journal_length=6,
+            running_seconds=0.25,
+            wake_at=NOW,
+            cancel_requested=True,
+            finished_at=NOW,
+            result="{}",
+        )
+        first = a_task("t1")
+
+        def work(tx: StoreTransaction) -> None:
+            tx.insert_tasks([first, a_task("t2")])
+            tx.update_tasks([changed, a_task("unknown")])
+
+        await store.transact(work)
+        expected = replace(
+            changed,
+            session_id=first.session_id,
+            service_name=first.service_name,
+            input=first.input,
+            created_at=first.created_at,
+        )
+        found = await store.read(lambda tx: tx.load_tasks(["t1", "t2", "unknown"]))
+        assert found == {"t1": expected, "t2": a_task("t2")}
+
+    async def test_progress_is_updated_alone(self, store: StateStore) -> None:
+        progress: dict[str, Any] = {
+            "stream_length": 1,
+            "attempt_events": 2,
+            "inbox_length": 3,
+            "has_run": True,
+            "journal_length": 4,
+            "running_seconds": 5.5,
+        }
+        first = a_task("t1")
+        changed = replace(first, status=TaskStatus.FAILED, attempt=9, result="{}", **progress)
+
+        def work(tx: StoreTransaction) -> None:
+            tx.insert_tasks([first, a_task("t2")])
+            tx.update_progress([changed, a_task("unknown")])
+
+        await store.transact(work)
+        assert set(progress) == set(PROGRESS)
+        found = await store.read(lambda tx: tx.load_tasks(["t1", "t2", "unknown"]))
+        assert found == {"t1": replace(first, **progress), "t2": a_task("t2")}
+
+    async def test_the_tasks_of_sessions_come_in_the_order_of_insertion(self, store: StateStore) -> None:
+        def work(tx: StoreTransaction) -> None:
+            tx.insert_tasks([a_task("c", session_id="s2"), a_task("a", session_id="s1")])
+            tx.insert_tasks([a_task("b", session_id="s1"), a_task("x", session_id="s3")])
+            tx.insert_tasks([a_task("d", session_id="s2")])
+            tx.update_tasks([a_task("a", status=TaskStatus.RUNNING)])
+
+        await store.transact(work)
+        found = await store.read(lambda tx: tx.session_tasks(["s1", "s2", "unknown"]))
+        assert _ids(found) == ["c", "a", "b", "d"]
+
+    async def test_open_tasks_are_those_that_have_not_ended(self, store: StateStore) -> None:
+        def work(tx: StoreTransaction) -> None:
+            tx.insert_tasks([a_task(status.value, status=status) for status in TaskStatus])
+            ended = [a_task(status.value, status=status) for status in TaskStatus if status.is_terminal]
+            tx.update_tasks([replace(task, finished_at=NOW) for task in ended])
+
+        await store.transact(work)
+        found = await store.read(lambda tx: tx.session_tasks(["s1"], open_only=True))
+        assert _ids(found) == ["pending", "queued", "running", "waiting"]
+
+    async def test_the_tasks_of_instances_are_those_that_run_there(self, store: StateStore) -> None:
+        running = TaskStatus.RUNNING
+        await store.transact(
+            lambda tx: tx.insert_tasks(
+                [
+                    a_task("b", status=running, instance_id="i2"),
+                    a_task("a", status=running, instance_id="i1"),
+                    a_task("ended", status=TaskStatus.FAILED, instance_id="i1"),
+                    a_task("elsewhere", status=running, instance_id="i3"),
+                    a_task("queued", status=TaskStatus.QUEUED),
+                ]
+            )
+        )
+        assert _ids(await store.read(lambda tx: tx.instance_tasks(["i1", "i2", "unknown"]))) == ["b", "a"]
+
+    async def test_queued_tasks_come_by_their_dispatch(self, store: StateStore) -> None:
+        def queued(task_id: str, seconds: int | None) -> TaskRecord:
+            at = None if seconds is None else NOW + timedelta(seconds=seconds)
+            return a_task(task_id, status=TaskStatus.QUEUED, redispatch_at=at)
+
+        running = a_task("running", status=TaskStatus.RUNNING, redispatch_at=NOW)
+        tasks = [
+            queued("late", 9),
+            queued("early", 1),
+            queued("never", None),
+            running,
+            queued("early too", 1),
+        ]
+        await store.transact(lambda tx: tx.insert_tasks(tasks))
+        assert _ids(await store.read(lambda tx: tx.queued_tasks())) == ["never", "early", "early too", "late"]
+        assert _ids(await store.read(lambda tx: tx.queued_tasks(limit=2))) == ["never", "early"]
+        before = NOW + timedelta(seconds=9)
+        found = await store.read(lambda tx: tx.queued_tasks(due_before=before))
+        assert _ids(found) == ["early", "early too"]
+        assert _ids(await store.read(lambda tx: tx.queued_tasks(due_before=before, limit=1))) == ["early"]
+
+    async def test_sleeping_tasks_come_by_their_timer(self, store: StateStore) -> None:
+        def parked(task_id: str, seconds: int | None) -> TaskRecord:
+            at = None if seconds is None else NOW + timedelta(seconds=seconds)
+            return replace(a_task(task_id, status=TaskStatus.WAITING), wake_at=at)
+
+        tasks = [
+            parked("late", 9),
+            parked("early", 1),
+            parked("no timer", None),
+            replace(a_task("queued", status=TaskStatus.QUEUED), wake_at=NOW),
+            parked("early too", 1),
+        ]
+        await store.transact(lambda tx: tx.insert_tasks(tasks))
+        assert _ids(await store.read(lambda tx: tx.sleeping_tasks())) == ["early", "early too", "late"]
+        assert _ids(await store.read(lambda tx: tx.sleeping_tasks(limit=1))) == ["early"]
+        before = NOW + timedelta(seconds=9)
+        found = await store.read(lambda tx: tx.sleeping_tasks(due_before=before))
+        assert _ids(found) == ["early", "early too"]
+        assert _ids(await store.read(lambda tx: tx.sleeping_tasks(due_before=before, limit=1))) == ["early"]
