@@ -7,16 +7,21 @@ written as a list of pairs, so that no data can be taken for such a tag.
 from __future__ import annotations
 
 import json
+import logging
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
 
+from llama_deploy.codec.agents import LEVELS, raw_fields, reduced
 from llama_deploy.codec.errors import DescribedError, builtin_arguments, describe
 from llama_deploy.codec.faults import Fault, step_to
 from llama_deploy.codec.forms import Form, HookForm, form_of
 from llama_deploy.codec.registry import TypeRegistry, qualified_name
-from llama_deploy.codec.values import VALUE_KINDS, take_float, take_integer, take_text
+from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
+
+logger = logging.getLogger(__name__)
 
 TAG: Final = "$"
 """The one reserved key."""
@@ -48,6 +53,7 @@ class Encoder:
                 list: self._list,
                 dict: self._mapping,
                 DescribedError: self._described,
+                _Raw: self._raw,
             }
         )
         for kind in VALUE_KINDS:
@@ -131,6 +137,27 @@ class Encoder:
 
         return handle
 
+    def _raw(self, raw: _Raw, depth: int) -> Any:
+        """Return as much of a value as can be carried: itself, or its items, or what JSON holds of it."""
+        value, levels = raw.value, raw.levels - 1
+        try:
+            return self._table[type(value)](value, depth)
+        except Fault as fault:
+            if levels and type(value) is dict:
+                return self._mapping({key: _Raw(item, levels) for key, item in value.items()}, depth)
+            if levels and type(value) in (list, tuple):
+                return self._table[type(value)](type(value)(_Raw(item, levels) for item in value), depth)
+            logger.debug(
+                "left out what JSON cannot hold of a raw value: %s",
+                fault.as_error(type(value).__name__),
+                extra={"action": "reduce_value"},
+            )
+        plain = reduced(value)
+        try:
+            return self._table[type(plain)](plain, depth)
+        except Fault:  # nested too deeply
+            return None
+
     def _adopt(self, cls: type) -> _Handler:
         """Return the handler for a class that was not met before."""
         if issubclass(cls, type):
@@ -143,7 +170,7 @@ class Encoder:
         if isinstance(form, HookForm) or not issubclass(cls, BaseException):
             if name is None:
                 raise Fault(self._registry.refusal_of(cls))
-            return self._taken_apart(form.take, form.kind, name)
+            return self._taken_apart(_marking(form.take, raw_fields(cls)), form.kind, name)
         return self._error_handler(form if name is not None else None, name or "")
 
     def _class(self, value: type, _: int) -> Any:
@@ -172,6 +199,30 @@ class Encoder:
 
     def _described(self, value: BaseException, _: int) -> Any:
         return {TAG: ["described", *map(_text_of, describe(value))]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """Marks the value of a raw field, see `codec.agents`."""
+
+    value: Any
+    levels: int = LEVELS
+    """How deep containers are looked into for what can be carried."""
+
+
+def _marking(
+    take: Callable[[Any], tuple[object, ...]], raw: frozenset[str]
+) -> Callable[[Any], tuple[object, ...]]:
+    """Return a `take` that marks the raw fields among the fields, which are the first part."""
+    if not raw:
+        return take
+
+    def take_marked(value: Any) -> tuple[object, ...]:
+        fields, *rest = take(value)
+        held: dict[str, object] = expect(dict, fields)
+        return {name: _Raw(item) if name in raw else item for name, item in held.items()}, *rest
+
+    return take_marked
 
 
 class _Table(dict[type, _Handler]):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, RootModel
 from workflows import Workflow
 from workflows.context.state_store import infer_state_type
 
+from llama_deploy.codec.agents import agent_types, refusal
 from llama_deploy.codec.annotations import has_fields, reachable
 from llama_deploy.codec.forms import Hook
 from llama_deploy.codec.library import GENERIC_EVENTS, library_types
@@ -47,7 +48,7 @@ class TypeRegistry:
 
     Known are the declared classes and, as far as they are loaded, their subclasses and what the fields of all
     these are declared to hold; but of a class that anybody's are derived from, such as `BaseModel`, `Event`
-    or `Exception`, no subclasses.
+    or `Exception`, no subclasses. A few classes that only look like data are never known, see `codec.agents`.
 
     Args:
         types: The declared classes; see `declared_types`.
@@ -110,6 +111,8 @@ class TypeRegistry:
     def refusal_of(self, cls: type) -> str:
         """Say why a class is refused, and what to do; it goes on after the name of a place."""
         name = qualified_name(cls)
+        if (reason := refusal(cls)) is not None:
+            return f"is a {name}, {reason}"
         if self._by_name.get(name, cls) is not cls:
             return f"is a {name}, and several classes have this name: rename one"
         return (
@@ -126,6 +129,8 @@ class TypeRegistry:
 
     def _index(self, classes: Iterable[type]) -> None:
         for cls in classes:
+            if refusal(cls) is not None:
+                continue
             # The library writes `module.__name__`, so nested classes have two names.
             for name in {qualified_name(cls), f"{cls.__module__}.{cls.__name__}"}:
                 self._by_name[name] = cls if self._by_name.get(name, cls) is cls else None
@@ -166,9 +171,9 @@ def _subclasses(cls: type) -> Iterator[type]:
 def declared_types(workflow: Workflow, extra: Iterable[type] = ()) -> set[type]:
     """Return the classes that a workflow's values may have.
 
-    These are its events, its state, the library's own events and ticks, `extra`; the models, dataclasses,
-    enums and exceptions that are known by name in the modules where the workflow's classes stand; and what
-    the fields of all these are declared to hold.
+    These are its events, its state, the library's own events and ticks, what the state of an agent of
+    llama_index holds, `extra`; the models, dataclasses, enums and exceptions that are known by name in the
+    modules where the workflow's classes stand; and what the fields of all these are declared to hold.
 
     Args:
         workflow: The workflow.
@@ -182,6 +187,7 @@ def declared_types(workflow: Workflow, extra: Iterable[type] = ()) -> set[type]:
                 workflow.stop_event_class,
                 infer_state_type(workflow),
                 *library_types(),
+                *agent_types(type(workflow)),
                 *extra,
                 *_in_modules_of(type(workflow)),
             ]

@@ -26,7 +26,8 @@ class TypedJson:
     extras, private attributes and the set of fields that were set. Fields with `exclude=True` are left out
     and come back as their default. An object that stands in two places comes back as two. An exception that
     is neither builtin nor known comes back as a `DescribedError`; its cause, context and traceback stay
-    behind.
+    behind. Of what tools and clients of LLMs leave in llama_index's objects, as much is carried as can be;
+    see `codec.agents`.
 
     Args:
         types: What may be encoded, and so what may be decoded.
