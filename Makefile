@@ -57,6 +57,10 @@ test: venv ## All tests but the long fault tests, with branch coverage.
 faults: venv ## The fault tests, long ones included: processes are killed, stopped and restarted.
 	$(BIN)/python -m pytest -m "faults or long" $(ARGS)
 
+.PHONY: oldest
+oldest: venv ## The tests of durable runs with the oldest workflow library that is allowed.
+	$(BIN)/python .ci/oldest_library.py $(ARGS)
+
 .PHONY: bench
 bench: venv ## Measure latency, throughput and streaming; prints a table and writes JSON.
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -135,6 +135,11 @@ SPECS: Final[tuple[Spec, ...]] = (
         _at_least(30),
         Summary.LEAST,
     ),
+    Spec("echo_by_step_p50_ms", "durability", "one step, durability step: p50", "ms"),
+    Spec("echo_by_task_p50_ms", "durability", "one step, durability task: p50", "ms"),
+    Spec("chain_by_step_p50_ms", "durability", "20 steps, durability step: p50", "ms"),
+    Spec("chain_by_task_p50_ms", "durability", "20 steps, durability task: p50", "ms"),
+    Spec("step_ms", "durability", "cost of a step's durability", "ms"),
     Spec(
         "takeover_seconds",
         "takeover",

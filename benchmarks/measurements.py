@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -24,6 +25,8 @@ Call = Callable[[], Awaitable[object]]
 IN_FLIGHT: Final = 64
 MAIN_SERVICES: Final = ("echo", "count")
 NAP_SERVICES: Final = ("nap",)
+DURABILITY_SERVICES: Final = ("echo_by_task", "chain", "chain_by_task")
+CHAIN_STEPS: Final = 20
 LINGER_SECONDS: Final = 0.03
 NAP_SECONDS: Final = 0.02
 LONG_NAPS: Final = 20
@@ -220,6 +223,31 @@ async def _all_events(bench: Bench, *, count: int) -> tuple[float, int]:
     return seconds, wrong + abs(len(events) - len(expected))
 
 
+async def durability(bench: Bench) -> None:
+    """A task of one step and one of many, written down step by step and not, in turns."""
+    part = await bench.stack.add_services(DURABILITY_SERVICES, max_concurrent_tasks=IN_FLIGHT)
+
+    def chain(service: str) -> Call:
+        return partial(bench.client.run, service, steps=CHAIN_STEPS)
+
+    calls: dict[str, Call] = {
+        "echo_by_step": partial(bench.client.run, "echo"),
+        "echo_by_task": partial(bench.client.run, "echo_by_task"),
+        "chain_by_step": chain("chain"),
+        "chain_by_task": chain("chain_by_task"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(bench.scale.sequential):
+        for name, call in calls.items():
+            seconds[name].append(await bench.timed(call))
+    await part.stop()
+    medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+    bench.figures.add(
+        **{f"{name}_p50_ms": value for name, value in medians.items()},
+        step_ms=(medians["chain_by_step"] - medians["chain_by_task"]) / (CHAIN_STEPS - 1),
+    )
+
+
 async def concurrent(bench: Bench) -> None:
     """Many `session.run` of the 0.6 client at once, each in a session of its own."""
 
@@ -363,6 +391,7 @@ MEASUREMENTS: Final[Mapping[str, Measurement]] = MappingProxyType(
         "concurrent": Measurement(concurrent, rounds=3),
         "idle": Measurement(idle),
         "sharing": Measurement(sharing, rounds=3),
+        "durability": Measurement(durability, rounds=3),
         "takeover": Measurement(takeover, rounds=2),
     }
 )

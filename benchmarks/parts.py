@@ -43,11 +43,15 @@ async def services(options: argparse.Namespace) -> None:
     async with asyncio.TaskGroup() as group:
         for name, port in options.service:
             config = WorkflowServiceConfig(
-                host=HOST, port=port, service_name=name, max_concurrent_tasks=options.max_concurrent_tasks
+                host=HOST,
+                port=port,
+                service_name=name,
+                max_concurrent_tasks=options.max_concurrent_tasks,
+                durability=WORKFLOWS[name].durability,
             )
             group.create_task(
                 deploy_workflow(
-                    WORKFLOWS[name](timeout=None),
+                    WORKFLOWS[name].workflow(timeout=None),
                     workflow_config=config,
                     control_plane_config=ControlPlaneConfig(host=HOST, port=options.port),
                 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from workflows import Context, Workflow, step
 from workflows.events import Event, StartEvent, StopEvent
@@ -76,7 +77,50 @@ class Nap(Workflow):
         return StopEvent(result=os.getpid())
 
 
-WORKFLOWS: Final[Mapping[str, type[Workflow]]] = MappingProxyType({"echo": Echo, "count": Count, "nap": Nap})
+class Begin(StartEvent):
+    """How many steps to take."""
+
+    steps: int
+
+
+class Link(Event):
+    """Leads from one step to the next."""
+
+    left: int
+
+
+class Chain(Workflow):
+    """Takes one trivial step after the other."""
+
+    @step
+    async def begin(self, ev: Begin) -> Link:
+        """Take the first step."""
+        return Link(left=ev.steps - 1)
+
+    @step
+    async def go_on(self, ev: Link) -> Link | StopEvent:
+        """Take another step."""
+        return Link(left=ev.left - 1) if ev.left > 1 else StopEvent(result=ANSWER)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A workflow, and how its service keeps its runs."""
+
+    workflow: type[Workflow]
+    durability: Literal["step", "task"] = "step"
+
+
+WORKFLOWS: Final[Mapping[str, Hosted]] = MappingProxyType(
+    {
+        "echo": Hosted(Echo),
+        "echo_by_task": Hosted(Echo, "task"),
+        "chain": Hosted(Chain),
+        "chain_by_task": Hosted(Chain, "task"),
+        "count": Hosted(Count),
+        "nap": Hosted(Nap),
+    }
+)
 """The workflows by the names of their services."""
 
 echo = Echo(timeout=None)

@@ -217,9 +217,14 @@ async def ask_and_kill(
     killed_pid, killed_at, seconds = 0, 0.0, 0.0
     with Live(view, console=console):
         async for event in handle.events():
-            if killed_pid and not seconds and event.type == "QuestionUnderstood":
+            if killed_pid and event.type == "QuestionUnderstood":
+                raise DemoError("the first step was run again, although it had ended before the kill")
+            if killed_pid and not seconds and event.data.get("round") == KILL_AFTER_ROUND:
                 seconds = time.monotonic() - killed_at
-                view.interrupt(f"[green]another instance begins anew, {seconds:.1f} s after the kill[/]")
+                view.interrupt(
+                    f"[green]another instance goes on with round {KILL_AFTER_ROUND}, {seconds:.1f} s after "
+                    "the kill; what was finished is not done again[/]"
+                )
             view.show(event)
             if not killed_pid and event.type == "RoundFinished" and event.data["round"] == KILL_AFTER_ROUND:
                 killed_pid, killed_at = await _kill_owner(handle, workers), time.monotonic()

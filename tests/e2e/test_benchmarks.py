@@ -39,6 +39,13 @@ FIGURES = {
         "idle_single_mib",
     },
     "sharing": {"least_share_percent"},
+    "durability": {
+        "echo_by_step_p50_ms",
+        "echo_by_task_p50_ms",
+        "chain_by_step_p50_ms",
+        "chain_by_task_p50_ms",
+        "step_ms",
+    },
     "takeover": {"takeover_seconds", "takeover_ended_seconds"},
 }
 

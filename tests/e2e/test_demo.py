@@ -179,6 +179,7 @@ def test_the_demo_shows_a_conversation_and_a_takeover() -> None:
     assert takeover[1] != killed[1]
     assert float(takeover[2]) < 7.0 + 3.0, "the lease, two seconds, and a slow machine"
     assert "in attempt 2" in output
+    assert "another instance goes on with round 2" in output
     assert "round 6: 2 searches" in output
     assert "everything is stopped" in output
     started = re.search(r"process (\d+), .*processes (\d+) and (\d+)", output, re.DOTALL)

@@ -1,4 +1,4 @@
-"""All code in the README runs as it stands there, in real processes.
+"""All code in the README and the pages with examples runs as it stands there, in real processes.
 
 A comment above each block of Python or shell says what is done with it:
 
@@ -31,6 +31,7 @@ from llama_deploy.testing.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+PAGES = (ROOT / "docs" / "agents.md",)
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 RUN_SECONDS = 30.0
@@ -198,6 +199,15 @@ def test_every_snippet_of_the_readme_works(reader: Reader) -> None:
     snippets = read_snippets(README.read_text(encoding="utf-8"))
 
     assert len([snippet for snippet in snippets if snippet.action == "run"]) >= 6
+    for snippet in snippets:
+        reader.follow(snippet)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_snippet_of_a_page_works(reader: Reader, page: Path) -> None:
+    snippets = read_snippets(page.read_text(encoding="utf-8"))
+
+    assert [snippet for snippet in snippets if snippet.action == "run"]
     for snippet in snippets:
         reader.follow(snippet)
 

@@ -8,8 +8,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +29,6 @@ from llama_deploy.message_consumers import (
 )
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.simple import (
-    LocalMessageQueue,
     SimpleMessageQueue,
     SimpleMessageQueueConfig,
     SimpleMessageQueueServer,
@@ -45,17 +43,13 @@ from llama_deploy.services import (
 )
 from llama_deploy.services.ledger import Ledger
 from llama_deploy.services.session_state import STATE_PREFIX
-from llama_deploy.state_stores.base import SessionRecord, StateStore
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
-    SessionOptions,
     SessionPolicy,
-    TaskEvent,
     TaskStatus,
     TaskSubmission,
-    TaskView,
     generate_id,
 )
 from llama_deploy.types.attempts import (
@@ -66,9 +60,16 @@ from llama_deploy.types.attempts import (
     TaskDispatch,
 )
 from llama_deploy.web.connection import HttpConnection, HttpRequest
-
-LEASE = 0.6
-PATIENCE = 20.0
+from tests.integration.in_process import (
+    LEASE,
+    PATIENCE,
+    Stack,
+    failure_of,
+    result_of,
+    running_stack,
+    stop,
+    until,
+)
 
 
 class Progress(Event):
@@ -314,108 +315,15 @@ class Shouter(BaseService):
         await self.processing_loop()
 
 
-class Stack:
-    """A queue, a control plane and services in this process."""
-
-    def __init__(self, queue: AbstractMessageQueue, store: StateStore, server: ControlPlaneServer) -> None:
-        self.queue = queue
-        self.store = store
-        self.server = server
-        self.plane = server.plane
-
-    def service(self, workflow: Workflow, name: str = "service", **settings: Any) -> WorkflowService:
-        config = WorkflowServiceConfig(
-            host="127.0.0.1", port=0, service_name=name, **{"drain_timeout": 2.0, **settings}
-        )
-        return WorkflowService(workflow, self.queue, config, gateway=self.server.gateway())
-
-    @asynccontextmanager
-    async def serving(self, service: WorkflowService) -> AsyncIterator[asyncio.Task[None]]:
-        await service.register_to_control_plane()
-        task = await service.launch_local()
-        try:
-            yield task
-        finally:
-            await stop(task)
-
-    async def submit(self, name: str = "service", session_id: str | None = None, /, **arguments: Any) -> str:
-        submission = TaskSubmission(service_name=name, arguments=arguments, session_id=session_id)
-        return (await self.plane.tasks.submit(submission)).task_id
-
-    async def end(self, task_id: str, *, wait: float = PATIENCE) -> TaskView:
-        return await self.plane.tasks.get(task_id, wait=wait)
-
-    async def run(
-        self, name: str = "service", session_id: str | None = None, /, **arguments: Any
-    ) -> TaskView:
-        return await self.end(await self.submit(name, session_id, **arguments))
-
-    async def events(self, task_id: str) -> list[TaskEvent]:
-        pages = [page async for page in await self.plane.tasks.events(task_id)]
-        return [
-            TaskEvent(index=item.index, type=item.type, data=json.loads(item.data), terminal=item.terminal)
-            for page in pages
-            for item in page
-        ]
-
-    async def session(self, policy: SessionPolicy = SessionPolicy.ENQUEUE) -> str:
-        return await self.plane.sessions.create(SessionOptions(policy=policy))
-
-    async def stored(self, session_id: str) -> SessionRecord:
-        """Return a session with the keys of the services in its state."""
-        return (await self.store.read(lambda tx: tx.load_sessions([session_id])))[session_id]
-
-    async def send(self, task_id: str, event: Event) -> None:
-        wire = {
-            "__is_pydantic": True,
-            "value": event.model_dump(mode="json"),
-            "qualified_name": f"{type(event).__module__}.{type(event).__name__}",
-        }
-        await self.plane.tasks.send_event(task_id, EventDefinition(event_obj_str=json.dumps(wire)))
-
-
-async def stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
-
-
-async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
-    """Wait until `condition` holds."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            held = condition()
-            if held if isinstance(held, bool) else await held:
-                return
-            await asyncio.sleep(0.005)
-
-
 @pytest.fixture
 async def stack() -> AsyncIterator[Stack]:
-    async with (
-        await LocalMessageQueue.start() as queue,
-        await SQLiteStateStore.connect("sqlite:///:memory:") as store,
-        ControlPlaneServer(
-            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
-        ) as server,
-    ):
-        yield Stack(queue, store, server)
+    async with running_stack() as stack:
+        yield stack
 
 
 def ledger_of(service: WorkflowService) -> Ledger:
     assert service._worker is not None
     return service._worker.ledger
-
-
-def result_of(view: TaskView) -> Any:
-    assert view.result is not None, view
-    assert view.status is TaskStatus.SUCCEEDED, view.result.error
-    return view.result.value
-
-
-def failure_of(view: TaskView) -> tuple[str, str]:
-    assert view.result is not None, view
-    assert view.result.error is not None, view
-    return view.result.error.type, view.result.error.message
 
 
 async def test_a_task_runs_and_its_result_is_typed(stack: Stack) -> None:

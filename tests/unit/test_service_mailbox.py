@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
 from workflows import Context, Workflow, step
-from workflows.events import Event, HumanResponseEvent, InternalDispatchEvent, StartEvent, StopEvent
+from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
-from llama_deploy.services.guard import guard_steps, on_wait
+from llama_deploy.services.arguments import RunCall
+from llama_deploy.services.guard import guard_steps
+from llama_deploy.services.hosting import host_runs
 from llama_deploy.services.mailbox import Mailbox
-from llama_deploy.services.payloads import EventRegistry
+from llama_deploy.services.payloads import EventRegistry, StreamedEvent
+from llama_deploy.services.runs import RunLimits, WorkflowRun
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.attempts import InboxEntry
 
@@ -97,7 +101,7 @@ class Hosted:
 
     def __init__(self, workflow: Workflow) -> None:
         guard_steps(workflow)
-        self.workflow = workflow
+        host_runs(workflow)
         self.seen: list[int] = []
         self.mailbox = Mailbox(
             task_id="task",
@@ -105,20 +109,29 @@ class Hosted:
             registry=EventRegistry(workflow, [Reply, Other]),
             on_seen=self.seen.append,
         )
+        self.workflow_run = WorkflowRun(
+            start=partial(RunCall.prepare(workflow, {}).start, None),
+            mailbox=self.mailbox,
+            on_event=_ignore,
+            label="the run",
+            limits=RunLimits(timeout=10),
+            on_waiting=lambda: None,
+        )
 
     async def run(self) -> Any:
-        on_wait.set(self.mailbox.note_wait)
-        handler = self.workflow.run()
-        await self.mailbox.open(handler.send_event)
-        async for event in handler.stream_events(expose_internal=True):
-            if isinstance(event, InternalDispatchEvent):
-                await self.mailbox.observe(event)
-        return await handler
+        ending = await self.workflow_run.execute()
+        assert ending is not None
+        assert ending.error is None
+        return ending.value
 
     async def put(self, *entries: InboxEntry) -> None:
         for item in entries:
             if self.mailbox.put(item):
                 await self.mailbox.deliver()
+
+
+async def _ignore(event: StreamedEvent) -> None:
+    """No test looks at the stream."""
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3))))
@@ -159,3 +172,23 @@ async def test_an_answer_nobody_wants_does_not_hold_up_the_others() -> None:
     running = asyncio.create_task(hosted.run())
     workflow.gate.set()
     assert await running == ["a", "b"]
+
+
+async def test_what_was_taken_is_told_once_and_what_was_not_is_kept() -> None:
+    workflow = TwoQuestions()
+    hosted = Hosted(workflow)
+    await hosted.put(
+        entry(1, "never", cls="Other"), entry(2, "a"), entry(3, "b"), entry(4, "broken", cls="No")
+    )
+    workflow.gate.set()
+    await hosted.run()
+    assert sorted(hosted.mailbox.take_consumed()) == [2, 3, 4]
+    assert hosted.mailbox.take_consumed() == []
+
+
+async def test_a_mailbox_goes_on_after_what_earlier_attempts_have_taken() -> None:
+    hosted = Hosted(Listener(timeout=10))
+    hosted.mailbox.fill([entry(2, "a")], seen=3)
+    await hosted.put(entry(3, "taken before"), entry(4, "end"))
+    assert await hosted.run() == ["a", "end"]
+    assert hosted.seen[-1] == 4

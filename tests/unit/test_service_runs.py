@@ -3,50 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from workflows import Context, Workflow, step
 from workflows.events import Event, StartEvent, StopEvent
 
 from llama_deploy.services.arguments import RunCall
+from llama_deploy.services.hosting import host_runs
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import EventRegistry, StreamedEvent
-from llama_deploy.services.runs import WorkflowRun
+from llama_deploy.services.runs import RunLimits, WorkflowRun
 
 
-class Endless(Workflow):
+class Stubborn(Workflow):
+    """Goes on streaming after its cancellation."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+        self.streamed = asyncio.Event()
+
     @step
     async def stream(self, ctx: Context, ev: StartEvent) -> StopEvent:  # noqa: ARG002 - found by its annotation
-        ctx.write_event_to_stream(Event(number=1))
-        await asyncio.Event().wait()
+        try:
+            ctx.write_event_to_stream(Event(number=1))
+            await asyncio.Event().wait()
+        finally:
+            ctx.write_event_to_stream(Event(number=2))
+            asyncio.get_running_loop().call_soon(self.streamed.set)
         return StopEvent()
 
 
-async def test_nothing_of_a_cancelled_run_reads_on_when_it_returns() -> None:
-    reading, ended = asyncio.Event(), asyncio.Event()
+async def test_nothing_of_a_cancelled_run_is_handed_on_when_it_has_returned() -> None:
+    handed_on: list[StreamedEvent] = []
+    first = asyncio.Event()
 
-    async def hold(event: StreamedEvent) -> None:
-        reading.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            for _ in range(5):
-                await asyncio.sleep(0)
-            ended.set()
+    async def note(event: StreamedEvent) -> None:
+        handed_on.append(event)
+        first.set()
 
-    workflow = Endless()
+    workflow = Stubborn()
+    host_runs(workflow)
     run = WorkflowRun(
-        call=RunCall.prepare(workflow, {}),
-        ctx=None,
+        start=partial(RunCall.prepare(workflow, {}).start, None),
         mailbox=Mailbox(
             task_id="task", workflow=workflow, registry=EventRegistry(workflow), on_seen=lambda _: None
         ),
-        on_event=hold,
+        on_event=note,
         label="the run",
+        limits=RunLimits(timeout=None),
+        on_waiting=lambda: None,
     )
     executing = asyncio.create_task(run.execute())
     async with asyncio.timeout(10):
-        await reading.wait()
+        await first.wait()
         executing.cancel()
         await asyncio.wait({executing})
+        await workflow.streamed.wait()
     assert executing.cancelled()
-    assert ended.is_set()
+    assert [event.payload.data for event in handed_on] == [{"number": 1}]

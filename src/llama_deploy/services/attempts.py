@@ -13,15 +13,18 @@ from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.reports import AttemptKey, AttemptReports, publish_until_accepted
 from llama_deploy.services.runs import Ending, WorkflowRun
-from llama_deploy.types.attempts import AttemptOutcome, EventPayload, InboxEntry
+from llama_deploy.types.attempts import AttemptOutcome, EventPayload, InboxEntry, RunRecord
 from llama_deploy.types.topics import CONTROL_PLANE
 
 
 class WorkflowState(BaseModel):
     """A call of a workflow within a session."""
 
-    hash: int | None = None
-    """A digest of the workflow's own state as it was restored; the same in every process. None: no state."""
+    hash: int | str | None = None
+    """The signature of the workflow's own state as it was restored, or its digest if nothing is signed.
+
+    It is the same in every process. None: no state.
+    """
     state: dict[str, Any] = Field(default_factory=dict)
     """The session's state, the keys of services included."""
     run_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -42,6 +45,8 @@ class Attempt:
     """The run arguments as they came: a JSON object, if the sender kept to the rules."""
     mailbox: Mailbox
     reports: AttemptReports
+    record: RunRecord | None = None
+    """What earlier attempts have left in the run's journal."""
     run: WorkflowRun | None = None
     cancelled: bool = False
     """Whether its end is asked for."""
@@ -57,7 +62,9 @@ class Attempt:
     def abandon(self) -> None:
         """End the run and report nothing. Idempotent."""
         self.abandoned = True
-        self.cancel()
+        self.cancelled = True
+        if self.run is not None:
+            self.run.abandon()
 
     async def put(self, entry: InboxEntry) -> None:
         """Take an entry of the inbox."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -45,6 +45,23 @@ class WorkflowServiceConfig(BaseSettings):
     """Whether an address may be bound that other machines reach. There is no authentication yet."""
     use_tls: bool = False
     """Whether `url` begins with `https`, as it does behind a proxy that ends TLS."""
+    durability: Literal["step", "task"] = "step"
+    """From where a task goes on whose instance was killed.
+
+    `step`: after its last finished step, with its state; what the workflow's steps hand to each other must be
+    values that can be written down. `task`: from its start, with any values.
+    """
+    idle_timeout: float | None = Field(default=60.0, ge=0)
+    """Seconds after which a run that only waits for something from outside leaves memory; it does so at once
+    when other tasks need its slot. None: it stays. With durability `task` it always stays.
+    """
+    state_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = Field(default_factory=list)
+    """Secrets that sign what the service stores: the states of sessions and the journals of runs.
+
+    The first one signs; what another one signed is accepted, so that keys can be changed one after the other.
+    Empty: nothing is signed, and whoever can write to the state store can change it. All services that share
+    the state of a session need the same keys. In the environment they are separated by commas.
+    """
     drain_timeout: float = Field(default=30.0, ge=0)
     """Seconds that running tasks may take to end when the service stops; the rest is handed back."""
     allowed_types: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(default_factory=list)

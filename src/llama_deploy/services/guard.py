@@ -15,16 +15,10 @@ import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextvars import ContextVar
 from types import FrameType, MethodType
 from typing import Any, Final
 
 from workflows import Workflow
-from workflows.events import Event
-from workflows.runtime.types.results import WaitingForEvent
-
-on_wait: ContextVar[Callable[[type[Event], dict[str, Any]], None]] = ContextVar("on_wait")
-"""Called with class and requirements when a step of the run begins to wait for an event."""
 
 _MARK: Final = "__llama_deploy_guarded__"
 
@@ -90,10 +84,6 @@ def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Cal
     async def guarded_step(*args: Any, **kwargs: Any) -> Any:
         try:
             return await function(*args, **kwargs)
-        except WaitingForEvent as exc:
-            if (observe := on_wait.get(None)) is not None:
-                observe(exc.add.event_type, exc.add.requirements)
-            raise
         except (Exception, GeneratorExit):
             raise
         except asyncio.CancelledError as exc:

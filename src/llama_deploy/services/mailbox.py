@@ -5,23 +5,31 @@ is handed to the workflow once, in the order of the inbox.
 
 The library drops an event that no step takes at the moment. An answer that comes before the workflow has
 asked for it with `ctx.wait_for_event` would be lost so; the mailbox keeps it, and offers it again each time
-that a step has ended or begun to wait. To learn whether an event was dropped it sends a marker after it that
-nobody takes: the library tells of dropped events in the run's own stream, in order.
+that a step has ended or begun to wait. One event is offered at a time, and its fate is known before any step
+starts.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from workflows import Workflow
-from workflows.events import Event, StepState, StepStateChanged, UnhandledEvent
+from workflows.events import Event, UnhandledEvent
 
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.services.payloads import EventRegistry
 from llama_deploy.types.attempts import InboxEntry
+from llama_deploy.workflow_library import (
+    AddWaiter,
+    TickAddEvent,
+    TickStepResult,
+    WorkflowTick,
+    step_configs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +37,10 @@ MAX_WAITING: Final = 1_000
 """The most events that wait until the workflow takes them; the control plane keeps the rest."""
 
 
-class InboxMarker(Event):
-    """Sent after an event to learn whether that was taken."""
-
-
-_MARKER_NAME: Final = f"{InboxMarker.__module__}.{InboxMarker.__name__}"
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    seq: int
+    event: Event
 
 
 class Mailbox:
@@ -54,33 +61,40 @@ class Mailbox:
         self._registry = registry
         self._on_seen = on_seen
         self._send: Callable[[Event], Awaitable[None]] | None = None
+        self._held = False
         self._ahead: dict[int, InboxEntry] = {}
-        self._seen = 0
-        self._untried: deque[Event] = deque()
-        self._refused: deque[Event] = deque()
-        self._offered: Event | None = None
+        self._untried: deque[_Letter] = deque()
+        self._refused: deque[_Letter] = deque()
+        self._offered: _Letter | None = None
+        self._arrived = False
         self._was_refused = False
-        self._try_again = False
         self._selective: set[type[Event]] = set()
+        self._taken: list[int] = []
+        self.seen = 0
+        """The number of the last entry that has arrived without a gap."""
 
-    def note_wait(self, event_type: type[Event], requirements: dict[str, Any]) -> None:
-        """A step of the run begins to wait for an event."""
-        if requirements:
-            self._selective.add(event_type)
+    @property
+    def is_quiet(self) -> bool:
+        """Whether there is nothing that the run could take now."""
+        return self._offered is None and not self._untried
+
+    def fill(self, entries: Sequence[InboxEntry], *, seen: int) -> None:
+        """Take what the inbox holds at the start: all that was not taken by the run, up to number `seen`."""
+        for entry in entries:
+            self._accept(entry)
+        self.seen = max([seen, *(entry.seq for entry in entries)])
+        self._on_seen(self.seen)
 
     def put(self, entry: InboxEntry) -> bool:
         """Take an entry; one that was seen before is ignored. Returns whether events wait for `deliver`."""
-        if (
-            entry.seq > self._seen
-            and len(self._ahead) + len(self._untried) + len(self._refused) < MAX_WAITING
-        ):
+        if entry.seq > self.seen and len(self._ahead) + len(self._untried) + len(self._refused) < MAX_WAITING:
             self._ahead.setdefault(entry.seq, entry)
-        before = self._seen
-        while (following := self._ahead.pop(self._seen + 1, None)) is not None:
-            self._seen += 1
+        before = self.seen
+        while (following := self._ahead.pop(self.seen + 1, None)) is not None:
+            self.seen += 1
             self._accept(following)
-        if self._seen != before:
-            self._on_seen(self._seen)
+        if self.seen != before:
+            self._on_seen(self.seen)
         return bool(self._untried)
 
     async def open(self, send: Callable[[Event], Awaitable[None]]) -> None:
@@ -88,60 +102,76 @@ class Mailbox:
         self._send = send
         await self.deliver()
 
+    def hold(self) -> None:
+        """Keep what comes, until `release`."""
+        self._held = True
+
+    async def release(self) -> None:
+        """Hand on what was kept since `hold`."""
+        self._held = False
+        await self.deliver()
+
     async def deliver(self) -> None:
         """Hand on what has come since, unless the fate of an earlier event is not known yet."""
-        if self._send is None:
+        if self._send is None or self._held or self._offered is not None or not self._untried:
             return
-        while self._untried and self._offered is None:
-            event = self._untried.popleft()
-            if self._always_taken(event):
-                await self._send(event)
-            else:
-                self._offered, self._was_refused, self._try_again = event, False, False
-                await self._send(event)
-                await self._send(InboxMarker())
+        self._offered, self._arrived, self._was_refused = self._untried.popleft(), False, False
+        await self._send(self._offered.event)
 
-    async def observe(self, event: Event) -> None:
-        """Learn from an internal event of the run's stream."""
-        if isinstance(event, UnhandledEvent):
-            await self._on_unhandled(event)
-        elif isinstance(event, StepStateChanged) and event.step_state is StepState.NOT_RUNNING:
-            # The event whose fate is not known yet may have come too early for this very step.
-            self._try_again = True
+    def take_consumed(self) -> list[int]:
+        """Return the numbers of the entries that the run has taken since the last call."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    @property
+    def has_consumed(self) -> bool:
+        """Whether the run has taken entries since `take_consumed` was called."""
+        return bool(self._taken)
+
+    # -- what the run tells
+
+    def on_tick(self, tick: WorkflowTick) -> None:
+        """Learn that the run has come to an event, or that a step begins to wait for one."""
+        if isinstance(tick, TickAddEvent):
+            # The event of a tick is the very object that was sent.
+            self._arrived = self._offered is not None and tick.event is self._offered.event
+        elif isinstance(tick, TickStepResult):
+            for result in tick.result:
+                if isinstance(result, AddWaiter) and result.requirements:
+                    self._selective.add(result.event_type)
+
+    def on_event(self, event: Event) -> None:
+        """Learn that nobody has taken the event that the run has just come to."""
+        if self._arrived and isinstance(event, UnhandledEvent):
+            self._was_refused = True
+
+    async def after_tick(self, tick: WorkflowTick) -> None:
+        """Decide on the event that was offered, and offer again what was refused when a step has ended."""
+        if self._arrived and self._offered is not None:
+            self._settle(self._offered)
+            self._offered, self._arrived = None, False
+        elif isinstance(tick, TickStepResult):
             # In front of later ones: the inbox's order is kept among the events that are offered.
             self._untried.extendleft(reversed(self._refused))
             self._refused.clear()
-            await self.deliver()
+        await self.deliver()
 
-    async def _on_unhandled(self, event: UnhandledEvent) -> None:
-        offered = self._offered
-        if offered is None:
+    def _settle(self, letter: _Letter) -> None:
+        if self._was_refused:
+            self._refused.append(letter)
             return
-        if event.qualified_name == f"{type(offered).__module__}.{type(offered).__name__}":
-            self._was_refused = True
-        elif event.qualified_name == _MARKER_NAME:
-            self._offered = None
-            if self._was_refused:
-                if self._try_again:
-                    self._untried.appendleft(offered)
-                else:
-                    self._refused.append(offered)
-            elif type(offered) not in self._selective:
-                self._put_off(type(offered))
-            await self.deliver()
-
-    def _put_off(self, taken: type[Event]) -> None:
-        """Keep further events of a class that was just taken until a step has ended.
-
-        A step that waits without requirements would take the next one in place of the first.
-        """
-        self._refused.extend(event for event in self._untried if type(event) is taken)
-        self._untried = deque(event for event in self._untried if type(event) is not taken)
+        self._taken.append(letter.seq)
+        taken = type(letter.event)
+        if not self._always_taken(letter.event) and taken not in self._selective:
+            # A step that waits without requirements would take the next one in place of the first.
+            self._refused.extend(other for other in self._untried if type(other.event) is taken)
+            self._untried = deque(other for other in self._untried if type(other.event) is not taken)
 
     def _accept(self, entry: InboxEntry) -> None:
         try:
-            self._untried.append(self._registry.decode(entry.event))
+            self._untried.append(_Letter(entry.seq, self._registry.decode(entry.event)))
         except InvalidRequestError as exc:
+            self._taken.append(entry.seq)
             logger.warning(
                 "dropped event %d for task %s: %s",
                 entry.seq,
@@ -152,9 +182,7 @@ class Mailbox:
 
     def _always_taken(self, event: Event) -> bool:
         """Whether some step takes the event whenever it comes."""
-        # The configuration of the steps is private, as is the list of the steps itself.
-        for step in self._workflow._get_steps().values():  # noqa: SLF001
-            config = step._step_config  # noqa: SLF001
+        for config in step_configs(self._workflow).values():
             accepted = tuple(cls for cls in config.accepted_events if isinstance(cls, type))
             if type(event) in accepted or (config.accept_event_subclasses and isinstance(event, accepted)):
                 return True

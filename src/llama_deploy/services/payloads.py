@@ -14,8 +14,9 @@ from typing import Any, Final
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 from workflows import Workflow
-from workflows.events import Event, InternalDispatchEvent, StartEvent, StopEvent
+from workflows.events import Event, HumanResponseEvent, InternalDispatchEvent, StartEvent, StopEvent
 
+from llama_deploy.codec.agents import is_agent, with_reduced_fields
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.attempts import EventPayload
@@ -51,6 +52,10 @@ def to_json_value(value: object, *, path: str = "$") -> Any:
 
 def _measured(value: object, *, path: str) -> tuple[Any, int]:
     """Return `value` as JSON values, and the length of their text in bytes; see `to_json_value`."""
+    try:
+        return _encode(value)
+    except _ENCODING_ERRORS:
+        value = with_reduced_fields(value)
     try:
         return _encode(value)
     except _ENCODING_ERRORS as exc:
@@ -131,6 +136,9 @@ class EventRegistry:
         self._by_name: dict[str, type[Event]] = {}
         by_short_name: dict[str, set[type[Event]]] = {}
         classes = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
+        if is_agent(type(workflow)):
+            # Tools ask by `ctx.wait_for_event`, and no step of an agent tells for what.
+            classes.append(HumanResponseEvent)
         for cls in classes:
             if issubclass(cls, _NOT_FROM_OUTSIDE):
                 continue

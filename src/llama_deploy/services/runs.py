@@ -7,8 +7,9 @@ import inspect
 import json
 import logging
 import os
+import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,13 +23,15 @@ from workflows.events import (
     StopEvent,
     WorkflowCancelledEvent,
     WorkflowFailedEvent,
+    WorkflowIdleEvent,
     WorkflowTimedOutEvent,
 )
 from workflows.handler import WorkflowHandler
 
-from llama_deploy.errors import LlamaDeployError, TaskCancelledError
-from llama_deploy.services.arguments import RunCall
-from llama_deploy.services.guard import StepExitError, on_wait
+from llama_deploy.errors import FencedOutError, LlamaDeployError, TaskCancelledError
+from llama_deploy.services.guard import StepExitError
+from llama_deploy.services.hosting import hosting
+from llama_deploy.services.journal import RunJournal, RunParkedError
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import (
     StreamedEvent,
@@ -37,13 +40,24 @@ from llama_deploy.services.payloads import (
     to_json_value,
     value_type_of,
 )
+from llama_deploy.services.run_clock import RunClock
+from llama_deploy.services.waits import Wait
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.attempts import EventPayload
+from llama_deploy.workflow_library import (
+    InternalRunAdapter,
+    TickIdleCheck,
+    TickTimeout,
+    WorkflowTick,
+    abort,
+)
 
 logger = logging.getLogger(__name__)
 
 CANCEL_GRACE: Final = 5.0
 """Seconds that steps may take to end after their run was cancelled or has ended; then they are left alone."""
+_WORTH_LEAVING: Final = 0.5
+"""A run that has to wait no more than so many seconds stays in memory."""
 _TRACEBACK_LINES: Final = 20
 _MACHINERY: Final = tuple(
     os.path.dirname(file) + os.sep  # noqa: PTH120 - the form that frames have
@@ -131,37 +145,71 @@ def describe_failure(exc: BaseException) -> TaskFailure:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """How long a run may take. All in seconds."""
+
+    timeout: float | None
+    """How long it may work, over all its attempts. None: without end."""
+    idle_timeout: float | None = None
+    """How long it may wait in memory for something from outside. None: without end."""
+    spent: float = 0.0
+    """How long it has worked in earlier attempts."""
+    goes_on: bool = False
+    """Whether an earlier attempt has begun it."""
+
+
 class WorkflowRun:
-    """One run, from its arguments to its ending.
+    """One run, from its arguments or from where an earlier attempt left it, to its ending.
+
+    It is the host of its run: the library tells it of each tick and each event, see `RunHost`.
 
     Args:
-        call: The call, its arguments checked.
-        ctx: Carries the session's state. None: there is none.
+        start: Starts the run, or goes on with it.
         mailbox: The events that clients send.
         on_event: Takes each event that the workflow streams, in order.
         label: Names the run in the log.
+        limits: How long the run may work, and how long it may wait in memory.
+        on_waiting: Called when the run begins to wait for something from outside.
     """
 
     def __init__(
         self,
         *,
-        call: RunCall,
-        ctx: Context | None,
+        start: Callable[[], Awaitable[WorkflowHandler]],
         mailbox: Mailbox,
         on_event: Callable[[StreamedEvent], Awaitable[None]],
         label: str,
+        limits: RunLimits,
+        on_waiting: Callable[[], None],
     ) -> None:
-        self._call = call
-        self._ctx = ctx
+        self._start = start
+        self._on_waiting = on_waiting
         self._mailbox = mailbox
         self._on_event = on_event
         self._label = label
+        self.clock = RunClock(
+            timeout=limits.timeout,
+            idle_timeout=limits.idle_timeout,
+            on_timeout=self._time_out,
+            on_idle=self.leave,
+            spent=limits.spent,
+        )
+        self.journal: RunJournal | None = None
+        """Where the run is written down. None: nowhere, and its next attempt begins anew."""
+        self._limits = limits
+        self._adapter: InternalRunAdapter | None = None
         self._handler: WorkflowHandler | None = None
         self._cancel_requested = False
         self._canceller: asyncio.Task[None] | None = None
+        self._helpers: set[asyncio.Task[None]] = set()
         self._last_event: StopEvent | None = None
         self._fault: Exception | None = None
-        self._read = 0
+        self._leaving = False
+        self.has_left = False
+        """Whether the run has left memory, to go on when something wakes it."""
+        self._is_over = False
+        self._has_gone_on = False
         self._timer: asyncio.TimerHandle | None = None
         self._give_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -173,82 +221,168 @@ class WorkflowRun:
         if self._handler is not None:
             self._cancel_handler(self._handler)
 
+    def leave(self) -> None:
+        """Let the run leave memory if it only waits; `execute` returns None then. Idempotent."""
+        if self.journal is None or self._leaving or self._cancel_requested or not self.clock.is_waiting:
+            return
+        self._leaving = True
+        self._spawn(self._leave(self.journal))
+
+    def fail(self, exc: Exception) -> None:
+        """End the run with an error of its surroundings. The first one counts."""
+        if self._fault is None:
+            self._fault = exc
+            if self._handler is not None:
+                self._cancel_handler(self._handler)
+
+    def abandon(self) -> None:
+        """Stop the run, which belongs to another instance now; `execute` returns None. Idempotent."""
+        if self.journal is not None:
+            self.journal.give_up()
+        self.fail(FencedOutError("the run belongs to another instance"))
+
     async def deliver(self) -> None:
         """Hand on the events that have come into the mailbox."""
         await self._mailbox.deliver()
 
-    async def execute(self) -> Ending:
+    async def execute(self) -> Ending | None:
         """Run the workflow to its end. Whatever it raises becomes the ending.
 
         Cancelling this call cancels the run.
+
+        Returns:
+            None if the run is not this instance's any more, and there is nothing to report.
         """
-        on_wait.set(self._mailbox.note_wait)
+        token = hosting.set(self)
         try:
-            self._handler = await self._call.start(self._ctx)
+            self.clock.work()
+            self._handler = await self._start()
         except asyncio.CancelledError:
             raise
         except BaseException as exc:  # noqa: BLE001 - the workflow's own code, and the boundary of the task
             return Ending.failed(exc if isinstance(exc, Exception) else StepExitError("run", exc))
+        finally:
+            hosting.reset(token)
         try:
             return await self._finish(self._handler)
         except Exception as exc:  # noqa: BLE001 - as above, such as the code of the result's own class
             return Ending.failed(exc)
+        finally:
+            self.clock.stop()
 
-    async def _finish(self, handler: WorkflowHandler) -> Ending:
+    # -- what the library tells its host
+
+    @property
+    def keeps_ticks(self) -> bool:
+        """See `RunHost`."""
+        return self.journal is not None
+
+    def attach(self, adapter: InternalRunAdapter) -> None:
+        """See `RunHost`."""
+        self._adapter = adapter
+        if self.journal is not None:
+            self.journal.attach(adapter)
+
+    async def on_tick(self, tick: WorkflowTick) -> None:
+        """See `RunHost`."""
+        self._mailbox.on_tick(tick)
+        if self.journal is not None:
+            self.journal.note(tick)
+
+    async def after_tick(self, tick: WorkflowTick) -> None:
+        """See `RunHost`."""
+        await self._mailbox.after_tick(tick)
+
+    async def before_steps(self, *, starting: bool) -> None:
+        """See `RunHost`."""
+        if self._limits.goes_on and not self._has_gone_on:
+            self._has_gone_on = True
+            await self._go_on()
+        if starting:
+            self.clock.work()
+        if self.journal is not None:
+            await self.journal.before_steps(starting=starting)
+
+    async def on_event(self, event: Event) -> None:
+        """See `RunHost`."""
+        self._mailbox.on_event(event)
+        if isinstance(event, WorkflowIdleEvent):
+            self.clock.wait()
+            self._on_waiting()
+        if isinstance(event, InternalDispatchEvent) or self._last_event is not None or self._is_over:
+            return
+        if isinstance(event, StopEvent):
+            self._last_event = event
+            # A step that ignores its cancellation holds back the result, but not the ending.
+            self._expect_end()
+        elif self._fault is None:
+            try:
+                await self._on_event(streamed_event(event))
+            except LlamaDeployError as exc:
+                self.fail(exc)
+
+    # -- how it ends
+
+    async def _finish(self, handler: WorkflowHandler) -> Ending | None:
         result: asyncio.Future[StopEvent] = asyncio.ensure_future(handler.stop_event_result())
-        reader = asyncio.create_task(self._read_stream(handler))
         try:
-            if self._cancel_requested:
+            if self._cancel_requested or self._fault is not None:
                 self._cancel_handler(handler)
             await self._mailbox.open(handler.send_event)
             either: set[asyncio.Future[Any]] = {result, self._give_up}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            await self._await_reader(reader)
-            return self._ending(handler, result)
+            return None if self.has_left else self._ending(handler, result)
         finally:
+            self._is_over = True
             if self._timer is not None:
                 self._timer.cancel()
-            if not result.done():
+            for helper in self._helpers:
+                helper.cancel()
+            if self.has_left:
+                abort(handler)
+                result.cancel()
+            elif not result.done():
                 self._abandon(handler, result)
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
 
-    async def _read_stream(self, handler: WorkflowHandler) -> None:
-        """Hand the run's events on, until its last one."""
-        async for event in handler.stream_events(expose_internal=True):
-            self._read += 1
-            if isinstance(event, InternalDispatchEvent):
-                await self._mailbox.observe(event)
-            elif isinstance(event, StopEvent):
-                self._last_event = event
-                # A step that ignores its cancellation holds back the result, but not the ending.
-                self._expect_end()
-            elif self._fault is None:
-                await self._hand_on(event, handler)
+    async def _go_on(self) -> None:
+        """Tell a run that goes on what it cannot know: which waits are over, and whether it waits at all."""
+        if self._adapter is None or self.journal is None:
+            return
+        for wait in self.journal.waits.all():
+            self._spawn(self._end_wait(wait, self._adapter))
+        await self._adapter.send_event(TickIdleCheck())
 
-    async def _hand_on(self, event: Event, handler: WorkflowHandler) -> None:
+    async def _end_wait(self, wait: Wait, adapter: InternalRunAdapter) -> None:
+        await asyncio.sleep(max(0.0, wait.due - time.time()))
+        await adapter.send_event(wait.tick())
+
+    async def _leave(self, journal: RunJournal) -> None:
+        """Leave memory, unless something comes meanwhile."""
+        wake_in = journal.waits.seconds_to_next()
+        if wake_in is not None and wake_in < _WORTH_LEAVING:
+            self._leaving = False  # the end of that wait is about to begin a step
+            return
+        self._mailbox.hold()
         try:
-            await self._on_event(streamed_event(event))
-        except LlamaDeployError as exc:
-            self._fault = exc
-            self._cancel_handler(handler)
+            self.has_left = self._mailbox.is_quiet and await journal.park(wake_in=wake_in)
+        except Exception as exc:  # noqa: BLE001 - whatever stands in the way ends the run
+            self.fail(exc)
+        if self.has_left:
+            self._stop_waiting()
+            return
+        self._leaving = False
+        await self._mailbox.release()
+        if self.clock.is_waiting:
+            self.clock.wait_again()
 
-    async def _await_reader(self, reader: asyncio.Task[None]) -> None:
-        """Wait for the events before the end; not for ever, if the library broke its stream off."""
-        read = -1
-        while not reader.done() and read != self._read:
-            read = self._read
-            await asyncio.wait({reader}, timeout=CANCEL_GRACE)
-        if reader.done() and not reader.cancelled() and (exc := reader.exception()) is not None:
-            fault = exc if isinstance(exc, Exception) else StepExitError("stream", exc)
-            self._fault = self._fault or fault
-
-    def _ending(self, handler: WorkflowHandler, result: asyncio.Future[StopEvent]) -> Ending:
+    def _ending(self, handler: WorkflowHandler, result: asyncio.Future[StopEvent]) -> Ending | None:
+        """Return how the run ended, None if it is not this instance's any more."""
         known = result.done() and not result.cancelled()
         exc = result.exception() if known else None
         last = self._last_event
-        if self._fault is not None:
-            return Ending.failed(self._fault)
+        fault = self._fault or (exc if isinstance(exc, FencedOutError | RunParkedError) else None)
+        if fault is not None:
+            return None if isinstance(fault, FencedOutError | RunParkedError) else Ending.failed(fault)
         # Only the stream tells a run that timed out from a step that raised the error of another run.
         if isinstance(last, WorkflowTimedOutEvent):
             return Ending.timed_out(last, exc)
@@ -260,6 +394,11 @@ class WorkflowRun:
         if stop is None or isinstance(stop, WorkflowCancelledEvent):
             return Ending.cancelled()
         return Ending.succeeded(stop, handler.ctx)
+
+    def _time_out(self) -> None:
+        """The run has worked as long as it may."""
+        if self._adapter is not None and self._limits.timeout is not None:
+            self._spawn(self._adapter.send_event(TickTimeout(timeout=self._limits.timeout)))
 
     def _cancel_handler(self, handler: WorkflowHandler) -> None:
         if self._canceller is None:
@@ -283,3 +422,8 @@ class WorkflowRun:
         )
         self._cancel_handler(handler)
         result.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._helpers.add(task)
+        task.add_done_callback(self._helpers.discard)

@@ -24,6 +24,7 @@ from llama_deploy.services.reports import AttemptKey, AttemptReports
 from llama_deploy.services.runs import Ending
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.attempts import (
+    ClaimReply,
     ClaimRequest,
     Heartbeat,
     HeartbeatReply,
@@ -63,6 +64,8 @@ class WorkerSettings:
     """Seconds after which heartbeats stop while the event loop is blocked."""
     raise_exceptions: bool
     """Whether a failed task ends `run` with its exception."""
+    keeps_journals: bool
+    """Whether runs are written down step by step."""
 
 
 class Worker:
@@ -104,6 +107,7 @@ class Worker:
         self._room = asyncio.Event()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped = False
+        self._draining = False
         self.ledger = Ledger()
         self._heartbeat = HeartbeatThread(
             beat=gateway.beat,
@@ -159,6 +163,7 @@ class Worker:
                     self._room.clear()
                     if self.ledger.is_full:
                         self._heartbeat.hurry()
+                    self._let_leave()
                     await self._room.wait()
                 for delivery in await subscription.receive(self._free_slots):
                     self._spawn(self._take_work(delivery), self._busy)
@@ -207,6 +212,22 @@ class Worker:
             self._heartbeat.hurry()
         if ending.cause is not None and ending.status in (TaskStatus.FAILED, TaskStatus.TIMED_OUT):
             self._surface(attempt, ending.cause)
+
+    def forget(self, attempt: Attempt) -> None:
+        """Hold an attempt no more that has nothing to report."""
+        self.ledger.drop(attempt.key.task_id, attempt.key.attempt)
+
+    def on_waiting(self) -> None:
+        """A run has begun to wait for something from outside."""
+        if self._draining:
+            self._let_leave()
+        self._room.set()
+
+    def _let_leave(self) -> None:
+        """Let the runs leave memory that only wait; others need their slots."""
+        for attempt in self._attempts.values():
+            if attempt.run is not None:
+                attempt.run.leave()
 
     def _surface(self, attempt: Attempt, cause: BaseException) -> None:
         logger.warning(
@@ -290,18 +311,17 @@ class Worker:
             logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
             return None
         self.ledger.hold(*place)
-        attempt = self._new_attempt(dispatch, token=reply.token, session_state=reply.session_state)
+        attempt = self._new_attempt(dispatch, reply)
         self._attempts[place] = attempt
-        for entry in reply.inbox:
-            await attempt.put(entry)
+        attempt.mailbox.fill(reply.inbox, seen=reply.inbox_seq)
         return attempt
 
-    def _new_attempt(self, dispatch: TaskDispatch, *, token: str, session_state: dict[str, Any]) -> Attempt:
-        key = AttemptKey(dispatch.task_id, dispatch.attempt, token)
+    def _new_attempt(self, dispatch: TaskDispatch, claim: ClaimReply) -> Attempt:
+        key = AttemptKey(dispatch.task_id, dispatch.attempt, claim.token)
         return Attempt(
             key=key,
             state=WorkflowState(
-                state=session_state,
+                state=claim.session_state,
                 session_id=dispatch.session_id,
                 task_id=dispatch.task_id,
                 attempt=dispatch.attempt,
@@ -311,7 +331,8 @@ class Worker:
                 dispatch.task_id,
                 lambda seq: self.ledger.seen(dispatch.task_id, dispatch.attempt, inbox_seq=seq),
             ),
-            reports=AttemptReports(key, self._publish),
+            reports=AttemptReports(key, self._publish, keep_published=self._settings.keeps_journals),
+            record=claim.run,
         )
 
     async def _work(self, attempt: Attempt) -> None:
@@ -431,6 +452,8 @@ class Worker:
     async def _wait_for_tasks(self) -> None:
         if not self._busy:
             return
+        self._draining = True
+        self._let_leave()
         logger.info(
             "service %s drains: %d tasks have %.0f s to end",
             self._settings.service_name,

@@ -7,6 +7,7 @@ import logging
 import pkgutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -37,15 +38,19 @@ from llama_deploy.services.closing import to_the_end
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.guard import cache_steps, guard_steps
+from llama_deploy.services.hosting import host_runs
+from llama_deploy.services.journal import JournalFormat, Past, RunJournal
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import EventRegistry
 from llama_deploy.services.routes import create_service_app
-from llama_deploy.services.runs import Ending, WorkflowRun
+from llama_deploy.services.runs import Ending, RunLimits, WorkflowRun
 from llama_deploy.services.session_state import StateCodec
 from llama_deploy.services.worker import Worker, WorkerSettings
+from llama_deploy.services.writing import Writing
 from llama_deploy.types import ServiceDefinition, generate_id
 from llama_deploy.types.topics import Topics
 from llama_deploy.web.server import HttpServer
+from llama_deploy.workflow_library import resuming, take_timeout
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +69,8 @@ class WorkflowService(BaseService):
     `drain_timeout`, the others are handed back to run elsewhere. A second cancellation hands back at once.
 
     Args:
-        workflow: Any workflow; one that has a `run` of its own is called by that.
+        workflow: Any workflow; one that has a `run` of its own is called by that. The service takes its time
+            limit over, so runs of the same object outside of the service have none.
         message_queue: The queue that the control plane uses; stays the caller's to close.
         config: Settings.
         publish_callback: Called with each message after the queue has it.
@@ -91,9 +97,13 @@ class WorkflowService(BaseService):
         self._publish_callback = publish_callback
         guard_steps(workflow)
         cache_steps(workflow)
+        host_runs(workflow)
+        self._timeout = take_timeout(workflow)
         extra = [_load_class(name) for name in config.allowed_types]
         self._events = EventRegistry(workflow, extra)
-        self._codec = StateCodec(workflow, extra)
+        writing = Writing(workflow, extra=extra, keys=config.state_keys)
+        self._states = StateCodec(workflow, writing)
+        self._journals = JournalFormat.of(workflow, writing=writing, states=self._states)
         self._registered = asyncio.Event()
         self._listening = asyncio.Event()
         self._consuming_ended = asyncio.Event()
@@ -175,9 +185,10 @@ class WorkflowService(BaseService):
 
         Raises:
             SerializationError: The session holds a state that this workflow cannot read.
+            SignatureError: The session holds a state that nobody with a key of this service has signed.
         """
-        state.hash = self._codec.digest(state.state)
-        return self._codec.restore(state.state)
+        state.hash = self._states.digest(state.state)
+        return self._states.restore(state.state, session_id=state.session_id)
 
     async def set_workflow_state(self, ctx: Context, current_state: WorkflowState) -> None:
         """Put the workflow's state after a run into `current_state.state`.
@@ -187,7 +198,9 @@ class WorkflowService(BaseService):
         Raises:
             SerializationError: The state holds something that cannot be carried; the path says where.
         """
-        current_state.state.update(await self._codec.capture(ctx, current_state.state))
+        current_state.state.update(
+            await self._states.capture(ctx, current_state.state, session_id=current_state.session_id)
+        )
 
     async def process_call(self, current_call: WorkflowState) -> None:
         """Run a call that this instance has claimed, and report how it ended.
@@ -198,32 +211,78 @@ class WorkflowService(BaseService):
         worker = self._live_worker()
         attempt = worker.find(current_call.task_id, current_call.attempt)
         ending, session_state = await self._execute(attempt)
-        if not attempt.abandoned:
+        if ending is None or attempt.abandoned:
+            if attempt.run is None or not attempt.run.has_left:
+                logger.info(
+                    "attempt %d of task %s is not this instance's any more; it was stopped",
+                    attempt.key.attempt,
+                    attempt.key.task_id,
+                    extra={"action": "fenced_out", "task_id": attempt.key.task_id},
+                )
+            worker.forget(attempt)
+        else:
             await worker.report(attempt, ending, session_state)
 
-    async def _execute(self, attempt: Attempt) -> tuple[Ending, dict[str, Any] | None]:
-        """Run an attempt; return how it ended and the changes to the session's state."""
+    async def _execute(self, attempt: Attempt) -> tuple[Ending | None, dict[str, Any] | None]:
+        """Run an attempt; return how it ended and the changes to the session's state.
+
+        Without an ending there is nothing to report: the run waits elsewhere, or belongs to somebody else.
+        """
         state = attempt.state
+        run: WorkflowRun | None = None
         try:
-            state.run_kwargs = parse_arguments(attempt.input)
-            attempt.run = WorkflowRun(
-                call=RunCall.prepare(self.workflow, state.run_kwargs),
-                ctx=await self.get_workflow_state(state),
-                mailbox=attempt.mailbox,
-                on_event=attempt.reports.add,
-                label=f"task {attempt.key.task_id}",
-            )
+            run = attempt.run = await self._prepare(attempt)
             if attempt.cancelled:
                 return Ending.cancelled(), None
-            ending = await attempt.run.execute()
-            if ending.ctx is None:
+            ending = await run.execute()
+            if ending is None or ending.ctx is None:
                 return ending, None
             await self.set_workflow_state(ending.ctx, state)
         except Exception as exc:  # noqa: BLE001 - the boundary of the task: what fails here fails the task
             return Ending.failed(exc), None
-        if self._codec.digest(state.state) == state.hash:
+        finally:
+            if run is not None and run.journal is not None:
+                await run.journal.close()
+        if self._states.digest(state.state) == state.hash:
             return ending, None
-        return ending, {self._codec.key: state.state[self._codec.key]}
+        return ending, {self._states.key: state.state[self._states.key]}
+
+    async def _prepare(self, attempt: Attempt) -> WorkflowRun:
+        """Return the run of an attempt, from its beginning or from where an earlier attempt left it."""
+        record, state = attempt.record, attempt.state
+        state.run_kwargs = parse_arguments(attempt.input)
+        if record is not None and record.goes_on:
+            restored, past = self._journals.restore(record, task_id=attempt.key.task_id)
+            start = resuming(self.workflow, restored)
+            state.hash = self._states.digest(state.state)
+        else:
+            call, past = RunCall.prepare(self.workflow, state.run_kwargs), Past(record)
+            start = partial(call.start, await self.get_workflow_state(state))
+        run = WorkflowRun(
+            start=start,
+            mailbox=attempt.mailbox,
+            on_event=attempt.reports.add,
+            label=f"task {attempt.key.task_id}",
+            limits=RunLimits(
+                timeout=self._timeout,
+                idle_timeout=self.config.idle_timeout,
+                spent=0.0 if record is None else record.running_seconds,
+                goes_on=record is not None and record.goes_on,
+            ),
+            on_waiting=self._live_worker().on_waiting,
+        )
+        if self.config.durability == "step":
+            run.journal = RunJournal(
+                key=attempt.key,
+                form=self._journals,
+                write=self.gateway.journal,
+                mailbox=attempt.mailbox,
+                reports=attempt.reports,
+                past=past,
+                running_seconds=lambda: run.clock.running_seconds,
+                on_failure=run.fail,
+            )
+        return run
 
     async def _publish_report(self, message: QueueMessage) -> None:
         await self.publish(message, topic=self.topics.control_plane)
@@ -265,6 +324,7 @@ class WorkflowService(BaseService):
                 drain_timeout=self.config.drain_timeout,
                 blocked_limit=self.config.blocked_limit,
                 raise_exceptions=self.config.raise_exceptions,
+                keeps_journals=self.config.durability == "step",
             ),
             queue=self.message_queue,
             gateway=self.gateway,

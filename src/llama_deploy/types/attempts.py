@@ -141,6 +141,11 @@ class RunRecord(BaseModel):
     state: str | None = None
     running_seconds: float = 0.0
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something to go on from, beside the run's events."""
+        return self.snapshot is not None or bool(self.entries)
+
 
 class ClaimRequest(BaseModel):
     """An instance asks to own an attempt."""

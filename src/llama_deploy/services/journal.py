@@ -1,0 +1,416 @@
+"""The journal of a run, from which another instance goes on where this one was killed.
+
+The library's ticks are what a run consists of: replaying them restores it. They are gathered while nothing
+depends on them, and written before a step starts that does: one call of the control plane stores the
+ticks, the run's state if it has changed, the events that it has streamed and the inbox entries that it has
+taken. What the last step did travels with the attempt's outcome, so a run of one step writes nothing here.
+
+Ticks are read again by the same version of the library only. A journal that has grown, and that of a run
+that leaves its instance, is folded into a snapshot, which other versions read too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pydantic import BaseModel, ValidationError
+from workflows import Context, Workflow
+
+from llama_deploy import workflow_library as library
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import FencedOutError, LlamaDeployError, RunMismatchError, SerializationError
+from llama_deploy.services.mailbox import Mailbox
+from llama_deploy.services.reports import AttemptKey, AttemptReports
+from llama_deploy.services.session_state import StateCodec
+from llama_deploy.services.waits import Wait, Waits
+from llama_deploy.services.writing import Writing
+from llama_deploy.types.attempts import JournalReply, JournalWrite, Parking, RunHeader, RunRecord
+from llama_deploy.workflow_library import (
+    InternalRunAdapter,
+    TickCancelRun,
+    TickStepResult,
+    TickTimeout,
+    TickWaiterTimeout,
+    WorkflowTick,
+)
+
+logger = logging.getLogger(__name__)
+
+FOLD_AFTER: Final = 500
+"""After so many ticks the journal is folded into a snapshot."""
+_RETRY: Final = Backoff(first=0.1, longest=5.0)
+
+
+class RunParkedError(Exception):
+    """The run has left this instance; nothing of it may go on here."""
+
+
+class _Snapshot(BaseModel):
+    run: str
+    waits: list[Wait]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFormat:
+    """How the runs of one workflow are written down and read again.
+
+    Args:
+        workflow: The workflow.
+        writing: How its values are written.
+        states: How its state is.
+    """
+
+    workflow: Workflow
+    writing: Writing
+    states: StateCodec
+    header: RunHeader
+
+    @classmethod
+    def of(cls, workflow: Workflow, *, writing: Writing, states: StateCodec) -> JournalFormat:
+        """Return the format of a workflow's runs."""
+        header = RunHeader(
+            fingerprint=library.fingerprint(workflow), library_version=library.library_version()
+        )
+        return cls(workflow, writing, states, header)
+
+    def restore(self, record: RunRecord, *, task_id: str) -> tuple[Context, Past]:
+        """Return a context from which a run goes on, and what is known of its past.
+
+        Raises:
+            RunMismatchError: Another workflow, or another version of the library, has begun the run.
+            SignatureError: It was not written by a service with a key of this one.
+            SerializationError: It cannot be read.
+        """
+        self._check(record, task_id=task_id)
+        snapshot: _Snapshot | None = None
+        try:
+            if record.snapshot is not None:
+                text = self.writing.open(record.snapshot, context=f"snapshot:{task_id}")
+                snapshot = _Snapshot.model_validate_json(text)
+            first = record.next_seq - len(record.entries)
+            ticks = [
+                tick
+                for seq, entry in enumerate(record.entries, start=first)
+                for tick in json.loads(self.writing.open(entry, context=f"journal:{task_id}:{seq}"))
+            ]
+            state = record.state
+            if state is not None:
+                state = self.writing.open(state, context=f"state:{task_id}") or None
+            context = library.restore(
+                self.workflow,
+                snapshot=None if snapshot is None else snapshot.run,
+                ticks=ticks,
+                state=self.states.seed(state),
+                serializer=self.writing.serializer,
+            )
+        except (ValueError, TypeError, KeyError, ValidationError) as exc:
+            if isinstance(exc, LlamaDeployError):
+                raise
+            raise SerializationError(f"the journal of task {task_id} cannot be read: {exc}") from exc
+        if not context.is_running:
+            raise SerializationError(f"the journal of task {task_id} does not hold a run that can go on")
+        waits = Waits.restore([] if snapshot is None else snapshot.waits)
+        for tick in ticks:
+            waits.note(self.writing.serializer.deserialize(tick))
+        return context, Past(record, waits)
+
+    def _check(self, record: RunRecord, *, task_id: str) -> None:
+        begun, here = record.header, self.header
+        if begun.fingerprint != here.fingerprint:
+            raise RunMismatchError(
+                f"task {task_id} was begun by another version of {self.workflow.workflow_name}: its steps, or"
+                " the events that they take and return, have changed since; let instances of the old version"
+                " end their tasks before they are replaced, or start the task again",
+                task_id=task_id,
+            )
+        if record.entries and begun.library_version != here.library_version:
+            raise RunMismatchError(
+                f"task {task_id} was begun with version {begun.library_version} of llama-index-workflows,"
+                f" and this instance has {here.library_version}; stop the instances of the old version with"
+                " SIGTERM, which writes their runs down in a form that every version reads",
+                task_id=task_id,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What earlier attempts have left of a run."""
+
+    record: RunRecord | None = None
+    """Its journal. None: there is none."""
+    waits: Waits = field(default_factory=Waits)
+    """The time limits of its waiting steps."""
+
+
+class RunJournal:
+    """Writes one run down while it goes on. `close` it.
+
+    Args:
+        key: The attempt.
+        form: How the run is written.
+        write: Has the control plane store a write.
+        mailbox: Tells which inbox entries the run has taken.
+        reports: The events that the run has streamed.
+        past: What earlier attempts have left.
+        running_seconds: Tells how long the run has worked.
+        on_failure: Called when the journal cannot be written any more, with the reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: AttemptKey,
+        form: JournalFormat,
+        write: Callable[[JournalWrite], Awaitable[JournalReply]],
+        mailbox: Mailbox,
+        reports: AttemptReports,
+        past: Past,
+        running_seconds: Callable[[], float],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._key = key
+        self._form = form
+        self._write = write
+        self._mailbox = mailbox
+        self._reports = reports
+        self.waits = past.waits
+        self._running_seconds = running_seconds
+        self._on_failure = on_failure
+        record = past.record
+        self._seq = 0 if record is None else record.next_seq
+        self._since_snapshot = 0
+        self._ticks: list[WorkflowTick] = []
+        self._settled = 0
+        """How many of the ticks may be written: those after which the run goes on."""
+        self._is_due = False
+        """Whether there are ticks that should be written as soon as they are settled."""
+        self._is_wanted = False
+        """Whether there is something to write."""
+        self._consumed: list[int] = []
+        self._state: str | None = None
+        if record is not None and record.state is not None:
+            self._state = form.writing.open(record.state, context=f"state:{key.task_id}")
+        self._adapter: InternalRunAdapter | None = None
+        self._lock = asyncio.Lock()
+        self._background: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        self._closed = asyncio.Event()
+        reports.on_crowded = self._store_soon
+
+    def attach(self, adapter: InternalRunAdapter) -> None:
+        """The run begins."""
+        self._adapter = adapter
+
+    def note(self, tick: WorkflowTick) -> None:
+        """Take a tick."""
+        # What ends a run from outside is not gone on with.
+        if isinstance(tick, TickTimeout | TickCancelRun):
+            return
+        self._ticks.append(tick)
+        self.waits.note(tick)
+        if isinstance(tick, TickStepResult | TickWaiterTimeout):
+            self._is_due = True
+
+    async def before_steps(self, *, starting: bool) -> None:
+        """Write what steps that start now depend on; if none does, let it be written beside the run.
+
+        Raises:
+            FencedOutError: The attempt belongs to somebody else.
+            RunParkedError: The run has left this instance.
+            SerializationError: A value cannot be written; the path says where.
+        """
+        if self._is_due or self._mailbox.has_consumed:
+            # A tick that has ended the run does not come so far: it travels with the outcome.
+            self._is_due = False
+            self._settled = len(self._ticks)
+            self._consumed += self._mailbox.take_consumed()
+            self._is_wanted = True
+        if starting:
+            async with self._lock:  # the run may be about to leave
+                if self._is_wanted and self._failure is None:
+                    await self._store(fold=self._since_snapshot + self._settled >= FOLD_AFTER)
+        elif self._is_wanted:
+            self._store_soon()
+        if self._failure is not None:
+            raise self._failure
+
+    async def park(self, *, wake_in: float | None) -> bool:
+        """Write the run down for its time outside memory, and end the attempt; return whether that was done.
+
+        It is not done if the run has gone on, or if the library cannot write it down.
+
+        Raises:
+            LlamaDeployError: See `before_steps`.
+        """
+        async with self._lock:
+            if self._failure is not None:
+                return False
+            await self._store_events()
+            snapshot = self._fold()
+            if snapshot is None:
+                return False
+            consumed, self._consumed = [*self._consumed, *self._mailbox.take_consumed()], []
+            parking = Parking(inbox_seq=self._mailbox.seen, wake_in=wake_in)
+            state = await self._changed_state()
+            write = self._compose(snapshot=snapshot, state=state, consumed=consumed, parking=parking)
+            await self._send(write)
+            self._failure = RunParkedError()
+            return True
+
+    def give_up(self) -> None:
+        """Write nothing more; what waits for the control plane is given up. Idempotent."""
+        self._closed.set()
+
+    async def close(self) -> None:
+        """Give up, and wait until nothing is under way. Idempotent."""
+        self.give_up()
+        if self._background is not None:
+            await asyncio.wait([self._background])
+
+    def _store_soon(self) -> None:
+        if self._background is None or self._background.done():
+            self._background = asyncio.create_task(
+                self._store_in_background(), name=f"journal-{self._key.task_id}"
+            )
+
+    async def _store_in_background(self) -> None:
+        try:
+            while self._is_wanted or self._reports.is_crowded:
+                async with self._lock:
+                    if self._failure is not None or self._closed.is_set():
+                        return
+                    await self._store(fold=False)
+        except Exception as exc:  # noqa: BLE001 - told to the run, which ends with it
+            self._failure = self._failure or exc
+            if not self._closed.is_set():
+                self._on_failure(exc)
+
+    async def _store(self, *, fold: bool) -> None:
+        await self._store_events()
+        self._is_wanted = False
+        ticks, self._ticks, self._settled = self._ticks[: self._settled], self._ticks[self._settled :], 0
+        self._since_snapshot += len(ticks)
+        snapshot = self._fold() if fold else None
+        entry = self._entry(ticks) if snapshot is None and ticks else None
+        consumed, self._consumed = self._consumed, []
+        state = await self._changed_state()
+        await self._send(self._compose(entry=entry, snapshot=snapshot, state=state, consumed=consumed))
+
+    async def _store_events(self) -> None:
+        """Store events for themselves while there are more than one write may hold."""
+        while self._reports.is_crowded:
+            await self._send(self._compose())
+
+    def _entry(self, ticks: list[WorkflowTick]) -> str:
+        texts = [self._written(tick) for tick in ticks]
+        return self._form.writing.seal(json.dumps(texts), context=f"journal:{self._key.task_id}:{self._seq}")
+
+    def _written(self, tick: WorkflowTick) -> str:
+        try:
+            return self._form.writing.write(tick, path="$")
+        except SerializationError:
+            # Said again in the words of the workflow, whose author knows nothing of ticks.
+            for place, event in library.events_of(tick):
+                self._form.writing.write(event, path=place)
+            raise
+
+    def _fold(self) -> str | None:
+        """Return the whole run so far as a snapshot, None if the library cannot make one."""
+        if self._adapter is None:
+            return None
+        run = library.snapshot(self._adapter, self._form.writing.serializer)
+        if run is None:
+            return None
+        self._ticks.clear()
+        self._settled = self._since_snapshot = 0
+        text = _Snapshot(run=run, waits=self.waits.all()).model_dump_json()
+        return self._form.writing.seal(text, context=f"snapshot:{self._key.task_id}")
+
+    async def _changed_state(self) -> str | None:
+        """Return the run's state if it is not what was written last."""
+        store = None if self._adapter is None else self._adapter.get_state_store(())
+        if store is None:
+            return None
+        # An empty text stands for a state that was emptied.
+        text = await self._form.states.encode(store) or ""
+        if text == (self._state or ""):
+            return None
+        self._state = text
+        return self._form.writing.seal(text, context=f"state:{self._key.task_id}")
+
+    def _compose(
+        self,
+        *,
+        entry: str | None = None,
+        snapshot: str | None = None,
+        state: str | None = None,
+        consumed: Sequence[int] = (),
+        parking: Parking | None = None,
+    ) -> JournalWrite:
+        first, events = self._reports.not_stored()
+        return JournalWrite(
+            task_id=self._key.task_id,
+            attempt=self._key.attempt,
+            token=self._key.token,
+            first=first,
+            events=events,
+            seq=self._seq,
+            entry=entry,
+            snapshot=snapshot,
+            state=state,
+            consumed=list(consumed),
+            header=self._form.header,
+            running_seconds=self._running_seconds(),
+            parking=parking,
+        )
+
+    async def _send(self, write: JournalWrite) -> None:
+        """Have a write stored, again and again while the control plane is away."""
+        failures = 0
+        while True:
+            reply = await self._try(write)
+            if reply.stored:
+                self._seq += write.entry is not None
+                self._reports.stored(write.first + len(write.events))
+                return
+            if not reply.retriable:
+                raise FencedOutError(
+                    f"the journal of task {self._key.task_id} was refused: {reply.reason}",
+                    task_id=self._key.task_id,
+                    attempt=self._key.attempt,
+                )
+            failures += 1
+            if failures == 1:
+                logger.warning(
+                    "task %s waits until its journal can be written: %s",
+                    self._key.task_id,
+                    reply.reason,
+                    extra={"action": "journal_retry", "task_id": self._key.task_id},
+                )
+            await self._pause(_RETRY.delay(failures))
+
+    async def _try(self, write: JournalWrite) -> JournalReply:
+        try:
+            return await self._write(write)
+        except LlamaDeployError as exc:
+            if not exc.retriable:
+                raise
+            return JournalReply(stored=False, reason=str(exc), retriable=True)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before another try.
+
+        Raises:
+            RunParkedError: The journal was closed.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        except TimeoutError:
+            return
+        raise RunParkedError

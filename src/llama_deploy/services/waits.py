@@ -1,0 +1,67 @@
+"""The time limits of `ctx.wait_for_event`, which the library forgets when a run is restored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel
+
+from llama_deploy.workflow_library import (
+    AddWaiter,
+    DeleteWaiter,
+    StepId,
+    TickStepResult,
+    TickWaiterTimeout,
+    WorkflowTick,
+)
+
+
+class Wait(BaseModel):
+    """A step that waits for an event, at most until a point in time."""
+
+    step: str
+    waiter_id: str
+    due: float
+    """Seconds since 1970, the clock of the library's ticks."""
+
+    def tick(self) -> WorkflowTick:
+        """Return what tells the run that the time is over; too late, it changes nothing."""
+        return TickWaiterTimeout(step_id=StepId.from_str(self.step), waiter_id=self.waiter_id)
+
+
+@dataclass(slots=True)
+class Waits:
+    """The time limits of a run's waiting steps, learnt from its ticks."""
+
+    _waits: dict[tuple[str, str], Wait] = field(default_factory=dict)
+
+    @classmethod
+    def restore(cls, waits: Iterable[Wait]) -> Waits:
+        """Return those of a snapshot."""
+        return cls({(wait.step, wait.waiter_id): wait for wait in waits})
+
+    def note(self, tick: WorkflowTick) -> None:
+        """Learn from a tick which steps begin and cease to wait."""
+        if not isinstance(tick, TickStepResult):
+            return
+        step = str(tick.step_id)
+        for result in tick.result:
+            if isinstance(result, DeleteWaiter):
+                self._waits.pop((step, result.waiter_id), None)
+            elif isinstance(result, AddWaiter) and result.timeout is not None:
+                due = (tick.stamped_at or time.time()) + result.timeout
+                # A step that runs again from its top and waits again has not begun to wait anew.
+                self._waits.setdefault(
+                    (step, result.waiter_id), Wait(step=step, waiter_id=result.waiter_id, due=due)
+                )
+
+    def all(self) -> list[Wait]:
+        """Return the waits, the nearest first."""
+        return sorted(self._waits.values(), key=lambda wait: wait.due)
+
+    def seconds_to_next(self) -> float | None:
+        """Return in how many seconds the nearest wait is over, None if none has an end."""
+        waits = self.all()
+        return max(0.0, waits[0].due - time.time()) if waits else None

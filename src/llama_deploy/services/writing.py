@@ -1,0 +1,75 @@
+"""How a service writes the values of its workflow down, and knows again what it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import SecretStr
+from workflows import Context, Workflow
+
+from llama_deploy.codec import Signer, TypedJson, TypedSerializer, TypeRegistry, declared_types
+from llama_deploy.workflow_library import empty_context
+
+
+class Writing:
+    """Writes values as typed JSON, and signs what is stored if the service has keys.
+
+    Args:
+        workflow: Its events and its state are the classes that can be written and read.
+        extra: Further classes.
+        keys: The first signs; what any of them signed is accepted. Empty: nothing is signed.
+    """
+
+    def __init__(
+        self, workflow: Workflow, *, extra: Iterable[type] = (), keys: Sequence[SecretStr] = ()
+    ) -> None:
+        self._json = TypedJson(TypeRegistry(declared_types(workflow, extra)))
+        self.serializer = TypedSerializer(self._json)
+        self._signer = Signer(keys) if keys else None
+
+    def write(self, value: object, *, path: str) -> str:
+        """Return a value as text.
+
+        Raises:
+            SerializationError: It cannot be carried; the text names the place, which begins with `path`.
+        """
+        return self._json.dumps(value, path=path)
+
+    def read(self, text: str) -> object:
+        """Return the value of a text.
+
+        Raises:
+            SerializationError: It is damaged, or holds a class that is not declared.
+        """
+        return self._json.loads(text)
+
+    def context(self, workflow: Workflow, *, state: dict[str, Any]) -> Context:
+        """Return a context for a new run that begins with a state."""
+        return empty_context(workflow, state=state, serializer=self.serializer)
+
+    def seal(self, text: str, *, context: str) -> str:
+        """Return a text with its signature in front of it.
+
+        Args:
+            text: What is to be stored.
+            context: Where it is to be stored; the signature holds nowhere else.
+        """
+        signature = "" if self._signer is None else self._signer.sign(text, context=context)
+        return f"{signature}\n{text}"
+
+    def open(self, sealed: str, *, context: str) -> str:
+        """Return a text that was sealed.
+
+        Raises:
+            SignatureError: The service has keys, and none of them signed this text for this context.
+        """
+        signature, _, text = sealed.partition("\n")
+        if self._signer is not None:
+            self._signer.verify(text, signature, context=context)
+        return text
+
+    @staticmethod
+    def signature(sealed: str) -> str:
+        """Return the signature of a text that was sealed, empty if there is none."""
+        return sealed.partition("\n")[0]

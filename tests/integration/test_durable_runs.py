@@ -1,0 +1,475 @@
+"""Runs that are written down step by step: what goes on where, and what a value must be for it."""
+# ruff: noqa: ARG002 - the library finds a step's event by its annotation, whether the step uses it or not
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, SecretStr
+from workflows import Context, Workflow, step
+from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
+from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
+
+from llama_deploy.services import journal
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.types import EventDefinition, TaskStatus
+from tests.integration.in_process import Stack, failure_of, result_of, running_stack
+
+
+class Note(BaseModel):
+    text: str
+    at: dt.datetime
+
+
+class Second(Event):
+    notes: list[Note]
+    marks: set[str]
+
+
+class Third(Event):
+    value: Any
+
+
+class ThreeSteps(Workflow):
+    """Its third step ends when the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+        self.gate = asyncio.Event()
+        self.begun: list[str] = []
+
+    @step
+    async def first(self, ctx: Context, ev: StartEvent) -> Second:
+        self.begun.append("first")
+        ctx.write_event_to_stream(Event(step="first"))
+        note = Note(text="seen", at=dt.datetime(2026, 1, 2, tzinfo=dt.UTC))
+        await ctx.store.set("marks", {"a", "b"})
+        return Second(notes=[note], marks={"x"})
+
+    @step
+    async def second(self, ctx: Context, ev: Second) -> Third:
+        self.begun.append("second")
+        ctx.write_event_to_stream(Event(step="second"))
+        async with ctx.store.edit_state() as state:
+            state["count"] = state.get("count", 0) + 1
+        return Third(value=(ev.notes[0], frozenset(ev.marks)))
+
+    @step
+    async def third(self, ctx: Context, ev: Third) -> StopEvent:
+        self.begun.append("third")
+        ctx.write_event_to_stream(Event(step="third"))
+        await self.gate.wait()
+        note, marks = ev.value
+        kept = sorted(await ctx.store.get("marks"))
+        return StopEvent(result=[note.text, note.at.year, sorted(marks), kept, await ctx.store.get("count")])
+
+
+class Ask(InputRequiredEvent):
+    question: str
+
+
+class Answer(HumanResponseEvent):
+    text: str
+
+
+class AskByEvent(Workflow):
+    """A step ends with the question, another begins with the answer."""
+
+    @step
+    async def ask(self, ev: StartEvent) -> Ask:
+        return Ask(question="name?")
+
+    @step
+    async def hear(self, ctx: Context, ev: Answer) -> StopEvent:
+        return StopEvent(result=f"hello {ev.text}")
+
+
+class AskInside(Workflow):
+    """A step waits in its middle."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        answer = await ctx.wait_for_event(Answer, waiter_event=Ask(question="name?"))
+        return StopEvent(result=f"hello {answer.text}")
+
+
+class AskOften(Workflow):
+    """Takes three answers in its own time."""
+
+    @step
+    async def ask(self, ev: StartEvent) -> Ask:
+        return Ask(question="names?")
+
+    @step(num_workers=1)
+    async def hear(self, ctx: Context, ev: Answer) -> StopEvent | None:
+        async with ctx.store.edit_state() as state:
+            state["heard"] = [*state.get("heard", []), ev.text]
+            heard = state["heard"]
+        return StopEvent(result=heard) if len(heard) == 3 else None
+
+
+class Impatient(Workflow):
+    """Waits for an answer no longer than a moment."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        try:
+            await ctx.wait_for_event(Answer, timeout=ev.seconds)
+        except TimeoutError:
+            return StopEvent(result="nobody answered")
+        return StopEvent(result="answered")
+
+
+class Slow(Workflow):
+    """Waits for an answer, then works without end."""
+
+    @step
+    async def ask(self, ev: StartEvent) -> Ask:
+        return Ask(question="name?")
+
+    @step
+    async def work(self, ev: Answer) -> StopEvent:
+        await asyncio.Event().wait()
+        return StopEvent()
+
+
+class Flaky(Workflow):
+    """Its second step fails twice."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(timeout=None)
+        self.begun: list[tuple[str, int]] = []
+        self.failed = asyncio.Event()
+        type(self).second._step_config.retry_policy = retry_policy(
+            wait=wait_fixed(delay), stop=stop_after_attempt(3)
+        )
+
+    @step
+    async def first(self, ctx: Context, ev: StartEvent) -> Third:
+        self.begun.append(("first", 0))
+        return Third(value=1)
+
+    @step(retry_policy=retry_policy(wait=wait_fixed(0), stop=stop_after_attempt(3)))
+    async def second(self, ctx: Context, ev: Third) -> StopEvent:
+        number = ctx.retry_info().retry_number
+        self.begun.append(("second", number))
+        if number < 2:
+            self.failed.set()
+            raise ValueError("not yet")
+        return StopEvent(result=number)
+
+
+class Handle:
+    """Nothing that could be written down."""
+
+
+class Carries(Workflow):
+    """Hands something from step to step that cannot be written down."""
+
+    @step
+    async def first(self, ev: StartEvent) -> Third:
+        return Third(value={"open": [Handle()]})
+
+    @step
+    async def second(self, ev: Third) -> StopEvent:
+        return StopEvent(result="fine")
+
+
+class Many(Workflow):
+    """Takes many steps, and waits before the last."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+        self.gate = asyncio.Event()
+        self.begun: list[int] = []
+
+    @step
+    async def begin(self, ev: StartEvent) -> Third:
+        return Third(value=0)
+
+    @step
+    async def go_on(self, ctx: Context, ev: Third) -> Third | StopEvent:
+        self.begun.append(ev.value)
+        if ev.value == 12:
+            await self.gate.wait()
+            return StopEvent(result=ev.value)
+        return Third(value=ev.value + 1)
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    async with running_stack() as stack:
+        yield stack
+
+
+async def status(stack: Stack, task_id: str) -> TaskStatus:
+    return (await stack.plane.tasks.get(task_id)).status
+
+
+async def until_waiting(stack: Stack, task_id: str) -> None:
+    async def waits() -> bool:
+        return await status(stack, task_id) is TaskStatus.WAITING
+
+    await eventually(waits)
+
+
+async def test_finished_steps_do_not_run_again_elsewhere(stack: Stack) -> None:
+    first, second = ThreeSteps(), ThreeSteps()
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        await eventually(lambda: "third" in first.begun)
+    second.gate.set()
+    async with stack.serving(stack.service(second)):
+        assert result_of(await stack.end(task_id)) == ["seen", 2026, ["x"], ["a", "b"], 1]
+    assert second.begun == ["third"]
+    events = await stack.events(task_id)
+    assert [event.data.get("step") for event in events] == ["first", "second", "third", "third", None]
+    assert [event.index for event in events] == list(range(5))
+    assert [event.terminal for event in events] == [False] * 4 + [True]
+
+
+async def test_with_durability_task_a_run_begins_anew(stack: Stack) -> None:
+    first, second = ThreeSteps(), ThreeSteps()
+    async with stack.serving(stack.service(first, drain_timeout=0, durability="task")):
+        task_id = await stack.submit()
+        await eventually(lambda: "third" in first.begun)
+    second.gate.set()
+    async with stack.serving(stack.service(second, durability="task")):
+        result_of(await stack.end(task_id))
+    assert second.begun == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("workflow", [AskByEvent, AskInside])
+async def test_a_run_that_waits_leaves_memory_and_comes_back(stack: Stack, workflow: type[Workflow]) -> None:
+    service = stack.service(workflow(timeout=30), idle_timeout=0.05, allowed_types=[_name(Answer)])
+    async with stack.serving(service):
+        task_id = await stack.submit()
+        await until_waiting(stack, task_id)
+        assert service._worker is not None
+        await eventually(lambda: len(service._worker or ()) == 0)
+        assert len(service._worker.ledger) == 0
+        view = await stack.plane.tasks.get(task_id)
+        assert view.instance_id is None
+        await stack.send(task_id, Answer(text="Ada"))
+        assert result_of(await stack.end(task_id)) == "hello Ada"
+    events = await stack.events(task_id)
+    assert events[0].type == "Ask"
+
+
+async def test_a_run_that_waits_gives_its_slot_to_others(stack: Stack) -> None:
+    service = stack.service(AskByEvent(timeout=None), max_concurrent_tasks=2, idle_timeout=60)
+    async with stack.serving(service):
+        tasks = [await stack.submit() for _ in range(10)]
+        for task_id in tasks:
+
+            async def asked(task_id: str = task_id) -> bool:
+                view = await stack.plane.tasks.get(task_id)
+                return view.status in (TaskStatus.WAITING, TaskStatus.RUNNING)
+
+            await eventually(asked)
+        for task_id in tasks:
+            await stack.send(task_id, Answer(text="Ada"))
+        for task_id in tasks:
+            assert result_of(await stack.end(task_id)) == "hello Ada"
+
+
+async def test_runs_that_wait_leave_at_once_when_the_instance_stops(stack: Stack) -> None:
+    service = stack.service(AskByEvent(timeout=None), idle_timeout=60, drain_timeout=60)
+    async with asyncio.timeout(10):
+        async with stack.serving(service):
+            task_id = await stack.submit()
+
+            async def asked() -> bool:
+                return (await stack.plane.tasks.get(task_id)).status is TaskStatus.RUNNING
+
+            await eventually(asked)
+        await until_waiting(stack, task_id)
+
+
+async def test_a_cancellation_reaches_a_run_that_is_not_in_memory(stack: Stack) -> None:
+    async with stack.serving(stack.service(AskByEvent(timeout=None), idle_timeout=0)):
+        task_id = await stack.submit()
+        await until_waiting(stack, task_id)
+        await stack.plane.tasks.cancel(task_id)
+        assert (await stack.end(task_id)).status is TaskStatus.CANCELLED
+
+
+async def test_answers_are_taken_once_whenever_and_however_often_they_come(stack: Stack) -> None:
+    async with stack.serving(stack.service(AskOften(timeout=None), idle_timeout=0)):
+        task_id = await stack.submit()
+        for text in ("a", "a", "b"):
+            await _send_once(stack, task_id, text)
+        await until_waiting(stack, task_id)
+        await _send_once(stack, task_id, "b")
+        await _send_once(stack, task_id, "c")
+        assert result_of(await stack.end(task_id)) == ["a", "b", "c"]
+
+
+async def test_an_early_answer_outlives_its_instance(stack: Stack) -> None:
+    first, second = Gated(), Gated()
+    types = [_name(Answer)]
+    async with stack.serving(stack.service(first, drain_timeout=0, allowed_types=types)):
+        task_id = await stack.submit()
+        await eventually(lambda: first.begun)
+        await stack.send(task_id, Answer(text="early"))
+    second.gate.set()
+    async with stack.serving(stack.service(second, allowed_types=types)):
+        assert result_of(await stack.end(task_id)) == "early"
+
+
+class Gated(Workflow):
+    """Asks when its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+        self.gate = asyncio.Event()
+        self.begun = False
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        self.begun = True
+        await self.gate.wait()
+        return StopEvent(result=(await ctx.wait_for_event(Answer)).text)
+
+
+async def test_a_wait_with_an_end_ends_outside_memory(stack: Stack) -> None:
+    service = stack.service(Impatient(timeout=None), idle_timeout=0, allowed_types=[_name(Answer)])
+    async with stack.serving(service):
+        begun = time.monotonic()
+        task_id = await stack.submit(seconds=1.0)
+        await until_waiting(stack, task_id)
+        assert result_of(await stack.end(task_id)) == "nobody answered"
+        assert 0.9 < time.monotonic() - begun < 5
+
+
+async def test_waiting_does_not_count_as_running(stack: Stack) -> None:
+    async with stack.serving(stack.service(Slow(timeout=0.5), idle_timeout=0)):
+        task_id = await stack.submit()
+        await until_waiting(stack, task_id)
+        with pytest.raises(TimeoutError):
+            await eventually(lambda: False, seconds=0.7)
+        assert await status(stack, task_id) is TaskStatus.WAITING
+        await stack.send(task_id, Answer(text="go"))
+        view = await stack.end(task_id)
+        assert view.status is TaskStatus.TIMED_OUT
+        assert "0.5" in failure_of(view)[1]
+
+
+async def test_retries_go_on_with_their_numbers_and_delays(stack: Stack) -> None:
+    first, second = Flaky(delay=0.5), Flaky(delay=0.5)
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        await eventually(first.failed.is_set)
+
+        async def written() -> bool:
+            tasks = await stack.store.read(lambda tx: tx.load_tasks([task_id]))
+            return tasks[task_id].journal_length >= 2
+
+        await eventually(written)
+    async with stack.serving(stack.service(second)):
+        assert result_of(await stack.end(task_id)) == 2
+    assert first.begun == [("first", 0), ("second", 0)]
+    assert second.begun == [("second", 1), ("second", 2)]
+
+
+async def test_what_cannot_be_written_down_fails_the_task_and_is_named(stack: Stack) -> None:
+    async with stack.serving(stack.service(Carries(timeout=None))):
+        error_type, message = failure_of(await stack.run())
+    assert error_type == "llama_deploy.errors.SerializationError"
+    assert "the Third of the step first: $.value.open[0]" in message
+    async with stack.serving(stack.service(Carries(timeout=None), durability="task")):
+        assert result_of(await stack.run()) == "fine"
+
+
+class Talks(Workflow):
+    """Streams many events in one step."""
+
+    @step
+    async def talk(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        for number in range(ev.count):
+            ctx.write_event_to_stream(Event(number=number))
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+        return StopEvent(result=ev.count)
+
+
+async def test_a_step_may_stream_more_than_is_kept(stack: Stack) -> None:
+    async with stack.serving(stack.service(Talks(timeout=None))):
+        task_id = await stack.submit(count=12_000)
+        assert result_of(await stack.end(task_id)) == 12_000
+    events = await stack.events(task_id)
+    assert [event.data.get("number") for event in events[:-1]] == list(range(12_000))
+
+
+async def test_another_workflow_does_not_go_on_with_a_run(stack: Stack) -> None:
+    first = ThreeSteps()
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        await eventually(lambda: "third" in first.begun)
+    async with stack.serving(stack.service(Carries(timeout=None))):
+        error_type, message = failure_of(await stack.end(task_id))
+    assert error_type == "llama_deploy.errors.RunMismatchError"
+    assert task_id in message
+
+
+async def test_a_long_journal_is_folded(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "FOLD_AFTER", 6)
+    first, second = Many(), Many()
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        await eventually(lambda: 12 in first.begun)
+        entries = await stack.store.read(lambda tx: tx.load_journal([task_id]))
+        assert len(entries) < 6
+    second.gate.set()
+    async with stack.serving(stack.service(second)):
+        assert result_of(await stack.end(task_id)) == 12
+    assert first.begun == list(range(13))
+    assert second.begun == [12]
+
+
+async def test_only_what_was_signed_is_gone_on_with(stack: Stack) -> None:
+    old, new = SecretStr("the old key of the service"), SecretStr("the new key of the service")
+    first, second = ThreeSteps(), ThreeSteps()
+    async with stack.serving(stack.service(first, drain_timeout=0, state_keys=[old])):
+        session_id = await stack.session()
+        kept = await stack.submit("service", session_id)
+        await eventually(lambda: "third" in first.begun)
+        lost = await stack.submit()
+        await eventually(lambda: first.begun.count("third") == 2)
+    second.gate.set()
+    async with stack.serving(stack.service(second, state_keys=[new, old], max_concurrent_tasks=1)):
+        assert result_of(await stack.end(kept))[-1] == 1
+        assert result_of(await stack.run("service", session_id))[-1] == 2
+        result_of(await stack.end(lost))
+    async with stack.serving(stack.service(ThreeSteps(), state_keys=[SecretStr("the key of a stranger")])):
+        error_type, message = failure_of(await stack.run("service", session_id))
+    assert error_type == "llama_deploy.errors.SignatureError"
+    assert "stranger" not in message
+
+
+async def test_nothing_of_a_run_is_left_when_it_has_ended(stack: Stack) -> None:
+    workflow = ThreeSteps()
+    workflow.gate.set()
+    async with stack.serving(stack.service(workflow)):
+        view = await stack.run()
+        result_of(view)
+        left = await stack.store.read(
+            lambda tx: (tx.load_journal([view.task_id]), tx.load_runs([view.task_id]))
+        )
+    assert not any(left)
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+async def _send_once(stack: Stack, task_id: str, text: str) -> None:
+    definition = EventDefinition(
+        event_obj_str=f'{{"type": "Answer", "value": {{"text": "{text}"}}}}', idempotency_key=text
+    )
+    await stack.plane.tasks.send_event(task_id, definition)
