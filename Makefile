@@ -72,7 +72,8 @@ demo: venv ## Run the research desk: two services, streaming, a session, and a k
 .PHONY: lock
 lock: $(UV) ## Write the locked requirements anew; UPGRADE=1 takes newer releases.
 	$(COMPILE) --output-file requirements/run.txt
-	$(COMPILE) --output-file requirements/dev.txt --constraint requirements/run.txt --extra demo --group dev
+	$(COMPILE) --output-file requirements/dev.txt --constraint requirements/run.txt \
+		--extra aws --extra demo --extra kafka --extra nats --extra postgresql --extra rabbitmq --extra redis --group dev
 
 $(UV): Makefile
 	$(PYTHON) -m venv --clear $(LOCK_VENV)
