@@ -12,7 +12,6 @@ that leaves its instance, is folded into a snapshot, which other versions read t
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ class JournalFormat:
             ticks = [
                 tick
                 for seq, entry in enumerate(record.entries, start=first)
-                for tick in json.loads(self.writing.open(entry, context=f"journal:{task_id}:{seq}"))
+                for tick in self.writing.open(entry, context=f"journal:{task_id}:{seq}").split("\n")
             ]
             state = record.state
             if state is not None:
@@ -307,8 +306,9 @@ class RunJournal:
             await self._send(self._compose())
 
     def _entry(self, ticks: list[WorkflowTick]) -> str:
-        texts = [self._written(tick) for tick in ticks]
-        return self._form.writing.seal(json.dumps(texts), context=f"journal:{self._key.task_id}:{self._seq}")
+        # A text of JSON has no line breaks.
+        text = "\n".join(self._written(tick) for tick in ticks)
+        return self._form.writing.seal(text, context=f"journal:{self._key.task_id}:{self._seq}")
 
     def _written(self, tick: WorkflowTick) -> str:
         try:
