@@ -29,7 +29,7 @@ from workflows.plugins.basic import (
 from workflows.runtime.control_loop import rebuild_state_from_ticks
 from workflows.runtime.runtime_decorators import BaseInternalRunAdapterDecorator, BaseRuntimeDecorator
 from workflows.runtime.types.internal_state import BrokerState
-from workflows.runtime.types.named_task import NamedTask, PendingStart, PendingWorker
+from workflows.runtime.types.named_task import NamedTask, PendingStart, PendingWorker, PullTask
 from workflows.runtime.types.plugin import (
     ExternalRunAdapter,
     InternalRunAdapter,
@@ -62,6 +62,7 @@ __all__ = [
     "NamedTask",
     "PendingStart",
     "PendingWorker",
+    "PullTask",
     "Runtime",
     "StepId",
     "TickAddEvent",

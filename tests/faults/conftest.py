@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import Program, free_port
 
 PROGRAMS = Path(__file__).parent / "programs"
+ROOT = Path(__file__).parents[2]
 
 
 class System:
@@ -47,6 +49,18 @@ class System:
         name, *arguments = argv
         output = self.folder / f"{'-'.join(argv)}-{free_port()}.log"
         program = Program([str(PROGRAMS / name), *arguments], output=output, env={**self.env, **env})
+        return self._stack.enter_context(program)
+
+    def module(self, *argv: str, **env: str) -> Program:
+        """Start a program from the folder of programs that imports others from there."""
+        name, *arguments = argv
+        output = self.folder / f"{name}-{free_port()}.log"
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        program = Program(
+            ["-m", f"tests.faults.programs.{name}", *arguments],
+            output=output,
+            env={**self.env, "PYTHONPATH": path, **env},
+        )
         return self._stack.enter_context(program)
 
     def service(self, name: str = "ledger", **env: str) -> Program:

@@ -116,6 +116,7 @@ class Hosted:
             label="the run",
             limits=RunLimits(timeout=10),
             on_waiting=lambda: None,
+            hold_lease=_hold,
         )
 
     async def run(self) -> Any:
@@ -128,6 +129,10 @@ class Hosted:
         for item in entries:
             if self.mailbox.put(item):
                 await self.mailbox.deliver()
+
+
+async def _hold() -> None:
+    """The lease is always there."""
 
 
 async def _ignore(event: StreamedEvent) -> None:

@@ -15,6 +15,10 @@ from llama_deploy.services.payloads import EventRegistry, StreamedEvent
 from llama_deploy.services.runs import RunLimits, WorkflowRun
 
 
+async def _hold() -> None:
+    """The lease is always there."""
+
+
 class Stubborn(Workflow):
     """Goes on streaming after its cancellation."""
 
@@ -52,6 +56,7 @@ async def test_nothing_of_a_cancelled_run_is_handed_on_when_it_has_returned() ->
         label="the run",
         limits=RunLimits(timeout=None),
         on_waiting=lambda: None,
+        hold_lease=_hold,
     )
     executing = asyncio.create_task(run.execute())
     async with asyncio.timeout(10):

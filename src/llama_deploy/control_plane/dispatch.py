@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, TypeGuard
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane import lifecycle
+from llama_deploy.control_plane.lifecycle import Transition
 from llama_deploy.control_plane.unit import Outgoing, Unit
 from llama_deploy.control_plane.writer import Command, Writer
 from llama_deploy.errors import LlamaDeployError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.base import InstanceRecord, StateStore, StoreTransaction, TaskRecord
+from llama_deploy.types import TaskStatus
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ _RETRY: Final = Backoff(first=0.1, longest=5.0)
 _PAGE: Final = 500
 _MOST_AT_START: Final = 100_000
 """The most attempts that are handed to the queue again at the start; the sweeps find the others."""
+_MOST_HASTENED: Final = 2
+"""An attempt that was handed to the queue more often has its own pace."""
 _FORGET_INSTANCE_SECONDS: Final = 60.0
 """How long an instance whose lease has ended stays listed."""
 _LATE_SECONDS: Final = 1.0
@@ -280,7 +284,9 @@ class Sweeper:
         now = self._clock()
 
         due = await self._store.read(lambda tx: _Due.read(tx, now))
-        await self._expire([item for item in due.instances if item.lease_expires_at <= now])
+        silent = [item for item in due.instances if item.lease_expires_at <= now]
+        await self._expire(silent)
+        await self._hasten({item.service_name for item in silent})
         await self._dispatch_again(due.unclaimed)
         await self._wake_runs(due.sleeping)
         if due.is_cut:
@@ -311,6 +317,30 @@ class Sweeper:
                 task.attempt,
                 extra={"action": "lease_ended", "task_id": task.task_id},
             )
+
+    async def _hasten(self, service_names: Collection[str]) -> None:
+        """Hand the attempts of services soon to the queue again that have a silent instance.
+
+        It may only stand still, and the queue may have handed it messages that nobody works on.
+        """
+        soon = self._clock() + self._lease
+        if not service_names:
+            return
+
+        def late(task: TaskRecord) -> bool:
+            is_late = task.redispatch_at is not None and task.redispatch_at > soon
+            return is_late and task.service_name in service_names and task.dispatches <= _MOST_HASTENED
+
+        def run(unit: Unit) -> None:
+            for each in waiting:
+                task = unit.find_task(each.task_id)
+                if task is not None and task.status is TaskStatus.QUEUED and late(task):
+                    unit.apply(Transition(replace(task, redispatch_at=soon)))
+
+        queued = await self._store.read(lambda tx: tx.queued_tasks(limit=_PAGE))
+        waiting = [task for task in queued if late(task)]
+        if waiting:
+            await self._writer.write(Command(run, tasks=tuple(task.task_id for task in waiting)))
 
     async def _wake_runs(self, tasks: Sequence[TaskRecord]) -> None:
         if not tasks:

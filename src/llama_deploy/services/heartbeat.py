@@ -57,6 +57,8 @@ class HeartbeatThread:
         self._wake = threading.Event()
         self._closing = False
         self._failures = 0
+        self.answered_at = time.monotonic()
+        """When the last heartbeat whose answer was dealt with was sent, by the monotonic clock."""
         self._watch: LoopWatch | None = None
         self._thread: threading.Thread | None = None
 
@@ -93,6 +95,7 @@ class HeartbeatThread:
 
     def _send(self, loop: asyncio.AbstractEventLoop) -> float:
         """Send one heartbeat and return the seconds until the next."""
+        sent_at = time.monotonic()
         try:
             reply = self._beat(self._compose())
         except Exception as exc:  # noqa: BLE001 - the boundary of the thread, without which the lease ends
@@ -105,8 +108,13 @@ class HeartbeatThread:
             )
         self._failures = 0
         if not self._closing:
-            _call_in(loop, self._on_reply, reply)
+            _call_in(loop, self._take, reply, sent_at)
         return self._interval
+
+    def _take(self, reply: HeartbeatReply, sent_at: float) -> None:
+        self._on_reply(reply)
+        # Only now is done what the answer says.
+        self.answered_at = sent_at
 
     def _failed(self, exc: Exception) -> float:
         if not self._failures and not self._closing:

@@ -26,6 +26,7 @@ from llama_deploy.workflow_library import (
     NamedTask,
     PendingStart,
     PendingWorker,
+    PullTask,
     Runtime,
     WaitForNextTaskResult,
     WorkflowTick,
@@ -72,6 +73,8 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
     def __init__(self, decorated: InternalRunAdapter, host: RunHost) -> None:
         super().__init__(decorated)
         self._host = host
+        self._oldest_first: list[NamedTask] = []
+        """What has been started and was not returned as completed."""
         host.attach(decorated)
 
     async def on_tick(self, tick: WorkflowTick) -> None:
@@ -103,8 +106,13 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
                 each.coro.close()
             raise
         started: list[NamedTask] = [each.start(asyncio.create_task(each.coro)) for each in pending]
+        still = {named.task for named in running}
+        self._oldest_first = [named for named in self._oldest_first if named.task in still] + started
+        # The library takes the first one that is done, and lists steps in no order: in a fan-out, finished
+        # ones would wait for those that begin and end after them, and not be stored meanwhile.
+        in_turn = sorted(self._oldest_first, key=lambda named: isinstance(named, PullTask))
         try:
-            waited = await super().wait_for_next_task([*running, *started], [], timeout)
+            waited = await super().wait_for_next_task(in_turn, [], timeout)
         except asyncio.CancelledError:
             # The library would leave alone what it learns of only when this returns.
             for known in started:

@@ -171,6 +171,7 @@ class WorkflowRun:
         label: Names the run in the log.
         limits: How long the run may work, and how long it may wait in memory.
         on_waiting: Called when the run begins to wait for something from outside.
+        hold_lease: Awaited before steps start; returns when the run is known to be this instance's.
     """
 
     def __init__(
@@ -182,9 +183,11 @@ class WorkflowRun:
         label: str,
         limits: RunLimits,
         on_waiting: Callable[[], None],
+        hold_lease: Callable[[], Awaitable[None]],
     ) -> None:
         self._start = start
         self._on_waiting = on_waiting
+        self._hold_lease = hold_lease
         self._mailbox = mailbox
         self._on_event = on_event
         self._label = label
@@ -299,6 +302,9 @@ class WorkflowRun:
             self._has_gone_on = True
             await self._go_on()
         if starting:
+            await self._hold_lease()
+            if self._fault is not None:
+                raise self._fault
             self.clock.work()
         if self.journal is not None:
             await self.journal.before_steps(starting=starting)

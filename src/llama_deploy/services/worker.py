@@ -105,6 +105,7 @@ class Worker:
         self._busy: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
+        self._answered = asyncio.Event()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped = False
         self._draining = False
@@ -217,6 +218,16 @@ class Worker:
         """Hold an attempt no more that has nothing to report."""
         self.ledger.drop(attempt.key.task_id, attempt.key.attempt)
 
+    async def hold_lease(self) -> None:
+        """Wait until the control plane has answered within the lease, if it has not.
+
+        This process may have stood still, and others may have its tasks.
+        """
+        while time.monotonic() - self._heartbeat.answered_at > self._settings.registration.lease_seconds:
+            self._answered.clear()
+            self._heartbeat.hurry()
+            await self._answered.wait()
+
     def on_waiting(self) -> None:
         """A run has begun to wait for something from outside."""
         if self._draining:
@@ -310,6 +321,9 @@ class Worker:
         if not reply.granted:
             logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
             return None
+        for earlier in self._attempts.values():
+            if earlier.key.task_id == dispatch.task_id:
+                earlier.abandon()
         self.ledger.hold(*place)
         attempt = self._new_attempt(dispatch, reply)
         self._attempts[place] = attempt
@@ -394,6 +408,7 @@ class Worker:
             self._spawn(self._take_events(reply.inbox), self._background)
         for outcome in self.ledger.overdue(time.monotonic()):
             self._spawn(publish_again(outcome, self._publish), self._background)
+        self._answered.set()
         self._room.set()
 
     async def _register_again(self) -> None:

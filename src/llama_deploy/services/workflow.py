@@ -249,7 +249,7 @@ class WorkflowService(BaseService):
 
     async def _prepare(self, attempt: Attempt) -> WorkflowRun:
         """Return the run of an attempt, from its beginning or from where an earlier attempt left it."""
-        record, state = attempt.record, attempt.state
+        record, state, worker = attempt.record, attempt.state, self._live_worker()
         state.run_kwargs = parse_arguments(attempt.input)
         if record is not None and record.goes_on:
             restored, past = self._journals.restore(record, task_id=attempt.key.task_id)
@@ -269,7 +269,8 @@ class WorkflowService(BaseService):
                 spent=0.0 if record is None else record.running_seconds,
                 goes_on=record is not None and record.goes_on,
             ),
-            on_waiting=self._live_worker().on_waiting,
+            on_waiting=worker.on_waiting,
+            hold_lease=worker.hold_lease,
         )
         if self.config.durability == "step":
             run.journal = RunJournal(

@@ -1,0 +1,298 @@
+"""Rounds of tasks under random faults, and what must hold after each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+from llama_deploy import Client
+from llama_deploy.client import TaskHandle
+from llama_deploy.errors import TaskFinishedError
+from llama_deploy.testing.processes import Program
+from llama_deploy.types import TaskEvent
+from tests.faults.conftest import System
+from tests.faults.ledger import EXPECTED, Death, Faults, Ledger, takeover
+from tests.faults.programs.flows import Answer
+
+LEASE_SECONDS: Final = 2.0
+BATCH: Final = (
+    "chain",
+    "chain",
+    "chain",
+    "chain",
+    "human",
+    "human",
+    "human",
+    "flaky",
+    "flaky",
+    "fan",
+    "collect",
+)
+FAULTS: Final[tuple[tuple[str, ...], ...]] = (
+    ("service",),
+    ("control plane",),
+    ("queue",),
+    ("pause",),
+    ("service", "control plane", "queue", "other service"),
+    ("service", "other service"),
+    ("service", "queue"),
+    ("service", "control plane"),
+    ("control plane", "queue"),
+    ("pause", "control plane"),
+)
+"""What is killed together. `pause` stops a service beyond its lease and lets it go on."""
+RECONNECT_SECONDS: Final = 5.0
+"""The longest pause between two tries to reach a queue or a control plane that was away."""
+ROUND_SECONDS: Final = 90.0
+"""In what time all tasks of a round must have ended."""
+
+
+class ViolationError(AssertionError):
+    """Something happened that must not happen."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """What is told at the end."""
+
+    rounds: int = 0
+    tasks: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    takeovers: list[float] = field(default_factory=list)
+    """Seconds from the death of a service alone to the first step of its task elsewhere."""
+
+    def __str__(self) -> str:
+        done = ", ".join(f"{name}: {count}" for name, count in sorted(self.faults.items()))
+        return f"{self.rounds} rounds, {self.tasks} tasks; {done}; takeover {percentiles(self.takeovers)}"
+
+
+def percentiles(seconds: Sequence[float]) -> str:
+    """Return the median and the 99th percentile of durations as text."""
+    if not seconds:
+        return "never measured"
+    p50, p99 = quantile(seconds, 0.5), quantile(seconds, 0.99)
+    return f"p50 {p50:.2f} s, p99 {p99:.2f} s ({len(seconds)} measured)"
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    """Return the smallest value that is not exceeded by this part of all."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+@dataclass(slots=True)
+class Job:
+    """One task of a round."""
+
+    flow: str
+    name: str
+    early_answer: bool
+    handle: TaskHandle | None = None
+    live: list[TaskEvent] = field(default_factory=list)
+    """What a reader has seen who was there from the start."""
+
+
+class Chaos:
+    """A system under faults: queue, control plane and two services, each in a process of its own.
+
+    Args:
+        system: Starts the processes.
+        seed: Of all that is random.
+    """
+
+    def __init__(self, system: System, *, seed: int) -> None:
+        self.system = system
+        self.seed = seed
+        self.figures = Figures()
+        self._random = random.Random(seed)  # noqa: S311 - no secret
+        self._ledger = Ledger(system.ledger_path)
+        self._plan: list[tuple[str, ...]] = []
+        system.env["CONTROL_PLANE_LEASE_SECONDS"] = str(LEASE_SECONDS)
+        system.env["LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT"] = "0.3"
+        self._parts: dict[str, Program] = {
+            "queue": system.start("core.py", "message_queue"),
+            "control plane": system.start("core.py", "control_plane"),
+        }
+        self._services = [system.module("hosts"), system.module("hosts")]
+
+    async def run(self, *, seconds: float, most_rounds: int = 100_000) -> Figures:
+        """Go through rounds for a time.
+
+        Raises:
+            ViolationError: Something did not hold; seed, round and the ends of the logs are in the text.
+        """
+        deadline = time.monotonic() + seconds
+        async with self.system.client() as client:
+            for flow in EXPECTED:
+                await self.system.instances(client, len(self._services), flow)
+            while time.monotonic() < deadline and self.figures.rounds < most_rounds:
+                await self._round(client)
+        return self.figures
+
+    async def _round(self, client: Client) -> None:
+        number = self.figures.rounds
+        if not self._plan:
+            self._plan = self._random.sample(FAULTS, len(FAULTS))
+        what = self._plan.pop()
+        flows = self._random.sample(BATCH, len(BATCH))
+        jobs = [
+            Job(flow, f"r{number}-{n}-{flow}", self._random.random() < 0.5) for n, flow in enumerate(flows)
+        ]
+        faults = Faults()
+        self._ledger.clear()
+        try:
+            async with asyncio.timeout(ROUND_SECONDS), asyncio.TaskGroup() as group:
+                for job in jobs:
+                    group.create_task(self._accompany(client, job))
+                await self._strike(what, faults)
+            wrong = [each for job in jobs for each in self._violations(job, faults)]
+            for job in jobs:
+                wrong += await self._stream_violations(job, faults)
+            wrong += self._log_violations()
+        except (Exception, ExceptionGroup) as exc:
+            raise ViolationError(self._report(what, faults, [f"{type(exc).__name__}: {exc}"])) from exc
+        if wrong:
+            raise ViolationError(self._report(what, faults, wrong))
+        self.figures.rounds += 1
+        self.figures.tasks += len(jobs)
+        self.figures.faults[" + ".join(what)] += 1
+        if set(what) <= {"service", "pause"}:
+            self._measure_takeovers(jobs, faults)
+
+    # -- the tasks
+
+    async def _accompany(self, client: Client, job: Job) -> None:
+        """Submit a task, read its stream as it comes, answer when it asks, and look at its result."""
+        job.handle = handle = await client.submit(
+            job.flow, max_attempts=10, name=job.name, seconds=round(self._random.uniform(0.02, 0.4), 2)
+        )
+        if job.flow == "human" and job.early_answer:
+            await self._answer(handle)
+        async for event in handle.events():
+            job.live.append(event)
+            if event.type == "Ask":
+                await self._answer(handle)
+        result = await handle.result()
+        if result != f"{job.name}: {EXPECTED[job.flow]}":
+            raise ViolationError(f"the result of {job.name} is {result!r}")
+
+    @staticmethod
+    async def _answer(handle: TaskHandle) -> None:
+        # Two people press the button, or one of them twice.
+        with contextlib.suppress(TaskFinishedError):
+            await handle.send(Answer(text="yes"), idempotency_key="the answer")
+            await handle.send(Answer(text="again"), idempotency_key="the answer")
+
+    # -- the faults
+
+    async def _strike(self, what: Sequence[str], faults: Faults) -> None:
+        """Kill or pause, at a random moment, and start again after a random time."""
+        # Any moment may be the worst one, so this waits for no condition.
+        await asyncio.sleep(self._random.uniform(0.0, 2.0))
+        services = self._random.sample(self._services, 2)
+        victims = {**self._parts, "service": services[0], "other service": services[1], "pause": services[0]}
+        down = time.monotonic()
+        for name in what:
+            victim = victims[name]
+            victim.pause() if name == "pause" else victim.kill()
+            # Noted when it is dead for certain: until then it may begin another step.
+            if victim in self._services:
+                faults.deaths.append(Death(victim.pid, time.monotonic()))
+        pause = LEASE_SECONDS + 1.5 if "pause" in what else 0.0
+        await asyncio.sleep(self._random.uniform(0.0, 1.0))
+        for name in self._random.sample(list(what), len(what)):
+            if name != "pause":
+                victims[name].start()
+                await asyncio.sleep(self._random.uniform(0.0, 0.5))
+        await asyncio.sleep(max(0.0, down + pause - time.monotonic()))
+        if "pause" in what:
+            pid = victims["pause"].pid
+            victims["pause"].resume()
+            woken = time.monotonic()
+            faults.deaths = [
+                Death(each.pid, each.begin, woken) if each.pid == pid else each for each in faults.deaths
+            ]
+        await self._wait_for_parts(what, faults, down)
+
+    async def _wait_for_parts(self, what: Sequence[str], faults: Faults, down: float) -> None:
+        """Wait until all parts are there again; the outage ends when the last one has found the others."""
+        async with self.system.client() as client:
+            for flow in EXPECTED:
+                await self.system.instances(client, len(self._services), flow)
+        if {"queue", "control plane"} & set(what):
+            faults.outages.append((down, time.monotonic() + RECONNECT_SECONDS))
+
+    # -- what must hold
+
+    def _violations(self, job: Job, faults: Faults) -> list[str]:
+        return self._ledger.violations(job.flow, job.name, faults)
+
+    async def _stream_violations(self, job: Job, faults: Faults) -> list[str]:
+        """Return what is wrong with a task's stream, of which another reader reads all when it is over."""
+        assert job.handle is not None
+        later = [event async for event in job.handle.events()]
+        wrong = []
+        if later != job.live:
+            wrong.append(f"two readers have seen different streams: {job.live} and {later}")
+        if [event.index for event in later] != list(range(len(later))):
+            wrong.append("the stream has gaps")
+        if [event.terminal for event in later] != [False] * (len(later) - 1) + [True]:
+            wrong.append("the terminal event is not the last one, or not the only one")
+        if job.flow != "human":  # a run that waits for a person may come back where it was
+            writers = [event.data["pid"] for event in later if event.type == "Progress"]
+            wrong += comebacks(writers, faults)
+        view = await job.handle.info()
+        if view.attempt > 1 + len(faults.deaths) + (job.flow == "human"):
+            wrong.append(f"it took {view.attempt} attempts")
+        return [f"task {job.name}: {each}" for each in wrong]
+
+    def _log_violations(self) -> list[str]:
+        """Refusals are told once for each attempt, by each control plane; nothing fails unforeseen."""
+        log = self._parts["control plane"].text
+        lives = log.split("control plane on http")
+        wrong = []
+        for life in lives:
+            refused = re.findall(r"WARNING:\S+refusals:refused .*? of (attempt \d+ of task [\w-]+)", life)
+            wrong += [f"refused {n} times at WARNING: {key}" for key, n in Counter(refused).items() if n > 1]
+        for program in [*self._parts.values(), *self._services]:
+            # A step that fails on purpose is no fault of the system.
+            found = re.findall(r"^ERROR:.*", program.text, re.MULTILINE)
+            wrong += [f"{program.output.name}: {line}" for line in found if "fails on purpose" not in line]
+        return wrong
+
+    def _measure_takeovers(self, jobs: Sequence[Job], faults: Faults) -> None:
+        lines = self._ledger.lines()
+        names = {job.name for job in jobs}
+        for death in faults.deaths:
+            for name in names:
+                self.figures.takeovers += takeover([line for line in lines if line.task == name], death)
+
+    def _report(self, what: Sequence[str], faults: Faults, wrong: Sequence[str]) -> str:
+        logs = [
+            f"--- {program.output.name}\n" + "\n".join(program.text.splitlines()[-30:])
+            for program in [*self._parts.values(), *self._services]
+        ]
+        head = f"seed {self.seed}, round {self.figures.rounds}, {' + '.join(what)}: {faults}"
+        return "\n".join([head, *wrong, *logs])
+
+
+def comebacks(writers: Sequence[int], faults: Faults) -> list[str]:
+    """Return what is wrong with the order in which processes wrote into a stream.
+
+    One comes back only if the one that took its place has died.
+    """
+    turns = [pid for n, pid in enumerate(writers) if n == 0 or writers[n - 1] != pid]
+    died = {death.pid for death in faults.deaths}
+    return [
+        f"process {after} wrote into the stream after {before} had taken its place"
+        for n, (before, after) in enumerate(pairwise(turns))
+        if after in turns[: n + 1] and before not in died
+    ]

@@ -1,0 +1,80 @@
+"""The judge of the fault tests sees what it is to see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.faults.chaos import comebacks
+from tests.faults.ledger import CHAIN, Death, Faults, Ledger, takeover
+
+A, B = 1, 2
+STRAIGHT = [(float(n), word, step, A) for n, step in enumerate(CHAIN) for word in ("begin", "end")]
+
+
+def violations(path: Path, lines: list[tuple[float, str, str, int]], *deaths: Death) -> list[str]:
+    path.write_text("".join(f"{at} {word} it {step} {pid}\n" for at, word, step, pid in lines))
+    return Ledger(path).violations("chain", "it", Faults(deaths=list(deaths)))
+
+
+def taken_over(at: float, *, step: str, since: float) -> list[tuple[float, str, str, int]]:
+    """Return a run that process B goes on with from a step."""
+    before = [line for line in STRAIGHT if line[0] <= since]
+    after = [(at + n, word, name, B) for n, word, name, _ in STRAIGHT if n >= CHAIN.index(step)]
+    return before + after
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.txt"
+
+
+def test_a_straight_run_is_in_order(ledger: Path) -> None:
+    assert violations(ledger, STRAIGHT) == []
+
+
+def test_a_step_under_way_may_run_again(ledger: Path) -> None:
+    lines = [line for line in taken_over(5.0, step="three", since=2.0) if line != (2.0, "end", "three", A)]
+    assert violations(ledger, lines, Death(A, 2.5)) == []
+
+
+def test_a_step_that_another_one_depends_on_may_not(ledger: Path) -> None:
+    found = violations(ledger, taken_over(5.0, step="two", since=2.0), Death(A, 2.5))
+    assert "task it (chain): step two has begun after a step that depends on it" in found
+
+
+def test_a_step_may_not_run_again_long_after_its_end(ledger: Path) -> None:
+    (found,) = violations(ledger, taken_over(5.0, step="three", since=2.0), Death(A, 4.0))
+    assert "2.0 s lay between end and death" in found
+
+
+def test_nothing_runs_again_without_a_death(ledger: Path) -> None:
+    (found,) = violations(ledger, taken_over(5.0, step="three", since=2.0))
+    assert "process 1 had not died" in found
+
+
+def test_a_process_that_woke_up_may_have_two_attempts_for_a_moment(ledger: Path) -> None:
+    lines = [
+        *STRAIGHT[:4],
+        (8.1, "begin", "three", A),
+        *((n + 6.2, word, name, A) for n, word, name, _ in STRAIGHT[4:]),
+    ]
+    assert violations(ledger, lines, Death(A, 1.5, 8.0)) == []
+    (found,) = violations(ledger, lines, Death(A, 1.5, 4.0))
+    assert "process 1 had not died" in found
+
+
+def test_a_step_that_did_not_end_is_missed(ledger: Path) -> None:
+    assert violations(ledger, STRAIGHT[:-1]) == ["task it (chain): step five has not ended"]
+
+
+def test_a_process_may_not_write_for_those_that_took_its_place() -> None:
+    assert comebacks([A, A, B, B], Faults([Death(A, 1.0)])) == []
+    assert len(comebacks([A, B, A], Faults([Death(A, 1.0)]))) == 1
+
+
+def test_a_takeover_is_measured_from_the_death(ledger: Path) -> None:
+    lines = taken_over(5.0, step="three", since=2.0)
+    lines.remove((2.0, "end", "three", A))
+    violations(ledger, lines)
+    assert takeover(Ledger(ledger).lines(), Death(A, 2.5)) == [4.5]
