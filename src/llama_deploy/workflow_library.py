@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
+from pydantic import BaseModel
 from workflows import Context, Workflow
 from workflows.context.context_types import SerializedContext
 from workflows.context.serializers import BaseSerializer
@@ -24,11 +26,10 @@ from workflows.plugins.basic import (
     BasicRuntime,
     ExternalAsyncioAdapter,
     InternalAsyncioAdapter,
-    JournalRecord,
 )
 from workflows.runtime.control_loop import rebuild_state_from_ticks
 from workflows.runtime.runtime_decorators import BaseInternalRunAdapterDecorator, BaseRuntimeDecorator
-from workflows.runtime.types.internal_state import BrokerState
+from workflows.runtime.types.internal_state import BrokerState, EventAttempt, InProgressState
 from workflows.runtime.types.named_task import NamedTask, PendingStart, PendingWorker, PullTask
 from workflows.runtime.types.plugin import (
     ExternalRunAdapter,
@@ -36,7 +37,12 @@ from workflows.runtime.types.plugin import (
     Runtime,
     WaitForNextTaskResult,
 )
-from workflows.runtime.types.results import AddWaiter, DeleteWaiter, StepWorkerResult
+from workflows.runtime.types.results import (
+    AddWaiter,
+    DeleteWaiter,
+    StepWorkerResult,
+    StepWorkerWaiter,
+)
 from workflows.runtime.types.step_id import StepId
 from workflows.runtime.types.ticks import (
     TickAddEvent,
@@ -46,6 +52,7 @@ from workflows.runtime.types.ticks import (
     TickTimeout,
     TickWaiterTimeout,
     WorkflowTick,
+    WorkflowTickAdapter,
 )
 
 __all__ = [
@@ -63,7 +70,9 @@ __all__ = [
     "PendingStart",
     "PendingWorker",
     "PullTask",
+    "Restored",
     "Runtime",
+    "Snapshot",
     "StepId",
     "TickAddEvent",
     "TickCancelRun",
@@ -72,6 +81,7 @@ __all__ = [
     "TickTimeout",
     "TickWaiterTimeout",
     "WaitForNextTaskResult",
+    "WaiterDetails",
     "WorkflowTick",
     "abort",
     "empty_context",
@@ -86,6 +96,8 @@ __all__ = [
     "state_seed",
     "step_configs",
     "take_timeout",
+    "waiters",
+    "work_items",
 ]
 
 _TIMEOUT: Final = "__llama_deploy_timeout__"
@@ -162,32 +174,96 @@ def empty_context(workflow: Workflow, *, state: dict[str, Any], serializer: Base
     return Context.from_dict(workflow, SerializedContext(state=state).model_dump(), serializer=serializer)
 
 
-def snapshot(adapter: InternalRunAdapter, serializer: BaseSerializer) -> str | None:
-    """Return a run as JSON text, without its state, and let the library forget the ticks that led there.
+class WaiterDetails(BaseModel):
+    """What the library leaves out when it writes down a step that waits in its middle."""
+
+    step: str
+    waiter_id: str
+    requirements: str
+    """What the event must hold, as the serializer wrote it."""
+    timed_out: bool
+
+
+class Snapshot(BaseModel):
+    """A run, without its state."""
+
+    run: str
+    """As the library writes it down, JSON."""
+    waiters: list[WaiterDetails]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A run from which `resuming` goes on."""
+
+    context: Context
+    broker: BrokerState
+    """What the library knows of the run; its own way of handing that on is not complete."""
+    ticks: Sequence[WorkflowTick]
+    """Those after the snapshot."""
+
+
+def snapshot(adapter: InternalRunAdapter, serializer: BaseSerializer, *, idle: bool) -> Snapshot | None:
+    """Return a run as text, and let the library forget the ticks that led there.
+
+    Args:
+        adapter: The way into the run.
+        serializer: Writes its events.
+        idle: Whether only a run is wanted that waits for something from outside.
 
     Returns:
-        None if the run has ended, or if the library cannot write such a run down yet, as one with child runs.
+        None if the run has ended, is not idle though it should be, or if the library cannot write such a run
+        down yet, as one with child runs.
     """
     if not isinstance(adapter, InternalAsyncioAdapter):
         return None
     queues = adapter._queues  # noqa: SLF001 - where the runtime keeps the ticks of a run, for ever
     state = rebuild_state_from_ticks(queues.init_state, queues.ticks, run_id=adapter.run_id)
-    if state.children or not state.is_running:
+    if state.children or not state.is_running or (idle and _is_busy(state)):
         return None
+    details = [
+        WaiterDetails(
+            step=str(step_id),
+            waiter_id=waiter.waiter_id,
+            requirements=serializer.serialize(waiter.requirements),
+            timed_out=waiter.timed_out,
+        )
+        for step_id, waiter in waiters(state)
+    ]
+    run = state.to_serialized(serializer).model_dump_json()
     queues.init_state = state
     queues.ticks.clear()
-    return state.to_serialized(serializer).model_dump_json()
+    return Snapshot(run=run, waiters=details)
+
+
+def waiters(state: BrokerState) -> Iterator[tuple[StepId, StepWorkerWaiter[Event]]]:
+    """Yield the steps of a run that wait in their middle."""
+    for step_id, worker in state.workers.items():
+        for waiter in worker.collected_waiters:
+            yield step_id, waiter
+
+
+def work_items(state: BrokerState) -> Iterator[EventAttempt | InProgressState]:
+    """Yield what the steps of a run have to work on."""
+    for worker in state.workers.values():
+        yield from worker.queue
+        yield from worker.in_progress
+
+
+def _is_busy(state: BrokerState) -> bool:
+    """Whether a step is under way, or will be without anything from outside."""
+    return bool(state.deliveries) or any(True for _ in work_items(state))
 
 
 def restore(
     workflow: Workflow,
     *,
-    snapshot: str | None,
+    snapshot: Snapshot | None,
     ticks: Sequence[str],
     state: dict[str, Any],
     serializer: BaseSerializer,
-) -> Context:
-    """Return a context from which `resuming` goes on.
+) -> Restored:
+    """Return a run from which `resuming` goes on.
 
     Args:
         workflow: The workflow.
@@ -200,11 +276,27 @@ def restore(
         ValueError: They do not fit this workflow.
         SerializationError: A value in them cannot be read.
     """
-    context = SerializedContext() if snapshot is None else SerializedContext.model_validate_json(snapshot)
+    if snapshot is None:
+        broker = BrokerState.from_workflow(workflow)
+    else:
+        run = SerializedContext.model_validate_json(snapshot.run)
+        broker = BrokerState.from_serialized(run, workflow, serializer)
+        _complete(broker, snapshot.waiters, serializer)
+    with serializer.validation_context():
+        past = [WorkflowTickAdapter.validate_python(serializer.deserialize(tick)) for tick in ticks]
+    broker = rebuild_state_from_ticks(broker, past)
+    context = broker.to_serialized(serializer)
     context.state = state
-    first = context.journal_seq
-    records = [JournalRecord(seq=first + index, data=tick) for index, tick in enumerate(ticks)]
-    return BasicRuntime().restore(workflow, context.model_dump(), records, serializer)
+    return Restored(Context.from_dict(workflow, context.model_dump(), serializer=serializer), broker, past)
+
+
+def _complete(state: BrokerState, details: Sequence[WaiterDetails], serializer: BaseSerializer) -> None:
+    """Give back to waiting steps what the library's own snapshot does not hold."""
+    known = {(each.step, each.waiter_id): each for each in details}
+    for step_id, waiter in waiters(state):
+        if (missing := known.get((str(step_id), waiter.waiter_id))) is not None:
+            waiter.requirements = serializer.deserialize(missing.requirements)
+            waiter.timed_out = missing.timed_out
 
 
 def resuming(workflow: Workflow, context: Context) -> Callable[[], Awaitable[WorkflowHandler]]:

@@ -105,11 +105,11 @@ class Hosted:
         self.seen: list[int] = []
         self.mailbox = Mailbox(
             task_id="task",
-            workflow=workflow,
             registry=EventRegistry(workflow, [Reply, Other]),
             on_seen=self.seen.append,
         )
         self.workflow_run = WorkflowRun(
+            workflow=workflow,
             start=partial(RunCall.prepare(workflow, {}).start, None),
             mailbox=self.mailbox,
             on_event=_ignore,

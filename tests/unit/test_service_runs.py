@@ -48,10 +48,9 @@ async def test_nothing_of_a_cancelled_run_is_handed_on_when_it_has_returned() ->
     workflow = Stubborn()
     host_runs(workflow)
     run = WorkflowRun(
+        workflow=workflow,
         start=partial(RunCall.prepare(workflow, {}).start, None),
-        mailbox=Mailbox(
-            task_id="task", workflow=workflow, registry=EventRegistry(workflow), on_seen=lambda _: None
-        ),
+        mailbox=Mailbox(task_id="task", registry=EventRegistry(workflow), on_seen=lambda _: None),
         on_event=note,
         label="the run",
         limits=RunLimits(timeout=None),

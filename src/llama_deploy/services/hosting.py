@@ -38,8 +38,18 @@ class RunHost(Protocol):
     """What looks on while a workflow runs. Whatever its methods raise ends the run."""
 
     @property
+    def workflow(self) -> Workflow:
+        """Whose run it is."""
+        ...
+
+    @property
     def keeps_ticks(self) -> bool:
         """Whether the library is to keep the run's ticks, from which a snapshot is made."""
+        ...
+
+    @property
+    def broker(self) -> BrokerState | None:
+        """From what the run goes on, in place of what its context holds. None: from that."""
         ...
 
     def attach(self, adapter: InternalRunAdapter) -> None:
@@ -140,6 +150,8 @@ class HostedRuntime(BaseRuntimeDecorator):
     ) -> ExternalRunAdapter:
         """Start a run, with the host that this context names, if it names one."""
         host = hosting.get()
+        if host is not None and host.workflow is not workflow:
+            host = None  # a workflow's own `run` may run others first
         # The run's steps inherit the context, and may run workflows of their own, which are not hosted.
         token = hosting.set(None)
         try:
@@ -148,7 +160,7 @@ class HostedRuntime(BaseRuntimeDecorator):
             return super().run_workflow(
                 run_id,
                 workflow,
-                init_state,
+                (None if host is None else host.broker) or init_state,
                 start_event=start_event,
                 serialized_state=serialized_state,
                 serializer=serializer,

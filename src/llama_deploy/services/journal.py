@@ -24,12 +24,13 @@ from llama_deploy import workflow_library as library
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import FencedOutError, LlamaDeployError, RunMismatchError, SerializationError
 from llama_deploy.services.mailbox import Mailbox
-from llama_deploy.services.reports import AttemptKey, AttemptReports
+from llama_deploy.services.reports import MAX_MESSAGE_CHARACTERS, AttemptKey, AttemptReports
 from llama_deploy.services.session_state import StateCodec
 from llama_deploy.services.waits import Wait, Waits
 from llama_deploy.services.writing import Writing
 from llama_deploy.types.attempts import JournalReply, JournalWrite, Parking, RunHeader, RunRecord
 from llama_deploy.workflow_library import (
+    BrokerState,
     InternalRunAdapter,
     TickCancelRun,
     TickStepResult,
@@ -50,7 +51,7 @@ class RunParkedError(Exception):
 
 
 class _Snapshot(BaseModel):
-    run: str
+    run: library.Snapshot
     waits: list[Wait]
 
 
@@ -100,7 +101,7 @@ class JournalFormat:
             state = record.state
             if state is not None:
                 state = self.writing.open(state, context=f"state:{task_id}") or None
-            context = library.restore(
+            restored = library.restore(
                 self.workflow,
                 snapshot=None if snapshot is None else snapshot.run,
                 ticks=ticks,
@@ -111,12 +112,12 @@ class JournalFormat:
             if isinstance(exc, LlamaDeployError):
                 raise
             raise SerializationError(f"the journal of task {task_id} cannot be read: {exc}") from exc
-        if not context.is_running:
+        if not restored.broker.is_running:
             raise SerializationError(f"the journal of task {task_id} does not hold a run that can go on")
         waits = Waits.restore([] if snapshot is None else snapshot.waits)
-        for tick in ticks:
-            waits.note(self.writing.serializer.deserialize(tick))
-        return context, Past(record, waits)
+        for tick in restored.ticks:
+            waits.note(tick)
+        return restored.context, Past(record, waits, restored.broker)
 
     def _check(self, record: RunRecord, *, task_id: str) -> None:
         begun, here = record.header, self.header
@@ -144,6 +145,8 @@ class Past:
     """Its journal. None: there is none."""
     waits: Waits = field(default_factory=Waits)
     """The time limits of its waiting steps."""
+    broker: BrokerState | None = None
+    """What the library knows of the run. None: it is at its beginning."""
 
 
 class RunJournal:
@@ -178,6 +181,8 @@ class RunJournal:
         self._mailbox = mailbox
         self._reports = reports
         self.waits = past.waits
+        self.broker = past.broker
+        """From what the library goes on. None: the run is at its beginning."""
         self._running_seconds = running_seconds
         self._on_failure = on_failure
         record = past.record
@@ -237,11 +242,14 @@ class RunJournal:
             self._store_soon()
         if self._failure is not None:
             raise self._failure
+        if self._closed.is_set():
+            # The answer to a write may come after the attempt was given to somebody else.
+            raise RunParkedError
 
-    async def park(self, *, wake_in: float | None) -> bool:
+    async def park(self) -> bool:
         """Write the run down for its time outside memory, and end the attempt; return whether that was done.
 
-        It is not done if the run has gone on, or if the library cannot write it down.
+        It is not done if the run has gone on, or could now, or if the library cannot write it down.
 
         Raises:
             LlamaDeployError: See `before_steps`.
@@ -250,11 +258,15 @@ class RunJournal:
             if self._failure is not None:
                 return False
             await self._store_events()
-            snapshot = self._fold()
+            if not self._mailbox.is_quiet:
+                return False  # something has come while earlier writes were under way
+            # What comes from here on is beyond the number that the control plane is told.
+            seen, wake_in = self._mailbox.seen, self.waits.seconds_to_next()
+            snapshot = self._fold(idle=True)
             if snapshot is None:
                 return False
             consumed, self._consumed = [*self._consumed, *self._mailbox.take_consumed()], []
-            parking = Parking(inbox_seq=self._mailbox.seen, wake_in=wake_in)
+            parking = Parking(inbox_seq=seen, wake_in=wake_in)
             state = await self._changed_state()
             write = self._compose(snapshot=snapshot, state=state, consumed=consumed, parking=parking)
             await self._send(write)
@@ -283,7 +295,9 @@ class RunJournal:
                 async with self._lock:
                     if self._failure is not None or self._closed.is_set():
                         return
-                    await self._store(fold=False)
+                    await self._store_events()
+                    if self._is_wanted:
+                        await self._store(fold=False)
         except Exception as exc:  # noqa: BLE001 - told to the run, which ends with it
             self._failure = self._failure or exc
             if not self._closed.is_set():
@@ -295,9 +309,14 @@ class RunJournal:
         ticks, self._ticks, self._settled = self._ticks[: self._settled], self._ticks[self._settled :], 0
         self._since_snapshot += len(ticks)
         snapshot = self._fold() if fold else None
-        entry = self._entry(ticks) if snapshot is None and ticks else None
+        *parts, last = self._parts(ticks) if snapshot is None and ticks else [None]
         consumed, self._consumed = self._consumed, []
         state = await self._changed_state()
+        for part in parts:
+            # The state goes first: what a step has put into it must not be lost when its result is stored.
+            await self._send(self._compose(entry=self._entry(part), state=state))
+            state = None
+        entry = self._entry(last)
         await self._send(self._compose(entry=entry, snapshot=snapshot, state=state, consumed=consumed))
 
     async def _store_events(self) -> None:
@@ -305,9 +324,25 @@ class RunJournal:
         while self._reports.is_crowded:
             await self._send(self._compose())
 
-    def _entry(self, ticks: list[WorkflowTick]) -> str:
+    def _parts(self, ticks: list[WorkflowTick]) -> list[list[str] | None]:
+        """Return the ticks as texts, in parts that the control plane takes; a run can go on from each."""
+        parts: list[list[str] | None] = []
+        part: list[str] = []
+        size = 0
+        for tick in ticks:
+            text = self._written(tick)
+            if part and size + len(text) > MAX_MESSAGE_CHARACTERS:
+                parts.append(part)
+                part, size = [], 0
+            part.append(text)
+            size += len(text)
+        return [*parts, part]
+
+    def _entry(self, texts: list[str] | None) -> str | None:
+        if texts is None:
+            return None
         # A text of JSON has no line breaks.
-        text = "\n".join(self._written(tick) for tick in ticks)
+        text = "\n".join(texts)
         return self._form.writing.seal(text, context=f"journal:{self._key.task_id}:{self._seq}")
 
     def _written(self, tick: WorkflowTick) -> str:
@@ -319,11 +354,14 @@ class RunJournal:
                 self._form.writing.write(event, path=place)
             raise
 
-    def _fold(self) -> str | None:
-        """Return the whole run so far as a snapshot, None if the library cannot make one."""
+    def _fold(self, *, idle: bool = False) -> str | None:
+        """Return the whole run so far as a snapshot, None if the library cannot make one.
+
+        With `idle` also None if a step is under way or could start.
+        """
         if self._adapter is None:
             return None
-        run = library.snapshot(self._adapter, self._form.writing.serializer)
+        run = library.snapshot(self._adapter, self._form.writing.serializer, idle=idle)
         if run is None:
             return None
         self._ticks.clear()

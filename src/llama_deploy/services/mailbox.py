@@ -7,6 +7,9 @@ The library drops an event that no step takes at the moment. An answer that come
 asked for it with `ctx.wait_for_event` would be lost so; the mailbox keeps it, and offers it again each time
 that a step has ended or begun to wait. One event is offered at a time, and its fate is known before any step
 starts.
+
+The library would also run a step twice at once that gets a second answer while it works on the first. The
+mailbox keeps such an answer until the step has come to its end, or to its next question.
 """
 
 from __future__ import annotations
@@ -15,20 +18,23 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from workflows import Workflow
-from workflows.events import Event, UnhandledEvent
+from workflows.events import Event, UnhandledEvent, WorkflowIdleEvent
 
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.services.payloads import EventRegistry
 from llama_deploy.types.attempts import InboxEntry
 from llama_deploy.workflow_library import (
     AddWaiter,
+    BrokerState,
+    DeleteWaiter,
     TickAddEvent,
     TickStepResult,
+    TickWaiterTimeout,
     WorkflowTick,
-    step_configs,
+    waiters,
+    work_items,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,21 +49,33 @@ class _Letter:
     event: Event
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A step that waits for an event in its middle."""
+
+    awaited: type[Event]
+    requirements: dict[str, Any]
+    begun: Event
+    """With which the step has begun: this very object tells its results from those of others."""
+
+    def takes(self, event: Event) -> bool:
+        """Whether the library would run the step again with this event."""
+        return isinstance(event, self.awaited) and all(
+            getattr(event, name, None) == value for name, value in self.requirements.items()
+        )
+
+
 class Mailbox:
     """Hands a task's inbox to its run.
 
     Args:
         task_id: The task, for the log.
-        workflow: Its steps tell which events are always taken.
         registry: Decodes events.
         on_seen: Called with the number of the last entry that has arrived without a gap.
     """
 
-    def __init__(
-        self, *, task_id: str, workflow: Workflow, registry: EventRegistry, on_seen: Callable[[int], None]
-    ) -> None:
+    def __init__(self, *, task_id: str, registry: EventRegistry, on_seen: Callable[[int], None]) -> None:
         self._task_id = task_id
-        self._workflow = workflow
         self._registry = registry
         self._on_seen = on_seen
         self._send: Callable[[Event], Awaitable[None]] | None = None
@@ -68,7 +86,9 @@ class Mailbox:
         self._offered: _Letter | None = None
         self._arrived = False
         self._was_refused = False
-        self._selective: set[type[Event]] = set()
+        self._waiting: dict[tuple[str, str], _Waiting] = {}
+        self._answered: list[_Waiting] = []
+        """Steps that have waited, and work on what they got."""
         self._taken: list[int] = []
         self.seen = 0
         """The number of the last entry that has arrived without a gap."""
@@ -76,7 +96,7 @@ class Mailbox:
     @property
     def is_quiet(self) -> bool:
         """Whether there is nothing that the run could take now."""
-        return self._offered is None and not self._untried
+        return self._offered is None and self._next() is None
 
     def fill(self, entries: Sequence[InboxEntry], *, seen: int) -> None:
         """Take what the inbox holds at the start: all that was not taken by the run, up to number `seen`."""
@@ -97,6 +117,16 @@ class Mailbox:
             self._on_seen(self.seen)
         return bool(self._untried)
 
+    def go_on(self, run: BrokerState) -> None:
+        """Learn from what an earlier attempt has left which steps wait, and which have got their answer."""
+        under_way = {item.work_item_id: item.event for item in work_items(run)}
+        for step_id, waiter in waiters(run):
+            begun = under_way.get(waiter.work_item_id, waiter.event)
+            waiting = _Waiting(waiter.waiting_for_event, waiter.requirements, begun)
+            self._waiting[str(step_id), waiter.waiter_id] = waiting
+            if waiter.work_item_id in under_way:
+                self._answered.append(waiting)
+
     async def open(self, send: Callable[[Event], Awaitable[None]]) -> None:
         """The run has started: hand on what has come, with `send`."""
         self._send = send
@@ -113,10 +143,13 @@ class Mailbox:
 
     async def deliver(self) -> None:
         """Hand on what has come since, unless the fate of an earlier event is not known yet."""
-        if self._send is None or self._held or self._offered is not None or not self._untried:
+        if self._send is None or self._held or self._offered is not None:
             return
-        self._offered, self._arrived, self._was_refused = self._untried.popleft(), False, False
-        await self._send(self._offered.event)
+        letter = self._next()
+        if letter is not None:
+            self._untried.remove(letter)
+            self._offered, self._arrived, self._was_refused = letter, False, False
+            await self._send(letter.event)
 
     def take_consumed(self) -> list[int]:
         """Return the numbers of the entries that the run has taken since the last call."""
@@ -135,13 +168,22 @@ class Mailbox:
         if isinstance(tick, TickAddEvent):
             # The event of a tick is the very object that was sent.
             self._arrived = self._offered is not None and tick.event is self._offered.event
+        elif isinstance(tick, TickWaiterTimeout):
+            if (late := self._waiting.get((str(tick.step_id), tick.waiter_id))) is not None:
+                self._answered.append(late)
         elif isinstance(tick, TickStepResult):
+            self._answered = [each for each in self._answered if each.begun is not tick.event]
             for result in tick.result:
-                if isinstance(result, AddWaiter) and result.requirements:
-                    self._selective.add(result.event_type)
+                if isinstance(result, AddWaiter):
+                    waiting = _Waiting(result.event_type, result.requirements, tick.event)
+                    self._waiting[str(tick.step_id), result.waiter_id] = waiting
+                elif isinstance(result, DeleteWaiter):
+                    self._waiting.pop((str(tick.step_id), result.waiter_id), None)
 
     def on_event(self, event: Event) -> None:
-        """Learn that nobody has taken the event that the run has just come to."""
+        """Learn that nobody has taken the event that the run has just come to, or that no step works."""
+        if isinstance(event, WorkflowIdleEvent):
+            self._answered.clear()
         if self._arrived and isinstance(event, UnhandledEvent):
             self._was_refused = True
 
@@ -161,11 +203,14 @@ class Mailbox:
             self._refused.append(letter)
             return
         self._taken.append(letter.seq)
-        taken = type(letter.event)
-        if not self._always_taken(letter.event) and taken not in self._selective:
-            # A step that waits without requirements would take the next one in place of the first.
-            self._refused.extend(other for other in self._untried if type(other.event) is taken)
-            self._untried = deque(other for other in self._untried if type(other.event) is not taken)
+        self._answered += [each for each in self._waiting.values() if each.takes(letter.event)]
+
+    def _next(self) -> _Letter | None:
+        """Return the first letter that can be offered now."""
+        for letter in self._untried:
+            if not any(each.takes(letter.event) for each in self._answered):
+                return letter
+        return None
 
     def _accept(self, entry: InboxEntry) -> None:
         try:
@@ -179,11 +224,3 @@ class Mailbox:
                 exc,
                 extra={"action": "drop_event", "task_id": self._task_id},
             )
-
-    def _always_taken(self, event: Event) -> bool:
-        """Whether some step takes the event whenever it comes."""
-        for config in step_configs(self._workflow).values():
-            accepted = tuple(cls for cls in config.accepted_events if isinstance(cls, type))
-            if type(event) in accepted or (config.accept_event_subclasses and isinstance(event, accepted)):
-                return True
-        return False

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import llama_index_instrumentation
 import workflows
-from workflows import Context
+from workflows import Context, Workflow
 from workflows.errors import WorkflowCancelledByUser, WorkflowTimeoutError
 from workflows.events import (
     Event,
@@ -45,6 +45,7 @@ from llama_deploy.services.waits import Wait
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.attempts import EventPayload
 from llama_deploy.workflow_library import (
+    BrokerState,
     InternalRunAdapter,
     TickIdleCheck,
     TickTimeout,
@@ -165,6 +166,7 @@ class WorkflowRun:
     It is the host of its run: the library tells it of each tick and each event, see `RunHost`.
 
     Args:
+        workflow: The workflow; others that its own `run` may run are not hosted.
         start: Starts the run, or goes on with it.
         mailbox: The events that clients send.
         on_event: Takes each event that the workflow streams, in order.
@@ -177,6 +179,7 @@ class WorkflowRun:
     def __init__(
         self,
         *,
+        workflow: Workflow,
         start: Callable[[], Awaitable[WorkflowHandler]],
         mailbox: Mailbox,
         on_event: Callable[[StreamedEvent], Awaitable[None]],
@@ -185,6 +188,7 @@ class WorkflowRun:
         on_waiting: Callable[[], None],
         hold_lease: Callable[[], Awaitable[None]],
     ) -> None:
+        self.workflow = workflow
         self._start = start
         self._on_waiting = on_waiting
         self._hold_lease = hold_lease
@@ -202,6 +206,7 @@ class WorkflowRun:
         """Where the run is written down. None: nowhere, and its next attempt begins anew."""
         self._limits = limits
         self._adapter: InternalRunAdapter | None = None
+        self._starting: asyncio.Task[WorkflowHandler] | None = None
         self._handler: WorkflowHandler | None = None
         self._cancel_requested = False
         self._canceller: asyncio.Task[None] | None = None
@@ -221,8 +226,7 @@ class WorkflowRun:
         if self._cancel_requested:
             return
         self._cancel_requested = True
-        if self._handler is not None:
-            self._cancel_handler(self._handler)
+        self._stop()
 
     def leave(self) -> None:
         """Let the run leave memory if it only waits; `execute` returns None then. Idempotent."""
@@ -235,8 +239,7 @@ class WorkflowRun:
         """End the run with an error of its surroundings. The first one counts."""
         if self._fault is None:
             self._fault = exc
-            if self._handler is not None:
-                self._cancel_handler(self._handler)
+            self._stop()
 
     def abandon(self) -> None:
         """Stop the run, which belongs to another instance now; `execute` returns None. Idempotent."""
@@ -258,20 +261,40 @@ class WorkflowRun:
         """
         token = hosting.set(self)
         try:
-            self.clock.work()
-            self._handler = await self._start()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as exc:  # noqa: BLE001 - the workflow's own code, and the boundary of the task
-            return Ending.failed(exc if isinstance(exc, Exception) else StepExitError("run", exc))
+            self._starting = asyncio.create_task(self._begin())
         finally:
             hosting.reset(token)
         try:
+            either: set[asyncio.Future[Any]] = {self._starting, self._give_up}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not self._starting.done() or self._starting.cancelled():
+                return self._not_begun()
+            self._handler = self._starting.result()
             return await self._finish(self._handler)
-        except Exception as exc:  # noqa: BLE001 - as above, such as the code of the result's own class
+        except Exception as exc:  # noqa: BLE001 - the workflow's own code, and the boundary of the task
             return Ending.failed(exc)
         finally:
-            self.clock.stop()
+            self._is_over = True
+            self._starting.cancel()
+            self._stop_timers()
+
+    async def _begin(self) -> WorkflowHandler:
+        try:
+            return await self._start()
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as exc:
+            raise StepExitError("run", exc) from exc
+
+    def _not_begun(self) -> Ending | None:
+        """Return how a run ended that was stopped in a `run` of the workflow's own."""
+        if isinstance(self._fault, FencedOutError | RunParkedError):
+            return None
+        if self._fault is not None:
+            return Ending.failed(self._fault)
+        if self._cancel_requested:
+            return Ending.cancelled()
+        return Ending.failed(StepExitError("run", asyncio.CancelledError()))
 
     # -- what the library tells its host
 
@@ -280,8 +303,15 @@ class WorkflowRun:
         """See `RunHost`."""
         return self.journal is not None
 
+    @property
+    def broker(self) -> BrokerState | None:
+        """See `RunHost`."""
+        return None if self.journal is None else self.journal.broker
+
     def attach(self, adapter: InternalRunAdapter) -> None:
         """See `RunHost`."""
+        if self._adapter is None:
+            self.clock.work()  # what has kept it from beginning does not count
         self._adapter = adapter
         if self.journal is not None:
             self.journal.attach(adapter)
@@ -298,6 +328,8 @@ class WorkflowRun:
 
     async def before_steps(self, *, starting: bool) -> None:
         """See `RunHost`."""
+        if self._is_over:
+            raise RunParkedError
         if self._limits.goes_on and not self._has_gone_on:
             self._has_gone_on = True
             await self._go_on()
@@ -340,8 +372,7 @@ class WorkflowRun:
             return None if self.has_left else self._ending(handler, result)
         finally:
             self._is_over = True
-            if self._timer is not None:
-                self._timer.cancel()
+            self._stop_timers()
             for helper in self._helpers:
                 helper.cancel()
             if self.has_left:
@@ -367,10 +398,11 @@ class WorkflowRun:
         wake_in = journal.waits.seconds_to_next()
         if wake_in is not None and wake_in < _WORTH_LEAVING:
             self._leaving = False  # the end of that wait is about to begin a step
+            self.clock.wait_again()
             return
         self._mailbox.hold()
         try:
-            self.has_left = self._mailbox.is_quiet and await journal.park(wake_in=wake_in)
+            self.has_left = await journal.park()
         except Exception as exc:  # noqa: BLE001 - whatever stands in the way ends the run
             self.fail(exc)
         if self.has_left:
@@ -405,6 +437,19 @@ class WorkflowRun:
         """The run has worked as long as it may."""
         if self._adapter is not None and self._limits.timeout is not None:
             self._spawn(self._adapter.send_event(TickTimeout(timeout=self._limits.timeout)))
+
+    def _stop(self) -> None:
+        """Ask the run to end, also one that has not begun yet."""
+        if self._handler is not None:
+            self._cancel_handler(self._handler)
+        elif self._starting is not None:
+            self._starting.cancel()
+            self._expect_end()
+
+    def _stop_timers(self) -> None:
+        self.clock.stop()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _cancel_handler(self, handler: WorkflowHandler) -> None:
         if self._canceller is None:

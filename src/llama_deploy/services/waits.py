@@ -44,6 +44,8 @@ class Waits:
 
     def note(self, tick: WorkflowTick) -> None:
         """Learn from a tick which steps begin and cease to wait."""
+        if isinstance(tick, TickWaiterTimeout):
+            self._waits.pop((str(tick.step_id), tick.waiter_id), None)
         if not isinstance(tick, TickStepResult):
             return
         step = str(tick.step_id)

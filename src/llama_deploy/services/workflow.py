@@ -253,12 +253,15 @@ class WorkflowService(BaseService):
         state.run_kwargs = parse_arguments(attempt.input)
         if record is not None and record.goes_on:
             restored, past = self._journals.restore(record, task_id=attempt.key.task_id)
+            if past.broker is not None:
+                attempt.mailbox.go_on(past.broker)
             start = resuming(self.workflow, restored)
             state.hash = self._states.digest(state.state)
         else:
             call, past = RunCall.prepare(self.workflow, state.run_kwargs), Past(record)
             start = partial(call.start, await self.get_workflow_state(state))
         run = WorkflowRun(
+            workflow=self.workflow,
             start=start,
             mailbox=attempt.mailbox,
             on_event=attempt.reports.add,
@@ -341,7 +344,7 @@ class WorkflowService(BaseService):
             await to_the_end(self._leave())
 
     def _new_mailbox(self, task_id: str, on_seen: Callable[[int], None]) -> Mailbox:
-        return Mailbox(task_id=task_id, workflow=self.workflow, registry=self._events, on_seen=on_seen)
+        return Mailbox(task_id=task_id, registry=self._events, on_seen=on_seen)
 
     def _live_worker(self) -> Worker:
         if self._worker is None:
