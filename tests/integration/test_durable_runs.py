@@ -15,6 +15,7 @@ from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
+from llama_deploy import workflow_library
 from llama_deploy.services import journal
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, TaskStatus
@@ -415,6 +416,20 @@ async def test_another_workflow_does_not_go_on_with_a_run(stack: Stack) -> None:
         error_type, message = failure_of(await stack.end(task_id))
     assert error_type == "llama_deploy.errors.RunMismatchError"
     assert task_id in message
+
+
+async def test_what_is_handed_back_goes_on_with_another_version_of_the_library(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ThreeSteps(), ThreeSteps()
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        await eventually(lambda: "third" in first.begun)
+    monkeypatch.setattr(workflow_library, "library_version", lambda: "2.99.0")
+    second.gate.set()
+    async with stack.serving(stack.service(second)):
+        assert result_of(await stack.end(task_id))[-1] == 1
+    assert second.begun == ["third"]
 
 
 async def test_a_long_journal_is_folded(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

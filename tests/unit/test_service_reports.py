@@ -13,10 +13,10 @@ from llama_deploy.errors import PayloadTooLargeError, UnavailableError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services import reports
 from llama_deploy.services.attempts import Attempt, WorkflowState
+from llama_deploy.services.endings import Ending
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import EventRegistry, StreamedEvent
 from llama_deploy.services.reports import AttemptKey, AttemptReports
-from llama_deploy.services.runs import Ending
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayload
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,14 @@ from pydantic import BaseModel, Field
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.endings import Ending
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.reports import AttemptKey, AttemptReports, publish_until_accepted
-from llama_deploy.services.runs import Ending, WorkflowRun
+from llama_deploy.services.runs import WorkflowRun
 from llama_deploy.types.attempts import AttemptOutcome, EventPayload, InboxEntry, RunRecord
 from llama_deploy.types.topics import CONTROL_PLANE
+
+logger = logging.getLogger(__name__)
 
 
 class WorkflowState(BaseModel):
@@ -65,6 +69,21 @@ class Attempt:
         self.cancelled = True
         if self.run is not None:
             self.run.abandon()
+
+    async def write_down(self) -> None:
+        """Write the run down as it is, in the form that any version of the workflow library reads."""
+        journal = None if self.run is None else self.run.journal
+        if journal is None:
+            return
+        try:
+            await journal.fold()
+        except Exception as exc:  # noqa: BLE001 - the journal as it is will do
+            logger.warning(
+                "task %s is handed back without a snapshot: %s",
+                self.key.task_id,
+                exc,
+                extra={"action": "fold_failed", "task_id": self.key.task_id},
+            )
 
     async def put(self, entry: InboxEntry) -> None:
         """Take an entry of the inbox."""

@@ -273,6 +273,26 @@ class RunJournal:
             self._failure = RunParkedError()
             return True
 
+    async def fold(self) -> None:
+        """Replace what is written of the run by a snapshot, if anything is.
+
+        Raises:
+            LlamaDeployError: See `before_steps`.
+        """
+        async with self._lock:
+            if self._failure is not None or not self._seq:
+                return
+            await self._store_events()
+            if not self._mailbox.is_quiet:
+                return  # whether the run has taken what was offered to it is not known yet
+            has_news = self._is_due or self._is_wanted
+            snapshot = self._fold()
+            if snapshot is not None:
+                consumed, self._consumed = [*self._consumed, *self._mailbox.take_consumed()], []
+                # Without news the state is that of steps under way, which run again.
+                state = await self._changed_state() if has_news else None
+                await self._send(self._compose(snapshot=snapshot, state=state, consumed=consumed))
+
     def give_up(self) -> None:
         """Write nothing more; what waits for the control plane is given up. Idempotent."""
         self._closed.set()

@@ -7,25 +7,24 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from llama_deploy.errors import InvalidRequestError, LlamaDeployError, OverloadedError, UnavailableError
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, OverloadedError
 from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, nack_delay
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.attempts import Attempt, WorkflowState, publish_again
+from llama_deploy.services.claims import Claims, NewMailbox
 from llama_deploy.services.closing import to_the_end
+from llama_deploy.services.endings import Ending
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.heartbeat import BEATS_PER_LEASE, HeartbeatThread
 from llama_deploy.services.ledger import Ledger
-from llama_deploy.services.mailbox import Mailbox
-from llama_deploy.services.reports import AttemptKey, AttemptReports
-from llama_deploy.services.runs import Ending
+from llama_deploy.services.reports import AttemptReports
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.attempts import (
-    ClaimReply,
-    ClaimRequest,
     Heartbeat,
     HeartbeatReply,
     InboxEntry,
@@ -88,7 +87,7 @@ class Worker:
         queue: AbstractMessageQueue,
         gateway: ControlPlaneGateway,
         process: Callable[[WorkflowState], Awaitable[None]],
-        new_mailbox: Callable[[str, Callable[[int], None]], Mailbox],
+        new_mailbox: NewMailbox,
         publish: Callable[[QueueMessage], Awaitable[None]],
         register: Callable[[], Awaitable[None]],
     ) -> None:
@@ -96,12 +95,10 @@ class Worker:
         self._queue = queue
         self._gateway = gateway
         self._process = process
-        self._new_mailbox = new_mailbox
         self._publish = publish
         self._register = register
         self._topics = Topics(settings.registration.topic_namespace)
         self._attempts: dict[tuple[str, int], Attempt] = {}
-        self._claiming: set[tuple[str, int]] = set()
         self._busy: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
@@ -110,6 +107,13 @@ class Worker:
         self._stopped = False
         self._draining = False
         self.ledger = Ledger()
+        self._claims = Claims(
+            instance_id=settings.instance_id,
+            gateway=gateway,
+            ledger=self.ledger,
+            new_mailbox=new_mailbox,
+            new_reports=partial(AttemptReports, publish=publish, keep_published=settings.keeps_journals),
+        )
         self._heartbeat = HeartbeatThread(
             beat=gateway.beat,
             compose=self._compose_heartbeat,
@@ -300,54 +304,13 @@ class Worker:
         if message.action is not ActionTypes.NEW_TASK:
             raise InvalidRequestError(f"the work topic carries no {message.action} messages")
         dispatch = _parse(TaskDispatch, message)
-        place = (dispatch.task_id, dispatch.attempt)
-        if place in self._claiming or self.ledger.holds(*place):
-            return None  # a copy of the message: the attempt is claimed here, or has ended here
-        self._claiming.add(place)
-        try:
-            return await self._claim_dispatch(dispatch)
-        finally:
-            self._claiming.discard(place)
-
-    async def _claim_dispatch(self, dispatch: TaskDispatch) -> Attempt | None:
-        place = (dispatch.task_id, dispatch.attempt)
-        reply = await self._gateway.claim(
-            ClaimRequest(
-                task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._settings.instance_id
-            )
-        )
-        if not reply.granted and reply.retriable:
-            raise UnavailableError(reply.reason)
-        if not reply.granted:
-            logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
-            return None
-        for earlier in self._attempts.values():
-            if earlier.key.task_id == dispatch.task_id:
-                earlier.abandon()
-        self.ledger.hold(*place)
-        attempt = self._new_attempt(dispatch, reply)
-        self._attempts[place] = attempt
-        attempt.mailbox.fill(reply.inbox, seen=reply.inbox_seq)
+        attempt = await self._claims.claim(dispatch)
+        if attempt is not None:
+            for earlier in self._attempts.values():
+                if earlier.key.task_id == dispatch.task_id:
+                    earlier.abandon()
+            self._attempts[dispatch.task_id, dispatch.attempt] = attempt
         return attempt
-
-    def _new_attempt(self, dispatch: TaskDispatch, claim: ClaimReply) -> Attempt:
-        key = AttemptKey(dispatch.task_id, dispatch.attempt, claim.token)
-        return Attempt(
-            key=key,
-            state=WorkflowState(
-                state=claim.session_state,
-                session_id=dispatch.session_id,
-                task_id=dispatch.task_id,
-                attempt=dispatch.attempt,
-            ),
-            input=dispatch.input,
-            mailbox=self._new_mailbox(
-                dispatch.task_id,
-                lambda seq: self.ledger.seen(dispatch.task_id, dispatch.attempt, inbox_seq=seq),
-            ),
-            reports=AttemptReports(key, self._publish, keep_published=self._settings.keeps_journals),
-            record=claim.run,
-        )
 
     async def _work(self, attempt: Attempt) -> None:
         try:
@@ -481,6 +444,7 @@ class Worker:
     async def _hand_back(self) -> None:
         """Give what is still running to other instances."""
         attempts = list(self._attempts.values())
+        await asyncio.gather(*(attempt.write_down() for attempt in attempts))
         for attempt in attempts:
             attempt.abandon()
             self.ledger.drop(attempt.key.task_id, attempt.key.attempt)

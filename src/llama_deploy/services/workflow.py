@@ -36,6 +36,7 @@ from llama_deploy.services.attempts import Attempt, WorkflowState
 from llama_deploy.services.base import BaseService
 from llama_deploy.services.closing import to_the_end
 from llama_deploy.services.config import WorkflowServiceConfig
+from llama_deploy.services.endings import Ending
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.guard import cache_steps, guard_steps
 from llama_deploy.services.hosting import host_runs
@@ -43,7 +44,7 @@ from llama_deploy.services.journal import JournalFormat, Past, RunJournal
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import EventRegistry
 from llama_deploy.services.routes import create_service_app
-from llama_deploy.services.runs import Ending, RunLimits, WorkflowRun
+from llama_deploy.services.runs import RunLimits, WorkflowRun
 from llama_deploy.services.session_state import StateCodec
 from llama_deploy.services.worker import Worker, WorkerSettings
 from llama_deploy.services.writing import Writing

@@ -1,0 +1,91 @@
+"""Claims: a message that offers an attempt becomes an attempt in the hands of this instance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+
+from llama_deploy.errors import UnavailableError
+from llama_deploy.services.attempts import Attempt, WorkflowState
+from llama_deploy.services.gateway import ControlPlaneGateway
+from llama_deploy.services.ledger import Ledger
+from llama_deploy.services.mailbox import Mailbox
+from llama_deploy.services.reports import AttemptKey, AttemptReports
+from llama_deploy.types.attempts import ClaimReply, ClaimRequest, TaskDispatch
+
+logger = logging.getLogger(__name__)
+
+NewMailbox: TypeAlias = Callable[[str, Callable[[int], None]], Mailbox]
+"""Makes the mailbox of a task; its second argument notes what has arrived."""
+
+
+class Claims:
+    """Asks the control plane for attempts.
+
+    Args:
+        instance_id: For whom.
+        gateway: The way to the control plane.
+        ledger: Notes what was granted.
+        new_mailbox: Makes the mailbox of a task.
+        new_reports: Makes the reports of an attempt.
+    """
+
+    def __init__(
+        self,
+        *,
+        instance_id: str,
+        gateway: ControlPlaneGateway,
+        ledger: Ledger,
+        new_mailbox: NewMailbox,
+        new_reports: Callable[[AttemptKey], AttemptReports],
+    ) -> None:
+        self._instance_id = instance_id
+        self._gateway = gateway
+        self._ledger = ledger
+        self._new_mailbox = new_mailbox
+        self._new_reports = new_reports
+        self._under_way: set[tuple[str, int]] = set()
+
+    async def claim(self, dispatch: TaskDispatch) -> Attempt | None:
+        """Ask for an attempt; None if it is not to be had.
+
+        Raises:
+            UnavailableError: The control plane does not answer, or may grant it later.
+        """
+        place = (dispatch.task_id, dispatch.attempt)
+        if place in self._under_way or self._ledger.holds(*place):
+            return None  # a copy of the message: the attempt is claimed here, or has ended here
+        self._under_way.add(place)
+        try:
+            reply = await self._gateway.claim(
+                ClaimRequest(
+                    task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._instance_id
+                )
+            )
+        finally:
+            self._under_way.discard(place)
+        if not reply.granted and reply.retriable:
+            raise UnavailableError(reply.reason)
+        if not reply.granted:
+            logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
+            return None
+        self._ledger.hold(*place)
+        return self._attempt(dispatch, reply)
+
+    def _attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
+        task_id, number = dispatch.task_id, dispatch.attempt
+        key = AttemptKey(task_id, number, reply.token)
+        mailbox = self._new_mailbox(task_id, lambda seq: self._ledger.seen(task_id, number, inbox_seq=seq))
+        mailbox.fill(reply.inbox, seen=reply.inbox_seq)
+        state = WorkflowState(
+            state=reply.session_state, session_id=dispatch.session_id, task_id=task_id, attempt=number
+        )
+        return Attempt(
+            key=key,
+            state=state,
+            input=dispatch.input,
+            mailbox=mailbox,
+            reports=self._new_reports(key),
+            record=reply.run,
+        )
