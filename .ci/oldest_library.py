@@ -21,7 +21,9 @@ TESTS: Final = (
     "tests/unit/codec",
     "tests/unit/test_service_mailbox.py",
     "tests/unit/test_service_runs.py",
+    "tests/integration/test_agents.py",
     "tests/integration/test_durable_runs.py",
+    "tests/integration/test_odd_runs.py",
     "tests/integration/test_workflow_service.py",
 )
 

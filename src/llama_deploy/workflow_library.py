@@ -203,8 +203,10 @@ class Restored:
     """Those after the snapshot."""
 
 
-def snapshot(adapter: InternalRunAdapter, serializer: BaseSerializer, *, idle: bool) -> Snapshot | None:
-    """Return a run as text, and let the library forget the ticks that led there.
+def snapshot(
+    adapter: InternalRunAdapter, serializer: BaseSerializer, *, idle: bool
+) -> tuple[Snapshot, Callable[[], None]] | None:
+    """Return a run as text, and what lets the library forget the ticks that led there.
 
     Args:
         adapter: The way into the run.
@@ -231,9 +233,13 @@ def snapshot(adapter: InternalRunAdapter, serializer: BaseSerializer, *, idle: b
         for step_id, waiter in waiters(state)
     ]
     run = state.to_serialized(serializer).model_dump_json()
-    queues.init_state = state
-    queues.ticks.clear()
-    return Snapshot(run=run, waiters=details)
+    count = len(queues.ticks)
+
+    def forget() -> None:
+        queues.init_state = state
+        del queues.ticks[:count]
+
+    return Snapshot(run=run, waiters=details), forget
 
 
 def waiters(state: BrokerState) -> Iterator[tuple[StepId, StepWorkerWaiter[Event]]]:

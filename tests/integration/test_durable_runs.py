@@ -16,7 +16,7 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy import workflow_library
-from llama_deploy.services import journal
+from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig, journal
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, TaskStatus
 from tests.integration.in_process import Stack, failure_of, result_of, running_stack
@@ -405,6 +405,70 @@ async def test_a_step_may_stream_more_than_is_kept(stack: Stack) -> None:
         assert result_of(await stack.end(task_id)) == 12_000
     events = await stack.events(task_id)
     assert [event.data.get("number") for event in events[:-1]] == list(range(12_000))
+
+
+class Burden(Workflow):
+    """Collects much, piece by piece, and then waits."""
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> Third:
+        return Third(value=[ev.count, "x" * ev.size])
+
+    @step(num_workers=1)
+    async def keep(self, ctx: Context, ev: Third) -> Third | Ask:
+        ctx.collect_events(ev, [Third] * 1000)
+        left, piece = ev.value
+        return Third(value=[left - 1, piece]) if left > 1 else Ask(question="go?")
+
+    @step
+    async def hear(self, ev: Answer) -> StopEvent:
+        return StopEvent(result=ev.text)
+
+
+async def test_a_run_that_is_too_large_to_leave_stays_in_memory() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTROL_PLANE_MAX_BODY_BYTES", str(200_000))
+        async with running_stack() as stack:
+            config = WorkflowServiceConfig(
+                host="127.0.0.1", port=0, service_name="service", idle_timeout=0.05, drain_timeout=0
+            )
+            gateway = HttpGateway(stack.server.config.url)
+            service = WorkflowService(Burden(timeout=None), stack.queue, config, gateway=gateway)
+            async with stack.serving(service):
+                task_id = await stack.submit(count=20, size=15_000)
+
+                async def refused() -> bool:
+                    run = next(iter(service._worker._attempts.values())).run if service._worker else None
+                    return run is not None and run.journal is not None and run.journal._is_too_large
+
+                await eventually(refused)
+                await stack.send(task_id, Answer(text="on"))
+                assert result_of(await stack.end(task_id)) == "on"
+
+
+async def test_a_long_journal_is_folded_by_its_size(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "FOLD_AFTER_CHARACTERS", 1_000)
+    first, second = Many(), Many()
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        await eventually(lambda: 12 in first.begun)
+        entries = await stack.store.read(lambda tx: tx.load_journal([task_id]))
+        assert len(entries) < 12
+    second.gate.set()
+    async with stack.serving(stack.service(second)):
+        assert result_of(await stack.end(task_id)) == 12
+    assert second.begun == [12]
+
+
+async def test_a_run_that_was_written_down_is_so_until_its_end(stack: Stack) -> None:
+    types = [_name(Answer)]
+    first = stack.service(Impatient(timeout=None), idle_timeout=0, allowed_types=types)
+    async with stack.serving(first):
+        task_id = await stack.submit(seconds=1.0)
+        await until_waiting(stack, task_id)
+    second = stack.service(Impatient(timeout=None), durability="task", allowed_types=types)
+    async with stack.serving(second):
+        assert result_of(await stack.end(task_id)) == "nobody answered"
 
 
 async def test_another_workflow_does_not_go_on_with_a_run(stack: Stack) -> None:

@@ -525,6 +525,25 @@ async def test_a_journal_restores_groups_order_and_what_is_unsettled(tmp_path: P
         assert [message.data["number"] for message in await receive(main, 1)] == [5]
 
 
+async def test_a_member_has_its_successor_although_the_server_was_restarted(tmp_path: Path) -> None:
+    port = free_port()
+    config = SimpleMessageQueueConfig(port=port, journal_path=tmp_path / "queue.db", visibility_timeout=60)
+    async with SimpleMessageQueueServer(config):
+        queue = await config.connect()
+        subscription = await queue.subscribe("t", member="reader")
+    async with SimpleMessageQueueServer(config):
+        receiving = asyncio.create_task(subscription.receive(1))
+        await queue.publish(QueueMessage(data={"number": 1}), "t")
+        await receiving
+        async with (
+            asyncio.timeout(10),
+            await config.connect() as other,
+            await other.subscribe("t", member="reader") as successor,
+        ):
+            assert (await successor.receive(1))[0].message.data == {"number": 1}
+        await queue.close()
+
+
 async def test_dead_letters_and_dropped_topics_are_journalled(tmp_path: Path) -> None:
     config = SimpleMessageQueueConfig(journal_path=tmp_path / "queue.db", max_deliveries=1)
     async with await LocalMessageQueue.start(config) as queue:

@@ -12,13 +12,13 @@ from typing import Final, Generic, Protocol
 
 from pydantic import BaseModel, RootModel
 from workflows import Workflow
-from workflows.context.state_store import infer_state_type
 
 from llama_deploy.codec.agents import agent_types, refusal
 from llama_deploy.codec.annotations import has_fields, reachable
 from llama_deploy.codec.forms import Hook
 from llama_deploy.codec.library import GENERIC_EVENTS, library_types
 from llama_deploy.errors import SerializationError
+from llama_deploy.workflow_library import infer_state_type
 
 _GENERIC: Final[frozenset[object]] = GENERIC_EVENTS | {
     object,

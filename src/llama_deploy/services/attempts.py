@@ -49,6 +49,8 @@ class Attempt:
     """The run arguments as they came: a JSON object, if the sender kept to the rules."""
     mailbox: Mailbox
     reports: AttemptReports
+    keeps_journal: bool = False
+    """Whether the run is written down: by the service's settings, or because an earlier attempt was."""
     record: RunRecord | None = None
     """What earlier attempts have left in the run's journal."""
     run: WorkflowRun | None = None

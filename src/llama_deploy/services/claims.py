@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from llama_deploy.errors import UnavailableError
+from llama_deploy.messages import QueueMessage
 from llama_deploy.services.attempts import Attempt, WorkflowState
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.ledger import Ledger
@@ -28,7 +29,9 @@ class Claims:
         gateway: The way to the control plane.
         ledger: Notes what was granted.
         new_mailbox: Makes the mailbox of a task.
-        new_reports: Makes the reports of an attempt.
+        publish: Hands a report to the queue.
+        keeps_journals: Whether all runs are written down; those that an earlier attempt wrote down are
+            in any case.
     """
 
     def __init__(
@@ -38,13 +41,15 @@ class Claims:
         gateway: ControlPlaneGateway,
         ledger: Ledger,
         new_mailbox: NewMailbox,
-        new_reports: Callable[[AttemptKey], AttemptReports],
+        publish: Callable[[QueueMessage], Awaitable[None]],
+        keeps_journals: bool,
     ) -> None:
         self._instance_id = instance_id
         self._gateway = gateway
         self._ledger = ledger
         self._new_mailbox = new_mailbox
-        self._new_reports = new_reports
+        self._publish = publish
+        self._keeps_journals = keeps_journals
         self._under_way: set[tuple[str, int]] = set()
 
     async def claim(self, dispatch: TaskDispatch) -> Attempt | None:
@@ -81,11 +86,13 @@ class Claims:
         state = WorkflowState(
             state=reply.session_state, session_id=dispatch.session_id, task_id=task_id, attempt=number
         )
+        keeps_journal = self._keeps_journals or reply.run is not None
         return Attempt(
             key=key,
             state=state,
             input=dispatch.input,
             mailbox=mailbox,
-            reports=self._new_reports(key),
+            reports=AttemptReports(key, self._publish, keep_published=keeps_journal),
+            keeps_journal=keeps_journal,
             record=reply.run,
         )

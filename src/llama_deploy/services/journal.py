@@ -17,12 +17,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from workflows import Context, Workflow
 
 from llama_deploy import workflow_library as library
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import FencedOutError, LlamaDeployError, RunMismatchError, SerializationError
+from llama_deploy.errors import (
+    FencedOutError,
+    LlamaDeployError,
+    PayloadTooLargeError,
+    RunMismatchError,
+    SerializationError,
+)
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.reports import MAX_MESSAGE_CHARACTERS, AttemptKey, AttemptReports
 from llama_deploy.services.session_state import StateCodec
@@ -43,11 +49,13 @@ logger = logging.getLogger(__name__)
 
 FOLD_AFTER: Final = 500
 """After so many ticks the journal is folded into a snapshot."""
+FOLD_AFTER_CHARACTERS: Final = 1024 * 1024
+"""After so many characters too, or after twice the length of the last snapshot if that is more."""
 _RETRY: Final = Backoff(first=0.1, longest=5.0)
 
 
-class RunParkedError(Exception):
-    """The run has left this instance; nothing of it may go on here."""
+class RunLeftError(Exception):
+    """The run is not this instance's any more; nothing of it may go on here."""
 
 
 class _Snapshot(BaseModel):
@@ -63,6 +71,7 @@ class JournalFormat:
         workflow: The workflow.
         writing: How its values are written.
         states: How its state is.
+        header: Tells what has written it.
     """
 
     workflow: Workflow
@@ -108,7 +117,7 @@ class JournalFormat:
                 state=self.states.seed(state),
                 serializer=self.writing.serializer,
             )
-        except (ValueError, TypeError, KeyError, ValidationError) as exc:
+        except (ValueError, TypeError, KeyError) as exc:
             if isinstance(exc, LlamaDeployError):
                 raise
             raise SerializationError(f"the journal of task {task_id} cannot be read: {exc}") from exc
@@ -117,7 +126,7 @@ class JournalFormat:
         waits = Waits.restore([] if snapshot is None else snapshot.waits)
         for tick in restored.ticks:
             waits.note(tick)
-        return restored.context, Past(record, waits, restored.broker)
+        return restored.context, Past(record, waits, state, restored.broker)
 
     def _check(self, record: RunRecord, *, task_id: str) -> None:
         begun, here = record.header, self.header
@@ -145,6 +154,8 @@ class Past:
     """Its journal. None: there is none."""
     waits: Waits = field(default_factory=Waits)
     """The time limits of its waiting steps."""
+    state: str | None = None
+    """The run's own state as text. None: it is empty."""
     broker: BrokerState | None = None
     """What the library knows of the run. None: it is at its beginning."""
 
@@ -187,7 +198,14 @@ class RunJournal:
         self._on_failure = on_failure
         record = past.record
         self._seq = 0 if record is None else record.next_seq
-        self._since_snapshot = 0
+        entries = [] if record is None else record.entries
+        self._since_snapshot = sum(entry.count("\n") for entry in entries)
+        """How many ticks are written after the snapshot, if there is one."""
+        self._size = sum(map(len, entries))
+        """How many characters they take."""
+        self._fold_after = FOLD_AFTER_CHARACTERS
+        self._is_too_large = False
+        """Whether the control plane does not take the run as a snapshot."""
         self._ticks: list[WorkflowTick] = []
         self._settled = 0
         """How many of the ticks may be written: those after which the run goes on."""
@@ -196,9 +214,7 @@ class RunJournal:
         self._is_wanted = False
         """Whether there is something to write."""
         self._consumed: list[int] = []
-        self._state: str | None = None
-        if record is not None and record.state is not None:
-            self._state = form.writing.open(record.state, context=f"state:{key.task_id}")
+        self._state = past.state
         self._adapter: InternalRunAdapter | None = None
         self._lock = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
@@ -225,7 +241,7 @@ class RunJournal:
 
         Raises:
             FencedOutError: The attempt belongs to somebody else.
-            RunParkedError: The run has left this instance.
+            RunLeftError: The run has left this instance.
             SerializationError: A value cannot be written; the path says where.
         """
         if self._is_due or self._mailbox.has_consumed:
@@ -237,14 +253,14 @@ class RunJournal:
         if starting:
             async with self._lock:  # the run may be about to leave
                 if self._is_wanted and self._failure is None:
-                    await self._store(fold=self._since_snapshot + self._settled >= FOLD_AFTER)
+                    await self._store(fold=self._should_fold)
         elif self._is_wanted:
             self._store_soon()
         if self._failure is not None:
             raise self._failure
         if self._closed.is_set():
             # The answer to a write may come after the attempt was given to somebody else.
-            raise RunParkedError
+            raise RunLeftError
 
     async def park(self) -> bool:
         """Write the run down for its time outside memory, and end the attempt; return whether that was done.
@@ -261,16 +277,10 @@ class RunJournal:
             if not self._mailbox.is_quiet:
                 return False  # something has come while earlier writes were under way
             # What comes from here on is beyond the number that the control plane is told.
-            seen, wake_in = self._mailbox.seen, self.waits.seconds_to_next()
-            snapshot = self._fold(idle=True)
-            if snapshot is None:
+            parking = Parking(inbox_seq=self._mailbox.seen, wake_in=self.waits.seconds_to_next())
+            if not await self._fold(parking=parking):
                 return False
-            consumed, self._consumed = [*self._consumed, *self._mailbox.take_consumed()], []
-            parking = Parking(inbox_seq=seen, wake_in=wake_in)
-            state = await self._changed_state()
-            write = self._compose(snapshot=snapshot, state=state, consumed=consumed, parking=parking)
-            await self._send(write)
-            self._failure = RunParkedError()
+            self._failure = RunLeftError()
             return True
 
     async def fold(self) -> None:
@@ -285,13 +295,8 @@ class RunJournal:
             await self._store_events()
             if not self._mailbox.is_quiet:
                 return  # whether the run has taken what was offered to it is not known yet
-            has_news = self._is_due or self._is_wanted
-            snapshot = self._fold()
-            if snapshot is not None:
-                consumed, self._consumed = [*self._consumed, *self._mailbox.take_consumed()], []
-                # Without news the state is that of steps under way, which run again.
-                state = await self._changed_state() if has_news else None
-                await self._send(self._compose(snapshot=snapshot, state=state, consumed=consumed))
+            # Without news the state is that of steps under way, which run again.
+            await self._fold(with_state=self._is_due or self._is_wanted)
 
     def give_up(self) -> None:
         """Write nothing more; what waits for the control plane is given up. Idempotent."""
@@ -326,18 +331,18 @@ class RunJournal:
     async def _store(self, *, fold: bool) -> None:
         await self._store_events()
         self._is_wanted = False
+        if fold and await self._fold():
+            return
         ticks, self._ticks, self._settled = self._ticks[: self._settled], self._ticks[self._settled :], 0
         self._since_snapshot += len(ticks)
-        snapshot = self._fold() if fold else None
-        *parts, last = self._parts(ticks) if snapshot is None and ticks else [None]
+        *parts, last = self._parts(ticks) if ticks else [None]
         consumed, self._consumed = self._consumed, []
         state = await self._changed_state()
         for part in parts:
             # The state goes first: what a step has put into it must not be lost when its result is stored.
             await self._send(self._compose(entry=self._entry(part), state=state))
             state = None
-        entry = self._entry(last)
-        await self._send(self._compose(entry=entry, snapshot=snapshot, state=state, consumed=consumed))
+        await self._send(self._compose(entry=self._entry(last), state=state, consumed=consumed))
 
     async def _store_events(self) -> None:
         """Store events for themselves while there are more than one write may hold."""
@@ -374,20 +379,50 @@ class RunJournal:
                 self._form.writing.write(event, path=place)
             raise
 
-    def _fold(self, *, idle: bool = False) -> str | None:
-        """Return the whole run so far as a snapshot, None if the library cannot make one.
+    async def _fold(self, *, parking: Parking | None = None, with_state: bool = True) -> bool:
+        """Replace what is written of the run by a snapshot; return whether that was done.
 
-        With `idle` also None if a step is under way or could start.
+        It is not done if the library cannot write the run down, or if the control plane does not take so
+        much. To park, the run must wait for something from outside.
         """
-        if self._adapter is None:
-            return None
-        run = library.snapshot(self._adapter, self._form.writing.serializer, idle=idle)
-        if run is None:
-            return None
-        self._ticks.clear()
-        self._settled = self._since_snapshot = 0
+        if self._adapter is None or self._is_too_large:
+            return False
+        idle = parking is not None
+        made = library.snapshot(self._adapter, self._form.writing.serializer, idle=idle)
+        if made is None:
+            return False
+        run, forget = made
+        count, known = len(self._ticks), self._state
+        self._consumed += self._mailbox.take_consumed()
         text = _Snapshot(run=run, waits=self.waits.all()).model_dump_json()
-        return self._form.writing.seal(text, context=f"snapshot:{self._key.task_id}")
+        write = self._compose(
+            snapshot=self._form.writing.seal(text, context=f"snapshot:{self._key.task_id}"),
+            state=await self._changed_state() if with_state else None,
+            consumed=self._consumed,
+            parking=parking,
+        )
+        try:
+            await self._send(write)
+        except PayloadTooLargeError as exc:
+            self._is_too_large, self._state = True, known
+            logger.warning(
+                "task %s stays in memory, and its journal grows: %s",
+                self._key.task_id,
+                exc,
+                extra={"action": "fold_refused", "task_id": self._key.task_id},
+            )
+            return False
+        forget()
+        del self._ticks[:count]
+        self._settled = max(0, self._settled - count)
+        self._consumed = self._consumed[len(write.consumed) :]
+        self._since_snapshot = self._size = 0
+        self._fold_after = max(FOLD_AFTER_CHARACTERS, 2 * len(text))
+        return True
+
+    @property
+    def _should_fold(self) -> bool:
+        return self._since_snapshot + self._settled >= FOLD_AFTER or self._size >= self._fold_after
 
     async def _changed_state(self) -> str | None:
         """Return the run's state if it is not what was written last."""
@@ -434,6 +469,7 @@ class RunJournal:
             reply = await self._try(write)
             if reply.stored:
                 self._seq += write.entry is not None
+                self._size += len(write.entry or "")
                 self._reports.stored(write.first + len(write.events))
                 return
             if not reply.retriable:
@@ -464,11 +500,11 @@ class RunJournal:
         """Wait before another try.
 
         Raises:
-            RunParkedError: The journal was closed.
+            RunLeftError: The journal was closed.
         """
         try:
             async with asyncio.timeout(seconds):
                 await self._closed.wait()
         except TimeoutError:
             return
-        raise RunParkedError
+        raise RunLeftError

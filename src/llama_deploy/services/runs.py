@@ -26,7 +26,7 @@ from llama_deploy.errors import FencedOutError, LlamaDeployError
 from llama_deploy.services.endings import Ending
 from llama_deploy.services.guard import StepExitError
 from llama_deploy.services.hosting import hosting
-from llama_deploy.services.journal import RunJournal, RunParkedError
+from llama_deploy.services.journal import RunJournal, RunLeftError
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import (
     StreamedEvent,
@@ -53,7 +53,7 @@ _WORTH_LEAVING: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
-    """How long a run may take. All in seconds."""
+    """How long a run may take, and what it has taken. All in seconds."""
 
     timeout: float | None
     """How long it may work, over all its attempts. None: without end."""
@@ -193,7 +193,7 @@ class WorkflowRun:
 
     def _not_begun(self) -> Ending | None:
         """Return how a run ended that was stopped in a `run` of the workflow's own."""
-        if isinstance(self._fault, FencedOutError | RunParkedError):
+        if isinstance(self._fault, FencedOutError | RunLeftError):
             return None
         if self._fault is not None:
             return Ending.failed(self._fault)
@@ -234,7 +234,7 @@ class WorkflowRun:
     async def before_steps(self, *, starting: bool) -> None:
         """See `RunHost`."""
         if self._is_over:
-            raise RunParkedError
+            raise RunLeftError
         if self._limits.goes_on and not self._has_gone_on:
             self._has_gone_on = True
             await self._go_on()
@@ -323,9 +323,9 @@ class WorkflowRun:
         known = result.done() and not result.cancelled()
         exc = result.exception() if known else None
         last = self._last_event
-        fault = self._fault or (exc if isinstance(exc, FencedOutError | RunParkedError) else None)
+        fault = self._fault or (exc if isinstance(exc, FencedOutError | RunLeftError) else None)
         if fault is not None:
-            return None if isinstance(fault, FencedOutError | RunParkedError) else Ending.failed(fault)
+            return None if isinstance(fault, FencedOutError | RunLeftError) else Ending.failed(fault)
         # Only the stream tells a run that timed out from a step that raised the error of another run.
         if isinstance(last, WorkflowTimedOutEvent):
             return Ending.timed_out(last, exc)

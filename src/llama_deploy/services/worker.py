@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -22,7 +21,6 @@ from llama_deploy.services.endings import Ending
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.heartbeat import BEATS_PER_LEASE, HeartbeatThread
 from llama_deploy.services.ledger import Ledger
-from llama_deploy.services.reports import AttemptReports
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.attempts import (
     Heartbeat,
@@ -112,7 +110,8 @@ class Worker:
             gateway=gateway,
             ledger=self.ledger,
             new_mailbox=new_mailbox,
-            new_reports=partial(AttemptReports, publish=publish, keep_published=settings.keeps_journals),
+            publish=publish,
+            keeps_journals=settings.keeps_journals,
         )
         self._heartbeat = HeartbeatThread(
             beat=gateway.beat,

@@ -276,7 +276,7 @@ class WorkflowService(BaseService):
             on_waiting=worker.on_waiting,
             hold_lease=worker.hold_lease,
         )
-        if self.config.durability == "step":
+        if attempt.keeps_journal:
             run.journal = RunJournal(
                 key=attempt.key,
                 form=self._journals,

@@ -257,6 +257,12 @@ class SimpleBroker:
             self.release(predecessor, closed=True)
         remember(self._named, place, subscription)
 
+    def introduce(self, topic: str, group: str, *, member: str, subscription: str) -> None:
+        """Learn again, after a restart, which subscription the member of a name is."""
+        place = f"{topic}\0{group}\0{member}"
+        if place not in self._named:
+            remember(self._named, place, subscription)
+
     def release(self, subscription: str, *, closed: bool = False) -> None:
         """Give back all that a subscription holds, and end its waiting. Harmless for an unknown one.
 

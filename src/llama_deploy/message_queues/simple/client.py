@@ -288,6 +288,8 @@ class _HttpSubscription(Subscription):
             "wait": POLL_SECONDS,
             "subscription": self._id,
         }
+        if self._member is not None:
+            params["member"] = self._member
         try:
             answer = await self._link.request(
                 "GET", path_of("messages", self._topic), params=params, wait=POLL_SECONDS

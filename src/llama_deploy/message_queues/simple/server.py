@@ -92,6 +92,8 @@ class ReceiveQuery(BaseModel, use_attribute_docstrings=True):
     """Seconds after which an unsettled message comes back. None: what the server is set to."""
     subscription: str = Field(default="", max_length=MAX_NAME_LENGTH)
     """Who receives, so that all its messages can come back at once."""
+    member: str | None = Field(default=None, max_length=MAX_NAME_LENGTH)
+    """The name under which `subscription` has joined, which a server that was restarted does not know."""
 
 
 class QueueHealth(BaseModel, use_attribute_docstrings=True):
@@ -292,6 +294,8 @@ class _Routes:
 
     async def hand_out(self, topic: str, query: ReceiveQuery, channel: Receive) -> bytes | None:
         """Do what `receive` says; None if the client went away."""
+        if query.member is not None and query.subscription:
+            self._broker.introduce(topic, query.group, member=query.member, subscription=query.subscription)
         receiving = self._broker.receive(
             topic,
             group=query.group,
