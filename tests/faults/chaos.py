@@ -215,8 +215,9 @@ class Chaos:
         await asyncio.sleep(max(0.0, down + pause - time.monotonic()))
         if "pause" in what:
             pid = victims["pause"].pid
-            victims["pause"].resume()
+            # Noted before it goes on: it may begin a step at once.
             woken = time.monotonic()
+            victims["pause"].resume()
             faults.deaths = [
                 Death(each.pid, each.begin, woken) if each.pid == pid else each for each in faults.deaths
             ]

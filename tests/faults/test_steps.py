@@ -124,8 +124,8 @@ async def test_a_zombie_changes_nothing(system: System) -> None:
         # The queue gives the paused instance what it had asked for, where nobody claims it.
         await eventually(lambda: lost <= begun_elsewhere(ledger, "three", first), seconds=10)
         # It wakes up while the other one is at work on its tasks.
-        services[first].resume()
         death = Death(first, paused, time.monotonic())
+        services[first].resume()
         results = await asyncio.gather(*(handle.result() for handle in handles))
         assert results == [f"{name}: {EXPECTED['chain']}" for name in names]
         before = [await all_events(handle) for handle in handles]
