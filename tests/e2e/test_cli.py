@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import queue
+import re
 import shlex
 import signal
 import subprocess
@@ -19,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workflows.events import HumanResponseEvent
 
 from llama_deploy.cli.arguments import parse_arguments
 from llama_deploy.cli.schemas import example, summarize
+from llama_deploy.client import SyncClient
+from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 
 LLAMACTL = (sys.executable, "-m", "llama_deploy.cli")
@@ -31,7 +36,7 @@ WORKFLOWS = '''
 import asyncio
 
 from workflows import Context, Workflow, step
-from workflows.events import Event, StartEvent, StopEvent
+from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
 
 class Progress(Event):
@@ -76,6 +81,16 @@ class Count(Workflow):
         count = await ctx.store.get("count", default=0) + 1
         await ctx.store.set("count", count)
         return StopEvent(result={"count": count, "given": ev.get("given", None)})
+
+
+class Asking(Workflow):
+    @step
+    async def ask(self, ev: StartEvent) -> InputRequiredEvent:
+        return InputRequiredEvent(prefix="Sure?")
+
+    @step
+    async def end(self, ev: HumanResponseEvent) -> StopEvent:
+        return StopEvent(result=ev.response)
 
 
 def sleep_without_limit() -> Sleep:
@@ -139,6 +154,11 @@ class Process:
             pytest.fail(f"no output; stderr: {self.errors.read_text()}")
         assert line, f"it has ended; stderr: {self.errors.read_text()}"
         return line.rstrip("\n")
+
+    def error_line(self) -> str:
+        """Return the first line of stderr, once it is there."""
+        asyncio.run(eventually(lambda: "\n" in self.errors.read_text(), seconds=PATIENCE))
+        return self.errors.read_text().splitlines()[0]
 
     def end(self, signum: signal.Signals) -> tuple[int, str]:
         """Send a signal; return exit code and stderr."""
@@ -519,6 +539,26 @@ class TestRun:
             result = json.loads(run.line())
         assert (code, result["status"]) == (130, "cancelled")
         assert "Cancelling the task" in errors
+
+    def test_it_tells_how_to_answer_a_task_that_waits(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT", "0")
+        own = (*ANY_PORTS, "--data-dir", str(tmp_path), "--json")
+        with started(folder, "serve", "asking=cli_app:Asking", *own) as serving:
+            server = json.loads(serving.line())["control_plane_url"]
+            with started(folder, "-s", server, "run", "asking") as run:
+                assert run.line() == 'InputRequiredEvent  {"prefix": "Sure?"}'
+                hint = run.error_line()
+                told = re.fullmatch(
+                    r"task (\S+) waits for an event; answer it with client\.task\(\"\1\"\)\.send\(\.\.\.\)",
+                    hint,
+                )
+                assert told, hint
+                with SyncClient(control_plane_url=server) as client:
+                    client.task(told[1]).send(HumanResponseEvent(response="yes"))
+                assert run.line() == "yes"
+                assert run.wait() == (0, hint + "\n")
 
     def test_the_server_may_come_from_the_environment(
         self, folder: Path, server: str, monkeypatch: pytest.MonkeyPatch

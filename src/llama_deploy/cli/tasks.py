@@ -20,6 +20,9 @@ from llama_deploy.client.tasks import how_it_stands
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, TaskEndedError
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
 
+_LOOK_EVERY: Final = 2.0
+"""Seconds between two looks at whether a task waits."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
@@ -155,6 +158,7 @@ async def _follow(handle: TaskHandle, output: Output) -> int:
     loop.add_signal_handler(signal.SIGINT, interrupts.on_signal)
     # Asked for from the start: a control plane that stops with this task may answer no later request.
     ending = asyncio.create_task(_end_of(handle))
+    watching = asyncio.create_task(_tell_when_waiting(handle))
     try:
         async for event in handle.events():
             # The terminal event is the result, which has a form of its own.
@@ -169,11 +173,26 @@ async def _follow(handle: TaskHandle, output: Output) -> int:
         loop.remove_signal_handler(signal.SIGINT)
         await interrupts.close()
         ending.cancel()
-        await asyncio.gather(ending, return_exceptions=True)
+        watching.cancel()
+        await asyncio.gather(ending, watching, return_exceptions=True)
     output.end(end)
     if end.status is TaskStatus.SUCCEEDED:
         return 0
     return ExitCode.INTERRUPTED if interrupts.received else ExitCode.FAILED
+
+
+async def _tell_when_waiting(handle: TaskHandle) -> None:
+    """Say once, on stderr, that a task waits for an event: nothing else would tell why it is silent."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY)
+        try:
+            status = await handle.status()
+        except LlamaDeployError:
+            continue  # whoever waits for the result tries again, or tells
+        if status is TaskStatus.WAITING:
+            how = f'client.task("{handle.task_id}").send(...)'
+            typer.echo(f"task {handle.task_id} waits for an event; answer it with {how}", err=True)
+            return
 
 
 async def _end_of(handle: TaskHandle) -> TaskEnd:

@@ -1,7 +1,15 @@
-"""From JSON values back to values. Nothing is imported, and no name in the data leads to code.
+"""From JSON values back to values. No name in the data leads to an import.
 
-A name is looked up among the declared classes; what is built from the data are objects of these, without
-their constructors.
+A name is looked up among the declared classes and the builtin exceptions; what is built are objects of these.
+Code that runs on the way, and so has to stand bad data:
+
+* of declared classes: `__new__` of models and exceptions, the factories and the copying of defaults,
+  `_missing_` of flags, `__set__` of descriptors that are fields of dataclasses, and how they hash and
+  compare, in sets and as keys;
+* the constructors of builtin exceptions and of the standard library's and pydantic's values;
+* `from_plain` of hooks.
+
+Nothing else: no `__init__`, no `__post_init__`, no validator.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How the objects of one class are taken apart and built again, by kind of class.
 
-Nothing is validated and no constructor runs: what was stored is what comes back. A field that the data does
-not hold gets its default; one that the class does not have is an error, because the data would be lost.
+Nothing is validated and no `__init__` runs: what was stored is what comes back. A field that the data does
+not hold gets its default, from its factory if it has one; one that the class does not have is an error,
+because the data would be lost. `codec.decoding` lists the code of a class that runs all the same.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Hook:
     to_plain: Callable[[Any], object]
     """Returns what the object is built from: any value that the codec carries."""
     from_plain: Callable[[Any], object]
-    """Builds the object from that. It is the one code that decoding calls, so it must stand bad data."""
+    """Builds the object from that. It is called with what the data say, so it must stand bad data."""
 
 
 def form_of(cls: type) -> Form | None:
@@ -280,7 +281,7 @@ class ErrorForm:
         return _trimmed(list(value.args), vars(value))
 
     def build(self, arguments: Any, attributes: Any = None) -> BaseException:
-        """Build an exception; `__init__` does not run."""
+        """Build an exception; `__new__` runs with the arguments, `__init__` does not."""
         error = self._cls.__new__(self._cls, *expect(list, arguments))
         for name in expect(dict, attributes or {}):
             if not isinstance(name, str) or (_is_special(name) and name != "__notes__"):

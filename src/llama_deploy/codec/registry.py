@@ -53,8 +53,7 @@ class TypeRegistry:
     Args:
         types: The declared classes; see `declared_types`.
         hooks: How objects are carried whose state does not stand in fields, by their exact class. These
-        classes are
-            declared with it.
+            classes are declared with it.
     """
 
     def __init__(self, types: Iterable[type], *, hooks: Mapping[type, Hook] = _NO_HOOKS) -> None:

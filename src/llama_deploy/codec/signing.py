@@ -26,8 +26,7 @@ class Signer:
 
     Args:
         keys: The first signs, all verify. To change the key, put the new one in front and leave the old one
-        until
-            all that it signed has been written anew.
+            until all that it signed has been written anew.
 
     Raises:
         ConfigError: There is no key, or one is shorter than 16 bytes.
@@ -61,8 +60,15 @@ class Signer:
         """Check that a holder of one of the keys signed this text for this place.
 
         Raises:
-            SignatureError: Nobody did.
+            SignatureError: Nobody did. An empty signature has a text of its own: what was stored before there
+                were keys has none.
         """
+        if not signature:
+            raise SignatureError(
+                f"{context} cannot be trusted: it is not signed: it was stored before this service had keys,"
+                " or by an instance without; begin anew",
+                context=context,
+            )
         given = signature.encode("utf-8", "surrogatepass")
         # All are computed, so that the time says nothing of which key it was.
         fitting = [hmac.compare_digest(_signature(*key, text, context).encode(), given) for key in self._keys]

@@ -22,7 +22,7 @@ class TypedJson:
     What JSON holds stays plain. Carried beside it: pydantic models, dataclasses, enums, named tuples and
     exceptions that the registry knows, and classes themselves; datetime, date, time, timedelta with their
     zones; UUID, Decimal, paths, bytes, bytearray, tuple, set, frozenset; dicts with keys of any kind; numbers
-    that are not finite. Objects come back as they were, without their constructors or validators: fields,
+    that are not finite. Objects come back as they were, without `__init__` or validators: fields,
     extras, private attributes and the set of fields that were set. Fields with `exclude=True` are left out
     and come back as their default. An object that stands in two places comes back as two. An exception that
     is neither builtin nor known comes back as a `DescribedError`; its cause, context and traceback stay
@@ -56,7 +56,9 @@ class TypedJson:
             raise SerializationError(f"{path} {_TOO_DEEP}", path=path) from exc
 
     def decode(self, data: Any) -> Any:
-        """Return the value that JSON values hold. Nothing is imported.
+        """Return the value that JSON values hold. No name in them leads to an import.
+
+        `codec.decoding` lists the code of declared classes that runs.
 
         Args:
             data: What `encode` returned, possibly in another process. It is not changed.

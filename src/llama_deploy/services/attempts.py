@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class WorkflowState(BaseModel):
     """A call of a workflow within a session."""
 
-    hash: int | str | None = None
+    hash: str | None = None
     """The signature of the workflow's own state as it was restored, or its digest if nothing is signed.
 
     It is the same in every process. None: no state.

@@ -48,29 +48,42 @@ class WorkflowServiceConfig(BaseSettings):
     durability: Literal["step", "task"] = "step"
     """From where a task goes on whose instance was killed.
 
-    `step`: after its last finished step, with its state; what the workflow's steps hand to each other must be
-    values that can be written down. `task`: from its start, with any values.
+    `step`: after its last finished step, with its state. What the workflow's steps hand to each other must be
+    values that can be written down: no live objects such as connections, locks or DataFrames, and no
+    `defaultdict`, `deque`, `OrderedDict` or `Counter`. `task`: from its start; the events between steps may
+    hold anything.
+
+    With both, what the workflow keeps in `ctx.store` must be writable so, and its result and what it streams
+    must have a form in JSON.
     """
     idle_timeout: float | None = Field(default=60.0, ge=0)
     """Seconds after which a run that only waits for something from outside leaves memory; it does so at once
-    when other tasks need its slot. None: it stays. With durability `task` it always stays.
+    when other tasks need its slot.
+
+    None: only when the service is full or stops. 0: at once. With durability `task` it always stays.
     """
     state_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = Field(default_factory=list)
-    """Secrets that sign what the service stores: the states of sessions and the journals of runs.
+    """Secrets that sign what the service stores; at least 16 bytes each; `openssl rand -hex 32` makes one.
 
-    The first one signs; what another one signed is accepted, so that keys can be changed one after the other.
-    Empty: nothing is signed, and whoever can write to the state store can change it. All services that share
-    the state of a session need the same keys. In the environment they are separated by commas.
+    Signed are the states that workflows keep in sessions, and the journals of runs. Inputs, events and
+    results are not. Nor does a signature keep anybody who can write to the state store from putting older
+    states and journals back, or deleting them. Empty: nothing is signed.
+
+    The first one signs, all verify. What was stored without a key is refused once there is one: set keys
+    before the first session, or begin new ones. To change the key, put the new one in front on all instances,
+    and remove the old one when no run or session is left that is signed with it. All services that share the
+    state of a session need the same keys. In the environment they are separated by commas.
     """
     drain_timeout: float = Field(default=30.0, ge=0)
     """Seconds that running tasks may take to end when the service stops; the rest is handed back."""
     allowed_types: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(default_factory=list)
     """Qualified names of further classes that events and session state may hold, such as `package.Answer`.
 
-    In the environment they are separated by commas.
+    In the environment they are separated by commas. The classes are imported when the service is made.
 
-    The events and the state of the workflow's steps need not be named; an event that appears only in
-    `ctx.wait_for_event` must be. The classes are imported when the service is made.
+    Known without being named: the workflow's events, its state, the classes in their annotations, and the
+    models, dataclasses, enums and exceptions that the workflow's module defines or imports by name. An event
+    that clients send and that appears only in `ctx.wait_for_event` must be named.
     """
     blocked_limit: float = Field(default=60.0, gt=0)
     """Seconds after which an instance whose event loop is blocked stops its heartbeats.

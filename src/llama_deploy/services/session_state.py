@@ -72,15 +72,20 @@ class StateCodec:
         """Return a context with the state that the session holds, None if it holds none of this class.
 
         Raises:
-            SerializationError: What it holds cannot be read.
+            SerializationError: What it holds cannot be read, or was written by a release with another form.
             SignatureError: It was not written by a service with a key of this one.
         """
         held = session_state.get(self.key)
         if held is None:
             return None
         path = f"$[{self.key!r}]"
+        if not isinstance(held, str) or not self._writing.is_sealed(held):
+            raise SerializationError(
+                f"{path} of the session's state was written by an older release; begin a new session",
+                path=path,
+            )
         try:
-            seed = self.seed(self._writing.open(_text(held), context=self._context(session_id)))
+            seed = self.seed(self._writing.open(held, context=self._context(session_id)))
             return self._writing.context(self._workflow, state=seed)
         except SerializationError as exc:
             raise SerializationError(
@@ -113,9 +118,3 @@ class StateCodec:
 
     def _context(self, session_id: str | None) -> str:
         return f"session:{session_id or ''}:{self.key}"
-
-
-def _text(held: object) -> str:
-    if isinstance(held, str):
-        return held
-    raise SerializationError(f"it is a {type(held).__name__}, not a text")

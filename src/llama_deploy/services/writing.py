@@ -70,6 +70,11 @@ class Writing:
         return text
 
     @staticmethod
+    def is_sealed(text: str) -> bool:
+        """Return whether a text has the line of the signature in front of it, be it empty."""
+        return "\n" in text
+
+    @staticmethod
     def signature(sealed: str) -> str:
         """Return the signature of a text that was sealed, empty if there is none."""
         return sealed.partition("\n")[0]

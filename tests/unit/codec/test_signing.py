@@ -47,6 +47,14 @@ def test_forged_signatures_are_refused(forged: str) -> None:
         SIGNER.verify("text", forged, context="session 1")
 
 
+def test_what_was_never_signed_is_told_apart() -> None:
+    with pytest.raises(
+        SignatureError, match="it is not signed: it was stored before this service had keys"
+    ) as caught:
+        SIGNER.verify("text", "", context="session 1")
+    assert caught.value.context == "session 1"
+
+
 def test_a_changed_signature_is_refused() -> None:
     signature = SIGNER.sign("text", context="session 1")
     for index in range(len(signature)):

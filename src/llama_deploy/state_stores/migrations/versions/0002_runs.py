@@ -1,6 +1,6 @@
 """Runs with their journals, parked tasks, and inbox entries that are consumed.
 
-Columns are added in place, which takes no time however many rows there are, on SQLite and on PostgreSQL.
+Columns are added in place; the indexes take time in proportion to tasks and inbox.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Delete them. A parked task, which the older release does not know, starts again from its beginning."""
+    """Delete them. A parked task, which the older release does not know, starts again from its beginning.
+
+    Session states that newer services have written stay as they are; an older release cannot read them.
+    """
     for table in ("journal", "runs"):
         op.drop_table(table)
     op.drop_index("ix_inbox_key", table_name="inbox")
