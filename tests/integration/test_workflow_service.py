@@ -772,7 +772,7 @@ async def test_a_blocked_loop_is_reported_with_the_step(
 ) -> None:
     caplog.set_level(logging.INFO, logger="llama_deploy.services.heartbeat")
     async with stack.serving(stack.service(Blocker())):
-        assert result_of(await stack.run(seconds=2.0)) == "done"
+        assert result_of(await stack.run(seconds=3.0)) == "done"
         await until(lambda: "is free again" in caplog.text)
     assert "block_the_loop" in caplog.text
 
