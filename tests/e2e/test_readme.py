@@ -125,6 +125,7 @@ class Reader:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 - these tests have no threads
             )
         self._started.append(process)
 
@@ -179,6 +180,11 @@ class Reader:
             self.stop()
         finally:
             self._client.close()
+
+
+def _hear_ctrl_c() -> None:
+    """In the child: what was started in the background of a shell has SIGINT ignored, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float, what: Callable[[], str]) -> None:
