@@ -1,4 +1,4 @@
-"""Everything of the workflow library that is not its public API; no other module of ours imports such parts.
+"""Everything of the workflow library that is not its public API; no other module of ours uses such parts.
 
 The library documents runtimes as plug-ins, but a runtime needs names that may move between its minor
 versions. They stand here, so that a new version is met in one place; the tests of durable runs go through
@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from workflows import Context, Workflow
+from workflows.context import BaseSerializer
 from workflows.context.context_types import SerializedContext
-from workflows.context.serializers import BaseSerializer
-from workflows.context.state_store import DictState, infer_state_type
+from workflows.context.state_store import DictState, StateStore, infer_state_type
 from workflows.decorators import StepConfig
 from workflows.events import DictLikeModel, Event
 from workflows.handler import WorkflowHandler
@@ -73,6 +73,7 @@ __all__ = [
     "Restored",
     "Runtime",
     "Snapshot",
+    "StateStore",
     "StepId",
     "TickAddEvent",
     "TickCancelRun",
@@ -84,6 +85,7 @@ __all__ = [
     "WaiterDetails",
     "WorkflowTick",
     "abort",
+    "cache_steps",
     "empty_context",
     "events_of",
     "fingerprint",
@@ -95,6 +97,7 @@ __all__ = [
     "snapshot",
     "state_seed",
     "step_configs",
+    "steps_of",
     "take_timeout",
     "waiters",
     "work_items",
@@ -108,9 +111,35 @@ def library_version() -> str:
     return version("llama-index-workflows")
 
 
+def steps_of(workflow: Workflow) -> dict[str, Any]:
+    """Return the functions of a workflow's steps by name, those that stand outside of its class too."""
+    return dict(workflow._get_steps())  # noqa: SLF001 - there is no public list of the steps
+
+
+def cache_steps(workflow: Workflow) -> None:
+    """Let the library find the steps of `workflow` without searching it again, as it does for each run.
+
+    Searching all its members takes longer than running a short step. A step that is added to the class later
+    is found all the same.
+    """
+    cls = type(workflow)
+    if "_get_steps" in vars(workflow):
+        return
+    find = workflow._get_steps  # noqa: SLF001 - there is no public list of the steps
+    version, steps = -1, {}
+
+    def get_steps() -> dict[str, Any]:
+        nonlocal version, steps
+        if version != cls._step_functions_version:
+            version, steps = cls._step_functions_version, find()
+        return dict(steps)
+
+    vars(workflow)["_get_steps"] = get_steps
+
+
 def step_configs(workflow: Workflow) -> dict[str, StepConfig]:
     """Return what the library knows of each step, by name."""
-    return {name: step._step_config for name, step in workflow._get_steps().items()}  # noqa: SLF001
+    return {name: step._step_config for name, step in steps_of(workflow).items()}  # noqa: SLF001
 
 
 def fingerprint(workflow: Workflow) -> str:

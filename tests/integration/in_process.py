@@ -18,6 +18,7 @@ from llama_deploy.message_queues.simple import LocalMessageQueue
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.state_stores.base import SessionRecord, StateStore
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import (
     EventDefinition,
     SessionOptions,
@@ -112,12 +113,7 @@ async def stop(task: asyncio.Task[None]) -> None:
 
 async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
     """Wait until `condition` holds."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            held = condition()
-            if held if isinstance(held, bool) else await held:
-                return
-            await asyncio.sleep(0.005)
+    await eventually(condition, seconds=PATIENCE)
 
 
 def result_of(view: TaskView) -> Any:

@@ -16,9 +16,11 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy import workflow_library
+from llama_deploy.control_plane.gateway import DirectGateway
 from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig, journal
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, TaskStatus
+from llama_deploy.types.attempts import JournalReply, JournalWrite
 from tests.integration.in_process import Stack, failure_of, result_of, running_stack
 
 
@@ -494,6 +496,29 @@ async def test_what_is_handed_back_goes_on_with_another_version_of_the_library(
     async with stack.serving(stack.service(second)):
         assert result_of(await stack.end(task_id))[-1] == 1
     assert second.begun == ["third"]
+
+
+class Silent(DirectGateway):
+    """Answers no journal write once it is silent."""
+
+    silent = False
+
+    async def journal(self, write: JournalWrite) -> JournalReply:
+        if self.silent:
+            await asyncio.Event().wait()
+        return await super().journal(write)
+
+
+async def test_a_run_that_cannot_be_written_down_is_handed_back_all_the_same(stack: Stack) -> None:
+    workflow, gateway = ThreeSteps(), Silent(stack.plane)
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service", drain_timeout=0)
+    service = WorkflowService(workflow, stack.queue, config, gateway=gateway)
+    async with stack.serving(service):
+        task_id = await stack.submit()
+        await eventually(lambda: "third" in workflow.begun)
+        gateway.silent = True
+    view = await stack.plane.tasks.get(task_id)
+    assert (view.status, view.attempt) == (TaskStatus.QUEUED, 2)
 
 
 async def test_a_long_journal_is_folded(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.services.guard import StepExitError, cache_steps, guard_steps, running_code
+from llama_deploy.services.guard import StepExitError, guard_steps, running_code
+from llama_deploy.workflow_library import cache_steps
 
 
 class Exits(Workflow):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from llama_deploy.codec.errors import DescribedError
-from llama_deploy.codec.forms import Hook
-from llama_deploy.codec.registry import TypeRegistry, declared_types
+from llama_deploy.codec.registry import TypeRegistry, declared_types, qualified_name
 from llama_deploy.codec.serializer import TypedSerializer
 from llama_deploy.codec.signing import Signer
 from llama_deploy.codec.typed_json import TypedJson
 
 __all__ = [
     "DescribedError",
-    "Hook",
     "Signer",
     "TypeRegistry",
     "TypedJson",
     "TypedSerializer",
     "declared_types",
+    "qualified_name",
 ]

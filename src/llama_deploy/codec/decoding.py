@@ -6,8 +6,7 @@ Code that runs on the way, and so has to stand bad data:
 * of declared classes: `__new__` of models and exceptions, the factories and the copying of defaults,
   `_missing_` of flags, `__set__` of descriptors that are fields of dataclasses, and how they hash and
   compare, in sets and as keys;
-* the constructors of builtin exceptions and of the standard library's and pydantic's values;
-* `from_plain` of hooks.
+* the constructors of builtin exceptions and of the standard library's and pydantic's values.
 
 Nothing else: no `__init__`, no `__post_init__`, no validator.
 """
@@ -19,7 +18,7 @@ from typing import Any, Final
 
 from llama_deploy.codec.encoding import TAG
 from llama_deploy.codec.faults import Fault, step_to
-from llama_deploy.codec.forms import Form, HookForm, form_of
+from llama_deploy.codec.forms import Form, form_of
 from llama_deploy.codec.registry import TypeRegistry
 from llama_deploy.codec.values import SPECIAL_KINDS, VALUE_KINDS, expect
 
@@ -96,9 +95,7 @@ class Decoder:
 
     def _form_of(self, name: str) -> Form | None:
         if name not in self._forms:
-            cls = self._class(name)
-            hook = self._registry.hook_of(cls)
-            self._forms[name] = HookForm(cls, hook) if hook else form_of(cls)
+            self._forms[name] = form_of(self._class(name))
         return self._forms[name]
 
     def _class(self, name: object) -> type:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from llama_deploy.codec.agents import LEVELS, raw_fields, reduced
 from llama_deploy.codec.errors import DescribedError, builtin_arguments, describe
 from llama_deploy.codec.faults import Fault, step_to
-from llama_deploy.codec.forms import Form, HookForm, form_of
+from llama_deploy.codec.forms import Form, form_of
 from llama_deploy.codec.registry import TypeRegistry, qualified_name
 from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
 
@@ -162,12 +162,11 @@ class Encoder:
         """Return the handler for a class that was not met before."""
         if issubclass(cls, type):
             return self._class
-        hook = self._registry.hook_of(cls)
-        form: Form | None = HookForm(cls, hook) if hook else form_of(cls)
+        form = form_of(cls)
         if form is None:
             raise Fault(_refusal_of(cls))
         name = self._registry.name_of(cls)
-        if isinstance(form, HookForm) or not issubclass(cls, BaseException):
+        if not issubclass(cls, BaseException):
             if name is None:
                 raise Fault(self._registry.refusal_of(cls))
             return self._taken_apart(_marking(form.take, raw_fields(cls)), form.kind, name)

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import Enum, Flag
 from typing import Any, Final, Protocol
 
@@ -46,16 +46,6 @@ class Form(Protocol):
             Fault: The parts do not fit the class.
             Exception: What the code of the class raises, such as a default's factory.
         """
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Hook:
-    """How the objects of a class are carried whose state does not stand in fields."""
-
-    to_plain: Callable[[Any], object]
-    """Returns what the object is built from: any value that the codec carries."""
-    from_plain: Callable[[Any], object]
-    """Builds the object from that. It is called with what the data say, so it must stand bad data."""
 
 
 def form_of(cls: type) -> Form | None:
@@ -288,30 +278,6 @@ class ErrorForm:
                 raise Fault(f"holds {name!r}, which is no attribute of an exception")
         vars(error).update(attributes or {})
         return error
-
-
-class HookForm:
-    """Classes with a hook. Part: what the hook makes of the object."""
-
-    kind = "hook"
-
-    def __init__(self, cls: type, hook: Hook) -> None:
-        self._cls = cls
-        self._hook = hook
-
-    def take(self, value: Any) -> tuple[object, ...]:
-        """Return what the hook makes of an object."""
-        try:
-            return (self._hook.to_plain(value),)
-        except Exception as exc:
-            raise Fault(f"is a {self._cls.__name__}, and its hook failed: {exc!r}") from exc
-
-    def build(self, plain: Any) -> object:
-        """Let the hook build an object."""
-        built = self._hook.from_plain(plain)
-        if type(built) is not self._cls:
-            raise Fault(f"became a {type(built).__name__} by the hook of {self._cls.__name__}")
-        return built
 
 
 def _trimmed(*parts: Any) -> tuple[object, ...]:

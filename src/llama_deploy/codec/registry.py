@@ -5,9 +5,8 @@ from __future__ import annotations
 import abc
 import enum
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from enum import Enum
-from types import MappingProxyType
 from typing import Final, Generic, Protocol
 
 from pydantic import BaseModel, RootModel
@@ -15,7 +14,6 @@ from workflows import Workflow
 
 from llama_deploy.codec.agents import agent_types, refusal
 from llama_deploy.codec.annotations import has_fields, reachable
-from llama_deploy.codec.forms import Hook
 from llama_deploy.codec.library import GENERIC_EVENTS, library_types
 from llama_deploy.errors import SerializationError
 from llama_deploy.workflow_library import infer_state_type
@@ -35,7 +33,6 @@ _GENERIC_NAMES: Final = frozenset({"llama_index.core.schema.BaseComponent"})
 """Roots of libraries that this package does not import."""
 _HOMES_OF_LIBRARIES: Final = frozenset({"llama_deploy", "llama_index", "pydantic", "workflows"})
 """Packages whose modules have the same name in every process."""
-_NO_HOOKS: Final[Mapping[type, Hook]] = MappingProxyType({})
 
 
 def qualified_name(cls: type) -> str:
@@ -52,13 +49,10 @@ class TypeRegistry:
 
     Args:
         types: The declared classes; see `declared_types`.
-        hooks: How objects are carried whose state does not stand in fields, by their exact class. These
-            classes are declared with it.
     """
 
-    def __init__(self, types: Iterable[type], *, hooks: Mapping[type, Hook] = _NO_HOOKS) -> None:
-        self._hooks = dict(hooks)
-        self._declared = dict.fromkeys([*types, *self._hooks])
+    def __init__(self, types: Iterable[type]) -> None:
+        self._declared = dict.fromkeys(types)
         self._by_name: dict[str, type | None] = {}
         self._by_bare_name: dict[str, type | None] = {}
         self._elsewhere: dict[str, type] = {}
@@ -102,10 +96,6 @@ class TypeRegistry:
         """Return the name by which `find` finds a class; None if it does not."""
         name = qualified_name(cls)
         return name if self.find(name) is cls else None
-
-    def hook_of(self, cls: type) -> Hook | None:
-        """Return the hook of exactly this class."""
-        return self._hooks.get(cls)
 
     def refusal_of(self, cls: type) -> str:
         """Say why a class is refused, and what to do; it goes on after the name of a place."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from workflows.context.serializers import BaseSerializer, JsonSerializer
+from workflows.context import BaseSerializer, JsonSerializer
 
 from llama_deploy.codec.annotations import has_fields
 from llama_deploy.codec.registry import TypeRegistry

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
@@ -19,6 +20,9 @@ from llama_deploy.types.attempts import AttemptOutcome, EventPayload, InboxEntry
 from llama_deploy.types.topics import CONTROL_PLANE
 
 logger = logging.getLogger(__name__)
+
+WRITE_DOWN_SECONDS: Final = 2.0
+"""How long a run is tried to be written down before it is handed back."""
 
 
 class WorkflowState(BaseModel):
@@ -73,15 +77,19 @@ class Attempt:
             self.run.abandon()
 
     async def write_down(self) -> None:
-        """Write the run down as it is, in the form that any version of the workflow library reads."""
+        """Write the run down as it is, in the form that any version of the workflow library reads.
+
+        It takes `WRITE_DOWN_SECONDS` at most; what is stored already is enough to go on.
+        """
         journal = None if self.run is None else self.run.journal
         if journal is None:
             return
         try:
-            await journal.fold()
+            async with asyncio.timeout(WRITE_DOWN_SECONDS):
+                await journal.fold()
         except Exception as exc:  # noqa: BLE001 - the journal as it is will do
             logger.warning(
-                "task %s is handed back without a snapshot: %s",
+                "task %s is handed back without a snapshot: %r",
                 self.key.task_id,
                 exc,
                 extra={"action": "fold_failed", "task_id": self.key.task_id},

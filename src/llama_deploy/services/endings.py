@@ -15,9 +15,10 @@ from workflows import Context
 from workflows.errors import WorkflowTimeoutError
 from workflows.events import StopEvent, WorkflowTimedOutEvent
 
+from llama_deploy.codec import qualified_name
 from llama_deploy.errors import TaskCancelledError
 from llama_deploy.services.guard import StepExitError
-from llama_deploy.services.payloads import qualified_name, to_json_value, value_type_of
+from llama_deploy.services.payloads import to_json_value, value_type_of
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.attempts import EventPayload
 

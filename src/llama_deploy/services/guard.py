@@ -20,6 +20,8 @@ from typing import Any, Final
 
 from workflows import Workflow
 
+from llama_deploy.workflow_library import steps_of
+
 _MARK: Final = "__llama_deploy_guarded__"
 
 
@@ -40,33 +42,11 @@ class StepExitError(Exception):
 
 def guard_steps(workflow: Workflow) -> None:
     """Guard all steps of `workflow`. Doing it again changes nothing."""
-    # The library's own list of steps is private, but the only one that has the free functions too.
-    for name, step in workflow._get_steps().items():  # noqa: SLF001
+    for name, step in steps_of(workflow).items():
         current = vars(workflow).get(name, step)
         if not hasattr(current, _MARK):
             # The prebuilt agents are pydantic models, which refuse attributes that they do not declare.
             vars(workflow)[name] = _guarded(workflow, name, step)
-
-
-def cache_steps(workflow: Workflow) -> None:
-    """Let the library find the steps of `workflow` without searching it again, as it does for each run.
-
-    Searching all its members takes longer than running a short step. A step that is added to the class later
-    is found all the same.
-    """
-    cls = type(workflow)
-    if "_get_steps" in vars(workflow):
-        return
-    find = workflow._get_steps  # noqa: SLF001 - there is no public list of the steps
-    version, steps = -1, {}
-
-    def get_steps() -> dict[str, Any]:
-        nonlocal version, steps
-        if version != cls._step_functions_version:
-            version, steps = cls._step_functions_version, find()
-        return dict(steps)
-
-    vars(workflow)["_get_steps"] = get_steps
 
 
 def _guarded(workflow: Workflow, name: str, step: Callable[..., Any]) -> Callable[..., Any]:

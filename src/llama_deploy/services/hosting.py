@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from workflows import Workflow
-from workflows.context.serializers import BaseSerializer
+from workflows.context import BaseSerializer
 from workflows.events import Event, StartEvent
 
 from llama_deploy.workflow_library import (

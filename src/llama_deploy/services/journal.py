@@ -14,11 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final
-
-from pydantic import BaseModel
-from workflows import Context, Workflow
 
 from llama_deploy import workflow_library as library
 from llama_deploy.backoff import Backoff
@@ -26,17 +22,13 @@ from llama_deploy.errors import (
     FencedOutError,
     LlamaDeployError,
     PayloadTooLargeError,
-    RunMismatchError,
     SerializationError,
 )
+from llama_deploy.services.journal_format import JournalFormat, Past, RunSnapshot
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.reports import MAX_MESSAGE_CHARACTERS, AttemptKey, AttemptReports
-from llama_deploy.services.session_state import StateCodec
-from llama_deploy.services.waits import Wait, Waits
-from llama_deploy.services.writing import Writing
-from llama_deploy.types.attempts import JournalReply, JournalWrite, Parking, RunHeader, RunRecord
+from llama_deploy.types.attempts import JournalReply, JournalWrite, Parking
 from llama_deploy.workflow_library import (
-    BrokerState,
     InternalRunAdapter,
     TickCancelRun,
     TickStepResult,
@@ -56,108 +48,6 @@ _RETRY: Final = Backoff(first=0.1, longest=5.0)
 
 class RunLeftError(Exception):
     """The run is not this instance's any more; nothing of it may go on here."""
-
-
-class _Snapshot(BaseModel):
-    run: library.Snapshot
-    waits: list[Wait]
-
-
-@dataclass(frozen=True, slots=True)
-class JournalFormat:
-    """How the runs of one workflow are written down and read again.
-
-    Args:
-        workflow: The workflow.
-        writing: How its values are written.
-        states: How its state is.
-        header: Tells what has written it.
-    """
-
-    workflow: Workflow
-    writing: Writing
-    states: StateCodec
-    header: RunHeader
-
-    @classmethod
-    def of(cls, workflow: Workflow, *, writing: Writing, states: StateCodec) -> JournalFormat:
-        """Return the format of a workflow's runs."""
-        header = RunHeader(
-            fingerprint=library.fingerprint(workflow), library_version=library.library_version()
-        )
-        return cls(workflow, writing, states, header)
-
-    def restore(self, record: RunRecord, *, task_id: str) -> tuple[Context, Past]:
-        """Return a context from which a run goes on, and what is known of its past.
-
-        Raises:
-            RunMismatchError: Another workflow, or another version of the library, has begun the run.
-            SignatureError: It was not written by a service with a key of this one.
-            SerializationError: It cannot be read.
-        """
-        self._check(record, task_id=task_id)
-        snapshot: _Snapshot | None = None
-        try:
-            if record.snapshot is not None:
-                text = self.writing.open(record.snapshot, context=f"snapshot:{task_id}")
-                snapshot = _Snapshot.model_validate_json(text)
-            first = record.next_seq - len(record.entries)
-            ticks = [
-                tick
-                for seq, entry in enumerate(record.entries, start=first)
-                for tick in self.writing.open(entry, context=f"journal:{task_id}:{seq}").split("\n")
-            ]
-            state = record.state
-            if state is not None:
-                state = self.writing.open(state, context=f"state:{task_id}") or None
-            restored = library.restore(
-                self.workflow,
-                snapshot=None if snapshot is None else snapshot.run,
-                ticks=ticks,
-                state=self.states.seed(state),
-                serializer=self.writing.serializer,
-            )
-        except (ValueError, TypeError, KeyError) as exc:
-            if isinstance(exc, LlamaDeployError):
-                raise
-            raise SerializationError(f"the journal of task {task_id} cannot be read: {exc}") from exc
-        if not restored.broker.is_running:
-            raise SerializationError(f"the journal of task {task_id} does not hold a run that can go on")
-        waits = Waits.restore([] if snapshot is None else snapshot.waits)
-        for tick in restored.ticks:
-            waits.note(tick)
-        return restored.context, Past(record, waits, state, restored.broker)
-
-    def _check(self, record: RunRecord, *, task_id: str) -> None:
-        begun, here = record.header, self.header
-        if begun.fingerprint != here.fingerprint:
-            raise RunMismatchError(
-                f"task {task_id} was begun by another version of {self.workflow.workflow_name}: its steps, or"
-                " the events that they take and return, have changed since; let instances of the old version"
-                " end their tasks before they are replaced, or start the task again",
-                task_id=task_id,
-            )
-        if record.entries and begun.library_version != here.library_version:
-            raise RunMismatchError(
-                f"task {task_id} was begun with version {begun.library_version} of llama-index-workflows,"
-                f" and this instance has {here.library_version}; stop the instances of the old version with"
-                " SIGTERM, which writes their runs down in a form that every version reads",
-                task_id=task_id,
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What earlier attempts have left of a run."""
-
-    record: RunRecord | None = None
-    """Its journal. None: there is none."""
-    waits: Waits = field(default_factory=Waits)
-    """The time limits of its waiting steps."""
-    state: str | None = None
-    """The run's own state as text. None: it is empty."""
-    broker: BrokerState | None = None
-    """What the library knows of the run. None: it is at its beginning."""
 
 
 class RunJournal:
@@ -394,7 +284,7 @@ class RunJournal:
         run, forget = made
         count, known = len(self._ticks), self._state
         self._consumed += self._mailbox.take_consumed()
-        text = _Snapshot(run=run, waits=self.waits.all()).model_dump_json()
+        text = RunSnapshot(run=run, waits=self.waits.all()).model_dump_json()
         write = self._compose(
             snapshot=self._form.writing.seal(text, context=f"snapshot:{self._key.task_id}"),
             state=await self._changed_state() if with_state else None,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from workflows import Workflow
 from workflows.events import Event, HumanResponseEvent, InternalDispatchEvent, StartEvent, StopEvent
 
+from llama_deploy.codec import qualified_name
 from llama_deploy.codec.agents import is_agent, with_reduced_fields
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import EventDefinition
@@ -26,11 +27,6 @@ _PLAIN: Final = (bool, int, float, str, list, dict)
 _NOT_FROM_OUTSIDE: Final = (StartEvent, StopEvent, InternalDispatchEvent)
 """Events that begin and end a run, or are the library's own."""
 _ENCODING_ERRORS: Final = (pydantic_core.PydanticSerializationError, ValueError, TypeError, RecursionError)
-
-
-def qualified_name(cls: type) -> str:
-    """Return `module.Class`, with the classes and functions that it is nested in."""
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def to_json_value(value: object, *, path: str = "$") -> Any:

@@ -14,12 +14,11 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from workflows import Context, Workflow
-from workflows.context.state_store import StateStore
 
+from llama_deploy.codec import qualified_name
 from llama_deploy.errors import SerializationError
-from llama_deploy.services.payloads import qualified_name
 from llama_deploy.services.writing import Writing
-from llama_deploy.workflow_library import DictState, infer_state_type, state_seed
+from llama_deploy.workflow_library import DictState, StateStore, infer_state_type, state_seed
 
 STATE_PREFIX: Final = "__workflow_state__:"
 """How the reserved keys begin; the qualified name of the state's class follows."""

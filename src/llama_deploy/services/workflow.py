@@ -38,9 +38,10 @@ from llama_deploy.services.closing import to_the_end
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.endings import Ending
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.guard import cache_steps, guard_steps
+from llama_deploy.services.guard import guard_steps
 from llama_deploy.services.hosting import host_runs
-from llama_deploy.services.journal import JournalFormat, Past, RunJournal
+from llama_deploy.services.journal import RunJournal
+from llama_deploy.services.journal_format import JournalFormat, Past
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import EventRegistry
 from llama_deploy.services.routes import create_service_app
@@ -51,7 +52,7 @@ from llama_deploy.services.writing import Writing
 from llama_deploy.types import ServiceDefinition, generate_id
 from llama_deploy.types.topics import Topics
 from llama_deploy.web.server import HttpServer
-from llama_deploy.workflow_library import resuming, take_timeout
+from llama_deploy.workflow_library import cache_steps, resuming, take_timeout
 
 logger = logging.getLogger(__name__)
 

@@ -13,16 +13,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, PrivateAttr
 from tests.unit.codec.shapes import DECLARED, Any1, Colour, Open, Pair, Point, Rights, Row, Words, values
 
-from llama_deploy.codec import Hook, TypedJson, TypeRegistry
+from llama_deploy.codec import TypedJson, TypeRegistry
 from llama_deploy.codec.decoding import _BUILDERS
 from llama_deploy.codec.encoding import TAG
 from llama_deploy.codec.registry import qualified_name
 from llama_deploy.errors import SerializationError
-
-
-class Keeper:
-    def __init__(self, plain: Any) -> None:
-        self.first = plain["first"][0]
 
 
 class Twice(Any1):
@@ -40,13 +35,9 @@ class RudeKey(BaseModel):
         raise SystemError("no hash of this")
 
 
-TYPED = TypedJson(
-    TypeRegistry(
-        [*DECLARED, RudeKey, Twice], hooks={Keeper: Hook(lambda keeper: {"first": [keeper.first]}, Keeper)}
-    )
-)
-NAMES = [qualified_name(cls) for cls in (*DECLARED, RudeKey, Keeper)]
-KINDS = [*_BUILDERS, "model", "dataclass", "enum", "namedtuple", "error", "hook", "class", "nonsense"]
+TYPED = TypedJson(TypeRegistry([*DECLARED, RudeKey, Twice]))
+NAMES = [qualified_name(cls) for cls in (*DECLARED, RudeKey)]
+KINDS = [*_BUILDERS, "model", "dataclass", "enum", "namedtuple", "error", "class", "nonsense"]
 
 
 def tagged(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -123,7 +114,6 @@ def test_a_damaged_text_is_a_value_or_refused(value: Any, data: st.DataObject) -
         '{"$": ["exception", "UnicodeDecodeError", [1]]}',
         '{"$": ["model", "os.system", {}]}',
         json.dumps({TAG: ["set", [{TAG: ["model", qualified_name(RudeKey), {"name": 1}]}]]}),
-        json.dumps({TAG: ["hook", qualified_name(Keeper), 1]}),
         "[" * 100_000,
         "[" * 100_000 + "]" * 100_000,
         '{"$":["tuple",[' * 20_000 + "]]}" * 20_000,

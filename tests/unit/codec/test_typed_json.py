@@ -48,7 +48,7 @@ from tests.unit.codec.shapes import (
 )
 from workflows.events import Event, StepFailedEvent, StopEvent, WorkflowFailedEvent
 
-from llama_deploy.codec import DescribedError, Hook, TypedJson, TypeRegistry
+from llama_deploy.codec import DescribedError, TypedJson
 from llama_deploy.codec.annotations import reachable
 from llama_deploy.codec.encoding import MAX_DEPTH
 from llama_deploy.errors import SerializationError
@@ -234,30 +234,6 @@ def test_an_exception_that_cannot_be_written_is_still_described() -> None:
             raise RuntimeError("no text")
 
     assert "RuntimeError" in there_and_back(RudeError()).message
-
-
-class Keeper:
-    """Its state is not in fields."""
-
-    def __init__(self, words: list[str]) -> None:
-        self._hidden = {"words": words}
-
-
-HOOK = Hook(to_plain=lambda keeper: keeper._hidden["words"], from_plain=Keeper)
-
-
-def test_a_hook_carries_what_has_no_fields() -> None:
-    typed = TypedJson(TypeRegistry([Any1], hooks={Keeper: HOOK}))
-    back = typed.loads(typed.dumps(Any1(held=[Keeper(["a"])])))
-    assert back.held[0]._hidden == {"words": ["a"]}
-
-
-def test_a_hook_that_fails_is_named() -> None:
-    typed = TypedJson(TypeRegistry([], hooks={Keeper: HOOK}))
-    broken = Keeper([])
-    del broken._hidden
-    with pytest.raises(SerializationError, match=r"\$\[0\] is a Keeper, and its hook failed.*_hidden"):
-        typed.dumps([broken])
 
 
 # The objects of llama_index, and the library's own events.

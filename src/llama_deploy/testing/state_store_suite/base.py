@@ -22,7 +22,7 @@ class StoreTests:
     @pytest.fixture
     def uri(self) -> str:
         """Return the address of an empty store; the same within a test."""
-        raise NotImplementedError
+        raise NotImplementedError("override the fixture `uri`")
 
     @pytest_asyncio.fixture
     async def store(self, uri: str) -> AsyncIterator[StateStore]:
