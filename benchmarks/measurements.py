@@ -25,7 +25,8 @@ Call = Callable[[], Awaitable[object]]
 IN_FLIGHT: Final = 64
 MAIN_SERVICES: Final = ("echo", "count")
 NAP_SERVICES: Final = ("nap",)
-DURABILITY_SERVICES: Final = ("echo_by_task", "chain", "chain_by_task")
+DURABILITY_SERVICES: Final = ("echo_by_step", "echo_by_task", "chain_by_step", "chain_by_task")
+"""All in one process, so that nothing but their settings differs."""
 CHAIN_STEPS: Final = 20
 LINGER_SECONDS: Final = 0.03
 NAP_SECONDS: Final = 0.02
@@ -231,9 +232,9 @@ async def durability(bench: Bench) -> None:
         return partial(bench.client.run, service, steps=CHAIN_STEPS)
 
     calls: dict[str, Call] = {
-        "echo_by_step": partial(bench.client.run, "echo"),
+        "echo_by_step": partial(bench.client.run, "echo_by_step"),
         "echo_by_task": partial(bench.client.run, "echo_by_task"),
-        "chain_by_step": chain("chain"),
+        "chain_by_step": chain("chain_by_step"),
         "chain_by_task": chain("chain_by_task"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in calls}

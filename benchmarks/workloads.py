@@ -114,8 +114,9 @@ class Hosted:
 WORKFLOWS: Final[Mapping[str, Hosted]] = MappingProxyType(
     {
         "echo": Hosted(Echo),
+        "echo_by_step": Hosted(Echo),
         "echo_by_task": Hosted(Echo, "task"),
-        "chain": Hosted(Chain),
+        "chain_by_step": Hosted(Chain),
         "chain_by_task": Hosted(Chain, "task"),
         "count": Hosted(Count),
         "nap": Hosted(Nap),
