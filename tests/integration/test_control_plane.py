@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import timedelta
 from typing import Any, cast
 
@@ -241,6 +242,32 @@ async def test_a_task_that_its_instance_forgot_moves_on(http: HttpConnection, in
         return bool((await get(http, "/tasks/t"))["attempt"] == 2)
 
     await eventually(moved_on)
+
+
+@pytest.mark.parametrize("lease_seconds", [0.3])
+async def test_a_task_that_loses_instances_is_held_back_longer_each_time(
+    http: HttpConnection, instance: Instance, config: ControlPlaneConfig
+) -> None:
+    await submit(http, task_id="t", max_attempts=9)
+
+    async def lose(dispatch: TaskDispatch) -> None:
+        await instance.claim(dispatch)
+
+        async def is_lost() -> bool:
+            await beat(instance)
+            return bool((await get(http, "/tasks/t"))["attempt"] == dispatch.attempt + 1)
+
+        await eventually(is_lost)
+
+    pauses = []
+    dispatch = await instance.next_dispatch()
+    for _ in range(3):
+        await lose(dispatch)
+        lost_at = time.monotonic()
+        dispatch = await instance.next_dispatch()
+        pauses.append(time.monotonic() - lost_at)
+    first = config.retry_backoff_seconds
+    assert pauses[0] < first / 2 < first * 0.9 < pauses[1] < first * 1.8 < pauses[2] < first * 3
 
 
 @pytest.mark.parametrize("redispatch_seconds", [0.5])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.lifecycle import Transition
 from llama_deploy.errors import (
@@ -32,6 +33,7 @@ from llama_deploy.types.attempts import (
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+BACKOFF = Backoff(1.0, longest=3.0)
 ENDS = [TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.TIMED_OUT]
 
 
@@ -224,7 +226,7 @@ class TaskLife(RuleBasedStateMachine):
     @rule()
     def lose(self) -> None:
         attempt = self.task.attempt
-        self.apply(lifecycle.lose(self.task, at=NOW))
+        self.apply(lifecycle.lose(self.task, at=NOW, backoff=BACKOFF))
         assert self.task.status.is_terminal or self.task.attempt == attempt + 1
 
     @rule(own=st.booleans())
@@ -305,7 +307,7 @@ TestTaskLife = TaskLife.TestCase
 
 def test_a_task_that_kills_its_instances_fails_with_that_reason() -> None:
     task = new_task(status=TaskStatus.RUNNING, instance_id="a", token="t", attempt=3, losses=2)
-    ended = lifecycle.lose(task, at=NOW).task
+    ended = lifecycle.lose(task, at=NOW, backoff=BACKOFF).task
     assert ended.status is TaskStatus.FAILED
     result = TaskResult.model_validate_json(ended.result or "")
     assert result.error is not None
@@ -313,9 +315,25 @@ def test_a_task_that_kills_its_instances_fails_with_that_reason() -> None:
     assert "3 instances of service service" in result.error.message
 
 
+def test_attempts_after_the_second_loss_are_held_back_longer_each_time() -> None:
+    task = new_task(max_attempts=10)
+    pauses = []
+    for losses in range(1, 6):
+        task = replace(task, status=TaskStatus.RUNNING, instance_id="a", token="t")
+        lost = lifecycle.lose(task, at=NOW, backoff=BACKOFF)
+        task = lost.task
+        assert (task.status, task.losses) == (TaskStatus.QUEUED, losses)
+        assert lost.dispatch is not lifecycle.is_held_back(task)
+        pauses.append(None if task.redispatch_at is None else (task.redispatch_at - NOW).total_seconds())
+        again = lifecycle.dispatch_again(task)
+        assert again.dispatch
+        assert not lifecycle.is_held_back(again.task)
+    assert pauses == [None, 1.0, 2.0, 3.0, 3.0]
+
+
 def test_a_cancelled_task_whose_instance_dies_is_cancelled_and_not_tried_again() -> None:
     task = new_task(status=TaskStatus.RUNNING, instance_id="a", token="t", cancel_requested=True)
-    assert lifecycle.lose(task, at=NOW).task.status is TaskStatus.CANCELLED
+    assert lifecycle.lose(task, at=NOW, backoff=BACKOFF).task.status is TaskStatus.CANCELLED
 
 
 @pytest.mark.parametrize(
@@ -428,7 +446,10 @@ def test_a_parked_task_is_cancelled_at_once() -> None:
 
 def test_a_lost_attempt_keeps_the_journal() -> None:
     task = running(has_run=True, journal_length=4, running_seconds=2.5)
-    for following in (lifecycle.lose(task, at=NOW).task, lifecycle.take_back(task, at=NOW).task):
+    for following in (
+        lifecycle.lose(task, at=NOW, backoff=BACKOFF).task,
+        lifecycle.take_back(task, at=NOW).task,
+    ):
         assert (following.has_run, following.journal_length, following.running_seconds) == (True, 4, 2.5)
 
 

@@ -50,6 +50,10 @@ class ControlPlaneConfig(BaseSettings):
     """How long an instance may be silent before its tasks move on."""
     redispatch_seconds: float = Field(default=15.0, gt=0)
     """After how long a task that nobody has claimed is handed to the queue again; doubled each time."""
+    retry_backoff_seconds: float = Field(default=1.0, ge=0)
+    """How long a task waits under which a second instance has died; doubled with each further one."""
+    retry_backoff_max_seconds: float = Field(default=60.0, ge=0)
+    """The longest such pause."""
     max_backlog: int = Field(default=20_000, gt=0)
     """How many messages may wait for the queue before new tasks are refused with 429."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)

@@ -30,6 +30,8 @@ _MOST_AT_START: Final = 100_000
 """The most attempts that are handed to the queue again at the start; the sweeps find the others."""
 _MOST_HASTENED: Final = 2
 """An attempt that was handed to the queue more often has its own pace."""
+_BUNCH: Final = timedelta(seconds=0.25)
+"""The shortest pause between two looks at queued attempts."""
 _FORGET_INSTANCE_SECONDS: Final = 60.0
 """How long an instance whose lease has ended stays listed."""
 _LATE_SECONDS: Final = 1.0
@@ -169,15 +171,19 @@ class _Due:
     """Parked tasks whose timer is due."""
     next_timer: datetime | None
     """When the first timer of all is due, None without one."""
+    next_unclaimed: datetime | None
+    """When the first queued task is to be handed to the queue (again), None without one."""
 
     @classmethod
     def read(cls, tx: StoreTransaction, now: datetime) -> _Due:
         first = tx.sleeping_tasks(limit=1)
+        unclaimed = tx.queued_tasks(limit=1)
         return cls(
             instances=tx.load_instances(),
-            unclaimed=tx.queued_tasks(due_before=now, limit=_PAGE),
+            unclaimed=tx.queued_tasks(due_before=now, limit=_PAGE) if unclaimed else [],
             sleeping=tx.sleeping_tasks(due_before=now, limit=_PAGE) if first else [],
             next_timer=first[0].wake_at if first else None,
+            next_unclaimed=unclaimed[0].redispatch_at if unclaimed else None,
         )
 
     @property
@@ -275,7 +281,8 @@ class Sweeper:
 
     async def dispatch_queued(self) -> None:
         """Hand every queued attempt to the queue again: it has lost all its messages."""
-        tasks = await self._store.read(lambda tx: tx.queued_tasks(limit=_MOST_AT_START))
+        queued = await self._store.read(lambda tx: tx.queued_tasks(limit=_MOST_AT_START))
+        tasks = [task for task in queued if not lifecycle.is_held_back(task)]
         for start in range(0, len(tasks), _PAGE):
             await self._dispatch_again(tasks[start : start + _PAGE])
 
@@ -293,6 +300,9 @@ class Sweeper:
             return timedelta()
         leases = [item.lease_expires_at - now for item in due.instances if item.lease_expires_at > now]
         timers = [due.next_timer - now] if due.next_timer is not None else []
+        if due.next_unclaimed is not None:
+            # In bunches, for many may be due one shortly after the other.
+            timers.append(max(due.next_unclaimed - now, _BUNCH))
         return min([*leases, *timers, self._redispatch])
 
     async def _expire(self, instances: Sequence[InstanceRecord]) -> None:
@@ -307,14 +317,17 @@ class Sweeper:
             forgotten = [item.instance_id for item in dead if _is_forgotten(item, unit.now)]
             if forgotten:
                 unit.tx.delete_instances(forgotten)
-            return [unit.apply(lifecycle.lose(task, at=unit.now)) for task in held]
+            return [unit.lose(task) for task in held]
 
         for task in await self._writer.write(Command(run)):
             logger.warning(
-                "task %s lost its instance; it is %s now, attempt %d",
+                "task %s lost its instance, the %d. of at most %d; it is %s now, attempt %d%s",
                 task.task_id,
+                task.losses,
+                task.max_attempts,
                 task.status.value,
                 task.attempt,
+                " after a pause" if lifecycle.is_held_back(task) else "",
                 extra={"action": "lease_ended", "task_id": task.task_id},
             )
 
@@ -329,7 +342,7 @@ class Sweeper:
 
         def late(task: TaskRecord) -> bool:
             is_late = task.redispatch_at is not None and task.redispatch_at > soon
-            return is_late and task.service_name in service_names and task.dispatches <= _MOST_HASTENED
+            return is_late and task.service_name in service_names and 1 <= task.dispatches <= _MOST_HASTENED
 
         def run(unit: Unit) -> None:
             for each in waiting:
@@ -365,12 +378,14 @@ class Sweeper:
 
         def run(unit: Unit) -> int:
             known = [task for task in (unit.find_task(each.task_id) for each in tasks) if task is not None]
+            count = 0
             for task in known:
-                if task.service_name in waiting:
+                if task.service_name in waiting and not lifecycle.is_held_back(task):
                     unit.postpone(task)
                 else:
                     unit.apply(lifecycle.dispatch_again(task))
-            return sum(task.service_name not in waiting for task in known)
+                    count += 1
+            return count
 
         command = Command(run, tasks=tuple(task.task_id for task in tasks))
         if count := await self._writer.write(command):

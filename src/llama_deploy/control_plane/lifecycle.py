@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.errors import (
     AttemptsExhaustedError,
     EventsMissingError,
@@ -205,8 +206,12 @@ def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
     return outcome.model_copy(update={**changes, "error": failure, "terminal_event": None})
 
 
-def lose(task: TaskRecord, *, at: datetime) -> Transition:
-    """The instance that ran the task is gone: the next attempt, or the end if there were enough."""
+def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
+    """The instance that ran the task is gone: the next attempt, or the end if there were enough.
+
+    After the first loss the next attempt is due at once, for machines die. After more it may be the task
+    that kills them: its further attempts are held back, each longer than the one before.
+    """
     if task.cancel_requested:
         return _finish(task, _cancelled(task), at=at)
     losses = task.losses + 1
@@ -216,7 +221,11 @@ def lose(task: TaskRecord, *, at: datetime) -> Transition:
             message=f"{losses} instances of service {task.service_name} died or went silent under this task",
         )
         return _finish(replace(task, losses=losses), _failed(task, failure), at=at)
-    return _next_attempt(replace(task, losses=losses))
+    following = _next_attempt(replace(task, losses=losses))
+    if losses == 1:
+        return following
+    due = at + timedelta(seconds=backoff.delay(losses - 1))
+    return Transition(replace(following.task, dispatches=0, redispatch_at=due))
 
 
 def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Transition:
@@ -260,10 +269,15 @@ def cancel(task: TaskRecord, *, at: datetime) -> Transition:
 
 
 def dispatch_again(task: TaskRecord) -> Transition:
-    """Nobody has claimed the attempt for long: its message may be lost. It is handed to the queue again."""
+    """Nobody has claimed the attempt for long, or it was held back: it is handed to the queue (again)."""
     if task.status is not TaskStatus.QUEUED:
         return Transition(task)
     return Transition(replace(task, dispatches=task.dispatches + 1), dispatch=True)
+
+
+def is_held_back(task: TaskRecord) -> bool:
+    """Whether the task's attempt has not been handed to the queue, but waits for its `redispatch_at`."""
+    return task.status is TaskStatus.QUEUED and not task.dispatches
 
 
 def check_open(task: TaskRecord) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.attempts import Attempts
 from llama_deploy.control_plane.config import ControlPlaneConfig
@@ -18,7 +19,7 @@ from llama_deploy.control_plane.services import Services
 from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.control_plane.streams import StreamHub
 from llama_deploy.control_plane.tasks import Tasks, task_view
-from llama_deploy.control_plane.unit import Committed, Outgoing, Unit
+from llama_deploy.control_plane.unit import Committed, Outgoing, Pauses, Unit
 from llama_deploy.control_plane.writer import Command, Writer
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, Subscription
@@ -63,7 +64,10 @@ class ControlPlane:
             store,
             clock=clock,
             topics=self.topics,
-            redispatch_pause=timedelta(seconds=config.redispatch_seconds),
+            pauses=Pauses(
+                unclaimed=Backoff(config.redispatch_seconds, longest=64 * config.redispatch_seconds),
+                lost=Backoff(config.retry_backoff_seconds, longest=config.retry_backoff_max_seconds),
+            ),
             after_commit=self._after_commit,
         )
         self._relay = OutboxRelay(
@@ -203,5 +207,5 @@ class ControlPlane:
                 self._hub.ended(task_view(task))
         for task_id in committed.deleted:
             self._hub.deleted(task_id)
-        if committed.wake_at is not None:
-            self._sweeper.wake(committed.wake_at)
+        if committed.due is not None:
+            self._sweeper.wake(committed.due)

@@ -168,7 +168,7 @@ class Services:
         for task in unit.instance_tasks([beat.instance_id]):
             long_ago = task.claimed_at is not None and unit.now - task.claimed_at > self._lease
             if long_ago and (task.task_id, task.attempt) not in held:
-                unit.apply(lifecycle.lose(task, at=unit.now))
+                unit.lose(task)
 
 
 def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.lifecycle import Transition
 from llama_deploy.control_plane.runs import Runs
@@ -30,8 +31,6 @@ from llama_deploy.types.attempts import EventPayload, InboxEntry, JournalWrite, 
 from llama_deploy.types.json_values import encode_json
 from llama_deploy.types.topics import CONTROL_PLANE, Topics
 
-_MAX_DOUBLINGS: Final = 6
-"""How often the pause before an unclaimed attempt is handed to the queue again is doubled."""
 _progress_aside: Final = attrgetter(*(item.name for item in fields(TaskRecord) if item.name not in PROGRESS))
 
 
@@ -53,8 +52,18 @@ class Committed:
     ended: dict[str, TaskRecord] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
     """Ids of tasks that were deleted."""
-    wake_at: datetime | None = None
-    """When the first of the runs that were parked is to be woken; None if none has a timer."""
+    due: datetime | None = None
+    """When the first of the new timers and held back attempts is due; None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """How long attempts wait before they are handed to the queue."""
+
+    unclaimed: Backoff
+    """After each time that one was handed to it and nobody has claimed it."""
+    lost: Backoff
+    """After each loss of an instance under the task but the first, which costs no pause."""
 
 
 class Unit:
@@ -64,14 +73,12 @@ class Unit:
     before it changes anything, so that one that fails leaves the others untouched.
     """
 
-    def __init__(
-        self, tx: StoreTransaction, *, now: datetime, topics: Topics, redispatch_pause: timedelta
-    ) -> None:
+    def __init__(self, tx: StoreTransaction, *, now: datetime, topics: Topics, pauses: Pauses) -> None:
         self.tx = tx
         self.now = now
         self.committed = Committed()
         self._topics = topics
-        self._redispatch_pause = redispatch_pause
+        self._pauses = pauses
         self._tasks: dict[str, TaskRecord] = {}
         self._sessions: dict[str, SessionRecord] = {}
         self._open: dict[str, dict[str, TaskRecord]] = {}
@@ -254,8 +261,8 @@ class Unit:
         """Store what a transition made of a task, with all its effects."""
         task = transition.task
         if transition.dispatch:
-            pause = self._redispatch_pause * 2 ** min(task.dispatches - 1, _MAX_DOUBLINGS)
-            task = replace(task, redispatch_at=self.now + pause)
+            pause = self._pauses.unclaimed.delay(task.dispatches)
+            task = replace(task, redispatch_at=self.now + timedelta(seconds=pause))
             self._dispatch(task)
         self._note_change(task)
         self._append(task, transition.events)
@@ -263,8 +270,9 @@ class Unit:
             self._write_journal(task, transition.journal)
         if transition.forget_run:
             self.runs.forget([task.task_id])
-        if task.wake_at is not None:
-            self.committed.wake_at = min(self.committed.wake_at or task.wake_at, task.wake_at)
+        due = task.redispatch_at if lifecycle.is_held_back(task) else task.wake_at
+        if due is not None:
+            self.committed.due = min(self.committed.due or due, due)
         if transition.notify_cancel:
             self._tell_instance(
                 task, ActionTypes.CANCEL_TASK, TaskCancellation(task_id=task.task_id, attempt=task.attempt)
@@ -285,9 +293,14 @@ class Unit:
         else:
             self._changed_tasks.add(task.task_id)
 
+    def lose(self, task: TaskRecord) -> TaskRecord:
+        """The instance that ran the task is gone."""
+        return self.apply(lifecycle.lose(task, at=self.now, backoff=self._pauses.lost))
+
     def postpone(self, task: TaskRecord) -> None:
         """Look later whether an attempt has to be handed to the queue again."""
-        self.apply(Transition(replace(task, redispatch_at=self.now + self._redispatch_pause)))
+        due = self.now + timedelta(seconds=self._pauses.unclaimed.first)
+        self.apply(Transition(replace(task, redispatch_at=due)))
 
     def add_to_inbox(self, task: TaskRecord, event: EventDefinition) -> TaskRecord:
         """Append an event to a task's inbox, and tell the instance that runs it, or wake its parked run."""

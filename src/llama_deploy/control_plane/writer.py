@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, cast
 
 from llama_deploy.batching import Batcher
-from llama_deploy.control_plane.unit import Committed, Unit
+from llama_deploy.control_plane.unit import Committed, Pauses, Unit
 from llama_deploy.errors import InternalServerError, LlamaDeployError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.types.topics import Topics
@@ -53,7 +53,7 @@ class Writer:
         store: Where to write.
         clock: Returns the present time, aware, UTC.
         topics: Where messages go.
-        redispatch_pause: After how long an unclaimed attempt is handed to the queue again.
+        pauses: How long attempts wait before they are handed to the queue.
         after_commit: Told what each transaction has changed, before those who wait for it go on.
     """
 
@@ -63,13 +63,13 @@ class Writer:
         *,
         clock: Callable[[], datetime],
         topics: Topics,
-        redispatch_pause: timedelta,
+        pauses: Pauses,
         after_commit: Callable[[Committed], None],
     ) -> None:
         self._store = store
         self._clock = clock
         self._topics = topics
-        self._redispatch_pause = redispatch_pause
+        self._pauses = pauses
         self._after_commit = after_commit
         self._sent: list[str] = []
         self.failed_at: datetime | None = None
@@ -143,7 +143,7 @@ class Writer:
         now = self._clock()
 
         def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
-            unit = Unit(tx, now=now, topics=self._topics, redispatch_pause=self._redispatch_pause)
+            unit = Unit(tx, now=now, topics=self._topics, pauses=self._pauses)
             unit.load(
                 task_ids=_tasks(commands),
                 session_ids={session_id for command in commands for session_id in command.sessions},
