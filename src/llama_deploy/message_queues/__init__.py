@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
 from llama_deploy.message_queues.base import (
     AbstractMessageQueue,
     Consumer,
@@ -19,6 +22,9 @@ from llama_deploy.message_queues.simple import (
     SimpleMessageQueueServer,
 )
 
+if TYPE_CHECKING:
+    from llama_deploy.message_queues.redis import RedisMessageQueueConfig
+
 __all__ = [
     "AbstractMessageQueue",
     "Consumer",
@@ -26,6 +32,7 @@ __all__ = [
     "LocalMessageQueue",
     "MessageQueueConfig",
     "PublishCallback",
+    "RedisMessageQueueConfig",
     "SimpleMessageQueue",
     "SimpleMessageQueueConfig",
     "SimpleMessageQueueServer",
@@ -33,3 +40,14 @@ __all__ = [
     "Subscription",
     "config_from_settings",
 ]
+
+_BACKENDS: Final = {"RedisMessageQueueConfig": "redis"}
+"""Names whose backend needs a package of its own, imported when it is first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import the settings of a backend when they are first asked for (PEP 562)."""
+    backend = _BACKENDS.get(name)
+    if backend is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{backend}"), name)

@@ -1,0 +1,186 @@
+"""The way to a Redis server: connections, calls that outlast an outage, and what the driver raises."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from redis import exceptions as driver
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import ConfigError, QueueFullError, TopicNotFoundError, UnavailableError
+from llama_deploy.message_queues.redis.config import RedisMessageQueueConfig
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_SCRIPT: Final = Path(__file__).with_name("actions.lua").read_text(encoding="utf-8")
+_SCRIPT_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_OLDEST_SERVER: Final = (6, 2)
+_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
+_REFUSALS: Final = (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError)
+_REFUSAL_MARKS: Final = (
+    "WRONGPASS",
+    "NOPERM",
+    "no permission",
+    "ACL failure",
+    "WRONGTYPE",
+    "unknown command",
+    "DB index",
+)
+"""What is in an answer that will be the same for ever."""
+
+
+class RedisLink:
+    """The way to the server: connections that open by themselves, the scripts, the driver's errors."""
+
+    def __init__(self, config: RedisMessageQueueConfig) -> None:
+        self.config = config
+        options = config.connection_options
+        self._address = (
+            options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        )
+        self._client = self.client()
+        self._is_lost = False
+
+    def client(self, *, patience: float = 0.0) -> Redis:
+        """Return a client; its owner closes it.
+
+        Args:
+            patience: Seconds that an answer may take beyond the usual. More than 0: all goes over one
+                connection.
+        """
+        options = self.config.connection_options | {
+            "socket_connect_timeout": self.config.timeout,
+            "socket_timeout": self.config.timeout + patience,
+            "socket_keepalive": True,
+            "retry": Retry(NoBackoff(), 0),  # `persist` tries again, and knows until when
+            "protocol": 2,
+            "decode_responses": False,
+        }
+        client: Redis = Redis(
+            connection_pool=ConnectionPool(**options), single_connection_client=patience > 0
+        )
+        client.auto_close_connection_pool = True
+        return client
+
+    async def inspect(self) -> bool:
+        """Look at how the server is set up, warn of what loses messages, and return whether it is durable.
+
+        Raises:
+            ConfigError: It is too old.
+        """
+        with self.translated():
+            try:
+                info = await self._client.info()
+            except TypeError as exc:  # raised by the driver's connection
+                raise ConfigError(f"the query of url holds what is no argument of redis-py: {exc}") from exc
+            try:
+                snapshots = (await self._client.config_get("save")).get("save")
+            except driver.ResponseError:  # not every user may ask
+                snapshots = None
+        version = str(info["redis_version"])
+        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_SERVER:
+            raise ConfigError(f"the server at {self._address} is Redis {version}; 6.2 or later is needed")
+        if not info["aof_enabled"] and not snapshots:
+            logger.warning(
+                "Redis at %s keeps nothing on disk (appendonly no%s): its messages end with it",
+                self._address,
+                "" if snapshots is None else ", no save",
+                extra={"action": "queue_not_durable"},
+            )
+        if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
+            logger.warning(
+                "Redis at %s drops data when its memory is full (maxmemory-policy %s); set noeviction",
+                self._address,
+                info.get("maxmemory_policy"),
+                extra={"action": "queue_evicts"},
+            )
+        return bool(info["aof_enabled"])
+
+    async def run(self, action: str, keys: Sequence[str], *arguments: str | bytes | int) -> Any:
+        """Run one action of the script, once.
+
+        Raises:
+            TopicNotFoundError: The topic or the group is not there.
+            QueueFullError: The server has no memory left.
+            UnavailableError: No connection, no answer in time, or a server that cannot write now.
+            ConfigError: The server will never do it.
+        """
+        rest: Any = (*keys, action, *arguments)
+        with self.translated():
+            try:
+                return await self._client.evalsha(_SCRIPT_SHA, len(keys), *rest)
+            except driver.NoScriptError:
+                return await self._client.eval(_SCRIPT, len(keys), *rest)
+
+    async def unblock(self, client_id: int | None) -> None:
+        """End the wait of another connection, if it waits."""
+        if client_id is not None:
+            with self.translated():
+                await self._client.client_unblock(client_id)
+
+    def give_up_at(self) -> float:
+        """Return until when, by the loop's clock, a call that begins now is to be tried."""
+        return asyncio.get_running_loop().time() + self.config.retry_seconds
+
+    async def persist(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None) -> T:
+        """Call again, with growing pauses, while the server does not answer.
+
+        Logs once when the server is lost and once when it is back.
+
+        Args:
+            call: The call.
+            give_up_at: The time, by the loop's clock, after which the error is raised. None: never.
+
+        Raises:
+            LlamaDeployError: What `call` raises; `UnavailableError` only after `give_up_at`.
+        """
+        failures = 0
+        while True:
+            try:
+                result = await call()
+            except UnavailableError as exc:
+                if not self._is_lost:
+                    self._is_lost = True
+                    logger.warning("the message queue is lost: %s", exc, extra={"action": "queue_lost"})
+                failures += 1
+                pause = _BACKOFF.delay(failures)
+                if give_up_at is not None and asyncio.get_running_loop().time() + pause > give_up_at:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                if self._is_lost:
+                    self._is_lost = False
+                    logger.info("the message queue is back", extra={"action": "queue_back"})
+                return result
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._client.aclose()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise what the driver raises as an error of ours; `run` names them."""
+        try:
+            yield
+        except (driver.RedisError, OSError) as exc:
+            text = f"Redis at {self._address}: {exc}"
+            answer = str(exc) if isinstance(exc, driver.ResponseError) else ""
+            if isinstance(exc, _REFUSALS) or any(mark in answer for mark in _REFUSAL_MARKS):
+                raise ConfigError(text) from exc
+            if "NOGROUP" in answer or "UNBLOCKED" in answer:
+                raise TopicNotFoundError(text) from exc
+            if isinstance(exc, driver.OutOfMemoryError) or "OOM" in answer:
+                raise QueueFullError(text) from exc
+            raise UnavailableError(text) from exc

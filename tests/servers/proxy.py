@@ -1,0 +1,89 @@
+"""A TCP proxy between a client and its server that fails as networks do."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+
+class TcpProxy:
+    """Passes bytes between its clients and one port, until told otherwise. Use it with `async with`."""
+
+    def __init__(self) -> None:
+        self.delay = 0.0
+        """Seconds by which each piece of data is late."""
+        self._target_port = 0
+        self._server: asyncio.Server | None = None
+        self._passing: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
+    @property
+    def connections(self) -> int:
+        """How many clients it has now."""
+        return len(self._passing) // 2
+
+    async def start(self, target_port: int) -> int:
+        """Listen for clients of `target_port`; return the port on which."""
+        self._target_port = target_port
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def cut(self) -> None:
+        """Break all connections. New ones are taken."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def hold(self) -> None:
+        """Let all connections stand, old and new, and pass nothing: half-open."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        """Pass on what was held, and what comes."""
+        self._flowing.set()
+
+    async def close(self) -> None:
+        """Break all connections and take no more."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+        for task in self._passing:
+            task.cancel()
+        await asyncio.gather(*self._passing, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers.add(far_writer)
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(self._pass_on(source, sink))
+            self._passing.add(task)
+            task.add_done_callback(self._passing.discard)
+
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                await asyncio.sleep(self.delay)
+                await self._flowing.wait()
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            pass  # its connection is cut, as was asked for
+        finally:
+            sink.transport.abort()
+            self._writers.discard(sink)
