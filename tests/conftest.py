@@ -15,6 +15,7 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 SETTINGS_PREFIXES = (
     "CONTROL_PLANE_",
     "LLAMA_DEPLOY_",
+    "NATS_",
     "REDIS_",
     "SIMPLE_MESSAGE_QUEUE_",
     "SIMPLE_ORCHESTRATOR_",

@@ -23,6 +23,7 @@ from llama_deploy.message_queues.simple import (
 )
 
 if TYPE_CHECKING:
+    from llama_deploy.message_queues.nats import NatsMessageQueueConfig
     from llama_deploy.message_queues.redis import RedisMessageQueueConfig
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Delivery",
     "LocalMessageQueue",
     "MessageQueueConfig",
+    "NatsMessageQueueConfig",
     "PublishCallback",
     "RedisMessageQueueConfig",
     "SimpleMessageQueue",
@@ -41,7 +43,10 @@ __all__ = [
     "config_from_settings",
 ]
 
-_BACKENDS: Final = {"RedisMessageQueueConfig": "redis"}
+_BACKENDS: Final = {
+    "NatsMessageQueueConfig": "nats",
+    "RedisMessageQueueConfig": "redis",
+}
 """Names whose backend needs a package of its own, imported when it is first asked for."""
 
 

@@ -1,0 +1,339 @@
+"""The way from a client to its NATS server: one connection at a time, and another when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, Self, TypeVar
+
+import nats.errors
+from nats.aio.client import Client, RawCredentials
+from nats.js import api
+from nats.js import errors as js_errors
+from pydantic import SecretStr
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import ClosedError, ConfigError, LlamaDeployError, UnavailableError
+from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
+_ANSWER_SECONDS: Final = 5.0
+"""How long one request waits for its answer."""
+_CONNECT_SECONDS: Final = 5.0
+_PING_SECONDS: Final = 2
+"""How often a connection is tried, and how long it may take to answer."""
+_MISSED_PINGS: Final = 2
+_CLOSE_SECONDS: Final = 2.0
+_NEVER_SECONDS: Final = 10 * 365 * 24 * 3600
+_GONE: Final = (js_errors.NotFoundError, js_errors.NoStreamResponseError)
+"""What is answered when stream or group are not there any more."""
+
+
+class Connection:
+    """One connection to the broker, from its opening to its loss."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self.js = self.client.jetstream(timeout=_ANSWER_SECONDS)
+        self.topics: set[str] = set()
+        """Topics that exist. Not kept longer, for a server that starts again may have lost them."""
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.has_stream = False
+        self._patiences: set[asyncio.Timeout] = set()
+
+    @asynccontextmanager
+    async def lasting(self, until: float | None) -> AsyncIterator[None]:
+        """Raise `TimeoutError` at `until`, by the loop's clock, or as soon as the connection is lost."""
+        async with asyncio.timeout_at(until) as patience:
+            self._patiences.add(patience)
+            if self.lost.done():
+                patience.reschedule(0.0)
+            try:
+                yield
+            finally:
+                self._patiences.discard(patience)
+
+    def forget(self) -> None:
+        """Look anew whether stream and topics are there."""
+        self.has_stream = False
+        self.topics.clear()
+
+    def end(self) -> None:
+        """End what waits for an answer over this connection."""
+        if not self.lost.done():
+            self.lost.set_result(None)
+        for patience in self._patiences:
+            if not patience.expired():
+                patience.reschedule(0.0)
+
+
+class Link:
+    """The way to the broker: one connection at a time, and another when it is lost. `close` it."""
+
+    def __init__(self, config: NatsMessageQueueConfig) -> None:
+        self.stream = config.stream
+        self.durable = False
+        self._config = config
+        self._connection: Connection | None = None
+        self._changed = asyncio.Event()
+        """Set while there is a connection, and when there will be none any more."""
+        self._keeper: asyncio.Task[None] | None = None
+        self._closed = False
+        self._reason = "there is no answer"
+
+    @classmethod
+    async def open(cls, config: NatsMessageQueueConfig) -> Self:
+        """Return a link that is connected.
+
+        Raises:
+            UnavailableError: Nobody answered for `retry_seconds`.
+            ConfigError: The server refuses the credentials or the stream's settings.
+        """
+        link = cls(config)
+        link._use(await link._connect(asyncio.get_running_loop().time() + config.retry_seconds))
+        link._keeper = asyncio.create_task(link._keep(), name="connection to NATS")
+        return link
+
+    async def call(self, action: Callable[[Connection], Awaitable[T]], *, seconds: float | None) -> T:
+        """Do `action` over the connection; again, over the next one, when it is lost before the end.
+
+        Args:
+            action: Can be repeated.
+            seconds: How long to try. None: for ever.
+
+        Raises:
+            LlamaDeployError: What `action` raises.
+            UnavailableError: No success in time.
+            ConfigError: The server refuses.
+            ClosedError: The link is closed.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = None if seconds is None else loop.time() + seconds
+        cancellations = _cancellations()
+        failures = 0
+        while True:
+            connection = None
+            try:
+                async with asyncio.timeout_at(give_up_at):
+                    connection = await self._present()
+                async with connection.lasting(give_up_at):
+                    await self._ensure_stream(connection)
+                    result = await action(connection)
+                if _cancellations() > cancellations:
+                    # The driver swallows a cancellation that comes together with an answer.
+                    raise asyncio.CancelledError
+                return result  # noqa: TRY300 - the loop goes round for errors only
+            except LlamaDeployError:
+                raise
+            except (js_errors.BadRequestError, nats.errors.BadSubjectError) as exc:
+                raise ConfigError(f"the NATS server at {self._config.url} refuses: {exc}") from exc
+            except (nats.errors.Error, OSError) as exc:
+                if connection is not None and isinstance(exc, _GONE):
+                    connection.forget()
+                failures += 1
+                pause = _BACKOFF.delay(failures)
+                if give_up_at is not None and loop.time() + pause > give_up_at:
+                    reason = str(exc) or self._reason
+                    raise UnavailableError(f"no answer of NATS at {self._config.url}: {reason}") from exc
+                await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        """Send what was written, and close. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        connection, self._connection = self._connection, None
+        self._changed.set()
+        if connection is not None:
+            try:
+                async with connection.lasting(asyncio.get_running_loop().time() + _CLOSE_SECONDS):
+                    await connection.client.flush()
+            except (nats.errors.Error, OSError) as exc:
+                logger.warning("what was sent last to NATS may be lost: %s", exc)
+            connection.end()
+            await _shut(connection.client)
+
+    async def _present(self) -> Connection:
+        """Wait until there is a connection."""
+        while self._connection is None:
+            if self._closed:
+                raise ClosedError(f"the connection to NATS at {self._config.url} is closed; open a new queue")
+            await self._changed.wait()
+        return self._connection
+
+    def _use(self, connection: Connection) -> None:
+        self._connection = connection
+        self._changed.set()
+
+    async def _keep(self) -> None:
+        """Open another connection whenever one is lost."""
+        while True:
+            connection = await self._present()
+            await self._watch(connection)
+            self._connection = None
+            self._changed.clear()
+            connection.end()
+            logger.warning("the connection to NATS is lost: %s", self._reason, extra={"action": "queue_lost"})
+            await _shut(connection.client)
+            self._use(await self._connect(give_up_at=None))
+            logger.info("NATS at %s is back", self._config.url, extra={"action": "queue_back"})
+
+    async def _watch(self, connection: Connection) -> None:
+        """Wait until a connection is lost or half-open."""
+        silent = 0
+        # One late answer may be the fault of this process: its event loop was blocked.
+        while silent < _MISSED_PINGS:
+            await asyncio.wait([connection.lost], timeout=_PING_SECONDS)
+            if connection.lost.done():
+                return
+            try:
+                await connection.client.rtt(timeout=_PING_SECONDS)
+            except (nats.errors.Error, OSError) as exc:
+                self._reason = str(exc)
+                silent += _MISSED_PINGS if connection.client.is_closed else 1
+            else:
+                silent = 0
+
+    async def _connect(self, give_up_at: float | None) -> Connection:
+        """Connect, trying again until `give_up_at`, or for ever and whatever the server says."""
+        failures = 0
+        while True:
+            try:
+                return await self._try_to_connect()
+            except (UnavailableError, ConfigError) as exc:
+                failures += 1
+                pause = _BACKOFF.delay(failures)
+                if give_up_at is not None:
+                    if isinstance(exc, ConfigError) or asyncio.get_running_loop().time() + pause > give_up_at:
+                        raise
+                elif isinstance(exc, ConfigError):
+                    logger.warning("%s", exc, extra={"action": "queue_refused"})
+                await asyncio.sleep(pause)
+
+    async def _try_to_connect(self) -> Connection:
+        connection = Connection()
+        try:
+            async with connection.lasting(asyncio.get_running_loop().time() + _CONNECT_SECONDS):
+                await self._open_client(connection)
+                await self._ensure_stream(connection)
+        except LlamaDeployError:
+            await _shut(connection.client)
+            raise
+        except Exception as exc:
+            await _shut(connection.client)
+            raise self._translated(exc) from exc
+        except BaseException:
+            await _shut(connection.client)
+            raise
+        return connection
+
+    async def _open_client(self, connection: Connection) -> None:
+        """Connect the driver's client. It connects once: to connect again is the work of the link."""
+
+        async def on_error(exc: Exception) -> None:
+            self._reason = str(exc) or type(exc).__name__
+
+        async def on_end() -> None:
+            connection.end()
+
+        def on_read_end(reading: asyncio.Task[None]) -> None:
+            if not reading.cancelled() and (exc := reading.exception()) is not None:
+                self._reason = str(exc)
+            connection.end()
+
+        config, text = self._config, _revealed(self._config.credentials)
+        await connection.client.connect(
+            config.url.split(","),
+            name="llama_deploy",
+            error_cb=on_error,
+            closed_cb=on_end,
+            disconnected_cb=on_end,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            ping_interval=_NEVER_SECONDS,
+            user=config.username,
+            password=_revealed(config.password),
+            token=_revealed(config.token),
+            user_credentials=RawCredentials(text) if text is not None and "\n" in text else text,
+        )
+        # The driver calls nobody back when a connection breaks while it holds what it could not send.
+        reading: asyncio.Task[None] | None = getattr(connection.client, "_reading_task", None)
+        if reading is not None:
+            reading.add_done_callback(on_read_end)
+
+    def _translated(self, exc: Exception) -> LlamaDeployError:
+        """Return what a failure to connect means."""
+        if isinstance(exc, ImportError):
+            return ConfigError("the field `credentials` needs a package: pip install 'nats-py[nkeys]'")
+        if isinstance(exc, FileNotFoundError | nats.errors.InvalidUserCredentialsError):
+            return ConfigError("the field `credentials` names no credentials file, and is no text of one")
+        reason = f"{exc or type(exc).__name__}; {self._reason}"
+        if "authorization violation" in reason.lower():
+            return ConfigError(f"the NATS server at {self._config.url} refuses the credentials: {reason}")
+        return UnavailableError(
+            f"NATS with JetStream at {self._config.url} does not answer: {reason}; is it started with -js?"
+        )
+
+    async def _ensure_stream(self, connection: Connection) -> None:
+        """Make the stream unless it exists.
+
+        Raises:
+            ConfigError: The server refuses it, or its name is that of another kind of stream.
+        """
+        if connection.has_stream:
+            return
+        config, subjects = self._config, [f"{self.stream}.>"]
+        try:
+            info = await connection.js.stream_info(self.stream)
+        except js_errors.NotFoundError:
+            wanted = api.StreamConfig(
+                name=self.stream,
+                subjects=subjects,
+                retention=api.RetentionPolicy.INTEREST,
+                storage=api.StorageType(config.storage),
+                num_replicas=config.replicas,
+                discard=api.DiscardPolicy.NEW,
+                discard_new_per_subject=True,
+                max_msgs_per_subject=config.max_messages_per_topic,
+                duplicate_window=config.duplicate_window,
+            )
+            try:
+                info = await connection.js.add_stream(wanted)
+            except (js_errors.BadRequestError, js_errors.ServerError) as exc:
+                raise ConfigError(f"the NATS server refuses the stream {self.stream!r}: {exc}") from exc
+        if info.config.retention != api.RetentionPolicy.INTEREST or info.config.subjects != subjects:
+            raise ConfigError(f"the stream {self.stream!r} exists and is not one for messages; set `stream`")
+        self.durable = info.config.storage == api.StorageType.FILE
+        connection.has_stream = True
+
+
+def _cancellations() -> int:
+    """Return how often the present task was asked to end."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+async def _shut(client: Client) -> None:
+    """Close a connection; one that is half-open is left to the system after a while."""
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await client.close()
+    except (nats.errors.Error, OSError, AssertionError) as exc:
+        logger.debug("closing a connection to NATS: %r", exc)
+    # The driver leaves these tasks behind when a connection breaks while it closes it.
+    for inbox in client._subs.values():  # noqa: SLF001
+        inbox._stop_processing()  # noqa: SLF001
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

@@ -1,0 +1,390 @@
+"""What happens to NATS JetStream happens to no message; and what only this backend does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from workflows import Workflow, step
+from workflows.events import StartEvent, StopEvent
+
+from llama_deploy.control_plane.config import ControlPlaneConfig
+from llama_deploy.control_plane.server import ControlPlaneServer
+from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
+from llama_deploy.message_queues.base import AbstractMessageQueue, Subscription
+from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
+from llama_deploy.message_queues.nats.link import Connection
+from llama_deploy.messages import QueueMessage
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.testing.processes import free_port
+from tests.integration.in_process import LEASE, Stack, result_of
+from tests.servers.nats import NatsServer
+from tests.servers.proxy import TcpProxy
+
+TOPIC = "namespace.service"
+SECRET = "hush/hush"  # noqa: S105 - of a test
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    with NatsServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[TcpProxy]:
+    async with TcpProxy() as proxy:
+        yield proxy
+
+
+def settings(url: str, **fields: Any) -> NatsMessageQueueConfig:
+    return NatsMessageQueueConfig(url=url, **{"visibility_timeout": 1.0, **fields})
+
+
+class Load:
+    """A publisher and a reader that count what was accepted and what came."""
+
+    def __init__(self, publisher: AbstractMessageQueue, subscription: Subscription) -> None:
+        self.accepted: set[int] = set()
+        self.came: Counter[int] = Counter()
+        self._publisher = publisher
+        self._subscription = subscription
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._publish(number)) for number in range(8)]
+            tasks.append(group.create_task(self._read()))
+            yield
+            for task in tasks:
+                task.cancel()
+
+    async def goes_on(self) -> None:
+        """Wait until 50 more messages were accepted and 50 more came."""
+        accepted, came = len(self.accepted), len(self.came)
+        await eventually(lambda: min(len(self.accepted) - accepted, len(self.came) - came) >= 50, seconds=30)
+
+    async def _publish(self, number: int) -> None:
+        while True:
+            await self._publisher.publish(QueueMessage(data={"number": number}), TOPIC)
+            self.accepted.add(number)
+            number += 8
+
+    async def _read(self) -> None:
+        while True:
+            for delivery in await self._subscription.receive(16):
+                self.came[delivery.message.data["number"]] += 1
+                await delivery.ack()
+
+
+async def receive_rest(load: Load, subscription: Subscription) -> None:
+    """Read until all that was accepted has come."""
+    async with asyncio.timeout(30):
+        while not load.accepted <= set(load.came):
+            for delivery in await subscription.receive(16):
+                load.came[delivery.message.data["number"]] += 1
+                await delivery.ack()
+
+
+@asynccontextmanager
+async def under_load(publisher_url: str, reader_url: str) -> AsyncIterator[Load]:
+    """Run a load; at its end everything accepted must have come."""
+    async with (
+        await settings(publisher_url).connect() as publisher,
+        await settings(reader_url).connect() as reader,
+        await reader.subscribe(TOPIC) as subscription,
+    ):
+        assert publisher.durable
+        load = Load(publisher, subscription)
+        async with load.running():
+            await load.goes_on()
+            yield load
+            await load.goes_on()
+        await receive_rest(load, subscription)
+
+
+async def test_a_killed_server_loses_nothing_that_it_accepted(server: NatsServer) -> None:
+    async with under_load(server.url, server.url) as load:
+        for _ in range(3):
+            server.kill()
+            await asyncio.to_thread(server.start)
+            await load.goes_on()
+    assert max(load.came.values()) <= 5
+
+
+async def test_cut_connections_lose_nothing(server: NatsServer, proxy: TcpProxy) -> None:
+    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
+    async with under_load(url, url) as load:
+        for _ in range(20):
+            proxy.cut()
+            await eventually(lambda: proxy.connections >= 2)
+            proxy.cut()
+            await load.goes_on()
+
+
+async def test_a_slow_connection_works(server: NatsServer, proxy: TcpProxy) -> None:
+    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
+    async with under_load(url, url) as load:
+        proxy.delay = 0.05
+        await load.goes_on()
+
+
+async def test_a_half_open_connection_is_found_and_replaced(
+    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
+    with caplog.at_level(logging.INFO):
+        async with under_load(url, server.url) as load:
+            proxy.hold()
+            await eventually(lambda: "is lost" in caplog.text, seconds=20)
+            proxy.resume()
+            await load.goes_on()
+    assert "is back" in caplog.text
+
+
+async def test_what_a_closed_subscription_held_comes_back_at_once(server: NatsServer) -> None:
+    async with await settings(server.url, visibility_timeout=60.0).connect() as queue:
+        for number in range(3):
+            await queue.publish(QueueMessage(data={"number": number}), TOPIC)
+        async with await queue.subscribe(TOPIC) as held, asyncio.timeout(10):
+            assert len(await held.receive(2)) == 2
+        async with await queue.subscribe(TOPIC) as subscription, asyncio.timeout(10):
+            deliveries = [(await subscription.receive(1))[0] for _ in range(3)]
+        assert [delivery.message.data["number"] for delivery in deliveries] == [0, 1, 2]
+
+
+async def test_a_cancellation_that_the_driver_swallows_still_ends_the_call(server: NatsServer) -> None:
+    async with await NatsMessageQueue.connect(settings(server.url)) as queue:
+        begun = asyncio.Event()
+
+        async def swallow(_connection: Connection) -> None:
+            begun.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+        call = asyncio.create_task(queue._link.call(swallow, seconds=None))
+        await begun.wait()
+        call.cancel()
+        await asyncio.wait([call], timeout=10)
+        assert call.cancelled()
+
+
+async def test_a_server_that_does_not_answer_is_an_error_in_time(server: NatsServer) -> None:
+    async with await settings(server.url, retry_seconds=0.5).connect() as queue:
+        await queue.publish(QueueMessage(), TOPIC)
+        server.pause()
+        with pytest.raises(UnavailableError):
+            await queue.publish(QueueMessage(), TOPIC)
+        server.resume()
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1"):
+        await settings(f"nats://127.0.0.1:{free_port()}", retry_seconds=0.2).connect()
+
+
+async def test_what_memory_loses_is_made_again(server: NatsServer) -> None:
+    async with (
+        await settings(server.url, storage="memory").connect() as queue,
+        await queue.subscribe(TOPIC) as subscription,
+    ):
+        assert not queue.durable
+        await queue.publish(QueueMessage(), TOPIC)
+        server.kill()
+        await asyncio.to_thread(server.start)
+        await queue.publish(QueueMessage(data={"number": 1}), TOPIC)
+        async with asyncio.timeout(10):
+            (delivery,) = await subscription.receive(1)
+        assert delivery.message.data == {"number": 1}
+
+
+async def test_a_message_published_again_is_the_same_message_in_its_topic(server: NatsServer) -> None:
+    message, end = QueueMessage(data={"number": 1}), QueueMessage(data={"number": 2})
+    async with await settings(server.url).connect() as queue:
+        for topic in (TOPIC, "another topic"):
+            for each in (message, message, end):
+                await queue.publish(each, topic)
+            async with await queue.subscribe(topic) as subscription:
+                numbers: list[int] = []
+                async with asyncio.timeout(10):
+                    while 2 not in numbers:
+                        for delivery in await subscription.receive(5):
+                            numbers.append(delivery.message.data["number"])
+                            await delivery.ack()
+                assert numbers == [1, 2]
+
+
+async def test_any_name_is_a_topic(server: NatsServer) -> None:
+    names = ["*", ">", "a..b", ".", "with space", "ü", "a*b", "%", "%25", "a.%.b"]
+    async with await settings(server.url).connect() as queue:
+        for name in names:
+            await queue.publish(QueueMessage(data={"name": name}), name)
+        for name in names:
+            async with await queue.subscribe(name) as subscription, asyncio.timeout(10):
+                (delivery,) = await subscription.receive(5)
+                assert delivery.message.data == {"name": name}
+                await delivery.ack()
+
+
+async def test_a_topic_that_nobody_reads_expires(server: NatsServer) -> None:
+    async with await settings(server.url).connect() as queue:
+        async with await queue.subscribe(TOPIC, expires_after=0.2) as subscription:
+            await queue.publish(QueueMessage(), TOPIC)
+        client = await nats.connect(server.url)
+        stream = client.jetstream()
+
+        async def is_empty() -> bool:
+            state = (await stream.stream_info("llama_deploy")).state
+            return state.messages == state.consumer_count == 0
+
+        await eventually(is_empty)
+        await client.close()
+        # Who joins later makes the topic anew.
+        async with await queue.subscribe(TOPIC) as subscription, asyncio.timeout(10):
+            await queue.publish(QueueMessage(), TOPIC)
+            assert len(await subscription.receive(1)) == 1
+
+
+async def test_a_subscription_outlives_the_removal_of_its_group(server: NatsServer) -> None:
+    async with await settings(server.url).connect() as queue, await queue.subscribe(TOPIC) as subscription:
+        waiting = asyncio.create_task(subscription.receive(1))
+        client = await nats.connect(server.url)
+        await client.jetstream().delete_stream("llama_deploy")
+        await client.close()
+        message = QueueMessage(data={"number": 1})
+
+        async def publish() -> bool:
+            # Until the reader has noticed, its topic may be remembered as made.
+            await queue.publish(QueueMessage(data=message.data), TOPIC)
+            return waiting.done()
+
+        await eventually(publish)
+        assert (await waiting)[0].message.data == message.data
+
+
+async def test_what_is_no_message_is_put_aside(server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    async with await settings(server.url).connect() as queue, await queue.subscribe(TOPIC) as subscription:
+        client = await nats.connect(server.url)
+        await client.jetstream().publish(f"llama_deploy.{TOPIC}", b"no message")
+        await queue.publish(QueueMessage(data={"number": 1}), TOPIC)
+        async with asyncio.timeout(10):
+            (delivery,) = await subscription.receive(1)
+        assert delivery.message.data == {"number": 1}
+        await delivery.ack()
+
+        async def dead_letter() -> bool:
+            state = await client.jetstream().stream_info("llama_deploy", subjects_filter=">")
+            return state.state.subjects == {f"llama_deploy.{TOPIC}.dead_letters": 1}
+
+        await eventually(dead_letter)
+        await client.close()
+    assert "no message" in caplog.text
+
+
+async def test_full_dead_letters_make_room(server: NatsServer) -> None:
+    async with (
+        await settings(server.url, max_messages_per_topic=4, max_deliveries=1).connect() as queue,
+        await queue.subscribe(TOPIC) as subscription,
+    ):
+        async with asyncio.timeout(20):
+            for number in range(5):
+                await queue.publish(QueueMessage(data={"number": number}), TOPIC)
+                (delivery,) = await subscription.receive(1)
+                await delivery.nack()
+            async with await queue.subscribe(f"{TOPIC}.dead_letters") as dead:
+                kept = await dead.receive(10)
+        assert [delivery.message.data["number"] for delivery in kept] == [2, 3, 4]
+
+
+async def test_a_message_too_large_is_refused_and_harms_no_other(server: NatsServer) -> None:
+    async with await settings(server.url).connect() as queue:
+        with pytest.raises(PayloadTooLargeError):
+            await queue.publish(QueueMessage(data={"text": "x" * 1024 * 1024}), TOPIC)
+        await queue.publish(QueueMessage(), TOPIC)
+
+
+async def test_a_foreign_stream_is_refused(server: NatsServer) -> None:
+    client = await nats.connect(server.url)
+    await client.jetstream().add_stream(name="taken", subjects=["taken.>"])
+    await client.close()
+    with pytest.raises(ConfigError, match="taken"):
+        await settings(server.url, stream="taken").connect()
+    with pytest.raises(ConfigError, match="replicas"):
+        await settings(server.url, stream="other", replicas=3).connect()
+
+
+async def test_credentials_open_the_server_and_are_never_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with NatsServer(tmp_path, "--user", "me", "--pass", SECRET) as server:
+        url = server.url.replace("//", "//me:hush%2Fhush@")
+        config = settings(url)
+        with caplog.at_level(logging.DEBUG, logger="llama_deploy"):
+            async with await config.connect() as queue:
+                await queue.publish(QueueMessage(), TOPIC)
+                assert (
+                    queue.as_config().public_settings().items()
+                    >= {"type": "nats", "url": server.url, "stream": "llama_deploy"}.items()
+                )
+            with pytest.raises(ConfigError, match="credentials") as refused:
+                await settings(url.replace("hush@", "hash@")).connect()
+            for wrong in (f"http://me:{SECRET}@host", f"me:{SECRET}@"):
+                with pytest.raises(ValueError, match="url") as invalid:
+                    settings(wrong)
+                assert "hush" not in str(invalid.value)
+            with pytest.raises(ValueError, match="password") as invalid:
+                settings(url, password=[SECRET])
+            assert "hush" not in str(invalid.value)
+    assert not {"username", "password", "token", "credentials"} & config.public_settings().keys()
+    shown = [repr(config), str(config), str(config.public_settings()), config.model_dump_json(), caplog.text]
+    assert "hush" not in " ".join([*shown, str(refused.value)])
+    assert config.password is not None
+    assert config.password.get_secret_value() == SECRET
+
+
+async def test_a_token_opens_the_server(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, "--auth", SECRET) as server:
+        async with await settings(server.url, token=SECRET).connect() as queue:
+            await queue.publish(QueueMessage(), TOPIC)
+
+
+async def test_a_credentials_file_that_is_none_is_told(server: NatsServer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="credentials"):
+        await settings(server.url, credentials=str(tmp_path / "none.creds")).connect()
+
+
+class Counting(Workflow):
+    def __init__(self, done: Counter[str], name: str) -> None:
+        super().__init__()
+        self._done = done
+        self._name = name
+
+    @step
+    async def answer(self, event: StartEvent) -> StopEvent:
+        self._done[self._name] += 1
+        return StopEvent(result=event.get("n"))
+
+
+async def test_two_services_share_the_tasks(server: NatsServer) -> None:
+    async with (
+        await settings(server.url).connect() as queue,
+        await SQLiteStateStore.connect("sqlite:///:memory:") as store,
+        ControlPlaneServer(
+            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
+        ) as plane,
+    ):
+        stack = Stack(queue, store, plane)
+        done: Counter[str] = Counter()
+        one, two = stack.service(Counting(done, "one")), stack.service(Counting(done, "two"))
+        async with stack.serving(one), stack.serving(two), asyncio.timeout(60):
+            task_ids = await asyncio.gather(*(stack.submit(n=n) for n in range(200)))
+            views = await asyncio.gather(*map(stack.end, task_ids))
+        assert [result_of(view) for view in views] == list(range(200))
+        assert done.total() == 200
+        assert min(done["one"], done["two"]) >= 60
