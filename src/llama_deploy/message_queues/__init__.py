@@ -24,6 +24,7 @@ from llama_deploy.message_queues.simple import (
 
 if TYPE_CHECKING:
     from llama_deploy.message_queues.nats import NatsMessageQueueConfig
+    from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig
     from llama_deploy.message_queues.redis import RedisMessageQueueConfig
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "MessageQueueConfig",
     "NatsMessageQueueConfig",
     "PublishCallback",
+    "RabbitMQMessageQueueConfig",
     "RedisMessageQueueConfig",
     "SimpleMessageQueue",
     "SimpleMessageQueueConfig",
@@ -45,6 +47,7 @@ __all__ = [
 
 _BACKENDS: Final = {
     "NatsMessageQueueConfig": "nats",
+    "RabbitMQMessageQueueConfig": "rabbitmq",
     "RedisMessageQueueConfig": "redis",
 }
 """Names whose backend needs a package of its own, imported when it is first asked for."""

@@ -1,0 +1,121 @@
+"""Settings of the queue over RabbitMQ."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+
+
+class RabbitMQMessageQueueConfig(MessageQueueConfig):
+    """Settings of the queue over RabbitMQ. Environment variables begin with `RABBITMQ_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RABBITMQ_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    type: Literal["rabbitmq"] = "rabbitmq"
+    """Tells the backend's settings from those of others."""
+    url: str = "amqp://localhost/"
+    """Where the broker is: `amqp://user:password@host:port/vhost`, or `amqps://`. The user and the password
+    move to the fields below; without any they are `guest`. The query may name `cafile`, `certfile`, `keyfile`
+    and `no_verify_ssl=1`."""
+    exchange_name: str = Field(default="llama-deploy", pattern=r"^[a-zA-Z0-9_.:-]{1,100}$")
+    """The exchange, and how the name of each queue begins: systems that share a vhost differ in it."""
+    username: str | None = Field(default=None, repr=False)
+    """Who connects; goes before the user of `url`."""
+    password: SecretStr | None = None
+    """The password of `username`; goes before that of `url`."""
+    host: str | None = None
+    """Goes before the host of `url`."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Goes before the port of `url`. Without any it is 5672, or 5671 with TLS."""
+    vhost: str | None = None
+    """Goes before the vhost of `url`. Without any it is `/`."""
+    secure: bool | None = None
+    """Whether to speak TLS. None: as the scheme of `url` says."""
+    heartbeat: int = Field(default=10, ge=1, le=300)
+    """Seconds within which both sides show that they live. The broker gives the messages of a member to
+    others when it has heard nothing for twice as long; a member opens another connection after thrice."""
+    retry_seconds: float = Field(default=10.0, gt=0)
+    """How long `publish` and `subscribe` try to reach a broker that does not answer before they raise
+    `UnavailableError`. Receiving tries for ever."""
+    visibility_timeout: float = Field(default=30.0, gt=0)
+    """Seconds after which a delivery that is neither settled nor extended comes back."""
+    ack_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds for which the broker lets a delivery be unsettled, its own setting `consumer_timeout`."""
+    max_deliveries: int = Field(default=10, ge=1)
+    """After so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
+    max_messages_per_topic: int = Field(default=100_000, ge=1)
+    """How many messages of a topic may wait in a group before `publish` raises `QueueFullError`, roughly."""
+    max_dead_letters: int = Field(default=1_000, ge=1)
+    """How many dead letters each topic keeps; a further one drops the oldest."""
+    raise_exceptions: bool = False
+    """Whether an error in a consumer ends `start_consuming`, which raises it, after the message went back to
+    the queue. False: it is logged, and consuming goes on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_credentials_out_of_the_url(cls, data: dict[str, Any]) -> dict[str, Any]:
+        scheme, separator, rest = str(data.get("url", "")).partition("://")
+        userinfo, at, address = rest.rpartition("@")
+        if not at:
+            return data
+        name, _, password = userinfo.partition(":")
+        found = {"username": unquote(name), "password": unquote(password)}
+        given = {name: value for name, value in data.items() if value is not None}
+        return {**found, **given, "url": f"{scheme}{separator}{address}"}
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            valid = parts.scheme in {"amqp", "amqps"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError("a URL is amqp://user:password@host:port/vhost, or amqps://")
+        return value
+
+    @property
+    def address(self) -> str:
+        """The URL of the broker, without credentials and options."""
+        parts = urlsplit(self.url)
+        secure = parts.scheme == "amqps" if self.secure is None else self.secure
+        host = self.host or parts.hostname or ""
+        port = self.port or parts.port or (5671 if secure else 5672)
+        path = parts.path or "/"
+        if self.vhost is not None:
+            path = "/" if self.vhost == "/" else "/" + quote(self.vhost, safe="")
+        return f"{'amqps' if secure else 'amqp'}://{f'[{host}]' if ':' in host else host}:{port}{path}"
+
+    def driver_url(self, name: str) -> str:
+        """Return the URL with credentials and options; `name` is shown by the broker's tools."""
+        user = quote("guest" if self.username is None else self.username, safe="")
+        password = quote("guest" if self.password is None else self.password.get_secret_value(), safe="")
+        scheme, _, rest = self.address.partition("://")
+        options = urlencode({"heartbeat": self.heartbeat, "name": name})
+        query = "&".join(part for part in (urlsplit(self.url).query, options) if part)
+        return f"{scheme}://{user}:{password}@{rest}?{query}"
+
+    def public_settings(self) -> dict[str, Any]:
+        """Return what another process needs to reach the queue, but for the credentials."""
+        hidden = {"username", "password", "host", "port", "vhost", "secure", "raise_exceptions"}
+        return {**self.model_dump(mode="json", exclude=hidden), "url": self.address}
+
+    async def connect(self) -> AbstractMessageQueue:
+        """Return a live queue.
+
+        Raises:
+            UnavailableError: The broker did not answer for `retry_seconds`.
+            ConfigError: It refuses the credentials, the vhost or the exchange.
+        """
+        # The queue is made from these settings, so the import cannot stand above.
+        from llama_deploy.message_queues.rabbitmq.queue import RabbitMQMessageQueue  # noqa: PLC0415
+
+        return await RabbitMQMessageQueue.connect(self)
