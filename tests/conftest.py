@@ -12,6 +12,8 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
+pytest_plugins = ["tests.servers.postgresql"]
+
 SETTINGS_PREFIXES = (
     "CONTROL_PLANE_",
     "LLAMA_DEPLOY_",

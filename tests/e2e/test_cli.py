@@ -26,6 +26,7 @@ from workflows.events import HumanResponseEvent
 from llama_deploy.cli.arguments import parse_arguments
 from llama_deploy.cli.schemas import example, summarize
 from llama_deploy.client import SyncClient
+from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 
@@ -623,6 +624,34 @@ class TestStatus:
     def test_nobody_answers(self, folder: Path) -> None:
         done = llamactl(folder, "status", server=f"http://127.0.0.1:{free_port()}")
         assert (done.returncode, "is `llamactl serve` running?" in done.stderr) == (3, True)
+
+
+class TestDatabase:
+    @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+    def test_a_store_is_brought_up_to_date(
+        self, folder: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
+    ) -> None:
+        store = f"sqlite:///{tmp_path / 'store.db'}"
+        if kind == "postgresql":
+            store = request.getfixturevalue("postgresql_uri")
+
+        def db(*arguments: str) -> str:
+            done = llamactl(folder, "db", *arguments)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        assert "no schema" in db("current", "--store", store)
+        assert not (tmp_path / "store.db").exists()
+        assert db("upgrade", "--store", store) == f"no schema -> {SCHEMA_REVISION}\n"
+        assert db("upgrade", "--store", store) == f"{SCHEMA_REVISION}: nothing to do\n"
+        assert db("current", "--store", store).startswith(f"{SCHEMA_REVISION}, ")
+
+    def test_a_store_that_does_not_answer(self, folder: Path) -> None:
+        store = f"postgresql://me:hush@127.0.0.1:{free_port()}/db"
+        done = llamactl(folder, "db", "current", "--store", store)
+        assert done.returncode == 1
+        assert "does not answer" in done.stderr
+        assert "hush" not in done.stderr + done.stdout
 
 
 def test_what_a_program_deploys_ends_by_sigterm_in_order(folder: Path, tmp_path: Path) -> None:

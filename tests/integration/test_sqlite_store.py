@@ -378,6 +378,7 @@ def use_everything(tx: StoreTransaction) -> None:
     tx.delete_runs(["t1", "t2"])
     tx.insert_outbox([OutboxRecord("m1", "topic", "{}")])
     tx.load_outbox()
+    tx.take_outbox(now=NOW, until=NOW)
     tx.delete_outbox(["m1", "m2"])
     tx.put_instances([an_instance()])
     tx.load_instances(service_names=["a", "b"])

@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -22,6 +23,7 @@ from llama_deploy.cli.options import (
     QueuePort,
     Server,
     Settings,
+    Store,
     Targets,
     Timeout,
     Verbose,
@@ -45,6 +47,8 @@ app = typer.Typer(
 )
 sessions = typer.Typer(help="Sessions: conversations that own state.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
+db = typer.Typer(help="The schema of a state store.", no_args_is_help=True)
+app.add_typer(db, name="db")
 
 
 @app.callback()
@@ -173,6 +177,32 @@ def create(
         typer.echo((await client.core.sessions.create()).id)
 
     _with_client(context.obj, create_session)
+
+
+@db.command()
+def current(context: typer.Context, store: Store) -> None:
+    """Show which schema a state store has. Changes nothing."""
+    from llama_deploy.cli.database import print_current
+
+    _with_store(context.obj, print_current(store), command="db current")
+
+
+@db.command()
+def upgrade(context: typer.Context, store: Store) -> None:
+    """Bring a state store to the schema of this release; a control plane that starts does so too.
+
+    Several may do so at once, and other control planes may work on the store meanwhile, if it takes several.
+    """
+    from llama_deploy.cli.database import upgrade as upgrade_store
+
+    _with_store(context.obj, upgrade_store(store), command="db upgrade")
+
+
+def _with_store(settings: Settings, work: Coroutine[Any, Any, None], *, command: str) -> None:
+    configure_logging(verbose=settings.verbose, level=logging.WARNING)
+    with reported(verbose=settings.verbose), closing(work):
+        settings.refuse("server", "insecure", "timeout", command=command)
+        asyncio.run(work)
 
 
 def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:

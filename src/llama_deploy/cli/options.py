@@ -89,4 +89,13 @@ Concurrency = Annotated[
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The control plane's port; 0: any free one.")]
 QueuePort = Annotated[int, typer.Option(min=0, max=65535, help="The message queue's port; 0: any free one.")]
+Store = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        metavar="URI",
+        envvar="CONTROL_PLANE_STATE_STORE_URI",
+        help="The state store, such as `postgresql://user:password@host/database` or `sqlite:///path.db`.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.")]

@@ -171,7 +171,14 @@ def _claim_command(request: ClaimRequest) -> Command[ClaimReply]:
         )
 
     # A claim that a power cut takes back is made again; the token of the lost one is refused.
-    return Command(run, tasks=(request.task_id,), with_session=True, resumes=True, synced=False)
+    return Command(
+        run,
+        tasks=(request.task_id,),
+        instances=(request.instance_id,),
+        with_session=True,
+        resumes=True,
+        synced=False,
+    )
 
 
 def _journal_command(write: JournalWrite) -> Command[None]:

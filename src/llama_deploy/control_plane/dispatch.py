@@ -63,14 +63,20 @@ class OutboxRelay:
         self._waiting: dict[str, deque[QueueMessage]] = {}
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.backlog = 0
+        self._in_hand: set[str] = set()
+
+    @property
+    def backlog(self) -> int:
         """How many messages wait."""
+        return len(self._in_hand)
 
     def send(self, outgoing: Sequence[Outgoing]) -> None:
-        """Hand in messages that are stored in the outbox."""
+        """Hand in messages that are stored in the outbox; one that waits here already is left out."""
         for item in outgoing:
+            if item.message.id_ in self._in_hand:
+                continue
+            self._in_hand.add(item.message.id_)
             self._waiting.setdefault(item.topic, deque()).append(item.message)
-            self.backlog += 1
             if item.topic not in self._workers:
                 worker = asyncio.create_task(self._relay(item.topic), name=f"outbox-{item.topic}")
                 worker.add_done_callback(self._on_worker_done)
@@ -138,7 +144,7 @@ class OutboxRelay:
             else:
                 unsent.append(message)
                 last = error
-        self.backlog -= len(done)
+        self._in_hand.difference_update(done)
         self._on_sent(done)
         return unsent, last
 
@@ -225,28 +231,34 @@ class Sweeper:
         self._woken = asyncio.Event()
         self._until: datetime | None = None
         """When it looks again by itself; None while it looks."""
+        self._unheard = False
+        """Whether heartbeats may have gone unheard, so that no lease may be held against an instance."""
 
     def wake(self, due: datetime | None = None) -> None:
         """Something has a time limit now, at `due` if that is known: look before it is over."""
         if due is None or self._until is None or due < self._until:
             self._woken.set()
 
+    def distrust(self) -> None:
+        """The database was lost, perhaps to all: renew the leases before any of them counts as ended."""
+        self._unheard = True
+        self._woken.set()
+
     async def run(self) -> None:
         """Sweep until cancelled. Errors of the store are logged and the sweep is tried again."""
-        unheard = False
         while True:
             self._woken.clear()  # before the sweep looks, so that nothing new falls between
             self._until = None
             try:
-                if unheard or self._store_has_failed():
+                if self._unheard or self._store_has_failed():
                     await self.renew_leases()
-                unheard = False
+                self._unheard = False
                 pause = await self._sweep()
             except LlamaDeployError as exc:
                 logger.warning("sweep failed, it is tried again: %s", exc, extra={"action": "sweep"})
-                unheard = True
+                self._unheard = True
                 pause = min(self._lease, timedelta(seconds=1))
-            unheard = await self._sleep(pause) or unheard
+            self._unheard = await self._sleep(pause) or self._unheard
 
     def _store_has_failed(self) -> bool:
         """Whether heartbeats could not be stored lately, so that leases end that should not."""
@@ -269,22 +281,24 @@ class Sweeper:
 
     async def renew_leases(self) -> None:
         """Give every instance a fresh lease, because its heartbeats could not have been heard."""
-        instances = await self._store.read(lambda tx: tx.load_instances())
+        until = self._clock() + self._lease
 
-        def run(unit: Unit) -> None:
-            unit.tx.put_instances(
-                [replace(instance, lease_expires_at=unit.now + self._lease) for instance in instances]
+        def renew(tx: StoreTransaction) -> None:
+            found = tx.load_instances()
+            tx.put_instances(
+                [replace(item, lease_expires_at=until) for item in found if item.lease_expires_at < until]
             )
 
-        if instances:
-            await self._writer.write(Command(run))
+        if await self._store.read(lambda tx: tx.load_instances()):
+            # Not with the writer's transactions, which may have locked sessions before the instances.
+            await self._store.transact(renew)
 
     async def dispatch_queued(self) -> None:
         """Hand every queued attempt to the queue again: it has lost all its messages."""
         queued = await self._store.read(lambda tx: tx.queued_tasks(limit=_MOST_AT_START))
         tasks = [task for task in queued if not lifecycle.is_held_back(task)]
         for start in range(0, len(tasks), _PAGE):
-            await self._dispatch_again(tasks[start : start + _PAGE])
+            await self._dispatch_again(tasks[start : start + _PAGE], due_only=False)
 
     async def _sweep(self) -> timedelta:
         """Do what is due, and return how long nothing else can be."""
@@ -319,7 +333,7 @@ class Sweeper:
                 unit.tx.delete_instances(forgotten)
             return [unit.lose(task) for task in held]
 
-        for task in await self._writer.write(Command(run)):
+        for task in await self._writer.write(Command(run, instances=tuple(expired_ids))):
             logger.warning(
                 "task %s lost its instance, the %d. of at most %d; it is %s now, attempt %d%s",
                 task.task_id,
@@ -353,7 +367,7 @@ class Sweeper:
         queued = await self._store.read(lambda tx: tx.queued_tasks(limit=_PAGE))
         waiting = [task for task in queued if late(task)]
         if waiting:
-            await self._writer.write(Command(run, tasks=tuple(task.task_id for task in waiting)))
+            await self._writer.write(Command(run, tasks=tuple(task.task_id for task in waiting), yields=True))
 
     async def _wake_runs(self, tasks: Sequence[TaskRecord]) -> None:
         if not tasks:
@@ -367,17 +381,20 @@ class Sweeper:
                 unit.apply(lifecycle.wake(task))
             return len(due)
 
-        command = Command(run, tasks=tuple(task.task_id for task in tasks))
+        command = Command(run, tasks=tuple(task.task_id for task in tasks), yields=True)
         if count := await self._writer.write(command):
             logger.info("%d parked tasks go on: their timers are due", count, extra={"action": "wake"})
 
-    async def _dispatch_again(self, tasks: Sequence[TaskRecord]) -> None:
+    async def _dispatch_again(self, tasks: Sequence[TaskRecord], *, due_only: bool = True) -> None:
         if not tasks:
             return
         waiting = {task.service_name for task in tasks if self._is_waiting(task.service_name)}
 
         def run(unit: Unit) -> int:
             known = [task for task in (unit.find_task(each.task_id) for each in tasks) if task is not None]
+            if due_only:
+                # Another control plane may have handed it to the queue meanwhile.
+                known = [item for item in known if item.redispatch_at and item.redispatch_at <= unit.now]
             count = 0
             for task in known:
                 if task.service_name in waiting and not lifecycle.is_held_back(task):
@@ -387,7 +404,7 @@ class Sweeper:
                     count += 1
             return count
 
-        command = Command(run, tasks=tuple(task.task_id for task in tasks))
+        command = Command(run, tasks=tuple(task.task_id for task in tasks), yields=True)
         if count := await self._writer.write(command):
             logger.info("%d unclaimed tasks go to the queue again", count, extra={"action": "dispatch_again"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -14,10 +15,12 @@ from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.attempts import Attempts
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.dispatch import OutboxRelay, Sweeper
+from llama_deploy.control_plane.news import News
 from llama_deploy.control_plane.reports import Reports
 from llama_deploy.control_plane.services import Services
 from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.control_plane.streams import StreamHub
+from llama_deploy.control_plane.takeover import Takeover
 from llama_deploy.control_plane.tasks import Tasks, task_view
 from llama_deploy.control_plane.unit import Committed, Outgoing, Pauses, Unit
 from llama_deploy.control_plane.writer import Command, Writer
@@ -59,6 +62,7 @@ class ControlPlane:
         self.queue = queue
         self.topics = Topics(config.topic_namespace)
         self._store = store
+        self._clock = clock
         self._hub = StreamHub()
         self._writer = Writer(
             store,
@@ -100,7 +104,6 @@ class ControlPlane:
             writer=self._writer,
             clock=clock,
             lease_seconds=config.lease_seconds,
-            on_lease=self._sweeper.wake,
         )
         self.attempts = Attempts(
             store=store, writer=self._writer, sessions=self.sessions, orchestrator=orchestrator
@@ -139,19 +142,38 @@ class ControlPlane:
         return plane
 
     async def _begin(self) -> None:
-        await self._sweeper.renew_leases()
-        unsent = await self._store.read(lambda tx: tx.load_outbox(limit=_OUTBOX_PAGE))
-        self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
-        if not self.queue.durable:
-            await self._sweeper.dispatch_queued()
-        self._subscription = await self.queue.subscribe(
-            self.topics.control_plane, member=f"control plane {self.config.url}"
-        )
+        # With others at work, nobody has stopped hearing heartbeats, and no message was lost with the queue.
+        if not await self._store.has_company():
+            await self._continue()
+        self._subscription = await self.queue.subscribe(self.topics.control_plane, member=self._member())
         self._background = [
             asyncio.create_task(Reports(self._subscription, self.attempts).consume(), name="reports"),
             asyncio.create_task(self._sweeper.run(), name="sweeper"),
             asyncio.create_task(self._relay.run(), name="outbox"),
         ]
+        if self._store.shared:
+            news = News(store=self._store, hub=self._hub, sweeper=self._sweeper)
+            takeover = Takeover(store=self._store, writer=self._writer, relay=self._relay, clock=self._clock)
+            self._background += [
+                asyncio.create_task(news.run(), name="news"),
+                asyncio.create_task(takeover.run(), name="takeover"),
+            ]
+
+    async def _continue(self) -> None:
+        """Continue what an earlier control plane has left, as the only one."""
+        await self._sweeper.renew_leases()
+        unsent = await self._store.read(lambda tx: tx.load_outbox(limit=_OUTBOX_PAGE))
+        self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
+        if not self.queue.durable:
+            await self._sweeper.dispatch_queued()
+
+    def _member(self) -> str | None:
+        """Return the name under which this control plane reads reports: that of its predecessor."""
+        if not self._store.shared:
+            return f"control plane {self.config.url}"
+        # Control planes behind one address have one URL, and must not be taken for each other.
+        port = self.config.internal_port if self.config.internal_port is not None else self.config.port
+        return f"control plane {socket.gethostname()}:{port}" if port else None
 
     async def run(self) -> None:
         """Wait until a part of it fails, and raise that error. Cancel it to stop waiting."""

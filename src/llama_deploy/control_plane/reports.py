@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from llama_deploy.backoff import Backoff
@@ -39,8 +40,8 @@ class Reports:
         self._subscription = subscription
         self._attempts = attempts
         self._clock = clock
-        self._gaps: dict[tuple[object, object], float] = {}
-        """Since when reports of an attempt are missing."""
+        self._gaps: dict[tuple[object, object], _Gap] = {}
+        """What is missing of an attempt."""
 
     async def consume(self) -> None:
         """Take reports until cancelled."""
@@ -58,19 +59,33 @@ class Reports:
             self._gaps.pop(_attempt_of(delivery.message), None)
             await delivery.ack()
         elif isinstance(answer, EventsMissingError):
-            if self._is_lost(delivery.message):
+            if self._is_lost(delivery.message, answer):
                 await self._attempts.take_back(delivery.message)
             await delivery.nack(delay=_OUT_OF_ORDER.delay(delivery.attempt))
         else:
             await delivery.nack(delay=nack_delay(delivery.attempt))
 
-    def _is_lost(self, message: QueueMessage) -> bool:
-        """Whether what should have come before a report has been missing for long."""
-        now = self._clock()
-        since = self._gaps.setdefault(_attempt_of(message), now)
+    def _is_lost(self, message: QueueMessage, missing: EventsMissingError) -> bool:
+        """Whether what should have come before a report has been missing for long.
+
+        Another control plane may have taken what filled the last gap, so a gap is known by its number.
+        """
+        attempt, now = _attempt_of(message), self._clock()
+        gap = self._gaps.get(attempt)
+        if gap is None or gap.expected != missing.expected:
+            gap = self._gaps[attempt] = _Gap(missing.expected, since=now)
         if len(self._gaps) > _MOST_GAPS:
             del self._gaps[next(iter(self._gaps))]
-        return now - since >= _LOST_AFTER_SECONDS
+        return now - gap.since >= _LOST_AFTER_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """What is missing of an attempt, and since when."""
+
+    expected: int | None
+    """The number of the first event that is missing."""
+    since: float
 
 
 def _attempt_of(message: QueueMessage) -> tuple[object, object]:

@@ -32,7 +32,6 @@ class Services:
         writer: How they are written.
         clock: Returns the present time, aware, UTC.
         lease_seconds: How long an instance may be silent.
-        on_lease: Told that an instance has a lease, so that its end is watched.
     """
 
     def __init__(
@@ -42,13 +41,11 @@ class Services:
         writer: Writer,
         clock: Callable[[], datetime],
         lease_seconds: float,
-        on_lease: Callable[[], None],
     ) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
         self._lease = timedelta(seconds=lease_seconds)
-        self._on_lease = on_lease
 
     async def register(self, definition: ServiceDefinition) -> None:
         """Register a service and, if it names one, its instance; again is harmless, the last one counts.
@@ -78,9 +75,9 @@ class Services:
                     lease_expires_at=unit.now + self._lease,
                 )
                 unit.tx.put_instances([instance])
+                unit.note_due(instance.lease_expires_at)
 
-        await self._writer.write(Command(run))
-        self._on_lease()
+        await self._writer.write(Command(run, instances=_named(definition.instance_id)))
 
     async def deregister(self, service_name: str, *, instance_id: str | None = None) -> None:
         """Remove an instance, or, without one, the service with all its instances.
@@ -103,9 +100,14 @@ class Services:
             instances = unit.tx.load_instances(service_names=[service_name])
             for task in unit.instance_tasks([instance.instance_id for instance in instances]):
                 unit.apply(lifecycle.take_back(task, at=unit.now))
-            unit.tx.delete_services([service_name])
+            unit.delete_service(service_name)
 
-        await self._writer.write(Command(run))
+        instance_ids = _named(instance_id) or await self._instances_of(service_name)
+        await self._writer.write(Command(run, instances=instance_ids))
+
+    async def _instances_of(self, service_name: str) -> tuple[str, ...]:
+        found = await self._store.read(lambda tx: tx.load_instances(service_names=[service_name]))
+        return tuple(instance.instance_id for instance in found)
 
     async def get(self, service_name: str) -> ServiceDefinition:
         """Return a service with its instances.
@@ -161,7 +163,7 @@ class Services:
             )
 
         tasks = tuple({held.task_id for held in beat.held})
-        return await self._writer.write(Command(run, tasks=tasks))
+        return await self._writer.write(Command(run, tasks=tasks, instances=(beat.instance_id,)))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         held = {(item.task_id, item.attempt) for item in beat.held}
@@ -169,6 +171,10 @@ class Services:
             long_ago = task.claimed_at is not None and unit.now - task.claimed_at > self._lease
             if long_ago and (task.task_id, task.attempt) not in held:
                 unit.lose(task)
+
+
+def _named(instance_id: str | None) -> tuple[str, ...]:
+    return () if instance_id is None else (instance_id,)
 
 
 def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:

@@ -27,6 +27,8 @@ class Watch:
         self.ended: TaskView | None = None
         self.deleted = False
         self.closing = False
+        self.doubtful = False
+        """Whether something may have happened that could not be read."""
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
@@ -44,9 +46,9 @@ class Watch:
         return True
 
     async def end(self, timeout: float) -> TaskView | None:  # noqa: ASYNC109 - as above
-        """Wait until the task has ended; None if it has not after `timeout` seconds."""
+        """Wait until the task has ended; None if it has not after `timeout` seconds, or nobody can tell."""
         deadline = asyncio.get_running_loop().time() + timeout
-        while self.ended is None and not self.deleted and not self.closing:
+        while self.ended is None and not (self.deleted or self.closing or self.doubtful):
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0 or not await self.changed(left):
                 break
@@ -76,6 +78,10 @@ class StreamHub:
         """Whether anybody waits for the task."""
         return task_id in self._watches
 
+    def watched(self) -> list[str]:
+        """Return the ids of all tasks that anybody waits for."""
+        return list(self._watches)
+
     def grown(self, task_id: str) -> None:
         """The task's stream has grown."""
         for watch in self._watches.get(task_id, ()):
@@ -91,6 +97,12 @@ class StreamHub:
         """The task was deleted."""
         for watch in self._watches.get(task_id, ()):
             watch.deleted = True
+            watch.wake()
+
+    def doubt(self, task_id: str) -> None:
+        """Something may have happened to the task: whoever waits for it has to look himself."""
+        for watch in self._watches.get(task_id, ()):
+            watch.doubtful = True
             watch.wake()
 
     def close(self) -> None:
@@ -146,4 +158,6 @@ async def follow(
 
 async def _has_ended(store: StateStore, task_id: str) -> bool:
     task = (await store.read(lambda tx: tx.load_tasks([task_id]))).get(task_id)
-    return task is not None and task.status.is_terminal
+    if task is None:
+        raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
+    return task.status.is_terminal

@@ -113,7 +113,7 @@ class Tasks:
             known = unit.find_task(submission.task_id)
             if known is not None:
                 return _same_task(known, submission, arguments)
-            if not unit.tx.load_services([submission.service_name]):
+            if not unit.has_service(submission.service_name):
                 raise _unknown_service(submission.service_name)
             task = TaskRecord(
                 task_id=submission.task_id,

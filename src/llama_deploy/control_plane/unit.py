@@ -21,6 +21,7 @@ from llama_deploy.state_stores.base import (
     PROGRESS,
     EventRecord,
     InboxRecord,
+    Notice,
     OutboxRecord,
     SessionRecord,
     StoreTransaction,
@@ -31,6 +32,8 @@ from llama_deploy.types.attempts import EventPayload, InboxEntry, JournalWrite, 
 from llama_deploy.types.json_values import encode_json
 from llama_deploy.types.topics import CONTROL_PLANE, Topics
 
+_RELAY_SECONDS: Final = 2.0
+"""After how long another control plane hands a message to the queue that is still in the outbox."""
 _progress_aside: Final = attrgetter(*(item.name for item in fields(TaskRecord) if item.name not in PROGRESS))
 
 
@@ -53,7 +56,7 @@ class Committed:
     deleted: set[str] = field(default_factory=set)
     """Ids of tasks that were deleted."""
     due: datetime | None = None
-    """When the first of the new timers and held back attempts is due; None if there is none."""
+    """When the first of the new timers, held back attempts and lease ends is due; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Unit:
         self._new_sessions: set[str] = set()
         self._changed_sessions: set[str] = set()
         self._instances: dict[str, bool] = {}
+        self._services: set[str] = set()
         self._events: list[EventRecord] = []
         self._inbox: list[InboxRecord] = []
         self._inbox_keys: set[tuple[str, str]] = set()
@@ -104,8 +108,10 @@ class Unit:
         ending_task_ids: Collection[str],
         resumed_task_ids: Collection[str],
         inbox_keys: Collection[tuple[str, str]],
+        instance_ids: Collection[str],
+        free_task_ids: Collection[str],
     ) -> None:
-        """Read what the commands are going to need, in as few statements as possible.
+        """Lock and read what the commands are going to need, in as few statements as possible.
 
         Args:
             task_ids: Tasks to read.
@@ -114,9 +120,12 @@ class Unit:
             ending_task_ids: Tasks whose sessions are to be read with their open tasks.
             resumed_task_ids: Tasks whose runs are to be read.
             inbox_keys: Tasks with keys of events that may be in their inboxes already.
+            instance_ids: Instances that are to be read or changed, with the tasks that they run.
+            free_task_ids: Tasks to read unless another control plane decides on them now.
         """
-        if task_ids:
-            self._tasks.update(self.tx.load_tasks(task_ids))
+        self.tx.lock(session_ids=session_ids, task_ids=task_ids, instance_ids=instance_ids)
+        if wanted_tasks := self.tx.lock_free(free_task_ids).union(task_ids):
+            self._tasks.update(self.tx.load_tasks(wanted_tasks))
         with_open_tasks = self._sessions_of(ending_task_ids).union(session_ids)
         if wanted := with_open_tasks | self._sessions_of(with_session_of):
             self._sessions.update(self.tx.load_sessions(wanted))
@@ -175,6 +184,17 @@ class Unit:
         if session_id not in self._open:
             self._load_open_tasks([session_id])
         return list(self._open[session_id].values())
+
+    def has_service(self, service_name: str) -> bool:
+        """Whether there is such a service."""
+        if service_name not in self._services:
+            self._services.update(self.tx.load_services([service_name]))
+        return service_name in self._services
+
+    def delete_service(self, service_name: str) -> None:
+        """Delete a service with its instances."""
+        self.tx.delete_services([service_name])
+        self._services.discard(service_name)
 
     def is_registered(self, instance_id: str) -> bool:
         """Whether there is such an instance."""
@@ -272,7 +292,7 @@ class Unit:
             self.runs.forget([task.task_id])
         due = task.redispatch_at if lifecycle.is_held_back(task) else task.wake_at
         if due is not None:
-            self.committed.due = min(self.committed.due or due, due)
+            self.note_due(due)
         if transition.notify_cancel:
             self._tell_instance(
                 task, ActionTypes.CANCEL_TASK, TaskCancellation(task_id=task.task_id, attempt=task.attempt)
@@ -292,6 +312,10 @@ class Unit:
             self._grown_tasks.add(task.task_id)
         else:
             self._changed_tasks.add(task.task_id)
+
+    def note_due(self, at: datetime) -> None:
+        """Something is to be looked at then."""
+        self.committed.due = min(self.committed.due or at, at)
 
     def lose(self, task: TaskRecord) -> TaskRecord:
         """The instance that ran the task is gone."""
@@ -330,12 +354,15 @@ class Unit:
             self.tx.consume_inbox(self._consumed)
         self.runs.flush()
         if self.committed.outgoing:
+            relay_at = self.now + timedelta(seconds=_RELAY_SECONDS)
             self.tx.insert_outbox(
                 [
-                    OutboxRecord(item.message.id_, item.topic, item.message.encode().decode())
+                    OutboxRecord(item.message.id_, item.topic, item.message.encode().decode(), relay_at)
                     for item in self.committed.outgoing
                 ]
             )
+        if (changed := self.committed.grown | self.committed.deleted) or self.committed.due is not None:
+            self.tx.notify(Notice(task_ids=frozenset(changed), due=self.committed.due))
         return self.committed
 
     @staticmethod

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 from llama_deploy.batching import Batcher
 from llama_deploy.control_plane.unit import Committed, Pauses, Unit
-from llama_deploy.errors import InternalServerError, LlamaDeployError, UnavailableError
+from llama_deploy.errors import ConflictError, InternalServerError, LlamaDeployError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.types.topics import Topics
 
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _MAX_BATCH: Final = 256
+_MOST_RACES: Final = 3
+"""How often a transaction may find that another control plane was first to store a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,10 @@ class Command(Generic[R]):
     """Whether what is stored of the tasks' runs is needed."""
     inbox_keys: tuple[tuple[str, str], ...] = ()
     """Tasks with the keys of events that are to be sent to them."""
+    instances: tuple[str, ...] = ()
+    """Instances that are read or changed, with the tasks that they run."""
+    yields: bool = False
+    """Whether tasks are left out that another control plane decides on now."""
     synced: bool = True
     """Whether the change has to outlive a power cut; one that can be made good again need not."""
 
@@ -109,18 +115,26 @@ class Writer:
         """
         self._sent.extend(message_ids)
 
+    async def flush_sent(self) -> None:
+        """Delete now what `forget_sent` was told of.
+
+        Raises:
+            UnavailableError: The store does not answer.
+        """
+        if self._sent:
+            await self.write(Command(lambda _: None))
+
     async def close(self) -> None:
         """Finish what waits. Idempotent."""
         try:
-            if self._sent:
-                await self.write(Command(lambda _: None))
+            await self.flush_sent()
         finally:
             await self._batcher.close()
 
     async def _flush(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
         """Run commands in one transaction; if one of them cannot be stored, each in its own."""
         try:
-            return await self._transact(commands)
+            return await self._transact_seeing(commands)
         except Exception as exc:
             if len(commands) == 1 or (isinstance(exc, LlamaDeployError) and exc.retriable):
                 raise
@@ -134,9 +148,21 @@ class Writer:
 
     async def _transact_alone(self, command: Command[Any]) -> Any:
         try:
-            return (await self._transact([command]))[0]
+            return (await self._transact_seeing([command]))[0]
         except Exception as exc:  # noqa: BLE001 - handed to the submitter
             return exc
+
+    async def _transact_seeing(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
+        """Run commands in one transaction, again if another control plane was first to store a key.
+
+        The next time they see what it has stored, and decide on that.
+        """
+        for _ in range(_MOST_RACES if self._store.shared else 0):
+            try:
+                return await self._transact(commands)
+            except ConflictError as exc:
+                logger.debug("a key was stored meanwhile: %s", exc, extra={"action": "write_again"})
+        return await self._transact(commands)
 
     async def _transact(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
         sent, self._sent = self._sent, []
@@ -145,12 +171,14 @@ class Writer:
         def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
             unit = Unit(tx, now=now, topics=self._topics, pauses=self._pauses)
             unit.load(
-                task_ids=_tasks(commands),
+                task_ids=_tasks(command for command in commands if not command.yields),
                 session_ids={session_id for command in commands for session_id in command.sessions},
                 with_session_of=_tasks(command for command in commands if command.with_session),
                 ending_task_ids=_tasks(command for command in commands if command.may_end),
                 resumed_task_ids=_tasks(command for command in commands if command.resumes),
                 inbox_keys={pair for command in commands for pair in command.inbox_keys},
+                instance_ids={instance for command in commands for instance in command.instances},
+                free_task_ids=_tasks(command for command in commands if command.yields),
             )
             outcomes = [_run(command, unit) for command in commands]
             if sent:

@@ -8,18 +8,24 @@ A store holds rows (the records below) and knows nothing of what they mean; the 
 * `StateStore.read(work)` runs `work(tx)` on a consistent snapshot and beside writers.
 
 `work` is synchronous and runs where the driver wants it (a thread, a greenlet), so it may touch nothing but
-its argument and immutable values. All methods take and return many rows at a time, so that a transaction for
+its argument and immutable values. It may run more than once, when the database asks for that: what an earlier
+run did is undone then. All methods take and return many rows at a time, so that a transaction for
 one request and one for a hundred cost about the same.
+
+A store that is `shared` takes several control planes at once. What a transaction tells with
+`StoreTransaction.notify` comes out of `StateStore.notices` of the others, after the commit. To decide on
+rows, a transaction first takes them with `StoreTransaction.lock`: the session stands for its tasks and all
+that belongs to them, so that two control planes never decide on a session at the same time.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import ClassVar, Final, Self, TypeVar
 
 from llama_deploy.types import SessionPolicy, TaskStatus
 
@@ -149,6 +155,8 @@ class OutboxRecord:
     topic: str
     message: str
     """The `QueueMessage` in its wire form."""
+    relay_at: datetime | None = None
+    """From when on another control plane may hand it to the queue. None: at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +180,53 @@ class InstanceRecord:
     lease_expires_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a transaction tells the other control planes on its store."""
+
+    task_ids: frozenset[str] = frozenset()
+    """Tasks whose stream has grown, or that were deleted."""
+    due: datetime | None = None
+    """When something has to be looked at: a timer of a parked run, the end of a new lease."""
+    everything: bool = False
+    """Anything may have changed: notices come from now on, or too many came at once."""
+    lost: bool = False
+    """No notices come for now: the connection to the database is lost, and perhaps not only here."""
+
+
 class StoreTransaction(ABC):
     """The rows, inside one transaction. In `StateStore.read` only the methods that read may be called.
 
     Reading methods return what there is: an id that does not exist is missing from the answer, and nothing is
-    updated or deleted for it. Inside
-    `StateStore.transact`, the rows that were read stay as they are until the transaction ends.
+    updated or deleted for it. Inside `StateStore.transact`, the sessions, tasks and instances that were read
+    stay as they are until the transaction ends, and the services that were read stay there.
     """
+
+    # -- several control planes; a store that takes only one has nothing to do
+
+    def lock(  # noqa: B027 - nothing to do is the default
+        self,
+        *,
+        session_ids: Collection[str] = (),
+        task_ids: Collection[str] = (),
+        instance_ids: Collection[str] = (),
+    ) -> None:
+        """Wait until nobody else decides on these, and keep others from doing so.
+
+        Called once and first, so that transactions wait for each other in one order and never in a circle.
+
+        Args:
+            session_ids: Sessions.
+            task_ids: Tasks, whose sessions are meant.
+            instance_ids: Instances; the sessions of the tasks that they run are meant too.
+        """
+
+    def lock_free(self, task_ids: Collection[str]) -> set[str]:
+        """Like `lock` for tasks, but leave those out that somebody else decides on now; return the others."""
+        return set(task_ids)
+
+    def notify(self, notice: Notice) -> None:  # noqa: B027 - as above
+        """Tell the other control planes, once the transaction is durable."""
 
     # -- sessions
 
@@ -311,6 +359,21 @@ class StoreTransaction(ABC):
         """Return the oldest outbox messages in the order in which they were inserted."""
 
     @abstractmethod
+    def take_outbox(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
+        """Take over the oldest outbox messages that are due, in the order in which they were inserted.
+
+        Those that another transaction takes at this moment are left to it.
+
+        Args:
+            now: Only those with a `relay_at` that is not later, or without one.
+            until: Becomes their `relay_at`.
+            limit: The most messages to take.
+
+        Returns:
+            The messages as they are now.
+        """
+
+    @abstractmethod
     def insert_outbox(self, messages: Sequence[OutboxRecord]) -> None:
         """Store messages to be sent."""
 
@@ -350,6 +413,19 @@ class StoreTransaction(ABC):
 class StateStore(ABC):
     """A live state store. `close` it, or use it with `async with`."""
 
+    shared: ClassVar[bool] = False
+    """Whether several control planes may work on it at once."""
+
+    @classmethod
+    @abstractmethod
+    async def schema_revision(cls, uri: str) -> str | None:
+        """Return the revision of the schema at `uri`, None if there is none. Changes nothing.
+
+        Raises:
+            ConfigError: The address cannot work.
+            UnavailableError: The database does not answer.
+        """
+
     @classmethod
     @abstractmethod
     async def connect(cls, uri: str) -> Self:
@@ -384,6 +460,25 @@ class StateStore(ABC):
         Raises:
             UnavailableError: The store is closed, or the database does not answer.
         """
+
+    async def has_company(self) -> bool:
+        """Whether another control plane listens to the `notices` of this store.
+
+        Raises:
+            UnavailableError: The store is closed, or the database does not answer.
+        """
+        return False
+
+    async def notices(self) -> AsyncGenerator[Notice, None]:
+        """Yield what other control planes tell, until the store is closed; for one reader.
+
+        Yields:
+            `Notice(everything=True)` as soon as nothing is missed any more, at the start and after every loss
+            of the connection, which is told as `Notice(lost=True)`. A store that is not `shared` has none.
+        """
+        nothing: tuple[Notice, ...] = ()
+        for notice in nothing:
+            yield notice
 
     @abstractmethod
     async def close(self) -> None:

@@ -67,7 +67,7 @@ class DirectConnection:
             self._driver.executemany(prepared.text, [_fill(prepared, each) for each in parameters])
             return Rows()
         padded = {
-            name: _pad(value) if isinstance(value, _SEVERAL) else value for name, value in parameters.items()
+            name: pad(value) if isinstance(value, _SEVERAL) else value for name, value in parameters.items()
         }
         prepared = self._prepare(statement, padded)
         found = self._driver.execute(prepared.text, _fill(prepared, padded)).fetchall()
@@ -108,8 +108,11 @@ def _bind_processor(compiled: SQLCompiler, name: str, dialect: sa.Dialect) -> _P
     return cast("_Process | None", compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
 
 
-def _pad(values: Collection[Any]) -> list[Any]:
-    """Return the values, the last of them repeated until their number is a power of two."""
+def pad(values: Collection[Any]) -> list[Any]:
+    """Return the values, the last of them repeated until their number is a power of two.
+
+    There are few such numbers, and so few texts of a statement that takes them all.
+    """
     padded = list(values)
     missing = (1 << (len(padded) - 1).bit_length()) - len(padded)
     return padded + padded[-1:] * missing

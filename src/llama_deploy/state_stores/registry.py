@@ -24,6 +24,16 @@ async def open_state_store(uri: str) -> StateStore:
     return await _store_type(uri).connect(uri)
 
 
+async def stored_schema_revision(uri: str) -> str | None:
+    """Return the revision of the schema at `uri`, None if there is none. Changes nothing.
+
+    Raises:
+        ConfigError: No installed store has this scheme, or the address cannot work.
+        UnavailableError: The database does not answer.
+    """
+    return await _store_type(uri).schema_revision(uri)
+
+
 def _store_type(uri: str) -> type[StateStore]:
     known = {found.name: found for found in entry_points(group=ENTRY_POINT_GROUP)}
     scheme, separator, _ = uri.partition("://")

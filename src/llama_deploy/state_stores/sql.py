@@ -10,11 +10,11 @@ any number of rows, but for one more with every `_IDS_PER_STATEMENT` ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from operator import attrgetter, itemgetter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -32,7 +32,7 @@ from llama_deploy.state_stores.base import (
     StoreTransaction,
     TaskRecord,
 )
-from llama_deploy.state_stores.direct import DirectConnection
+from llama_deploy.state_stores.queries import Connection, Mapper, Query
 from llama_deploy.state_stores.tables import (
     events,
     inbox,
@@ -67,62 +67,41 @@ _KEY = "key"
 _ids: sa.BindParameter[str] = sa.bindparam(_IDS, expanding=True)
 
 
-class _Mapper(Generic[R]):
-    """Turns records into rows and back; the fields of the record are columns of the table."""
-
-    def __init__(self, record_type: type[R], table: sa.Table) -> None:
-        self._record_type: Callable[..., R] = record_type
-        self.names = tuple(field.name for field in fields(record_type))
-        self.columns = [table.c[name] for name in self.names]
-        self._values: Callable[[R], tuple[object, ...]] = attrgetter(*self.names)
-
-    def record(self, row: Sequence[object]) -> R:
-        return self._record_type(*row)
-
-    def rows(self, records: Sequence[R]) -> list[dict[str, object]]:
-        return [dict(zip(self.names, self._values(record), strict=True)) for record in records]
+_SESSION = Mapper(SessionRecord, sessions)
+_TASK = Mapper(TaskRecord, tasks)
+_EVENT = Mapper(EventRecord, events)
+_INBOX = Mapper(InboxRecord, inbox)
+_RUN = Mapper(RunHeadRecord, runs)
+_JOURNAL = Mapper(JournalRecord, journal)
+_OUTBOX = Mapper(OutboxRecord, outbox)
+_SERVICE = Mapper(ServiceRecord, services)
+_INSTANCE = Mapper(InstanceRecord, instances)
 
 
-_SESSION = _Mapper(SessionRecord, sessions)
-_TASK = _Mapper(TaskRecord, tasks)
-_EVENT = _Mapper(EventRecord, events)
-_INBOX = _Mapper(InboxRecord, inbox)
-_RUN = _Mapper(RunHeadRecord, runs)
-_JOURNAL = _Mapper(JournalRecord, journal)
-_OUTBOX = _Mapper(OutboxRecord, outbox)
-_SERVICE = _Mapper(ServiceRecord, services)
-_INSTANCE = _Mapper(InstanceRecord, instances)
-
-
-@dataclass(frozen=True, slots=True)
-class _Query:
-    """A select, and the same select that locks its rows until the transaction ends.
-
-    Databases with one writer at a time, such as SQLite, need no such locks; SQLAlchemy leaves them out there.
-    """
-
-    plain: sa.Select[Any]
-    locking: sa.Select[Any]
-
-    @classmethod
-    def of(cls, select: sa.Select[Any]) -> _Query:
-        return cls(plain=select, locking=select.with_for_update())
-
-
-_SESSIONS_BY_ID = _Query.of(sa.select(*_SESSION.columns).where(sessions.c.session_id.in_(_ids)))
-_SESSIONS_AFTER = _Query.of(
+_SESSIONS_BY_ID = Query.of(
+    sa.select(*_SESSION.columns).where(sessions.c.session_id.in_(_ids)), in_order_of=sessions.c.session_id
+)
+_SESSIONS_AFTER = Query.of(
     sa.select(*_SESSION.columns)
     .where(sessions.c.session_id > sa.bindparam("after"))
     .order_by(sessions.c.session_id)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
-_TASKS_BY_ID = _Query.of(sa.select(*_TASK.columns).where(tasks.c.task_id.in_(_ids)))
+_TASKS_BY_ID = Query.of(
+    sa.select(*_TASK.columns).where(tasks.c.task_id.in_(_ids)), in_order_of=tasks.c.task_id
+)
 
 # The position comes last, to order by it across statements and to cut it off.
 _tasks_with_position = sa.select(*_TASK.columns, tasks.c.position)
-_TASKS_OF_SESSIONS = _Query.of(_tasks_with_position.where(tasks.c.session_id.in_(_ids)))
-_OPEN_TASKS_OF_SESSIONS = _Query.of(_tasks_with_position.where(tasks.c.session_id.in_(_ids), task_is_open))
-_TASKS_OF_INSTANCES = _Query.of(_tasks_with_position.where(tasks.c.instance_id.in_(_ids), task_is_running))
+_TASKS_OF_SESSIONS = Query.of(
+    _tasks_with_position.where(tasks.c.session_id.in_(_ids)), in_order_of=tasks.c.task_id
+)
+_OPEN_TASKS_OF_SESSIONS = Query.of(
+    _tasks_with_position.where(tasks.c.session_id.in_(_ids), task_is_open), in_order_of=tasks.c.task_id
+)
+_TASKS_OF_INSTANCES = Query.of(
+    _tasks_with_position.where(tasks.c.instance_id.in_(_ids), task_is_running), in_order_of=tasks.c.task_id
+)
 
 _queued_tasks = (
     sa.select(*_TASK.columns)
@@ -130,8 +109,8 @@ _queued_tasks = (
     .order_by(tasks.c.redispatch_at.nulls_first(), tasks.c.position)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
-_QUEUED_TASKS = _Query.of(_queued_tasks)
-_QUEUED_TASKS_BEFORE = _Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
+_QUEUED_TASKS = Query.of(_queued_tasks)
+_QUEUED_TASKS_BEFORE = Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
 
 _sleeping_tasks = (
     sa.select(*_TASK.columns)
@@ -139,8 +118,8 @@ _sleeping_tasks = (
     .order_by(tasks.c.wake_at, tasks.c.position)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
-_SLEEPING_TASKS = _Query.of(_sleeping_tasks)
-_SLEEPING_TASKS_BEFORE = _Query.of(_sleeping_tasks.where(tasks.c.wake_at < sa.bindparam("due_before")))
+_SLEEPING_TASKS = Query.of(_sleeping_tasks)
+_SLEEPING_TASKS_BEFORE = Query.of(_sleeping_tasks.where(tasks.c.wake_at < sa.bindparam("due_before")))
 
 _EVENTS_AFTER = (
     sa.select(*_EVENT.columns)
@@ -148,22 +127,32 @@ _EVENTS_AFTER = (
     .order_by(events.c.index)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
-_INBOX_BY_TASK = _Query.of(
+_INBOX_BY_TASK = Query.unlocked(
     sa.select(*_INBOX.columns).where(inbox.c.task_id.in_(_ids), inbox.c.consumed.is_(sa.false()))
 )
 _INBOX_KEYS = sa.select(inbox.c.task_id, inbox.c.idempotency_key).where(
     inbox.c.task_id.in_(_ids), inbox.c.idempotency_key.in_(sa.bindparam(_KEYS, expanding=True))
 )
-_RUNS_BY_TASK = _Query.of(sa.select(*_RUN.columns).where(runs.c.task_id.in_(_ids)))
-_JOURNAL_BY_TASK = _Query.of(sa.select(*_JOURNAL.columns).where(journal.c.task_id.in_(_ids)))
-_OUTBOX_OLDEST = _Query.of(
+_RUNS_BY_TASK = Query.unlocked(sa.select(*_RUN.columns).where(runs.c.task_id.in_(_ids)))
+_JOURNAL_BY_TASK = Query.unlocked(sa.select(*_JOURNAL.columns).where(journal.c.task_id.in_(_ids)))
+_outbox_oldest = (
     sa.select(*_OUTBOX.columns).order_by(outbox.c.position).limit(sa.bindparam("limit", type_=sa.Integer))
 )
-_SERVICES = _Query.of(sa.select(*_SERVICE.columns))
-_SERVICES_BY_NAME = _Query.of(sa.select(*_SERVICE.columns).where(services.c.service_name.in_(_ids)))
-_INSTANCES = _Query.of(sa.select(*_INSTANCE.columns))
-_INSTANCES_BY_ID = _Query.of(sa.select(*_INSTANCE.columns).where(instances.c.instance_id.in_(_ids)))
-_INSTANCES_BY_SERVICE = _Query.of(sa.select(*_INSTANCE.columns).where(instances.c.service_name.in_(_ids)))
+_OUTBOX_OLDEST = Query.of(_outbox_oldest)
+_OUTBOX_DUE = _outbox_oldest.where(
+    sa.or_(outbox.c.relay_at.is_(None), outbox.c.relay_at <= sa.bindparam("now"))
+).with_for_update(skip_locked=True)
+_SERVICES = Query.kept(sa.select(*_SERVICE.columns))
+_SERVICES_BY_NAME = Query.kept(sa.select(*_SERVICE.columns).where(services.c.service_name.in_(_ids)))
+_INSTANCES = Query.of(sa.select(*_INSTANCE.columns), in_order_of=instances.c.instance_id)
+_INSTANCES_BY_ID = Query.of(
+    sa.select(*_INSTANCE.columns).where(instances.c.instance_id.in_(_ids)),
+    in_order_of=instances.c.instance_id,
+)
+_INSTANCES_BY_SERVICE = Query.of(
+    sa.select(*_INSTANCE.columns).where(instances.c.service_name.in_(_ids)),
+    in_order_of=instances.c.instance_id,
+)
 
 _INSERT_SESSIONS = sa.insert(sessions)
 # Inline: nobody asks for the new row's position, which some databases send back at a cost.
@@ -174,7 +163,7 @@ _INSERT_JOURNAL = sa.insert(journal)
 _INSERT_OUTBOX = sa.insert(outbox).inline()
 
 
-def _update(table: sa.Table, mapper: _Mapper[R], *, key: str, fixed: Collection[str]) -> sa.Update:
+def _update(table: sa.Table, mapper: Mapper[R], *, key: str, fixed: Collection[str]) -> sa.Update:
     changing: dict[str, sa.BindParameter[object]] = {
         name: sa.bindparam(name) for name in mapper.names if name != key and name not in fixed
     }
@@ -187,6 +176,7 @@ _UPDATE_TASKS = _update(
 )
 
 _UPDATE_PROGRESS = _update(tasks, _TASK, key="task_id", fixed={*_TASK.names} - {*PROGRESS})
+_UPDATE_OUTBOX = _update(outbox, _OUTBOX, key="message_id", fixed={"topic", "message"})
 _CONSUME_INBOX = (
     sa.update(inbox)
     .where(inbox.c.task_id == sa.bindparam(_KEY), inbox.c.seq == sa.bindparam("number"))
@@ -269,10 +259,11 @@ class SQLTransaction(StoreTransaction):
 
     Args:
         connection: Used synchronously; whoever opened its transaction ends it.
-        lock_rows: Whether rows that are read stay locked until then. False for transactions that only read.
+        lock_rows: Whether rows that are read stay locked until then. False for transactions that only read,
+            and where transactions that write come one after the other by themselves.
     """
 
-    def __init__(self, connection: sa.Connection | DirectConnection, *, lock_rows: bool) -> None:
+    def __init__(self, connection: Connection, *, lock_rows: bool) -> None:
         self._connection = connection
         self._lock_rows = lock_rows
 
@@ -394,6 +385,12 @@ class SQLTransaction(StoreTransaction):
     def load_outbox(self, *, limit: int = 1000) -> list[OutboxRecord]:
         return [_OUTBOX.record(row) for row in self._rows(_OUTBOX_OLDEST, {"limit": limit})]
 
+    def take_outbox(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
+        found = self._connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit}).all()
+        taken = [replace(_OUTBOX.record(row), relay_at=until) for row in found]
+        self._write(_UPDATE_OUTBOX, [{_KEY: item.message_id, "relay_at": until} for item in taken])
+        return taken
+
     def insert_outbox(self, messages: Sequence[OutboxRecord]) -> None:
         self._write(_INSERT_OUTBOX, _OUTBOX.rows(messages))
 
@@ -440,11 +437,11 @@ class SQLTransaction(StoreTransaction):
 
     # -- the four ways to reach the database
 
-    def _rows(self, query: _Query, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+    def _rows(self, query: Query, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
         select = query.locking if self._lock_rows else query.plain
         return self._connection.execute(select, dict(parameters)).all()
 
-    def _rows_by_ids(self, query: _Query, ids: Collection[str]) -> list[Sequence[Any]]:
+    def _rows_by_ids(self, query: Query, ids: Collection[str]) -> list[Sequence[Any]]:
         return [row for chunk in _chunks(ids) for row in self._rows(query, {_IDS: chunk})]
 
     def _write(self, statement: sa.Insert | sa.Update | sa.Delete, rows: list[dict[str, object]]) -> None:
@@ -457,7 +454,7 @@ class SQLTransaction(StoreTransaction):
                 self._connection.execute(statement, {_IDS: chunk})
 
     def _tasks_due(
-        self, every: _Query, early: _Query, due_before: datetime | None, limit: int
+        self, every: Query, early: Query, due_before: datetime | None, limit: int
     ) -> list[TaskRecord]:
         if due_before is None:
             rows = self._rows(every, {"limit": limit})
@@ -465,6 +462,6 @@ class SQLTransaction(StoreTransaction):
             rows = self._rows(early, {"due_before": due_before, "limit": limit})
         return [_TASK.record(row) for row in rows]
 
-    def _tasks_in_order(self, query: _Query, ids: Collection[str]) -> list[TaskRecord]:
+    def _tasks_in_order(self, query: Query, ids: Collection[str]) -> list[TaskRecord]:
         rows = sorted(self._rows_by_ids(query, ids), key=itemgetter(-1))
         return [_TASK.record(row[:-1]) for row in rows]

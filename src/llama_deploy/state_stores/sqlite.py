@@ -26,7 +26,7 @@ from sqlalchemy import exc as sa_exc
 from llama_deploy.errors import ConfigError, ConflictError, StoreLockedError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.direct import DirectConnection
-from llama_deploy.state_stores.migrations import upgrade_schema
+from llama_deploy.state_stores.migrations import stored_revision, upgrade_schema
 from llama_deploy.state_stores.sql import SQLTransaction
 
 T = TypeVar("T")
@@ -64,6 +64,12 @@ class SQLiteStateStore(StateStore):
         # A database in memory belongs to its one connection.
         self._reader = _Lane(database.readers, name="sqlite-reader") if database.readers else self._writer
         self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def schema_revision(cls, uri: str) -> str | None:
+        """Return the revision of the file's schema, also while a control plane works on it."""
+        path = _database_path(uri)
+        return None if path is None else await asyncio.to_thread(_schema_revision, path)
 
     @classmethod
     async def connect(cls, uri: str) -> Self:
@@ -202,7 +208,7 @@ class _Connection:
             self._driver.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             self._synced = synced
         with self._transaction("BEGIN IMMEDIATE", end="COMMIT"):
-            return work(SQLTransaction(self._direct, lock_rows=True))
+            return work(SQLTransaction(self._direct, lock_rows=False))
 
     def read(self, work: Callable[[StoreTransaction], T]) -> T:
         """Run `work` on a snapshot."""
@@ -310,6 +316,15 @@ def _database_path(uri: str) -> Path | None:
             "sqlite:////absolute/path.db or sqlite:///:memory:"
         )
     return None if url.database == ":memory:" else Path(url.database).resolve()
+
+
+def _schema_revision(path: Path) -> str | None:
+    """Return the schema revision of a file, None if there is no file or no schema."""
+    if not path.exists():
+        return None
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), poolclass=sa.NullPool)
+    with _driver_errors_translated(str(path), opening=True), engine.connect() as connection:
+        return stored_revision(connection)
 
 
 @contextmanager

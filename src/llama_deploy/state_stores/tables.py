@@ -204,6 +204,7 @@ outbox = sa.Table(
     sa.Column("message_id", sa.Text, nullable=False, unique=True),
     sa.Column("topic", sa.Text, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
+    sa.Column("relay_at", UtcMicroseconds),
 )
 
 services = sa.Table(

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from llama_deploy.errors import ConfigError
 from llama_deploy.state_stores.tables import metadata
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The revision that this release works with."""
 
 _VERSION_TABLE = "alembic_version"

@@ -32,6 +32,21 @@ class RowTests(StoreTests):
         await store.transact(lambda tx: tx.insert_outbox([late]))
         assert await store.read(lambda tx: tx.load_outbox()) == [messages[2], late]
 
+    async def test_messages_are_taken_over_once_they_are_due(self, store: StateStore) -> None:
+        due, later, until = (NOW + timedelta(seconds=n) for n in (0, 1, 60))
+        messages = [
+            OutboxRecord("a", "topic", "{}", relay_at=later),
+            OutboxRecord("b", "topic", "{}", relay_at=due),
+            OutboxRecord("c", "topic", "{}"),
+            OutboxRecord("d", "topic", "{}", relay_at=due),
+        ]
+        await store.transact(lambda tx: tx.insert_outbox(messages))
+        taken = await store.transact(lambda tx: tx.take_outbox(now=NOW, until=until, limit=2))
+        assert taken == [replace(item, relay_at=until) for item in messages[1:3]]
+        rest = await store.transact(lambda tx: tx.take_outbox(now=NOW, until=until))
+        assert rest == [replace(messages[3], relay_at=until)]
+        assert await store.read(lambda tx: tx.load_outbox()) == [messages[0], *taken, *rest]
+
     # -- services and instances
 
     async def test_services_are_put_over_those_of_the_same_name(self, store: StateStore) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from dataclasses import replace
 
@@ -80,7 +79,7 @@ class TransactionTests(StoreTests):
         def write(tx: StoreTransaction) -> None:
             tx.insert_sessions([a_session()])
             loop.call_soon_threadsafe(inserted.set)
-            assert go_on.wait(_PATIENCE_SECONDS)
+            assert self.wait_in_work(go_on.is_set, seconds=_PATIENCE_SECONDS)
 
         writing = asyncio.create_task(store.transact(write))
         try:
@@ -105,8 +104,7 @@ class TransactionTests(StoreTests):
                 store.transact(lambda tx: tx.insert_sessions([a_session("s2")])), loop
             )
             # Where readers and the writer are one, the write follows the read.
-            with contextlib.suppress(TimeoutError):
-                writing.result(timeout=0.2)
+            self.wait_in_work(writing.done, seconds=0.2)
             return before, tx.list_sessions()
 
         loop = asyncio.get_running_loop()
@@ -131,7 +129,7 @@ class TransactionTests(StoreTests):
         def write(tx: StoreTransaction) -> None:
             tx.insert_sessions([a_session("s1")])
             loop.call_soon_threadsafe(begun.set)
-            assert go_on.wait(_PATIENCE_SECONDS)
+            assert self.wait_in_work(go_on.is_set, seconds=_PATIENCE_SECONDS)
             tx.insert_sessions([a_session("s2")])
 
         writing = asyncio.create_task(store.transact(write))

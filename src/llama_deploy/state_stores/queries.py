@@ -1,0 +1,91 @@
+"""What the statements of the SQL state stores are made of, and what they run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import sqlalchemy as sa
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
+
+
+class Mapper(Generic[R]):
+    """Turns records into rows and back; the fields of the record are columns of the table."""
+
+    def __init__(self, record_type: type[R], table: sa.Table) -> None:
+        self._record_type: Callable[..., R] = record_type
+        self.names = tuple(field.name for field in fields(record_type))
+        """The fields, in their order."""
+        self.columns = [table.c[name] for name in self.names]
+        """The columns, in the order of the fields."""
+        self._values: Callable[[R], tuple[object, ...]] = attrgetter(*self.names)
+
+    def record(self, row: Sequence[object]) -> R:
+        """Return the record of a row that has these columns."""
+        return self._record_type(*row)
+
+    def rows(self, records: Sequence[R]) -> list[dict[str, object]]:
+        """Return the parameters that store records."""
+        return [dict(zip(self.names, self._values(record), strict=True)) for record in records]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A select, and the same select that locks its rows until the transaction ends.
+
+    Databases with one writer at a time, such as SQLite, need no such locks.
+    """
+
+    plain: sa.Select[Any]
+    locking: sa.Select[Any]
+
+    @classmethod
+    def of(cls, select: sa.Select[Any], *, in_order_of: sa.Column[Any] | None = None) -> Query:
+        """Return a query whose rows are locked: nobody else reads them to decide, changes or deletes them.
+
+        Args:
+            select: The query.
+            in_order_of: In which order to lock. Transactions that lock the same rows in the same order do not
+                wait for each other in a circle. None: in the order of the query.
+        """
+        ordered = select if in_order_of is None else select.order_by(in_order_of)
+        return cls(plain=select, locking=ordered.with_for_update())
+
+    @classmethod
+    def unlocked(cls, select: sa.Select[Any]) -> Query:
+        """Return a query of rows that belong to a task: whoever decides on them has locked its session."""
+        return cls(plain=select, locking=select)
+
+    @classmethod
+    def kept(cls, select: sa.Select[Any]) -> Query:
+        """Return a query whose rows others may read and change, but not delete."""
+        return cls(plain=select, locking=select.with_for_update(read=True, key_share=True))
+
+
+class Found(Protocol):
+    """The rows that a statement found."""
+
+    def all(self) -> Sequence[Sequence[Any]]:
+        """Return them."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """What a transaction needs of a connection."""
+
+    @property
+    def dialect(self) -> sa.Dialect:
+        """In which the statements are written."""
+        ...
+
+    def execute(self, statement: sa.Executable, parameters: Any, /) -> Found:
+        """Execute a statement, once for each of several sets of parameters."""
+        ...
