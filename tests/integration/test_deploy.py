@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from workflows import Context, Workflow, step
@@ -218,7 +219,7 @@ class TestDeployWorkflow:
 
     async def test_a_port_that_is_taken_raises(self, tmp_path: Path) -> None:
         async with local_stack(folder=tmp_path) as stack:
-            taken = stack.message_queue.config.port
+            taken = urlsplit(stack.message_queue_url).port
             service = WorkflowServiceConfig(host="127.0.0.1", port=taken, service_name="shout")
             with pytest.raises(ConfigError, match=str(taken)):
                 await deploy_workflow(Shout(), service, stack.control_plane.config)

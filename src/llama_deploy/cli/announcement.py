@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llama_deploy.cli.options import DEFAULT_SERVER
+from llama_deploy.cli.place import Place
 from llama_deploy.cli.schemas import example, summarize
 from llama_deploy.deploy import LocalStack
 from llama_deploy.services import WorkflowService
@@ -21,12 +22,12 @@ _PARAMETERS_OF_RUN: Final = frozenset({"session", "timeout", "arguments", "as_ty
 """Keywords that `Client.run` takes for itself."""
 
 
-def announce_stack(stack: LocalStack, *, data_dir: str, as_json: bool) -> None:
+def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
     """Print what a stack serves and how to call it.
 
     Args:
         stack: It works already.
-        data_dir: Where it keeps its data.
+        place: Where it listens and keeps its data.
         as_json: Print one JSON object on one line instead.
     """
     definitions = [service.service_definition for service in stack.services]
@@ -35,7 +36,8 @@ def announce_stack(stack: LocalStack, *, data_dir: str, as_json: bool) -> None:
             {
                 "control_plane_url": stack.control_plane_url,
                 "message_queue_url": stack.message_queue_url,
-                "data_dir": data_dir,
+                "data_dir": None if place.store else str(place.data_dir),
+                "state_store": place.data,
                 "pid": os.getpid(),
                 "services": [_facts(definition) for definition in definitions],
             }
@@ -44,11 +46,16 @@ def announce_stack(stack: LocalStack, *, data_dir: str, as_json: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text.assemble("control plane  ", (stack.control_plane_url, "bold")))
     console.print(f"message queue  {stack.message_queue_url}")
-    console.print(f"data           {data_dir}\n")
+    console.print(f"data           {place.data}\n")
     for definition in definitions:
         _print_service(console, definition)
-    console.print("Try it from another terminal:\n")
-    _print_commands(console, stack.control_plane_url, definitions[0])
+    if definitions:
+        console.print("Try it from another terminal:\n")
+        _print_commands(console, stack.control_plane_url, definitions[0])
+    else:
+        worker = ["llamactl", *_server(stack.control_plane_url), "worker", "app:workflow"]
+        console.print("No workflows here; whoever reaches queue and control plane adds them with:\n")
+        console.print(Text(shlex.join(worker) + "\n"))
     console.print("Ctrl-C stops.", style="dim")
 
 
@@ -99,11 +106,14 @@ def _print_commands(console: Console, url: str, definition: ServiceDefinition) -
 
 def run_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     """Return the command that runs a task, to be pasted into a shell."""
-    server = [] if url == DEFAULT_SERVER else ["-s", url]
     pairs = [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()
     ]
-    return shlex.join(["llamactl", *server, "run", name, *pairs])
+    return shlex.join(["llamactl", *_server(url), "run", name, *pairs])
+
+
+def _server(url: str) -> list[str]:
+    return [] if url == DEFAULT_SERVER else ["-s", url]
 
 
 def curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:

@@ -19,7 +19,10 @@ from llama_deploy.cli.options import (
     AsJson,
     Concurrency,
     Insecure,
+    OptionalStore,
+    OptionalTargets,
     Port,
+    Queue,
     QueuePort,
     Server,
     Settings,
@@ -77,7 +80,9 @@ def _is_given(context: typer.Context, name: str) -> bool:
 @app.command()
 def serve(  # noqa: PLR0913, PLR0917 - typer
     context: typer.Context,
-    targets: Targets,
+    targets: OptionalTargets = None,
+    queue: Queue = None,
+    store: OptionalStore = None,
     data_dir: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder that keeps sessions and tasks.")
     ] = Path(".llama_deploy"),
@@ -90,17 +95,28 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run message queue, control plane and services in this process until Ctrl-C."""
+    """Run control plane, message queue and services in this process until Ctrl-C.
+
+    --queue and --store name a broker and a database that run elsewhere. Over one broker and one PostgreSQL
+    any number of machines may run this, with workflows or without.
+    """
     settings: Settings = context.obj
     configure_logging(verbose=settings.verbose)
     with reported(verbose=settings.verbose):
         settings.refuse("server", "insecure", "timeout", command="serve")
         from llama_deploy.cli import serving
+        from llama_deploy.cli.place import Place
 
         serving.serve(
-            targets,
-            serving.Place(
-                data_dir=data_dir, host=host, port=port, queue_port=queue_port, allow_remote=allow_remote
+            targets or [],
+            Place(
+                data_dir=data_dir,
+                host=host,
+                port=port,
+                queue_port=queue_port,
+                allow_remote=allow_remote,
+                queue=queue,
+                store=store,
             ),
             max_concurrent_tasks=max_concurrent_tasks,
             as_json=as_json,
@@ -111,6 +127,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
 def worker(
     context: typer.Context,
     targets: Targets,
+    queue: Queue = None,
     max_concurrent_tasks: Concurrency = None,
     as_json: AsJson = False,
 ) -> None:
@@ -124,6 +141,7 @@ def worker(
         serving.work(
             targets,
             control_plane_url=settings.server,
+            queue=queue,
             max_concurrent_tasks=max_concurrent_tasks,
             as_json=as_json,
         )

@@ -48,15 +48,14 @@ def _read_url(text: str) -> str:
     return text.rstrip("/")
 
 
-Targets = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="[NAME=]MODULE:ATTRIBUTE...",
-        help="Workflows, such as `app:workflow` or `path/app.py:workflow`: an instance, a class, or a "
-        "function without arguments that returns one. The service is called like the attribute unless NAME "
-        "is given.",
-    ),
-]
+_TARGETS: Final = typer.Argument(
+    metavar="[NAME=]MODULE:ATTRIBUTE...",
+    help="Workflows, such as `app:workflow` or `path/app.py:workflow`: an instance, a class, or a "
+    "function without arguments that returns one. The service is called like the attribute unless NAME "
+    "is given.",
+)
+Targets = Annotated[list[str], _TARGETS]
+OptionalTargets = Annotated[list[str] | None, _TARGETS]
 Server = Annotated[
     str,
     typer.Option(
@@ -88,14 +87,27 @@ Concurrency = Annotated[
     ),
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The control plane's port; 0: any free one.")]
-QueuePort = Annotated[int, typer.Option(min=0, max=65535, help="The message queue's port; 0: any free one.")]
-Store = Annotated[
-    str,
+QueuePort = Annotated[
+    int,
+    typer.Option(min=0, max=65535, help="The port of a message queue in this process; 0: any free one."),
+]
+Queue = Annotated[
+    str | None,
     typer.Option(
-        "--store",
-        metavar="URI",
-        envvar="CONTROL_PLANE_STATE_STORE_URI",
-        help="The state store, such as `postgresql://user:password@host/database` or `sqlite:///path.db`.",
+        "--queue",
+        metavar="URL",
+        envvar="LLAMA_DEPLOY_QUEUE",
+        show_envvar=True,
+        help="The broker, such as `rabbitmq://user:password@host/vhost`, `nats://host`, `redis://host`, "
+        "`kafka://host:9092` or `sqs://region`.",
     ),
 ]
+_STORE: Final = typer.Option(
+    "--store",
+    metavar="URI",
+    envvar="CONTROL_PLANE_STATE_STORE_URI",
+    help="The state store, such as `postgresql://user:password@host/database` or `sqlite:///path.db`.",
+)
+Store = Annotated[str, _STORE]
+OptionalStore = Annotated[str | None, _STORE]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.")]

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from llama_deploy.cli.announcement import announce_instances, announce_stack
 from llama_deploy.cli.environment import settings_of
+from llama_deploy.cli.place import Place
 from llama_deploy.cli.problems import CommandError
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy import HostedWorkflow, LocalStack, run_workflow
 from llama_deploy.deploy.together import run_together
-from llama_deploy.message_queues import SimpleMessageQueueConfig
+from llama_deploy.message_queues import MessageQueueConfig, SimpleMessageQueueConfig, config_from_url
 from llama_deploy.orchestrators import SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.web.server import is_loopback
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where to keep data and where to listen."""
-
-    data_dir: Path
-    host: str
-    port: int
-    queue_port: int
-    allow_remote: bool
-    """Whether `host` may be an address that other machines reach."""
-
-
 def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | None, as_json: bool) -> None:
-    """Run queue, control plane and services in this process until Ctrl-C or SIGTERM.
+    """Run control plane and services, and a queue unless there is one, until Ctrl-C or SIGTERM.
 
     Raises:
         CommandError: A workflow is not found, the place cannot be used, or a setting of the environment
@@ -52,6 +39,8 @@ def _check(place: Place) -> None:
             "there is no authentication",
             hint="leave out --host to listen on 127.0.0.1, or add --allow-remote if the network is yours",
         )
+    if place.store is not None:
+        return
     try:
         place.data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -70,22 +59,23 @@ async def _serve(hosted: Sequence[HostedWorkflow], place: Place, *, as_json: boo
         orchestrator_config=orchestrator_config,
     )
     async with stack:
-        announce_stack(stack, data_dir=str(place.data_dir), as_json=as_json)
+        announce_stack(stack, place, as_json=as_json)
         await stack.run()
 
 
 def _control_plane_config(place: Place) -> ControlPlaneConfig:
-    database = place.data_dir.resolve() / "control_plane.db"
     with settings_of(ControlPlaneConfig):
         return ControlPlaneConfig(
             host=place.host,
             port=place.port,
             allow_remote=place.allow_remote,
-            state_store_uri=f"sqlite:///{database}",
+            state_store_uri=place.store_uri,
         )
 
 
-def _message_queue_config(place: Place) -> SimpleMessageQueueConfig:
+def _message_queue_config(place: Place) -> MessageQueueConfig:
+    if place.queue is not None:
+        return config_from_url(place.queue)
     with settings_of(SimpleMessageQueueConfig):
         return SimpleMessageQueueConfig(
             host=place.host, port=place.queue_port, allow_remote=place.allow_remote
@@ -93,7 +83,12 @@ def _message_queue_config(place: Place) -> SimpleMessageQueueConfig:
 
 
 def work(
-    targets: Sequence[str], *, control_plane_url: str, max_concurrent_tasks: int | None, as_json: bool
+    targets: Sequence[str],
+    *,
+    control_plane_url: str,
+    queue: str | None,
+    max_concurrent_tasks: int | None,
+    as_json: bool,
 ) -> None:
     """Run instances of services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
 
@@ -102,6 +97,7 @@ def work(
         LlamaDeployError: As `run_workflow`.
     """
     hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
+    message_queue_config = None if queue is None else config_from_url(queue)
     ready: list[WorkflowService] = []
 
     def on_ready(service: WorkflowService) -> None:
@@ -113,7 +109,11 @@ def work(
         await run_together(
             *(
                 run_workflow(
-                    each.workflow, each.config, control_plane_url=control_plane_url, on_ready=on_ready
+                    each.workflow,
+                    each.config,
+                    control_plane_url=control_plane_url,
+                    message_queue_config=message_queue_config,
+                    on_ready=on_ready,
                 )
                 for each in hosted
             )

@@ -51,7 +51,7 @@ async def deploy_core(
         )
     with drained_on_sigterm():
         async with AsyncExitStack() as stack:
-            queue = await _open_queue(stack, queue_config, served=serves_queue)
+            queue = await open_queue(stack, queue_config, served=serves_queue)
             if disable_control_plane:
                 await asyncio.Event().wait()
             control_plane = ControlPlaneServer(
@@ -62,10 +62,20 @@ async def deploy_core(
             await control_plane.launch_server()
 
 
-async def _open_queue(
-    stack: AsyncExitStack, config: MessageQueueConfig, *, served: bool
+async def open_queue(
+    stack: AsyncExitStack, config: MessageQueueConfig, *, served: bool = True
 ) -> AbstractMessageQueue:
-    """Return the queue for the control plane; `stack` closes it, and the server if there is one."""
+    """Return the queue for a control plane; `stack` closes it, and its server if there is one.
+
+    Args:
+        stack: Closes.
+        config: Settings of the queue.
+        served: Run the server of a simple queue here.
+
+    Raises:
+        ConfigError: A setting cannot work, or an address cannot be bound.
+        UnavailableError: The broker does not answer.
+    """
     if served and isinstance(config, SimpleMessageQueueConfig):
         server = await stack.enter_async_context(SimpleMessageQueueServer(config))
         return await stack.enter_async_context(server.local_queue())

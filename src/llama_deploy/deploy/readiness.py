@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ConfigError, InternalServerError, NotFoundError, UnavailableError
-from llama_deploy.message_queues.base import AbstractMessageQueue
+from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.registry import config_from_settings
 from llama_deploy.web.connection import HttpConnection, HttpRequest
 
@@ -42,10 +42,16 @@ async def until_available(attempt: Callable[[], Awaitable[T]], *, action: str) -
         await asyncio.sleep(_BACKOFF.delay(failures))
 
 
-async def connect_queue(control_plane_url: str) -> AbstractMessageQueue:
+async def connect_queue(
+    control_plane_url: str, config: MessageQueueConfig | None = None
+) -> AbstractMessageQueue:
     """Return a client of the message queue that a control plane uses; close it.
 
     Waits until the control plane answers, and the queue too.
+
+    Args:
+        control_plane_url: Such as `http://127.0.0.1:8000`.
+        config: Settings of that queue. None: the control plane is asked for them.
 
     Raises:
         ConfigError: What answers is no control plane, or its queue cannot be used here.
@@ -53,9 +59,20 @@ async def connect_queue(control_plane_url: str) -> AbstractMessageQueue:
 
     async def attempt() -> AbstractMessageQueue:
         settings = await _queue_settings(control_plane_url)
-        return await config_from_settings(settings).connect()
+        if config is not None:
+            _check_same_type(config, settings)
+        return await (config or config_from_settings(settings)).connect()
 
     return await until_available(attempt, action=f"joining {control_plane_url}")
+
+
+def _check_same_type(config: MessageQueueConfig, settings: Mapping[str, Any]) -> None:
+    own, told = config.public_settings().get("type"), settings.get("type")
+    if own != told:
+        raise ConfigError(
+            f"the control plane works with a message queue of type {told!r}, and {config.address} is one of"
+            f" type {own!r}; give the address of the control plane's queue"
+        )
 
 
 async def _queue_settings(control_plane_url: str) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any, Self
 from workflows import Workflow
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.deploy.core import open_queue
 from llama_deploy.deploy.together import end
-from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQueueServer
+from llama_deploy.message_queues import AbstractMessageQueue, MessageQueueConfig, SimpleMessageQueueConfig
 from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 
@@ -58,17 +59,18 @@ def _first_line(cls: type[Workflow]) -> str:
 
 
 class LocalStack:
-    """A queue, a control plane and services in this process: `await LocalStack.start(...)`, then `close` it.
+    """A control plane, services and a simple queue, unless there is a broker, in this process.
 
-    The services reach queue and control plane by calls and listen on no port of their own. Queue and control
-    plane listen too, for clients and for instances in other processes.
+    `await LocalStack.start(...)`, then `close` it. The services reach queue and control plane by calls and
+    listen on no port of their own. Queue and control plane listen too, for clients and for instances in
+    other processes.
     """
 
     def __init__(
         self,
         *,
         control_plane: ControlPlaneServer,
-        message_queue: SimpleMessageQueueServer,
+        message_queue: AbstractMessageQueue,
         services: Sequence[WorkflowService],
         parts: Sequence[asyncio.Task[None]],
         resources: AsyncExitStack,
@@ -76,7 +78,7 @@ class LocalStack:
         self.control_plane = control_plane
         """Its `config` has the real port."""
         self.message_queue = message_queue
-        """Its `config` has the real port."""
+        """Its `as_config()` tells other processes how to reach it."""
         self.services = list(services)
         """One instance of each hosted workflow, in the given order."""
         self._parts = list(parts)
@@ -88,25 +90,26 @@ class LocalStack:
         workflows: Sequence[HostedWorkflow],
         *,
         control_plane_config: ControlPlaneConfig | None = None,
-        message_queue_config: SimpleMessageQueueConfig | None = None,
+        message_queue_config: MessageQueueConfig | None = None,
         orchestrator_config: SimpleOrchestratorConfig | None = None,
     ) -> LocalStack:
         """Start everything; returns when the services work on tasks.
 
         Args:
-            workflows: What to host.
+            workflows: What to host; may be empty.
             control_plane_config: Settings of the control plane. Port 0 lets the system choose.
-            message_queue_config: Settings of the queue. Port 0 lets the system choose.
+            message_queue_config: Settings of the queue. A simple one runs here, and port 0 lets the system
+                choose; a broker of another kind runs by itself. None: a simple queue.
             orchestrator_config: Settings of the orchestrator.
 
         Raises:
             ConfigError: A setting cannot work, or an address cannot be bound.
+            UnavailableError: The broker or the database does not answer.
             StoreLockedError: Another control plane works on the store.
             InvalidRequestError: A service cannot have its name.
         """
         async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(SimpleMessageQueueServer(message_queue_config))
-            queue = await stack.enter_async_context(server.local_queue())
+            queue = await open_queue(stack, message_queue_config or SimpleMessageQueueConfig())
             control_plane = await stack.enter_async_context(
                 ControlPlaneServer(
                     queue, orchestrator=SimpleOrchestrator(orchestrator_config), config=control_plane_config
@@ -127,7 +130,7 @@ class LocalStack:
                 await service.register_to_control_plane()
             return cls(
                 control_plane=control_plane,
-                message_queue=server,
+                message_queue=queue,
                 services=services,
                 parts=[watching, *running],
                 resources=stack.pop_all(),
@@ -141,7 +144,7 @@ class LocalStack:
     @property
     def message_queue_url(self) -> str:
         """Where instances in other processes find the queue; the control plane tells them."""
-        return self.message_queue.config.base_url
+        return self.message_queue.as_config().address
 
     async def run(self) -> None:
         """Wait until a part fails, and raise its error. Cancel it to stop waiting; then `close`."""

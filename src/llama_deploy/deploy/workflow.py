@@ -11,6 +11,7 @@ from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy.readiness import connect_queue, until_available
 from llama_deploy.deploy.termination import drained_on_sigterm
 from llama_deploy.deploy.together import run_together
+from llama_deploy.message_queues import MessageQueueConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 
 
@@ -18,16 +19,19 @@ async def deploy_workflow(
     workflow: Workflow,
     workflow_config: WorkflowServiceConfig,
     control_plane_config: ControlPlaneConfig | None = None,
+    message_queue_config: MessageQueueConfig | None = None,
 ) -> None:
     """Run a workflow as a service until cancelled; then drain: end or hand back what is under way.
 
-    Waits until the control plane answers, learns from it which message queue to use, and registers. SIGTERM
-    drains too, and ends the process after it.
+    Waits until the control plane answers, learns from it which message queue to use, unless that is given,
+    and registers. SIGTERM drains too, and ends the process after it.
 
     Args:
         workflow: Any workflow.
         workflow_config: Settings of the service.
         control_plane_config: Says where the control plane is. None: from the environment and the defaults.
+        message_queue_config: The control plane's queue, with the credentials that it does not tell. None: as
+            it tells, and the credentials from the environment.
 
     Raises:
         ConfigError: A setting cannot work, the address cannot be bound, or what answers is no control plane.
@@ -35,7 +39,9 @@ async def deploy_workflow(
     """
     url = (control_plane_config or ControlPlaneConfig()).url
     with drained_on_sigterm():
-        await run_workflow(workflow, workflow_config, control_plane_url=url)
+        await run_workflow(
+            workflow, workflow_config, control_plane_url=url, message_queue_config=message_queue_config
+        )
 
 
 async def run_workflow(
@@ -43,6 +49,7 @@ async def run_workflow(
     config: WorkflowServiceConfig,
     *,
     control_plane_url: str,
+    message_queue_config: MessageQueueConfig | None = None,
     on_ready: Callable[[WorkflowService], None] | None = None,
 ) -> None:
     """Like `deploy_workflow`, without a signal handler; a second cancellation hands back at once.
@@ -51,13 +58,14 @@ async def run_workflow(
         workflow: Any workflow.
         config: Settings of the service. Port 0 lets the system choose.
         control_plane_url: Such as `http://127.0.0.1:8000`.
+        message_queue_config: As for `deploy_workflow`.
         on_ready: Called once, with the service, when it works on tasks.
 
     Raises:
         ConfigError: As `deploy_workflow`.
         Exception: What a part raised that failed.
     """
-    async with await connect_queue(control_plane_url) as queue:
+    async with await connect_queue(control_plane_url, message_queue_config) as queue:
         service = WorkflowService(workflow, queue, config)
 
         async def register() -> None:

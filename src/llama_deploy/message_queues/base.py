@@ -72,6 +72,22 @@ class MessageQueueConfig(BaseSettings, ABC):
             ConfigError: The settings cannot work, or the backend's package is not installed.
         """
 
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Return settings from a URL whose scheme is a name of the backend; the rest as if there were none.
+
+        Raises:
+            ValidationError: The URL cannot work.
+        """
+        fields: dict[str, Any] = {"url": url}
+        return cls(**fields)
+
+    @property
+    def address(self) -> str:
+        """Where the broker is, for people to read: a URL without credentials, or else the backend's name."""
+        settings = self.public_settings()
+        return str(settings.get("url") or settings.get("type"))
+
     def public_settings(self) -> dict[str, Any]:
         """Return the settings as JSON without any credentials, for `GET /queue_config`."""
         return self.model_dump(mode="json")

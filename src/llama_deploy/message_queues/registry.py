@@ -1,13 +1,14 @@
-"""Finds a backend by its name: the `type` of its settings, which is also the scheme of its URLs.
+"""Finds a backend by a name: the `type` of its settings, or the scheme of a URL.
 
-Any installed package adds one with an entry point of the group `llama_deploy.message_queues`, whose name is
-the backend's and whose value is its settings class.
+Any installed package adds one with an entry point of the group `llama_deploy.message_queues`: its name is the
+backend's, its value the settings class, and its extras are those of the package that the backend needs. A
+further entry point for each scheme that differs from the type lets it be found by that too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -41,11 +42,38 @@ def settings_class(name: str) -> type[MessageQueueConfig]:
     except ImportError as exc:
         raise ConfigError(
             f"the message queue {name!r} needs a package that is not installed ({exc}); "
-            f"install it with: pip install 'llama-deploy[{name}]'"
+            f"install it with: pip install '{_requirement(entry_point)}'"
         ) from exc
     if not (isinstance(loaded, type) and issubclass(loaded, MessageQueueConfig)):
         raise ConfigError(f"the entry point {entry_point.value!r} of {name!r} is not a MessageQueueConfig")
     return loaded
+
+
+def _requirement(entry_point: EntryPoint) -> str:
+    package = entry_point.dist.name if entry_point.dist is not None else "llama-deploy"
+    return f"{package}[{','.join(entry_point.extras)}]" if entry_point.extras else package
+
+
+def config_from_url(url: str) -> MessageQueueConfig:
+    """Return a backend's settings from a URL; what it does not say comes from the environment.
+
+    Args:
+        url: Such as `rabbitmq://user:password@host/vhost`; its scheme names the backend.
+
+    Raises:
+        ConfigError: No scheme, no such backend, or a URL that cannot work.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        # What stands there may be a password.
+        schemes = ", ".join(f"{name}://" for name in known_backends())
+        raise ConfigError(f"the address of a message queue begins with one of: {schemes}")
+    config_class = settings_class(scheme)
+    try:
+        return config_class.from_url(url)
+    except ValueError as exc:
+        told = describe_validation_error(exc) if isinstance(exc, ValidationError) else str(exc)
+        raise ConfigError(f"the {scheme}:// address of the message queue: {told}") from exc
 
 
 def config_from_settings(settings: Mapping[str, Any]) -> MessageQueueConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Any, Literal, Self
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -81,6 +82,11 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
         if not valid:
             raise ValueError("a URL is amqp://user:password@host:port/vhost, or amqps://")
         return value
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Return settings from an `amqp://` or `amqps://` URL; `rabbitmq://` is read as `amqp://`."""
+        return super().from_url(re.sub(r"^rabbitmq://", "amqp://", url))
 
     @property
     def address(self) -> str:

@@ -64,6 +64,7 @@ class RedisMessageQueueConfig(MessageQueueConfig):
         scheme = url.scheme.replace("valkey", "redis")
         if scheme not in ("redis", "rediss", "unix"):
             raise ValueError("url: a redis://, rediss://, valkey://, valkeys:// or unix:// URL is expected")
+        _ = url.port  # raises if it is no number
         query = dict(parse_qsl(url.query))
         if "ssl_password" in query:
             raise ValueError("url: ssl_password is a secret and has no place in a URL; use a key without one")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 from pydantic import Field, field_validator
@@ -70,6 +71,19 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
         if not isinstance(value.get("timeout", 1.0), int | float):
             raise ValueError("timeout: a number of seconds is expected")  # noqa: TRY004 - pydantic wants this one
         return value
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Return settings from a URL such as `simple://host:8001`."""
+        parts = urlsplit(url)
+        place = {"host": parts.hostname, "port": parts.port}
+        fields: dict[str, Any] = {name: value for name, value in place.items() if value is not None}
+        return cls(**fields)
+
+    @property
+    def address(self) -> str:
+        """The same as `base_url`."""
+        return self.base_url
 
     @property
     def base_url(self) -> str:
