@@ -11,16 +11,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final
+from typing import Final, Protocol
 
 from llama_deploy import Client
 from llama_deploy.client import TaskHandle
 from llama_deploy.errors import TaskFinishedError
-from llama_deploy.testing.processes import Program
+from llama_deploy.testing.processes import Program, free_port
 from llama_deploy.types import TaskEvent
 from tests.faults.conftest import System
 from tests.faults.ledger import EXPECTED, Death, Faults, Ledger, takeover
 from tests.faults.programs.flows import Answer
+from tests.servers.brokers import Broker
+from tests.servers.postgresql import PostgreSQLServer
 
 LEASE_SECONDS: Final = 2.0
 BATCH: Final = (
@@ -49,10 +51,25 @@ FAULTS: Final[tuple[tuple[str, ...], ...]] = (
     ("pause", "control plane"),
 )
 """What is killed together. `pause` stops a service beyond its lease and lets it go on."""
+FAULTS_OF_A_DATABASE: Final[tuple[tuple[str, ...], ...]] = (
+    ("database",),
+    ("other control plane",),
+    ("database", "service"),
+    ("database", "queue"),
+    ("control plane", "other control plane"),
+)
 RECONNECT_SECONDS: Final = 5.0
 """The longest pause between two tries to reach a queue or a control plane that was away."""
 ROUND_SECONDS: Final = 90.0
 """In what time all tasks of a round must have ended."""
+
+
+class Part(Protocol):
+    """What can be killed and started again."""
+
+    def kill(self) -> None: ...
+
+    def start(self) -> object: ...
 
 
 class ViolationError(AssertionError):
@@ -106,22 +123,38 @@ class Chaos:
     Args:
         system: Starts the processes.
         seed: Of all that is random.
+        broker: What the queue is. None: a simple queue in a process of its own.
+        database: What the store is; there are two control planes then, and it is killed too. None: SQLite.
     """
 
-    def __init__(self, system: System, *, seed: int) -> None:
+    def __init__(
+        self,
+        system: System,
+        *,
+        seed: int,
+        broker: Broker | None = None,
+        database: PostgreSQLServer | None = None,
+    ) -> None:
         self.system = system
         self.seed = seed
         self.figures = Figures()
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._ledger = Ledger(system.ledger_path)
         self._plan: list[tuple[str, ...]] = []
+        self._faults = FAULTS if database is None else (*FAULTS, *FAULTS_OF_A_DATABASE)
         system.env["CONTROL_PLANE_LEASE_SECONDS"] = str(LEASE_SECONDS)
         system.env["LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT"] = "0.3"
-        self._parts: dict[str, Program] = {
-            "queue": system.start("core.py", "message_queue"),
-            "control plane": system.start("core.py", "control_plane"),
+        control_plane = system.start("core.py", "control_plane")
+        self._control_planes = [control_plane]
+        self._parts: dict[str, Part] = {
+            "queue": broker or system.start("core.py", "message_queue"),
+            "control plane": control_plane,
         }
         self._services = [system.module("hosts"), system.module("hosts")]
+        if database is not None:
+            other = system.start("core.py", "control_plane", CONTROL_PLANE_PORT=str(free_port()))
+            self._control_planes.append(other)
+            self._parts |= {"database": database, "other control plane": other}
 
     async def run(self, *, seconds: float, most_rounds: int = 100_000) -> Figures:
         """Go through rounds for a time.
@@ -140,7 +173,7 @@ class Chaos:
     async def _round(self, client: Client) -> None:
         number = self.figures.rounds
         if not self._plan:
-            self._plan = self._random.sample(FAULTS, len(FAULTS))
+            self._plan = self._random.sample(self._faults, len(self._faults))
         what = self._plan.pop()
         flows = self._random.sample(BATCH, len(BATCH))
         jobs = [
@@ -198,26 +231,28 @@ class Chaos:
         # Any moment may be the worst one, so this waits for no condition.
         await asyncio.sleep(self._random.uniform(0.0, 2.0))
         services = self._random.sample(self._services, 2)
-        victims = {**self._parts, "service": services[0], "other service": services[1], "pause": services[0]}
+        victims: dict[str, Part] = {**self._parts, "service": services[0], "other service": services[1]}
         down = time.monotonic()
         for name in what:
-            victim = victims[name]
-            victim.pause() if name == "pause" else victim.kill()
+            if name == "pause":
+                services[0].pause()
+            else:
+                await asyncio.to_thread(victims[name].kill)
             # Noted when it is dead for certain: until then it may begin another step.
-            if victim in self._services:
-                faults.deaths.append(Death(victim.pid, time.monotonic()))
+            if name in {"service", "pause", "other service"}:
+                faults.deaths.append(Death(services[name == "other service"].pid, time.monotonic()))
         pause = LEASE_SECONDS + 1.5 if "pause" in what else 0.0
         await asyncio.sleep(self._random.uniform(0.0, 1.0))
         for name in self._random.sample(list(what), len(what)):
             if name != "pause":
-                victims[name].start()
+                await asyncio.to_thread(victims[name].start)
                 await asyncio.sleep(self._random.uniform(0.0, 0.5))
         await asyncio.sleep(max(0.0, down + pause - time.monotonic()))
         if "pause" in what:
-            pid = victims["pause"].pid
+            pid = services[0].pid
             # Noted before it goes on: it may begin a step at once.
             woken = time.monotonic()
-            victims["pause"].resume()
+            services[0].resume()
             faults.deaths = [
                 Death(each.pid, each.begin, woken) if each.pid == pid else each for each in faults.deaths
             ]
@@ -228,7 +263,7 @@ class Chaos:
         async with self.system.client() as client:
             for flow in EXPECTED:
                 await self.system.instances(client, len(self._services), flow)
-        if {"queue", "control plane"} & set(what):
+        if set(self._parts) & set(what):
             faults.outages.append((down, time.monotonic() + RECONNECT_SECONDS))
 
     # -- what must hold
@@ -251,23 +286,27 @@ class Chaos:
             writers = [event.data["pid"] for event in later if event.type == "Progress"]
             wrong += comebacks(writers, faults)
         view = await job.handle.info()
-        if view.attempt > 1 + len(faults.deaths) + (job.flow == "human"):
+        # In an outage the answer to a claim may be lost: that attempt never begins, and another is due.
+        if view.attempt > 1 + len(faults.deaths) + len(faults.outages) + (job.flow == "human"):
             wrong.append(f"it took {view.attempt} attempts")
         return [f"task {job.name}: {each}" for each in wrong]
 
     def _log_violations(self) -> list[str]:
         """Refusals are told once for each attempt, by each control plane; nothing fails unforeseen."""
-        log = self._parts["control plane"].text
-        lives = log.split("control plane on http")
+        lives = [life for each in self._control_planes for life in each.text.split("control plane on http")]
         wrong = []
         for life in lives:
             refused = re.findall(r"WARNING:\S+refusals:refused .*? of (attempt \d+ of task [\w-]+)", life)
             wrong += [f"refused {n} times at WARNING: {key}" for key, n in Counter(refused).items() if n > 1]
-        for program in [*self._parts.values(), *self._services]:
+        for program in self._programs():
             # A step that fails on purpose is no fault of the system.
             found = re.findall(r"^ERROR:.*", program.text, re.MULTILINE)
             wrong += [f"{program.output.name}: {line}" for line in found if "fails on purpose" not in line]
         return wrong
+
+    def _programs(self) -> list[Program]:
+        programs = [each for each in self._parts.values() if isinstance(each, Program)]
+        return [*programs, *self._services]
 
     def _measure_takeovers(self, jobs: Sequence[Job], faults: Faults) -> None:
         lines = self._ledger.lines()
@@ -279,7 +318,7 @@ class Chaos:
     def _report(self, what: Sequence[str], faults: Faults, wrong: Sequence[str]) -> str:
         logs = [
             f"--- {program.output.name}\n" + "\n".join(program.text.splitlines()[-30:])
-            for program in [*self._parts.values(), *self._services]
+            for program in self._programs()
         ]
         head = f"seed {self.seed}, round {self.figures.rounds}, {' + '.join(what)}: {faults}"
         return "\n".join([head, *wrong, *logs])

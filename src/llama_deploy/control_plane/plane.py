@@ -24,7 +24,7 @@ from llama_deploy.control_plane.takeover import Takeover
 from llama_deploy.control_plane.tasks import Tasks, task_view
 from llama_deploy.control_plane.unit import Committed, Outgoing, Pauses, Unit
 from llama_deploy.control_plane.writer import Command, Writer
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import InternalServerError, LlamaDeployError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
@@ -180,6 +180,7 @@ class ControlPlane:
         done, _ = await asyncio.wait(self._background, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+            raise InternalServerError(f"the part {task.get_name()!r} of the control plane has ended by itself")
 
     def wake_waiters(self) -> None:
         """End all long-polls and streams, because the server is going to stop."""

@@ -7,17 +7,24 @@ wakes it after its transaction. So every reader sees the stored sequence, from a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
-from llama_deploy.errors import TaskNotFoundError
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import TaskNotFoundError, UnavailableError
 from llama_deploy.state_stores.base import EventRecord, StateStore
 from llama_deploy.types import TaskView
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How often a stream on which nothing happens says that it is alive."""
 _PAGE: Final = 500
+_BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 
 
 class Watch:
@@ -137,7 +144,10 @@ async def follow(
             raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
         while not watch.closing:
             start = cursor
-            events = await store.read(lambda tx: tx.load_events(task_id, after=start, limit=_PAGE))  # noqa: B023
+            events = await _patiently(
+                watch,
+                lambda: store.read(lambda tx: tx.load_events(task_id, after=start, limit=_PAGE)),  # noqa: B023
+            )
             if events:
                 cursor = events[-1].index
                 yield events
@@ -149,11 +159,30 @@ async def follow(
                 raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
             elif is_over:
                 return  # the cursor is beyond the end
-            elif watch.ended is not None or await _has_ended(store, task_id):
+            elif watch.ended is not None or await _patiently(watch, lambda: _has_ended(store, task_id)):
                 is_over = True
                 continue  # its last events may have come since we looked
             if not await watch.changed(KEEP_ALIVE_SECONDS):
                 yield []
+
+
+async def _patiently(watch: Watch, read: Callable[[], Awaitable[T]]) -> T:
+    """Read again while the store does not answer: the reader of a stream is told nothing of that.
+
+    Raises:
+        UnavailableError: The control plane stops.
+    """
+    failures = 0
+    while True:
+        try:
+            return await read()
+        except UnavailableError as exc:
+            if watch.closing:
+                raise
+            failures += 1
+            if failures == 1:
+                logger.warning("a stream waits for the store: %s", exc, extra={"action": "stream_waits"})
+        await watch.changed(_BACKOFF.delay(failures))
 
 
 async def _has_ended(store: StateStore, task_id: str) -> bool:

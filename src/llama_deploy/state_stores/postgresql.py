@@ -221,6 +221,8 @@ class PostgreSQLStateStore(StateStore):
                         yield taking.result()
                 finally:
                     taking.cancel()
+            if not listening.cancelled():  # as `close` does
+                listening.result()
         finally:
             self._listeners.discard(listening)
             listening.cancel()
@@ -378,7 +380,7 @@ class _Listener:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), _PING_SECONDS)
                 break
-            await connection.execute("", timeout=_PING_SECONDS)
+            await connection.execute("SELECT 1", timeout=_PING_SECONDS)
 
     def _receive(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
         sender, notice = decode_notice(text)
