@@ -18,7 +18,7 @@ from llama_deploy.client import TaskHandle
 from llama_deploy.errors import TaskFinishedError
 from llama_deploy.testing.processes import Program, free_port
 from llama_deploy.types import TaskEvent
-from tests.faults.conftest import System
+from tests.faults.conftest import System, errors_in
 from tests.faults.ledger import EXPECTED, Death, Faults, Ledger, takeover
 from tests.faults.programs.flows import Answer
 from tests.servers.brokers import Broker
@@ -300,7 +300,7 @@ class Chaos:
             wrong += [f"refused {n} times at WARNING: {key}" for key, n in Counter(refused).items() if n > 1]
         for program in self._programs():
             # A step that fails on purpose is no fault of the system.
-            found = re.findall(r"^ERROR:.*", program.text, re.MULTILINE)
+            found = errors_in(program.text)
             wrong += [f"{program.output.name}: {line}" for line in found if "fails on purpose" not in line]
         return wrong
 

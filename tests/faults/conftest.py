@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -17,6 +18,13 @@ from llama_deploy.testing.processes import Program, free_port
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).parents[2]
+
+_ERROR = re.compile(r"^ERROR:(?!aiormq|aiokafka).*", re.MULTILINE)
+
+
+def errors_in(log: str) -> list[str]:
+    """Return what a program has logged as an error, beside what drivers say of a broker that is away."""
+    return _ERROR.findall(log)
 
 
 class System:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,8 @@ from tests.servers import redis
 from tests.servers.nats import NatsServer
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
+
+_PATIENCE_SECONDS: Final = 10.0
 
 
 class Broker(AbstractContextManager["Broker"], Protocol):
@@ -29,10 +32,24 @@ class Broker(AbstractContextManager["Broker"], Protocol):
     def __enter__(self) -> Self: ...
 
 
+class PatientRabbitMQServer(RabbitMQServer):
+    """Is killed when it can find all its queues again, as it cannot within some seconds of making them.
+
+    See "What is durable when" in `docs/queues/rabbitmq.md`.
+    """
+
+    def kill(self) -> None:
+        """Wait for that, at most for some seconds, and end it."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self.remembers_all() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        super().kill()
+
+
 DURABLE: Final[Mapping[str, Callable[[Path], Broker]]] = {
     "redis": lambda folder: RedisServer(folder, *redis.DURABLE),
     "nats": NatsServer,
-    "rabbitmq": RabbitMQServer,
+    "rabbitmq": PatientRabbitMQServer,
 }
 """By the queue's type: with settings that keep what was accepted."""
 FORGETFUL: Final[Mapping[str, tuple[Callable[[Path], Broker], Mapping[str, str]]]] = {

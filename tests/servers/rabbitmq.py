@@ -76,6 +76,12 @@ class RabbitMQServer:
         name = re.compile(re.escape(queue.encode()) + rb"(?!\.)")  # and not that of its dead letters
         return any(name.search(file.read_bytes()) for file in files)
 
+    def remembers_all(self) -> bool:
+        """Return whether that holds for all quorum queues."""
+        known = b"".join(file.read_bytes() for file in (self._folder / "data").glob("*/quorum/*/names.dets"))
+        queues = [entry for entry in (self._folder / "data").glob("*/quorum/*/*") if entry.is_dir()]
+        return all(entry.name.encode() in known for entry in queues)
+
     def kill(self) -> None:
         """End it as a power cut would, but for what the system holds of its files. Idempotent."""
         while self._processes:

@@ -7,6 +7,8 @@ import sys
 from typing import Final
 
 _PACKAGE: Final = "llama_deploy"
+_DRIVERS: Final = ("aiormq", "aiokafka")
+"""Packages that tell of each try to reach a broker; the queues tell once of its loss, and of its return."""
 
 
 def configure_logging(*, verbose: bool, level: int = logging.INFO) -> None:
@@ -20,6 +22,8 @@ def configure_logging(*, verbose: bool, level: int = logging.INFO) -> None:
     handler.addFilter(_is_ours_or_a_warning)
     if not verbose:
         handler.addFilter(_is_not_about_one_task)
+        for name in _DRIVERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger(_PACKAGE).setLevel(logging.DEBUG if verbose else level)
 

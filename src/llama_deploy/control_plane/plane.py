@@ -180,7 +180,9 @@ class ControlPlane:
         done, _ = await asyncio.wait(self._background, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-            raise InternalServerError(f"the part {task.get_name()!r} of the control plane has ended by itself")
+            raise InternalServerError(
+                f"the part {task.get_name()!r} of the control plane has ended by itself"
+            )
 
     def wake_waiters(self) -> None:
         """End all long-polls and streams, because the server is going to stop."""
