@@ -23,6 +23,7 @@ from llama_deploy.message_queues.simple import (
 )
 
 if TYPE_CHECKING:
+    from llama_deploy.message_queues.kafka import KafkaMessageQueueConfig
     from llama_deploy.message_queues.nats import NatsMessageQueueConfig
     from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig
     from llama_deploy.message_queues.redis import RedisMessageQueueConfig
@@ -31,6 +32,7 @@ __all__ = [
     "AbstractMessageQueue",
     "Consumer",
     "Delivery",
+    "KafkaMessageQueueConfig",
     "LocalMessageQueue",
     "MessageQueueConfig",
     "NatsMessageQueueConfig",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 _BACKENDS: Final = {
+    "KafkaMessageQueueConfig": "kafka",
     "NatsMessageQueueConfig": "nats",
     "RabbitMQMessageQueueConfig": "rabbitmq",
     "RedisMessageQueueConfig": "redis",

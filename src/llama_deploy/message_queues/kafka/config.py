@@ -1,0 +1,163 @@
+"""Settings of the queue over Kafka."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, Final, Literal
+from urllib.parse import unquote
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from llama_deploy.errors import ConfigError
+from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+
+_DEFAULT_PORT: Final = 9092
+
+
+class KafkaMessageQueueConfig(MessageQueueConfig):
+    """Settings of the queue over Kafka. Environment variables begin with `KAFKA_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="KAFKA_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    type: Literal["kafka"] = "kafka"
+    """Tells the backend's settings from those of others."""
+    url: str = "localhost:9092"
+    """Where to ask for the brokers: `host:port`, several with commas between them; `kafka://` may stand
+    before, and `kafkas://` means TLS. Credentials in it (`kafka://user:password@host`) move to the fields
+    below."""
+    host: str | None = None
+    """Goes before the hosts of `url`."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Of `host`, or where `url` names no port. None: 9092."""
+    username: str | None = Field(default=None, repr=False)
+    """Who connects, by SASL. None: nobody in particular."""
+    password: SecretStr | None = None
+    """The password of `username`."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """How `username` shows who it is."""
+    secure: bool | None = None
+    """Whether to speak TLS. None: as `url` says."""
+    cafile: str | None = None
+    """The authorities that may sign the brokers' certificates, a PEM file. None: those of the system."""
+    partitions: int = Field(default=16, ge=1)
+    """How many partitions a new topic gets: so many members of a group can share it."""
+    replication_factor: int | None = Field(default=None, ge=1)
+    """How many brokers keep a new topic. None: as many as the brokers' `default.replication.factor` says."""
+    retention: float = Field(default=7 * 24 * 3600.0, ge=1)
+    """Seconds for which a new topic keeps its messages, settled or not."""
+    max_message_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    """The largest message, and that of a new topic."""
+    session_timeout: float = Field(default=6.0, gt=0)
+    """Seconds after which the messages of a member that fell silent go to the others. The brokers' setting
+    `group.min.session.timeout.ms` allows no less than 6."""
+    timeout: float = Field(default=5.0, gt=0)
+    """Seconds for an answer; what takes longer is tried again over another connection."""
+    poll_seconds: float = Field(default=1.0, gt=0, le=60)
+    """How long a broker holds a question for messages when there are none. Kafka answers as soon as there is
+    one. A broker that only speaks its protocol may look again after half of this, which is then latency."""
+    retry_seconds: float = Field(default=10.0, gt=0)
+    """How long `publish` and `subscribe` try to reach brokers that do not answer before they raise
+    `UnavailableError`. Receiving tries for ever."""
+    visibility_timeout: float = Field(default=30.0, gt=0)
+    """Seconds after which a delivery that is neither settled nor extended comes back."""
+    max_deliveries: int = Field(default=10, ge=1)
+    """After so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
+    raise_exceptions: bool = False
+    """Whether an error in a consumer ends `start_consuming`, which raises it, after the message went back to
+    the queue. False: it is logged, and consuming goes on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_credentials_out_of_the_url(cls, values: dict[str, Any]) -> dict[str, Any]:
+        scheme, separator, rest = str(values.get("url", "")).partition("://")
+        userinfo, at, address = (rest if separator else scheme).rpartition("@")
+        if not at:
+            return values
+        name, colon, password = userinfo.partition(":")
+        found = {"username": unquote(name), "password": unquote(password) if colon else None}
+        given = {name: value for name, value in values.items() if value is not None}
+        return {**found, **given, "url": f"{scheme}{separator}{address}" if separator else address}
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _ignore_service_links(cls, value: object) -> object:
+        # Beside a service named kafka, Kubernetes sets KAFKA_PORT=tcp://... in every container.
+        return None if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        scheme, separator, rest = value.strip().partition("://")
+        addresses = (rest if separator else scheme).rstrip("/").split(",")
+        ports = [address.rpartition(":")[2] for address in addresses if ":" in address.rpartition("]")[2]]
+        if (
+            (separator and scheme not in {"kafka", "kafkas"})
+            or not all(addresses)
+            or not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports)  # noqa: PLR2004 - a port
+            or any(mark in value for mark in "?#")
+        ):
+            raise ValueError(
+                "a URL is host:port, several with commas between, or kafka:// or kafkas:// before"
+            )
+        return value.strip().rstrip("/")
+
+    @property
+    def servers(self) -> list[str]:
+        """Where to ask for the brokers, `host:port` each."""
+        addresses = [self.host] if self.host else self.url.rpartition("://")[2].split(",")
+        port = self.port or _DEFAULT_PORT
+        return [
+            address if ":" in address.rpartition("]")[2] else f"{address}:{port}" for address in addresses
+        ]
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether to speak TLS."""
+        return self.url.startswith("kafkas://") if self.secure is None else self.secure
+
+    @property
+    def connection_options(self) -> dict[str, Any]:
+        """Arguments of each client of aiokafka, the password among them.
+
+        Raises:
+            ConfigError: `cafile` cannot be used.
+        """
+        options: dict[str, Any] = {"bootstrap_servers": self.servers}
+        protocol = "SSL" if self.is_secure else "PLAINTEXT"
+        if self.is_secure:
+            try:
+                options["ssl_context"] = ssl.create_default_context(cafile=self.cafile)
+            except OSError as exc:
+                raise ConfigError(f"cafile {self.cafile!r} cannot be used: {exc}") from exc
+        if self.username is not None:
+            protocol = f"SASL_{protocol}"
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.username,
+                "sasl_plain_password": self.password.get_secret_value() if self.password else "",
+            }
+        return options | {"security_protocol": protocol}
+
+    def public_settings(self) -> dict[str, Any]:
+        """Return what another process needs to reach the queue, but for the credentials."""
+        hidden = {"username", "password", "host", "port", "secure", "raise_exceptions"}
+        scheme = "kafkas" if self.is_secure else "kafka"
+        return {
+            **self.model_dump(mode="json", exclude=hidden),
+            "url": f"{scheme}://{','.join(self.servers)}",
+        }
+
+    async def connect(self) -> AbstractMessageQueue:
+        """Return a live queue.
+
+        Raises:
+            UnavailableError: No broker answered for `retry_seconds`.
+            ConfigError: They refuse the credentials, or `cafile` cannot be used.
+        """
+        # The queue is made from these settings, so the import cannot stand above.
+        from llama_deploy.message_queues.kafka.queue import KafkaMessageQueue  # noqa: PLC0415
+
+        return await KafkaMessageQueue.connect(self)

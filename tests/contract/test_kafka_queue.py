@@ -1,0 +1,48 @@
+"""The queue over Kafka keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from llama_deploy.message_queues import AbstractMessageQueue
+from llama_deploy.message_queues.kafka import KafkaMessageQueueConfig
+from llama_deploy.testing.message_queue_suite import Connect, MessageQueueContract
+from tests.servers.kafka import KafkaServer
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    with KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
+class TestKafkaQueue(MessageQueueContract):
+    visibility_timeout = 1.0
+    max_messages_per_topic = None  # Kafka's topics are bounded by age and size only
+
+    @pytest.fixture
+    def config(self, server: KafkaServer, request: pytest.FixtureRequest) -> KafkaMessageQueueConfig:
+        visibility_timeout = self.visibility_timeout
+        if request.node.name == "test_a_batch_is_no_larger_than_asked_for":
+            # It brings in a second member, which takes the server longer than any short timeout.
+            visibility_timeout = 30.0
+        return KafkaMessageQueueConfig(
+            url=server.url,
+            partitions=4,
+            session_timeout=3.0,
+            poll_seconds=0.1,
+            visibility_timeout=visibility_timeout,
+            max_deliveries=self.max_deliveries,
+        )
+
+    @pytest.fixture
+    async def connect(self, config: KafkaMessageQueueConfig) -> AsyncIterator[Connect]:
+        async with AsyncExitStack() as opened:  # closes what a test has left open
+
+            async def open_queue() -> AbstractMessageQueue:
+                return await opened.enter_async_context(await config.connect())
+
+            yield open_queue

@@ -1,0 +1,93 @@
+"""What the queue over Kafka knows of a partition, and what it writes into headers."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_deploy.message_queues.kafka.envelope import DONE, Envelope
+from llama_deploy.message_queues.kafka.window import Entry, Window
+from llama_deploy.messages import QueueMessage
+
+MESSAGE = QueueMessage()
+
+
+def entry_at(offset: int, name: str = "") -> Entry:
+    return Entry(0, offset, b"", MESSAGE, Envelope(id=name))
+
+
+@given(st.integers(1, 40).flatmap(lambda size: st.tuples(st.just(size), st.permutations(range(size)))))
+def test_what_is_committed_is_settled(case: tuple[int, list[int]]) -> None:
+    size, order = case
+    window = Window()
+    entries = [entry_at(offset) for offset in range(size)]
+    for entry in entries:
+        window.add(entry)
+    settled: set[int] = set()
+    for offset in order:
+        unsettled = [number for number in range(size) if number not in settled]
+        assert window.settled_to() == unsettled[0]
+        window.settle(entries[offset])
+        window.settle(entries[offset])
+        settled.add(offset)
+    assert window.settled_to() == size
+
+
+def test_what_has_nothing_to_deliver_is_committed_with_the_rest() -> None:
+    window = Window()
+    first = entry_at(3)
+    window.add(first)
+    window.skip(4)
+    assert window.settled_to() == 3
+    window.settle(first)
+    assert window.settled_to() == 5
+
+
+def test_what_nobody_had_in_hand_can_be_left() -> None:
+    window = Window()
+    entries = [entry_at(offset) for offset in range(6)]
+    for entry in entries:
+        window.add(entry)
+    assert not list(window.stranded())
+    window.touch(entries[1])
+    window.settle(entries[3])
+    assert [entry.offset for entry in window.stranded()] == [0, 1, 2]
+
+
+def test_a_copy_is_found_by_its_id_until_it_is_settled() -> None:
+    window = Window()
+    copy = entry_at(0, "name")
+    window.add(copy)
+    assert window.copies["name"] is copy
+    window.settle(copy)
+    assert not window.copies
+
+
+@given(
+    st.builds(
+        Envelope,
+        group=st.text(),
+        attempts=st.integers(0, 10**9),
+        due=st.floats(0, 1e12) | st.just(DONE),
+        id=st.text(),
+    )
+)
+def test_headers_say_what_was_said(envelope: Envelope) -> None:
+    assert Envelope.read(envelope.headers()) == envelope
+
+
+def test_a_message_as_it_was_published_has_no_headers() -> None:
+    assert Envelope().headers() == []
+    assert Envelope.read([("of another", b"any")]) == Envelope()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([name for name, _ in Envelope("g", 1, 1.0, "i").headers()]), st.binary())
+    )
+)
+def test_any_headers_can_be_read(headers: list[tuple[str, bytes]]) -> None:
+    envelope = Envelope.read(headers)
+    assert not math.isnan(envelope.due)
