@@ -15,6 +15,7 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 pytest_plugins = ["tests.servers.postgresql"]
 
 SETTINGS_PREFIXES = (
+    "AWS_",
     "CONTROL_PLANE_",
     "LLAMA_DEPLOY_",
     "NATS_",

@@ -20,6 +20,9 @@ from llama_deploy.message_queues import config_from_settings, config_from_url
         ("valkey://broker", "redis", {"url": "redis://broker"}),
         ("rabbitmq://ann:secret@broker/team", "rabbitmq", {"url": "amqp://broker/team", "username": "ann"}),
         ("amqps://broker/", "rabbitmq", {"url": "amqps://broker/"}),
+        ("kafka://broker", "kafka", {"url": "kafka://broker"}),
+        ("sqs://eu-west-1", "aws", {"aws_region": "eu-west-1", "endpoint_url": None}),
+        ("aws+http://127.0.0.1:5000?region=x", "aws", {"endpoint_url": "http://127.0.0.1:5000"}),
         ("nats://one:4222,nats://two:4222", "nats", {"url": "nats://one:4222,nats://two:4222"}),
     ],
 )

@@ -23,12 +23,14 @@ from llama_deploy.message_queues.simple import (
 )
 
 if TYPE_CHECKING:
+    from llama_deploy.message_queues.aws import AWSMessageQueueConfig
     from llama_deploy.message_queues.kafka import KafkaMessageQueueConfig
     from llama_deploy.message_queues.nats import NatsMessageQueueConfig
     from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig
     from llama_deploy.message_queues.redis import RedisMessageQueueConfig
 
 __all__ = [
+    "AWSMessageQueueConfig",
     "AbstractMessageQueue",
     "Consumer",
     "Delivery",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _BACKENDS: Final = {
+    "AWSMessageQueueConfig": "aws",
     "KafkaMessageQueueConfig": "kafka",
     "NatsMessageQueueConfig": "nats",
     "RabbitMQMessageQueueConfig": "rabbitmq",

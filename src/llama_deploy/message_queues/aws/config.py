@@ -1,0 +1,155 @@
+"""Settings of a queue on Amazon SQS."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal, Self
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+
+_CREDENTIALS: Final = {"aws_access_key_id", "aws_secret_access_key", "aws_session_token"}
+
+
+class AWSMessageQueueConfig(MessageQueueConfig):
+    """Settings of a queue on Amazon SQS. Environment variables begin with `AWS_SQS_`, but for `AWS_REGION`.
+
+    Without credentials here the SDK looks for them where it always does: in `AWS_ACCESS_KEY_ID`,
+    `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`, in the profile of `AWS_PROFILE`, in the role of the
+    container or of the machine.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="AWS_SQS_",
+        frozen=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    type: Literal["aws"] = "aws"
+    """Tells the backend's settings from those of others."""
+    url: str | None = None
+    """Another way to write some of the fields below, which go before it: `aws://us-east-1`, or
+    `aws+http://127.0.0.1:5000?region=us-east-1`, `aws+https://...` for another endpoint. It is taken apart,
+    and None afterwards."""
+    aws_region: str = Field(
+        default="us-east-1", min_length=1, validation_alias=AliasChoices("aws_region", "aws_default_region")
+    )
+    """The region of the queues. From the environment it is `AWS_REGION` or `AWS_DEFAULT_REGION`."""
+    aws_access_key_id: str | None = Field(default=None, repr=False)
+    """Names the credentials; goes with `aws_secret_access_key`. None: the SDK finds credentials. Never leaves
+    the process, as little as the next two."""
+    aws_secret_access_key: SecretStr | None = None
+    """The secret of `aws_access_key_id`."""
+    aws_session_token: SecretStr | None = None
+    """Belongs to temporary credentials. None: they are not temporary."""
+    endpoint_url: str | None = None
+    """Where the service is, for one that is compatible with SQS, or a VPC endpoint. None: where the SDK says
+    that the region's is."""
+    queue_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,20}$")
+    """Begins the names of all queues; keeps installations apart that share an account and a namespace."""
+    retention_seconds: int = Field(default=1_209_600, ge=60, le=1_209_600)
+    """How long a new queue keeps a message that nobody acknowledges. At most, and by default, 14 days."""
+    wait_seconds: int = Field(default=20, ge=1, le=20)
+    """How long one request waits at the service for a message. Fewer seconds cost more requests."""
+    group_seconds: float = Field(default=5.0, ge=0, le=60)
+    """For how long a publisher relies on what it knows of the groups; who makes a new group waits so long, so
+    that all know of it. The same for all who share the queues. 0: each publication asks."""
+    timeout: float = Field(default=5.0, gt=0)
+    """Seconds for an answer, beyond `wait_seconds` where a request waits."""
+    retry_seconds: float = Field(default=10.0, ge=0)
+    """How long `publish` and `subscribe` try to reach a service that does not answer, or that throttles,
+    before they raise `UnavailableError`. 0: one try. Receiving tries for ever."""
+    raise_exceptions: bool = False
+    """Whether an error in a consumer ends `start_consuming`, which raises it, after the message went back to
+    the queue. False: it is logged, and consuming goes on."""
+    visibility_timeout: int = Field(default=10, ge=1, le=43_200)
+    """Seconds after which a delivery that is neither settled nor extended comes back, from a dead member
+    too."""
+    max_deliveries: int = Field(default=10, ge=1)
+    """After so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_url_apart(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(values.get("url"), str):
+            return values
+        url = urlsplit(values["url"].strip())
+        userinfo, _, address = url.netloc.rpartition("@")
+        key, _, secret = (unquote(part) for part in userinfo.partition(":"))
+        region = dict(parse_qsl(url.query)).get("region")
+        endpoint = None
+        if url.scheme == "aws":
+            region = address or region
+        elif url.scheme in ("aws+http", "aws+https") and address:
+            endpoint = f"{url.scheme.removeprefix('aws+')}://{address}{url.path}"
+        else:
+            raise ValueError("url: aws://region, aws+http://host:port?region=... or aws+https:// is expected")
+        found = {
+            "aws_region": region,
+            "endpoint_url": endpoint,
+            "aws_access_key_id": key or None,
+            "aws_secret_access_key": secret or None,
+        }
+        found = {name: value for name, value in found.items() if value is not None}
+        given = {name: value for name, value in values.items() if value is not None}
+        return {**found, **given, "url": None}
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in ("http", "https") or not parts.hostname or "@" in value:
+                raise ValueError("endpoint_url is http://host:port or https://host, without credentials")
+        return value
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Self:
+        if (self.aws_access_key_id is None) != (self.aws_secret_access_key is None):
+            raise ValueError("aws_access_key_id and aws_secret_access_key go together")
+        return self
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Return settings from a URL as `url` takes it; `sqs://region` is read as `aws://region`."""
+        return super().from_url(re.sub(r"^sqs://", "aws://", url))
+
+    @property
+    def address(self) -> str:
+        """The URL of the service, without credentials."""
+        if self.endpoint_url is None:
+            return f"aws://{self.aws_region}"
+        return f"aws+{self.endpoint_url}?region={self.aws_region}"
+
+    @property
+    def client_options(self) -> dict[str, Any]:
+        """Arguments of the SDK's clients, the secrets among them."""
+        secret, token = self.aws_secret_access_key, self.aws_session_token
+        return {
+            "region_name": self.aws_region,
+            "endpoint_url": self.endpoint_url,
+            "aws_access_key_id": self.aws_access_key_id,
+            "aws_secret_access_key": secret.get_secret_value() if secret else None,
+            "aws_session_token": token.get_secret_value() if token else None,
+        }
+
+    def public_settings(self) -> dict[str, Any]:
+        """Return what another process needs to reach the queue, but for the credentials."""
+        return self.model_dump(mode="json", exclude=_CREDENTIALS | {"url", "raise_exceptions"})
+
+    async def connect(self) -> AbstractMessageQueue:
+        """Return a live queue.
+
+        Raises:
+            UnavailableError: The service did not answer for `retry_seconds`.
+            ConfigError: There are no credentials, or the service refuses them.
+        """
+        # The queue is made from these settings, so the import cannot stand above.
+        from llama_deploy.message_queues.aws.queue import AWSMessageQueue  # noqa: PLC0415
+
+        return await AWSMessageQueue.connect(self)

@@ -1,0 +1,226 @@
+"""What happens to Amazon SQS, or to the way there, happens to no message."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from workflows import Workflow, step
+from workflows.events import StartEvent, StopEvent
+
+from llama_deploy.control_plane.config import ControlPlaneConfig
+from llama_deploy.control_plane.server import ControlPlaneServer
+from llama_deploy.errors import UnavailableError
+from llama_deploy.message_queues.base import AbstractMessageQueue, Subscription
+from llama_deploy.messages import QueueMessage
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.testing.processes import free_port
+from tests.integration.in_process import LEASE, Stack, result_of
+from tests.integration.on_sqs import TOPIC, count_of, number_of, numbered, plain_client, receive, settings
+from tests.servers.proxy import TcpProxy
+from tests.servers.sqs import SqsServer
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[SqsServer]:
+    with SqsServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[TcpProxy]:
+    async with TcpProxy() as proxy:
+        yield proxy
+
+
+class Load:
+    """A publisher and a reader that count what was accepted and what came."""
+
+    def __init__(self, publisher: AbstractMessageQueue, subscription: Subscription) -> None:
+        self.accepted: set[int] = set()
+        self.came: Counter[int] = Counter()
+        self._publisher = publisher
+        self._subscription = subscription
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._publish(number)) for number in range(4)]
+            tasks.append(group.create_task(self._read()))
+            yield
+            for task in tasks:
+                task.cancel()
+
+    async def goes_on(self) -> None:
+        """Wait until 20 more messages were accepted and 20 more came."""
+        accepted, came = len(self.accepted), len(self.came)
+        await eventually(lambda: min(len(self.accepted) - accepted, len(self.came) - came) >= 20, seconds=30)
+
+    async def read_the_rest(self) -> None:
+        """Read until all that was accepted has come."""
+        async with asyncio.timeout(60):
+            while not self.accepted <= set(self.came):
+                await self._read_some()
+
+    async def _publish(self, number: int) -> None:
+        while True:
+            await self._publisher.publish(numbered(number), TOPIC)
+            self.accepted.add(number)
+            number += 4
+
+    async def _read(self) -> None:
+        while True:
+            await self._read_some()
+
+    async def _read_some(self) -> None:
+        for delivery in await self._subscription.receive(10):
+            self.came[number_of(delivery)] += 1
+            await delivery.ack()
+
+
+@asynccontextmanager
+async def under_load(publisher_url: str, reader_url: str) -> AsyncIterator[Load]:
+    """Run a load; at its end everything accepted must have come."""
+    async with (
+        await settings(publisher_url, timeout=1.0).connect() as publisher,
+        await settings(reader_url, timeout=1.0).connect() as reader,
+        await reader.subscribe(TOPIC) as subscription,
+    ):
+        assert publisher.durable
+        load = Load(publisher, subscription)
+        async with load.running():
+            await load.goes_on()
+            yield load
+            await load.goes_on()
+        await load.read_the_rest()
+
+
+async def test_cut_connections_lose_nothing(server: SqsServer, proxy: TcpProxy) -> None:
+    url = f"http://127.0.0.1:{await proxy.start(server.port)}"
+    async with under_load(url, url) as load:
+        for _ in range(10):
+            proxy.cut()
+            await eventually(lambda: proxy.connections >= 2)
+            proxy.cut()
+            await load.goes_on()
+
+
+async def test_a_slow_connection_works(server: SqsServer, proxy: TcpProxy) -> None:
+    url = f"http://127.0.0.1:{await proxy.start(server.port)}"
+    async with under_load(url, url) as load:
+        proxy.delay = 0.05
+        await load.goes_on()
+
+
+async def test_a_half_open_connection_is_found_and_replaced(
+    server: SqsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"http://127.0.0.1:{await proxy.start(server.port)}"
+    with caplog.at_level(logging.INFO):
+        async with under_load(url, server.endpoint_url) as load:
+            proxy.hold()
+            await eventually(lambda: "is lost" in caplog.text, seconds=20)
+            proxy.resume()
+            await load.goes_on()
+    assert "is back" in caplog.text
+
+
+async def test_what_was_on_its_way_into_a_cut_connection_comes_again(
+    server: SqsServer, proxy: TcpProxy
+) -> None:
+    url = f"http://127.0.0.1:{await proxy.start(server.port)}"
+    async with (
+        await settings(server.endpoint_url).connect() as publisher,
+        await settings(url).connect() as queue,
+        await queue.subscribe(TOPIC) as subscription,
+    ):
+        await publisher.publish(numbered(1), TOPIC)
+        proxy.delay = 1.0
+        waiting = asyncio.create_task(receive(subscription))
+        await eventually(lambda: _are_handed_over(server, 1))
+        proxy.delay = 0.0
+        proxy.cut()
+        (delivery,) = await waiting
+        assert (number_of(delivery), delivery.attempt) == (1, 2)
+
+
+async def test_a_server_that_does_not_answer_is_an_error_in_time(server: SqsServer) -> None:
+    async with await settings(server.endpoint_url, timeout=0.3, retry_seconds=0.5).connect() as queue:
+        await queue.publish(QueueMessage(), TOPIC)
+        server.pause()
+        with pytest.raises(UnavailableError, match=str(server.port)):
+            await queue.publish(QueueMessage(), TOPIC)
+        server.resume()
+        await queue.publish(QueueMessage(), TOPIC)
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1"):
+        await settings(f"http://127.0.0.1:{free_port()}", retry_seconds=0.2).connect()
+
+
+async def test_what_a_server_forgets_is_made_again(server: SqsServer) -> None:
+    async with (
+        await settings(server.endpoint_url).connect() as queue,
+        await queue.subscribe(TOPIC) as subscription,
+        await queue.subscribe(TOPIC, group="second") as second,
+    ):
+        await queue.publish(numbered(0), TOPIC)
+        (lost,) = await receive(subscription)
+        waiting = [asyncio.create_task(receive(each)) for each in (subscription, second)]
+        (_,) = await waiting[1]
+        waiting[1] = asyncio.create_task(receive(second))
+        server.kill()
+        await asyncio.to_thread(server.start)
+        # What is published before its group is there again does not come to it, as with a new group.
+        await eventually(lambda: _has_second_group(server))
+        await queue.publish(numbered(1), TOPIC)
+        await lost.nack()
+        for (delivery,) in await asyncio.gather(*waiting):
+            assert number_of(delivery) == 1
+            await delivery.ack()
+
+
+async def _has_second_group(server: SqsServer) -> bool:
+    async with plain_client(server.endpoint_url) as client:
+        found = await client.list_queues(QueueNamePrefix="group---")
+    return bool(found.get("QueueUrls"))
+
+
+async def _are_handed_over(server: SqsServer, count: int) -> bool:
+    return await count_of(server.endpoint_url, "ApproximateNumberOfMessagesNotVisible") == count
+
+
+async def _are_there(server: SqsServer, count: int) -> bool:
+    name = "llama_deploy--service"
+    return await count_of(server.endpoint_url, "ApproximateNumberOfMessages", name) == count
+
+
+class Answering(Workflow):
+    @step
+    async def answer(self, event: StartEvent) -> StopEvent:
+        return StopEvent(result=event.get("n"))
+
+
+async def test_tasks_outlive_a_server_that_forgets_them(server: SqsServer) -> None:
+    config = ControlPlaneConfig(port=0, lease_seconds=LEASE, redispatch_seconds=1.0)
+    async with (
+        await settings(server.endpoint_url, timeout=1.0).connect() as queue,
+        await SQLiteStateStore.connect("sqlite:///:memory:") as store,
+        ControlPlaneServer(queue, state_store=store, config=config) as plane,
+    ):
+        stack = Stack(queue, store, plane)
+        service = stack.service(Answering())
+        await service.register_to_control_plane()
+        # Nobody works yet: the messages are at the server when it dies.
+        early = [await stack.submit(n=n) for n in range(10)]
+        await eventually(lambda: _are_there(server, 10))
+        server.kill()
+        late = [await stack.submit(n=n) for n in range(10, 20)]
+        await asyncio.to_thread(server.start)
+        async with stack.serving(service), asyncio.timeout(60):
+            views = await asyncio.gather(*(stack.end(each, wait=50.0) for each in early + late))
+        assert [result_of(view) for view in views] == list(range(20))
