@@ -3,61 +3,81 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import os
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.faults.chaos import Chaos
 from tests.faults.conftest import System, errors_in
 from tests.faults.test_kills import check_all_end_once, submit_all
-from tests.servers.brokers import DURABLE, FORGETFUL, Broker
+from tests.servers.brokers import DURABLE, FORGETFUL, Broker, Kind, url_through
 from tests.servers.postgresql import PostgreSQLServer
 from tests.servers.proxy import TcpProxy
 
 pytestmark = pytest.mark.faults
 
+BROKERS: Final = dict[str, Kind](DURABLE) | {name: FORGETFUL[name] for name in ("kafka", "aws")}
+"""Those that are fast: the one that keeps what it has for Kafka does so in an object store."""
 TASKS = 100
+TASKS_OF_KAFKA = 20
 SEED = 20261123
-SECONDS_OF_ROUNDS = 25.0
+SECONDS = float(os.environ.get("FAULT_MINUTES", "0")) * 60 or 25.0
 OUTAGE_SECONDS = 3.0
 
 
-@pytest.fixture(params=DURABLE)
-def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
-    folder = tmp_path / "broker"
+def make(kind: Kind, folder: Path, system: System) -> Broker:
+    """Return a broker that is not started; what the queue needs to work over it goes to all processes."""
     folder.mkdir()
-    with DURABLE[request.param](folder) as broker:
-        yield broker
+    system.env.update(kind.environment)
+    return kind.make(folder)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in DURABLE if kind != "kafka"])
 async def test_rounds_of_faults(
+    kind: str,
     system: System,
-    broker: Broker,
+    tmp_path: Path,
     postgresql_server: PostgreSQLServer,
     postgresql_uri: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    system.env["LLAMA_DEPLOY_QUEUE"] = broker.url
-    system.env["CONTROL_PLANE_STATE_STORE_URI"] = postgresql_uri
-    chaos = Chaos(system, seed=SEED, broker=broker, database=postgresql_server)
-    figures = await chaos.run(seconds=SECONDS_OF_ROUNDS)
+    with make(DURABLE[kind], tmp_path / "broker", system) as broker:
+        system.env["LLAMA_DEPLOY_QUEUE"] = broker.url
+        system.env["CONTROL_PLANE_STATE_STORE_URI"] = postgresql_uri
+        chaos = Chaos(system, seed=SEED, broker=broker, database=postgresql_server)
+        figures = await chaos.run(seconds=SECONDS)
     with capsys.disabled():
-        print(f"\nfaults over {broker.url.partition(':')[0]}, seed {SEED}: {figures}")  # noqa: T201
+        print(f"\nfaults over {kind}, seed {SEED}: {figures}")  # noqa: T201 - what the run is for
     assert figures.rounds > 0
 
 
+@pytest.mark.parametrize("kind", DURABLE)
+async def test_what_a_killed_broker_has_accepted_is_done_once(
+    kind: str, system: System, tmp_path: Path
+) -> None:
+    with make(DURABLE[kind], tmp_path / "broker", system) as broker:
+        system.env["LLAMA_DEPLOY_QUEUE"] = broker.url
+        system.start("core.py", "control_plane")
+        for _ in range(2):
+            system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="5")
+        async with system.client() as client:
+            await system.instances(client, 2)
+            tasks = TASKS_OF_KAFKA if kind == "kafka" else TASKS
+            handles = await submit_all(client, tasks, seconds=0.2, events=3)
+            await system.begun(tasks // 3)
+            await asyncio.to_thread(broker.kill)
+            await asyncio.to_thread(broker.start)
+            await check_all_end_once(handles)
+    assert set(system.ledger("begin").values()) == {1}
+
+
 @pytest.mark.parametrize("kind", FORGETFUL)
-async def test_what_a_broker_forgets_is_dispatched_again(system: System, tmp_path: Path, kind: str) -> None:
-    make, environment = FORGETFUL[kind]
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    with make(folder) as broker:
-        system.env |= {
-            "LLAMA_DEPLOY_QUEUE": broker.url,
-            "CONTROL_PLANE_REDISPATCH_SECONDS": "2",
-            **environment,
-        }
+async def test_what_a_broker_forgets_is_dispatched_again(kind: str, system: System, tmp_path: Path) -> None:
+    system.env["CONTROL_PLANE_REDISPATCH_SECONDS"] = "2"
+    with make(FORGETFUL[kind], tmp_path / "broker", system) as broker:
+        system.env["LLAMA_DEPLOY_QUEUE"] = broker.url
         system.start("core.py", "control_plane")
         for _ in range(2):
             system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="10")
@@ -70,27 +90,29 @@ async def test_what_a_broker_forgets_is_dispatched_again(system: System, tmp_pat
             await check_all_end_once(handles)
 
 
-async def test_the_way_to_a_broker_breaks(system: System, broker: Broker) -> None:
+@pytest.mark.parametrize("kind", BROKERS)
+async def test_the_way_to_a_broker_breaks(kind: str, system: System, tmp_path: Path) -> None:
+    broker = make(BROKERS[kind], tmp_path / "broker", system)
     async with TcpProxy() as proxy:
-        port = await proxy.start(broker.port)
-        system.env["LLAMA_DEPLOY_QUEUE"] = broker.url.replace(str(broker.port), str(port))
-        control_plane = system.start("core.py", "control_plane")
-        for _ in range(2):
-            system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="5")
-        async with system.client() as client:
-            await system.instances(client, 2)
-            handles = await submit_all(client, TASKS, seconds=0.2, events=3)
-            for begun in (20, 40):
-                await system.begun(begun)
+        system.env["LLAMA_DEPLOY_QUEUE"] = url_through(broker, await proxy.start(broker.port))
+        with broker:
+            control_plane = system.start("core.py", "control_plane")
+            for _ in range(2):
+                system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="5")
+            async with system.client() as client:
+                await system.instances(client, 2)
+                handles = await submit_all(client, TASKS, seconds=0.2, events=3)
+                for begun in (20, 40):
+                    await system.begun(begun)
+                    proxy.cut()
+                proxy.delay = 0.02
+                await system.begun(50)
+                proxy.delay = 0.0
+                proxy.hold()
+                await asyncio.sleep(OUTAGE_SECONDS)  # how long the network is down
                 proxy.cut()
-            proxy.delay = 0.02
-            await system.begun(50)
-            proxy.delay = 0.0
-            proxy.hold()
-            await asyncio.sleep(OUTAGE_SECONDS)  # how long the network is down
-            proxy.cut()
-            proxy.resume()
-            await check_all_end_once(handles)
+                proxy.resume()
+                await check_all_end_once(handles)
     # Nobody who ran a task died, so each ran once.
     assert set(system.ledger("begin").values()) == {1}
     assert errors_in(control_plane.text) == []

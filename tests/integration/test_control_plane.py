@@ -270,6 +270,19 @@ async def test_a_task_that_loses_instances_is_held_back_longer_each_time(
     assert pauses[0] < first / 2 < first * 0.9 < pauses[1] < first * 1.8 < pauses[2] < first * 3
 
 
+async def test_an_outcome_that_comes_twice_is_no_matter(
+    http: HttpConnection, instance: Instance, caplog: pytest.LogCaptureFixture
+) -> None:
+    await submit(http, task_id="t")
+    dispatch = await instance.run_one()
+    await get(http, "/tasks/t", wait=10)
+    await instance.finish(dispatch)
+    await instance.finish(dispatch, result="another")
+    await eventually(lambda: "refused" in caplog.text)
+    assert caplog.text.count("refused") == 1
+    assert (await get(http, "/tasks/t"))["result"]["result"] == "done"
+
+
 @pytest.mark.parametrize("redispatch_seconds", [0.5])
 async def test_an_unclaimed_message_is_repeated(http: HttpConnection, instance: Instance) -> None:
     await submit(http, task_id="t")

@@ -31,6 +31,7 @@ class SqsServer:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.endpoint_url = f"http://127.0.0.1:{self.port}"
+        self.url = f"aws+{self.endpoint_url}?region=us-east-1"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -226,6 +226,8 @@ def _events_command(sent: AttemptEvents) -> Command[None]:
 def _outcome_command(outcome: AttemptOutcome) -> Command[None]:
     def run(unit: Unit) -> None:
         task = unit.task(outcome.task_id)
+        if lifecycle.is_repeated(task, outcome):
+            return
         ended = lifecycle.end(task, outcome, at=unit.now)
         if outcome.session_state:
             try:

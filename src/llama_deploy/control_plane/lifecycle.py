@@ -156,6 +156,14 @@ def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transitio
     return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.terminal_event)
 
 
+def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
+    """Whether the task has ended with this very outcome: a queue may deliver it more than once."""
+    if not task.status.is_terminal or task.result is None or task.attempt != outcome.attempt:
+        return False
+    stored = TaskResult.model_validate_json(task.result)
+    return (stored.status, stored.result, stored.error) == (outcome.status, outcome.result, outcome.error)
+
+
 def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transition:
     """The owner of the attempt writes to the run's journal, and may park the run: `running` → `waiting`.
 

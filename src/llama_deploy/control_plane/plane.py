@@ -16,7 +16,7 @@ from llama_deploy.control_plane.attempts import Attempts
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.dispatch import OutboxRelay, Sweeper
 from llama_deploy.control_plane.news import News
-from llama_deploy.control_plane.reports import Reports
+from llama_deploy.control_plane.reports import LATE_SECONDS, LOST_AFTER_SECONDS, Reports
 from llama_deploy.control_plane.services import Services
 from llama_deploy.control_plane.sessions import Sessions
 from llama_deploy.control_plane.streams import StreamHub
@@ -146,8 +146,10 @@ class ControlPlane:
         if not await self._store.has_company():
             await self._continue()
         self._subscription = await self.queue.subscribe(self.topics.control_plane, member=self._member())
+        lost_after = LATE_SECONDS if self.queue.durable else LOST_AFTER_SECONDS
+        reports = Reports(self._subscription, self.attempts, lost_after=lost_after)
         self._background = [
-            asyncio.create_task(Reports(self._subscription, self.attempts).consume(), name="reports"),
+            asyncio.create_task(reports.consume(), name="reports"),
             asyncio.create_task(self._sweeper.run(), name="sweeper"),
             asyncio.create_task(self._relay.run(), name="outbox"),
         ]

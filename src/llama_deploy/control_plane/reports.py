@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,8 +19,10 @@ logger = logging.getLogger(__name__)
 _AT_ONCE: Final = 256
 _OUT_OF_ORDER: Final = Backoff(first=0.05, longest=5.0)
 """How long a report waits for one that should have come before it."""
-_LOST_AFTER_SECONDS: Final = 10.0
-"""After how long reports that are missing count as lost."""
+LOST_AFTER_SECONDS: Final = 10.0
+"""After how long reports that are missing count as lost by a queue that may lose them."""
+LATE_SECONDS: Final = 30.0
+"""The same for a durable queue: it loses nothing, but may be slow after an outage."""
 _MOST_GAPS: Final = 10_000
 
 
@@ -31,15 +32,13 @@ class Reports:
     Args:
         subscription: Where they come from.
         attempts: Who takes them.
-        clock: Returns seconds that never go back.
+        lost_after: Seconds after which reports that are missing count as lost.
     """
 
-    def __init__(
-        self, subscription: Subscription, attempts: Attempts, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, subscription: Subscription, attempts: Attempts, *, lost_after: float) -> None:
         self._subscription = subscription
         self._attempts = attempts
-        self._clock = clock
+        self._lost_after = lost_after
         self._gaps: dict[tuple[object, object], _Gap] = {}
         """What is missing of an attempt."""
 
@@ -70,13 +69,13 @@ class Reports:
 
         Another control plane may have taken what filled the last gap, so a gap is known by its number.
         """
-        attempt, now = _attempt_of(message), self._clock()
+        attempt, now = _attempt_of(message), time.monotonic()
         gap = self._gaps.get(attempt)
         if gap is None or gap.expected != missing.expected:
             gap = self._gaps[attempt] = _Gap(missing.expected, since=now)
         if len(self._gaps) > _MOST_GAPS:
             del self._gaps[next(iter(self._gaps))]
-        return now - gap.since >= _LOST_AFTER_SECONDS
+        return now - gap.since >= self._lost_after
 
 
 @dataclass(frozen=True, slots=True)
