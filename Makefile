@@ -62,8 +62,8 @@ oldest: venv ## The tests of durable runs with the oldest workflow library that 
 	$(BIN)/python .ci/oldest_library.py $(ARGS)
 
 .PHONY: bench
-bench: venv ## Measure latency, throughput and streaming; prints a table and writes JSON.
-	$(BIN)/python benchmarks/run.py $(ARGS)
+bench: venv ## Measure; prints a table and writes JSON. BROKER=all (or one, STORE=...) compares queues and stores.
+	$(BIN)/python benchmarks/run.py $(if $(BROKER),--broker $(BROKER)) $(if $(STORE),--store $(STORE)) $(ARGS)
 
 .PHONY: demo
 demo: venv ## Run the research desk: two services, streaming, a session, and a kill -9.

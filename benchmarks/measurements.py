@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
@@ -15,7 +17,7 @@ from typing import Final
 import psutil
 
 from benchmarks.figures import Figures, Tally
-from benchmarks.processes import Part, Stack, all_in_one, cpu_seconds, memory_mib
+from benchmarks.processes import Part, Server, Stack, all_in_one, cpu_seconds, memory_mib
 from benchmarks.workloads import ANSWER, Echo
 from llama_deploy.client import Client, TaskHandle
 from llama_deploy.errors import LlamaDeployError
@@ -31,6 +33,8 @@ CHAIN_STEPS: Final = 20
 LINGER_SECONDS: Final = 0.03
 NAP_SECONDS: Final = 0.02
 LONG_NAPS: Final = 20
+WARM_UP_SECONDS: Final = 2.0
+"""For each part of it, where calls are slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,9 @@ class Scale:
     lease_seconds: float = 5.0
     long_nap_seconds: float = 1.0
     long_burst: int = 20_000
+    most_seconds: float = math.inf
+    """After so long no further call is begun of those in sequence, or in flight."""
+    errands: int = 60
 
 
 FULL: Final = Scale()
@@ -63,9 +70,7 @@ QUICK: Final = Scale(
     lease_seconds=1.0,
     long_nap_seconds=0.5,
     long_burst=500,
-)
-WARM_UP: Final[Mapping[str, int]] = MappingProxyType(
-    {"sequential": 10, "burst": 200, "first_events": 1, "events": 100}
+    errands=24,
 )
 
 
@@ -82,6 +87,18 @@ class Bench:
     tally: Tally = field(default_factory=Tally)
     naps: list[Part] = field(default_factory=list)
     """The processes with the service `nap`."""
+    servers: Mapping[str, Server] = field(default_factory=dict)
+    """The server of the queue and that of the store, by these names, where they have one."""
+
+    @property
+    def cpu(self) -> dict[str, float]:
+        """The CPU time that each part has taken so far, in seconds."""
+        return {
+            "core": cpu_seconds(self.stack.core.usage),
+            "service": cpu_seconds(self.service.usage),
+            "client": cpu_seconds(psutil.Process()),
+            **{name: server.cpu_seconds() for name, server in self.servers.items()},
+        }
 
     async def timed(self, call: Call, *, expected: object = ANSWER) -> float:
         """Make a call, count it, and return the seconds that it took."""
@@ -93,12 +110,12 @@ class Bench:
 
     async def in_sequence(self, call: Call, *, times: int) -> list[float]:
         """Make a call again and again; returns the seconds that each took."""
-        return [await self.timed(call) for _ in range(times)]
+        return [await self.timed(call) for _ in self._turns(times)]
 
     async def in_flight(self, call: Call, *, times: int) -> tuple[list[float], float]:
         """Make calls, 64 at a time; returns the seconds of each, and of all."""
         latencies: list[float] = []
-        left = iter(range(times))
+        left = self._turns(times)
 
         async def caller() -> None:
             for _ in left:
@@ -107,6 +124,11 @@ class Bench:
         started = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
         return latencies, time.perf_counter() - started
+
+    def _turns(self, times: int) -> Iterator[int]:
+        """Yield one turn after the other, as many as there are to be, while there is time."""
+        until = time.perf_counter() + self.scale.most_seconds
+        return itertools.takewhile(lambda _: time.perf_counter() < until, range(times))
 
     async def need_naps(self) -> None:
         """Have two instances of the service `nap`."""
@@ -170,19 +192,15 @@ async def latency(bench: Bench) -> None:
 
 async def throughput(bench: Bench) -> None:
     """Trivial tasks with 64 in flight, each in a session of its own."""
-    processes = {"core": bench.stack.core.usage, "service": bench.service.usage, "client": psutil.Process()}
 
     async def run() -> object:
         return await bench.client.run("echo")
 
-    before = {name: cpu_seconds(process) for name, process in processes.items()}
+    before = bench.cpu
     seconds, wall = await bench.in_flight(run, times=bench.scale.burst)
-    cpu = {
-        name: 1000 * (cpu_seconds(process) - before[name]) / bench.scale.burst
-        for name, process in processes.items()
-    }
+    cpu = {name: 1000 * (after - before[name]) / len(seconds) for name, after in bench.cpu.items()}
     bench.figures.add(
-        tasks_per_second=bench.scale.burst / wall,
+        tasks_per_second=len(seconds) / wall,
         cpu_ms=sum(cpu.values()),
         **{f"cpu_{name}_ms": value for name, value in cpu.items()},
         **percentiles("loaded", seconds),
@@ -370,7 +388,10 @@ async def flatness(bench: Bench) -> None:
 
 async def warm_up(bench: Bench) -> None:
     """Load code, open connections, let the database grow a little."""
-    quick = replace(bench, figures=Figures(), scale=replace(bench.scale, **WARM_UP))
+    scale = replace(
+        bench.scale, sequential=10, burst=200, first_events=1, events=100, most_seconds=WARM_UP_SECONDS
+    )
+    quick = replace(bench, figures=Figures(), scale=scale)
     for measure in (floor, latency, streaming, throughput):
         await measure(quick)
 

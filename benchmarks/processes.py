@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +32,13 @@ Services = Mapping[str, ServiceDefinition]
 """The services that a control plane knows, by name."""
 
 SETTINGS_PREFIXES: Final = (
+    "AWS_SQS_",
     "CONTROL_PLANE_",
+    "KAFKA_",
     "LLAMA_DEPLOY_",
+    "NATS_",
+    "RABBITMQ_",
+    "REDIS_",
     "SIMPLE_MESSAGE_QUEUE_",
     "SIMPLE_ORCHESTRATOR_",
 )
@@ -40,6 +46,16 @@ SETTINGS_PREFIXES: Final = (
 
 class PartFailedError(Exception):
     """A process that is measured has not started, or has ended too early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """The queue and the store of a system, both running already."""
+
+    queue_url: str
+    store_uri: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables for the control plane and the services."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -62,6 +78,22 @@ def memory_mib(process: psutil.Process) -> float:
     return float(process.memory_info().rss) / 2**20
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The processes of a server that is not ours, as it was started."""
+
+    processes: Sequence[psutil.Process]
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the processes and of all that descend from them, in seconds."""
+        total = 0.0
+        for process in self.processes:
+            for each in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    total += cpu_seconds(each)
+        return total
+
+
 class Part:
     """A process of ours. `start` it, then `stop` or `kill` it."""
 
@@ -73,7 +105,9 @@ class Part:
         self._log = log
 
     @classmethod
-    async def start(cls, name: str, command: Sequence[str], *, directory: Path) -> Part:
+    async def start(
+        cls, name: str, command: Sequence[str], *, directory: Path, settings: Mapping[str, str] | None = None
+    ) -> Part:
         """Start `command` with its output in a file of `directory`, where it also runs."""
         log = directory / f"{name}.log"
         with log.open("wb") as output:
@@ -83,7 +117,7 @@ class Part:
                 stdout=output,
                 stderr=output,
                 cwd=directory,
-                env=_environment(),
+                env=part_environment(settings or {}),
             )
         return cls(name, process, log)
 
@@ -109,12 +143,12 @@ class Part:
             await self._process.wait()
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment without settings that would change what is measured."""
+def part_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with no other settings than these, as they would change what is measured."""
     kept = {
         name: value for name, value in os.environ.items() if not name.upper().startswith(SETTINGS_PREFIXES)
     }
-    return {**kept, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
+    return {**kept, **settings, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
 
 
 async def until_ready(parts: Sequence[Part], url: str, ready: Callable[[Services], bool]) -> None:
@@ -142,42 +176,64 @@ async def until_ready(parts: Sequence[Part], url: str, ready: Callable[[Services
 
 
 class Stack:
-    """A system in processes of its own: queue and control plane in one, services in others."""
+    """A system in processes of its own: control plane in one, perhaps the queue too, services in others."""
 
-    def __init__(self, *, directory: Path, port: int, core: Part, resources: AsyncExitStack) -> None:
+    def __init__(
+        self, *, directory: Path, port: int, core: Part, backends: Backends | None, resources: AsyncExitStack
+    ) -> None:
         self.url = f"http://{HOST}:{port}"
         self.core = core
         self._directory = directory
         self._port = port
+        self._backends = backends
         self._resources = resources
         self._services = 0
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, *, directory: Path, lease_seconds: float) -> AsyncIterator[Stack]:
-        """Start a core, and stop everything afterwards; services wait for it."""
+    async def running(
+        cls, *, directory: Path, lease_seconds: float, backends: Backends | None = None
+    ) -> AsyncIterator[Stack]:
+        """Start a core, and stop everything afterwards; services wait for it.
+
+        Args:
+            directory: For the output of the processes, and for the store that is the core's own.
+            lease_seconds: How long an instance may be silent.
+            backends: None: the queue is in the core, and the store a SQLite file.
+        """
         port, queue_port = free_ports(2)
+        if backends is None:
+            queue, store = f"simple://{HOST}:{queue_port}", f"sqlite:///{directory / 'state.db'}"
+        else:
+            queue, store = backends.queue_url, backends.store_uri
         command = [
-            *(sys.executable, "-m", "benchmarks.parts", f"--port={port}", "core"),
-            f"--queue-port={queue_port}",
-            f"--database={directory / 'state.db'}",
-            f"--lease-seconds={lease_seconds}",
+            *(sys.executable, "-m", "benchmarks.parts", "core", f"--port={port}"),
+            *(f"--queue={queue}", f"--store={store}", f"--lease-seconds={lease_seconds}"),
+            *(() if backends is None else ("--queue-elsewhere",)),
         ]
         async with AsyncExitStack() as resources:
-            core = await Part.start("core", command, directory=directory)
+            settings = backends.settings if backends else None
+            core = await Part.start("core", command, directory=directory, settings=settings)
             resources.push_async_callback(core.stop)
-            yield cls(directory=directory, port=port, core=core, resources=resources)
+            yield cls(directory=directory, port=port, core=core, backends=backends, resources=resources)
 
     async def add_services(self, names: Sequence[str], *, max_concurrent_tasks: int) -> Part:
         """Start a process with an instance of each of the named services; returns when all are registered."""
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self._services += 1
+        backends = self._backends
         command = [
-            *(sys.executable, "-m", "benchmarks.parts", f"--port={self._port}", "services"),
+            *(sys.executable, "-m", "benchmarks.parts", "services", f"--port={self._port}"),
+            *(() if backends is None else (f"--queue={backends.queue_url}",)),
             f"--max-concurrent-tasks={max_concurrent_tasks}",
             *(f"{name}:{port}" for name, port in ports.items()),
         ]
-        part = await Part.start(f"service-{self._services}", command, directory=self._directory)
+        part = await Part.start(
+            f"service-{self._services}",
+            command,
+            directory=self._directory,
+            settings=backends.settings if backends else None,
+        )
         self._resources.push_async_callback(part.stop)
 
         def registered(services: Services) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 # Started as a file, so that what stands beside this folder is not found by itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.suite import main
+from benchmarks.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -77,6 +77,27 @@ class Nap(Workflow):
         return StopEvent(result=os.getpid())
 
 
+class Errand(StartEvent):
+    """A task that others can tell from the rest."""
+
+    number: int
+    seconds: float
+    events: int
+
+
+class Run(Workflow):
+    """Takes some time, tells of it, and answers with the number of the errand."""
+
+    @step
+    async def go(self, ctx: Context, ev: Errand) -> StopEvent:
+        """Stream where it is, then numbers from 0."""
+        ctx.write_event_to_stream(Started(process_id=os.getpid()))
+        for number in range(ev.events):
+            await asyncio.sleep(ev.seconds / ev.events)
+            ctx.write_event_to_stream(Number(number=number))
+        return StopEvent(result=ev.number)
+
+
 class Begin(StartEvent):
     """How many steps to take."""
 
@@ -119,6 +140,7 @@ WORKFLOWS: Final[Mapping[str, Hosted]] = MappingProxyType(
         "chain_by_step": Hosted(Chain),
         "chain_by_task": Hosted(Chain, "task"),
         "count": Hosted(Count),
+        "errand": Hosted(Run),
         "nap": Hosted(Nap),
     }
 )

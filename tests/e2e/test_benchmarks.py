@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 FIGURES = {
@@ -49,16 +51,32 @@ FIGURES = {
     "takeover": {"takeover_seconds", "takeover_ended_seconds"},
 }
 
+COMPARED = {
+    "session_run_p50_ms",
+    "session_run_p95_ms",
+    "tasks_per_second",
+    "cpu_ms",
+    "cpu_servers_ms",
+    "events_per_second",
+    "queue_away_seconds",
+    "errands_seconds",
+}
+"""The figures of the table of queues and stores."""
 
-def test_a_quick_run_finds_every_figure_and_no_task_goes_wrong(tmp_path: Path) -> None:
-    path = tmp_path / "results" / "figures.json"
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "run.py", "--quick", f"--json={path}"],
+
+def run(*arguments: str, json_to: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "run.py", *arguments, f"--json={json_to}"],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
+
+
+def test_a_quick_run_finds_every_figure_and_no_task_goes_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "figures.json"
+    done = run("--quick", json_to=path)
     # 1: a goal was missed, as figures of a small round on a loaded machine may.
     assert done.returncode in (0, 1), done.stdout + done.stderr
     report = json.loads(path.read_text())
@@ -70,3 +88,35 @@ def test_a_quick_run_finds_every_figure_and_no_task_goes_wrong(tmp_path: Path) -
     assert report["figures"]["concurrent_errors"]["value"] == 0
     assert report["passed"] is (done.returncode == 0)
     assert "session.run: p50" in done.stdout
+
+
+def test_a_queue_is_compared_and_its_tasks_outlive_an_instance_and_the_queue(tmp_path: Path) -> None:
+    path = tmp_path / "backends.json"
+    done = run("--broker=nats", "--store=sqlite", "--quick", json_to=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(path.read_text())
+    [row] = report["rows"]
+    if row["missing"]:
+        pytest.skip(row["missing"])
+    assert (row["queue"], row["store"], row["passed"]) == ("nats", "sqlite", True)
+    assert row["tasks"]["failures"] == []
+    assert set(row["figures"]) >= COMPARED
+    assert all(row["figures"][name] > 0 for name in COMPARED - {"cpu_servers_ms"})
+    assert row["figures"]["errands_right"] == row["figures"]["errands"] == 24
+    assert row["figures"]["stream_faults"] == 0
+    assert "24/24" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--broker=none"], "'none' is none of: all, simple"),
+        (["--broker=nats", "--store=none"], "'none' is none of: all, sqlite"),
+        (["--store=sqlite"], "--store goes with --broker"),
+        (["--broker=nats", "--long"], "do not go with --broker"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], reason: str, tmp_path: Path) -> None:
+    done = run(*arguments, json_to=tmp_path / "none.json")
+    assert done.returncode == 2
+    assert reason in done.stderr

@@ -42,10 +42,17 @@ _SETTINGS: Final = (
 
 
 class PostgreSQLServer:
-    """A server of its own, in a temporary folder, on a free port. Can be killed and started again."""
+    """A server of its own, in a temporary folder, on a free port. Can be killed and started again.
 
-    def __init__(self, programs: Path, folder: Path) -> None:
+    Args:
+        programs: Where its programs are.
+        folder: Where it keeps its data.
+        settings: Such as `fsync=on`; each goes before that of the tests.
+    """
+
+    def __init__(self, programs: Path, folder: Path, *settings: str) -> None:
         self._programs = programs
+        self._settings = (*_SETTINGS, *settings)
         self._data = folder / "data"
         self._log = folder / "log"
         self._as_user: dict[str, Any] = {}
@@ -88,7 +95,7 @@ class PostgreSQLServer:
             time.sleep(0.05)
 
     def _launch(self) -> None:
-        settings = [part for setting in _SETTINGS for part in ("-c", setting)]
+        settings = [part for setting in self._settings for part in ("-c", setting)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *settings],
@@ -162,11 +169,11 @@ def _programs() -> Path:
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[PostgreSQLServer]:
-    """Run a server."""
+def running_server(*settings: str) -> Iterator[PostgreSQLServer]:
+    """Run a server, with settings that go before those of the tests."""
     programs = _programs()
     with tempfile.TemporaryDirectory(prefix="postgresql-", ignore_cleanup_errors=True) as folder:
-        server = PostgreSQLServer(programs, Path(folder))
+        server = PostgreSQLServer(programs, Path(folder), *settings)
         server.start()
         try:
             yield server
