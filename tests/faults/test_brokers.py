@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from tests.faults.chaos import Chaos
 from tests.faults.conftest import System, errors_in
 from tests.faults.test_kills import check_all_end_once, submit_all
-from tests.servers.brokers import DURABLE, FORGETFUL, Broker, Kind, url_through
+from tests.servers.brokers import DURABLE, FASTEST, FORGETFUL, Broker, Kind, url_through
 from tests.servers.postgresql import PostgreSQLServer
 from tests.servers.proxy import TcpProxy
 
 pytestmark = pytest.mark.faults
 
-BROKERS: Final = dict[str, Kind](DURABLE) | {name: FORGETFUL[name] for name in ("kafka", "aws")}
-"""Those that are fast: the one that keeps what it has for Kafka does so in an object store."""
 TASKS = 100
 TASKS_OF_KAFKA = 20
 SEED = 20261123
@@ -90,9 +87,9 @@ async def test_what_a_broker_forgets_is_dispatched_again(kind: str, system: Syst
             await check_all_end_once(handles)
 
 
-@pytest.mark.parametrize("kind", BROKERS)
+@pytest.mark.parametrize("kind", FASTEST)
 async def test_the_way_to_a_broker_breaks(kind: str, system: System, tmp_path: Path) -> None:
-    broker = make(BROKERS[kind], tmp_path / "broker", system)
+    broker = make(FASTEST[kind], tmp_path / "broker", system)
     async with TcpProxy() as proxy:
         system.env["LLAMA_DEPLOY_QUEUE"] = url_through(broker, await proxy.start(broker.port))
         with broker:

@@ -34,10 +34,12 @@ PATIENCE: Final = 20.0
 
 
 @asynccontextmanager
-async def running_stack() -> AsyncIterator[Stack]:
-    """Run a queue and a control plane."""
+async def running_stack(
+    connect: Callable[[], Awaitable[AbstractMessageQueue]] = LocalMessageQueue.start,
+) -> AsyncIterator[Stack]:
+    """Run a control plane over a queue."""
     async with (
-        await LocalMessageQueue.start() as queue,
+        await connect() as queue,
         await SQLiteStateStore.connect("sqlite:///:memory:") as store,
         ControlPlaneServer(
             queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)

@@ -6,26 +6,19 @@ import asyncio
 import logging
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
-from workflows import Workflow, step
-from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.server import ControlPlaneServer
 from llama_deploy.errors import ClosedError, InvalidRequestError, PayloadTooLargeError
 from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, Subscription
 from llama_deploy.message_queues.kafka.link import Link
 from llama_deploy.message_queues.kafka.subscription import KafkaSubscription
 from llama_deploy.messages import QueueMessage
-from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
-from tests.integration.in_process import LEASE, Stack, result_of
 from tests.integration.on_kafka import TOPIC, number_of, numbered, receive, settings, take
 from tests.servers.kafka import KafkaServer
 
@@ -250,34 +243,3 @@ async def test_credentials_are_never_shown(server: KafkaServer, caplog: pytest.L
         await config.connect()  # the server knows nobody
     shown = [repr(config), str(config), str(config.public_settings()), config.model_dump_json(), caplog.text]
     assert "hush" not in " ".join((*shown, str(error.value)))
-
-
-class Counting(Workflow):
-    def __init__(self, done: Counter[str], name: str) -> None:
-        super().__init__()
-        self._done = done
-        self._name = name
-
-    @step
-    async def answer(self, event: StartEvent) -> StopEvent:
-        self._done[self._name] += 1
-        return StopEvent(result=event.get("n"))
-
-
-async def test_two_services_share_the_tasks(server: KafkaServer) -> None:
-    async with (
-        await settings(server.url, partitions=8).connect() as queue,
-        await SQLiteStateStore.connect("sqlite:///:memory:") as store,
-        ControlPlaneServer(
-            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
-        ) as plane,
-    ):
-        stack = Stack(queue, store, plane)
-        done: Counter[str] = Counter()
-        one, two = stack.service(Counting(done, "one")), stack.service(Counting(done, "two"))
-        async with stack.serving(one), stack.serving(two), asyncio.timeout(60):
-            task_ids = await asyncio.gather(*(stack.submit(n=n) for n in range(200)))
-            views = await asyncio.gather(*(stack.end(task_id, wait=50) for task_id in task_ids))
-        assert [result_of(view) for view in views] == list(range(200))
-        assert done.total() == 200
-        assert min(done["one"], done["two"]) >= 60, done

@@ -13,20 +13,14 @@ from typing import Any
 
 import nats
 import pytest
-from workflows import Workflow, step
-from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.server import ControlPlaneServer
 from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, Subscription
 from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
 from llama_deploy.message_queues.nats.link import Connection
 from llama_deploy.messages import QueueMessage
-from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
-from tests.integration.in_process import LEASE, Stack, result_of
 from tests.servers.nats import NatsServer
 from tests.servers.proxy import TcpProxy
 
@@ -357,34 +351,3 @@ async def test_a_token_opens_the_server(tmp_path: Path) -> None:
 async def test_a_credentials_file_that_is_none_is_told(server: NatsServer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="credentials"):
         await settings(server.url, credentials=str(tmp_path / "none.creds")).connect()
-
-
-class Counting(Workflow):
-    def __init__(self, done: Counter[str], name: str) -> None:
-        super().__init__()
-        self._done = done
-        self._name = name
-
-    @step
-    async def answer(self, event: StartEvent) -> StopEvent:
-        self._done[self._name] += 1
-        return StopEvent(result=event.get("n"))
-
-
-async def test_two_services_share_the_tasks(server: NatsServer) -> None:
-    async with (
-        await settings(server.url).connect() as queue,
-        await SQLiteStateStore.connect("sqlite:///:memory:") as store,
-        ControlPlaneServer(
-            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
-        ) as plane,
-    ):
-        stack = Stack(queue, store, plane)
-        done: Counter[str] = Counter()
-        one, two = stack.service(Counting(done, "one")), stack.service(Counting(done, "two"))
-        async with stack.serving(one), stack.serving(two), asyncio.timeout(60):
-            task_ids = await asyncio.gather(*(stack.submit(n=n) for n in range(200)))
-            views = await asyncio.gather(*map(stack.end, task_ids))
-        assert [result_of(view) for view in views] == list(range(200))
-        assert done.total() == 200
-        assert min(done["one"], done["two"]) >= 60

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from workflows import Workflow, step
-from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.server import ControlPlaneServer
 from llama_deploy.errors import ClosedError, ConfigError, QueueFullError
 from llama_deploy.message_queues.redis import queue as redis_queue
 from llama_deploy.messages import QueueMessage
-from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
-from tests.integration.in_process import LEASE, Stack, result_of
 from tests.integration.on_redis import TOPIC, number_of, numbered, receive, settings
 from tests.servers.redis import DURABLE, RedisServer
 
@@ -326,34 +319,3 @@ async def ran_more(client: Redis, before: int) -> bool:
 
 async def is_empty(client: Redis) -> bool:
     return await client.dbsize() == 0
-
-
-class Counting(Workflow):
-    def __init__(self, done: Counter[str], name: str) -> None:
-        super().__init__()
-        self._done = done
-        self._name = name
-
-    @step
-    async def answer(self, event: StartEvent) -> StopEvent:
-        self._done[self._name] += 1
-        return StopEvent(result=event.get("n"))
-
-
-async def test_two_services_share_the_tasks(server: RedisServer) -> None:
-    async with (
-        await settings(server.url).connect() as queue,
-        await SQLiteStateStore.connect("sqlite:///:memory:") as store,
-        ControlPlaneServer(
-            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
-        ) as plane,
-    ):
-        stack = Stack(queue, store, plane)
-        done: Counter[str] = Counter()
-        one, two = stack.service(Counting(done, "one")), stack.service(Counting(done, "two"))
-        async with stack.serving(one), stack.serving(two), asyncio.timeout(60):
-            task_ids = await asyncio.gather(*(stack.submit(n=n) for n in range(200)))
-            views = await asyncio.gather(*map(stack.end, task_ids))
-        assert [result_of(view) for view in views] == list(range(200))
-        assert done.total() == 200
-        assert min(done["one"], done["two"]) >= 60

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from workflows import Workflow, step
-from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.server import ControlPlaneServer
 from llama_deploy.errors import (
     ClosedError,
     ConfigError,
@@ -25,9 +20,7 @@ from llama_deploy.errors import (
 from llama_deploy.message_queues.aws import AWSMessageQueueConfig
 from llama_deploy.message_queues.aws.topics import queue_name
 from llama_deploy.messages import QueueMessage
-from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
-from tests.integration.in_process import LEASE, Stack, result_of
 from tests.integration.on_sqs import TOPIC, count_of, number_of, numbered, plain_client, receive, settings
 from tests.servers.scripted_sqs import Refusal, ScriptedSqs, accepted, refused
 from tests.servers.sqs import SqsServer
@@ -470,34 +463,3 @@ async def test_credentials_of_the_environment_open_the_queue(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     async with await AWSMessageQueueConfig(endpoint_url=server.endpoint_url).connect() as queue:
         await queue.publish(numbered(1), TOPIC)
-
-
-class Counting(Workflow):
-    def __init__(self, done: Counter[str], name: str) -> None:
-        super().__init__()
-        self._done = done
-        self._name = name
-
-    @step
-    async def answer(self, event: StartEvent) -> StopEvent:
-        self._done[self._name] += 1
-        return StopEvent(result=event.get("n"))
-
-
-async def test_two_services_share_the_tasks(server: SqsServer) -> None:
-    async with (
-        await settings(server.endpoint_url, visibility_timeout=10).connect() as queue,
-        await SQLiteStateStore.connect("sqlite:///:memory:") as store,
-        ControlPlaneServer(
-            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
-        ) as plane,
-    ):
-        stack = Stack(queue, store, plane)
-        done: Counter[str] = Counter()
-        one, two = stack.service(Counting(done, "one")), stack.service(Counting(done, "two"))
-        async with stack.serving(one), stack.serving(two), asyncio.timeout(90):
-            task_ids = await asyncio.gather(*(stack.submit(n=n) for n in range(200)))
-            views = await asyncio.gather(*(stack.end(each, wait=80.0) for each in task_ids))
-        assert [result_of(view) for view in views] == list(range(200))
-        assert done.total() == 200
-        assert min(done["one"], done["two"]) >= 60

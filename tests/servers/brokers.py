@@ -76,6 +76,8 @@ FORGETFUL: Final[Mapping[str, Kind]] = {
     "aws": Kind(SqsServer, {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}),
 }
 """With settings that lose it all when the broker dies."""
+FASTEST: Final[Mapping[str, Kind]] = {**DURABLE, "kafka": FORGETFUL["kafka"], "aws": FORGETFUL["aws"]}
+"""One of each: what is durable of Kafka keeps its messages in an object store."""
 
 
 def url_through(broker: Broker, port: int) -> str:
