@@ -35,7 +35,7 @@ from llama_deploy.errors import LlamaDeployError
 
 ROW: Final = Scale(first_events=3, burst=500, lease_seconds=2.0, most_seconds=4.0)
 """How much is measured for a row."""
-ROW_SECONDS: Final = 90.0
+ROW_SECONDS: Final = 150.0
 """A row that takes longer has failed."""
 SETTINGS: Final[Mapping[str, str]] = {"CONTROL_PLANE_REDISPATCH_SECONDS": "2"}
 """So that a queue that has lost everything costs seconds, not a quarter of a minute."""

@@ -31,7 +31,7 @@ TASK_SECONDS: Final = 0.05
 TASK_EVENTS: Final = 3
 RUNNING_SECONDS: Final = 20.0
 """How long it may take until the first tasks run."""
-PATIENCE_SECONDS: Final = 30.0
+PATIENCE_SECONDS: Final = 60.0
 """How long it may take until the last task has ended."""
 
 

@@ -133,7 +133,7 @@ async def test_a_half_open_connection_is_found_and_replaced(
     with caplog.at_level(logging.INFO):
         async with under_load(behind) as load:
             proxy.hold()
-            await eventually(lambda: "Kafka is lost" in caplog.text, seconds=20)
+            await eventually(lambda: "is lost" in caplog.text, seconds=20)
             proxy.resume()
             await load.goes_on()
     assert "is back" in caplog.text

@@ -170,7 +170,7 @@ async def test_a_half_open_connection_is_found_and_replaced(
     with caplog.at_level(logging.INFO):
         async with under_load(*ends):
             proxy.hold()
-            await eventually(lambda: "RabbitMQ is lost" in caplog.text, seconds=20)
+            await eventually(lambda: "is lost" in caplog.text, seconds=20)
             proxy.resume()
 
 

@@ -15,7 +15,6 @@ from aiobotocore.session import get_session
 from botocore import exceptions as driver
 from botocore.parsers import ResponseParserError
 
-from llama_deploy.backoff import Backoff
 from llama_deploy.errors import (
     ConfigError,
     InvalidRequestError,
@@ -25,6 +24,7 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.message_queues.aws.config import AWSMessageQueueConfig
+from llama_deploy.message_queues.link import BrokerLink
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ MOST_ENTRIES: Final = 10
 """How much one request of a batch may hold (quotas of "Amazon SQS message quotas")."""
 MOST_BYTES: Final = 1024 * 1024
 """How large a message may be, and all messages of a request together."""
-_BACKOFF: Final = Backoff(first=0.05, longest=2.0)
 _CONNECTIONS: Final = 1000
 """How many requests may be under way; each subscription has one that waits."""
 _MISSING: Final = ("NonExistentQueue", "QueueDoesNotExist")
@@ -62,16 +61,16 @@ _MISCONFIGURED: Final = (
 )
 
 
-class SqsLink:
+class SqsLink(BrokerLink):
     """The way to the service: connections that open by themselves, and the SDK's errors translated."""
 
     def __init__(self, config: AWSMessageQueueConfig) -> None:
         self.config = config
         self._address = config.endpoint_url or config.aws_region
+        super().__init__(f"Amazon SQS at {self._address}", retry_seconds=config.retry_seconds)
         self._clients = AsyncExitStack()
         self._client: Any = None
         self._poller: Any = None
-        self._is_lost = False
 
     @classmethod
     async def open(cls, config: AWSMessageQueueConfig) -> Self:
@@ -146,41 +145,6 @@ class SqsLink:
         send = partial(self._send, operation, url=url, give_up_at=give_up_at, forget=forget)
         outcomes = await asyncio.gather(*(send(part) for part in _parts(entries)))
         return [outcome for part in outcomes for outcome in part]
-
-    def give_up_at(self) -> float:
-        """Return until when, by the loop's clock, a call that begins now is to be tried."""
-        return asyncio.get_running_loop().time() + self.config.retry_seconds
-
-    async def persist(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None) -> T:
-        """Call again, with growing pauses, while the service does not answer.
-
-        Logs once when the service is lost and once when it is back.
-
-        Args:
-            call: The call.
-            give_up_at: The time, by the loop's clock, after which the error is raised. None: never.
-
-        Raises:
-            LlamaDeployError: What `call` raises; `UnavailableError` only after `give_up_at`.
-        """
-        failures = 0
-        while True:
-            try:
-                result = await call()
-            except UnavailableError as exc:
-                if not self._is_lost:
-                    self._is_lost = True
-                    logger.warning("the message queue is lost: %s", exc, extra={"action": "queue_lost"})
-                failures += 1
-                pause = _BACKOFF.delay(failures)
-                if give_up_at is not None and asyncio.get_running_loop().time() + pause > give_up_at:
-                    raise
-                await asyncio.sleep(pause)
-            else:
-                if self._is_lost:
-                    self._is_lost = False
-                    logger.info("the message queue is back", extra={"action": "queue_back"})
-                return result
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""

@@ -16,8 +16,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as driver
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from llama_deploy.backoff import Backoff
 from llama_deploy.errors import (
+    ClosedError,
     ConfigError,
     InvalidRequestError,
     LlamaDeployError,
@@ -26,12 +26,12 @@ from llama_deploy.errors import (
 )
 from llama_deploy.message_queues.kafka.config import KafkaMessageQueueConfig
 from llama_deploy.message_queues.kafka.envelope import Envelope
+from llama_deploy.message_queues.link import BrokerLink
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 _CLOSE_SECONDS: Final = 5.0
 _MOST_KNOWN_TOPICS: Final = 10_000
 _NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,235}")
@@ -56,20 +56,21 @@ _REFUSALS: Final = (
 """What will be the same for ever."""
 
 
-class Link:
+class Link(BrokerLink):
     """The producer and the admin client of a queue, both opened when they are needed. `close` it."""
 
     def __init__(self, config: KafkaMessageQueueConfig) -> None:
         self.config = config
         self.address = ",".join(config.servers)
+        super().__init__(f"Kafka at {self.address}", retry_seconds=config.retry_seconds)
         self.closed = False
+        """Whether nothing more is to be tried."""
         self._producer: Any = None
         self._admin: Any = None
         self._opening = asyncio.Lock()
         self._creating = asyncio.Lock()
         self._known: set[str] = set()
         self._turns = count(random.randrange(1000))  # noqa: S311 - spreads load
-        self._is_lost = False
 
     def options(self, *, patience: float = 0.0) -> dict[str, Any]:
         """Return the arguments of a client.
@@ -169,47 +170,6 @@ class Link:
                 self._known.clear()
             self._known.add(topic)
 
-    async def persist(self, call: Callable[[], Awaitable[T]], *, seconds: float | None) -> T:
-        """Call again, with growing pauses, while no broker answers.
-
-        Logs once when the brokers are lost and once when they are back.
-
-        Args:
-            call: The call.
-            seconds: After so many the error is raised. None: not before the queue is closed.
-
-        Raises:
-            LlamaDeployError: What `call` raises; `UnavailableError` only after `seconds`.
-        """
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        failures = 0
-        while True:
-            try:
-                result = await call()
-            except UnavailableError as exc:
-                self.note_loss(exc)
-                failures += 1
-                pause = _BACKOFF.delay(failures)
-                if self.closed or (seconds is not None and loop.time() + pause - begun > seconds):
-                    raise
-                await asyncio.sleep(pause)
-            else:
-                self.note_return()
-                return result
-
-    def note_loss(self, exc: BaseException) -> None:
-        """Log a loss, once until the brokers are back."""
-        if not self._is_lost:
-            self._is_lost = True
-            logger.warning("Kafka is lost: %s", exc, extra={"action": "queue_lost"})
-
-    def note_return(self) -> None:
-        """Log that the brokers are back, if they were lost."""
-        if self._is_lost:
-            self._is_lost = False
-            logger.info("Kafka at %s is back", self.address, extra={"action": "queue_back"})
-
     async def close(self) -> None:
         """Close the clients. Idempotent."""
         async with self._opening, self._creating:
@@ -242,6 +202,8 @@ class Link:
             raise UnavailableError(f"Kafka at {self.address} does not answer: {text}") from exc
 
     async def _open_producer(self) -> Any:
+        if self.closed:
+            raise ClosedError(f"the connections to Kafka at {self.address} are closed; connect another queue")
         if self._producer is None:
             async with self._opening:
                 if self._producer is None:

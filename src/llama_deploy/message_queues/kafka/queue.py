@@ -43,8 +43,9 @@ class KafkaMessageQueue(AbstractMessageQueue):
             ConfigError: They refuse the credentials.
         """
         queue = cls(config)
+        link = queue._link
         try:
-            await queue._link.persist(queue._link.ping, seconds=config.retry_seconds)
+            await link.persist(link.ping, give_up_at=link.give_up_at())
         except BaseException:
             await queue.cleanup()
             raise
@@ -66,7 +67,7 @@ class KafkaMessageQueue(AbstractMessageQueue):
         self._under_way += 1
         try:
             await self._link.persist(
-                partial(self._link.send, topic, body), seconds=self._config.retry_seconds
+                partial(self._link.send, topic, body), give_up_at=self._link.give_up_at()
             )
         finally:
             self._under_way -= 1
@@ -94,14 +95,14 @@ class KafkaMessageQueue(AbstractMessageQueue):
         del member
         self._check_open()
         check_name(group)
-        seconds = self._config.retry_seconds
+        give_up_at = self._link.give_up_at()
         await self._link.persist(
-            partial(self._link.create, topic, expires_after=expires_after), seconds=seconds
+            partial(self._link.create, topic, expires_after=expires_after), give_up_at=give_up_at
         )
         subscription = KafkaSubscription(
             self._link, topic=topic, group=group, on_close=self._subscriptions.discard
         )
-        await self._link.persist(subscription.start, seconds=seconds)
+        await self._link.persist(subscription.start, give_up_at=give_up_at)
         self._subscriptions.add(subscription)
         if self._closed:  # while it joined
             await subscription.close()

@@ -335,7 +335,7 @@ class KafkaSubscription(Subscription):
             )
         try:
             partition = await self._link.persist(
-                partial(self._link.send, topic, entry.body, envelope, among=among), seconds=None
+                partial(self._link.send, topic, entry.body, envelope, among=among), give_up_at=None
             )
         except LlamaDeployError as exc:
             logger.warning("message %s of %r comes back late: %r", entry.message.id_, self._topic, exc)
@@ -357,7 +357,7 @@ class KafkaSubscription(Subscription):
             self._abroad.discard(entry)
         with suppress(LlamaDeployError):
             await self._link.persist(
-                partial(self._link.send, self._topic, b"", envelope, among=[partition]), seconds=None
+                partial(self._link.send, self._topic, b"", envelope, among=[partition]), give_up_at=None
             )
 
     async def _keep_committing(self) -> None:

@@ -19,6 +19,7 @@ from aio_pika.exceptions import (
 from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed
 
 from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
+from llama_deploy.message_queues.link import BrokerLink
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _CONNECT_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 2.0
 
 
-class Link:
+class Link(BrokerLink):
     """At most one connection, opened when it is needed. `close` it.
 
     Args:
@@ -38,9 +39,9 @@ class Link:
     def __init__(self, config: RabbitMQMessageQueueConfig, purpose: str) -> None:
         self._url = config.driver_url(f"llama_deploy {purpose}")
         self.address = config.address
+        super().__init__(f"RabbitMQ at {config.address}", retry_seconds=config.retry_seconds)
         self._connection: AbstractConnection | None = None
         self._connecting = asyncio.Lock()
-        self._is_lost = False
 
     @property
     def present(self) -> AbstractConnection | None:
@@ -64,18 +65,6 @@ class Link:
                 self._connection = connection
                 self.note_return()
             return connection
-
-    def note_loss(self, exc: BaseException) -> None:
-        """Log a loss, once until the broker is back."""
-        if not self._is_lost:
-            self._is_lost = True
-            logger.warning("RabbitMQ is lost: %s", exc, extra={"action": "queue_lost"})
-
-    def note_return(self) -> None:
-        """Log that the broker is back, if it was lost."""
-        if self._is_lost:
-            self._is_lost = False
-            logger.info("RabbitMQ at %s is back", self.address, extra={"action": "queue_back"})
 
     async def drop(self, connection: AbstractConnection | None) -> None:
         """Close a connection that is of no more use, so that the next call opens another."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,8 +15,8 @@ from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ConfigError, QueueFullError, TopicNotFoundError, UnavailableError
+from llama_deploy.message_queues.link import BrokerLink
 from llama_deploy.message_queues.redis.config import RedisMessageQueueConfig
 
 logger = logging.getLogger(__name__)
@@ -27,7 +26,6 @@ T = TypeVar("T")
 _SCRIPT: Final = Path(__file__).with_name("actions.lua").read_text(encoding="utf-8")
 _SCRIPT_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _OLDEST_SERVER: Final = (6, 2)
-_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 _REFUSALS: Final = (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError)
 _REFUSAL_MARKS: Final = (
     "WRONGPASS",
@@ -41,7 +39,7 @@ _REFUSAL_MARKS: Final = (
 """What is in an answer that will be the same for ever."""
 
 
-class RedisLink:
+class RedisLink(BrokerLink):
     """The way to the server: connections that open by themselves, the scripts, the driver's errors."""
 
     def __init__(self, config: RedisMessageQueueConfig) -> None:
@@ -50,8 +48,8 @@ class RedisLink:
         self._address = (
             options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         )
+        super().__init__(f"Redis at {self._address}", retry_seconds=config.retry_seconds)
         self._client = self.client()
-        self._is_lost = False
 
     def client(self, *, patience: float = 0.0) -> Redis:
         """Return a client; its owner closes it.
@@ -129,41 +127,6 @@ class RedisLink:
         if client_id is not None:
             with self.translated():
                 await self._client.client_unblock(client_id)
-
-    def give_up_at(self) -> float:
-        """Return until when, by the loop's clock, a call that begins now is to be tried."""
-        return asyncio.get_running_loop().time() + self.config.retry_seconds
-
-    async def persist(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None) -> T:
-        """Call again, with growing pauses, while the server does not answer.
-
-        Logs once when the server is lost and once when it is back.
-
-        Args:
-            call: The call.
-            give_up_at: The time, by the loop's clock, after which the error is raised. None: never.
-
-        Raises:
-            LlamaDeployError: What `call` raises; `UnavailableError` only after `give_up_at`.
-        """
-        failures = 0
-        while True:
-            try:
-                result = await call()
-            except UnavailableError as exc:
-                if not self._is_lost:
-                    self._is_lost = True
-                    logger.warning("the message queue is lost: %s", exc, extra={"action": "queue_lost"})
-                failures += 1
-                pause = _BACKOFF.delay(failures)
-                if give_up_at is not None and asyncio.get_running_loop().time() + pause > give_up_at:
-                    raise
-                await asyncio.sleep(pause)
-            else:
-                if self._is_lost:
-                    self._is_lost = False
-                    logger.info("the message queue is back", extra={"action": "queue_back"})
-                return result
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-from llama_deploy.backoff import Backoff
 from llama_deploy.batching import Batcher
-from llama_deploy.errors import ClosedError, LlamaDeployError, UnavailableError
+from llama_deploy.errors import ClosedError, LlamaDeployError
+from llama_deploy.message_queues.link import BrokerLink
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
 from llama_deploy.web.connection import DEFAULT_TIMEOUT, JSON_HEADERS, HttpConnection, HttpRequest
@@ -20,21 +20,19 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 _ACK_SECONDS: Final = 0.05
 """How long acknowledgements gather: nobody waits for them, and each request costs both sides."""
 
 
-class ServerLink:
+class ServerLink(BrokerLink):
     """Kept-alive connections to one server; opens them when they are first used. `close` it."""
 
     def __init__(self, config: SimpleMessageQueueConfig) -> None:
+        super().__init__(f"the message queue {config.base_url}", retry_seconds=config.retry_seconds)
         options = dict(config.client_kwargs)
         self._timeout = float(options.pop("timeout", DEFAULT_TIMEOUT))
         self._http = HttpConnection(config.base_url, verify_tls=options.pop("verify", True), options=options)
         self._base_url = config.base_url
-        self._retry_seconds = config.retry_seconds
-        self._is_lost = False
         self._closed = False
         self._settling: Batcher[Settlement, None] = Batcher(
             self._settle_batch, max_batch=1024, name="queue settler"
@@ -85,40 +83,6 @@ class ServerLink:
             )
         )
 
-    def give_up_at(self) -> float:
-        """Return until when, by the loop's clock, a call that begins now is to be tried."""
-        return asyncio.get_running_loop().time() + self._retry_seconds
-
-    async def persist(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None) -> T:
-        """Call again, with growing pauses, while the server does not answer.
-
-        Logs once when the server is lost and once when it is back.
-
-        Args:
-            call: The call.
-            give_up_at: The time after which the error is raised. None: never.
-
-        Raises:
-            LlamaDeployError: What `call` raises; one of `UnavailableError` only after `give_up_at`, unless
-                it is not retriable.
-        """
-        failures = 0
-        while True:
-            try:
-                result = await call()
-            except UnavailableError as exc:
-                if not exc.retriable:
-                    raise
-                self._note_loss(exc)
-                failures += 1
-                pause = _BACKOFF.delay(failures)
-                if give_up_at is not None and asyncio.get_running_loop().time() + pause > give_up_at:
-                    raise
-                await asyncio.sleep(pause)
-            else:
-                self._note_return()
-                return result
-
     async def settle(self, settlement: Settlement) -> None:
         """Send a settlement with the next ones that leave, without waiting for the answer. Never raises."""
         batcher = self._acking if settlement.action is SettleAction.ACK else self._settling
@@ -148,16 +112,6 @@ class ServerLink:
             give_up_at=self.give_up_at(),
         )
         return [None] * len(batch)
-
-    def _note_loss(self, exc: UnavailableError) -> None:
-        if not self._is_lost:
-            self._is_lost = True
-            logger.warning("the message queue is lost: %s", exc, extra={"action": "queue_lost"})
-
-    def _note_return(self) -> None:
-        if self._is_lost:
-            self._is_lost = False
-            logger.info("the message queue %s is back", self._base_url, extra={"action": "queue_back"})
 
 
 def path_of(*segments: str) -> str:
