@@ -57,7 +57,9 @@ FAULTS_OF_A_DATABASE: Final[tuple[tuple[str, ...], ...]] = (
     ("database", "service"),
     ("database", "queue"),
     ("control plane", "other control plane"),
+    ("frozen control plane",),
 )
+"""`frozen control plane`: the other one is stopped beyond the lease, perhaps in a transaction."""
 RECONNECT_SECONDS: Final = 5.0
 """The longest pause between two tries to reach a queue or a control plane that was away."""
 ROUND_SECONDS: Final = 90.0
@@ -232,22 +234,25 @@ class Chaos:
         await asyncio.sleep(self._random.uniform(0.0, 2.0))
         services = self._random.sample(self._services, 2)
         victims: dict[str, Part] = {**self._parts, "service": services[0], "other service": services[1]}
+        paused = {"pause": services[0], "frozen control plane": self._control_planes[-1]}
         down = time.monotonic()
         for name in what:
-            if name == "pause":
-                services[0].pause()
+            if name in paused:
+                paused[name].pause()
             else:
                 await asyncio.to_thread(victims[name].kill)
             # Noted when it is dead for certain: until then it may begin another step.
             if name in {"service", "pause", "other service"}:
                 faults.deaths.append(Death(services[name == "other service"].pid, time.monotonic()))
-        pause = LEASE_SECONDS + 1.5 if "pause" in what else 0.0
+        pause = LEASE_SECONDS + 1.5 if set(what) & set(paused) else 0.0
         await asyncio.sleep(self._random.uniform(0.0, 1.0))
         for name in self._random.sample(list(what), len(what)):
-            if name != "pause":
+            if name not in paused:
                 await asyncio.to_thread(victims[name].start)
                 await asyncio.sleep(self._random.uniform(0.0, 0.5))
         await asyncio.sleep(max(0.0, down + pause - time.monotonic()))
+        if "frozen control plane" in what:
+            paused["frozen control plane"].resume()
         if "pause" in what:
             pid = services[0].pid
             # Noted before it goes on: it may begin a step at once.
@@ -263,7 +268,7 @@ class Chaos:
         async with self.system.client() as client:
             for flow in EXPECTED:
                 await self.system.instances(client, len(self._services), flow)
-        if set(self._parts) & set(what):
+        if {*self._parts, "frozen control plane"} & set(what):
             faults.outages.append((down, time.monotonic() + RECONNECT_SECONDS))
 
     # -- what must hold

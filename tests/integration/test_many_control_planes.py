@@ -124,9 +124,10 @@ async def _close_quietly(server: ControlPlaneServer) -> None:
 
 
 @asynccontextmanager
-async def running_cluster(uri: str, **settings: Any) -> AsyncIterator[Cluster]:
+async def running_cluster(uri: str, *, max_deliveries: int = 10, **settings: Any) -> AsyncIterator[Cluster]:
+    queue_config = SimpleMessageQueueConfig(port=0, max_deliveries=max_deliveries)
     async with AsyncExitStack() as stack:
-        queue = await stack.enter_async_context(SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0)))
+        queue = await stack.enter_async_context(SimpleMessageQueueServer(queue_config))
         cluster = Cluster(uri, queue.config, stack)
         for _ in range(PLANES):
             await cluster.add(**settings)
@@ -414,6 +415,35 @@ async def test_a_killed_database_is_survived(own_server: PostgreSQLServer) -> No
         done = await get(second.http, "/tasks/t", wait=20)
         assert (done["status"], done["attempt"]) == ("succeeded", 1)
         await waiting
+
+
+async def test_what_is_reported_while_the_database_is_away_is_kept(
+    own_server: PostgreSQLServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    may_end = asyncio.Event()
+
+    class Reporting(Workflow):
+        @step
+        async def report(self, ctx: Context, ev: StartEvent) -> StopEvent:  # noqa: ARG002 - the library asks for it
+            await may_end.wait()
+            ctx.write_event_to_stream(Progress(n=0))
+            return StopEvent(result="done")
+
+    # So few that giving reports back would soon make them dead letters.
+    async with running_cluster(own_server.uri("postgres"), max_deliveries=2) as cluster:
+        first, second, _ = cluster.replicas
+        await cluster.serve(Reporting(timeout=None), first, durability="task")
+        await submit(first.http, task_id="t")
+        await eventually(lambda: _has_status(first, "t", TaskStatus.RUNNING))
+        await post(second.http, "/sessions/create")  # a synced commit, which makes the claim before it safe
+        own_server.kill()
+        may_end.set()
+        await eventually(lambda: "reports wait" in caplog.text)
+        await asyncio.sleep(2)  # how long the database is away
+        await asyncio.to_thread(own_server.start)
+        await eventually(lambda: _has_ended(second, "t"), seconds=40)
+        view = await second.server.plane.tasks.get("t")
+        assert (view.status, view.attempt) == (TaskStatus.SUCCEEDED, 1)
 
 
 async def _has_ended(replica: Replica, task_id: str) -> bool:

@@ -31,7 +31,7 @@ _MOST_AT_START: Final = 100_000
 _MOST_HASTENED: Final = 2
 """An attempt that was handed to the queue more often has its own pace."""
 _BUNCH: Final = timedelta(seconds=0.25)
-"""The shortest pause between two looks at queued attempts."""
+"""The shortest pause between two sweeps that have found less than a page."""
 _FORGET_INSTANCE_SECONDS: Final = 60.0
 """How long an instance whose lease has ended stays listed."""
 _LATE_SECONDS: Final = 1.0
@@ -195,7 +195,7 @@ class _Due:
     @property
     def is_cut(self) -> bool:
         """Whether more may be due than was read."""
-        return bool(self.sleeping) or len(self.unclaimed) == _PAGE
+        return _PAGE in {len(self.sleeping), len(self.unclaimed)}
 
 
 class Sweeper:
@@ -250,9 +250,9 @@ class Sweeper:
             self._woken.clear()  # before the sweep looks, so that nothing new falls between
             self._until = None
             try:
-                if self._unheard or self._store_has_failed():
+                unheard, self._unheard = self._unheard, False
+                if unheard or self._store_has_failed():
                     await self.renew_leases()
-                self._unheard = False
                 pause = await self._sweep()
             except LlamaDeployError as exc:
                 logger.warning("sweep failed, it is tried again: %s", exc, extra={"action": "sweep"})
@@ -313,7 +313,10 @@ class Sweeper:
         if due.is_cut:
             return timedelta()
         leases = [item.lease_expires_at - now for item in due.instances if item.lease_expires_at > now]
-        timers = [due.next_timer - now] if due.next_timer is not None else []
+        timers = []
+        if due.next_timer is not None:
+            # What is still due is another control plane's now.
+            timers.append(due.next_timer - now if due.next_timer > now else _BUNCH)
         if due.next_unclaimed is not None:
             # In bunches, for many may be due one shortly after the other.
             timers.append(max(due.next_unclaimed - now, _BUNCH))

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.attempts import Attempts
-from llama_deploy.errors import EventsMissingError, LlamaDeployError
+from llama_deploy.errors import EventsMissingError, LlamaDeployError, OverloadedError, UnavailableError
 from llama_deploy.message_queues.base import Delivery, Subscription, nack_delay
 from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 256
-_OUT_OF_ORDER: Final = Backoff(first=0.05, longest=5.0)
-"""How long a report waits for one that should have come before it."""
+_OUT_OF_ORDER: Final = Backoff(first=0.1, longest=10.0)
+"""How long a report waits for an earlier one: nine times in all more than `LATE_SECONDS`."""
+_AWAY: Final = Backoff(first=0.1, longest=1.0)
+"""How long reports wait for the store, well below the visibility timeout of any queue."""
 LOST_AFTER_SECONDS: Final = 10.0
 """After how long reports that are missing count as lost by a queue that may lose them."""
 LATE_SECONDS: Final = 30.0
@@ -45,13 +48,32 @@ class Reports:
     async def consume(self) -> None:
         """Take reports until cancelled."""
         while True:
-            deliveries = await self._subscription.receive(_AT_ONCE)
-            try:
-                answers = await self._attempts.take([delivery.message for delivery in deliveries])
-            except LlamaDeployError as exc:
-                logger.warning("%d reports wait: %s", len(deliveries), exc, extra={"action": "reports_wait"})
-                answers = [exc] * len(deliveries)
-            await asyncio.gather(*map(self._settle, deliveries, answers))
+            await self._take(await self._subscription.receive(_AT_ONCE))
+
+    async def _take(self, deliveries: Sequence[Delivery]) -> None:
+        """Store reports. While the store does not answer they are kept: giving them back would count."""
+        failures = 0
+        while deliveries:
+            answers = await self._answers(deliveries)
+            settled = [pair for pair in zip(deliveries, answers, strict=True) if not _is_away(pair[1])]
+            await asyncio.gather(*(self._settle(delivery, answer) for delivery, answer in settled))
+            waiting = [pair for pair in zip(deliveries, answers, strict=True) if _is_away(pair[1])]
+            deliveries = [delivery for delivery, _ in waiting]
+            if waiting:
+                failures += 1
+                if failures == 1:
+                    logger.warning(
+                        "%d reports wait: %s", len(waiting), waiting[0][1], extra={"action": "reports_wait"}
+                    )
+                await asyncio.sleep(_AWAY.delay(failures))
+                seconds = self._subscription.visibility_timeout
+                await asyncio.gather(*(delivery.extend(seconds) for delivery in deliveries))
+
+    async def _answers(self, deliveries: Sequence[Delivery]) -> Sequence[LlamaDeployError | None]:
+        try:
+            return await self._attempts.take([delivery.message for delivery in deliveries])
+        except LlamaDeployError as exc:
+            return [exc] * len(deliveries)
 
     async def _settle(self, delivery: Delivery, answer: LlamaDeployError | None) -> None:
         if answer is None:
@@ -76,6 +98,11 @@ class Reports:
         if len(self._gaps) > _MOST_GAPS:
             del self._gaps[next(iter(self._gaps))]
         return now - gap.since >= self._lost_after
+
+
+def _is_away(answer: LlamaDeployError | None) -> bool:
+    """Whether the store does not answer, or takes no more for the moment."""
+    return isinstance(answer, UnavailableError | OverloadedError)
 
 
 @dataclass(frozen=True, slots=True)

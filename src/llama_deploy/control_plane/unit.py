@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from operator import attrgetter
@@ -76,9 +76,13 @@ class Unit:
     before it changes anything, so that one that fails leaves the others untouched.
     """
 
-    def __init__(self, tx: StoreTransaction, *, now: datetime, topics: Topics, pauses: Pauses) -> None:
+    def __init__(
+        self, tx: StoreTransaction, *, clock: Callable[[], datetime], topics: Topics, pauses: Pauses
+    ) -> None:
         self.tx = tx
-        self.now = now
+        self.now = clock()
+        """When it was loaded."""
+        self._clock = clock
         self.committed = Committed()
         self._topics = topics
         self._pauses = pauses
@@ -135,6 +139,7 @@ class Unit:
         self.runs.load({key for key in resumed_task_ids if key in known and known[key].has_run})
         if keys := {item for item in inbox_keys if item[0] in known and known[item[0]].inbox_length}:
             self._inbox_keys = self.tx.known_inbox_keys(keys)
+        self.now = self._clock()  # to wait for others' locks may have taken long
 
     def _sessions_of(self, task_ids: Collection[str]) -> set[str]:
         return {self._tasks[task_id].session_id for task_id in task_ids if task_id in self._tasks}

@@ -166,10 +166,9 @@ class Writer:
 
     async def _transact(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
         sent, self._sent = self._sent, []
-        now = self._clock()
 
         def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
-            unit = Unit(tx, now=now, topics=self._topics, pauses=self._pauses)
+            unit = Unit(tx, clock=self._clock, topics=self._topics, pauses=self._pauses)
             unit.load(
                 task_ids=_tasks(command for command in commands if not command.yields),
                 session_ids={session_id for command in commands for session_id in command.sessions},
@@ -191,7 +190,7 @@ class Writer:
         except BaseException as exc:
             self._sent.extend(sent)
             if isinstance(exc, UnavailableError):
-                self.failed_at = now
+                self.failed_at = self._clock()
             raise
         self._after_commit(committed)
         return outcomes

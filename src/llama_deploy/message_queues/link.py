@@ -48,7 +48,7 @@ class BrokerLink:
         failures = 0
         while True:
             try:
-                result = await call()
+                result = await self._in_time(call, give_up_at)
             except UnavailableError as exc:
                 if not exc.retriable:
                     raise
@@ -61,6 +61,13 @@ class BrokerLink:
             else:
                 self.note_return()
                 return result
+
+    async def _in_time(self, call: Callable[[], Awaitable[T]], give_up_at: float | None) -> T:
+        try:
+            async with asyncio.timeout_at(give_up_at):
+                return await call()
+        except TimeoutError as exc:
+            raise UnavailableError(f"{self._broker} has not answered in time") from exc
 
     def note_loss(self, exc: BaseException) -> None:
         """Log that the broker is lost, once until it is back; errors of the links name it."""

@@ -58,7 +58,7 @@ _SERVER_SETTINGS: Final = {
     "application_name": "llama_deploy",
     "statement_timeout": "30s",
     # A control plane that stands still in a transaction must not hold up the others.
-    "idle_in_transaction_session_timeout": "5s",
+    "idle_in_transaction_session_timeout": "2s",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
@@ -430,10 +430,11 @@ def _refuse_address(reason: str) -> NoReturn:
     ) from None
 
 
-def _engine(address: _Address) -> AsyncEngine:
+def _engine(address: _Address, *, answer_seconds: float | None = _ANSWER_SECONDS) -> AsyncEngine:
+    arguments = {**address.driver_arguments, "command_timeout": answer_seconds}
     return create_async_engine(
         "postgresql+asyncpg://",
-        connect_args={**address.driver_arguments, "prepared_statement_cache_size": 500},
+        connect_args={**arguments, "prepared_statement_cache_size": 500},
         pool_size=_POOL_SIZE,
         max_overflow=0,
         pool_use_lifo=True,  # the connection used last has the most statements prepared in the caches
@@ -447,7 +448,7 @@ async def _revision(engine: AsyncEngine) -> str | None:
 
 
 async def _upgrade(address: _Address) -> None:
-    engine = _engine(address)
+    engine = _engine(address, answer_seconds=None)  # a large database takes long, and others wait for it
     try:
         async with engine.begin() as connection:
             await connection.exec_driver_sql("SET LOCAL statement_timeout TO 0")

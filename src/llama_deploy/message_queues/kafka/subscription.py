@@ -321,7 +321,8 @@ class KafkaSubscription(Subscription):
         return task
 
     async def _move(self, entry: Entry, envelope: Envelope, *, among: Sequence[int] = ()) -> None:
-        """Write a copy of a message and settle the message. What cannot be written comes back as it was."""
+        """Write a copy of a message and settle the message."""
+        attempts = envelope.attempts
         entry.is_leaving = True
         entry.stop_timer()
         topic = self._topic
@@ -339,6 +340,7 @@ class KafkaSubscription(Subscription):
             )
         except LlamaDeployError as exc:
             logger.warning("message %s of %r comes back late: %r", entry.message.id_, self._topic, exc)
+            self._stay(entry, attempts)
             return
         self._settle_here(entry)
         if envelope.id:
@@ -346,6 +348,19 @@ class KafkaSubscription(Subscription):
             self._abroad.add(entry)
             if entry.verdict is not None:
                 await self._note(entry, entry.verdict)
+
+    def _stay(self, entry: Entry, attempts: int) -> None:
+        """The brokers refuse the copy of a message: it comes back here, as after its visibility timeout."""
+        entry.is_leaving = False
+        window = self._windows.get(entry.partition)
+        if self._closed or window is None or window.entries.get(entry.offset) is not entry:
+            return
+        if entry.verdict == DONE:
+            self._settle_here(entry)
+            return
+        entry.verdict = entry.delivery = None
+        entry.envelope = replace(entry.envelope, attempts=attempts)
+        entry.timer = self._loop.call_later(self.visibility_timeout, self._make_ready, entry)
 
     async def _note(self, entry: Entry, due: float) -> None:
         """Write when the copy of a message is due."""

@@ -21,7 +21,7 @@ A server does not see which member holds what, so the messages of a dead one com
 timeout, which for that reason is short, and the name of a member changes nothing.
 """
 
-from llama_deploy.message_queues.nats.client import NatsMessageQueue
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
+from llama_deploy.message_queues.nats.queue import NatsMessageQueue
 
 __all__ = ["NatsMessageQueue", "NatsMessageQueueConfig"]

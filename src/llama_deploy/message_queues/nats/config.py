@@ -95,6 +95,6 @@ class NatsMessageQueueConfig(MessageQueueConfig):
             ConfigError: The server refuses the credentials or the stream's settings.
         """
         # The client is made from these settings, so the import cannot stand above.
-        from llama_deploy.message_queues.nats.client import NatsMessageQueue  # noqa: PLC0415
+        from llama_deploy.message_queues.nats.queue import NatsMessageQueue  # noqa: PLC0415
 
         return await NatsMessageQueue.connect(self)

@@ -98,6 +98,7 @@ class Link:
         link = cls(config)
         link._use(await link._connect(asyncio.get_running_loop().time() + config.retry_seconds))
         link._keeper = asyncio.create_task(link._keep(), name="connection to NATS")
+        link._keeper.add_done_callback(lambda _: link._changed.set())
         return link
 
     async def call(self, action: Callable[[Connection], Awaitable[T]], *, seconds: float | None) -> T:
@@ -167,6 +168,8 @@ class Link:
         while self._connection is None:
             if self._closed:
                 raise ClosedError(f"the connection to NATS at {self._config.url} is closed; open a new queue")
+            if self._keeper is not None and self._keeper.done():
+                self._keeper.result()  # raises what nobody has foreseen
             await self._changed.wait()
         return self._connection
 
