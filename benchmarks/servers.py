@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, nullcontext
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Final, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, TypeVar
 
 import psutil
 import pytest
 from tests.servers import postgresql
 from tests.servers.brokers import DURABLE, FORGETFUL, Kind
 from tests.servers.nats import NatsServer
+from tests.servers.process import ServerProcess
 
-from benchmarks.processes import HOST, START_SECONDS, Server, free_ports, part_environment
+from benchmarks.processes import HOST, START_SECONDS, Server, part_environment
 
 T = TypeVar("T")
 
@@ -28,52 +27,22 @@ class ServerMissingError(Exception):
     """The program of a server is not on this machine."""
 
 
-class SimpleQueueServer:
+class SimpleQueueServer(ServerProcess):
     """The simple queue with a journal, alone in a process."""
 
+    patience_seconds: ClassVar[float] = START_SECONDS
+
     def __init__(self, folder: Path) -> None:
-        (self.port,) = free_ports(1)
+        super().__init__(folder)
         self.url = f"simple://{HOST}:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it and wait until it listens, again after it was killed."""
+    def _command(self) -> list[str]:
         command = [sys.executable, "-m", "benchmarks.parts", "queue", f"--port={self.port}"]
-        with (self._folder / "queue.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, f"--journal={self._folder / 'queue.db'}"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=self._folder,
-                env=part_environment({}),
-            )
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                socket.create_connection((HOST, self.port), timeout=1.0).close()
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((self._folder / "queue.log").read_text(errors="replace")) from None
-                time.sleep(0.01)
-            else:
-                return
+        return [*command, f"--journal={self._folder / 'queue.db'}"]
 
-    def kill(self) -> None:
-        """End it as `kill -9` does."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.communicate()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.kill()
+    def _options(self) -> dict[str, Any]:
+        # It ends with its input, so that it does not outlive the benchmark.
+        return {"stdin": subprocess.PIPE, "cwd": self._folder, "env": part_environment({})}
 
 
 def nats(folder: Path) -> NatsServer:

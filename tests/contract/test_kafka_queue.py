@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
 
 import pytest
 
-from llama_deploy.message_queues import AbstractMessageQueue
 from llama_deploy.message_queues.kafka import KafkaMessageQueueConfig
 from llama_deploy.testing.message_queue_suite import Connect, MessageQueueContract
+from tests.contract.connections import connecting
 from tests.servers.kafka import KafkaServer
 
 
@@ -40,9 +39,5 @@ class TestKafkaQueue(MessageQueueContract):
 
     @pytest.fixture
     async def connect(self, config: KafkaMessageQueueConfig) -> AsyncIterator[Connect]:
-        async with AsyncExitStack() as opened:  # closes what a test has left open
-
-            async def open_queue() -> AbstractMessageQueue:
-                return await opened.enter_async_context(await config.connect())
-
-            yield open_queue
+        async with connecting(config) as connect:
+            yield connect

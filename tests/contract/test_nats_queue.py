@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
 from typing import ClassVar, Literal
 
 import pytest
 
-from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.nats import NatsMessageQueueConfig
 from llama_deploy.testing.message_queue_suite import Connect, MessageQueueContract
+from tests.contract.connections import connecting
 from tests.servers.nats import NatsServer
 
 _NUMBERS = itertools.count()
@@ -36,11 +35,7 @@ class TestInFiles(MessageQueueContract):
             max_deliveries=self.max_deliveries,
             max_messages_per_topic=self.max_messages_per_topic,
         )
-        async with AsyncExitStack() as stack:
-            # Some tests leave a connection open, as one that dies does.
-            async def connect() -> AbstractMessageQueue:
-                return await stack.enter_async_context(await config.connect())
-
+        async with connecting(config) as connect:
             yield connect
 
 

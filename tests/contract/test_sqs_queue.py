@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
 
 import pytest
 
 from llama_deploy.message_queues.aws import AWSMessageQueueConfig
-from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.testing.message_queue_suite import Connect, MessageQueueContract
+from tests.contract.connections import connecting
 from tests.servers.sqs import SqsServer
 
 _NUMBERS = itertools.count()
@@ -39,9 +38,5 @@ class TestSqs(MessageQueueContract):
             wait_seconds=1,
             group_seconds=0.1,
         )
-        async with AsyncExitStack() as stack:
-            # Some tests leave a connection open, as one that dies does.
-            async def connect() -> AbstractMessageQueue:
-                return await stack.enter_async_context(await config.connect())
-
+        async with connecting(config) as connect:
             yield connect

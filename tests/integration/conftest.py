@@ -30,6 +30,7 @@ from llama_deploy.types.attempts import (
     TaskDispatch,
 )
 from llama_deploy.web.connection import HttpConnection, HttpRequest
+from tests.servers.proxy import TcpProxy
 
 CONTROL = "llama_deploy.control_plane"
 
@@ -84,6 +85,12 @@ class Instance:
         assert (await self.claim(dispatch)).granted
         await self.finish(dispatch, **outcome)
         return dispatch
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[TcpProxy]:
+    async with TcpProxy() as proxy:
+        yield proxy
 
 
 @pytest.fixture

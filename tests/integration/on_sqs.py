@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from aiobotocore.session import get_session
 
 from llama_deploy.message_queues.aws import AWSMessageQueueConfig
-from llama_deploy.message_queues.base import Delivery, Subscription
-from llama_deploy.messages import QueueMessage
-
-TOPIC = "namespace.service"
 
 
 def settings(endpoint_url: str, **fields: Any) -> AWSMessageQueueConfig:
@@ -44,17 +39,3 @@ async def count_of(endpoint_url: str, attribute: str, name: str = "namespace--se
             return 0
         found = await client.get_queue_attributes(QueueUrl=url, AttributeNames=[attribute])
     return int(found["Attributes"][attribute])
-
-
-def numbered(number: int) -> QueueMessage:
-    return QueueMessage(data={"number": number})
-
-
-def number_of(delivery: Delivery) -> int:
-    number: int = delivery.message.data["number"]
-    return number
-
-
-async def receive(subscription: Subscription, most: int = 1) -> list[Delivery]:
-    async with asyncio.timeout(10):
-        return await subscription.receive(most)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ import nats
 import pytest
 
 from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
-from llama_deploy.message_queues.base import AbstractMessageQueue, Subscription
 from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
 from llama_deploy.message_queues.nats.link import Connection
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
+from tests.integration.load import Load, cut_connections, hold_connections, kill_and_start, load_over
+from tests.integration.numbered import TOPIC, number_of, numbered, publish, receive
 from tests.servers.nats import NatsServer
 from tests.servers.proxy import TcpProxy
 
-TOPIC = "namespace.service"
 SECRET = "hush/hush"  # noqa: S105 - of a test
 
 
@@ -34,95 +33,24 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
         yield server
 
 
-@pytest.fixture
-async def proxy() -> AsyncIterator[TcpProxy]:
-    async with TcpProxy() as proxy:
-        yield proxy
-
-
 def settings(url: str, **fields: Any) -> NatsMessageQueueConfig:
     return NatsMessageQueueConfig(url=url, **{"visibility_timeout": 1.0, **fields})
 
 
-class Load:
-    """A publisher and a reader that count what was accepted and what came."""
-
-    def __init__(self, publisher: AbstractMessageQueue, subscription: Subscription) -> None:
-        self.accepted: set[int] = set()
-        self.came: Counter[int] = Counter()
-        self._publisher = publisher
-        self._subscription = subscription
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._publish(number)) for number in range(8)]
-            tasks.append(group.create_task(self._read()))
-            yield
-            for task in tasks:
-                task.cancel()
-
-    async def goes_on(self) -> None:
-        """Wait until 50 more messages were accepted and 50 more came."""
-        accepted, came = len(self.accepted), len(self.came)
-        await eventually(lambda: min(len(self.accepted) - accepted, len(self.came) - came) >= 50, seconds=30)
-
-    async def _publish(self, number: int) -> None:
-        while True:
-            await self._publisher.publish(QueueMessage(data={"number": number}), TOPIC)
-            self.accepted.add(number)
-            number += 8
-
-    async def _read(self) -> None:
-        while True:
-            for delivery in await self._subscription.receive(16):
-                self.came[delivery.message.data["number"]] += 1
-                await delivery.ack()
-
-
-async def receive_rest(load: Load, subscription: Subscription) -> None:
-    """Read until all that was accepted has come."""
-    async with asyncio.timeout(30):
-        while not load.accepted <= set(load.came):
-            for delivery in await subscription.receive(16):
-                load.came[delivery.message.data["number"]] += 1
-                await delivery.ack()
-
-
-@asynccontextmanager
-async def under_load(publisher_url: str, reader_url: str) -> AsyncIterator[Load]:
-    """Run a load; at its end everything accepted must have come."""
-    async with (
-        await settings(publisher_url).connect() as publisher,
-        await settings(reader_url).connect() as reader,
-        await reader.subscribe(TOPIC) as subscription,
-    ):
-        assert publisher.durable
-        load = Load(publisher, subscription)
-        async with load.running():
-            await load.goes_on()
-            yield load
-            await load.goes_on()
-        await receive_rest(load, subscription)
+def under_load(publisher_url: str, reader_url: str) -> AbstractAsyncContextManager[Load]:
+    return load_over(settings(publisher_url), settings(reader_url))
 
 
 async def test_a_killed_server_loses_nothing_that_it_accepted(server: NatsServer) -> None:
     async with under_load(server.url, server.url) as load:
-        for _ in range(3):
-            server.kill()
-            await asyncio.to_thread(server.start)
-            await load.goes_on()
+        await kill_and_start(server, load, times=3)
     assert max(load.came.values()) <= 5
 
 
 async def test_cut_connections_lose_nothing(server: NatsServer, proxy: TcpProxy) -> None:
     url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
     async with under_load(url, url) as load:
-        for _ in range(20):
-            proxy.cut()
-            await eventually(lambda: proxy.connections >= 2)
-            proxy.cut()
-            await load.goes_on()
+        await cut_connections(proxy, load, times=20)
 
 
 async def test_a_slow_connection_works(server: NatsServer, proxy: TcpProxy) -> None:
@@ -138,22 +66,18 @@ async def test_a_half_open_connection_is_found_and_replaced(
     url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
     with caplog.at_level(logging.INFO):
         async with under_load(url, server.url) as load:
-            proxy.hold()
-            await eventually(lambda: "is lost" in caplog.text, seconds=20)
-            proxy.resume()
+            await hold_connections(proxy, caplog)
             await load.goes_on()
     assert "is back" in caplog.text
 
 
 async def test_what_a_closed_subscription_held_comes_back_at_once(server: NatsServer) -> None:
     async with await settings(server.url, visibility_timeout=60.0).connect() as queue:
-        for number in range(3):
-            await queue.publish(QueueMessage(data={"number": number}), TOPIC)
-        async with await queue.subscribe(TOPIC) as held, asyncio.timeout(10):
-            assert len(await held.receive(2)) == 2
-        async with await queue.subscribe(TOPIC) as subscription, asyncio.timeout(10):
-            deliveries = [(await subscription.receive(1))[0] for _ in range(3)]
-        assert [delivery.message.data["number"] for delivery in deliveries] == [0, 1, 2]
+        await publish(queue, 0, 1, 2)
+        async with await queue.subscribe(TOPIC) as held:
+            assert len(await receive(held, 2)) == 2
+        async with await queue.subscribe(TOPIC) as subscription:
+            assert [number_of((await receive(subscription))[0]) for _ in range(3)] == [0, 1, 2]
 
 
 async def test_a_cancellation_that_the_driver_swallows_still_ends_the_call(server: NatsServer) -> None:
@@ -192,14 +116,13 @@ async def test_what_memory_loses_is_made_again(server: NatsServer) -> None:
         await queue.publish(QueueMessage(), TOPIC)
         server.kill()
         await asyncio.to_thread(server.start)
-        await queue.publish(QueueMessage(data={"number": 1}), TOPIC)
-        async with asyncio.timeout(10):
-            (delivery,) = await subscription.receive(1)
-        assert delivery.message.data == {"number": 1}
+        await queue.publish(numbered(1), TOPIC)
+        (delivery,) = await receive(subscription)
+        assert number_of(delivery) == 1
 
 
 async def test_a_message_published_again_is_the_same_message_in_its_topic(server: NatsServer) -> None:
-    message, end = QueueMessage(data={"number": 1}), QueueMessage(data={"number": 2})
+    message, end = numbered(1), numbered(2)
     async with await settings(server.url).connect() as queue:
         for topic in (TOPIC, "another topic"):
             for each in (message, message, end):
@@ -209,7 +132,7 @@ async def test_a_message_published_again_is_the_same_message_in_its_topic(server
                 async with asyncio.timeout(10):
                     while 2 not in numbers:
                         for delivery in await subscription.receive(5):
-                            numbers.append(delivery.message.data["number"])
+                            numbers.append(number_of(delivery))
                             await delivery.ack()
                 assert numbers == [1, 2]
 
@@ -251,14 +174,14 @@ async def test_a_subscription_outlives_the_removal_of_its_group(server: NatsServ
         client = await nats.connect(server.url)
         await client.jetstream().delete_stream("llama_deploy")
         await client.close()
-        message = QueueMessage(data={"number": 1})
+        message = numbered(1)
 
-        async def publish() -> bool:
+        async def has_come() -> bool:
             # Until the reader has noticed, its topic may be remembered as made.
             await queue.publish(QueueMessage(data=message.data), TOPIC)
             return waiting.done()
 
-        await eventually(publish)
+        await eventually(has_come)
         assert (await waiting)[0].message.data == message.data
 
 
@@ -266,10 +189,9 @@ async def test_what_is_no_message_is_put_aside(server: NatsServer, caplog: pytes
     async with await settings(server.url).connect() as queue, await queue.subscribe(TOPIC) as subscription:
         client = await nats.connect(server.url)
         await client.jetstream().publish(f"llama_deploy.{TOPIC}", b"no message")
-        await queue.publish(QueueMessage(data={"number": 1}), TOPIC)
-        async with asyncio.timeout(10):
-            (delivery,) = await subscription.receive(1)
-        assert delivery.message.data == {"number": 1}
+        await queue.publish(numbered(1), TOPIC)
+        (delivery,) = await receive(subscription)
+        assert number_of(delivery) == 1
         await delivery.ack()
 
         async def dead_letter() -> bool:
@@ -288,12 +210,12 @@ async def test_full_dead_letters_make_room(server: NatsServer) -> None:
     ):
         async with asyncio.timeout(20):
             for number in range(5):
-                await queue.publish(QueueMessage(data={"number": number}), TOPIC)
+                await queue.publish(numbered(number), TOPIC)
                 (delivery,) = await subscription.receive(1)
                 await delivery.nack()
             async with await queue.subscribe(f"{TOPIC}.dead_letters") as dead:
                 kept = await dead.receive(10)
-        assert [delivery.message.data["number"] for delivery in kept] == [2, 3, 4]
+        assert [number_of(delivery) for delivery in kept] == [2, 3, 4]
 
 
 async def test_a_message_too_large_is_refused_and_harms_no_other(server: NatsServer) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,18 @@ from workflows.events import StartEvent, StopEvent
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.server import ControlPlaneServer
 from llama_deploy.errors import UnavailableError
-from llama_deploy.message_queues.base import AbstractMessageQueue, Subscription
 from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueue, RabbitMQMessageQueueConfig
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
 from tests.integration.in_process import LEASE, Stack, result_of
+from tests.integration.load import Load, Pace, cut_connections, hold_connections, kill_and_start, load_over
+from tests.integration.numbered import TOPIC
 from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import RabbitMQServer
 
-TOPIC = "namespace.service"
-PUBLISHERS = 8
-MOST_AHEAD = 500
+# An interrupted reader would wait for the visibility timeout.
+PACE = Pace(most_ahead=500, step_seconds=40.0, rest_seconds=60.0, interrupts=False)
 _NUMBERS = itertools.count()
 
 
@@ -37,12 +37,6 @@ _NUMBERS = itertools.count()
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServer]:
     with RabbitMQServer(tmp_path_factory.mktemp("rabbitmq")) as server:
         yield server
-
-
-@pytest.fixture
-async def proxy() -> AsyncIterator[TcpProxy]:
-    async with TcpProxy() as proxy:
-        yield proxy
 
 
 @pytest.fixture
@@ -60,68 +54,10 @@ def over(config: RabbitMQMessageQueueConfig, port: int, **fields: Any) -> Rabbit
     return RabbitMQMessageQueueConfig(**{**config.model_dump(), "port": port, **fields})
 
 
-class Load:
-    """Publishers and a reader that count what was accepted and what came."""
-
-    def __init__(self, publisher: AbstractMessageQueue, subscription: Subscription) -> None:
-        self.accepted: set[int] = set()
-        self.came: Counter[int] = Counter()
-        self._publisher = publisher
-        self._subscription = subscription
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        reading = asyncio.create_task(self._read())
-        publishing = [asyncio.create_task(self._publish(number)) for number in range(PUBLISHERS)]
-        try:
-            yield
-            await self._stop(publishing)
-            await eventually(lambda: self.accepted <= set(self.came), seconds=30)
-        finally:
-            await self._stop([reading, *publishing])
-
-    async def goes_on(self) -> None:
-        """Wait until 50 more messages were accepted and 50 more came."""
-        accepted, came = len(self.accepted), len(self.came)
-        await eventually(lambda: min(len(self.accepted) - accepted, len(self.came) - came) >= 50, seconds=40)
-
-    async def _publish(self, number: int) -> None:
-        while True:
-            await self._publisher.publish(QueueMessage(data={"number": number}), TOPIC)
-            self.accepted.add(number)
-            number += PUBLISHERS
-            await eventually(lambda: len(self.accepted) - len(self.came) < MOST_AHEAD, seconds=60)
-
-    async def _read(self) -> None:
-        while True:
-            for delivery in await self._subscription.receive(16):
-                self.came[delivery.message.data["number"]] += 1
-                await delivery.ack()
-
-    @staticmethod
-    async def _stop(tasks: list[asyncio.Task[None]]) -> None:
-        for task in tasks:
-            task.cancel()
-        ends = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
-
-
-@asynccontextmanager
-async def under_load(
+def under_load(
     publisher: RabbitMQMessageQueueConfig, reader: RabbitMQMessageQueueConfig
-) -> AsyncIterator[Load]:
-    """Run a load; at its end everything that was accepted must have come."""
-    async with (
-        await publisher.connect() as publishing,
-        await reader.connect() as reading,
-        await reading.subscribe(TOPIC) as subscription,
-    ):
-        assert publishing.durable
-        load = Load(publishing, subscription)
-        async with load.running():
-            await load.goes_on()
-            yield load
-            await load.goes_on()
+) -> AbstractAsyncContextManager[Load]:
+    return load_over(publisher, reader, PACE)
 
 
 async def test_a_killed_broker_loses_nothing_that_it_accepted(
@@ -130,10 +66,7 @@ async def test_a_killed_broker_loses_nothing_that_it_accepted(
     async with under_load(config, config) as load:
         # RabbitMQ itself forgets a queue that it has created in the last three seconds.
         await eventually(lambda: server.remembers(f"{config.exchange_name}:{TOPIC}"))
-        for _ in range(2):
-            server.kill()
-            await asyncio.to_thread(server.start)
-            await load.goes_on()
+        await kill_and_start(server, load, times=2)
 
 
 async def test_cut_connections_lose_nothing(
@@ -141,11 +74,7 @@ async def test_cut_connections_lose_nothing(
 ) -> None:
     config = over(config, await proxy.start(server.port))
     async with under_load(config, config) as load:
-        for _ in range(10):
-            proxy.cut()
-            await eventually(lambda: proxy.connections >= 2)
-            proxy.cut()
-            await load.goes_on()
+        await cut_connections(proxy, load, times=10)
 
 
 async def test_a_slow_connection_works(
@@ -169,9 +98,7 @@ async def test_a_half_open_connection_is_found_and_replaced(
     ends = (held, config) if side == "publisher" else (config, held)
     with caplog.at_level(logging.INFO):
         async with under_load(*ends):
-            proxy.hold()
-            await eventually(lambda: "is lost" in caplog.text, seconds=20)
-            proxy.resume()
+            await hold_connections(proxy, caplog)
 
 
 async def test_a_publication_into_silence_ends(

@@ -22,15 +22,14 @@ from llama_deploy.errors import (
     QueueFullError,
     UnavailableError,
 )
-from llama_deploy.message_queues.base import AbstractMessageQueue, Subscription
+from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig
 from llama_deploy.message_queues.rabbitmq.subscription import RabbitMQSubscription
-from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
+from tests.integration.numbered import TOPIC, number_of, publish, take
 from tests.servers.rabbitmq import RabbitMQServer
 
-TOPIC = "namespace.service"
 SECRET = "hush/hush@home"  # noqa: S105 - of a test
 QUOTED = "hush%2Fhush%40home"
 _NUMBERS = itertools.count()
@@ -63,22 +62,6 @@ async def broker(server: RabbitMQServer) -> AsyncIterator[aio_pika.abc.AbstractC
 
 def changed(config: RabbitMQMessageQueueConfig, **fields: Any) -> RabbitMQMessageQueueConfig:
     return RabbitMQMessageQueueConfig(**{**config.model_dump(), **fields})
-
-
-async def publish(queue: AbstractMessageQueue, *numbers: int, topic: str = TOPIC) -> None:
-    for number in numbers:
-        await queue.publish(QueueMessage(data={"number": number}), topic)
-
-
-async def receive(subscription: Subscription, count: int) -> list[int]:
-    """Receive and acknowledge; return the numbers."""
-    found: list[int] = []
-    async with asyncio.timeout(10):
-        while len(found) < count:
-            for delivery in await subscription.receive(count - len(found)):
-                found.append(delivery.message.data["number"])
-                await delivery.ack()
-    return found
 
 
 async def waiting(server: RabbitMQServer, config: RabbitMQMessageQueueConfig, topic: str = TOPIC) -> int:
@@ -202,7 +185,7 @@ class TestTopics:
             assert caught.value.topic == TOPIC
             await publish(queue, 0, topic="other")
             async with await queue.subscribe(TOPIC) as subscription:
-                assert await receive(subscription, 15) == list(range(15))
+                assert await take(subscription, 15) == list(range(15))
 
                 async def takes_more() -> bool:
                     try:
@@ -218,8 +201,8 @@ class TestTopics:
     ) -> None:
         async with await queue.subscribe(TOPIC) as subscription:
             await publish(queue, 1)
-            assert await receive(subscription, 1) == [1]
-            receiving = asyncio.create_task(receive(subscription, 1))
+            assert await take(subscription, 1) == [1]
+            receiving = asyncio.create_task(take(subscription, 1))
             async with broker(server) as channel:
                 await channel.queue_delete(f"{config.exchange_name}:{TOPIC}")
             # Its reader hears of it and makes it anew.
@@ -245,7 +228,7 @@ class TestTopics:
             await other.subscribe(TOPIC, expires_after=60.0) as subscription,
         ):
             await publish(other, 2)
-            assert await receive(subscription, 2) == [1, 2]
+            assert await take(subscription, 2) == [1, 2]
 
     async def test_a_topic_that_nobody_reads_expires(
         self, server: RabbitMQServer, config: RabbitMQMessageQueueConfig, queue: AbstractMessageQueue
@@ -260,7 +243,7 @@ class TestTopics:
         await eventually(is_gone)
         await publish(queue, 1)
         async with await queue.subscribe(TOPIC) as subscription:
-            assert await receive(subscription, 1) == [1]
+            assert await take(subscription, 1) == [1]
 
     async def test_what_cannot_be_understood_becomes_a_dead_letter(
         self, server: RabbitMQServer, config: RabbitMQMessageQueueConfig, queue: AbstractMessageQueue
@@ -270,7 +253,7 @@ class TestTopics:
                 exchange = await channel.get_exchange(config.exchange_name)
                 await exchange.publish(aio_pika.Message(b"{}}"), TOPIC)
             await publish(queue, 1)
-            assert await receive(subscription, 1) == [1]
+            assert await take(subscription, 1) == [1]
         await eventually(lambda: _is(waiting(server, config, f"{TOPIC}.dead_letters"), 1))
 
 
@@ -282,8 +265,8 @@ class TestRoom:
     async def test_a_member_that_asks_no_more_gets_no_more(self, queue: AbstractMessageQueue) -> None:
         await publish(queue, *range(10))
         async with await queue.subscribe(TOPIC) as busy, await queue.subscribe(TOPIC) as free:
-            first = await receive(busy, 2)
-            rest = await receive(free, 8)
+            first = await take(busy, 2)
+            rest = await take(free, 8)
             assert sorted(first + rest) == list(range(10))
 
     async def test_a_member_whose_acknowledged_work_goes_on_leaves_the_rest_to_others(
@@ -302,7 +285,7 @@ class TestRoom:
             await publish(queue, *range(1, 10))
             async with asyncio.timeout(10):
                 assert len(await receiving) == 1
-            assert len(await receive(free, 8)) == 8
+            assert len(await take(free, 8)) == 8
 
     async def test_who_stops_waiting_gets_nothing(
         self, server: RabbitMQServer, config: RabbitMQMessageQueueConfig, queue: AbstractMessageQueue
@@ -318,7 +301,7 @@ class TestRoom:
             receiving.cancel()
             await eventually(lambda: _is(consumers(), 0))
             await publish(queue, 1, 2, 3)
-            assert await receive(other, 3) == [1, 2, 3]
+            assert await take(other, 3) == [1, 2, 3]
 
     async def test_unsettled_messages_are_no_obstacle_to_more(self, queue: AbstractMessageQueue) -> None:
         await publish(queue, *range(20))
@@ -326,7 +309,7 @@ class TestRoom:
             held = [(await subscription.receive(1))[0] for _ in range(3)]
             while len(deliveries := await subscription.receive(16)) == 1:
                 held += deliveries
-            found = [delivery.message.data["number"] for delivery in (*held, *deliveries)]
+            found = [number_of(delivery) for delivery in (*held, *deliveries)]
             assert found == list(range(len(found)))
 
     async def test_room_grows_and_shrinks(self, queue: AbstractMessageQueue) -> None:
@@ -337,7 +320,7 @@ class TestRoom:
                 async with asyncio.timeout(10):
                     deliveries = await subscription.receive(most)
                 assert 1 <= len(deliveries) <= most
-                found += [delivery.message.data["number"] for delivery in deliveries]
+                found += [number_of(delivery) for delivery in deliveries]
                 for delivery in deliveries:
                     await delivery.ack()
                 if len(found) == 60:
@@ -349,7 +332,7 @@ class TestRoom:
     ) -> None:
         await publish(queue, *range(3))
         subscription = await queue.subscribe(TOPIC)
-        await receive(subscription, 3)
+        await take(subscription, 3)
         # A consumer that is closed gives back what the broker does not know to be acknowledged.
         await subscription.close()
         assert await waiting(server, config) == 0

@@ -15,7 +15,8 @@ from llama_deploy.errors import ClosedError, ConfigError, QueueFullError
 from llama_deploy.message_queues.redis import queue as redis_queue
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
-from tests.integration.on_redis import TOPIC, number_of, numbered, receive, settings
+from tests.integration.numbered import TOPIC, number_of, numbered, receive
+from tests.integration.on_redis import settings
 from tests.servers.redis import DURABLE, RedisServer
 
 STREAM = f"llama_deploy:topic:{TOPIC}"

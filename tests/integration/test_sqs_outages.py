@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,14 @@ from workflows.events import StartEvent, StopEvent
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.server import ControlPlaneServer
 from llama_deploy.errors import UnavailableError
-from llama_deploy.message_queues.base import AbstractMessageQueue, Subscription
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 from tests.integration.in_process import LEASE, Stack, result_of
-from tests.integration.on_sqs import TOPIC, count_of, number_of, numbered, plain_client, receive, settings
+from tests.integration.load import Load, Pace, cut_connections, hold_connections, load_over
+from tests.integration.numbered import TOPIC, number_of, numbered, receive
+from tests.integration.on_sqs import count_of, plain_client, settings
 from tests.servers.proxy import TcpProxy
 from tests.servers.sqs import SqsServer
 
@@ -33,82 +33,15 @@ def server(tmp_path: Path) -> Iterator[SqsServer]:
         yield server
 
 
-@pytest.fixture
-async def proxy() -> AsyncIterator[TcpProxy]:
-    async with TcpProxy() as proxy:
-        yield proxy
-
-
-class Load:
-    """A publisher and a reader that count what was accepted and what came."""
-
-    def __init__(self, publisher: AbstractMessageQueue, subscription: Subscription) -> None:
-        self.accepted: set[int] = set()
-        self.came: Counter[int] = Counter()
-        self._publisher = publisher
-        self._subscription = subscription
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._publish(number)) for number in range(4)]
-            tasks.append(group.create_task(self._read()))
-            yield
-            for task in tasks:
-                task.cancel()
-
-    async def goes_on(self) -> None:
-        """Wait until 20 more messages were accepted and 20 more came."""
-        accepted, came = len(self.accepted), len(self.came)
-        await eventually(lambda: min(len(self.accepted) - accepted, len(self.came) - came) >= 20, seconds=30)
-
-    async def read_the_rest(self) -> None:
-        """Read until all that was accepted has come."""
-        async with asyncio.timeout(60):
-            while not self.accepted <= set(self.came):
-                await self._read_some()
-
-    async def _publish(self, number: int) -> None:
-        while True:
-            await self._publisher.publish(numbered(number), TOPIC)
-            self.accepted.add(number)
-            number += 4
-
-    async def _read(self) -> None:
-        while True:
-            await self._read_some()
-
-    async def _read_some(self) -> None:
-        for delivery in await self._subscription.receive(10):
-            self.came[number_of(delivery)] += 1
-            await delivery.ack()
-
-
-@asynccontextmanager
-async def under_load(publisher_url: str, reader_url: str) -> AsyncIterator[Load]:
-    """Run a load; at its end everything accepted must have come."""
-    async with (
-        await settings(publisher_url, timeout=1.0).connect() as publisher,
-        await settings(reader_url, timeout=1.0).connect() as reader,
-        await reader.subscribe(TOPIC) as subscription,
-    ):
-        assert publisher.durable
-        load = Load(publisher, subscription)
-        async with load.running():
-            await load.goes_on()
-            yield load
-            await load.goes_on()
-        await load.read_the_rest()
+def under_load(publisher_url: str, reader_url: str) -> AbstractAsyncContextManager[Load]:
+    publisher, reader = (settings(url, timeout=1.0) for url in (publisher_url, reader_url))
+    return load_over(publisher, reader, Pace(publishers=4, most=10, step=20, rest_seconds=60.0))
 
 
 async def test_cut_connections_lose_nothing(server: SqsServer, proxy: TcpProxy) -> None:
     url = f"http://127.0.0.1:{await proxy.start(server.port)}"
     async with under_load(url, url) as load:
-        for _ in range(10):
-            proxy.cut()
-            await eventually(lambda: proxy.connections >= 2)
-            proxy.cut()
-            await load.goes_on()
+        await cut_connections(proxy, load, times=10)
 
 
 async def test_a_slow_connection_works(server: SqsServer, proxy: TcpProxy) -> None:
@@ -124,9 +57,7 @@ async def test_a_half_open_connection_is_found_and_replaced(
     url = f"http://127.0.0.1:{await proxy.start(server.port)}"
     with caplog.at_level(logging.INFO):
         async with under_load(url, server.endpoint_url) as load:
-            proxy.hold()
-            await eventually(lambda: "is lost" in caplog.text, seconds=20)
-            proxy.resume()
+            await hold_connections(proxy, caplog)
             await load.goes_on()
     assert "is back" in caplog.text
 

@@ -21,7 +21,8 @@ from llama_deploy.message_queues.aws import AWSMessageQueueConfig
 from llama_deploy.message_queues.aws.topics import queue_name
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
-from tests.integration.on_sqs import TOPIC, count_of, number_of, numbered, plain_client, receive, settings
+from tests.integration.numbered import TOPIC, number_of, numbered, receive
+from tests.integration.on_sqs import count_of, plain_client, settings
 from tests.servers.scripted_sqs import Refusal, ScriptedSqs, accepted, refused
 from tests.servers.sqs import SqsServer
 

