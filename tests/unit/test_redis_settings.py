@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 
-from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues import RedisMessageQueueConfig
 
 
@@ -85,9 +85,30 @@ def test_a_url_that_cannot_work_is_refused_without_being_shown(url: str) -> None
     assert "hush" not in str(refused.value)
 
 
-async def test_an_argument_that_no_connection_has_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="nonsense"):
-        await RedisMessageQueueConfig(url="redis://127.0.0.1:1?nonsense=1", retry_seconds=0).connect()
+@pytest.mark.parametrize("query", ["nonsense=hush", "hush", "db=hush", "db=1#hush"])
+def test_an_argument_that_no_connection_takes_is_refused_without_being_shown(query: str) -> None:
+    with pytest.raises(ValidationError, match="its query") as refused:
+        RedisMessageQueueConfig(url=f"redis://h?{query}")
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({}, "redis://localhost:6379/0"),
+        ({"url": "rediss://me:hush@h:1/2"}, "rediss://h:1/2"),
+        (
+            {"url": "redis://me:hush@h:1/2", "host": "::1", "port": 3, "db": 4, "ssl": True},
+            "rediss://[::1]:3/4",
+        ),
+        ({"url": "unix:///run/valkey?db=3", "host": "h", "port": 1, "ssl": True}, "unix:///run/valkey?db=3"),
+    ],
+)
+def test_the_address_is_that_of_the_connection(settings: dict[str, Any], address: str) -> None:
+    config = RedisMessageQueueConfig(**settings)
+    assert config.address == address
+    if "path" in config.connection_options:
+        assert not {"host", "port"} & config.connection_options.keys()
 
 
 def test_the_driver_is_imported_when_it_is_asked_for() -> None:

@@ -55,6 +55,10 @@ def test_credentials_in_a_url_become_fields_and_are_never_shown() -> None:
     [
         {"url": f"http://me:{SECRET}@host"},
         {"url": "aws+http://"},
+        {"url": f"aws://me:{SECRET}@Region"},
+        {"aws_region": "hush/"},
+        {"endpoint_url": "http://host:hush"},
+        {"endpoint_url": "http://host?token=hush"},
         {"endpoint_url": f"http://me:{SECRET}@host"},
         {"endpoint_url": "host:80"},
         {"aws_secret_access_key": SECRET},

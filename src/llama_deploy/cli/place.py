@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import make_url
@@ -18,9 +18,9 @@ class Place:
     queue_port: int
     allow_remote: bool
     """Whether `host` may be an address that other machines reach."""
-    queue: str | None = None
+    queue: str | None = field(default=None, repr=False)
     """The URL of a broker. None: a simple queue in this process."""
-    store: str | None = None
+    store: str | None = field(default=None, repr=False)
     """The address of a state store. None: a SQLite file in `data_dir`."""
 
     @property

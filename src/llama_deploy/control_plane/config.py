@@ -13,7 +13,7 @@ from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
 class ControlPlaneConfig(BaseSettings):
     """Settings of the control plane; environment variables begin with `CONTROL_PLANE_`."""
 
-    model_config = SettingsConfigDict(env_prefix="CONTROL_PLANE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CONTROL_PLANE_", extra="ignore", hide_input_in_errors=True)
 
     services_store_key: str = "services"
     """Kept for 0.6 programs; the state store has tables of its own."""
@@ -37,7 +37,7 @@ class ControlPlaneConfig(BaseSettings):
     """Origins from which browsers may call. None: no other than its own."""
     topic_namespace: str = "llama_deploy"
     """The first part of every topic's name."""
-    state_store_uri: str | None = None
+    state_store_uri: str | None = Field(default=None, repr=False)
     """Where the state is kept, such as `sqlite:///path/to/file.db`.
 
     None: `./.llama_deploy/control_plane_{port}.db`.

@@ -63,6 +63,9 @@ class Consumer(Protocol):
 class MessageQueueConfig(BaseSettings, ABC):
     """Settings of a backend, and the way to a live queue from them."""
 
+    credential_fields: ClassVar[frozenset[str]] = frozenset()
+    """The fields that hold credentials. They never leave the process."""
+
     @abstractmethod
     async def connect(self) -> AbstractMessageQueue:
         """Return a live queue.
@@ -74,13 +77,24 @@ class MessageQueueConfig(BaseSettings, ABC):
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        """Return settings from a URL whose scheme is a name of the backend; the rest as if there were none.
+        """Return settings from a URL whose scheme is a name of the backend.
+
+        What the URL says goes before the environment; the rest is as if there were no URL.
 
         Raises:
-            ValidationError: The URL cannot work.
+            ValueError: The URL cannot work. The text shows nothing of it.
         """
-        fields: dict[str, Any] = {"url": url}
+        fields: dict[str, Any] = {**dict.fromkeys(cls.said_by(url)), "url": url}
         return cls(**fields)
+
+    @classmethod
+    def said_by(cls, url: str) -> set[str]:  # noqa: ARG003 - for those that override it
+        """Return the names of the fields that `url` says; for these `from_url` leaves the environment out.
+
+        Raises:
+            ValueError: The URL cannot work.
+        """
+        return set()
 
     @property
     def address(self) -> str:
@@ -91,6 +105,11 @@ class MessageQueueConfig(BaseSettings, ABC):
     def public_settings(self) -> dict[str, Any]:
         """Return the settings as JSON without any credentials, for `GET /queue_config`."""
         return self.model_dump(mode="json")
+
+    def private_settings(self) -> dict[str, Any]:
+        """Return the credentials among the settings, without those that are None."""
+        values = {name: getattr(self, name) for name in self.credential_fields}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Delivery(ABC):

@@ -57,6 +57,8 @@ def _requirement(entry_point: EntryPoint) -> str:
 def config_from_url(url: str) -> MessageQueueConfig:
     """Return a backend's settings from a URL; what it does not say comes from the environment.
 
+    What it says goes before the environment.
+
     Args:
         url: Such as `rabbitmq://user:password@host/vhost`; its scheme names the backend.
 
@@ -79,6 +81,8 @@ def config_from_url(url: str) -> MessageQueueConfig:
 def config_from_settings(settings: Mapping[str, Any]) -> MessageQueueConfig:
     """Return a backend's settings from JSON values, such as the answer of `GET /queue_config`.
 
+    Where they carry no credentials, those of the environment are used, also when they stand in a URL there.
+
     Args:
         settings: The fields, and the backend's name under `type`.
 
@@ -90,9 +94,21 @@ def config_from_settings(settings: Mapping[str, Any]) -> MessageQueueConfig:
         raise ConfigError(
             f"message queue settings have a `type`, one of: {', '.join(known_backends())}; not {name!r}"
         )
+    config_class = settings_class(name)
     try:
-        return settings_class(name)(**settings)
+        config = config_class(**settings)
+        told, own = config.private_settings(), _private_settings_of_the_environment(config_class)
+        # What is told may hold a part of the environment's own, from variables for single fields.
+        return config_class(**{**settings, **own}) if told.items() <= own.items() else config
     except ValidationError as exc:
         raise ConfigError(
             f"settings of the message queue {name!r}: {describe_validation_error(exc)}"
         ) from exc
+
+
+def _private_settings_of_the_environment(config_class: type[MessageQueueConfig]) -> dict[str, Any]:
+    try:
+        return config_class().private_settings()
+    except ValidationError:
+        # A variable such as KAFKA_URL may belong to another program, and what is told does without it.
+        return {}

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+from llama_deploy.message_queues.urls import UrlForm, with_findings
 
-_CREDENTIALS: Final = {"aws_access_key_id", "aws_secret_access_key", "aws_session_token"}
+_CREDENTIALS: Final = frozenset({"aws_access_key_id", "aws_secret_access_key", "aws_session_token"})
+_REGION: Final = r"^[a-z0-9-]+$"
+_FORM: Final = UrlForm(
+    expected="aws://region, aws+http://host:port?region=... or aws+https:// is expected",
+    schemes={"aws", "aws+http", "aws+https"},
+    arguments={"region"},
+)
+_ENDPOINT: Final = UrlForm(
+    expected="http://host:port or https://host, without credentials", schemes={"http", "https"}
+)
 
 
 class AWSMessageQueueConfig(MessageQueueConfig):
@@ -30,6 +39,7 @@ class AWSMessageQueueConfig(MessageQueueConfig):
         populate_by_name=True,
     )
 
+    credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["aws"] = "aws"
     """Tells the backend's settings from those of others."""
     url: str | None = None
@@ -37,7 +47,9 @@ class AWSMessageQueueConfig(MessageQueueConfig):
     `aws+http://127.0.0.1:5000?region=us-east-1`, `aws+https://...` for another endpoint. It is taken apart,
     and None afterwards."""
     aws_region: str = Field(
-        default="us-east-1", min_length=1, validation_alias=AliasChoices("aws_region", "aws_default_region")
+        default="us-east-1",
+        pattern=_REGION,
+        validation_alias=AliasChoices("aws_region", "aws_default_region"),
     )
     """The region of the queues. From the environment it is `AWS_REGION` or `AWS_DEFAULT_REGION`."""
     aws_access_key_id: str | None = Field(default=None, repr=False)
@@ -78,34 +90,20 @@ class AWSMessageQueueConfig(MessageQueueConfig):
     def _take_the_url_apart(cls, values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(values.get("url"), str):
             return values
-        url = urlsplit(values["url"].strip())
-        userinfo, _, address = url.netloc.rpartition("@")
-        key, _, secret = (unquote(part) for part in userinfo.partition(":"))
-        region = dict(parse_qsl(url.query)).get("region")
-        endpoint = None
-        if url.scheme == "aws":
-            region = address or region
-        elif url.scheme in ("aws+http", "aws+https") and address:
-            endpoint = f"{url.scheme.removeprefix('aws+')}://{address}{url.path}"
-        else:
-            raise ValueError("url: aws://region, aws+http://host:port?region=... or aws+https:// is expected")
-        found = {
-            "aws_region": region,
-            "endpoint_url": endpoint,
-            "aws_access_key_id": key or None,
-            "aws_secret_access_key": secret or None,
-        }
-        found = {name: value for name, value in found.items() if value is not None}
-        given = {name: value for name, value in values.items() if value is not None}
-        return {**found, **given, "url": None}
+        return with_findings(values, _found_in(values["url"]), None)
 
     @field_validator("endpoint_url")
     @classmethod
     def _check_endpoint(cls, value: str | None) -> str | None:
-        if value is not None:
-            parts = urlsplit(value)
-            if parts.scheme not in ("http", "https") or not parts.hostname or "@" in value:
-                raise ValueError("endpoint_url is http://host:port or https://host, without credentials")
+        if value is None:
+            return None
+        try:
+            url = _ENDPOINT.parse(value)
+            is_valid = bool(url.address.host) and "@" not in value
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            raise ValueError(f"endpoint_url is {_ENDPOINT.expected}")
         return value
 
     @model_validator(mode="after")
@@ -118,6 +116,12 @@ class AWSMessageQueueConfig(MessageQueueConfig):
     def from_url(cls, url: str) -> Self:
         """Return settings from a URL as `url` takes it; `sqs://region` is read as `aws://region`."""
         return super().from_url(re.sub(r"^sqs://", "aws://", url))
+
+    @classmethod
+    def said_by(cls, url: str) -> set[str]:
+        """Return the names of the fields that `url` says; a key of its own leaves no session token."""
+        said = set(_found_in(url))
+        return said | (_CREDENTIALS if said & _CREDENTIALS else set())
 
     @property
     def address(self) -> str:
@@ -140,7 +144,7 @@ class AWSMessageQueueConfig(MessageQueueConfig):
 
     def public_settings(self) -> dict[str, Any]:
         """Return what another process needs to reach the queue, but for the credentials."""
-        return self.model_dump(mode="json", exclude=_CREDENTIALS | {"url", "raise_exceptions"})
+        return self.model_dump(mode="json", exclude={*_CREDENTIALS, "raise_exceptions"})
 
     async def connect(self) -> AbstractMessageQueue:
         """Return a live queue.
@@ -153,3 +157,29 @@ class AWSMessageQueueConfig(MessageQueueConfig):
         from llama_deploy.message_queues.aws.queue import AWSMessageQueue  # noqa: PLC0415
 
         return await AWSMessageQueue.connect(self)
+
+
+def _found_in(text: str) -> dict[str, str]:
+    """Return the fields that a URL says.
+
+    Raises:
+        ValueError: The URL cannot work.
+    """
+    url = _FORM.parse(text)
+    address = url.address
+    region, endpoint = address.query.get("region"), None
+    if address.scheme == "aws":
+        region = address.netloc or region
+        is_valid = bool(region) and not address.path.strip("/")
+    else:
+        endpoint = f"{address.scheme.removeprefix('aws+')}://{address.netloc}{address.path}"
+        is_valid = bool(address.host)
+    if not is_valid or (region is not None and not re.fullmatch(_REGION, region)):
+        raise _FORM.refusal()
+    found = {
+        "aws_region": region,
+        "endpoint_url": endpoint,
+        "aws_access_key_id": url.username,
+        "aws_secret_access_key": url.password or None,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any, Final, Literal
-from urllib.parse import unquote
+from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+from llama_deploy.message_queues.urls import BrokerUrl, Port, UrlForm, with_findings
 
 _DEFAULT_PORT: Final = 9092
+_CREDENTIALS: Final = frozenset({"username", "password"})
+_FORM: Final = UrlForm(
+    expected="a URL is host:port, several with commas between, or kafka:// or kafkas:// before",
+    schemes={"", "kafka", "kafkas"},
+    has_several=True,
+)
 
 
 class KafkaMessageQueueConfig(MessageQueueConfig):
@@ -22,15 +28,16 @@ class KafkaMessageQueueConfig(MessageQueueConfig):
         env_prefix="KAFKA_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
+    credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["kafka"] = "kafka"
     """Tells the backend's settings from those of others."""
     url: str = "localhost:9092"
     """Where to ask for the brokers: `host:port`, several with commas between them; `kafka://` may stand
-    before, and `kafkas://` means TLS. Credentials in it (`kafka://user:password@host`) move to the fields
-    below."""
+    before, and `kafkas://` means TLS. Credentials in it (`kafka://user:password@host`), the same before
+    each host or before the first only, move to the fields below."""
     host: str | None = None
     """Goes before the hosts of `url`."""
-    port: int | None = Field(default=None, ge=1, le=65535)
+    port: Port = None
     """Of `host`, or where `url` names no port. None: 9092."""
     username: str | None = Field(default=None, repr=False)
     """Who connects, by SASL. None: nobody in particular."""
@@ -72,37 +79,18 @@ class KafkaMessageQueueConfig(MessageQueueConfig):
     @model_validator(mode="before")
     @classmethod
     def _take_credentials_out_of_the_url(cls, values: dict[str, Any]) -> dict[str, Any]:
-        scheme, separator, rest = str(values.get("url", "")).partition("://")
-        userinfo, at, address = (rest if separator else scheme).rpartition("@")
-        if not at:
+        if not isinstance(values.get("url"), str):
             return values
-        name, colon, password = userinfo.partition(":")
-        found = {"username": unquote(name), "password": unquote(password) if colon else None}
-        given = {name: value for name, value in values.items() if value is not None}
-        return {**found, **given, "url": f"{scheme}{separator}{address}" if separator else address}
+        url = _parsed(values["url"])
+        begin = f"{url.address.scheme}://" if url.address.scheme else ""
+        return with_findings(values, url.credentials, begin + ",".join(each.netloc for each in url.addresses))
 
-    @field_validator("port", mode="before")
     @classmethod
-    def _ignore_service_links(cls, value: object) -> object:
-        # Beside a service named kafka, Kubernetes sets KAFKA_PORT=tcp://... in every container.
-        return None if isinstance(value, str) and value.startswith("tcp://") else value
-
-    @field_validator("url")
-    @classmethod
-    def _check_url(cls, value: str) -> str:
-        scheme, separator, rest = value.strip().partition("://")
-        addresses = (rest if separator else scheme).rstrip("/").split(",")
-        ports = [address.rpartition(":")[2] for address in addresses if ":" in address.rpartition("]")[2]]
-        if (
-            (separator and scheme not in {"kafka", "kafkas"})
-            or not all(addresses)
-            or not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports)  # noqa: PLR2004 - a port
-            or any(mark in value for mark in "?#")
-        ):
-            raise ValueError(
-                "a URL is host:port, several with commas between, or kafka:// or kafkas:// before"
-            )
-        return value.strip().rstrip("/")
+    def said_by(cls, url: str) -> set[str]:
+        """Return the names of the fields that `url` says. Its scheme says whether to speak TLS."""
+        parsed = _parsed(url)
+        said = {"host"} | parsed.credentials.keys()
+        return said | ({"secure"} if parsed.address.scheme else set())
 
     @property
     def servers(self) -> list[str]:
@@ -143,7 +131,7 @@ class KafkaMessageQueueConfig(MessageQueueConfig):
 
     def public_settings(self) -> dict[str, Any]:
         """Return what another process needs to reach the queue, but for the credentials."""
-        hidden = {"username", "password", "host", "port", "secure", "raise_exceptions"}
+        hidden = {*_CREDENTIALS, "host", "port", "secure", "raise_exceptions"}
         scheme = "kafkas" if self.is_secure else "kafka"
         return {
             **self.model_dump(mode="json", exclude=hidden),
@@ -161,3 +149,17 @@ class KafkaMessageQueueConfig(MessageQueueConfig):
         from llama_deploy.message_queues.kafka.queue import KafkaMessageQueue  # noqa: PLC0415
 
         return await KafkaMessageQueue.connect(self)
+
+
+def _parsed(text: str) -> BrokerUrl:
+    """Return what a URL says.
+
+    Raises:
+        ValueError: The URL cannot work.
+    """
+    url = _FORM.parse(text)
+    if any(
+        not each.host or each.path.strip("/") or each.scheme != url.address.scheme for each in url.addresses
+    ):
+        raise _FORM.refusal()
+    return url

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, with_findings
+
+_CREDENTIALS: Final = frozenset({"username", "password", "token", "credentials"})
+_FORM: Final = UrlForm(
+    expected="a URL is nats://host:port, or tls://, ws:// or wss://; several have commas",
+    schemes={"nats", "tls", "ws", "wss"},
+    has_several=True,
+)
 
 
 class NatsMessageQueueConfig(MessageQueueConfig):
@@ -18,11 +25,13 @@ class NatsMessageQueueConfig(MessageQueueConfig):
         env_prefix="NATS_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
+    credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["nats"] = "nats"
     """Tells the backend's settings from those of others."""
     url: str = "nats://localhost:4222"
     """Where the servers are: one URL or several, divided by commas; `nats://`, `tls://`, `ws://` or `wss://`.
-    A `user:password@` or `token@` in it moves to the fields below."""
+    A `user:password@` or `token@` in it, the same before each host or before the first only, moves to the
+    fields below."""
     username: str | None = Field(default=None, repr=False)
     """With `password`, who connects."""
     password: SecretStr | None = None
@@ -56,36 +65,23 @@ class NatsMessageQueueConfig(MessageQueueConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_credentials_out_of_the_url(cls, data: dict[str, Any]) -> dict[str, Any]:
-        if "@" not in str(data.get("url", "")):
-            return data
-        urls, found = [], dict[str, Any]()
-        for url in str(data["url"]).split(","):
-            scheme, _, rest = url.strip().rpartition("://")
-            userinfo, _, address = rest.rpartition("@")
-            name, colon, password = userinfo.partition(":")
-            if userinfo:
-                found = (
-                    {"username": unquote(name), "password": unquote(password)}
-                    if colon
-                    else {"token": unquote(name)}
-                )
-            urls.append(f"{scheme}://{address}")
-        return {**found, **data, "url": ",".join(urls)}
+    def _take_credentials_out_of_the_url(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(values.get("url"), str):
+            return values
+        url = _parsed(values["url"])
+        found = url.credentials
+        if url.password is None and "username" in found:
+            found = {"token": found["username"]}
+        return with_findings(values, found, ",".join(each.text for each in url.addresses))
 
-    @field_validator("url")
     @classmethod
-    def _check_url(cls, value: str) -> str:
-        for url in value.split(","):
-            parts = urlsplit(url.strip())
-            if parts.scheme not in {"nats", "tls", "ws", "wss"} or not parts.hostname:
-                raise ValueError("a URL is nats://host:port, or tls://, ws:// or wss://; several have commas")
-        return value
+    def said_by(cls, url: str) -> set[str]:
+        """Return the names of the fields that `url` says: credentials of one kind leave no other."""
+        return set(_CREDENTIALS) if _parsed(url).credentials else set()
 
     def public_settings(self) -> dict[str, Any]:
         """Return what another process needs to reach the queue, but for the credentials."""
-        private = {"username", "password", "token", "credentials", "raise_exceptions"}
-        return self.model_dump(mode="json", exclude=private)
+        return self.model_dump(mode="json", exclude={*_CREDENTIALS, "raise_exceptions"})
 
     async def connect(self) -> AbstractMessageQueue:
         """Return a live queue.
@@ -98,3 +94,15 @@ class NatsMessageQueueConfig(MessageQueueConfig):
         from llama_deploy.message_queues.nats.queue import NatsMessageQueue  # noqa: PLC0415
 
         return await NatsMessageQueue.connect(self)
+
+
+def _parsed(text: str) -> BrokerUrl:
+    """Return what a URL says.
+
+    Raises:
+        ValueError: The URL cannot work.
+    """
+    url = _FORM.parse(text)
+    if not all(each.host for each in url.addresses):
+        raise _FORM.refusal()
+    return url

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from typing import Any, ClassVar, Final, Literal, Self
+from urllib.parse import quote, urlencode, urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+from llama_deploy.message_queues.urls import BrokerUrl, Port, UrlForm, bracketed, with_findings
+
+_CREDENTIALS: Final = frozenset({"username", "password"})
+_FORM: Final = UrlForm(
+    expected="a URL is amqp://user:password@host:port/vhost, or amqps://",
+    schemes={"amqp", "amqps"},
+    arguments={"cafile", "certfile", "keyfile", "no_verify_ssl"},
+)
 
 
 class RabbitMQMessageQueueConfig(MessageQueueConfig):
@@ -19,6 +27,7 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
         env_prefix="RABBITMQ_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
+    credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["rabbitmq"] = "rabbitmq"
     """Tells the backend's settings from those of others."""
     url: str = "amqp://localhost/"
@@ -33,7 +42,7 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
     """The password of `username`; goes before that of `url`."""
     host: str | None = None
     """Goes before the host of `url`."""
-    port: int | None = Field(default=None, ge=1, le=65535)
+    port: Port = None
     """Goes before the port of `url`. Without any it is 5672, or 5671 with TLS."""
     vhost: str | None = None
     """Goes before the vhost of `url`. Without any it is `/`."""
@@ -61,32 +70,24 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_credentials_out_of_the_url(cls, data: dict[str, Any]) -> dict[str, Any]:
-        scheme, separator, rest = str(data.get("url", "")).partition("://")
-        userinfo, at, address = rest.rpartition("@")
-        if not at:
-            return data
-        name, _, password = userinfo.partition(":")
-        found = {"username": unquote(name), "password": unquote(password)}
-        given = {name: value for name, value in data.items() if value is not None}
-        return {**found, **given, "url": f"{scheme}{separator}{address}"}
-
-    @field_validator("url")
-    @classmethod
-    def _check_url(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            valid = parts.scheme in {"amqp", "amqps"} and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            valid = False
-        if not valid:
-            raise ValueError("a URL is amqp://user:password@host:port/vhost, or amqps://")
-        return value
+    def _take_credentials_out_of_the_url(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(values.get("url"), str):
+            return values
+        url = _parsed(values["url"])
+        return with_findings(values, url.credentials, url.address.text)
 
     @classmethod
     def from_url(cls, url: str) -> Self:
         """Return settings from an `amqp://` or `amqps://` URL; `rabbitmq://` is read as `amqp://`."""
         return super().from_url(re.sub(r"^rabbitmq://", "amqp://", url))
+
+    @classmethod
+    def said_by(cls, url: str) -> set[str]:
+        """Return the names of the fields that `url` says. It always says whether to speak TLS."""
+        parsed = _parsed(url)
+        said = {"host", "secure"} | parsed.credentials.keys()
+        said |= {"port"} if parsed.address.port else set()
+        return said | ({"vhost"} if parsed.address.path else set())
 
     @property
     def address(self) -> str:
@@ -98,7 +99,7 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
         path = parts.path or "/"
         if self.vhost is not None:
             path = "/" if self.vhost == "/" else "/" + quote(self.vhost, safe="")
-        return f"{'amqps' if secure else 'amqp'}://{f'[{host}]' if ':' in host else host}:{port}{path}"
+        return f"{'amqps' if secure else 'amqp'}://{bracketed(host)}:{port}{path}"
 
     def driver_url(self, name: str) -> str:
         """Return the URL with credentials and options; `name` is shown by the broker's tools."""
@@ -111,7 +112,7 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
 
     def public_settings(self) -> dict[str, Any]:
         """Return what another process needs to reach the queue, but for the credentials."""
-        hidden = {"username", "password", "host", "port", "vhost", "secure", "raise_exceptions"}
+        hidden = {*_CREDENTIALS, "host", "port", "vhost", "secure", "raise_exceptions"}
         return {**self.model_dump(mode="json", exclude=hidden), "url": self.address}
 
     async def connect(self) -> AbstractMessageQueue:
@@ -125,3 +126,15 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
         from llama_deploy.message_queues.rabbitmq.queue import RabbitMQMessageQueue  # noqa: PLC0415
 
         return await RabbitMQMessageQueue.connect(self)
+
+
+def _parsed(text: str) -> BrokerUrl:
+    """Return what a URL says.
+
+    Raises:
+        ValueError: The URL cannot work.
+    """
+    url = _FORM.parse(text)
+    if not url.address.host:
+        raise _FORM.refusal()
+    return url

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from dataclasses import replace
+from typing import Any, ClassVar, Final, Literal
+from urllib.parse import quote
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 from redis.asyncio.connection import SSLConnection, parse_url
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+from llama_deploy.message_queues.urls import BrokerUrl, Port, UrlForm, bracketed, with_findings
+
+_CREDENTIALS: Final = frozenset({"username", "password"})
+# Arguments of redis-py's connections that hold no secret and that the queue does not set itself.
+_ARGUMENTS: Final = frozenset(
+    {
+        "client_name",
+        "db",
+        "health_check_interval",
+        "max_connections",
+        "socket_read_size",
+        "ssl_ca_certs",
+        "ssl_ca_data",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_ciphers",
+        "ssl_keyfile",
+        "ssl_min_version",
+    }
+)
+_FORM: Final = UrlForm(
+    expected="redis://host:port/db, rediss://, valkey://, valkeys:// or unix:///path is expected",
+    schemes={"redis", "rediss", "valkey", "valkeys", "unix"},
+    arguments=_ARGUMENTS | _CREDENTIALS,
+)
 
 
 class RedisMessageQueueConfig(MessageQueueConfig):
@@ -19,15 +47,16 @@ class RedisMessageQueueConfig(MessageQueueConfig):
         env_prefix="REDIS_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
+    credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["redis"] = "redis"
     """Tells the backend's settings from those of others."""
     url: str = "redis://localhost:6379"
     """`redis://host:port/db`, `rediss://` for TLS, or `unix:///path?db=0`; `valkey` is read as `redis`. The
-    query holds further arguments of a connection of redis-py, such as `ssl_ca_certs`. Credentials in it are
-    moved to `username` and `password`."""
+    query holds further arguments of a connection of redis-py, such as `ssl_ca_certs`. Credentials in the URL
+    move to `username` and `password`."""
     host: str | None = None
-    """Goes before the host of `url`."""
-    port: int | None = Field(default=None, ge=1, le=65535)
+    """Goes before the host of `url`, unless that is a `unix://` one."""
+    port: Port = None
     """Goes before the port of `url`."""
     db: int | None = Field(default=None, ge=0)
     """The number of the database; goes before that of `url`."""
@@ -60,46 +89,47 @@ class RedisMessageQueueConfig(MessageQueueConfig):
     def _take_credentials_out_of_the_url(cls, values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(values.get("url"), str):
             return values
-        url = urlsplit(values["url"].strip())
-        scheme = url.scheme.replace("valkey", "redis")
-        if scheme not in ("redis", "rediss", "unix"):
-            raise ValueError("url: a redis://, rediss://, valkey://, valkeys:// or unix:// URL is expected")
-        _ = url.port  # raises if it is no number
-        query = dict(parse_qsl(url.query))
-        if "ssl_password" in query:
-            raise ValueError("url: ssl_password is a secret and has no place in a URL; use a key without one")
-        user, _, address = url.netloc.rpartition("@")
-        username, _, password = (unquote(part) for part in user.partition(":"))
-        found = {
-            "username": query.pop("username", None) or username or None,
-            "password": query.pop("password", None) or password or None,
-        }
-        given = {name: value for name, value in values.items() if value is not None}
-        clean = url._replace(scheme=scheme, netloc=address, query=urlencode(query)).geturl()
-        return {**found, **given, "url": clean}
+        url = _parsed(values["url"])
+        return with_findings(values, url.credentials, url.address.text)
 
-    @field_validator("port", mode="before")
     @classmethod
-    def _ignore_service_links(cls, value: object) -> object:
-        # Beside a service named redis, Kubernetes sets REDIS_PORT=tcp://... in every container.
-        return None if isinstance(value, str) and value.startswith("tcp://") else value
+    def said_by(cls, url: str) -> set[str]:
+        """Return the names of the fields that `url` says. It always says whether to speak TLS."""
+        parsed = _parsed(url)
+        address = parsed.address
+        said = {"ssl"} | parsed.credentials.keys()
+        said |= {"host"} if address.host or address.scheme == "unix" else set()
+        said |= {"port"} if address.port or address.scheme == "unix" else set()
+        has_number = address.scheme != "unix" and address.path.strip("/")
+        return said | ({"db"} if has_number or "db" in address.query else set())
+
+    @property
+    def address(self) -> str:
+        """The URL of the server that is connected to, without credentials and further arguments."""
+        options = self.connection_options
+        if "path" in options:
+            return f"unix://{quote(options['path'])}?db={options.get('db', 0)}"
+        scheme = "rediss" if options.get("connection_class") is SSLConnection else "redis"
+        host, port = bracketed(options.get("host", "localhost")), options.get("port", 6379)
+        return f"{scheme}://{host}:{port}/{options.get('db', 0)}"
 
     @property
     def connection_options(self) -> dict[str, Any]:
         """Arguments of redis-py's connections, the password among them."""
         options: dict[str, Any] = dict(parse_url(self.url))
-        if self.ssl is not None:
+        is_remote = "path" not in options
+        if is_remote and self.ssl is not None:
             options.pop("connection_class", None)
             options |= {"connection_class": SSLConnection} if self.ssl else {}
         if options.get("connection_class") is SSLConnection:
             options.setdefault("ssl_check_hostname", True)
-        for name in ("host", "port", "db", "username"):
+        for name in ("host", "port", "db", "username") if is_remote else ("db", "username"):
             options |= {name: value} if (value := getattr(self, name)) is not None else {}
         return options | ({"password": self.password.get_secret_value()} if self.password else {})
 
     def public_settings(self) -> dict[str, Any]:
         """Return what another process needs to reach the queue, beside the credentials."""
-        return self.model_dump(mode="json", exclude={"username", "password", "raise_exceptions"})
+        return self.model_dump(mode="json", exclude={*_CREDENTIALS, "raise_exceptions"})
 
     async def connect(self) -> AbstractMessageQueue:
         """Return a live queue.
@@ -112,3 +142,27 @@ class RedisMessageQueueConfig(MessageQueueConfig):
         from llama_deploy.message_queues.redis.queue import RedisMessageQueue  # noqa: PLC0415
 
         return await RedisMessageQueue.connect(self)
+
+
+def _parsed(text: str) -> BrokerUrl:
+    """Return what a URL says, with the scheme that redis-py knows and without credentials in the query.
+
+    Raises:
+        ValueError: The URL cannot work.
+    """
+    url = _FORM.parse(text)
+    address = url.address
+    query = {name: value for name, value in address.query.items() if name not in _CREDENTIALS}
+    clean = replace(address, scheme=address.scheme.replace("valkey", "redis"), query=query)
+    number = address.path.strip("/")
+    if (address.netloc or not number) if address.scheme == "unix" else (number and not number.isdecimal()):
+        raise _FORM.refusal()
+    try:
+        parse_url(clean.text)
+    except ValueError:
+        raise _FORM.refusal("an argument in its query has no such value") from None
+    return BrokerUrl(
+        (clean,),
+        address.query.get("username") or url.username,
+        address.query.get("password") or url.password,
+    )

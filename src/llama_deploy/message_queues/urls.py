@@ -1,0 +1,143 @@
+"""Takes the URLs of brokers apart: where the broker is, and credentials that nobody may see.
+
+A password may hold any mark, percent-encoded or as it is (but for a comma where several hosts may stand), so
+the credentials are cut off before anything else is looked at: they end at the last `@`. Nothing of a URL is
+repeated in the text of an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from pydantic import BeforeValidator, Field
+
+
+def _ignore_service_links(value: object) -> object:
+    # Beside a service named redis, Kubernetes sets REDIS_PORT=tcp://... in every container.
+    return None if isinstance(value, str) and value.startswith("tcp://") else value
+
+
+Port = Annotated[Annotated[int, Field(ge=1, le=65535)] | None, BeforeValidator(_ignore_service_links)]
+"""A port of settings. What Kubernetes sets under the same name, for a service, counts as None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL without credentials."""
+
+    scheme: str
+    """Empty where the URL has none."""
+    netloc: str
+    """Host and port, as they were written."""
+    host: str
+    """Without brackets; empty where the URL names none."""
+    port: int | None
+    path: str
+    query: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        """The URL."""
+        begin = f"{self.scheme}://" if self.scheme else ""
+        query = f"?{urlencode(self.query, safe='/')}" if self.query else ""
+        return f"{begin}{self.netloc}{self.path}{query}"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerUrl:
+    """What a URL says."""
+
+    addresses: tuple[Address, ...]
+    """At least one."""
+    username: str | None = field(default=None, repr=False)
+    """None: the URL says none."""
+    password: str | None = field(default=None, repr=False)
+    """None: the URL says none; empty, when it says an empty one."""
+
+    @property
+    def address(self) -> Address:
+        """The first address."""
+        return self.addresses[0]
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """Those of `username` and `password` that the URL says."""
+        found = {"username": self.username, "password": self.password}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class UrlForm:
+    """The form that a backend's URLs have."""
+
+    expected: str
+    """The form in words, for the error about a URL of another one."""
+    schemes: Collection[str]
+    """With an empty one, a URL may do without."""
+    arguments: Collection[str] = ()
+    """What the query may hold."""
+    has_several: bool = False
+    """Whether several URLs, divided by commas, may stand together; all but the first may leave their scheme
+    and their credentials out."""
+
+    def parse(self, url: str) -> BrokerUrl:
+        """Take `url` apart.
+
+        Raises:
+            ValueError: It has another form. The text shows nothing of it.
+        """
+        texts = [text.strip() for text in (url.split(",") if self.has_several else [url])]
+        scheme = _split_scheme(texts[0])[0]
+        addresses, people = [], []
+        for text in texts:
+            own, rest = _split_scheme(text)
+            userinfo, at, place = rest.rpartition("@")
+            people.append(userinfo if at else None)
+            addresses.append(self._address(own or scheme, place))
+        if any(person not in (people[0], None) for person in people):
+            raise self.refusal("the same credentials stand before each host, or before the first one only")
+        name, colon, password = (people[0] or "").partition(":")
+        if any(mark in name for mark in "/?#"):
+            # As in redis://host?password=a@b, where nobody can tell what is the host.
+            raise self.refusal("marks in a name, and any @ behind the host, are percent-encoded")
+        return BrokerUrl(tuple(addresses), unquote(name) or None, unquote(password) if colon else None)
+
+    def refusal(self, detail: str = "") -> ValueError:
+        """Return the error about a URL of another form."""
+        return ValueError(f"url: {self.expected}{detail and '; '}{detail}")
+
+    def _address(self, scheme: str, place: str) -> Address:
+        """Return the address of a URL that has lost scheme and credentials."""
+        if scheme not in self.schemes:
+            raise self.refusal()
+        try:
+            parts = urlsplit(f"//{place}")
+            host, port = parts.hostname or "", parts.port
+            query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        except ValueError:
+            raise self.refusal("a port is a number from 1 to 65535") from None  # which would show the URL
+        if port == 0 or parts.netloc.endswith(":") or (port is not None and not host):
+            raise self.refusal("a port is a number from 1 to 65535, after a host")
+        if parts.fragment or not query.keys() <= set(self.arguments):
+            known = ", ".join(sorted(self.arguments))
+            raise self.refusal(f"its query may hold {known or 'nothing'}; marks in a password are encoded")
+        return Address(scheme, parts.netloc, host, port, parts.path, query)
+
+
+def with_findings(values: Mapping[str, Any], found: Mapping[str, Any], url: str | None) -> dict[str, Any]:
+    """Return the fields of settings: what is given before what was found in their URL, and a new `url`."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return {**found, **given, "url": url}
+
+
+def bracketed(host: str) -> str:
+    """Return a host as a URL has it."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _split_scheme(url: str) -> tuple[str, str]:
+    scheme, separator, rest = url.partition("://")
+    return (scheme.lower(), rest) if separator else ("", url)
