@@ -34,7 +34,9 @@ from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_GROUP = "default"
+DEFAULT_GROUP: Final = "default"
+DEAD_LETTERS_SUFFIX: Final = ".dead_letters"
+"""Behind the name of a topic, the name of the one that holds its dead letters."""
 _NACK_BACKOFF: Final = Backoff(first=0.1, longest=30.0)
 
 

@@ -22,7 +22,7 @@ from llama_deploy.errors import (
 )
 from llama_deploy.message_queues.aws.link import MOST_ENTRIES, SqsLink
 from llama_deploy.message_queues.aws.topics import Topics
-from llama_deploy.message_queues.base import Delivery, Subscription
+from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, Delivery, Subscription
 from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ _MOST_AT_ONCE: Final = 10 * MOST_ENTRIES
 """How many messages one `receive` brings, by requests of ten."""
 _MOST_SECONDS: Final = 43_200
 """For how long a message may be kept from others after it was received ("Visibility timeout")."""
-_DEAD_LETTERS: Final = ".dead_letters"
 _RECEIVE_COUNT: Final = "ApproximateReceiveCount"
 
 
@@ -180,7 +179,7 @@ class SqsSubscription(Subscription):
 
     def is_spent(self, attempt: int) -> bool:
         """Whether a message was delivered as often as it may be. Dead letters never are."""
-        return attempt >= self._link.config.max_deliveries and not self._topic.endswith(_DEAD_LETTERS)
+        return attempt >= self._link.config.max_deliveries and not self._topic.endswith(DEAD_LETTERS_SUFFIX)
 
     def bury(self, received: _Received) -> asyncio.Task[None]:
         """Move a message to the dead letters; one that cannot be moved comes back."""
@@ -296,7 +295,7 @@ class SqsSubscription(Subscription):
 
     async def _bury(self, received: _Received) -> None:
         try:
-            await self._put(self._topic + _DEAD_LETTERS, received.body)
+            await self._put(self._topic + DEAD_LETTERS_SUFFIX, received.body)
         except LlamaDeployError as exc:
             logger.warning("a dead letter of %s could not be put aside and comes back: %s", self._topic, exc)
             return

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ClosedError, LlamaDeployError, MessageDecodeError, UnavailableError
-from llama_deploy.message_queues.base import DEFAULT_GROUP, Delivery, Subscription
+from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP, Delivery, Subscription
 from llama_deploy.message_queues.kafka.envelope import DONE, Envelope
 from llama_deploy.message_queues.kafka.link import Link
 from llama_deploy.message_queues.kafka.member import Member
@@ -24,7 +24,6 @@ from llama_deploy.types import generate_id
 
 logger = logging.getLogger(__name__)
 
-DEAD_LETTERS_SUFFIX: Final = ".dead_letters"
 _BACKOFF: Final = Backoff(first=0.05, longest=2.0)
 _PASS_ON: Final = Backoff(first=0.25, longest=2.0)
 """How long what waits in the partitions of a member that asks for nothing waits, before some is passed on."""

@@ -29,6 +29,7 @@ from llama_deploy.errors import (
     QueueFullError,
 )
 from llama_deploy.message_queues.base import (
+    DEAD_LETTERS_SUFFIX,
     DEFAULT_GROUP,
     AbstractMessageQueue,
     Delivery,
@@ -52,7 +53,6 @@ _LONGEST_SECONDS: Final = 7 * 24 * 3600.0
 _SAME_SECONDS: Final = 0.001
 _MAX_TOPICS: Final = 10_000
 """How many topics are remembered as made."""
-_DEAD_LETTERS: Final = ".dead_letters"
 _FULL: Final = frozenset({10023, 10047, 10077})
 """Error codes: insufficient resources, no storage left, a limit of the stream is reached."""
 _HEARTBEAT: Final = "100"
@@ -165,7 +165,7 @@ class NatsMessageQueue(AbstractMessageQueue):
 
     def is_spent(self, topic: str, attempt: int) -> bool:
         """Whether a message of `topic` was delivered as often as it may be. Dead letters never are."""
-        return attempt >= self._config.max_deliveries and not topic.endswith(_DEAD_LETTERS)
+        return attempt >= self._config.max_deliveries and not topic.endswith(DEAD_LETTERS_SUFFIX)
 
     def forget(self, subscription: _NatsSubscription) -> None:
         """Note that a subscription is closed."""
@@ -228,7 +228,7 @@ class NatsMessageQueue(AbstractMessageQueue):
         await self._link.call(store, seconds=self._config.retry_seconds)
 
     async def _bury(self, topic: str, msg: Msg) -> None:
-        sequence, dead = msg.metadata.sequence.stream, topic + _DEAD_LETTERS
+        sequence, dead = msg.metadata.sequence.stream, topic + DEAD_LETTERS_SUFFIX
         retry = self._config.retry_seconds
         try:
             try:

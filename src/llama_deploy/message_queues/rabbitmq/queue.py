@@ -23,7 +23,12 @@ from llama_deploy.errors import (
     QueueFullError,
     UnavailableError,
 )
-from llama_deploy.message_queues.base import DEFAULT_GROUP, AbstractMessageQueue, Subscription
+from llama_deploy.message_queues.base import (
+    DEAD_LETTERS_SUFFIX,
+    DEFAULT_GROUP,
+    AbstractMessageQueue,
+    Subscription,
+)
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
 from llama_deploy.message_queues.rabbitmq.link import Link, translated
 from llama_deploy.message_queues.rabbitmq.subscription import RabbitMQSubscription
@@ -31,7 +36,6 @@ from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
 
-DEAD_LETTERS_SUFFIX: Final = ".dead_letters"
 _BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 _MOST_KNOWN_TOPICS: Final = 10_000
 _NAME: Final = re.compile(r"[a-zA-Z0-9_.:@#,/+ -]{1,255}")

@@ -22,6 +22,7 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.message_queues.base import (
+    DEAD_LETTERS_SUFFIX,
     DEFAULT_GROUP,
     AbstractMessageQueue,
     Delivery,
@@ -43,7 +44,6 @@ _MAX_SECONDS: Final = 7 * 24 * 3600.0
 _PATIENCE_MS: Final = 3600 * 1000
 """The server forgets members that hold nothing and were not seen for so long."""
 _NEVER: Final = 2**53
-_DEAD_LETTERS: Final = ".dead_letters"
 _UNBLOCK_TRIES: Final = 20
 
 
@@ -191,7 +191,7 @@ class _RedisSubscription(Subscription):
         self._kin = f"{quote(member, safe='')}:" if member else ""
         self._consumer = self._kin + generate_id()
         self._keys = _keys(topic, group)
-        endless = topic.endswith(_DEAD_LETTERS)
+        endless = topic.endswith(DEAD_LETTERS_SUFFIX)
         self._bounds = (_NEVER if endless else link.config.max_deliveries, link.config.max_dead_letters)
         self._round = 2 * link.config.timeout
         self._reader = link.client(patience=self._round)
@@ -437,7 +437,7 @@ def _keys(topic: str, group: str) -> list[str]:
     """Return the keys of a group, as `actions.lua` wants them."""
     place = f"{quote(group, safe='')}:{topic}"
     deadlines, bell = f"llama_deploy:deadlines:{place}", f"llama_deploy:bell:{place}"
-    return [_stream(topic), deadlines, bell, _stream(topic + _DEAD_LETTERS)]
+    return [_stream(topic), deadlines, bell, _stream(topic + DEAD_LETTERS_SUFFIX)]
 
 
 def _parts(batch: Sequence[_Outgoing]) -> Iterator[list[_Outgoing]]:

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from llama_deploy.errors import ClosedError, ConflictError, QueueFullError, TopicNotFoundError
-from llama_deploy.message_queues.base import DEFAULT_GROUP
-from llama_deploy.message_queues.simple.catalogue import DEAD_LETTERS_SUFFIX, Catalogue, remember
+from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
+from llama_deploy.message_queues.simple.catalogue import Catalogue, remember
 from llama_deploy.message_queues.simple.journal import Journal, MessageStored, Snapshot
 from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from llama_deploy.errors import InvalidRequestError, QueueFullError, TopicNotFoundError
-from llama_deploy.message_queues.base import DEFAULT_GROUP
+from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
 from llama_deploy.message_queues.simple.journal import (
     Change,
     GroupCreated,
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DEAD_LETTERS_SUFFIX: Final = ".dead_letters"
 _REMEMBERED: Final = 1024
 """How many entries a memory of what is gone has."""
 
