@@ -16,13 +16,14 @@ from typing import Final, Protocol
 from llama_deploy import Client
 from llama_deploy.client import TaskHandle
 from llama_deploy.errors import TaskFinishedError
-from llama_deploy.testing.processes import Program, free_port
+from llama_deploy.testing.processes import Program
 from llama_deploy.types import TaskEvent
 from tests.faults.conftest import System, errors_in
 from tests.faults.ledger import EXPECTED, Death, Faults, Ledger, takeover
 from tests.faults.programs.flows import Answer
 from tests.servers.brokers import Broker
 from tests.servers.postgresql import PostgreSQLServer
+from tests.servers.proxy import TcpProxy
 
 LEASE_SECONDS: Final = 2.0
 BATCH: Final = (
@@ -126,7 +127,9 @@ class Chaos:
         system: Starts the processes.
         seed: Of all that is random.
         broker: What the queue is. None: a simple queue in a process of its own.
-        database: What the store is; there are two control planes then, and it is killed too. None: SQLite.
+        database: What the store is; it is killed too. None: SQLite.
+        balancer: Stands before two control planes over the database, on the ports to which it passes. None:
+            there is one control plane.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class Chaos:
         seed: int,
         broker: Broker | None = None,
         database: PostgreSQLServer | None = None,
+        balancer: TcpProxy | None = None,
     ) -> None:
         self.system = system
         self.seed = seed
@@ -146,17 +150,18 @@ class Chaos:
         self._faults = FAULTS if database is None else (*FAULTS, *FAULTS_OF_A_DATABASE)
         system.env["CONTROL_PLANE_LEASE_SECONDS"] = str(LEASE_SECONDS)
         system.env["LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT"] = "0.3"
-        control_plane = system.start("core.py", "control_plane")
-        self._control_planes = [control_plane]
+        self._balancer = balancer
+        self._ports = balancer.target_ports if balancer else [system.control_plane_port]
+        self._control_planes = [
+            system.start("core.py", "control_plane", CONTROL_PLANE_PORT=str(port)) for port in self._ports
+        ]
         self._parts: dict[str, Part] = {
             "queue": broker or system.start("core.py", "message_queue"),
-            "control plane": control_plane,
+            "control plane": self._control_planes[0],
         }
         self._services = [system.module("hosts"), system.module("hosts")]
         if database is not None:
-            other = system.start("core.py", "control_plane", CONTROL_PLANE_PORT=str(free_port()))
-            self._control_planes.append(other)
-            self._parts |= {"database": database, "other control plane": other}
+            self._parts |= {"database": database, "other control plane": self._control_planes[-1]}
 
     async def run(self, *, seconds: float, most_rounds: int = 100_000) -> Figures:
         """Go through rounds for a time.
@@ -238,6 +243,8 @@ class Chaos:
         down = time.monotonic()
         for name in what:
             if name in paused:
+                if name == "frozen control plane":
+                    self._send_to(self._ports[:1])
                 paused[name].pause()
             else:
                 await asyncio.to_thread(victims[name].kill)
@@ -253,6 +260,7 @@ class Chaos:
         await asyncio.sleep(max(0.0, down + pause - time.monotonic()))
         if "frozen control plane" in what:
             paused["frozen control plane"].resume()
+            self._send_to(self._ports)
         if "pause" in what:
             pid = services[0].pid
             # Noted before it goes on: it may begin a step at once.
@@ -262,6 +270,12 @@ class Chaos:
                 Death(each.pid, each.begin, woken) if each.pid == pid else each for each in faults.deaths
             ]
         await self._wait_for_parts(what, faults, down)
+
+    def _send_to(self, ports: Sequence[int]) -> None:
+        """Let the balancer pass to these ports, as one does that looks after the health of what is there."""
+        if self._balancer is not None and set(self._balancer.target_ports) != set(ports):
+            self._balancer.target_ports = list(ports)
+            self._balancer.cut()
 
     async def _wait_for_parts(self, what: Sequence[str], faults: Faults, down: float) -> None:
         """Wait until all parts are there again; the outage ends when the last one has found the others."""

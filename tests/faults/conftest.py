@@ -45,6 +45,11 @@ class System:
             "LEDGER": str(self.ledger_path),
         }
 
+    def stand_behind(self, port: int) -> None:
+        """Let clients and services look for the control plane there."""
+        self.control_plane_port = port
+        self.env["CONTROL_PLANE_PORT"] = str(port)
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.control_plane_port}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_deploy.testing.processes import free_port
 from tests.faults.chaos import Chaos
 from tests.faults.conftest import System, errors_in
 from tests.faults.test_kills import check_all_end_once, submit_all
@@ -43,8 +44,10 @@ async def test_rounds_of_faults(
     with make(DURABLE[kind], tmp_path / "broker", system) as broker:
         system.env["LLAMA_DEPLOY_QUEUE"] = broker.url
         system.env["CONTROL_PLANE_STATE_STORE_URI"] = postgresql_uri
-        chaos = Chaos(system, seed=SEED, broker=broker, database=postgresql_server)
-        figures = await chaos.run(seconds=SECONDS)
+        async with TcpProxy() as balancer:
+            system.stand_behind(await balancer.start(free_port(), free_port()))
+            chaos = Chaos(system, seed=SEED, broker=broker, database=postgresql_server, balancer=balancer)
+            figures = await chaos.run(seconds=SECONDS)
     with capsys.disabled():
         print(f"\nfaults over {kind}, seed {SEED}: {figures}")  # noqa: T201 - what the run is for
     assert figures.rounds > 0

@@ -1,19 +1,21 @@
-"""A TCP proxy between a client and its server that fails as networks do."""
+"""A TCP proxy between clients and their servers that fails as networks do."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import Self
 
 
 class TcpProxy:
-    """Passes bytes between its clients and one port, until told otherwise. Use it with `async with`."""
+    """Passes bytes between its clients and some port, until told otherwise. Use it with `async with`."""
 
     def __init__(self) -> None:
         self.delay = 0.0
         """Seconds by which each piece of data is late."""
-        self._target_port = 0
+        self.target_ports: list[int] = []
+        """Where new connections go: to the first one that takes them, each time beginning with the next."""
         self._server: asyncio.Server | None = None
         self._passing: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -25,9 +27,9 @@ class TcpProxy:
         """How many clients it has now."""
         return len(self._passing) // 2
 
-    async def start(self, target_port: int) -> int:
-        """Listen for clients of `target_port`; return the port on which."""
-        self._target_port = target_port
+    async def start(self, *target_ports: int) -> int:
+        """Listen for clients of these ports; return the port on which."""
+        self.target_ports = list(target_ports)
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
@@ -64,16 +66,23 @@ class TcpProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-        except OSError:
+        far = await self._connect()
+        if far is None:
             writer.transport.abort()
             return
+        far_reader, far_writer = far
         self._writers.add(far_writer)
         for source, sink in ((reader, far_writer), (far_reader, writer)):
             task = asyncio.create_task(self._pass_on(source, sink))
             self._passing.add(task)
             task.add_done_callback(self._passing.discard)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        self.target_ports = [*self.target_ports[1:], *self.target_ports[:1]]
+        for port in self.target_ports:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        return None
 
     async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:

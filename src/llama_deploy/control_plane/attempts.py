@@ -56,7 +56,9 @@ class Attempts:
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
         """Decide on claims, in order; a refused one says why."""
-        outcomes = await self._writer.write_all([_claim_command(request) for request in requests])
+        # Where the store is a server of its own, its death alone would take an unsynced claim back.
+        synced = self._store.shared
+        outcomes = await self._writer.write_all([_claim_command(each, synced=synced) for each in requests])
         return [
             ClaimReply(granted=False, reason=str(outcome), retriable=outcome.retriable)
             if isinstance(outcome, LlamaDeployError)
@@ -146,7 +148,7 @@ class Attempts:
         return _outcome_command(report)
 
 
-def _claim_command(request: ClaimRequest) -> Command[ClaimReply]:
+def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[ClaimReply]:
     def run(unit: Unit) -> ClaimReply:
         task = unit.task(request.task_id)
         session = unit.session(task.session_id)
@@ -177,7 +179,7 @@ def _claim_command(request: ClaimRequest) -> Command[ClaimReply]:
         instances=(request.instance_id,),
         with_session=True,
         resumes=True,
-        synced=False,
+        synced=synced,
     )
 
 

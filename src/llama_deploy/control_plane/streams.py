@@ -140,7 +140,7 @@ async def follow(
     cursor = after
     is_over = False
     with hub.watch(task_id) as watch:
-        if task_id not in await store.read(lambda tx: tx.load_tasks([task_id])):
+        if task_id not in await _patiently(watch, lambda: store.read(lambda tx: tx.load_tasks([task_id]))):
             raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
         while not watch.closing:
             start = cursor
