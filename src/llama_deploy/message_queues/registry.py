@@ -8,13 +8,14 @@ further entry point for each scheme that differs from the type lets it be found 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues.base import MessageQueueConfig
+from llama_deploy.types.extras import requirement
 from llama_deploy.types.validation import describe_validation_error
 
 ENTRY_POINT_GROUP: Final = "llama_deploy.message_queues"
@@ -42,16 +43,11 @@ def settings_class(name: str) -> type[MessageQueueConfig]:
     except ImportError as exc:
         raise ConfigError(
             f"the message queue {name!r} needs a package that is not installed ({exc}); "
-            f"install it with: pip install '{_requirement(entry_point)}'"
+            f"install it with: pip install '{requirement(entry_point)}'"
         ) from exc
     if not (isinstance(loaded, type) and issubclass(loaded, MessageQueueConfig)):
         raise ConfigError(f"the entry point {entry_point.value!r} of {name!r} is not a MessageQueueConfig")
     return loaded
-
-
-def _requirement(entry_point: EntryPoint) -> str:
-    package = entry_point.dist.name if entry_point.dist is not None else "llama-deploy"
-    return f"{package}[{','.join(entry_point.extras)}]" if entry_point.extras else package
 
 
 def config_from_url(url: str) -> MessageQueueConfig:

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import Any, Final, NoReturn, Self, TypeVar
 
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -38,11 +39,6 @@ from llama_deploy.state_stores.notices import Mailbox, decode_notice, encode_not
 from llama_deploy.state_stores.queries import Found
 from llama_deploy.state_stores.sql import SQLTransaction
 from llama_deploy.state_stores.tables import instances, sessions, task_is_running, tasks
-
-try:
-    import asyncpg
-except ImportError as exc:
-    raise ImportError("install llama-deploy[postgresql]") from exc
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.state_stores.base import StateStore
+from llama_deploy.types.extras import requirement
 
 ENTRY_POINT_GROUP = "llama_deploy.state_stores"
 """Packages declare their stores here: the scheme of the address = the class, a `StateStore`."""
@@ -50,7 +51,8 @@ def _load(found: EntryPoint) -> type[StateStore]:
         loaded = found.load()
     except ImportError as exc:
         raise ConfigError(
-            f"the state store {found.name!r} ({found.value}) cannot be imported: {exc}; install what it needs"
+            f"the state store {found.name!r} needs a package that is not installed ({exc}); "
+            f"install it with: pip install '{requirement(found)}'"
         ) from exc
     if not (isinstance(loaded, type) and issubclass(loaded, StateStore)):
         raise ConfigError(f"the entry point {found.name!r} ({found.value}) is not a StateStore")
