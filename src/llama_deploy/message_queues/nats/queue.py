@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
-import re
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
-from urllib.parse import quote
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -37,6 +35,16 @@ from llama_deploy.message_queues.base import (
 )
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
 from llama_deploy.message_queues.nats.link import Connection, Link
+from llama_deploy.message_queues.nats.wire import (
+    ACK,
+    NAK,
+    PROGRESS,
+    TERM,
+    consumer_name,
+    nak,
+    nanoseconds,
+    subject_of,
+)
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types import generate_id
 
@@ -49,7 +57,7 @@ _HEARTBEAT_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 12.0
 """After two heartbeats that did not come, the server has lost the request."""
 _CLOSE_SECONDS: Final = 2.0
-_LONGEST_SECONDS: Final = 7 * 24 * 3600.0
+_CONFIRM_SECONDS: Final = 2.0
 _SAME_SECONDS: Final = 0.001
 _MAX_TOPICS: Final = 10_000
 """How many topics are remembered as made."""
@@ -58,10 +66,6 @@ _FULL: Final = frozenset({10023, 10047, 10077})
 _HEARTBEAT: Final = "100"
 _NO_MESSAGES: Final = frozenset({"404", "408"})
 """Status of a request that ended while its group goes on."""
-_ACK: Final = b"+ACK"
-_NAK: Final = b"-NAK"
-_PROGRESS: Final = b"+WPI"
-_TERM: Final = b"+TERM"
 
 
 class NatsMessageQueue(AbstractMessageQueue):
@@ -190,11 +194,11 @@ class NatsMessageQueue(AbstractMessageQueue):
             raise ClosedError("this NatsMessageQueue is closed; connect another with its config")
 
     def _group_settings(self, topic: str, group: str, expires_after: float | None) -> api.ConsumerConfig:
-        name = _consumer_name(topic, group)
+        name = consumer_name(topic, group)
         return api.ConsumerConfig(
             name=name,
             durable_name=name,
-            filter_subject=_subject(self._config.stream, topic),
+            filter_subject=subject_of(self._config.stream, topic),
             deliver_policy=api.DeliverPolicy.ALL if group == DEFAULT_GROUP else api.DeliverPolicy.NEW,
             ack_wait=self._config.visibility_timeout,
             max_deliver=-1,
@@ -203,7 +207,7 @@ class NatsMessageQueue(AbstractMessageQueue):
         )
 
     async def _store(self, topic: str, body: bytes, id_: str) -> None:
-        subject = _subject(self._config.stream, topic)
+        subject = subject_of(self._config.stream, topic)
         headers = {str(api.Header.MSG_ID.value): f"{subject}:{id_}"}
 
         async def store(connection: Connection) -> None:
@@ -238,23 +242,26 @@ class NatsMessageQueue(AbstractMessageQueue):
                 await self._store(dead, msg.data, f"{msg.metadata.consumer}:{sequence}")
         except LlamaDeployError as exc:
             logger.warning("a dead letter of %s could not be put aside and comes back: %s", topic, exc)
-            self.settle(_Settlement(msg.reply, _nak(self._config.visibility_timeout), returned=sequence))
+            self.settle(_Settlement(msg.reply, nak(self._config.visibility_timeout), returned=sequence))
         else:
             logger.error(
                 "message %d of %s became a dead letter", sequence, topic, extra={"action": "dead_letter"}
             )
-            self.settle(_Settlement(msg.reply, _TERM))
+            self.settle(_Settlement(msg.reply, TERM))
 
     async def _make_room(self, connection: Connection, topic: str) -> None:
         """Drop the older half of a topic's messages."""
-        subject, keep = _subject(self._config.stream, topic), self._config.max_messages_per_topic // 2
+        subject, keep = subject_of(self._config.stream, topic), self._config.max_messages_per_topic // 2
         await connection.js.purge_stream(self._config.stream, subject=subject, keep=max(keep, 1))
 
     async def _settle_batch(self, batch: Sequence[_Settlement]) -> list[None]:
         async def send(connection: Connection) -> None:
+            for settlement in batch:
+                if not settlement.returned:
+                    await connection.client.publish(settlement.reply, settlement.payload)
             # What comes back together comes back in the topic's order.
-            for settlement in sorted(batch, key=lambda each: each.returned):
-                await connection.client.publish(settlement.reply, settlement.payload)
+            returned = sorted((each for each in batch if each.returned), key=lambda each: each.returned)
+            await asyncio.gather(*(_give_back(connection, each) for each in returned))
 
         try:
             await self._link.call(send, seconds=self._config.retry_seconds)
@@ -274,6 +281,8 @@ class _NatsSubscription(Subscription):
         self.queue = queue
         self.held: dict[int, str] = {}
         """Unsettled deliveries: the reply subjects, by sequence in the stream."""
+        self.returning: set[asyncio.Future[None]] = set()
+        """Deliveries that are given back, until the server has confirmed it."""
         self._link = link
         self._settings = settings
         self._joined = False
@@ -321,8 +330,7 @@ class _NatsSubscription(Subscription):
         for msg in self._arrived:
             self.held[msg.metadata.sequence.stream] = msg.reply
         left = [
-            self.queue.settle(_Settlement(reply, _NAK, returned=number))
-            for number, reply in self.held.items()
+            self.queue.settle(_Settlement(reply, NAK, returned=number)) for number, reply in self.held.items()
         ]
         self.held.clear()
         if self._inbox is not None:
@@ -339,6 +347,8 @@ class _NatsSubscription(Subscription):
         """Request messages: the first to come, with those that are there with it."""
         if not self._joined:
             await self.join(connection)
+        if self.returning:
+            await asyncio.wait(self.returning)  # they come before what is new
         if self._inbox is None or self._inbox[0] is not connection:
             subject = f"{connection.client.new_inbox()}.*"
             self._inbox = connection, await connection.client.subscribe(subject, cb=self._on_message)
@@ -346,8 +356,8 @@ class _NatsSubscription(Subscription):
         request = {
             "batch": max_messages,
             "no_wait": True,
-            "expires": _nanoseconds(_PULL_SECONDS),
-            "idle_heartbeat": _nanoseconds(_HEARTBEAT_SECONDS),
+            "expires": nanoseconds(_PULL_SECONDS),
+            "idle_heartbeat": nanoseconds(_HEARTBEAT_SECONDS),
         }
         subject = f"{api.DEFAULT_PREFIX}.CONSUMER.MSG.NEXT.{self._link.stream}.{self._settings.name}"
         self._pull = _Pull(connection, reply, wanted=max_messages, since=asyncio.get_running_loop().time())
@@ -361,7 +371,7 @@ class _NatsSubscription(Subscription):
             if pull is not None and msg.subject == pull.reply and status != _HEARTBEAT:
                 pull.status, pull.ended = status, True
         elif self._closed:
-            self.queue.settle(_Settlement(msg.reply, _NAK, returned=msg.metadata.sequence.stream))
+            self.queue.settle(_Settlement(msg.reply, NAK, returned=msg.metadata.sequence.stream))
         else:
             self._arrived.append(msg)
             if pull is not None:
@@ -422,7 +432,7 @@ class _NatsDelivery(Delivery):
     async def ack(self) -> None:
         """The work is done; the message will not come back. Harmless when settled before."""
         if self._settle_once():
-            self._send(_ACK)
+            self._send(ACK)
 
     async def nack(self, delay: float = 0.0) -> None:
         """The work failed; the message comes back, not before `delay` seconds."""
@@ -432,14 +442,14 @@ class _NatsDelivery(Delivery):
         if queue.is_spent(topic, self.attempt):
             await asyncio.wait([queue.bury(topic, self._msg)])
         else:
-            self._send(_nak(delay), returned=self._sequence)
+            self._send(nak(delay), returned=self._sequence)
 
     async def extend(self, seconds: float) -> None:
         """Keep the message `seconds` from now before it counts as unsettled."""
         if not self._settled:
             # In progress means one more visibility timeout; any other time is a redelivery that is put off.
             usual = abs(seconds - self._subscription.visibility_timeout) < _SAME_SECONDS
-            self._send(_PROGRESS if usual else _nak(seconds))
+            self._send(PROGRESS if usual else nak(seconds))
 
     def _settle_once(self) -> bool:
         settled, self._settled = self._settled, True
@@ -447,7 +457,10 @@ class _NatsDelivery(Delivery):
         return not settled
 
     def _send(self, payload: bytes, *, returned: int = 0) -> None:
-        self._subscription.queue.settle(_Settlement(self._msg.reply, payload, returned=returned))
+        sent = self._subscription.queue.settle(_Settlement(self._msg.reply, payload, returned=returned))
+        if returned:
+            self._subscription.returning.add(sent)
+            sent.add_done_callback(self._subscription.returning.discard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,20 +487,7 @@ class _Pull:
     """With which the server ended it before `wanted` messages."""
 
 
-def _subject(stream: str, topic: str) -> str:
-    """Return the subject of a topic: what stands between dots as tokens, quoted where NATS needs it."""
-    return ".".join([stream, *(quote(part, safe="") or "%" for part in topic.split("."))])
-
-
-def _consumer_name(topic: str, group: str) -> str:
-    """Return a name that can be read, and is no other group's."""
-    digest = hashlib.sha256(json.dumps([topic, group]).encode()).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', f'{topic}-{group}')[:100]}-{digest[:16]}"
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(min(max(seconds, 0.0), _LONGEST_SECONDS) * 1e9)
-
-
-def _nak(delay: float) -> bytes:
-    return b'%s {"delay": %d}' % (_NAK, _nanoseconds(delay)) if delay > 0 else _NAK
+async def _give_back(connection: Connection, settlement: _Settlement) -> None:
+    """Give a message back and wait until the server confirms it, unless its group is gone."""
+    with suppress(nats.errors.TimeoutError, nats.errors.NoRespondersError):
+        await connection.client.request(settlement.reply, settlement.payload, timeout=_CONFIRM_SECONDS)
