@@ -436,7 +436,7 @@ async def test_a_closing_server_does_not_wait_for_long_polls() -> None:
 
 
 async def test_consumers_outlast_a_server_without_a_journal(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "llama_deploy.message_queues.simple.link")
+    caplog.set_level(logging.INFO, "llama_deploy.message_queues.link")
     config = SimpleMessageQueueConfig(port=free_port())
     async with SimpleMessageQueue(config) as queue:
         first = SimpleMessageQueueServer(config)
