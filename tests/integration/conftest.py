@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,10 @@ async def read_stream(http: HttpConnection, path: str) -> list[dict[str, Any]]:
         return [json.loads(line) async for line in lines if line]
 
 
-async def beat(instance: Instance, *held: TaskDispatch, inbox_seq: int = 0) -> Any:
+async def beat(instance: Instance, *held: TaskDispatch, inbox_seq: int = 0, **fields: Any) -> Any:
+    """Send a heartbeat of an instance that has heard an answer just now, or at `heard_at`."""
     attempts = [HeldAttempt(task_id=item.task_id, attempt=item.attempt, inbox_seq=inbox_seq) for item in held]
-    return await instance.server.plane.services.heartbeat(Heartbeat(instance_id=instance.name, held=attempts))
+    fields = {"heard_at": datetime.now(UTC), **fields}
+    return await instance.server.plane.services.heartbeat(
+        Heartbeat(instance_id=instance.name, held=attempts, **fields)
+    )

@@ -36,13 +36,15 @@ PATIENCE: Final = 20.0
 @asynccontextmanager
 async def running_stack(
     connect: Callable[[], Awaitable[AbstractMessageQueue]] = LocalMessageQueue.start,
+    *,
+    lease_seconds: float = LEASE,
 ) -> AsyncIterator[Stack]:
     """Run a control plane over a queue."""
     async with (
         await connect() as queue,
         await SQLiteStateStore.connect("sqlite:///:memory:") as store,
         ControlPlaneServer(
-            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
+            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=lease_seconds)
         ) as server,
     ):
         yield Stack(queue, store, server)

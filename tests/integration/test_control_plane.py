@@ -244,6 +244,31 @@ async def test_a_task_that_its_instance_forgot_moves_on(http: HttpConnection, in
     await eventually(moved_on)
 
 
+@pytest.mark.parametrize("lease_seconds", [0.5])
+async def test_a_late_heartbeat_takes_nothing_that_was_claimed_since(
+    http: HttpConnection, instance: Instance
+) -> None:
+    heard_at = (await beat(instance)).at
+    await submit(http, task_id="t")
+    await instance.claim(await instance.next_dispatch())
+    for _ in range(8):  # for longer than the lease
+        await asyncio.sleep(0.1)
+        await beat(instance, heard_at=heard_at)
+    assert (await get(http, "/tasks/t"))["attempt"] == 1
+
+
+@pytest.mark.parametrize("lease_seconds", [0.5])
+async def test_a_claim_whose_answer_is_awaited_is_not_forgotten(
+    http: HttpConnection, instance: Instance
+) -> None:
+    await submit(http, task_id="t")
+    await instance.claim(await instance.next_dispatch())
+    for _ in range(8):  # for longer than the lease
+        await asyncio.sleep(0.1)
+        await beat(instance, claiming=[("t", 1)])
+    assert (await get(http, "/tasks/t"))["attempt"] == 1
+
+
 @pytest.mark.parametrize("lease_seconds", [0.3])
 async def test_a_task_that_loses_instances_is_held_back_longer_each_time(
     http: HttpConnection, instance: Instance, config: ControlPlaneConfig

@@ -43,7 +43,7 @@ async def test_two_instances_share_the_tasks(
         monkeypatch.setenv(name, value)
     done: Counter[str] = Counter()
     with FASTEST[kind].make(tmp_path) as broker:
-        async with running_stack(config_from_url(broker.url).connect) as stack:
+        async with running_stack(config_from_url(broker.url).connect, lease_seconds=5.0) as stack:
             one, two = (stack.service(Counting(done, name)) for name in ("one", "two"))
             async with stack.serving(one), stack.serving(two), asyncio.timeout(PATIENCE):
                 task_ids = await asyncio.gather(*(stack.submit(n=n) for n in range(TASKS)))

@@ -541,7 +541,7 @@ async def test_an_answer_may_come_before_its_question(stack: Stack) -> None:
     async with stack.serving(service):
         task_id = await stack.submit()
         await stack.send(task_id, Answer(text="Ada"))
-        await until(lambda: any(held.inbox_seq == 1 for held in ledger_of(service).snapshot()))
+        await until(lambda: any(held.inbox_seq == 1 for held in ledger_of(service).snapshot()[0]))
         gate.set()
         assert result_of(await stack.end(task_id)) == "hello Ada"
 

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
@@ -22,6 +23,8 @@ class ControlPlaneDouble:
     def __init__(self) -> None:
         self.beats: list[float] = []
         self.away = False
+        self.heard: list[datetime | None] = []
+        self.answers: list[datetime] = []
         self.fault: Exception | None = None
         self.threads: set[int] = set()
 
@@ -29,11 +32,13 @@ class ControlPlaneDouble:
         assert heartbeat.instance_id == "instance"
         self.threads.add(threading.get_ident())
         self.beats.append(time.monotonic())
+        self.heard.append(heartbeat.heard_at)
         if self.away:
             raise UnavailableError("away")
         if self.fault is not None:
             raise self.fault
-        return HeartbeatReply()
+        self.answers.append(datetime.now(UTC))
+        return HeartbeatReply(at=self.answers[-1])
 
 
 def thread(
@@ -41,7 +46,7 @@ def thread(
 ) -> HeartbeatThread:
     return HeartbeatThread(
         beat=plane.beat,
-        compose=lambda: Heartbeat(instance_id="instance"),
+        compose=lambda heard_at: Heartbeat(instance_id="instance", heard_at=heard_at),
         on_reply=on_reply,
         lease_seconds=0.06,
         blocked_limit=blocked_limit,
@@ -64,6 +69,7 @@ async def test_heartbeats_come_from_another_thread_and_replies_into_the_loop() -
     await beating.close()
     assert set(replies) == {threading.get_ident()}
     assert threading.get_ident() not in plane.threads
+    assert plane.heard == [None, *plane.answers[:-1]]
     count = len(plane.beats)
     await asyncio.to_thread(time.sleep, 0.1)  # Two intervals: nothing may beat any more.
     assert len(plane.beats) == count

@@ -18,27 +18,43 @@ def outcome(task_id: str) -> AttemptOutcome:
     )
 
 
+def held(ledger: Ledger) -> list[tuple[str, int]]:
+    return [(item.task_id, item.attempt) for item in ledger.snapshot()[0]]
+
+
+def test_an_attempt_is_known_from_the_asking_to_the_drop() -> None:
+    ledger = Ledger()
+    with ledger.claiming("a", 1):
+        assert ledger.knows("a", 1)
+        assert ledger.snapshot() == ([], [("a", 1)])
+        ledger.hold("a", 1)
+    assert ledger.snapshot()[1] == []
+    assert ledger.knows("a", 1)
+    ledger.drop("a", 1)
+    assert not ledger.knows("a", 1)
+
+
 def test_an_attempt_is_held_from_its_claim_until_it_is_dropped() -> None:
     ledger = Ledger()
     ledger.hold("a", 1)
     ledger.hold("a", 2)
-    assert [(item.task_id, item.attempt) for item in ledger.snapshot()] == [("a", 1), ("a", 2)]
+    assert held(ledger) == [("a", 1), ("a", 2)]
     ledger.finish(outcome("a"), size=10, now=0.0, patience=1.0)
     assert len(ledger) == 2
     ledger.drop("a", 1)
     ledger.drop("a", 1)
-    assert [(item.task_id, item.attempt) for item in ledger.snapshot()] == [("a", 2)]
+    assert held(ledger) == [("a", 2)]
 
 
 def test_the_inbox_only_grows_and_snapshots_stay_as_they_are() -> None:
     ledger = Ledger()
     ledger.hold("a", 1)
-    before = ledger.snapshot()
+    before, _ = ledger.snapshot()
     ledger.seen("a", 1, inbox_seq=3)
     ledger.seen("a", 1, inbox_seq=2)
     ledger.seen("unknown", 1, inbox_seq=2)
     assert [item.inbox_seq for item in before] == [0]
-    assert [item.inbox_seq for item in ledger.snapshot()] == [3]
+    assert [item.inbox_seq for item in ledger.snapshot()[0]] == [3]
 
 
 def test_an_unconfirmed_outcome_is_published_again_with_growing_patience() -> None:

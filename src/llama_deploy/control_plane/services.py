@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -19,6 +20,8 @@ from llama_deploy.state_stores.base import (
 from llama_deploy.types import InstanceInfo, ServiceDefinition
 from llama_deploy.types.attempts import Heartbeat, HeartbeatReply, HeldAttempt, InboxEntry, TaskCancellation
 from llama_deploy.types.json_values import encode_json
+
+logger = logging.getLogger(__name__)
 
 _RESERVED_NAMES = frozenset({"control_plane"})
 """Their work topic would be one of our own."""
@@ -141,18 +144,19 @@ class Services:
     async def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
         """Renew an instance's lease, and tell it what it may have missed about the attempts it holds.
 
-        A task that the instance has claimed but does not hold, because the answer to its claim was lost or
-        it has forgotten it, moves on after a lease.
+        A task that the instance claimed a lease before the last answer it has heard, and does not hold,
+        moves on: the answer to its claim was lost, or the instance has given it up.
         """
 
         def run(unit: Unit) -> HeartbeatReply:
             instances = unit.tx.load_instances(instance_ids=[beat.instance_id])
             if not instances:
-                return HeartbeatReply(known=False, stale=_stale(unit, beat))
+                return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
             renewed = replace(instances[0], last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
             unit.tx.put_instances([renewed])
             self._release_forgotten(unit, beat)
             return HeartbeatReply(
+                at=unit.now,
                 stale=_stale(unit, beat),
                 cancelled=[
                     TaskCancellation(task_id=held.task_id, attempt=held.attempt)
@@ -166,11 +170,23 @@ class Services:
         return await self._writer.write(Command(run, tasks=tasks, instances=(beat.instance_id,)))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
-        held = {(item.task_id, item.attempt) for item in beat.held}
+        if beat.heard_at is None:
+            return
+        # Not by the present time: the heartbeat may be older than claims that were stored since.
+        before = beat.heard_at - self._lease
+        known = {*beat.claiming, *((item.task_id, item.attempt) for item in beat.held)}
         for task in unit.instance_tasks([beat.instance_id]):
-            long_ago = task.claimed_at is not None and unit.now - task.claimed_at > self._lease
-            if long_ago and (task.task_id, task.attempt) not in held:
-                unit.lose(task)
+            long_ago = task.claimed_at is not None and task.claimed_at < before
+            if long_ago and (task.task_id, task.attempt) not in known:
+                lost = unit.lose(task)
+                logger.warning(
+                    "instance %s has claimed attempt %d of task %s but does not hold it; the task is %s now",
+                    beat.instance_id,
+                    task.attempt,
+                    task.task_id,
+                    lost.status.value,
+                    extra={"action": "forgotten", "task_id": task.task_id},
+                )
 
 
 def _named(instance_id: str | None) -> tuple[str, ...]:

@@ -50,7 +50,6 @@ class Claims:
         self._new_mailbox = new_mailbox
         self._publish = publish
         self._keeps_journals = keeps_journals
-        self._under_way: set[tuple[str, int]] = set()
 
     async def claim(self, dispatch: TaskDispatch) -> Attempt | None:
         """Ask for an attempt; None if it is not to be had.
@@ -59,23 +58,21 @@ class Claims:
             UnavailableError: The control plane does not answer, or may grant it later.
         """
         place = (dispatch.task_id, dispatch.attempt)
-        if place in self._under_way or self._ledger.holds(*place):
+        if self._ledger.knows(*place):
             return None  # a copy of the message: the attempt is claimed here, or has ended here
-        self._under_way.add(place)
-        try:
+        with self._ledger.claiming(*place):
             reply = await self._gateway.claim(
                 ClaimRequest(
                     task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._instance_id
                 )
             )
-        finally:
-            self._under_way.discard(place)
+            if reply.granted:
+                self._ledger.hold(*place)
         if not reply.granted and reply.retriable:
             raise UnavailableError(reply.reason)
         if not reply.granted:
             logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
             return None
-        self._ledger.hold(*place)
         return self._attempt(dispatch, reply)
 
     def _attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:

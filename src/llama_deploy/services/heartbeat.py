@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
 from llama_deploy.errors import LlamaDeployError
@@ -31,7 +32,8 @@ class HeartbeatThread:
 
     Args:
         beat: Sends a heartbeat and returns the answer; called in the thread.
-        compose: Returns the heartbeat to send; called in the thread.
+        compose: Returns the heartbeat to send, given `HeartbeatReply.at` of the last answer; called in the
+            thread.
         on_reply: Called in the loop with each answer.
         lease_seconds: A heartbeat is sent three times in this time.
         blocked_limit: Seconds after which heartbeats stop while the loop is blocked.
@@ -42,7 +44,7 @@ class HeartbeatThread:
         self,
         *,
         beat: Callable[[Heartbeat], HeartbeatReply],
-        compose: Callable[[], Heartbeat],
+        compose: Callable[[datetime | None], Heartbeat],
         on_reply: Callable[[HeartbeatReply], None],
         lease_seconds: float,
         blocked_limit: float,
@@ -57,6 +59,7 @@ class HeartbeatThread:
         self._wake = threading.Event()
         self._closing = False
         self._failures = 0
+        self._heard_at: datetime | None = None
         self.answered_at = time.monotonic()
         """When the last heartbeat whose answer was dealt with was sent, by the monotonic clock."""
         self._watch: LoopWatch | None = None
@@ -97,7 +100,7 @@ class HeartbeatThread:
         """Send one heartbeat and return the seconds until the next."""
         sent_at = time.monotonic()
         try:
-            reply = self._beat(self._compose())
+            reply = self._beat(self._compose(self._heard_at))
         except Exception as exc:  # noqa: BLE001 - the boundary of the thread, without which the lease ends
             return self._failed(exc)
         if self._failures:
@@ -107,6 +110,7 @@ class HeartbeatThread:
                 extra={"action": "heartbeat_recovered", "service_name": self._name},
             )
         self._failures = 0
+        self._heard_at = reply.at
         if not self._closing:
             _call_in(loop, self._take, reply, sent_at)
         return self._interval

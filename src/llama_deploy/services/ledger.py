@@ -7,6 +7,8 @@ The outcome of a finished one is kept so long, and published again if it seems l
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,6 +45,7 @@ class Ledger:
 
     limits: Limits = field(default_factory=Limits)
     _entries: dict[tuple[str, int], _Entry] = field(default_factory=dict)
+    _claiming: set[tuple[str, int]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _finished: int = 0
     _size: int = 0
@@ -60,14 +63,25 @@ class Ledger:
         """How many outcomes wait for their confirmation."""
         return self._finished
 
-    def snapshot(self) -> list[HeldAttempt]:
-        """Return what is held."""
+    def snapshot(self) -> tuple[list[HeldAttempt], list[tuple[str, int]]]:
+        """Return what is held, and what is being claimed."""
         with self._lock:
-            return [entry.held for entry in self._entries.values()]
+            return [entry.held for entry in self._entries.values()], list(self._claiming)
 
-    def holds(self, task_id: str, attempt: int) -> bool:
-        """Whether an attempt is held."""
-        return (task_id, attempt) in self._entries
+    def knows(self, task_id: str, attempt: int) -> bool:
+        """Whether an attempt is held or being claimed."""
+        return (task_id, attempt) in self._entries or (task_id, attempt) in self._claiming
+
+    @contextmanager
+    def claiming(self, task_id: str, attempt: int) -> Iterator[None]:
+        """Note that an attempt is being claimed, until the block ends; `hold` it there once it is granted."""
+        with self._lock:
+            self._claiming.add((task_id, attempt))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claiming.discard((task_id, attempt))
 
     def hold(self, task_id: str, attempt: int) -> None:
         """Note an attempt that was claimed."""

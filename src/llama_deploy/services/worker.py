@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -351,8 +352,11 @@ class Worker:
             extra={"action": "drop_message", "message_id": message.id_},
         )
 
-    def _compose_heartbeat(self) -> Heartbeat:
-        return Heartbeat(instance_id=self._settings.instance_id, held=self.ledger.snapshot())
+    def _compose_heartbeat(self, heard_at: datetime | None) -> Heartbeat:
+        held, claiming = self.ledger.snapshot()
+        return Heartbeat(
+            instance_id=self._settings.instance_id, held=held, claiming=claiming, heard_at=heard_at
+        )
 
     def _on_heartbeat_reply(self, reply: HeartbeatReply) -> None:
         if self._stopped:
