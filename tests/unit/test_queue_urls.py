@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings
 
 from llama_deploy.cli.place import Place
 from llama_deploy.control_plane import ControlPlaneConfig
@@ -21,6 +22,7 @@ from llama_deploy.message_queues import (
     NatsMessageQueueConfig,
     RabbitMQMessageQueueConfig,
     RedisMessageQueueConfig,
+    SimpleMessageQueueConfig,
     config_from_settings,
     config_from_url,
 )
@@ -219,6 +221,25 @@ def test_what_the_url_says_goes_before_the_environment(
 def test_what_kubernetes_sets_for_a_service_is_no_port(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"{name}_PORT", "tcp://10.0.0.1:5672")
     assert getattr(config_from_url(f"{name.lower()}://host"), "port", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "port"),
+    [
+        (SimpleMessageQueueConfig, "SIMPLE_MESSAGE_QUEUE_PORT", 8001),
+        (ControlPlaneConfig, "CONTROL_PLANE_PORT", 8000),
+        (ControlPlaneConfig, "CONTROL_PLANE_INTERNAL_PORT", None),
+    ],
+)
+def test_what_kubernetes_sets_for_one_of_our_own_services_leaves_the_default(
+    monkeypatch: pytest.MonkeyPatch, config_class: type[BaseSettings], name: str, port: int | None
+) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.1:8000")
+    field = name.removeprefix(config_class.model_config.get("env_prefix", "")).lower()
+    assert getattr(config_class(), field) == port
+    monkeypatch.setenv(name, "65536")
+    with pytest.raises(ValidationError, match=field):
+        config_class()
 
 
 @pytest.mark.parametrize(

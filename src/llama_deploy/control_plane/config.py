@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from llama_deploy.types.settings import BoundPort
 from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
 
 
@@ -25,11 +26,11 @@ class ControlPlaneConfig(BaseSettings):
     """Kept for 0.6 programs; nothing sleeps."""
     host: str = "127.0.0.1"
     """The address under which clients and services reach the control plane."""
-    port: int | None = 8000
+    port: BoundPort | None = 8000
     """The port under which they reach it. 0: the system chooses. None: `host` is a name without a port."""
     internal_host: str | None = None
     """The address to bind, if it is another than `host`."""
-    internal_port: int | None = None
+    internal_port: BoundPort | None = None
     """The port to bind, if it is another than `port`."""
     running: bool = True
     """Kept for 0.6 programs."""

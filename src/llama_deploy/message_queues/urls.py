@@ -9,19 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
-
-from pydantic import BeforeValidator, Field
-
-
-def _ignore_service_links(value: object) -> object:
-    # Beside a service named redis, Kubernetes sets REDIS_PORT=tcp://... in every container.
-    return None if isinstance(value, str) and value.startswith("tcp://") else value
-
-
-Port = Annotated[Annotated[int, Field(ge=1, le=65535)] | None, BeforeValidator(_ignore_service_links)]
-"""A port of settings. What Kubernetes sets under the same name, for a service, counts as None."""
 
 
 @dataclass(frozen=True, slots=True)

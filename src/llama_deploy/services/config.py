@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from llama_deploy.types.settings import BoundPort
+
 
 def _split(names: object) -> object:
     return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
@@ -22,11 +24,11 @@ class WorkflowServiceConfig(BaseSettings):
 
     host: str
     """The address under which others reach the service."""
-    port: int = Field(ge=0, le=65535)
+    port: BoundPort
     """The port under which they reach it. 0: the system chooses, and the port that it chose is registered."""
     internal_host: str | None = None
     """The address to bind, if it is another than `host`."""
-    internal_port: int | None = Field(default=None, ge=0, le=65535)
+    internal_port: BoundPort | None = None
     """The port to bind, if it is another than `port`."""
     service_name: str = "default_workflow_service"
     """The name under which clients call the workflow. Instances of one name share its tasks."""

@@ -13,6 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.simple.limits import BrokerLimits
+from llama_deploy.types.settings import BoundPort
 from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
 
 _CLIENT_KWARGS = frozenset(inspect.signature(aiohttp.ClientSession).parameters) - {"connector", "base_url"}
@@ -29,7 +30,7 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     """Tells the backend's settings from those of others."""
     host: str = "127.0.0.1"
     """Where the server listens, and where its clients find it."""
-    port: int = Field(default=8001, ge=0, le=65535)
+    port: BoundPort = 8001
     """The server's port. 0, for a server: the system chooses one."""
     client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     """For a client: `headers`, `cookies`, `trust_env` and other arguments of `aiohttp.ClientSession`;
