@@ -182,6 +182,21 @@ class MessageQueueContract:
             assert delivery.attempt == 2
             await delivery.ack()
 
+    async def test_who_was_too_slow_takes_nothing_from_the_next_member(
+        self, queue: AbstractMessageQueue, other: AbstractMessageQueue
+    ) -> None:
+        await _publish(queue, self.topic, 1)
+        async with await queue.subscribe(self.topic) as slow, await other.subscribe(self.topic) as second:
+            late = await _next(slow)
+            delivery = await _next(second)
+            await delivery.extend(60.0)
+            await late.extend(self.visibility_timeout)
+            await late.nack()
+            for subscription in (slow, second):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(subscription.receive(1), self.visibility_timeout * 2)
+            await delivery.ack()
+
     async def test_an_extended_message_stays(self, queue: AbstractMessageQueue) -> None:
         await _publish(queue, self.topic, 1)
         async with await queue.subscribe(self.topic) as subscription:

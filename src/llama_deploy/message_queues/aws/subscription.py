@@ -23,6 +23,7 @@ from llama_deploy.errors import (
 from llama_deploy.message_queues.aws.link import MOST_ENTRIES, SqsLink
 from llama_deploy.message_queues.aws.topics import Topics
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, Delivery, Subscription
+from llama_deploy.message_queues.holdings import Holdings
 from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
@@ -96,8 +97,8 @@ class SqsSubscription(Subscription):
         """When to tell that the topic is read, if it may expire."""
         self._put = put
         self._spawn = spawn
-        self._held: dict[str, float] = {}
-        """Unsettled deliveries: until when they are kept from others, by their receipts."""
+        self._held = Holdings[str]()
+        """Unsettled deliveries, by their receipts."""
         self._poll: asyncio.Task[list[_Received]] | None = None
         self._waiting = 0
         """How many wait for the request that is under way."""
@@ -149,11 +150,8 @@ class SqsSubscription(Subscription):
         self.closed = True
         self._ended.set_result(None)
         self._reclaim()
-        now = asyncio.get_running_loop().time()
-        for receipt, until in self._held.items():
-            if until > now:
-                self.settle(receipt, seconds=0)
-        self._held.clear()
+        for receipt in self._held.let_all_go():
+            self.settle(receipt, seconds=0)
         await self._settling.close()
 
     def settle(self, receipt: str, *, seconds: int | None) -> None:
@@ -169,13 +167,14 @@ class SqsSubscription(Subscription):
             logger.warning("a settlement is lost, its message comes back: %s", exc)
 
     def extend(self, receipt: str, *, seconds: int) -> None:
-        """Keep a delivery from others, which is still held."""
-        self._held[receipt] = asyncio.get_running_loop().time() + seconds
-        self.settle(receipt, seconds=seconds)
+        """Keep a delivery from others, if they do not have it yet."""
+        if receipt in self._held:
+            self._held.keep(receipt, seconds)
+            self.settle(receipt, seconds=seconds)
 
-    def let_go(self, receipt: str) -> None:
-        """Note that a delivery is settled."""
-        self._held.pop(receipt, None)
+    def let_go(self, receipt: str) -> bool:
+        """Note that a delivery is settled; return whether it was still ours."""
+        return self._held.let_go(receipt)
 
     def is_spent(self, attempt: int) -> bool:
         """Whether a message was delivered as often as it may be. Dead letters never are."""
@@ -276,8 +275,7 @@ class SqsSubscription(Subscription):
 
     def _opened(self, received: Sequence[_Received]) -> list[Delivery]:
         """Return the deliveries of messages, and put aside those that are spent or no messages."""
-        now = asyncio.get_running_loop().time()
-        self._held = {receipt: until for receipt, until in self._held.items() if until > now}
+        self._held.forget_the_late()
         deliveries: list[Delivery] = []
         for each in received:
             if self.is_spent(each.attempt - 1):
@@ -289,7 +287,7 @@ class SqsSubscription(Subscription):
                 logger.error("a message of %s: %s", self._topic, exc)  # noqa: TRY400 - it is the message's
                 self.bury(each)
                 continue
-            self._held[each.receipt] = each.since + self.visibility_timeout
+            self._held.keep(each.receipt, self.visibility_timeout)
             deliveries.append(_SqsDelivery(self, each, message))
         return deliveries
 
@@ -350,12 +348,17 @@ class _SqsDelivery(Delivery):
 
     async def ack(self) -> None:
         """The work is done; the message will not come back. Harmless when settled before."""
+        self._subscription.let_go(self._received.receipt)
         if self._settle_once():
             self._subscription.settle(self._received.receipt, seconds=None)
 
     async def nack(self, delay: float = 0.0) -> None:
-        """The work failed; the message comes back, not before `delay` seconds, rounded up to whole ones."""
-        if not self._settle_once():
+        """The work failed; the message comes back, not before `delay` seconds, rounded up to whole ones.
+
+        One that was held for too long has come back already.
+        """
+        ours = self._subscription.let_go(self._received.receipt)
+        if not self._settle_once() or not ours:
             return
         if self._subscription.is_spent(self.attempt):
             await asyncio.wait([self._subscription.bury(self._received)])
@@ -367,12 +370,10 @@ class _SqsDelivery(Delivery):
 
         It cannot be kept for more than 12 hours after it was received.
         """
-        if not self._settled:
-            self._subscription.extend(self._received.receipt, seconds=self._possible(seconds))
+        self._subscription.extend(self._received.receipt, seconds=self._possible(seconds))
 
     def _settle_once(self) -> bool:
         settled, self._settled = self._settled, True
-        self._subscription.let_go(self._received.receipt)
         return not settled
 
     def _possible(self, seconds: float) -> int:

@@ -33,6 +33,7 @@ from llama_deploy.message_queues.base import (
     Delivery,
     Subscription,
 )
+from llama_deploy.message_queues.holdings import Holdings
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
 from llama_deploy.message_queues.nats.link import Connection, Link
 from llama_deploy.message_queues.nats.wire import (
@@ -279,8 +280,8 @@ class _NatsSubscription(Subscription):
         self.visibility_timeout = float(settings.ack_wait or 0.0)
         self.topic = topic
         self.queue = queue
-        self.held: dict[int, str] = {}
-        """Unsettled deliveries: the reply subjects, by sequence in the stream."""
+        self.held = Holdings[tuple[int, str]]()
+        """What has arrived and is not settled, by sequence in the stream and reply subject."""
         self.returning: set[asyncio.Future[None]] = set()
         """Deliveries that are given back, until the server has confirmed it."""
         self._link = link
@@ -327,12 +328,10 @@ class _NatsSubscription(Subscription):
             return
         self._closed = True
         self._news.set()
-        for msg in self._arrived:
-            self.held[msg.metadata.sequence.stream] = msg.reply
         left = [
-            self.queue.settle(_Settlement(reply, NAK, returned=number)) for number, reply in self.held.items()
+            self.queue.settle(_Settlement(reply, NAK, returned=number))
+            for number, reply in self.held.let_all_go()
         ]
-        self.held.clear()
         if self._inbox is not None:
             connection, inbox = self._inbox
             try:
@@ -373,6 +372,7 @@ class _NatsSubscription(Subscription):
         elif self._closed:
             self.queue.settle(_Settlement(msg.reply, NAK, returned=msg.metadata.sequence.stream))
         else:
+            self.held.keep(_place(msg), self.visibility_timeout)
             self._arrived.append(msg)
             if pull is not None:
                 pull.arrived += 1
@@ -399,23 +399,28 @@ class _NatsSubscription(Subscription):
         await asyncio.sleep(_BACKOFF.delay(self._failures))
 
     def _take(self, max_messages: int) -> list[Delivery]:
+        self.held.forget_the_late()
         msgs = [self._arrived.popleft() for _ in range(min(max_messages, len(self._arrived)))]
-        return [delivery for msg in msgs if (delivery := self._open(msg)) is not None]
+        ours = [msg for msg in msgs if _place(msg) in self.held]
+        return [delivery for msg in ours if (delivery := self._open(msg)) is not None]
 
     def _open(self, msg: Msg) -> Delivery | None:
         """Return the delivery of a message, or put it aside if it is spent or no message."""
         metadata = msg.metadata
         if self.queue.is_spent(self.topic, metadata.num_delivered - 1):
-            self.queue.bury(self.topic, msg)
+            self._put_aside(msg)
             return None
         try:
             message = QueueMessage.decode(msg.data)
         except MessageDecodeError as exc:
             logger.error("message %d of %s: %s", metadata.sequence.stream, self.topic, exc)  # noqa: TRY400 - it is the message's
-            self.queue.bury(self.topic, msg)
+            self._put_aside(msg)
             return None
-        self.held[metadata.sequence.stream] = msg.reply
         return _NatsDelivery(self, msg, message)
+
+    def _put_aside(self, msg: Msg) -> None:
+        self.held.let_go(_place(msg))
+        self.queue.bury(self.topic, msg)
 
 
 class _NatsDelivery(Delivery):
@@ -424,36 +429,41 @@ class _NatsDelivery(Delivery):
     def __init__(self, subscription: _NatsSubscription, msg: Msg, message: QueueMessage) -> None:
         self.message = message
         self.attempt = msg.metadata.num_delivered
-        self._sequence = msg.metadata.sequence.stream
+        self._place = _place(msg)
         self._msg = msg
         self._subscription = subscription
         self._settled = False
 
     async def ack(self) -> None:
         """The work is done; the message will not come back. Harmless when settled before."""
+        self._subscription.held.let_go(self._place)
         if self._settle_once():
             self._send(ACK)
 
     async def nack(self, delay: float = 0.0) -> None:
-        """The work failed; the message comes back, not before `delay` seconds."""
-        if not self._settle_once():
+        """The work failed; the message comes back, not before `delay` seconds.
+
+        One that was held for too long has come back already.
+        """
+        ours = self._subscription.held.let_go(self._place)
+        if not self._settle_once() or not ours:
             return
         queue, topic = self._subscription.queue, self._subscription.topic
         if queue.is_spent(topic, self.attempt):
             await asyncio.wait([queue.bury(topic, self._msg)])
         else:
-            self._send(nak(delay), returned=self._sequence)
+            self._send(nak(delay), returned=self._place[0])
 
     async def extend(self, seconds: float) -> None:
         """Keep the message `seconds` from now before it counts as unsettled."""
-        if not self._settled:
+        if self._place in self._subscription.held:
+            self._subscription.held.keep(self._place, seconds)
             # In progress means one more visibility timeout; any other time is a redelivery that is put off.
             usual = abs(seconds - self._subscription.visibility_timeout) < _SAME_SECONDS
             self._send(PROGRESS if usual else nak(seconds))
 
     def _settle_once(self) -> bool:
         settled, self._settled = self._settled, True
-        self._subscription.held.pop(self._sequence, None)
         return not settled
 
     def _send(self, payload: bytes, *, returned: int = 0) -> None:
@@ -485,6 +495,10 @@ class _Pull:
     ended: bool = False
     status: str = ""
     """With which the server ended it before `wanted` messages."""
+
+
+def _place(msg: Msg) -> tuple[int, str]:
+    return msg.metadata.sequence.stream, msg.reply
 
 
 async def _give_back(connection: Connection, settlement: _Settlement) -> None:
