@@ -1,6 +1,8 @@
 # From a fresh clone with Python, make and git: `make demo`, `make test`, `make check`. `make help` lists all.
 
 PYTHON ?= python3
+# In how many processes the tests run. Most of them wait for others most of the time.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Stamps, written last, so that an interrupted installation is repeated.
@@ -50,8 +52,8 @@ format: venv ## Format the code and repair what ruff can repair.
 	$(BIN)/ruff format
 
 .PHONY: test
-test: venv ## All tests but the long fault tests, with branch coverage.
-	$(BIN)/python -m pytest -m "not long" --cov --cov-report=term:skip-covered $(ARGS)
+test: venv ## All tests but the long fault tests, with branch coverage, in JOBS processes (2).
+	$(BIN)/python -m pytest -m "not long" --numprocesses=$(JOBS) --dist=worksteal --cov --cov-report=term:skip-covered $(ARGS)
 
 .PHONY: faults
 faults: venv ## The fault tests, long ones included: processes are killed, stopped and restarted.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.figures import Tell
 from tests.servers.brokers import DURABLE, Broker
 
 from llama_deploy import Client
@@ -131,7 +132,7 @@ async def call_all(clients: Sequence[Client], numbers: range) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["nats", "rabbitmq"])
 async def test_a_thousand_calls_over_many_machines(
-    kind: str, tmp_path: Path, postgresql_uri: str, capsys: pytest.CaptureFixture[str]
+    kind: str, tmp_path: Path, postgresql_uri: str, tell: Tell
 ) -> None:
     (tmp_path / "broker").mkdir()
     async with AsyncExitStack() as stack:
@@ -149,11 +150,10 @@ async def test_a_thousand_calls_over_many_machines(
         await call_all(clients, range(third, CALLS))
         seconds = time.monotonic() - begun
         grown = {name: size - before[name] for name, size in system.memory().items()}
-    with capsys.disabled():
-        print(  # noqa: T201 - what the test is for
-            f"\n{CALLS} calls over {kind} with {READERS} readers each: {seconds:.1f} s, memory at most"
-            f" {max(before.values()):.0f} MiB, grown by at most {max(grown.values()):.1f} MiB"
-        )
+    tell(
+        f"{CALLS} calls over {kind} with {READERS} readers each: {seconds:.1f} s, memory at most"
+        f" {max(before.values()):.0f} MiB, grown by at most {max(grown.values()):.1f} MiB"
+    )
     assert max(grown.values()) < GROWTH_MEBIBYTES, grown
 
 

@@ -12,6 +12,7 @@ from llama_deploy.testing.processes import free_port
 from tests.faults.chaos import Chaos
 from tests.faults.conftest import System, errors_in
 from tests.faults.test_kills import check_all_end_once, submit_all
+from tests.figures import Tell
 from tests.servers.brokers import DURABLE, FASTEST, FORGETFUL, Broker, Kind, url_through
 from tests.servers.postgresql import PostgreSQLServer
 from tests.servers.proxy import TcpProxy
@@ -39,7 +40,7 @@ async def test_rounds_of_faults(
     tmp_path: Path,
     postgresql_server: PostgreSQLServer,
     postgresql_uri: str,
-    capsys: pytest.CaptureFixture[str],
+    tell: Tell,
 ) -> None:
     with make(DURABLE[kind], tmp_path / "broker", system) as broker:
         system.env["LLAMA_DEPLOY_QUEUE"] = broker.url
@@ -48,8 +49,7 @@ async def test_rounds_of_faults(
             system.stand_behind(await balancer.start(free_port(), free_port()))
             chaos = Chaos(system, seed=SEED, broker=broker, database=postgresql_server, balancer=balancer)
             figures = await chaos.run(seconds=SECONDS)
-    with capsys.disabled():
-        print(f"\nfaults over {kind}, seed {SEED}: {figures}")  # noqa: T201 - what the run is for
+    tell(f"faults over {kind}, seed {SEED}: {figures}")
     assert figures.rounds > 0
 
 

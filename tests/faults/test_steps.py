@@ -31,6 +31,7 @@ from tests.faults.chaos import comebacks, percentiles, quantile
 from tests.faults.conftest import System
 from tests.faults.ledger import EXPECTED, Death, Faults, Ledger, takeover
 from tests.faults.programs.flows import ITEMS, WORKERS, Answer
+from tests.figures import Tell
 
 pytestmark = pytest.mark.faults
 
@@ -210,9 +211,7 @@ async def send_everything(system: System, task_id: str, token: str) -> None:
 @pytest.mark.parametrize(
     "count", [100, pytest.param(500, marks=[pytest.mark.long, pytest.mark.timeout(400)])]
 )
-async def test_runs_that_wait_for_people(
-    system: System, capsys: pytest.CaptureFixture[str], count: int
-) -> None:
+async def test_runs_that_wait_for_people(system: System, tell: Tell, count: int) -> None:
     parts = [system.start("core.py", "message_queue"), system.start("core.py", "control_plane")]
     service = system.module("hosts", "human", LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT="0.2")
     async with system.client() as client:
@@ -238,8 +237,7 @@ async def test_runs_that_wait_for_people(
     assert results == [f"{name}: answer {n}" for n, name in enumerate(names)]
     begins = Ledger(system.ledger_path).begun()
     assert len(begins) == 3 * (count + 1)
-    with capsys.disabled():
-        print(f"\n{count} waiting runs: {growth / MEGABYTE:.1f} MB above idle")  # noqa: T201
+    tell(f"{count} waiting runs: {growth / MEGABYTE:.1f} MB above idle")
     assert growth < MOST_GROWTH
 
 
@@ -254,9 +252,7 @@ async def all_wait(handles: Sequence[TaskHandle]) -> None:
 
 
 @pytest.mark.parametrize("lease", [2.0, 5.0])
-async def test_takeover_within_the_lease_and_a_second(
-    system: System, capsys: pytest.CaptureFixture[str], lease: float
-) -> None:
+async def test_takeover_within_the_lease_and_a_second(system: System, tell: Tell, lease: float) -> None:
     system.env["CONTROL_PLANE_LEASE_SECONDS"] = str(lease)
     system.start("core.py")
     ledger = Ledger(system.ledger_path)
@@ -275,7 +271,6 @@ async def test_takeover_within_the_lease_and_a_second(
         for name in names
         for seconds in takeover([line for line in lines if line.task == name], death)
     ]
-    with capsys.disabled():
-        print(f"\ntakeover with a lease of {lease:g} s: {percentiles(times)}")  # noqa: T201
+    tell(f"takeover with a lease of {lease:g} s: {percentiles(times)}")
     assert len(times) >= RUNNING / 2
     assert quantile(times, 0.99) <= lease + 1.0

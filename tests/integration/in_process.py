@@ -29,7 +29,7 @@ from llama_deploy.types import (
     TaskView,
 )
 
-LEASE: Final = 0.6
+LEASE: Final = 1.5
 PATIENCE: Final = 20.0
 
 

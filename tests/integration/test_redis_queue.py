@@ -89,24 +89,6 @@ async def test_what_is_settled_takes_no_room_and_what_is_not_stays(
         await eventually(lambda: holds(client, 0))
 
 
-async def test_who_lost_a_delivery_neither_takes_nor_gives_it_back(server: RedisServer) -> None:
-    async with (
-        await settings(server.url, visibility_timeout=0.2).connect() as slow,
-        await settings(server.url, visibility_timeout=0.2).connect() as quick,
-        await slow.subscribe(TOPIC) as slow_subscription,
-        await quick.subscribe(TOPIC) as subscription,
-    ):
-        await slow.publish(numbered(0), TOPIC)
-        (lost,) = await receive(slow_subscription)
-        (delivery,) = await receive(subscription)
-        await delivery.extend(60.0)
-        await lost.extend(0.0)
-        await lost.nack()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(slow_subscription.receive(1), 0.5)
-        await delivery.ack()
-
-
 async def test_the_first_settlement_of_a_delivery_counts(server: RedisServer) -> None:
     async with await settings(server.url).connect() as queue, await queue.subscribe(TOPIC) as subscription:
         await queue.publish(numbered(0), TOPIC)
