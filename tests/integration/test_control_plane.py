@@ -269,6 +269,33 @@ async def test_a_claim_whose_answer_is_awaited_is_not_forgotten(
     assert (await get(http, "/tasks/t"))["attempt"] == 1
 
 
+@pytest.mark.parametrize("lease_seconds", [0.5])
+async def test_a_claim_that_is_repeated_begins_anew(http: HttpConnection, instance: Instance) -> None:
+    await submit(http, task_id="t")
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    for _ in range(8):  # for longer than the lease
+        await asyncio.sleep(0.1)
+        heard_at = (await beat(instance, claiming=[("t", 1)])).at
+    await instance.claim(dispatch)  # the answer to the first one was lost
+    await beat(instance, heard_at=heard_at)
+    assert (await get(http, "/tasks/t"))["attempt"] == 1
+
+
+@pytest.mark.parametrize("heard_at", ["2026-01-01T00:00:00", "yesterday"])
+async def test_a_heartbeat_without_a_right_time_is_refused(http: HttpConnection, heard_at: str) -> None:
+    with pytest.raises(InvalidRequestError, match="heard_at"):
+        await post(http, "/instances/heartbeat", {"instance_id": "one", "heard_at": heard_at})
+
+
+@pytest.mark.parametrize("heard_at", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+async def test_a_heartbeat_may_name_any_time(http: HttpConnection, instance: Instance, heard_at: str) -> None:
+    await submit(http, task_id="t")
+    await instance.claim(await instance.next_dispatch())
+    beat = {"instance_id": "one", "heard_at": heard_at, "held": [{"task_id": "t", "attempt": 1}]}
+    assert (await post(http, "/instances/heartbeat", beat))["known"]
+
+
 @pytest.mark.parametrize("lease_seconds", [0.3])
 async def test_a_task_that_loses_instances_is_held_back_longer_each_time(
     http: HttpConnection, instance: Instance, config: ControlPlaneConfig

@@ -105,7 +105,7 @@ def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: d
         FencedOutError: Another attempt is due, or another instance owns this one, or the task has ended.
     """
     if task.status is TaskStatus.RUNNING and (task.attempt, task.instance_id) == (attempt, instance_id):
-        return Transition(task)
+        return Transition(replace(task, claimed_at=at))
     if task.status is not TaskStatus.QUEUED or task.attempt != attempt:
         raise FencedOutError(
             f"attempt {attempt} of task {task.task_id} cannot be claimed: the task is {task.status.value}"

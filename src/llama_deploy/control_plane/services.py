@@ -172,11 +172,10 @@ class Services:
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         if beat.heard_at is None:
             return
-        # Not by the present time: the heartbeat may be older than claims that were stored since.
-        before = beat.heard_at - self._lease
         known = {*beat.claiming, *((item.task_id, item.attempt) for item in beat.held)}
         for task in unit.instance_tasks([beat.instance_id]):
-            long_ago = task.claimed_at is not None and task.claimed_at < before
+            # Not by the present time: the heartbeat may be older than claims that were stored since.
+            long_ago = task.claimed_at is not None and task.claimed_at + self._lease < beat.heard_at
             if long_ago and (task.task_id, task.attempt) not in known:
                 lost = unit.lose(task)
                 logger.warning(

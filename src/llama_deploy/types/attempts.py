@@ -6,10 +6,9 @@ nothing that is sent for the attempt counts.
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from llama_deploy.types.tasks import EventDefinition, TaskFailure, TaskStatus
 
@@ -198,14 +197,14 @@ class Heartbeat(BaseModel):
     held: list[HeldAttempt] = Field(default_factory=list)
     claiming: list[tuple[str, int]] = Field(default_factory=list)
     """Task and number of the attempts whose claims wait for their answers."""
-    heard_at: datetime | None = None
+    heard_at: AwareDatetime | None = None
     """`HeartbeatReply.at` of the last answer that had come when this was composed; None: of none."""
 
 
 class HeartbeatReply(BaseModel):
     """What the control plane knows that the instance may have missed."""
 
-    at: datetime
+    at: AwareDatetime
     """When the heartbeat was dealt with, by the control plane's clock."""
     known: bool = True
     """False: the control plane does not know the instance; it must register again."""
