@@ -24,5 +24,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = [line for report in reports for name, line in report.user_properties if name == _PROPERTY]
     if lines:
         terminalreporter.section("figures")
-        for line in sorted(set(lines)):
+        for line in sorted(lines):
             terminalreporter.line(line)

@@ -15,8 +15,9 @@ def _ignore_service_links(value: object) -> object:
     return value
 
 
-Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_ignore_service_links)]
-"""A port to connect to. What Kubernetes sets under the same name, for a service, counts as not set."""
+RemotePort = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_ignore_service_links)]
+"""A port to connect to. What Kubernetes sets under the same name, for a service, counts as not set; so a port
+that has to be set is missing."""
 
 BoundPort = Annotated[int, Field(ge=0, le=65535), BeforeValidator(_ignore_service_links)]
-"""A port to listen on; 0: the system chooses one. Otherwise like `Port`."""
+"""A port to listen on; 0: the system chooses one. Otherwise like `RemotePort`."""

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, with_findings
-from llama_deploy.types.settings import Port
+from llama_deploy.types.settings import RemotePort
 
 _DEFAULT_PORT: Final = 9092
 _CREDENTIALS: Final = frozenset({"username", "password"})
@@ -38,7 +38,7 @@ class KafkaMessageQueueConfig(MessageQueueConfig):
     each host or before the first only, move to the fields below."""
     host: str | None = None
     """Goes before the hosts of `url`."""
-    port: Port | None = None
+    port: RemotePort | None = None
     """Of `host`, or where `url` names no port. None: 9092."""
     username: str | None = Field(default=None, repr=False)
     """Who connects, by SASL. None: nobody in particular."""

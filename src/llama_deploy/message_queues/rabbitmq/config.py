@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, bracketed, with_findings
-from llama_deploy.types.settings import Port
+from llama_deploy.types.settings import RemotePort
 
 _CREDENTIALS: Final = frozenset({"username", "password"})
 _FORM: Final = UrlForm(
@@ -43,7 +43,7 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
     """The password of `username`; goes before that of `url`."""
     host: str | None = None
     """Goes before the host of `url`."""
-    port: Port | None = None
+    port: RemotePort | None = None
     """Goes before the port of `url`. Without any it is 5672, or 5671 with TLS."""
     vhost: str | None = None
     """Goes before the vhost of `url`. Without any it is `/`."""

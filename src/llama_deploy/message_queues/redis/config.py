@@ -12,7 +12,7 @@ from redis.asyncio.connection import SSLConnection, parse_url
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, bracketed, with_findings
-from llama_deploy.types.settings import Port
+from llama_deploy.types.settings import RemotePort
 
 _CREDENTIALS: Final = frozenset({"username", "password"})
 # Arguments of redis-py's connections that hold no secret and that the queue does not set itself.
@@ -57,7 +57,7 @@ class RedisMessageQueueConfig(MessageQueueConfig):
     move to `username` and `password`."""
     host: str | None = None
     """Goes before the host of `url`, unless that is a `unix://` one."""
-    port: Port | None = None
+    port: RemotePort | None = None
     """Goes before the port of `url`."""
     db: int | None = Field(default=None, ge=0)
     """The number of the database; goes before that of `url`."""
