@@ -20,7 +20,7 @@ from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 from tests.integration.load import Load, cut_connections, hold_connections, kill_and_start, load_over
-from tests.integration.numbered import TOPIC, number_of, numbered, publish, receive
+from tests.integration.numbered import TOPIC, number_of, numbered, publish, receive, take
 from tests.servers.nats import NatsServer
 from tests.servers.proxy import TcpProxy
 
@@ -69,6 +69,27 @@ async def test_a_half_open_connection_is_found_and_replaced(
             await hold_connections(proxy, caplog)
             await load.goes_on()
     assert "is back" in caplog.text
+
+
+async def test_what_could_not_be_given_back_in_time_is_the_next_members(
+    server: NatsServer, proxy: TcpProxy
+) -> None:
+    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
+    async with await settings(server.url).connect() as queue, await queue.subscribe(TOPIC) as subscription:
+        async with await settings(url).connect() as slow, await slow.subscribe(TOPIC) as slow_subscription:
+            await queue.publish(numbered(0), TOPIC)
+            [late] = await receive(slow_subscription)
+            proxy.target_ports = []
+            proxy.cut()
+            await late.nack()
+            [delivery] = await receive(subscription)
+            await delivery.extend(60.0)
+            proxy.target_ports = [server.port]
+            await slow.publish(numbered(1), TOPIC)
+        assert await take(subscription, 1) == [1]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(subscription.receive(1), 0.5)
+        await delivery.ack()
 
 
 async def test_what_a_closed_subscription_held_comes_back_at_once(server: NatsServer) -> None:

@@ -15,13 +15,15 @@ from workflows.events import StartEvent, StopEvent
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.server import ControlPlaneServer
 from llama_deploy.errors import UnavailableError
+from llama_deploy.message_queues.aws.link import MOST_ENTRIES
+from llama_deploy.message_queues.base import Delivery
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 from tests.integration.in_process import LEASE, Stack, result_of
 from tests.integration.load import Load, Pace, cut_connections, hold_connections, load_over
-from tests.integration.numbered import TOPIC, number_of, numbered, receive
+from tests.integration.numbered import TOPIC, number_of, numbered, publish, receive
 from tests.integration.on_sqs import count_of, plain_client, settings
 from tests.servers.proxy import TcpProxy
 from tests.servers.sqs import SqsServer
@@ -79,6 +81,34 @@ async def test_what_was_on_its_way_into_a_cut_connection_comes_again(
         proxy.cut()
         (delivery,) = await waiting
         assert (number_of(delivery), delivery.attempt) == (1, 2)
+
+
+async def test_what_has_waited_for_a_further_request_for_too_long_is_the_next_members(
+    server: SqsServer, proxy: TcpProxy
+) -> None:
+    url = f"http://127.0.0.1:{await proxy.start(server.port)}"
+    async with (
+        await settings(url, timeout=3.0).connect() as slow,
+        await settings(server.endpoint_url).connect() as queue,
+        await slow.subscribe(TOPIC) as slow_subscription,
+        await queue.subscribe(TOPIC) as subscription,
+    ):
+        await publish(queue, *range(MOST_ENTRIES))
+        proxy.holds = b'"WaitTimeSeconds": 0'
+        receiving = asyncio.create_task(slow_subscription.receive(2 * MOST_ENTRIES))
+        await eventually(lambda: _are_handed_over(server, MOST_ENTRIES))
+        deliveries: list[Delivery] = []
+        while len(deliveries) < MOST_ENTRIES:
+            batch = await receive(subscription, MOST_ENTRIES)
+            for delivery in batch:
+                await delivery.extend(60.0)
+            deliveries += batch
+        assert {delivery.attempt for delivery in deliveries} == {2}
+        done, _ = await asyncio.wait({receiving}, timeout=3.0)
+        assert not done
+        receiving.cancel()
+        for delivery in deliveries:
+            await delivery.ack()
 
 
 async def test_a_server_that_does_not_answer_is_an_error_in_time(server: SqsServer) -> None:

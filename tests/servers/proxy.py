@@ -14,6 +14,8 @@ class TcpProxy:
     def __init__(self) -> None:
         self.delay = 0.0
         """Seconds by which each piece of data is late."""
+        self.holds = b""
+        """Data that contain this are held, with what comes after them, until it is empty again."""
         self.target_ports: list[int] = []
         """Where new connections go: to the first one that takes them, each time beginning with the next."""
         self._server: asyncio.Server | None = None
@@ -89,6 +91,8 @@ class TcpProxy:
             while data := await source.read(65536):
                 await asyncio.sleep(self.delay)
                 await self._flowing.wait()
+                while self.holds and self.holds in data:  # noqa: ASYNC110 - a test changes what is waited for
+                    await asyncio.sleep(0.01)
                 sink.write(data)
                 await sink.drain()
         except OSError:

@@ -7,7 +7,8 @@ consumer, is written once, here, over those two.
 The contract, which `llama_deploy.testing` holds as a test suite:
 
 * At least once: a delivery that is not settled within its visibility timeout, or whose consumer dies, comes
-  back. Settling twice is harmless, and whoever was too slow takes nothing from the next member.
+  back. Settling twice is harmless, and whoever was too slow takes nothing from the next member; where the
+  process or the connection stood still, some brokers cannot hold to that.
 * Each group of a topic gets each message; within a group, each message goes to one member.
 * The group `default` exists from the topic's creation and keeps what is published before anybody
   subscribes. Another group gets what is published after its first subscription.

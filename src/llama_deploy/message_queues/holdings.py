@@ -1,6 +1,8 @@
 """Which deliveries are still ours.
 
-Some brokers let whoever had a message put it off or give it back when another member has it.
+Some brokers let whoever had a message put it off or give it back when another member has it. So a member
+settles such a delivery only while it can tell that it is its own. How long a message lay on the way while the
+process or the connection stood still, it cannot tell.
 """
 
 from __future__ import annotations
@@ -11,8 +13,14 @@ from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-_SHARE: Final = 0.9
-"""Of the time that the broker keeps a message from others; the rest is for the way."""
+_SHARE: Final = 0.1
+_LONGEST: Final = 1.0
+"""Of the time that the broker keeps a message from others, this share is for the way, but no more seconds."""
+
+
+def ours_until(seconds: float, *, since: float) -> float:
+    """Return until when, by the loop's clock, a delivery is ours that is kept from others for so long."""
+    return since + seconds - min(seconds * _SHARE, _LONGEST)
 
 
 class Holdings(Generic[K]):
@@ -21,24 +29,34 @@ class Holdings(Generic[K]):
     def __init__(self) -> None:
         self._until: dict[K, float] = {}
 
-    def __contains__(self, key: K) -> bool:
-        return self._until.get(key, 0.0) > asyncio.get_running_loop().time()
+    def keep(self, key: K, until: float) -> None:
+        """Note until when a delivery is ours."""
+        self._until[key] = until
 
-    def keep(self, key: K, seconds: float) -> None:
-        """Note a delivery that the broker keeps from others for so long from now."""
-        self._until[key] = asyncio.get_running_loop().time() + seconds * _SHARE
+    def keep_if(self, extended: asyncio.Future[bool], key: K, until: float) -> None:
+        """Note until when a delivery is ours as soon as it is extended, if it is not settled by then."""
 
-    def let_go(self, key: K) -> bool:
-        """Forget a delivery; return whether it was still ours. Idempotent."""
-        ours = key in self
+        def keep(extended: asyncio.Future[bool]) -> None:
+            if not extended.cancelled() and extended.result() and key in self._until:
+                self._until[key] = until
+
+        extended.add_done_callback(keep)
+
+    def until(self, key: K) -> float:
+        """Return until when a delivery is ours, by the loop's clock; 0 if it is not."""
+        until = self._until.get(key, 0.0)
+        return until if until > asyncio.get_running_loop().time() else 0.0
+
+    def let_go(self, key: K) -> float:
+        """Forget a delivery; return the same as `until`. Idempotent."""
+        until = self.until(key)
         self._until.pop(key, None)
-        return ours
+        return until
 
-    def let_all_go(self) -> list[K]:
-        """Forget all deliveries; return those that were still ours."""
+    def let_all_go(self) -> dict[K, float]:
+        """Forget all deliveries; return those that are still ours, and until when."""
         self.forget_the_late()
-        ours = list(self._until)
-        self._until.clear()
+        ours, self._until = self._until, {}
         return ours
 
     def forget_the_late(self) -> None:

@@ -186,15 +186,21 @@ class MessageQueueContract:
     async def test_who_was_too_slow_takes_nothing_from_the_next_member(
         self, queue: AbstractMessageQueue, other: AbstractMessageQueue
     ) -> None:
-        await _publish(queue, self.topic, 1)
-        async with await queue.subscribe(self.topic) as slow, await other.subscribe(self.topic) as second:
-            late = await _next(slow)
-            delivery = await _next(second)
-            await delivery.extend(60.0)
-            await late.extend(self.visibility_timeout)
-            await late.nack()
-            await asyncio.gather(self._nothing_comes(slow), self._nothing_comes(second))
-            await delivery.ack()
+        await _publish(queue, self.topic, 3)
+        slow = await queue.subscribe(self.topic)
+        late = [await _next(slow) for _ in range(3)]
+        async with await other.subscribe(self.topic) as second:
+            deliveries = []
+            for _ in late:
+                deliveries.append(await _next(second))
+                await deliveries[-1].extend(60.0)
+            await late[0].extend(0.0)
+            await late[1].nack()
+            await self._nothing_comes(second)
+            await slow.close()
+            await self._nothing_comes(second)
+            for delivery in deliveries:
+                await delivery.ack()
 
     async def test_an_extended_message_stays(self, queue: AbstractMessageQueue) -> None:
         await _publish(queue, self.topic, 1)

@@ -23,7 +23,7 @@ from llama_deploy.errors import (
 from llama_deploy.message_queues.aws.link import MOST_ENTRIES, SqsLink
 from llama_deploy.message_queues.aws.topics import Topics
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, Delivery, Subscription
-from llama_deploy.message_queues.holdings import Holdings
+from llama_deploy.message_queues.holdings import Holdings, ours_until
 from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class _Received:
     receipt: str
     attempt: int
     since: float
-    """The time of the request, by the loop's clock."""
+    """About when the service handed it over, not later, by the loop's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ class _Settlement:
     receipt: str
     seconds: int | None
     """For how long it is kept from all members, from now. None: for ever, it is done."""
+    until: float = math.inf
+    """When it is too late for it, by the loop's clock."""
 
 
 class SqsSubscription(Subscription):
@@ -97,7 +99,7 @@ class SqsSubscription(Subscription):
         """When to tell that the topic is read, if it may expire."""
         self._put = put
         self._spawn = spawn
-        self._held = Holdings[str]()
+        self.held = Holdings[str]()
         """Unsettled deliveries, by their receipts."""
         self._poll: asyncio.Task[list[_Received]] | None = None
         self._waiting = 0
@@ -105,7 +107,7 @@ class SqsSubscription(Subscription):
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._early = 0
         """How many requests in a row have brought nothing, and ended too soon."""
-        self._settling: Batcher[_Settlement, None] = Batcher(
+        self._settling: Batcher[_Settlement, bool] = Batcher(
             self._settle_batch,
             max_batch=10 * MOST_ENTRIES,
             gather_seconds=_GATHER_SECONDS,
@@ -150,31 +152,19 @@ class SqsSubscription(Subscription):
         self.closed = True
         self._ended.set_result(None)
         self._reclaim()
-        for receipt in self._held.let_all_go():
-            self.settle(receipt, seconds=0)
+        for receipt, until in self.held.let_all_go().items():
+            self.settle(_Settlement(receipt, 0, until))
         await self._settling.close()
 
-    def settle(self, receipt: str, *, seconds: int | None) -> None:
-        """Send a settlement with the next ones that leave. Never raises.
-
-        Args:
-            receipt: The delivery.
-            seconds: When it comes back, from now. None: never.
-        """
+    def settle(self, settlement: _Settlement) -> asyncio.Future[bool]:
+        """Send a settlement with the next ones. The future tells whether it was taken; never fails."""
         try:
-            self._settling.submit_nowait(_Settlement(receipt, seconds))
+            return self._settling.submit_nowait(settlement)
         except LlamaDeployError as exc:
             logger.warning("a settlement is lost, its message comes back: %s", exc)
-
-    def extend(self, receipt: str, *, seconds: int) -> None:
-        """Keep a delivery from others, if they do not have it yet."""
-        if receipt in self._held:
-            self._held.keep(receipt, seconds)
-            self.settle(receipt, seconds=seconds)
-
-    def let_go(self, receipt: str) -> bool:
-        """Note that a delivery is settled; return whether it was still ours."""
-        return self._held.let_go(receipt)
+            lost: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            lost.set_result(False)
+            return lost
 
     def is_spent(self, attempt: int) -> bool:
         """Whether a message was delivered as often as it may be. Dead letters never are."""
@@ -212,7 +202,7 @@ class SqsSubscription(Subscription):
     def _give_back(self, received: Sequence[_Received]) -> None:
         """Let others have what was not handed to anybody here."""
         if received:
-            settlements = [_Settlement(each.receipt, 0) for each in received]
+            settlements = [_Settlement(each.receipt, 0, self._ours_until(each)) for each in received]
             self._spawn(self._settle_batch(settlements), name=f"give back to {self._topic}")
 
     async def _receive(self, max_messages: int) -> list[_Received]:
@@ -228,7 +218,7 @@ class SqsSubscription(Subscription):
         with self._missing_for_now():
             await self._tell_it_is_read()
             url = await self._topics.url(self._topic, self._group)
-            since = loop.time()
+            asked = loop.time()
             ask = partial(
                 self._link.receive,
                 QueueUrl=url,
@@ -236,22 +226,16 @@ class SqsSubscription(Subscription):
                 MessageSystemAttributeNames=[_RECEIVE_COUNT],
             )
             messages = await ask(wait=True, MaxNumberOfMessages=min(max_messages, MOST_ENTRIES))
+            received = _received(messages, since=loop.time())
             if len(messages) == MOST_ENTRIES:
-                messages += await _receive_more(ask, min(max_messages, _MOST_AT_ONCE) - MOST_ENTRIES)
-        if messages or loop.time() - since > _SOON_SECONDS:
+                more = await _receive_more(ask, min(max_messages, _MOST_AT_ONCE) - MOST_ENTRIES)
+                received += _received(more, since=received[0].since)
+        if received or loop.time() - asked > _SOON_SECONDS:
             self._early = 0
         else:
             self._early += 1
             await asyncio.sleep(_BACKOFF.delay(self._early))
-        return [
-            _Received(
-                body=message["Body"],
-                receipt=message["ReceiptHandle"],
-                attempt=int(message["Attributes"][_RECEIVE_COUNT]),
-                since=since,
-            )
-            for message in messages
-        ]
+        return received
 
     @contextmanager
     def _missing_for_now(self) -> Iterator[None]:
@@ -275,9 +259,12 @@ class SqsSubscription(Subscription):
 
     def _opened(self, received: Sequence[_Received]) -> list[Delivery]:
         """Return the deliveries of messages, and put aside those that are spent or no messages."""
-        self._held.forget_the_late()
+        self.held.forget_the_late()
+        now = asyncio.get_running_loop().time()
         deliveries: list[Delivery] = []
         for each in received:
+            if self._ours_until(each) <= now:
+                continue  # others may have it
             if self.is_spent(each.attempt - 1):
                 self.bury(each)
                 continue
@@ -287,9 +274,12 @@ class SqsSubscription(Subscription):
                 logger.error("a message of %s: %s", self._topic, exc)  # noqa: TRY400 - it is the message's
                 self.bury(each)
                 continue
-            self._held.keep(each.receipt, self.visibility_timeout)
+            self.held.keep(each.receipt, self._ours_until(each))
             deliveries.append(_SqsDelivery(self, each, message))
         return deliveries
+
+    def _ours_until(self, received: _Received) -> float:
+        return ours_until(self.visibility_timeout, since=received.since)
 
     async def _bury(self, received: _Received) -> None:
         try:
@@ -300,28 +290,46 @@ class SqsSubscription(Subscription):
         logger.error("a message of %s became a dead letter", self._topic, extra={"action": "dead_letter"})
         await self._settle_batch([_Settlement(received.receipt, None)])
 
-    async def _settle_batch(self, batch: Sequence[_Settlement]) -> list[None]:
-        latest = {each.receipt: each.seconds for each in batch}
-        done = [{"ReceiptHandle": receipt} for receipt, seconds in latest.items() if seconds is None]
-        kept = [
-            {"ReceiptHandle": receipt, "VisibilityTimeout": seconds}
-            for receipt, seconds in latest.items()
-            if seconds is not None
-        ]
-        send = partial(
-            self._link.call_batch,
-            url=partial(self._topics.url, self._topic, self._group),
-            give_up_at=self._link.give_up_at(),
-        )
+    async def _settle_batch(self, batch: Sequence[_Settlement]) -> list[bool]:
+        now = asyncio.get_running_loop().time()
+        latest = {each.receipt: each for each in batch if each.until > now}.values()
+        done = [each for each in latest if each.seconds is None]
+        kept = [each for each in latest if each.seconds is not None]
+        send = partial(self._link.call_batch, url=partial(self._topics.url, self._topic, self._group))
+        give_up_at = self._link.give_up_at()
         outcomes = await asyncio.gather(
-            send("delete_message_batch", done), send("change_message_visibility_batch", kept)
+            send(
+                "delete_message_batch",
+                [{"ReceiptHandle": each.receipt} for each in done],
+                give_up_at=give_up_at,
+            ),
+            send(
+                "change_message_visibility_batch",
+                [{"ReceiptHandle": each.receipt, "VisibilityTimeout": each.seconds} for each in kept],
+                give_up_at=min([give_up_at, *(each.until for each in kept)]),
+            ),
         )
-        for outcome in outcomes[0] + outcomes[1]:
-            if outcome is not None:
+        taken: set[str] = set()
+        for each, outcome in zip(done + kept, outcomes[0] + outcomes[1], strict=True):
+            if outcome is None:
+                taken.add(each.receipt)
+            else:
                 # Most often it was settled too late: it is another member's by now, or gone.
                 level = logging.WARNING if isinstance(outcome, UnavailableError) else logging.DEBUG
                 logger.log(level, "a settlement is lost, its message comes back: %s", outcome)
-        return [None] * len(batch)
+        return [each.receipt in taken for each in batch]
+
+
+def _received(messages: Sequence[dict[str, Any]], *, since: float) -> list[_Received]:
+    return [
+        _Received(
+            body=message["Body"],
+            receipt=message["ReceiptHandle"],
+            attempt=int(message["Attributes"][_RECEIVE_COUNT]),
+            since=since,
+        )
+        for message in messages
+    ]
 
 
 async def _receive_more(
@@ -348,29 +356,33 @@ class _SqsDelivery(Delivery):
 
     async def ack(self) -> None:
         """The work is done; the message will not come back. Harmless when settled before."""
-        self._subscription.let_go(self._received.receipt)
+        self._subscription.held.let_go(self._received.receipt)
         if self._settle_once():
-            self._subscription.settle(self._received.receipt, seconds=None)
+            self._subscription.settle(_Settlement(self._received.receipt, None))
 
     async def nack(self, delay: float = 0.0) -> None:
         """The work failed; the message comes back, not before `delay` seconds, rounded up to whole ones.
 
-        One that was held for too long has come back already.
+        One that was held for too long has come back already, or is about to.
         """
-        ours = self._subscription.let_go(self._received.receipt)
-        if not self._settle_once() or not ours:
+        until = self._subscription.held.let_go(self._received.receipt)
+        if not self._settle_once() or not until:
             return
         if self._subscription.is_spent(self.attempt):
             await asyncio.wait([self._subscription.bury(self._received)])
         else:
-            self._subscription.settle(self._received.receipt, seconds=self._possible(delay))
+            self._subscription.settle(_Settlement(self._received.receipt, self._possible(delay), until))
 
     async def extend(self, seconds: float) -> None:
         """Keep the message `seconds` from now, rounded up, before it counts as unsettled.
 
         It cannot be kept for more than 12 hours after it was received.
         """
-        self._subscription.extend(self._received.receipt, seconds=self._possible(seconds))
+        held, receipt = self._subscription.held, self._received.receipt
+        if until := held.until(receipt):
+            kept = self._possible(seconds)
+            longer = ours_until(kept, since=asyncio.get_running_loop().time())
+            held.keep_if(self._subscription.settle(_Settlement(receipt, kept, until)), receipt, longer)
 
     def _settle_once(self) -> bool:
         settled, self._settled = self._settled, True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,7 +34,7 @@ from llama_deploy.message_queues.base import (
     Delivery,
     Subscription,
 )
-from llama_deploy.message_queues.holdings import Holdings
+from llama_deploy.message_queues.holdings import Holdings, ours_until
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
 from llama_deploy.message_queues.nats.link import Connection, Link
 from llama_deploy.message_queues.nats.wire import (
@@ -85,7 +86,7 @@ class NatsMessageQueue(AbstractMessageQueue):
         self._burials: set[asyncio.Task[None]] = set()
         self._making = asyncio.Lock()
         self._closed = False
-        self._settling: Batcher[_Settlement, None] = Batcher(
+        self._settling: Batcher[_Settlement, bool] = Batcher(
             self._settle_batch, max_batch=1024, name="NATS settler"
         )
 
@@ -151,14 +152,14 @@ class NatsMessageQueue(AbstractMessageQueue):
         """Return the settings with which another process reaches the same server."""
         return self._config
 
-    def settle(self, settlement: _Settlement) -> asyncio.Future[None]:
-        """Send a settlement with the next ones that leave. The future tells when it has left; never fails."""
+    def settle(self, settlement: _Settlement) -> asyncio.Future[bool]:
+        """Send a settlement with the next ones. The future tells whether it has left; never fails."""
         try:
             return self._settling.submit_nowait(settlement)
         except LlamaDeployError as exc:
             logger.warning("a settlement is lost, its message comes back: %s", exc)
-            lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            lost.set_result(None)
+            lost: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            lost.set_result(False)
             return lost
 
     def bury(self, topic: str, msg: Msg) -> asyncio.Task[None]:
@@ -243,7 +244,6 @@ class NatsMessageQueue(AbstractMessageQueue):
                 await self._store(dead, msg.data, f"{msg.metadata.consumer}:{sequence}")
         except LlamaDeployError as exc:
             logger.warning("a dead letter of %s could not be put aside and comes back: %s", topic, exc)
-            self.settle(_Settlement(msg.reply, nak(self._config.visibility_timeout), returned=sequence))
         else:
             logger.error(
                 "message %d of %s became a dead letter", sequence, topic, extra={"action": "dead_letter"}
@@ -255,20 +255,26 @@ class NatsMessageQueue(AbstractMessageQueue):
         subject, keep = subject_of(self._config.stream, topic), self._config.max_messages_per_topic // 2
         await connection.js.purge_stream(self._config.stream, subject=subject, keep=max(keep, 1))
 
-    async def _settle_batch(self, batch: Sequence[_Settlement]) -> list[None]:
+    async def _settle_batch(self, batch: Sequence[_Settlement]) -> list[bool]:
+        due: list[_Settlement] = []
+
         async def send(connection: Connection) -> None:
-            for settlement in batch:
+            now = asyncio.get_running_loop().time()
+            due[:] = [each for each in batch if each.until > now]
+            for settlement in due:
                 if not settlement.returned:
                     await connection.client.publish(settlement.reply, settlement.payload)
             # What comes back together comes back in the topic's order.
-            returned = sorted((each for each in batch if each.returned), key=lambda each: each.returned)
+            returned = sorted((each for each in due if each.returned), key=lambda each: each.returned)
             await asyncio.gather(*(_give_back(connection, each) for each in returned))
 
         try:
             await self._link.call(send, seconds=self._config.retry_seconds)
         except LlamaDeployError as exc:
             logger.warning("%d settlements are lost, their messages come back: %s", len(batch), exc)
-        return [None] * len(batch)
+            return [False] * len(batch)
+        sent = set(due)
+        return [each in sent for each in batch]
 
 
 class _NatsSubscription(Subscription):
@@ -282,7 +288,7 @@ class _NatsSubscription(Subscription):
         self.queue = queue
         self.held = Holdings[tuple[int, str]]()
         """What has arrived and is not settled, by sequence in the stream and reply subject."""
-        self.returning: set[asyncio.Future[None]] = set()
+        self.returning: set[asyncio.Future[bool]] = set()
         """Deliveries that are given back, until the server has confirmed it."""
         self._link = link
         self._settings = settings
@@ -329,8 +335,8 @@ class _NatsSubscription(Subscription):
         self._closed = True
         self._news.set()
         left = [
-            self.queue.settle(_Settlement(reply, NAK, returned=number))
-            for number, reply in self.held.let_all_go()
+            self.queue.settle(_Settlement(reply, NAK, returned=number, until=until))
+            for (number, reply), until in self.held.let_all_go().items()
         ]
         if self._inbox is not None:
             connection, inbox = self._inbox
@@ -369,10 +375,13 @@ class _NatsSubscription(Subscription):
             status = (msg.headers or {}).get(api.Header.STATUS, "")
             if pull is not None and msg.subject == pull.reply and status != _HEARTBEAT:
                 pull.status, pull.ended = status, True
-        elif self._closed:
-            self.queue.settle(_Settlement(msg.reply, NAK, returned=msg.metadata.sequence.stream))
         else:
-            self.held.keep(_place(msg), self.visibility_timeout)
+            until = ours_until(self.visibility_timeout, since=asyncio.get_running_loop().time())
+            if self._closed:
+                sequence = msg.metadata.sequence.stream
+                self.queue.settle(_Settlement(msg.reply, NAK, returned=sequence, until=until))
+                return
+            self.held.keep(_place(msg), until)
             self._arrived.append(msg)
             if pull is not None:
                 pull.arrived += 1
@@ -401,7 +410,7 @@ class _NatsSubscription(Subscription):
     def _take(self, max_messages: int) -> list[Delivery]:
         self.held.forget_the_late()
         msgs = [self._arrived.popleft() for _ in range(min(max_messages, len(self._arrived)))]
-        ours = [msg for msg in msgs if _place(msg) in self.held]
+        ours = [msg for msg in msgs if self.held.until(_place(msg))]
         return [delivery for msg in ours if (delivery := self._open(msg)) is not None]
 
     def _open(self, msg: Msg) -> Delivery | None:
@@ -443,34 +452,36 @@ class _NatsDelivery(Delivery):
     async def nack(self, delay: float = 0.0) -> None:
         """The work failed; the message comes back, not before `delay` seconds.
 
-        One that was held for too long has come back already.
+        One that was held for too long has come back already, or is about to.
         """
-        ours = self._subscription.held.let_go(self._place)
-        if not self._settle_once() or not ours:
+        until = self._subscription.held.let_go(self._place)
+        if not self._settle_once() or not until:
             return
         queue, topic = self._subscription.queue, self._subscription.topic
         if queue.is_spent(topic, self.attempt):
             await asyncio.wait([queue.bury(topic, self._msg)])
         else:
-            self._send(nak(delay), returned=self._place[0])
+            returning = self._subscription.returning
+            sent = self._send(nak(delay), returned=self._place[0], until=until)
+            returning.add(sent)
+            sent.add_done_callback(returning.discard)
 
     async def extend(self, seconds: float) -> None:
         """Keep the message `seconds` from now before it counts as unsettled."""
-        if self._place in self._subscription.held:
-            self._subscription.held.keep(self._place, seconds)
+        held = self._subscription.held
+        if until := held.until(self._place):
             # In progress means one more visibility timeout; any other time is a redelivery that is put off.
             usual = abs(seconds - self._subscription.visibility_timeout) < _SAME_SECONDS
-            self._send(PROGRESS if usual else nak(seconds))
+            longer = ours_until(seconds, since=asyncio.get_running_loop().time())
+            held.keep_if(self._send(PROGRESS if usual else nak(seconds), until=until), self._place, longer)
 
     def _settle_once(self) -> bool:
         settled, self._settled = self._settled, True
         return not settled
 
-    def _send(self, payload: bytes, *, returned: int = 0) -> None:
-        sent = self._subscription.queue.settle(_Settlement(self._msg.reply, payload, returned=returned))
-        if returned:
-            self._subscription.returning.add(sent)
-            sent.add_done_callback(self._subscription.returning.discard)
+    def _send(self, payload: bytes, *, returned: int = 0, until: float = math.inf) -> asyncio.Future[bool]:
+        settlement = _Settlement(self._msg.reply, payload, returned=returned, until=until)
+        return self._subscription.queue.settle(settlement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,6 +492,8 @@ class _Settlement:
     payload: bytes
     returned: int = 0
     """The sequence of a message that comes back, 0 for one that does not."""
+    until: float = math.inf
+    """When it is too late for it, by the loop's clock."""
 
 
 @dataclass(slots=True)
