@@ -60,9 +60,11 @@ class ServerProcess(ABC):
             self._process = None
 
     def pause(self) -> None:
-        """Stop it where it stands."""
+        """Stop it where it stands; returns when all its threads do, a moment later on a loaded machine."""
         assert self._process is not None
         self._signal(self._process, signal.SIGSTOP)
+        while not _stands_still(self._process.pid):
+            time.sleep(_LOOK_EVERY_SECONDS)
 
     def resume(self) -> None:
         """Let it go on."""
@@ -115,3 +117,12 @@ def inside(package: str, path: str) -> Path | None:
         return None
     found = Path(spec.origin).parent / path
     return found if found.exists() else None
+
+
+def _stands_still(pid: int) -> bool:
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    try:
+        # The state comes behind the name, which stands in brackets.
+        return all(each.read_text().rpartition(") ")[2].startswith("T") for each in threads)
+    except OSError:
+        return False  # a thread has just ended
