@@ -8,7 +8,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -37,6 +36,7 @@ from llama_deploy.message_queues.base import (
 from llama_deploy.message_queues.holdings import Holdings, ours_until
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
 from llama_deploy.message_queues.nats.link import Connection, Link
+from llama_deploy.message_queues.nats.settlements import Settlement, send
 from llama_deploy.message_queues.nats.wire import (
     ACK,
     NAK,
@@ -59,7 +59,6 @@ _HEARTBEAT_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 12.0
 """After two heartbeats that did not come, the server has lost the request."""
 _CLOSE_SECONDS: Final = 2.0
-_CONFIRM_SECONDS: Final = 2.0
 _SAME_SECONDS: Final = 0.001
 _MAX_TOPICS: Final = 10_000
 """How many topics are remembered as made."""
@@ -86,7 +85,7 @@ class NatsMessageQueue(AbstractMessageQueue):
         self._burials: set[asyncio.Task[None]] = set()
         self._making = asyncio.Lock()
         self._closed = False
-        self._settling: Batcher[_Settlement, bool] = Batcher(
+        self._settling: Batcher[Settlement, bool] = Batcher(
             self._settle_batch, max_batch=1024, name="NATS settler"
         )
 
@@ -152,7 +151,7 @@ class NatsMessageQueue(AbstractMessageQueue):
         """Return the settings with which another process reaches the same server."""
         return self._config
 
-    def settle(self, settlement: _Settlement) -> asyncio.Future[bool]:
+    def settle(self, settlement: Settlement) -> asyncio.Future[bool]:
         """Send a settlement with the next ones. The future tells whether it has left; never fails."""
         try:
             return self._settling.submit_nowait(settlement)
@@ -248,32 +247,21 @@ class NatsMessageQueue(AbstractMessageQueue):
             logger.error(
                 "message %d of %s became a dead letter", sequence, topic, extra={"action": "dead_letter"}
             )
-            self.settle(_Settlement(msg.reply, TERM))
+            self.settle(Settlement(msg.reply, TERM))
 
     async def _make_room(self, connection: Connection, topic: str) -> None:
         """Drop the older half of a topic's messages."""
         subject, keep = subject_of(self._config.stream, topic), self._config.max_messages_per_topic // 2
         await connection.js.purge_stream(self._config.stream, subject=subject, keep=max(keep, 1))
 
-    async def _settle_batch(self, batch: Sequence[_Settlement]) -> list[bool]:
-        due: list[_Settlement] = []
-
-        async def send(connection: Connection) -> None:
-            now = asyncio.get_running_loop().time()
-            due[:] = [each for each in batch if each.until > now]
-            for settlement in due:
-                if not settlement.returned:
-                    await connection.client.publish(settlement.reply, settlement.payload)
-            # What comes back together comes back in the topic's order.
-            returned = sorted((each for each in due if each.returned), key=lambda each: each.returned)
-            await asyncio.gather(*(_give_back(connection, each) for each in returned))
-
+    async def _settle_batch(self, batch: Sequence[Settlement]) -> list[bool]:
         try:
-            await self._link.call(send, seconds=self._config.retry_seconds)
+            sent = await self._link.call(
+                lambda connection: send(connection, batch), seconds=self._config.retry_seconds
+            )
         except LlamaDeployError as exc:
             logger.warning("%d settlements are lost, their messages come back: %s", len(batch), exc)
             return [False] * len(batch)
-        sent = set(due)
         return [each in sent for each in batch]
 
 
@@ -335,7 +323,7 @@ class _NatsSubscription(Subscription):
         self._closed = True
         self._news.set()
         left = [
-            self.queue.settle(_Settlement(reply, NAK, returned=number, until=until))
+            self.queue.settle(Settlement(reply, NAK, returned=number, until=until))
             for (number, reply), until in self.held.let_all_go().items()
         ]
         if self._inbox is not None:
@@ -379,7 +367,7 @@ class _NatsSubscription(Subscription):
             until = ours_until(self.visibility_timeout, since=asyncio.get_running_loop().time())
             if self._closed:
                 sequence = msg.metadata.sequence.stream
-                self.queue.settle(_Settlement(msg.reply, NAK, returned=sequence, until=until))
+                self.queue.settle(Settlement(msg.reply, NAK, returned=sequence, until=until))
                 return
             self.held.keep(_place(msg), until)
             self._arrived.append(msg)
@@ -480,20 +468,8 @@ class _NatsDelivery(Delivery):
         return not settled
 
     def _send(self, payload: bytes, *, returned: int = 0, until: float = math.inf) -> asyncio.Future[bool]:
-        settlement = _Settlement(self._msg.reply, payload, returned=returned, until=until)
+        settlement = Settlement(self._msg.reply, payload, returned=returned, until=until)
         return self._subscription.queue.settle(settlement)
-
-
-@dataclass(frozen=True, slots=True)
-class _Settlement:
-    """What becomes of one delivery."""
-
-    reply: str
-    payload: bytes
-    returned: int = 0
-    """The sequence of a message that comes back, 0 for one that does not."""
-    until: float = math.inf
-    """When it is too late for it, by the loop's clock."""
 
 
 @dataclass(slots=True)
@@ -512,9 +488,3 @@ class _Pull:
 
 def _place(msg: Msg) -> tuple[int, str]:
     return msg.metadata.sequence.stream, msg.reply
-
-
-async def _give_back(connection: Connection, settlement: _Settlement) -> None:
-    """Give a message back and wait until the server confirms it, unless its group is gone."""
-    with suppress(nats.errors.TimeoutError, nats.errors.NoRespondersError):
-        await connection.client.request(settlement.reply, settlement.payload, timeout=_CONFIRM_SECONDS)
