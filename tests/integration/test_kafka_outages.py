@@ -12,11 +12,14 @@ import pytest
 from llama_deploy.errors import UnavailableError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.processes import free_port
-from tests.integration.load import Load, cut_connections, hold_connections, kill_and_start, load_over
+from tests.integration.load import Load, Pace, cut_connections, hold_connections, kill_and_start, load_over
 from tests.integration.numbered import TOPIC
 from tests.integration.on_kafka import settings
 from tests.servers.kafka import KafkaServer
 from tests.servers.proxy import TcpProxy
+
+PACE = Pace(most_ahead=100)
+"""The store of a durable broker takes one request at a time; publishers without a bound starve the reader."""
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ async def behind(tmp_path: Path, proxy: TcpProxy) -> AsyncIterator[KafkaServer]:
 
 def under_load(server: KafkaServer) -> AbstractAsyncContextManager[Load]:
     config = settings(server.url, timeout=1.0, retry_seconds=30.0)
-    return load_over(config, config)
+    return load_over(config, config, PACE)
 
 
 async def test_a_killed_server_loses_nothing_that_it_accepted(server: KafkaServer) -> None:
