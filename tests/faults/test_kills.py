@@ -164,6 +164,26 @@ async def test_a_paused_instance_that_wakes_up_changes_nothing(system: System) -
         assert (await handle.info()).attempt == 2
 
 
+async def test_a_machine_that_sleeps_costs_no_attempt(system: System) -> None:
+    system.env["CONTROL_PLANE_LEASE_SECONDS"] = "2"
+    core, service = system.start("core.py"), system.service()
+    async with system.client() as client:
+        await system.instances(client, 1)
+        handle = await client.submit("ledger", name="long", seconds=12)
+        await system.begun(1)
+        for asleep in (2.3, 2.7, 4.0):
+            for part in (service, core):
+                part.pause()
+            # The sleep itself: shorter than after which the control plane notices it, and longer.
+            await asyncio.sleep(asleep)
+            core.resume()
+            await asyncio.sleep(0.1)  # the parts do not wake up at the same moment
+            service.resume()
+            await system.instances(client, 1)
+        assert await handle.result() == "long 1"
+        assert (await handle.info()).attempt == 1
+
+
 async def test_sigterm_finishes_what_runs_and_hands_back_what_waits(system: System) -> None:
     system.start("core.py")
     first = system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="10")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, TypeGuard
@@ -36,6 +37,10 @@ _FORGET_INSTANCE_SECONDS: Final = 60.0
 """How long an instance whose lease has ended stays listed."""
 _LATE_SECONDS: Final = 1.0
 """A sweep that starts so late says that this process stood still, and that it may have missed heartbeats."""
+_HEARING_SECONDS: Final = 0.25
+"""How long heartbeats that are on their way may take to be stored, with a short lease an eighth of it."""
+_MOST_HEARINGS: Final = 8
+"""How often they get that time again, because this process was slow in it."""
 
 
 class OutboxRelay:
@@ -233,6 +238,8 @@ class Sweeper:
         """When it looks again by itself; None while it looks."""
         self._unheard = False
         """Whether heartbeats may have gone unheard, so that no lease may be held against an instance."""
+        self._dead: set[str] = set()
+        """The instances that the last sweep has found dead."""
 
     def wake(self, due: datetime | None = None) -> None:
         """Something has a time limit now, at `due` if that is known: look before it is over."""
@@ -268,16 +275,13 @@ class Sweeper:
     async def _sleep(self, pause: timedelta) -> bool:
         """Sleep until the pause is over or something is new; return whether this process stood still."""
         due = self._until = self._clock() + pause
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(pause.total_seconds()):
                 await self._woken.wait()
-        except TimeoutError:
-            if (self._clock() - due).total_seconds() > _LATE_SECONDS:
-                logger.warning(
-                    "this process stood still; leases are renewed", extra={"action": "renew_leases"}
-                )
-                return True
-        return False
+        if (self._clock() - due).total_seconds() <= _LATE_SECONDS:
+            return False
+        logger.warning("this process stood still; leases are renewed", extra={"action": "renew_leases"})
+        return True
 
     async def renew_leases(self) -> None:
         """Give every instance a fresh lease, because its heartbeats could not have been heard."""
@@ -305,12 +309,12 @@ class Sweeper:
         now = self._clock()
 
         due = await self._store.read(lambda tx: _Due.read(tx, now))
+        await self._dispatch_again(due.unclaimed)
+        await self._wake_runs(due.sleeping)
         silent = [item for item in due.instances if item.lease_expires_at <= now]
         await self._expire(silent)
         await self._hasten({item.service_name for item in silent})
-        await self._dispatch_again(due.unclaimed)
-        await self._wake_runs(due.sleeping)
-        if due.is_cut:
+        if due.is_cut or len(self._dead) < len(silent):
             return timedelta()
         leases = [item.lease_expires_at - now for item in due.instances if item.lease_expires_at > now]
         timers = []
@@ -322,21 +326,40 @@ class Sweeper:
             timers.append(max(due.next_unclaimed - now, _BUNCH))
         return min([*leases, *timers, self._redispatch])
 
-    async def _expire(self, instances: Sequence[InstanceRecord]) -> None:
-        if not instances:
-            return
-        expired_ids = [instance.instance_id for instance in instances]
+    async def _hear(self) -> None:
+        """Let the heartbeats be stored that are on their way.
 
-        def run(unit: Unit) -> list[TaskRecord]:
+        This process, or the whole machine, may have stood still until just now, and may do so again.
+        """
+        loop = asyncio.get_running_loop()
+        seconds = min(_HEARING_SECONDS, self._lease.total_seconds() / 8)
+        for _ in range(_MOST_HEARINGS):
+            begun = loop.time()
+            await asyncio.sleep(seconds)
+            await self._writer.write(Command(lambda _: None, synced=False))
+            if loop.time() - begun < 2 * seconds:
+                return
+
+    async def _expire(self, instances: Sequence[InstanceRecord]) -> None:
+        """Move the tasks on of those instances that are still silent when all heartbeats were heard."""
+        expired_ids = {instance.instance_id for instance in instances}
+        if not expired_ids <= self._dead:
+            await self._hear()
+        self._dead = set()
+        if not expired_ids:
+            return
+
+        def run(unit: Unit) -> tuple[set[str], list[TaskRecord]]:
             current = unit.tx.load_instances(instance_ids=expired_ids)
             dead = [item for item in current if item.lease_expires_at <= unit.now]
             held = unit.instance_tasks([item.instance_id for item in dead])
             forgotten = [item.instance_id for item in dead if _is_forgotten(item, unit.now)]
             if forgotten:
                 unit.tx.delete_instances(forgotten)
-            return [unit.lose(task) for task in held]
+            return {item.instance_id for item in dead}, [unit.lose(task) for task in held]
 
-        for task in await self._writer.write(Command(run, instances=tuple(expired_ids))):
+        self._dead, lost = await self._writer.write(Command(run, instances=tuple(expired_ids)))
+        for task in lost:
             logger.warning(
                 "task %s lost its instance, the %d. of at most %d; it is %s now, attempt %d%s",
                 task.task_id,
