@@ -20,7 +20,7 @@ from workflows.context import BaseSerializer
 from workflows.context.context_types import SerializedContext
 from workflows.context.state_store import DictState, StateStore, infer_state_type
 from workflows.decorators import StepConfig
-from workflows.events import DictLikeModel, Event
+from workflows.events import DictLikeModel, Event, InternalDispatchEvent
 from workflows.handler import WorkflowHandler
 from workflows.plugins.basic import (
     BasicRuntime,
@@ -28,6 +28,7 @@ from workflows.plugins.basic import (
     InternalAsyncioAdapter,
 )
 from workflows.runtime.control_loop import rebuild_state_from_ticks
+from workflows.runtime.control_loop.reduce import rewind_in_progress
 from workflows.runtime.runtime_decorators import BaseInternalRunAdapterDecorator, BaseRuntimeDecorator
 from workflows.runtime.types.internal_state import BrokerState, EventAttempt, InProgressState
 from workflows.runtime.types.named_task import NamedTask, PendingStart, PendingWorker, PullTask
@@ -36,10 +37,13 @@ from workflows.runtime.types.plugin import (
     InternalRunAdapter,
     Runtime,
     WaitForNextTaskResult,
+    WaitResult,
+    WaitResultTick,
 )
 from workflows.runtime.types.results import (
     AddWaiter,
     DeleteWaiter,
+    EmissionKey,
     StepWorkerResult,
     StepWorkerWaiter,
 )
@@ -82,6 +86,8 @@ __all__ = [
     "TickTimeout",
     "TickWaiterTimeout",
     "WaitForNextTaskResult",
+    "WaitResult",
+    "WaitResultTick",
     "WaiterDetails",
     "WorkflowTick",
     "abort",
@@ -92,6 +98,7 @@ __all__ = [
     "infer_state_type",
     "install_runtime",
     "library_version",
+    "receipts",
     "restore",
     "resuming",
     "snapshot",
@@ -104,6 +111,7 @@ __all__ = [
 ]
 
 _TIMEOUT: Final = "__llama_deploy_timeout__"
+_NO_STEP: Final = StepId.root("sent before")
 
 
 def library_version() -> str:
@@ -332,6 +340,36 @@ def _complete(state: BrokerState, details: Sequence[WaiterDetails], serializer: 
         if (missing := known.get((str(step_id), waiter.waiter_id))) is not None:
             waiter.requirements = serializer.deserialize(missing.requirements)
             waiter.timed_out = missing.timed_out
+
+
+def receipts(state: BrokerState) -> list[WorkflowTick]:
+    """Return what a restored run is to deal with before its steps begin again.
+
+    A step that was under way begins again from its top, and sends again what it had sent. The library drops
+    an event that it has received, but only from the same begin of a step. These ticks tell it for the next
+    begin what was received from earlier ones; no step takes them.
+    """
+    received = {
+        (step_id, item.work_item_id): item.received
+        for step_id, worker in state.workers.items()
+        for item in worker.in_progress
+        if item.received and item.work_item_id is not None
+    }
+    if not received:
+        return []
+    # What the library does first when a run goes on; it gives the same names to the begins of steps.
+    rewound, _ = rewind_in_progress(state, 0.0)
+    return [
+        TickAddEvent(
+            event=InternalDispatchEvent(),
+            step_id=_NO_STEP,
+            emission=EmissionKey(invocation_id=item.invocation_id, index=index),
+        )
+        for step_id, worker in rewound.workers.items()
+        for item in worker.in_progress
+        if item.invocation_id is not None
+        for index in sorted(received.get((step_id, item.work_item_id or ""), ()))
+    ]
 
 
 def resuming(workflow: Workflow, context: Context) -> Callable[[], Awaitable[WorkflowHandler]]:

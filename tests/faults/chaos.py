@@ -8,14 +8,14 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Protocol
 
 from llama_deploy import Client
 from llama_deploy.client import TaskHandle
-from llama_deploy.errors import TaskFinishedError
+from llama_deploy.errors import LlamaDeployError, TaskFinishedError
 from llama_deploy.testing.processes import Program
 from llama_deploy.types import TaskEvent
 from tests.faults.conftest import System, errors_in
@@ -189,7 +189,11 @@ class Chaos:
         faults = Faults()
         self._ledger.clear()
         try:
-            async with asyncio.timeout(ROUND_SECONDS), asyncio.TaskGroup() as group:
+            async with (
+                asyncio.timeout(ROUND_SECONDS),
+                asking(client, faults),
+                asyncio.TaskGroup() as group,
+            ):
                 for job in jobs:
                     group.create_task(self._accompany(client, job))
                 await self._strike(what, faults)
@@ -341,6 +345,25 @@ class Chaos:
         ]
         head = f"seed {self.seed}, round {self.figures.rounds}, {' + '.join(what)}: {faults}"
         return "\n".join([head, *wrong, *logs])
+
+
+@contextlib.asynccontextmanager
+async def asking(client: Client, faults: Faults) -> AsyncIterator[None]:
+    """Ask the control plane for something small all the time, and note how long that takes."""
+
+    async def ask() -> None:
+        while True:
+            since = time.monotonic()
+            with contextlib.suppress(LlamaDeployError):
+                await client.core.services.list()
+            faults.answers.append((since, time.monotonic()))
+            await asyncio.sleep(0.1)
+
+    task = asyncio.create_task(ask())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 def comebacks(writers: Sequence[int], faults: Faults) -> list[str]:

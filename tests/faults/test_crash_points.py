@@ -56,5 +56,6 @@ async def test_death_at_every_write(system: System, flow: str) -> None:
     die_at_every_write(system, flow, every=EVERY)
 
 
-async def test_death_at_every_tenth_write_of_a_fan_out(system: System) -> None:
-    die_at_every_write(system, "fan", every=10)
+@pytest.mark.parametrize("flow", ["fan", "collect"])
+async def test_death_at_every_tenth_write_of_a_fan_out(system: System, flow: str) -> None:
+    die_at_every_write(system, flow, every=10)

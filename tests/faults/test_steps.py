@@ -29,8 +29,8 @@ from llama_deploy.types.attempts import (
 from llama_deploy.types.topics import CONTROL_PLANE, Topics
 from tests.faults.chaos import comebacks, percentiles, quantile
 from tests.faults.conftest import System
-from tests.faults.ledger import EXPECTED, Death, Faults, Ledger, takeover
-from tests.faults.programs.flows import ITEMS, WORKERS, Answer
+from tests.faults.ledger import AT_ONCE, EXPECTED, Death, Faults, Ledger, takeover
+from tests.faults.programs.flows import ITEMS, Answer
 from tests.figures import Tell
 
 pytestmark = pytest.mark.faults
@@ -107,7 +107,7 @@ async def test_a_fan_out_goes_on_with_what_is_left(system: System, flow: str) ->
         await all_events(handle)
     assert ledger.violations(flow, "it", Faults(deaths=[death])) == []
     again = len(ledger.begun()) - len({line.step for line in ledger.begun()})
-    assert again <= WORKERS
+    assert again <= AT_ONCE
 
 
 async def test_a_zombie_changes_nothing(system: System) -> None:

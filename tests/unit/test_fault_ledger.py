@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,14 @@ A, B = 1, 2
 STRAIGHT = [(float(n), word, step, A) for n, step in enumerate(CHAIN) for word in ("begin", "end")]
 
 
-def violations(path: Path, lines: list[tuple[float, str, str, int]], *deaths: Death) -> list[str]:
+def violations(
+    path: Path,
+    lines: list[tuple[float, str, str, int]],
+    *deaths: Death,
+    answers: Sequence[tuple[float, float]] = (),
+) -> list[str]:
     path.write_text("".join(f"{at} {word} it {step} {pid}\n" for at, word, step, pid in lines))
-    return Ledger(path).violations("chain", "it", Faults(deaths=list(deaths)))
+    return Ledger(path).violations("chain", "it", Faults(deaths=list(deaths), answers=list(answers)))
 
 
 def taken_over(at: float, *, step: str, since: float) -> list[tuple[float, str, str, int]]:
@@ -46,6 +52,12 @@ def test_a_step_that_another_one_depends_on_may_not(ledger: Path) -> None:
 def test_a_step_may_not_run_again_long_after_its_end(ledger: Path) -> None:
     (found,) = violations(ledger, taken_over(5.0, step="three", since=2.0), Death(A, 4.0))
     assert "2.0 s lay between end and death" in found
+
+
+def test_on_a_crowded_machine_it_may_run_again_later(ledger: Path) -> None:
+    lines, death = taken_over(5.0, step="three", since=2.0), Death(A, 4.0)
+    assert violations(ledger, lines, death, answers=[(0.0, 0.1), (2.5, 2.9)]) == []
+    assert len(violations(ledger, lines, death, answers=[(0.0, 1.0), (2.5, 2.6)])) == 1
 
 
 def test_nothing_runs_again_without_a_death(ledger: Path) -> None:

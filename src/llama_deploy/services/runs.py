@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ from llama_deploy.workflow_library import (
     TickTimeout,
     WorkflowTick,
     abort,
+    receipts,
 )
 
 logger = logging.getLogger(__name__)
@@ -212,6 +213,11 @@ class WorkflowRun:
     def broker(self) -> BrokerState | None:
         """See `RunHost`."""
         return None if self.journal is None else self.journal.broker
+
+    @property
+    def receipts(self) -> Sequence[WorkflowTick]:
+        """See `RunHost`."""
+        return [] if self.broker is None else receipts(self.broker)
 
     def attach(self, adapter: InternalRunAdapter) -> None:
         """See `RunHost`."""

@@ -141,13 +141,15 @@ class Fan(Workflow):
 
 
 class Collect(Workflow):
-    """A fan-out by events that are sent, joined by `collect_events`."""
+    """A fan-out by events that are sent one after the other, joined by `collect_events`."""
 
     @step
     async def split(self, ctx: Context, ev: Job) -> Item | None:
-        await work(ctx, ev.name, "split", 0)
+        note("begin", ev.name, "split")
         for n in range(ITEMS):
             ctx.send_event(Item(job=ev, n=n))
+            await asyncio.sleep(ev.seconds / ITEMS)
+        note("end", ev.name, "split")
         return None
 
     @step(num_workers=WORKERS)

@@ -1,0 +1,72 @@
+"""A step that sends events, and begins again in the middle of that."""
+# ruff: noqa: ARG002 - the library finds a step's event by its annotation, whether the step uses it or not
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from workflows import Context, Workflow, step
+from workflows.events import Event, StartEvent, StopEvent
+
+from llama_deploy.testing.conditions import eventually
+from tests.integration.in_process import Stack, result_of, running_stack
+
+ITEMS = 6
+
+
+class Item(Event):
+    number: int
+
+
+class Done(Event):
+    number: int
+
+
+class Split(Workflow):
+    """Sends items one after the other, and stands still before one of them."""
+
+    def __init__(self, *, stands_before: int) -> None:
+        super().__init__(timeout=None)
+        self.stands = asyncio.Event()
+        self.worked_on: list[int] = []
+        self._stands_before = stands_before
+
+    @step
+    async def split(self, ctx: Context, ev: StartEvent) -> Item | None:
+        for number in range(ITEMS):
+            if number == self._stands_before:
+                self.stands.set()
+                await asyncio.Event().wait()
+            ctx.send_event(Item(number=number))
+            await asyncio.sleep(0)
+        return None
+
+    @step
+    async def work(self, ev: Item) -> Done:
+        self.worked_on.append(ev.number)
+        return Done(number=ev.number)
+
+    @step
+    async def join(self, ctx: Context, ev: Done) -> StopEvent | None:
+        every = ctx.collect_events(ev, [Done] * ITEMS)
+        return None if every is None else StopEvent(result=sorted(each.number for each in every))
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    async with running_stack() as stack:
+        yield stack
+
+
+async def test_what_a_step_had_sent_it_does_not_send_again(stack: Stack) -> None:
+    first, second, third = (Split(stands_before=number) for number in (4, 2, ITEMS))
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        await eventually(lambda: len(first.worked_on) == 4)
+    async with stack.serving(stack.service(second, drain_timeout=0)):
+        await second.stands.wait()
+    async with stack.serving(stack.service(third)):
+        assert result_of(await stack.end(task_id)) == list(range(ITEMS))
+    assert [each.worked_on for each in (first, second, third)] == [[0, 1, 2, 3], [], [4, 5]]
