@@ -110,6 +110,25 @@ async def test_a_newer_schema_is_refused(
         await PostgreSQLStateStore.connect(postgresql_uri)
 
 
+async def test_an_upgrade_may_pause_for_longer_than_other_work(postgresql_uri: str) -> None:
+    program = (
+        "import asyncio, sys, time\n"
+        "from importlib.abc import MetaPathFinder\n"
+        "from llama_deploy.state_stores.postgresql import PostgreSQLStateStore\n"
+        "class Slow(MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'alembic':\n"
+        "            time.sleep(3.0)\n"
+        "async def main():\n"
+        "    await (await PostgreSQLStateStore.connect(sys.argv[1])).close()\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, postgresql_uri)
+    assert await process.wait() == 0
+    assert await PostgreSQLStateStore.schema_revision(postgresql_uri) == SCHEMA_REVISION
+
+
 # -- two control planes
 
 
@@ -313,6 +332,28 @@ async def test_a_server_that_is_away_is_unavailable() -> None:
     with pytest.raises(UnavailableError, match="does not answer") as refused:
         await PostgreSQLStateStore.connect(f"postgresql://me:hush@127.0.0.1:{free_port()}/db")
     assert "hush" not in str(refused.value)
+
+
+async def test_a_server_that_writes_no_more_is_left_for_the_one_that_does(
+    store: PostgreSQLStateStore,
+    postgresql_server: PostgreSQLServer,
+    postgresql_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgresql, "_PING_SECONDS", 0.1)
+    database = sa.make_url(postgresql_uri).database
+    # For new connections only, as if others led to another server.
+    postgresql_server.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    async with (
+        await PostgreSQLStateStore.connect(postgresql_uri) as late,
+        aclosing(late.notices()) as notices,
+    ):
+        assert await late.read(lambda tx: tx.list_sessions()) == []
+        assert await anext(notices) == Notice(everything=True)
+        postgresql_server.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only")
+        await late.transact(lambda tx: tx.insert_sessions([a_session()]))
+        assert await store.read(lambda tx: tx.list_sessions()) == [a_session()]
+        assert (await asyncio.wait_for(anext(notices), PATIENCE_SECONDS)).lost
 
 
 # -- what is stored, and how

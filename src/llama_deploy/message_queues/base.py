@@ -107,7 +107,7 @@ class MessageQueueConfig(BaseSettings, ABC):
 
     def public_settings(self) -> dict[str, Any]:
         """Return the settings as JSON without any credentials, for `GET /queue_config`."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude=set(self.credential_fields))
 
     def private_settings(self) -> dict[str, Any]:
         """Return the credentials among the settings, without those that are None."""

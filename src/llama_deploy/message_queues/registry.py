@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues.base import MessageQueueConfig
-from llama_deploy.types.extras import requirement
+from llama_deploy.types.extras import described, load_entry_point
 from llama_deploy.types.validation import describe_validation_error
 
 ENTRY_POINT_GROUP: Final = "llama_deploy.message_queues"
@@ -30,7 +30,7 @@ def settings_class(name: str) -> type[MessageQueueConfig]:
     """Return the settings class of a backend.
 
     Raises:
-        ConfigError: There is no such backend, or the package that it needs is not installed.
+        ConfigError: There is no such backend, its package is faulty, or one that it needs is not installed.
     """
     found = entry_points(group=ENTRY_POINT_GROUP, name=name)
     if not found:
@@ -38,15 +38,9 @@ def settings_class(name: str) -> type[MessageQueueConfig]:
             f"there is no message queue of type {name!r}; known are: {', '.join(known_backends())}"
         )
     entry_point = next(iter(found))
-    try:
-        loaded = entry_point.load()
-    except ImportError as exc:
-        raise ConfigError(
-            f"the message queue {name!r} needs a package that is not installed ({exc}); "
-            f"install it with: pip install '{requirement(entry_point)}'"
-        ) from exc
+    loaded = load_entry_point(entry_point, what="message queue")
     if not (isinstance(loaded, type) and issubclass(loaded, MessageQueueConfig)):
-        raise ConfigError(f"the entry point {entry_point.value!r} of {name!r} is not a MessageQueueConfig")
+        raise ConfigError(f"the message queue {name!r}: {described(entry_point)} is not a MessageQueueConfig")
     return loaded
 
 

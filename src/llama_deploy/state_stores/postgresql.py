@@ -17,25 +17,20 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import (
-    ConfigError,
-    ConflictError,
-    LlamaDeployError,
-    SerializationError,
-    UnavailableError,
-)
+from llama_deploy.errors import LlamaDeployError, UnavailableError
 from llama_deploy.state_stores.base import Notice, StateStore, StoreTransaction
 from llama_deploy.state_stores.direct import pad
-from llama_deploy.state_stores.migrations import SCHEMA_REVISION, stored_revision, upgrade_schema
 from llama_deploy.state_stores.notices import Mailbox, decode_notice, encode_notice
+from llama_deploy.state_stores.postgresql_errors import DRIVER_ERRORS, is_for_others, raise_ours, text_of
+from llama_deploy.state_stores.postgresql_opening import Address, Place, look_at, make_ready, new_engine
 from llama_deploy.state_stores.queries import Found
 from llama_deploy.state_stores.sql import SQLTransaction
 from llama_deploy.state_stores.tables import instances, sessions, task_is_running, tasks
@@ -44,51 +39,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_POOL_SIZE: Final = 8
-_CONNECT_SECONDS: Final = 10.0
-_ANSWER_SECONDS: Final = 35.0
-"""After how long without an answer the connection counts as lost; the server gives up before."""
 _PING_SECONDS: Final = 10.0
 """How often the connection for notices is tried, because a dead peer is silent as one without news is."""
-_SERVER_SETTINGS: Final = {
-    "application_name": "llama_deploy",
-    "statement_timeout": "30s",
-    # A control plane that stands still in a transaction must not hold up the others.
-    "idle_in_transaction_session_timeout": "2s",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    "jit": "off",
-}
 _MOST_RUNS: Final = 8
 """How often a transaction is run that fails for the sake of others."""
 _RERUN: Final = Backoff(first=0.01, longest=0.5)
 _RECONNECT: Final = Backoff(first=0.05, longest=2.0)
-# Keys of advisory locks: arbitrary, and the same in every release.
-_UPGRADING: Final = 0x6C6C616D6101
-_LISTENING: Final = 0x6C6C616D6102
-_CHANNEL: Final = "llama_deploy_notices"
-
-# "PostgreSQL Error Codes" in its documentation.
-_UNIQUE_VIOLATION: Final = "23505"
-_FOR_THE_SAKE_OF_OTHERS: Final = frozenset(
-    {
-        "40001",  # serialization_failure
-        "40P01",  # deadlock_detected
-        "0A000",  # a statement that was prepared before the schema was changed
-    }
-)
-_BAD_DATA_CLASS: Final = "22"
-_FAULT_OF_OURS_CLASS: Final = "42"
-_WRONG_ADDRESS: Final = frozenset({"28000", "28P01", "3D000"})  # role, password, database
-
-_DRIVER_ERRORS: Final = (
-    sa_exc.DBAPIError,
-    sa_exc.TimeoutError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    OSError,
-)
 
 _ids: sa.BindParameter[str] = sa.bindparam("ids", expanding=True)
 _LOCK_INSTANCES = (
@@ -122,8 +78,9 @@ _LOCK_FREE = (
     .where(tasks.c.task_id.in_(_ids))
     .with_for_update(skip_locked=True, of=sessions)
 )
-_NOTIFY = sa.select(sa.func.pg_notify(_CHANNEL, sa.bindparam("text", type_=sa.Text)))
-_ALONE = sa.select(sa.func.pg_try_advisory_xact_lock(_LISTENING))
+_NOTIFY = sa.select(
+    sa.func.pg_notify(sa.bindparam("channel", type_=sa.Text), sa.bindparam("text", type_=sa.Text))
+)
 
 
 class PostgreSQLStateStore(StateStore):
@@ -135,10 +92,11 @@ class PostgreSQLStateStore(StateStore):
 
     shared = True
 
-    def __init__(self, engine: AsyncEngine, *, address: _Address) -> None:
+    def __init__(self, engine: AsyncEngine, *, address: Address, place: Place) -> None:
         self._engine = engine
         self._reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._address = address
+        self._place = place
         self._sender = uuid.uuid4().hex[:12]
         self._listeners: set[asyncio.Task[None]] = set()
         self._under_way = 0
@@ -148,12 +106,10 @@ class PostgreSQLStateStore(StateStore):
 
     @classmethod
     async def schema_revision(cls, uri: str) -> str | None:
-        address = _Address(uri)
-        engine = _engine(address)
+        address = Address(uri)
+        engine = new_engine(address)
         try:
-            return await _revision(engine)
-        except _DRIVER_ERRORS as exc:
-            _raise_ours(exc, address, opening=True)
+            return (await look_at(engine, address)).revision
         finally:
             await engine.dispose()
 
@@ -166,47 +122,42 @@ class PostgreSQLStateStore(StateStore):
                 libpq. What is left out comes from the variables `PGHOST`, `PGUSER` and so on of libpq.
 
         Raises:
-            ConfigError: The address cannot work, the database is not a state store, or its schema is newer
-                than this release.
+            ConfigError: The address cannot work, the database is not a state store, its schema is newer than
+                this release, or the role has not the rights.
             UnavailableError: The database does not answer.
         """
-        address = _Address(uri)
-        engine = _engine(address)
+        address = Address(uri)
+        engine = new_engine(address)
         try:
-            if await _revision(engine) != SCHEMA_REVISION:
-                # Alembic runs one upgrade a process at a time, and others must not make this loop wait.
-                await asyncio.to_thread(asyncio.run, _upgrade(address))
-        except _DRIVER_ERRORS as exc:
-            await engine.dispose()
-            _raise_ours(exc, address, opening=True)
+            place = await make_ready(engine, address)
         except BaseException:
             await engine.dispose()
             raise
-        return cls(engine, address=address)
+        return cls(engine, address=address, place=place)
 
     async def transact(self, work: Callable[[StoreTransaction], T], *, synced: bool = True) -> T:
         def run(connection: sa.Connection) -> T:
             if not synced:
                 connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
-            return work(_Transaction(connection, lock_rows=True, sender=self._sender))
+            return work(self._transaction(connection, lock_rows=True))
 
         return await self._run(self._engine, run)
 
     async def read(self, work: Callable[[StoreTransaction], T]) -> T:
         def run(connection: sa.Connection) -> T:
-            return work(_Transaction(connection, lock_rows=False, sender=self._sender))
+            return work(self._transaction(connection, lock_rows=False))
 
         return await self._run(self._reading, run)
 
     async def has_company(self) -> bool:
-        return not await self._run(self._engine, lambda connection: bool(connection.scalar(_ALONE)))
+        alone = sa.select(sa.func.pg_try_advisory_xact_lock(self._place.listening_lock))
+        return not await self._run(self._engine, lambda connection: bool(connection.scalar(alone)))
 
     async def notices(self) -> AsyncGenerator[Notice, None]:
         self._check_open()
         mailbox = Mailbox()
-        listening = asyncio.create_task(
-            _Listener(self._address, mailbox, sender=self._sender).run(), name="postgresql-notices"
-        )
+        listener = _Listener(self._address, self._place, mailbox, sender=self._sender)
+        listening = asyncio.create_task(listener.run(), name="postgresql-notices")
         self._listeners.add(listening)
         try:
             while not listening.done():
@@ -235,6 +186,10 @@ class PostgreSQLStateStore(StateStore):
         await self._idle.wait()
         await self._engine.dispose()
 
+    def _transaction(self, connection: sa.Connection, *, lock_rows: bool) -> StoreTransaction:
+        channel = self._place.channel
+        return _Transaction(connection, lock_rows=lock_rows, sender=self._sender, channel=channel)
+
     def _check_open(self) -> None:
         if self._closing is not None:
             raise UnavailableError(f"the state store {self._address.name} is closed")
@@ -259,11 +214,11 @@ class PostgreSQLStateStore(StateStore):
                     return await connection.run_sync(attempt.run)
             except LlamaDeployError:
                 raise
-            except _DRIVER_ERRORS as exc:
-                again = count < _MOST_RUNS if _is_for_others(exc) else count == 1 and attempt.was_cut_off(exc)
+            except DRIVER_ERRORS as exc:
+                again = count < _MOST_RUNS if is_for_others(exc) else count == 1 and attempt.was_cut_off(exc)
                 if not again:
-                    _raise_ours(exc, self._address)
-                logger.debug("a transaction is run again: %s", _text_of(exc), extra={"action": "run_again"})
+                    raise_ours(exc, self._address.name)
+                logger.debug("a transaction is run again: %s", text_of(exc), extra={"action": "run_again"})
             await asyncio.sleep(_RERUN.delay(count))
         raise AssertionError("unreachable")
 
@@ -305,9 +260,10 @@ class _Connection:
 class _Transaction(SQLTransaction):
     """A transaction that shares its database with those of other control planes."""
 
-    def __init__(self, connection: sa.Connection, *, lock_rows: bool, sender: str) -> None:
+    def __init__(self, connection: sa.Connection, *, lock_rows: bool, sender: str, channel: str) -> None:
         super().__init__(_Connection(connection), lock_rows=lock_rows)
         self._sender = sender
+        self._channel = channel
 
     def lock(
         self,
@@ -333,14 +289,15 @@ class _Transaction(SQLTransaction):
 
     def notify(self, notice: Notice) -> None:
         for text in encode_notice(notice, sender=self._sender):
-            self._connection.execute(_NOTIFY, {"text": text})
+            self._connection.execute(_NOTIFY, {"channel": self._channel, "text": text})
 
 
 class _Listener:
     """Puts the notices of other control planes into a mailbox, over a connection of its own."""
 
-    def __init__(self, address: _Address, mailbox: Mailbox, *, sender: str) -> None:
+    def __init__(self, address: Address, place: Place, mailbox: Mailbox, *, sender: str) -> None:
         self._address = address
+        self._place = place
         self._mailbox = mailbox
         self._sender = sender
 
@@ -350,7 +307,7 @@ class _Listener:
         while True:
             try:
                 connection = await asyncpg.connect(**self._address.driver_arguments)
-            except _DRIVER_ERRORS as exc:
+            except DRIVER_ERRORS as exc:
                 failures += 1
                 if failures == 1:
                     self._tell("no notices come from %s: %s", exc)
@@ -359,7 +316,7 @@ class _Listener:
             failures = 0
             try:
                 await self._listen(connection)
-            except _DRIVER_ERRORS as exc:
+            except DRIVER_ERRORS as exc:
                 self._tell("notices from %s are lost: %s", exc)
             finally:
                 connection.terminate()
@@ -369,14 +326,15 @@ class _Listener:
         """Listen until the connection is lost."""
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: ended.set())
-        await connection.execute(f"SELECT pg_advisory_lock_shared({_LISTENING})")
-        await connection.add_listener(_CHANNEL, self._receive)
+        await connection.execute(f"SELECT pg_advisory_lock_shared({self._place.listening_lock})")
+        await connection.add_listener(self._place.channel, self._receive)
         self._mailbox.put(Notice(everything=True))
         while not ended.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), _PING_SECONDS)
                 break
-            await connection.execute("SELECT 1", timeout=_PING_SECONDS)
+            if await connection.fetchval("SHOW transaction_read_only", timeout=_PING_SECONDS) == "on":
+                break  # another server has taken over, and what is new is told there
 
     def _receive(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
         sender, notice = decode_notice(text)
@@ -384,109 +342,4 @@ class _Listener:
             self._mailbox.put(notice)
 
     def _tell(self, message: str, exc: BaseException) -> None:
-        logger.warning(message, self._address.name, _text_of(exc), extra={"action": "notices_lost"})
-
-
-class _Address:
-    """Where the database is, without a way to show the password."""
-
-    def __init__(self, uri: str) -> None:
-        try:
-            url = sa.make_url(uri)
-        except (sa_exc.ArgumentError, ValueError):
-            _refuse_address("it cannot be read")  # the cause would show it
-        if url.drivername not in {"postgresql", "postgres"}:
-            _refuse_address(f"its scheme is {url.drivername!r}")
-        if unknown := sorted(url.query.keys() - {"sslmode"}):
-            _refuse_address(f"it sets {', '.join(unknown)}, and only sslmode can be set")
-        named = {
-            "host": url.host,
-            "port": url.port,
-            "user": url.username,
-            "password": url.password,
-            "database": url.database,
-            "ssl": url.query.get("sslmode"),
-        }
-        self.name: Final = sa.URL.create(
-            "postgresql", host=url.host, port=url.port, database=url.database
-        ).render_as_string()
-        """For texts that people read."""
-        self.driver_arguments: Final[Mapping[str, Any]] = {
-            **{key: value for key, value in named.items() if value},
-            "timeout": _CONNECT_SECONDS,
-            "command_timeout": _ANSWER_SECONDS,
-            "server_settings": _SERVER_SETTINGS,
-        }
-
-
-def _refuse_address(reason: str) -> NoReturn:
-    raise ConfigError(
-        f"this is not the address of a PostgreSQL state store: {reason}; write "
-        "postgresql://user:password@host:port/database, with ?sslmode=... if need be"
-    ) from None
-
-
-def _engine(address: _Address, *, answer_seconds: float | None = _ANSWER_SECONDS) -> AsyncEngine:
-    arguments = {**address.driver_arguments, "command_timeout": answer_seconds}
-    return create_async_engine(
-        "postgresql+asyncpg://",
-        connect_args={**arguments, "prepared_statement_cache_size": 500},
-        pool_size=_POOL_SIZE,
-        max_overflow=0,
-        pool_use_lifo=True,  # the connection used last has the most statements prepared in the caches
-        hide_parameters=True,
-    )
-
-
-async def _revision(engine: AsyncEngine) -> str | None:
-    async with engine.connect() as connection:
-        return await connection.run_sync(stored_revision)
-
-
-async def _upgrade(address: _Address) -> None:
-    engine = _engine(address, answer_seconds=None)  # a large database takes long, and others wait for it
-    try:
-        async with engine.begin() as connection:
-            await connection.exec_driver_sql("SET LOCAL statement_timeout TO 0")
-            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_UPGRADING})")
-            await connection.run_sync(upgrade_schema)
-    finally:
-        await engine.dispose()
-
-
-def _cause(exc: BaseException) -> BaseException:
-    """Return the error of the driver under those of SQLAlchemy."""
-    cause: BaseException | None = exc.orig if isinstance(exc, sa_exc.DBAPIError) else exc
-    while cause is not None and cause.__cause__ is not None:
-        cause = cause.__cause__
-    return cause or exc
-
-
-def _sqlstate(exc: BaseException) -> str:
-    return getattr(_cause(exc), "sqlstate", None) or ""
-
-
-def _is_for_others(exc: BaseException) -> bool:
-    return _sqlstate(exc) in _FOR_THE_SAKE_OF_OTHERS
-
-
-def _text_of(exc: BaseException) -> str:
-    """Return what the database says, without the statement and its parameters."""
-    cause = _cause(exc)
-    return str(cause) or type(cause).__name__
-
-
-def _raise_ours(exc: BaseException, address: _Address, *, opening: bool = False) -> NoReturn:
-    """Raise the driver's error as ours; one that only a fault of this program causes stays as it is."""
-    code, text = _sqlstate(exc), _text_of(exc)
-    where = f"the state store {address.name}"
-    if code == _UNIQUE_VIOLATION:
-        raise ConflictError(f"a row with this key exists already in {where}: {text}") from exc
-    # The driver refuses some values itself.
-    if code.startswith(_BAD_DATA_CLASS) or isinstance(_cause(exc), ValueError):
-        raise SerializationError(f"PostgreSQL cannot hold this: {text}") from exc
-    if opening and code in _WRONG_ADDRESS:
-        raise ConfigError(f"{where} cannot be used: {text}") from exc
-    if code.startswith(_FAULT_OF_OURS_CLASS):
-        raise exc
-    raise UnavailableError(f"{where} does not answer: {text}") from exc
+        logger.warning(message, self._address.name, text_of(exc), extra={"action": "notices_lost"})

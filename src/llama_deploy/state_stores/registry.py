@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.state_stores.base import StateStore
-from llama_deploy.types.extras import requirement
+from llama_deploy.types.extras import described, load_entry_point
 
 ENTRY_POINT_GROUP = "llama_deploy.state_stores"
 """Packages declare their stores here: the scheme of the address = the class, a `StateStore`."""
@@ -18,7 +18,7 @@ async def open_state_store(uri: str) -> StateStore:
     The caller closes it.
 
     Raises:
-        ConfigError: No installed store has this scheme, or the address cannot work.
+        ConfigError: No installed store has this scheme, its package is faulty, or the address cannot work.
         StoreLockedError: Another control plane works on it, and the store takes only one.
         UnavailableError: The database does not answer.
     """
@@ -29,7 +29,7 @@ async def stored_schema_revision(uri: str) -> str | None:
     """Return the revision of the schema at `uri`, None if there is none. Changes nothing.
 
     Raises:
-        ConfigError: No installed store has this scheme, or the address cannot work.
+        ConfigError: No installed store has this scheme, its package is faulty, or the address cannot work.
         UnavailableError: The database does not answer.
     """
     return await _store_type(uri).schema_revision(uri)
@@ -47,13 +47,7 @@ def _store_type(uri: str) -> type[StateStore]:
 
 
 def _load(found: EntryPoint) -> type[StateStore]:
-    try:
-        loaded = found.load()
-    except ImportError as exc:
-        raise ConfigError(
-            f"the state store {found.name!r} needs a package that is not installed ({exc}); "
-            f"install it with: pip install '{requirement(found)}'"
-        ) from exc
+    loaded = load_entry_point(found, what="state store")
     if not (isinstance(loaded, type) and issubclass(loaded, StateStore)):
-        raise ConfigError(f"the entry point {found.name!r} ({found.value}) is not a StateStore")
+        raise ConfigError(f"the state store {found.name!r}: {described(found)} is not a StateStore")
     return loaded

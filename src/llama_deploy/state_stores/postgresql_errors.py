@@ -1,0 +1,104 @@
+"""What PostgreSQL and its driver raise, as the errors of this package."""
+
+from __future__ import annotations
+
+from typing import Final, NoReturn
+
+import asyncpg
+from sqlalchemy import exc as sa_exc
+
+from llama_deploy.errors import ConfigError, ConflictError, SerializationError, UnavailableError
+
+DRIVER_ERRORS: Final = (
+    sa_exc.DBAPIError,
+    sa_exc.TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    OSError,
+)
+
+# "PostgreSQL Error Codes" in its documentation.
+_UNIQUE_VIOLATION: Final = "23505"
+_READ_ONLY: Final = "25006"
+_FOR_THE_SAKE_OF_OTHERS: Final = frozenset(
+    {
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "0A000",  # a statement that was prepared before the schema was changed
+    }
+)
+_BAD_DATA_CLASS: Final = "22"
+_FAULT_OF_OURS_CLASS: Final = "42"
+_WRONG_ADDRESS: Final = frozenset({"28000", "28P01", "3D000"})  # role, password, database
+_NOT_ALLOWED: Final = frozenset({"42501", "3F000"})  # a right, and a schema to use
+
+
+def is_for_others(exc: BaseException) -> bool:
+    """Whether a transaction failed for the sake of others, so that it may succeed when it is run again."""
+    return _sqlstate(exc) in _FOR_THE_SAKE_OF_OTHERS
+
+
+def is_read_only(exc: BaseException) -> bool:
+    """Whether the server takes no writes, as one that another has taken over from."""
+    return _sqlstate(exc) == _READ_ONLY
+
+
+def text_of(exc: BaseException) -> str:
+    """Return in one line what the database says, without the statement and its parameters."""
+    cause = _cause(exc)
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
+def raise_ours(exc: BaseException, name: str) -> NoReturn:
+    """Raise the driver's error as ours; one that only a fault of this program causes stays as it is.
+
+    Args:
+        exc: One of `DRIVER_ERRORS`.
+        name: The address of the database, for people to read.
+    """
+    code, text = _sqlstate(exc), text_of(exc)
+    if code == _UNIQUE_VIOLATION:
+        raise ConflictError(f"a row with this key exists already in the state store {name}: {text}") from exc
+    if code.startswith(_BAD_DATA_CLASS) or _is_refused_value(_cause(exc)):
+        raise SerializationError(f"PostgreSQL cannot hold this: {text}") from exc
+    if code.startswith(_FAULT_OF_OURS_CLASS):
+        raise exc
+    raise UnavailableError(f"the state store {name} does not answer: {text}") from exc
+
+
+def raise_ours_of_opening(exc: BaseException, name: str, *, remedy: str) -> NoReturn:
+    """Do as `raise_ours`, where what fails may be a setting that cannot work.
+
+    Args:
+        exc: One of `DRIVER_ERRORS`.
+        name: The address of the database, for people to read.
+        remedy: What to do if the role has no right to do this.
+    """
+    code = _sqlstate(exc)
+    text = f"the state store {name} cannot be used: {text_of(exc)}"
+    if code in _NOT_ALLOWED:
+        raise ConfigError(f"{text}; {remedy}") from exc
+    # Nothing is stored yet: a value that the driver refuses stands in the address, or is a certificate.
+    if code in _WRONG_ADDRESS or isinstance(_cause(exc), ValueError):
+        raise ConfigError(text) from exc
+    raise_ours(exc, name)
+
+
+def _cause(exc: BaseException) -> BaseException:
+    """Return the error of the driver under those of SQLAlchemy."""
+    cause: BaseException | None = exc.orig if isinstance(exc, sa_exc.DBAPIError) else exc
+    while cause is not None and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return cause or exc
+
+
+def _sqlstate(exc: BaseException) -> str:
+    return getattr(_cause(exc), "sqlstate", None) or ""
+
+
+def _is_refused_value(cause: BaseException) -> bool:
+    """Whether the driver refuses a value that is to be stored, not a setting or the server's certificate."""
+    # Errors of TLS are of the system and of values at once.
+    return isinstance(cause, ValueError) and not isinstance(
+        cause, OSError | asyncpg.exceptions.ClientConfigurationError
+    )

@@ -1,0 +1,214 @@
+"""The way into a database of PostgreSQL: its address, its connections, and the schema brought up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import sqlalchemy as sa
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from llama_deploy.errors import ConfigError
+from llama_deploy.state_stores.migrations import SCHEMA_REVISION, stored_revision, upgrade_schema
+from llama_deploy.state_stores.postgresql_errors import DRIVER_ERRORS, is_read_only, raise_ours_of_opening
+
+_POOL_SIZE: Final = 8
+_CONNECT_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 35.0
+"""After how long without an answer the connection counts as lost; the server gives up before."""
+_SERVER_SETTINGS: Final = {
+    "application_name": "llama_deploy",
+    "statement_timeout": "30s",
+    # A control plane that stands still in a transaction must not hold up the others.
+    "idle_in_transaction_session_timeout": "2s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "jit": "off",
+}
+# Keys of advisory locks: arbitrary, and the same in every release.
+_UPGRADING: Final = 0x6C6C616D6101
+_LISTENING: Final = 0x6C6C6102
+"""The upper half of the key; the lower is of the schema."""
+_CHANNEL: Final = "llama_deploy_notices"
+
+_WHERE_WE_ARE: Final = sa.text(
+    """
+    SELECT quote_ident(current_user),
+           quote_ident(coalesce(nspname, current_schema())),
+           quote_ident(pg_get_userbyid(relowner))
+    FROM (SELECT to_regclass('alembic_version') AS oid) AS ours
+    LEFT JOIN pg_class ON pg_class.oid = ours.oid
+    LEFT JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    """
+)
+
+
+class Address:
+    """Where the database is, without a way to show the password."""
+
+    def __init__(self, uri: str) -> None:
+        try:
+            url = sa.make_url(uri)
+        except (sa_exc.ArgumentError, ValueError):
+            _refuse_address("it cannot be read")  # the cause would show it
+        if url.drivername not in {"postgresql", "postgres"}:
+            _refuse_address(f"its scheme is {url.drivername!r}")
+        if unknown := sorted(url.query.keys() - {"sslmode"}):
+            _refuse_address(f"it sets {', '.join(unknown)}, and only sslmode can be set")
+        named = {
+            "host": url.host,
+            "port": url.port,
+            "user": url.username,
+            "password": url.password,
+            "database": url.database,
+            "ssl": url.query.get("sslmode"),
+        }
+        self.name: Final = sa.URL.create(
+            "postgresql", host=url.host, port=url.port, database=url.database
+        ).render_as_string()
+        """For texts that people read."""
+        self.driver_arguments: Final[Mapping[str, Any]] = {
+            **{key: value for key, value in named.items() if value},
+            "timeout": _CONNECT_SECONDS,
+            "command_timeout": _ANSWER_SECONDS,
+            "server_settings": _SERVER_SETTINGS,
+        }
+
+
+def _refuse_address(reason: str) -> NoReturn:
+    raise ConfigError(
+        f"this is not the address of a PostgreSQL state store: {reason}; write "
+        "postgresql://user:password@host:port/database, with ?sslmode=... if need be"
+    ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the server says of the way in; names are quoted as in SQL."""
+
+    role: str
+    schema: str | None
+    """Where the tables are, or else where they would be made; None if the role may use no schema."""
+    owner: str | None
+    """The role to which the tables belong; None if there are none."""
+    revision: str | None
+    """That of the schema; None if there are no tables."""
+
+    @property
+    def listening_lock(self) -> int:
+        """The key of the advisory lock that everyone holds who listens to notices of this schema."""
+        return _LISTENING << 32 | int(self._digest, 16)
+
+    @property
+    def channel(self) -> str:
+        """Where the notices of this schema are sent. A database may hold one state store in each schema."""
+        return f"{_CHANNEL}_{self._digest}"
+
+    @property
+    def _digest(self) -> str:
+        # The name, because after a failover the numbers of schemas may be others.
+        return hashlib.blake2b((self.schema or "").encode(), digest_size=4).hexdigest()
+
+    def remedy_for_upgrade(self) -> str:
+        """Return what to do if the role may not make or change the tables."""
+        if self.owner not in {None, self.role}:
+            return (
+                f"the tables belong to the role {self.owner}: run llamactl db upgrade as that one, "
+                f"or GRANT {self.owner} TO {self.role}"
+            )
+        if self.schema is None:
+            return f"the role {self.role} has no schema to use: CREATE SCHEMA AUTHORIZATION {self.role}"
+        return f"as the owner of the schema, GRANT USAGE, CREATE ON SCHEMA {self.schema} TO {self.role}"
+
+
+def new_engine(address: Address, *, answer_seconds: float | None = _ANSWER_SECONDS) -> AsyncEngine:
+    """Return a pool of connections, none of which is made yet; dispose of it.
+
+    Args:
+        address: Where the database is.
+        answer_seconds: Without an answer for so long, a connection counts as lost. None: never.
+    """
+    arguments = {**address.driver_arguments, "command_timeout": answer_seconds}
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        connect_args={**arguments, "prepared_statement_cache_size": 500},
+        pool_size=_POOL_SIZE,
+        max_overflow=0,
+        pool_use_lifo=True,  # the connection used last has the most statements prepared in the caches
+        hide_parameters=True,
+    )
+    sa.event.listen(engine.sync_engine, "handle_error", _leave_a_read_only_server)
+    return engine
+
+
+def _leave_a_read_only_server(context: sa.ExceptionContext) -> None:
+    """Count the pool's connections as lost when one leads to a server that writes no more.
+
+    After a failover they may live on, while new ones reach the server that took over.
+    """
+    if is_read_only(context.original_exception):
+        context.is_disconnect = True
+
+
+async def look_at(engine: AsyncEngine, address: Address) -> Place:
+    """Return what the database says of itself. Changes nothing.
+
+    Raises:
+        ConfigError: The address cannot work, or the role may not read the tables.
+        UnavailableError: The database does not answer.
+    """
+    with _opening(address, remedy="GRANT CONNECT ON DATABASE to the role of the address"):
+        async with engine.connect() as connection:
+            role, schema, owner = (await connection.execute(_WHERE_WE_ARE)).one()
+    remedy = (
+        "as the owner of the tables, "
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}; "
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}"
+    )
+    with _opening(address, remedy=remedy):
+        async with engine.connect() as connection:
+            revision = await connection.run_sync(stored_revision)
+    return Place(role, schema, owner, revision)
+
+
+async def make_ready(engine: AsyncEngine, address: Address) -> Place:
+    """Bring the schema up to date; several may do so at once.
+
+    Raises:
+        ConfigError: The address cannot work, the role has not the rights, the database is not a state store,
+            or its schema is newer than this release.
+        UnavailableError: The database does not answer.
+    """
+    place = await look_at(engine, address)
+    if place.revision != SCHEMA_REVISION:
+        with _opening(address, remedy=place.remedy_for_upgrade()):
+            # Alembic runs one upgrade a process at a time, and others must not make this loop wait.
+            await asyncio.to_thread(asyncio.run, _upgrade(address))
+    return place
+
+
+async def _upgrade(address: Address) -> None:
+    engine = new_engine(address, answer_seconds=None)  # a large database takes long, and others wait for it
+    try:
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("SET LOCAL statement_timeout TO 0")
+            # Alembic takes seconds where there is little CPU; who stands still must not block the others.
+            await connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout TO '60s'")
+            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_UPGRADING})")
+            await connection.run_sync(upgrade_schema)
+    finally:
+        await engine.dispose()
+
+
+@contextlib.contextmanager
+def _opening(address: Address, *, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except DRIVER_ERRORS as exc:
+        raise_ours_of_opening(exc, address.name, remedy=remedy)
