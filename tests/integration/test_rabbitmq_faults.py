@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
@@ -108,7 +109,8 @@ async def test_a_publication_into_silence_ends(
     async with await config.connect() as queue:
         await queue.publish(QueueMessage(), TOPIC)
         proxy.hold()
-        with pytest.raises(UnavailableError) as caught:
+        queue_name = re.escape(f"{config.exchange_name}:{TOPIC}")
+        with pytest.raises(UnavailableError, match=f"'{queue_name}'.* leader.* alarm") as caught:
             await queue.publish(QueueMessage(), TOPIC)
         assert caught.value.retriable
         assert isinstance(queue, RabbitMQMessageQueue)

@@ -19,25 +19,30 @@ from llama_deploy.errors import (
     ClosedError,
     ConfigError,
     InvalidRequestError,
+    PayloadTooLargeError,
     QueueFullError,
     UnavailableError,
 )
 from llama_deploy.message_queues.base import AbstractMessageQueue
-from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig
+from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig, publisher
 from llama_deploy.message_queues.rabbitmq.subscription import RabbitMQSubscription
+from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 from tests.integration.numbered import TOPIC, number_of, publish, take
+from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import RabbitMQServer
 
 SECRET = "hush/hush@home"  # noqa: S105 - of a test
 QUOTED = "hush%2Fhush%40home"
+MOST_BYTES = 200_000
+"""What the broker takes of one message."""
 _NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServer]:
-    with RabbitMQServer(tmp_path_factory.mktemp("rabbitmq")) as server:
+    with RabbitMQServer(tmp_path_factory.mktemp("rabbitmq"), f"max_message_size = {MOST_BYTES}") as server:
         yield server
 
 
@@ -143,7 +148,7 @@ class TestConnecting:
 
     async def test_a_vhost_that_is_not_there_is_named(self, config: RabbitMQMessageQueueConfig) -> None:
         with pytest.raises(UnavailableError, match=r"vhost of amqp://.*/nowhere"):
-            await changed(config, vhost="nowhere", retry_seconds=0.2).connect()
+            await changed(config, vhost="nowhere", retry_seconds=3.0).connect()
 
     async def test_an_exchange_of_another_kind_is_named(
         self, server: RabbitMQServer, config: RabbitMQMessageQueueConfig
@@ -173,6 +178,60 @@ class TestConnecting:
         await queue.close()
         with pytest.raises(ClosedError):
             await receiving
+
+
+class TestLargeMessages:
+    async def test_one_above_the_brokers_limit_is_refused_and_harms_no_other(
+        self, queue: AbstractMessageQueue, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await self.refused_beside_others(queue)
+        assert "the message queue is lost" not in caplog.text
+
+    async def test_nothing_is_lost_where_a_broker_takes_less_than_is_usual(
+        self, queue: AbstractMessageQueue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(publisher, "_USUALLY_TAKEN", 10 * MOST_BYTES)
+        await self.refused_beside_others(queue)
+
+    async def refused_beside_others(self, queue: AbstractMessageQueue) -> None:
+        await publish(queue, 0)  # creates the topic, so that all others travel together
+        large = [queue.publish(sized(size), TOPIC) for size in (MOST_BYTES + 1, 2 * MOST_BYTES)]
+        refusals = asyncio.gather(*large, return_exceptions=True)
+        await asyncio.gather(refusals, *(publish(queue, number) for number in range(1, 100)))
+        for refusal in await refusals:
+            assert isinstance(refusal, PayloadTooLargeError), refusal
+            assert refusal.limit_bytes == MOST_BYTES
+        async with await queue.subscribe(TOPIC) as subscription:
+            missing = set(range(100))
+            while missing:  # what was under way may come twice
+                missing -= set(await take(subscription, 1))
+
+    async def test_the_broker_is_asked_once_over_a_connection(
+        self, server: RabbitMQServer, config: RabbitMQMessageQueueConfig, proxy: TcpProxy
+    ) -> None:
+        port = await proxy.start(server.port)
+        async with await changed(config, port=port, retry_seconds=2.0).connect() as queue:
+            await queue.publish(sized(MOST_BYTES), TOPIC)
+            with pytest.raises(PayloadTooLargeError):
+                await queue.publish(sized(MOST_BYTES + 1), TOPIC)
+            proxy.hold()
+            with pytest.raises(PayloadTooLargeError) as caught:
+                await queue.publish(sized(MOST_BYTES + 1), TOPIC)
+            assert caught.value.limit_bytes == MOST_BYTES
+            # Behind another connection there may be a broker with other settings.
+            proxy.resume()
+            proxy.cut()
+            await publish(queue, 1)
+            proxy.hold()
+            with pytest.raises(UnavailableError):
+                await queue.publish(sized(MOST_BYTES + 1), TOPIC)
+            proxy.resume()
+
+
+def sized(size: int) -> QueueMessage:
+    """Return a message that is so many bytes on the wire."""
+    empty = QueueMessage(data={"text": ""})
+    return empty.model_copy(update={"data": {"text": "x" * (size - len(empty.encode()))}})
 
 
 class TestTopics:

@@ -20,6 +20,7 @@ from tests.integration.on_redis import settings
 from tests.servers.redis import DURABLE, RedisServer
 
 STREAM = f"llama_deploy:topic:{TOPIC}"
+BELL = f"llama_deploy:bell:default:{TOPIC}"
 SECRET = "hush/hush"  # noqa: S105 - of a test
 
 
@@ -157,6 +158,35 @@ async def test_members_that_hold_nothing_are_forgotten_and_what_they_hold_is_not
     assert [(member["name"], member["pending"]) for member in left] == [("busy", 1)]
 
 
+async def test_who_waits_at_the_bell_of_a_member_that_is_gone_is_forgotten(
+    server: RedisServer, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await settings(server.url).connect() as queue:
+        await (await queue.subscribe(TOPIC)).close()
+        for name in ("reader:before", "idle"):
+            await client.xgroup_createconsumer(BELL, "default", name)
+        async with await queue.subscribe(TOPIC, member="reader"):
+            assert await names(client, BELL) == ["idle"]
+        monkeypatch.setattr(redis_queue, "_PATIENCE_MS", -1)
+        async with await queue.subscribe(TOPIC):
+            assert await names(client, BELL) == []
+
+
+async def test_any_number_of_subscriptions_works_over_one_queue(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topics = [f"namespace.service{number}" for number in range(120)]  # the driver allows 100 connections
+    async with await settings(server.url, visibility_timeout=3600.0).connect() as queue:
+        await asyncio.gather(*(queue.publish(numbered(1), topic) for topic in topics))
+        for expected in (1, 2):
+            # Each holds one when it is closed: the server is told of all of them, and gives them to the next.
+            subscriptions = await asyncio.gather(*map(queue.subscribe, topics))
+            received = await asyncio.gather(*map(receive, subscriptions))
+            assert {delivery.attempt for (delivery,) in received} == {expected}
+            await asyncio.gather(*(subscription.close() for subscription in subscriptions))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 async def test_a_user_without_the_rights_is_told(server: RedisServer, client: Redis) -> None:
     await client.acl_setuser(
         "me", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-time"]
@@ -179,7 +209,8 @@ async def test_a_subscription_that_ends_leaves_no_member_and_no_connection(
             await waiting
         # Nothing waits at the server on its behalf, to be given a message that nobody reads.
         assert not await blocked(client)
-        assert await client.xinfo_consumers(STREAM, "default") == []
+        for stream in (STREAM, BELL):
+            assert await client.xinfo_consumers(stream, "default") == [], stream
         await queue.publish(numbered(1), TOPIC)
         async with await queue.subscribe(TOPIC) as successor:
             (delivery,) = await receive(successor)
@@ -302,3 +333,7 @@ async def ran_more(client: Redis, before: int) -> bool:
 
 async def is_empty(client: Redis) -> bool:
     return await client.dbsize() == 0
+
+
+async def names(client: Redis, stream: str) -> list[str]:
+    return [member["name"] for member in await client.xinfo_consumers(stream, "default")]

@@ -10,17 +10,13 @@ from functools import partial
 from typing import Any, Final, Self
 
 from aio_pika import ExchangeType
-from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import ChannelPreconditionFailed, DeliveryError, PublishError
-from aiormq.abc import AbstractChannel as DriverChannel
-from pamqp.commands import Basic
+from aio_pika.exceptions import ChannelPreconditionFailed, PublishError
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import (
     ClosedError,
     ConfigError,
     InvalidRequestError,
-    QueueFullError,
     UnavailableError,
 )
 from llama_deploy.message_queues.base import (
@@ -31,6 +27,7 @@ from llama_deploy.message_queues.base import (
 )
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
 from llama_deploy.message_queues.rabbitmq.link import Link, translated
+from llama_deploy.message_queues.rabbitmq.publisher import Publisher
 from llama_deploy.message_queues.rabbitmq.subscription import RabbitMQSubscription
 from llama_deploy.messages import QueueMessage
 
@@ -42,7 +39,6 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9_.:@#,/+ -]{1,255}")
 """What the driver takes as the name of a queue."""
 _MOST_MILLISECONDS: Final = 2**32 - 1
 _PRACTICALLY_NO_LIMIT: Final = 1_000_000_000
-_PERSISTENT: Final = 2
 
 
 class RabbitMQMessageQueue(AbstractMessageQueue):
@@ -63,8 +59,7 @@ class RabbitMQMessageQueue(AbstractMessageQueue):
         self._config = config
         self._publishing = Link(config, "publisher")
         self._consuming = Link(config, "consumer")
-        self._publisher: tuple[AbstractChannel, DriverChannel] | None = None
-        self._opening = asyncio.Lock()
+        self._publisher = Publisher(self._publishing, config.exchange_name)
         self._declaring = asyncio.Lock()
         self._known: set[str] = set()
         self._subscriptions: set[RabbitMQSubscription] = set()
@@ -95,6 +90,7 @@ class RabbitMQMessageQueue(AbstractMessageQueue):
             QueueFullError: A group of the topic holds as many messages as it may.
             SerializationError: The message holds something that is not JSON.
             InvalidRequestError: Not a topic's name.
+            PayloadTooLargeError: The message is larger than the broker takes.
             UnavailableError: The broker did not confirm it for `retry_seconds`. It may have the message.
             ConfigError: The broker refuses it, such as for missing permissions.
             ClosedError: The queue is closed.
@@ -103,7 +99,7 @@ class RabbitMQMessageQueue(AbstractMessageQueue):
         body = message.encode()
         self._under_way += 1
         try:
-            await self._persist(partial(self._publish_once, body, topic))
+            await self._persist(partial(self._publish_once, body, topic), topic=topic)
         finally:
             self._under_way -= 1
             if not self._under_way:
@@ -127,7 +123,7 @@ class RabbitMQMessageQueue(AbstractMessageQueue):
         """
         self._check_open()
         declare = partial(self._declare, topic, group, expires_after, anew=True)
-        await self._persist(declare)
+        await self._persist(declare, topic=topic, group=group)
         self._check_open()  # it may have been closed meanwhile
         subscription = RabbitMQSubscription(
             self._consuming,
@@ -158,8 +154,16 @@ class RabbitMQMessageQueue(AbstractMessageQueue):
         if self._closed:
             raise ClosedError("this RabbitMQMessageQueue is closed; connect another with its config")
 
-    async def _persist(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Call again while the broker does not answer, for `retry_seconds`, half of them a call at most."""
+    async def _persist(
+        self, call: Callable[[], Awaitable[None]], *, topic: str | None = None, group: str = DEFAULT_GROUP
+    ) -> None:
+        """Call again while the broker does not answer, for `retry_seconds`, half of them a call at most.
+
+        Args:
+            call: The call.
+            topic: What it is about, for the error.
+            group: The group of the topic.
+        """
         loop = asyncio.get_running_loop()
         seconds = self._config.retry_seconds
         give_up_at = loop.time() + seconds
@@ -168,8 +172,7 @@ class RabbitMQMessageQueue(AbstractMessageQueue):
             connection = self._publishing.present
             try:
                 with translated(self._config.address):
-                    async with asyncio.timeout_at(min(loop.time() + seconds / 2, give_up_at)):
-                        await call()
+                    await self._in_time(call, min(loop.time() + seconds / 2, give_up_at), topic, group)
             except UnavailableError as exc:
                 self._publishing.note_loss(exc)
                 if isinstance(exc.__cause__, TimeoutError):
@@ -184,39 +187,33 @@ class RabbitMQMessageQueue(AbstractMessageQueue):
                 self._publishing.note_return()
                 return
 
+    async def _in_time(
+        self, call: Callable[[], Awaitable[None]], until: float, topic: str | None, group: str
+    ) -> None:
+        try:
+            async with asyncio.timeout_at(until):
+                await call()
+        except TimeoutError as exc:
+            if topic is None:
+                raise
+            raise UnavailableError(
+                f"RabbitMQ at {self._config.address} does not answer about the queue "
+                f"{self._queue_name(topic, group)!r}; if it runs, look whether this queue, its dead letters "
+                "and the topic's other groups have a leader (delete a queue that has none), and whether a "
+                "resource alarm (memory or disk) holds publications back"
+            ) from exc
+
     async def _publish_once(self, body: bytes, topic: str) -> None:
         while True:
             if topic not in self._known:
                 await self._declare(topic, DEFAULT_GROUP, None)
-            channel = await self._channel()
             try:
-                await channel.basic_publish(
-                    body,
-                    exchange=self._config.exchange_name,
-                    routing_key=topic,
-                    properties=Basic.Properties(content_type="application/json", delivery_mode=_PERSISTENT),
-                    mandatory=True,
-                )
+                await self._publisher.publish(body, topic)
             except PublishError:
                 # Its queues have expired or were deleted.
                 self._known.discard(topic)
-            except DeliveryError as exc:
-                raise QueueFullError(
-                    f"topic {topic!r} holds as many messages as it may; retry when some are settled",
-                    topic=topic,
-                ) from exc
             else:
                 return
-
-    async def _channel(self) -> DriverChannel:
-        """Return the channel that publishes."""
-        if self._publisher is None or self._publisher[1].is_closed:
-            async with self._opening:
-                if self._publisher is None or self._publisher[1].is_closed:
-                    connection = await self._publishing.connection()
-                    channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                    self._publisher = channel, await channel.get_underlay_channel()
-        return self._publisher[1]
 
     async def _declare_exchange(self) -> None:
         name = self._config.exchange_name

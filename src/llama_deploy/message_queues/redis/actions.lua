@@ -76,6 +76,11 @@ local function ring()
   redis.call('XADD', bell, 'MAXLEN', 16, '*', 'm', '')
 end
 
+-- No member waits at the bell under this name any more. The bell may have expired.
+local function turn_away(name)
+  redis.pcall('XGROUP', 'DELCONSUMER', bell, group, name)
+end
+
 -- Give back all that a member holds, and forget it.
 local function dismiss(name)
   local held
@@ -85,6 +90,7 @@ local function dismiss(name)
     if #held > 0 then ring() end
   until #held < PAGE
   redis.call('XGROUP', 'DELCONSUMER', topic, group, name)
+  turn_away(name)
 end
 
 -- KEYS: the streams of topics. ARGV: the action, the most entries of each; then for each message the number of its key, and its
@@ -114,11 +120,23 @@ function actions.join()
   create(topic)
   if group ~= 'default' then redis.pcall('XGROUP', 'CREATE', topic, group, start) end  -- or it is there
   redis.pcall('XGROUP', 'CREATE', bell, group, '$', 'MKSTREAM')
-  for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', topic, group)) do
-    local other = record(flat)
-    local is_predecessor = predecessors ~= '' and other.name:sub(1, #predecessors) == predecessors
-    local is_forgotten = other.pending == 0 and other.idle > patience
-    if other.name ~= member and (is_predecessor or is_forgotten) then dismiss(other.name) end
+
+  local function others(consumers)
+    local found = {}
+    for _, flat in ipairs(consumers) do
+      local other = record(flat)
+      other.is_predecessor = predecessors ~= '' and other.name:sub(1, #predecessors) == predecessors
+      other.is_idle = other.idle > patience
+      if other.name ~= member then found[#found + 1] = other end
+    end
+    return found
+  end
+
+  for _, other in ipairs(others(redis.call('XINFO', 'CONSUMERS', topic, group))) do
+    if other.is_predecessor or (other.is_idle and other.pending == 0) then dismiss(other.name) end
+  end
+  for _, other in ipairs(others(redis.pcall('XINFO', 'CONSUMERS', bell, group))) do
+    if other.is_predecessor or other.is_idle then turn_away(other.name) end
   end
 end
 

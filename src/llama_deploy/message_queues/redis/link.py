@@ -26,6 +26,8 @@ T = TypeVar("T")
 _SCRIPT: Final = Path(__file__).with_name("actions.lua").read_text(encoding="utf-8")
 _SCRIPT_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _OLDEST_SERVER: Final = (6, 2)
+_PRACTICALLY_NO_LIMIT: Final = 2**31
+"""Of connections: each subscription has one or two, and the driver may refuse more than 100."""
 _REFUSALS: Final = (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError)
 _REFUSAL_MARKS: Final = (
     "WRONGPASS",
@@ -58,7 +60,8 @@ class RedisLink(BrokerLink):
             patience: Seconds that an answer may take beyond the usual. More than 0: all goes over one
                 connection.
         """
-        options = self.config.connection_options | {
+        options = {"max_connections": _PRACTICALLY_NO_LIMIT} | self.config.connection_options
+        options |= {
             "socket_connect_timeout": self.config.timeout,
             "socket_timeout": self.config.timeout + patience,
             "socket_keepalive": True,
