@@ -12,6 +12,7 @@ from typing import Any
 
 import nats
 import pytest
+from nats.aio.client import Client
 
 from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
 from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
@@ -69,6 +70,88 @@ async def test_a_half_open_connection_is_found_and_replaced(
             await hold_connections(proxy, caplog)
             await load.goes_on()
     assert "is back" in caplog.text
+
+
+async def test_an_answer_that_is_late_costs_no_connection(
+    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
+    async with await NatsMessageQueue.connect(settings(url)) as queue:
+        await queue.publish(numbered(0), TOPIC)
+        connection = queue._link._connection
+        pong = await ping_that_is_held(queue, proxy)
+        await asyncio.wait([pong], timeout=2.5)
+        proxy.resume()
+        await queue.publish(numbered(1), TOPIC)
+        async with await queue.subscribe(TOPIC) as subscription:
+            assert await take(subscription, 2) == [0, 1]
+        # The next ping is a new one, and is answered too.
+        assert await asyncio.wait_for(await ping_that_is_held(queue, proxy, resume=True), 10)
+        assert queue._link._connection is connection
+    assert not told(caplog)
+
+
+async def test_closing_in_the_turn_in_which_a_ping_is_answered_ends(
+    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = await NatsMessageQueue.connect(settings(f"nats://127.0.0.1:{await proxy.start(server.port)}"))
+    pong = await ping_that_is_held(queue, proxy, resume=True)
+    async with asyncio.timeout(10):
+        await pong
+        await queue.cleanup()
+    assert not told(caplog)
+
+
+async def test_closing_while_a_ping_waits_for_its_answer_loses_nothing(
+    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = await NatsMessageQueue.connect(settings(f"nats://127.0.0.1:{await proxy.start(server.port)}"))
+    keeper = queue._link._keeper
+    assert keeper is not None
+    await ping_that_is_held(queue, proxy)
+    closing = asyncio.create_task(queue.cleanup())
+    await eventually(keeper.done, seconds=1.0)
+    proxy.resume()
+    async with asyncio.timeout(10):
+        await closing
+    assert not told(caplog)
+
+
+async def test_closing_ends_though_the_driver_swallows_it_while_it_connects_again(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = await NatsMessageQueue.connect(settings(server.url))
+    begun = asyncio.Event()
+
+    async def swallow(*_arguments: object, **_options: object) -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr(Client, "connect", swallow)
+    server.kill()
+    await begun.wait()
+    async with asyncio.timeout(10):
+        await queue.cleanup()
+
+
+async def ping_that_is_held(
+    queue: NatsMessageQueue, proxy: TcpProxy, *, resume: bool = False
+) -> asyncio.Future[bool]:
+    """Hold the connection until a ping of the queue is under way; return its answer."""
+    connection = queue._link._connection
+    assert connection is not None
+    proxy.hold()
+    pongs: list[asyncio.Future[bool]] = await eventually(lambda: list(connection.client._pongs))
+    if resume:
+        proxy.resume()
+    return pongs[-1]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was told as a trouble."""
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 async def test_what_could_not_be_given_back_in_time_is_the_next_members(

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -19,8 +20,10 @@ from llama_deploy.errors import (
 )
 from llama_deploy.message_queues.aws import AWSMessageQueueConfig
 from llama_deploy.message_queues.aws.topics import queue_name
+from llama_deploy.message_queues.base import DEFAULT_GROUP
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
+from llama_deploy.types.topics import Topics
 from tests.integration.numbered import TOPIC, number_of, numbered, receive
 from tests.integration.on_sqs import count_of, plain_client, settings
 from tests.servers.scripted_sqs import Refusal, ScriptedSqs, accepted, refused
@@ -223,6 +226,31 @@ async def test_the_queues_of_expired_topics_are_dropped(server: SqsServer) -> No
 
         await eventually(is_dropped)
         assert await names() == {"two", "three", "four"}
+
+
+@pytest.mark.parametrize("service", ["customer_support_agent_service", "x" * 90, "der Agent für E-Mails"])
+async def test_the_queues_of_dead_instances_are_dropped_whatever_the_service_is_called(
+    server: SqsServer, service: str
+) -> None:
+    topics = Topics("llama_deploy")
+    dead, alive, new = (topics.instance(service, str(uuid4())) for _ in range(3))
+    work, prefix = topics.work(service), "staging-"
+    async with await settings(server.endpoint_url, queue_prefix=prefix).connect() as queue:
+        for topic, seconds in ((work, None), (dead, 0.1), (alive, 3600.0)):
+            async with await queue.subscribe(topic, expires_after=seconds):
+                pass
+
+        async def names() -> set[str]:
+            async with plain_client(server.endpoint_url) as client:
+                urls = (await client.list_queues())["QueueUrls"]
+            return {url.rpartition("/")[2] for url in urls}
+
+        async def is_dropped() -> bool:
+            async with await queue.subscribe(new, expires_after=3600.0):
+                return queue_name(prefix, dead, DEFAULT_GROUP) not in await names()
+
+        await eventually(is_dropped)
+        assert await names() == {queue_name(prefix, topic, DEFAULT_GROUP) for topic in (work, alive, new)}
 
 
 async def test_a_topic_that_is_read_does_not_expire(server: SqsServer) -> None:

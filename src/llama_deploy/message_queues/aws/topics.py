@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _MOST_CHARACTERS: Final = 80
 _DIGEST_CHARACTERS: Final = 16
+_ENDING_CHARACTERS: Final = 3 + _DIGEST_CHARACTERS
+"""Of a name that is cut: three hyphens and a digest."""
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_]+([-.][A-Za-z0-9_]+)*")
 """Topics whose names become those of queues without a digest."""
 _GROUPS: Final = "group---"
@@ -107,10 +109,13 @@ class Topics:
         await self._link.call("tag_queue", QueueUrl=url, Tags={_EXPIRES_AT: expires_at})
 
     async def sweep(self, topic: str) -> None:
-        """Drop the expired queues beside that of a topic: of topics that differ in their last part."""
+        """Drop the expired queues beside that of a topic: of topics that differ in their last part.
+
+        What is listed with them may be another service's; if it has expired, it is dropped as well.
+        """
         own = queue_name(self._prefix, topic, DEFAULT_GROUP)
         try:
-            async for url in self._list(own.rpartition("--")[0] + "--"):
+            async for url in self._list(common_head(self._prefix, topic)):
                 if _name(url) == own:
                     continue
                 answer = await self._link.call("list_queue_tags", QueueUrl=url)
@@ -159,14 +164,28 @@ def queue_name(prefix: str, topic: str, group: str) -> str:
     A dot becomes two hyphens. What cannot be written so, or is too long, is cut and gets a digest, after
     three hyphens, so that no two topics have the same queue.
     """
-    readable = re.sub("-{3,}", "--", re.sub(r"[^A-Za-z0-9_-]", "_", topic.replace(".", "--")))
+    readable = _readable(topic)
     room = _MOST_CHARACTERS - len(prefix)
     if group != DEFAULT_GROUP:
         whole = f"{_GROUPS}{_digest(topic)}---{_digest(json.dumps([topic, group]))}---{readable}"
         return prefix + whole[:room]
     if _PLAIN.fullmatch(topic) and len(readable) <= room:
         return prefix + readable
-    return f"{prefix}{readable[: room - _DIGEST_CHARACTERS - 3]}---{_digest(topic)}"
+    return f"{prefix}{readable[: room - _ENDING_CHARACTERS]}---{_digest(topic)}"
+
+
+def common_head(prefix: str, topic: str) -> str:
+    """Return how the names of all queues begin whose topics differ from this one in their last part only.
+
+    It comes from the topics, for a name may end in a digest. The names of others may begin so too: of two
+    long or odd services that look alike once they are cut and written with the characters that are allowed.
+    """
+    parent = topic.rpartition(".")[0]
+    return prefix + _readable(f"{parent}.")[: _MOST_CHARACTERS - len(prefix) - _ENDING_CHARACTERS]
+
+
+def _readable(topic: str) -> str:
+    return re.sub("-{3,}", "--", re.sub(r"[^A-Za-z0-9_-]", "_", topic.replace(".", "--")))
 
 
 def _digest(text: str) -> str:

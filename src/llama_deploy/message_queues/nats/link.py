@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Final, Self, TypeVar
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, Self, TypeVar
 
 import nats.errors
 from nats.aio.client import Client, RawCredentials
@@ -30,6 +30,7 @@ _PING_SECONDS: Final = 2
 """How often a connection is tried, and how long it may take to answer."""
 _MISSED_PINGS: Final = 2
 _CLOSE_SECONDS: Final = 2.0
+_SILENT: Final = "there is no answer"
 _NEVER_SECONDS: Final = 10 * 365 * 24 * 3600
 _GONE: Final = (js_errors.NotFoundError, js_errors.NoStreamResponseError)
 """What is answered when stream or group are not there any more."""
@@ -59,6 +60,26 @@ class Connection:
             finally:
                 self._patiences.discard(patience)
 
+    async def ping(self, until: float) -> asyncio.Future[bool]:
+        """Send a ping, and return its answer, which comes after the arrival of all that was sent before.
+
+        It must not be cancelled: the driver's reader ends with an error when a cancelled answer arrives. The
+        driver's own `rtt` and `flush` cancel one that is late.
+        """
+        pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        # A ping that does not get through has no answer.
+        with suppress(nats.errors.Error, OSError):
+            async with self.lasting(until):
+                await self.client._send_ping(pong)  # noqa: SLF001
+        return pong
+
+    async def answers(self, pong: asyncio.Future[bool], until: float) -> bool:
+        """Wait for the answer to a ping until `until`, by the loop's clock, or the loss of the connection."""
+        seconds = until - asyncio.get_running_loop().time()
+        either: set[asyncio.Future[Any]] = {pong, self.lost}
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return pong.done()
+
     def forget(self) -> None:
         """Look anew whether stream and topics are there."""
         self.has_stream = False
@@ -85,7 +106,7 @@ class Link:
         """Set while there is a connection, and when there will be none any more."""
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
-        self._reason = "there is no answer"
+        self._reason = _SILENT
 
     @classmethod
     async def open(cls, config: NatsMessageQueueConfig) -> Self:
@@ -126,15 +147,14 @@ class Link:
                 async with connection.lasting(give_up_at):
                     await self._ensure_stream(connection)
                     result = await action(connection)
-                if _cancellations() > cancellations:
-                    # The driver swallows a cancellation that comes together with an answer.
-                    raise asyncio.CancelledError
+                _heed_cancellation(cancellations)
                 return result  # noqa: TRY300 - the loop goes round for errors only
             except LlamaDeployError:
                 raise
             except (js_errors.BadRequestError, nats.errors.BadSubjectError) as exc:
                 raise ConfigError(f"the NATS server at {self._config.url} refuses: {exc}") from exc
             except (nats.errors.Error, OSError) as exc:
+                _heed_cancellation(cancellations)
                 if connection is not None and isinstance(exc, _GONE):
                     connection.forget()
                 failures += 1
@@ -155,11 +175,10 @@ class Link:
         connection, self._connection = self._connection, None
         self._changed.set()
         if connection is not None:
-            try:
-                async with connection.lasting(asyncio.get_running_loop().time() + _CLOSE_SECONDS):
-                    await connection.client.flush()
-            except (nats.errors.Error, OSError) as exc:
-                logger.warning("what was sent last to NATS may be lost: %s", exc)
+            until = asyncio.get_running_loop().time() + _CLOSE_SECONDS
+            if not await connection.answers(await connection.ping(until), until):
+                reason = self._reason if connection.lost.done() else _SILENT
+                logger.warning("what was sent last to NATS may be lost: %s", reason)
             connection.end()
             await _shut(connection.client)
 
@@ -187,32 +206,37 @@ class Link:
             connection.end()
             logger.warning("the connection to NATS is lost: %s", self._reason, extra={"action": "queue_lost"})
             await _shut(connection.client)
+            _heed_cancellation()
             self._use(await self._connect(give_up_at=None))
             logger.info("NATS at %s is back", self._config.url, extra={"action": "queue_back"})
 
     async def _watch(self, connection: Connection) -> None:
         """Wait until a connection is lost or half-open."""
+        loop = asyncio.get_running_loop()
+        pong: asyncio.Future[bool] | None = None
         silent = 0
         # One late answer may be the fault of this process: its event loop was blocked.
         while silent < _MISSED_PINGS:
             await asyncio.wait([connection.lost], timeout=_PING_SECONDS)
-            if connection.lost.done():
+            if connection.lost.done() or connection.client.is_closed:
                 return
-            try:
-                await connection.client.rtt(timeout=_PING_SECONDS)
-            except (nats.errors.Error, OSError) as exc:
-                self._reason = str(exc)
-                silent += _MISSED_PINGS if connection.client.is_closed else 1
-            else:
-                silent = 0
+            until = loop.time() + _PING_SECONDS
+            if pong is None or pong.done():  # one that is late is waited for: no other comes before it
+                pong = await connection.ping(until)
+                _heed_cancellation()
+            silent = 0 if await connection.answers(pong, until) else silent + 1
+        if not connection.lost.done():
+            self._reason = _SILENT
 
     async def _connect(self, give_up_at: float | None) -> Connection:
         """Connect, trying again until `give_up_at`, or for ever and whatever the server says."""
+        cancellations = _cancellations()
         failures = 0
         while True:
             try:
                 return await self._try_to_connect()
             except (UnavailableError, ConfigError) as exc:
+                _heed_cancellation(cancellations)
                 failures += 1
                 pause = _BACKOFF.delay(failures)
                 if give_up_at is not None:
@@ -223,11 +247,12 @@ class Link:
                 await asyncio.sleep(pause)
 
     async def _try_to_connect(self) -> Connection:
-        connection = Connection()
+        connection, cancellations = Connection(), _cancellations()
         try:
             async with connection.lasting(asyncio.get_running_loop().time() + _CONNECT_SECONDS):
                 await self._open_client(connection)
                 await self._ensure_stream(connection)
+            _heed_cancellation(cancellations)
         except LlamaDeployError:
             await _shut(connection.client)
             raise
@@ -324,6 +349,15 @@ def _cancellations() -> int:
     """Return how often the present task was asked to end."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
+
+
+def _heed_cancellation(known: int = 0) -> None:
+    """End the present task if it was asked to more often than `known`.
+
+    The driver swallows a cancellation that comes together with an answer, or while it writes.
+    """
+    if _cancellations() > known:
+        raise asyncio.CancelledError
 
 
 async def _shut(client: Client) -> None:
