@@ -110,6 +110,28 @@ async def test_a_fan_out_goes_on_with_what_is_left(system: System, flow: str) ->
     assert again <= AT_ONCE
 
 
+@pytest.mark.parametrize("flow", ["chain", "fan"])
+async def test_an_outage_longer_than_the_time_limit_of_a_run_does_not_end_it(
+    system: System, flow: str
+) -> None:
+    system.env["CONTROL_PLANE_LEASE_SECONDS"] = "2"
+    system.start("core.py", "message_queue")
+    control_plane = system.start("core.py", "control_plane")
+    ledger = Ledger(system.ledger_path)
+    async with system.client() as client:
+        system.module("hosts", flow, FLOW_TIMEOUT="4")
+        await system.instances(client, 1, flow)
+        handle = await client.submit(flow, name="it", seconds=0.2)
+        await eventually(lambda: len(ledger.begun("end")) >= 2, seconds=60)
+        control_plane.kill()
+        killed = time.monotonic()
+        await eventually(lambda: time.monotonic() - killed > 5)
+        control_plane.start()
+        assert await handle.result() == f"it: {EXPECTED[flow]}"
+        assert (await handle.info()).attempt == 1
+    assert ledger.violations(flow, "it", Faults()) == []
+
+
 async def test_a_zombie_changes_nothing(system: System) -> None:
     system.env["CONTROL_PLANE_LEASE_SECONDS"] = "1"
     core = system.start("core.py")

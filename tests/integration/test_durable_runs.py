@@ -17,6 +17,7 @@ from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy import workflow_library
 from llama_deploy.control_plane.gateway import DirectGateway
+from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig, journal
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, TaskStatus
@@ -122,10 +123,23 @@ class Impatient(Workflow):
     @step
     async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
         try:
-            await ctx.wait_for_event(Answer, timeout=ev.seconds)
+            await ctx.wait_for_event(Answer, timeout=float(ev.seconds))
         except TimeoutError:
             return StopEvent(result="nobody answered")
         return StopEvent(result="answered")
+
+
+class Prepares(Workflow):
+    """Its second step waits without end."""
+
+    @step
+    async def prepare(self, ev: StartEvent) -> Third:
+        return Third(value=1)
+
+    @step
+    async def ask(self, ctx: Context, ev: Third) -> StopEvent:
+        answer = await ctx.wait_for_event(Answer, timeout=float("inf"))
+        return StopEvent(result=answer.text)
 
 
 class Slow(Workflow):
@@ -350,6 +364,18 @@ async def test_a_wait_with_an_end_ends_outside_memory(stack: Stack) -> None:
         assert 0.9 < time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize("seconds", ["inf", 1e300])
+async def test_a_wait_without_an_end_in_sight_is_over_with_its_answer(
+    stack: Stack, seconds: float | str
+) -> None:
+    service = stack.service(Impatient(timeout=None), idle_timeout=0, allowed_types=[_name(Answer)])
+    async with stack.serving(service):
+        task_id = await stack.submit(seconds=seconds)
+        await until_waiting(stack, task_id)
+        await stack.send(task_id, Answer(text="at last"))
+        assert result_of(await stack.end(task_id)) == "answered"
+
+
 async def test_waiting_does_not_count_as_running(stack: Stack) -> None:
     async with stack.serving(stack.service(Slow(timeout=0.5), idle_timeout=0)):
         task_id = await stack.submit()
@@ -509,10 +535,76 @@ class Silent(DirectGateway):
         return await super().journal(write)
 
 
+class Noting(DirectGateway):
+    """Notes what journal writes tell of ended steps."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        super().__init__(plane)
+        self.ended: list[bool] = []
+
+    async def journal(self, write: JournalWrite) -> JournalReply:
+        self.ended.append(write.step_ended)
+        return await super().journal(write)
+
+
+def served_by(stack: Stack, workflow: Workflow, gateway: DirectGateway, **settings: Any) -> WorkflowService:
+    """Return a service that reaches the control plane by `gateway`."""
+    config = WorkflowServiceConfig(
+        host="127.0.0.1", port=0, service_name="service", drain_timeout=0, **settings
+    )
+    return WorkflowService(workflow, stack.queue, config, gateway=gateway)
+
+
+async def test_a_write_tells_whether_a_step_has_ended(stack: Stack) -> None:
+    gateway = Noting(stack.plane)
+    async with stack.serving(served_by(stack, Flaky(delay=0), gateway)):
+        assert result_of(await stack.run()) == 2
+    # The second step fails twice, and what ends the run travels with the outcome.
+    assert gateway.ended == [True, False, False]
+
+
+async def test_a_question_and_its_answer_are_no_ends_of_steps(stack: Stack) -> None:
+    gateway = Noting(stack.plane)
+    async with stack.serving(
+        served_by(stack, Prepares(timeout=None), gateway, allowed_types=[_name(Answer)])
+    ):
+        task_id = await stack.submit()
+        await eventually(lambda: len(gateway.ended) == 2)
+        await stack.send(task_id, Answer(text="yes"))
+        assert result_of(await stack.end(task_id)) == "yes"
+    assert gateway.ended == [True, False, False]
+
+
+async def test_a_snapshot_tells_whether_a_step_has_ended(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "FOLD_AFTER", 1)
+    workflow, gateway = Many(), Noting(stack.plane)
+    workflow.gate.set()
+    async with stack.serving(served_by(stack, workflow, gateway)):
+        assert result_of(await stack.run()) == 12
+    assert gateway.ended == [True] * 13
+
+
+async def test_an_endless_wait_that_was_only_journalled_goes_on_elsewhere(stack: Stack) -> None:
+    gateway, types = Silent(stack.plane), [_name(Answer)]
+    async with stack.serving(served_by(stack, Prepares(timeout=None), gateway, allowed_types=types)):
+        task_id = await stack.submit()
+
+        async def written() -> bool:
+            tasks = await stack.store.read(lambda tx: tx.load_tasks([task_id]))
+            return tasks[task_id].journal_length == 2
+
+        await eventually(written)
+        gateway.silent = True
+    async with stack.serving(stack.service(Prepares(timeout=None), allowed_types=types)):
+        await stack.send(task_id, Answer(text="at last"))
+        assert result_of(await stack.end(task_id)) == "at last"
+
+
 async def test_a_run_that_cannot_be_written_down_is_handed_back_all_the_same(stack: Stack) -> None:
     workflow, gateway = ThreeSteps(), Silent(stack.plane)
-    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service", drain_timeout=0)
-    service = WorkflowService(workflow, stack.queue, config, gateway=gateway)
+    service = served_by(stack, workflow, gateway)
     async with stack.serving(service):
         task_id = await stack.submit()
         await eventually(lambda: "third" in workflow.begun)

@@ -141,6 +141,24 @@ async def test_the_next_attempt_gets_what_was_journalled(http: HttpConnection, i
     assert (run.snapshot, run.entries, run.next_seq, run.state) == ("so far", ["entry 2"], 3, "{2}")
 
 
+async def test_losses_before_the_end_of_a_step_do_not_count(http: HttpConnection, instance: Instance) -> None:
+    async def lose() -> None:
+        lost = Command(lambda unit: unit.lose(unit.task("t")), tasks=("t",), may_end=True)
+        await instance.server.plane._writer.write(lost)
+
+    dispatch = await claimed(http, instance, max_attempts=2)
+    for seq in range(3):
+        assert (await write(instance, dispatch, seq, step_ended=True)).stored
+        await lose()
+        dispatch = await instance.next_dispatch()
+        assert (await instance.claim(dispatch)).granted
+    assert (await write(instance, dispatch, 3)).stored
+    await lose()
+    view = await get(http, "/tasks/t")
+    assert view["status"] == "failed"
+    assert "2 instances of service echo died" in view["result"]["result"]
+
+
 async def test_a_task_that_journalled_nothing_has_no_run(http: HttpConnection, instance: Instance) -> None:
     await submit(http)
     reply = await instance.claim(await instance.next_dispatch())

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -34,6 +35,8 @@ from llama_deploy.types.attempts import (
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BACKOFF = Backoff(1.0, longest=3.0)
+NEAR = [0, 0, 0, -1, 1]
+"""From the number that fits, mostly none."""
 ENDS = [TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.TIMED_OUT]
 
 
@@ -79,6 +82,8 @@ class TaskLife(RuleBasedStateMachine):
         self.ends = 0
         self.journal: list[str | None] = []
         self.is_stored = False
+        self.deaths = 0
+        """How many instances have died since the run has got further."""
 
     def apply(self, transition: Transition) -> None:
         before = self.task
@@ -90,7 +95,9 @@ class TaskLife(RuleBasedStateMachine):
             self.is_stored = False
             self.journal = []
         assert self.task.attempt >= before.attempt
-        assert self.task.losses >= before.losses
+        written = transition.journal
+        if written is not None and (written.step_ended or written.parking is not None):
+            self.deaths = 0
         if transition.dispatch:
             assert self.task.status is TaskStatus.QUEUED
 
@@ -99,9 +106,10 @@ class TaskLife(RuleBasedStateMachine):
     def take_turn(self) -> None:
         self.apply(lifecycle.take_turn(self.task))
 
-    @rule(instance=st.sampled_from(["a", "b"]), attempt=st.integers(1, 4))
-    def claim(self, instance: str, attempt: int) -> None:
+    @rule(instance=st.sampled_from(["a", "b"]), off=st.sampled_from(NEAR))
+    def claim(self, instance: str, off: int) -> None:
         before = self.task
+        attempt = before.attempt + off
         self.claims += 1
         token = f"token-{self.claims}"
         try:
@@ -153,26 +161,29 @@ class TaskLife(RuleBasedStateMachine):
             assert owned
 
     @rule(
-        attempt=st.integers(1, 4),
-        own=st.booleans(),
+        off=st.sampled_from(NEAR),
+        own=st.sampled_from([True, True, True, False]),
         count=st.integers(0, 2),
-        shift=st.integers(-2, 1),
+        shift=st.sampled_from([*NEAR, -2]),
         entry=st.sampled_from([None, "entry"]),
+        ends_step=st.booleans(),
         parks=st.booleans(),
         unseen=st.booleans(),
     )
     def write_journal(
         self,
-        attempt: int,
+        off: int,
         *,
         own: bool,
         count: int,
         shift: int,
         entry: str | None,
+        ends_step: bool,
         parks: bool,
         unseen: bool,
     ) -> None:
         before = self.task
+        attempt = before.attempt + off
         write = a_write(
             before,
             attempt=attempt,
@@ -180,6 +191,7 @@ class TaskLife(RuleBasedStateMachine):
             events=events(count),
             seq=max(before.journal_length + shift, 0),
             entry=entry,
+            step_ended=ends_step,
             parking=Parking(inbox_seq=before.inbox_length - unseen) if parks else None,
         )
         transition: list[Transition] = []
@@ -226,8 +238,13 @@ class TaskLife(RuleBasedStateMachine):
     @rule()
     def lose(self) -> None:
         attempt = self.task.attempt
+        self.deaths += not self.task.cancel_requested
         self.apply(lifecycle.lose(self.task, at=NOW, backoff=BACKOFF))
-        assert self.task.status.is_terminal or self.task.attempt == attempt + 1
+        if self.task.status.is_terminal:
+            assert self.task.cancel_requested or self.deaths == self.task.max_attempts
+        else:
+            assert self.task.attempt == attempt + 1
+            assert lifecycle.is_held_back(self.task) is (self.deaths > 1)
 
     @rule(own=st.booleans())
     def hand_back(self, *, own: bool) -> None:
@@ -287,7 +304,7 @@ class TaskLife(RuleBasedStateMachine):
     @invariant()
     def it_has_an_owner_only_while_it_runs(self) -> None:
         assert (self.task.token is not None) == (self.task.status is TaskStatus.RUNNING)
-        assert self.task.losses <= self.task.max_attempts
+        assert self.task.losses == self.deaths <= self.task.max_attempts
         if self.task.status is TaskStatus.WAITING:
             assert self.task.instance_id is None
 
@@ -331,6 +348,60 @@ def test_attempts_after_the_second_loss_are_held_back_longer_each_time() -> None
     assert pauses == [None, 1.0, 2.0, 3.0, 3.0]
 
 
+def test_a_run_that_gets_further_between_deaths_does_not_end() -> None:
+    task = new_task(status=TaskStatus.QUEUED, dispatches=1)
+    for step in range(10):
+        task = claimed(task)
+        task = lifecycle.journal(task, a_write(task, entry=f"step {step}", step_ended=True), at=NOW).task
+        lost = lifecycle.lose(task, at=NOW, backoff=BACKOFF)
+        assert lost.dispatch
+        task = lost.task
+        assert (task.status, task.losses) == (TaskStatus.QUEUED, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"events": events(3)}, {"entry": "an answer", "consumed": [1]}, {"snapshot": "{}"}, {"state": "{}"}],
+)
+def test_a_run_that_only_notes_what_came_gets_no_further(changes: dict[str, Any]) -> None:
+    task = new_task(status=TaskStatus.QUEUED, dispatches=1, inbox_length=1)
+    for losses in range(1, 4):
+        task = claimed(task)
+        task = lifecycle.journal(task, a_write(task, **changes), at=NOW).task
+        task = lifecycle.lose(task, at=NOW, backoff=BACKOFF).task
+        assert task.losses == losses
+    assert task.status is TaskStatus.FAILED
+
+
+def test_parking_forgives_earlier_losses() -> None:
+    task = running(losses=2)
+    parked = lifecycle.journal(task, a_write(task, parking=Parking(inbox_seq=0)), at=NOW).task
+    assert (parked.status, parked.losses) == (TaskStatus.WAITING, 0)
+
+
+@given(st.lists(st.sampled_from(["dies", "dies", "steps", "notes", "parks", "returns", "is taken"])))
+def test_it_fails_when_as_many_instances_have_died_as_may_and_got_no_further(happenings: list[str]) -> None:
+    task, deaths = new_task(status=TaskStatus.QUEUED), 0
+    for happening in happenings:
+        task = claimed(task)
+        if happening == "dies":
+            deaths += 1
+            task = lifecycle.lose(task, at=NOW, backoff=BACKOFF).task
+        elif happening == "returns":
+            task = lifecycle.hand_back(task, attempt=task.attempt, token="t", at=NOW).task
+        elif happening == "is taken":
+            task = lifecycle.take_back(task, at=NOW).task
+        else:
+            parking = Parking(inbox_seq=0) if happening == "parks" else None
+            write = a_write(task, entry="entry", step_ended=happening == "steps", parking=parking)
+            task = lifecycle.wake(lifecycle.journal(task, write, at=NOW).task).task
+            deaths = deaths if happening == "notes" else 0
+        assert task.losses == deaths
+        assert task.status.is_terminal is (deaths == task.max_attempts)
+        if task.status.is_terminal:
+            return
+
+
 def test_a_cancelled_task_whose_instance_dies_is_cancelled_and_not_tried_again() -> None:
     task = new_task(status=TaskStatus.RUNNING, instance_id="a", token="t", cancel_requested=True)
     assert lifecycle.lose(task, at=NOW, backoff=BACKOFF).task.status is TaskStatus.CANCELLED
@@ -362,6 +433,10 @@ def test_the_first_task_of_a_session_is_dispatched_whatever_the_policy() -> None
         accepted = lifecycle.admit(new_task(), open_tasks=[], policy=policy).accepted
         assert accepted.dispatch
         assert accepted.task.status is TaskStatus.QUEUED
+
+
+def claimed(task: TaskRecord) -> TaskRecord:
+    return lifecycle.claim(task, instance_id="a", attempt=task.attempt, token="t", at=NOW).task
 
 
 def running(**changes: object) -> TaskRecord:

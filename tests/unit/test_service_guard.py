@@ -12,7 +12,7 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.services.guard import StepExitError, guard_steps, running_code
+from llama_deploy.services.guard import StepExitError, StepWatch, guard_steps, running_code, watching
 from llama_deploy.workflow_library import cache_steps
 
 
@@ -50,6 +50,36 @@ async def test_what_would_end_the_process_fails_the_run(workflow: Workflow, erro
     with pytest.raises(StepExitError, match="'leave' raised") as caught:
         await workflow.run(error=error)
     assert caught.value.raised is error
+
+
+@pytest.mark.parametrize("workflow", [Exits(), SyncExits()])
+async def test_the_begin_and_the_end_of_a_step_are_told_in_the_loop(workflow: Workflow) -> None:
+    told: list[tuple[str, int]] = []
+
+    def tell(what: str) -> None:
+        told.append((what, threading.get_ident()))
+
+    guard_steps(workflow)
+    watch = StepWatch(asyncio.get_running_loop(), lambda: tell("begin"), lambda: tell("end"))
+    token = watching.set(watch)
+    try:
+        handler = workflow.run(error=SystemExit(3))
+    finally:
+        watching.reset(token)
+    with pytest.raises(StepExitError):
+        await handler
+    with pytest.raises(StepExitError):  # another run, which nobody watches
+        await workflow.run(error=SystemExit(3))
+    assert told == [("begin", threading.get_ident()), ("end", threading.get_ident())]
+
+
+def test_a_thread_that_outlives_its_loop_tells_nobody() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    def begin_or_end() -> None: ...
+
+    StepWatch(loop, begin_or_end, begin_or_end).tell(begin_or_end)
 
 
 async def test_a_step_that_cancels_itself_fails_its_run() -> None:

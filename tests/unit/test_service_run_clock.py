@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from llama_deploy.services.run_clock import RunClock
 from llama_deploy.testing.conditions import eventually
@@ -51,6 +52,62 @@ async def test_earlier_attempts_count() -> None:
     clock.work()
     await eventually(lambda: bells.timed_out == 1)
     clock.stop()
+
+
+async def test_while_the_run_is_held_up_only_steps_count() -> None:
+    bells = Bells()
+    clock = bells.clock(timeout=0.3, idle_timeout=None)
+    clock.work()
+    with clock.held():
+        spent = clock.running_seconds
+        await pass_(0.4)
+        assert clock.running_seconds == spent < 0.1
+        clock.step_begins()
+        clock.step_begins()
+        await pass_(0.05)
+        clock.step_ends()
+        await pass_(0.05)
+        clock.step_ends()
+        spent = clock.running_seconds
+        assert 0.1 <= spent < 0.25
+        await pass_(0.3)
+        assert clock.running_seconds == spent
+        assert bells.timed_out == 0
+    await eventually(lambda: bells.timed_out == 1)
+    assert 0.3 <= clock.running_seconds < 0.6
+    clock.stop()
+
+
+async def test_a_step_that_is_at_work_too_long_is_out_of_time_though_the_run_is_held_up() -> None:
+    bells = Bells()
+    clock = bells.clock(timeout=0.1, idle_timeout=None)
+    clock.work()
+    with clock.held():
+        clock.step_begins()
+        await eventually(lambda: bells.timed_out == 1)
+    clock.stop()
+
+
+async def test_a_run_that_waits_and_is_held_up_works_only_when_it_goes_on() -> None:
+    bells = Bells()
+    clock = bells.clock(timeout=1000, idle_timeout=None)
+    clock.work()
+    clock.wait()
+    spent = clock.running_seconds
+    with clock.held():
+        clock.work()
+        assert not clock.is_waiting
+        await pass_(0.05)
+        assert clock.running_seconds == spent
+    await pass_(0.05)
+    assert clock.running_seconds >= spent + 0.05
+    clock.stop()
+
+
+async def pass_(seconds: float) -> None:
+    """Let time pass."""
+    begun = time.monotonic()
+    await eventually(lambda: time.monotonic() - begun >= seconds)
 
 
 async def test_a_stopped_clock_is_silent() -> None:

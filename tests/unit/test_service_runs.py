@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 
+import pytest
 from workflows import Context, Workflow, step
-from workflows.events import Event, StartEvent, StopEvent
+from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
 from llama_deploy.services.arguments import RunCall
+from llama_deploy.services.guard import guard_steps
 from llama_deploy.services.hosting import host_runs
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import EventRegistry, StreamedEvent
 from llama_deploy.services.runs import RunLimits, WorkflowRun
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.types import TaskStatus
 
 
 async def _hold() -> None:
@@ -37,6 +44,29 @@ class Stubborn(Workflow):
         return StopEvent()
 
 
+def the_run(
+    workflow: Workflow,
+    *,
+    timeout: float | None = None,
+    on_event: Callable[[StreamedEvent], Awaitable[None]] | None = None,
+    hold_lease: Callable[[], Awaitable[None]] = _hold,
+) -> WorkflowRun:
+    async def ignore(_: StreamedEvent) -> None: ...
+
+    guard_steps(workflow)
+    host_runs(workflow)
+    return WorkflowRun(
+        workflow=workflow,
+        start=partial(RunCall.prepare(workflow, {}).start, None),
+        mailbox=Mailbox(task_id="task", registry=EventRegistry(workflow), on_seen=lambda _: None),
+        on_event=on_event or ignore,
+        label="the run",
+        limits=RunLimits(timeout=timeout),
+        on_waiting=lambda: None,
+        hold_lease=hold_lease,
+    )
+
+
 async def test_nothing_of_a_cancelled_run_is_handed_on_when_it_has_returned() -> None:
     handed_on: list[StreamedEvent] = []
     first = asyncio.Event()
@@ -46,17 +76,7 @@ async def test_nothing_of_a_cancelled_run_is_handed_on_when_it_has_returned() ->
         first.set()
 
     workflow = Stubborn()
-    host_runs(workflow)
-    run = WorkflowRun(
-        workflow=workflow,
-        start=partial(RunCall.prepare(workflow, {}).start, None),
-        mailbox=Mailbox(task_id="task", registry=EventRegistry(workflow), on_seen=lambda _: None),
-        on_event=note,
-        label="the run",
-        limits=RunLimits(timeout=None),
-        on_waiting=lambda: None,
-        hold_lease=_hold,
-    )
+    run = the_run(workflow, on_event=note)
     executing = asyncio.create_task(run.execute())
     async with asyncio.timeout(10):
         await first.wait()
@@ -65,3 +85,141 @@ async def test_nothing_of_a_cancelled_run_is_handed_on_when_it_has_returned() ->
         await workflow.streamed.wait()
     assert executing.cancelled()
     assert [event.payload.data for event in handed_on] == [{"number": 1}]
+
+
+class Item(Event):
+    is_long: bool
+
+
+class Square(Event):
+    """What becomes of an item."""
+
+
+class Both(Workflow):
+    """A step after a short one, and beside them a long one that ends when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+        self.short_has_ended = threading.Event()
+        self.long_may_end = threading.Event()
+
+    @step
+    async def split(self, ctx: Context, ev: StartEvent) -> Item | None:  # noqa: ARG002 - as above
+        ctx.send_event(Item(is_long=True))
+        ctx.send_event(Item(is_long=False))
+        return None
+
+    @step
+    async def join(self, ctx: Context, ev: Square) -> StopEvent | None:
+        return None if ctx.collect_events(ev, [Square] * 2) is None else StopEvent(result="both")
+
+
+class InLoop(Both):
+    """Its steps are coroutines."""
+
+    @step(num_workers=2)
+    async def square(self, ev: Item) -> Square:
+        if ev.is_long:
+            await eventually(self.long_may_end.is_set)
+        else:
+            self.short_has_ended.set()
+        return Square()
+
+
+class InThreads(Both):
+    """Its steps are plain functions, which run in threads."""
+
+    @step(num_workers=2)
+    def square(self, ev: Item) -> Square:
+        if ev.is_long:
+            self.long_may_end.wait()
+        else:
+            self.short_has_ended.set()
+        return Square()
+
+
+class Lease:
+    """Not confirmed any more when the short step has ended, until it is answered."""
+
+    def __init__(self, workflow: Both) -> None:
+        self._workflow = workflow
+        self.is_asked_for = False
+        self.answered = asyncio.Event()
+
+    async def hold(self) -> None:
+        if self._workflow.short_has_ended.is_set():
+            self.is_asked_for = True
+            await self.answered.wait()
+
+
+async def pass_(seconds: float) -> None:
+    """Let time pass."""
+    begun = time.monotonic()
+    await eventually(lambda: time.monotonic() - begun >= seconds)
+
+
+@pytest.mark.parametrize("kind", [InLoop, InThreads])
+async def test_a_run_that_is_held_up_does_not_run_out_of_time(kind: type[Both]) -> None:
+    workflow = kind()
+    lease = Lease(workflow)
+    run = the_run(workflow, timeout=0.5, hold_lease=lease.hold)
+    executing = asyncio.create_task(run.execute())
+    async with asyncio.timeout(10):
+        await eventually(lambda: lease.is_asked_for)
+        workflow.long_may_end.set()  # from here on no step is at work
+        await pass_(1.0)
+        assert run.clock.running_seconds < 0.5
+        lease.answered.set()
+        ending = await executing
+    assert ending is not None
+    assert (ending.status, ending.value) == (TaskStatus.SUCCEEDED, "both")
+
+
+@pytest.mark.parametrize("kind", [InLoop, InThreads])
+async def test_steps_that_are_at_work_while_the_run_is_held_up_take_its_time(kind: type[Both]) -> None:
+    workflow = kind()
+    lease = Lease(workflow)
+    run = the_run(workflow, timeout=0.3, hold_lease=lease.hold)
+    executing = asyncio.create_task(run.execute())
+    async with asyncio.timeout(10):
+        await eventually(lambda: run.clock.running_seconds > 0.4)
+        lease.answered.set()
+        ending = await executing
+        workflow.long_may_end.set()
+    assert lease.is_asked_for
+    assert ending is not None
+    assert ending.status is TaskStatus.TIMED_OUT
+
+
+async def test_events_that_cannot_leave_do_not_take_the_time_of_a_run() -> None:
+    begun, there_is_room = asyncio.Event(), asyncio.Event()
+
+    async def wait_for_room(_: StreamedEvent) -> None:
+        begun.set()
+        await there_is_room.wait()
+
+    run = the_run(Asks(), timeout=0.3, on_event=wait_for_room)
+    executing = asyncio.create_task(run.execute())
+    async with asyncio.timeout(10):
+        await begun.wait()
+        await pass_(0.5)
+        assert run.clock.running_seconds < 0.3
+        there_is_room.set()
+        await eventually(lambda: run.clock.is_waiting)
+        executing.cancel()
+        await asyncio.wait({executing})
+
+
+class Asks(Workflow):
+    """Ends a step with a question, which the library streams."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+
+    @step
+    async def ask(self, ev: StartEvent) -> InputRequiredEvent:  # noqa: ARG002 - as above
+        return InputRequiredEvent()
+
+    @step
+    async def hear(self, ev: HumanResponseEvent) -> StopEvent:  # noqa: ARG002 - as above
+        return StopEvent()

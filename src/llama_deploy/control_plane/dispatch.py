@@ -361,7 +361,8 @@ class Sweeper:
         self._dead, lost = await self._writer.write(Command(run, instances=tuple(expired_ids)))
         for task in lost:
             logger.warning(
-                "task %s lost its instance, the %d. of at most %d; it is %s now, attempt %d%s",
+                "task %s lost its instance, the %d. of at most %d since it got further; it is %s now,"
+                " attempt %d%s",
                 task.task_id,
                 task.losses,
                 task.max_attempts,

@@ -169,7 +169,8 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
 
     A write that was stored before, because its answer was lost, is not stored again. A run that is to be
     parked goes straight to its next attempt if an event has come that it has not seen, and to its end if
-    somebody wants that.
+    somebody wants that. A run that has got further, or waits, does not die of what it does: its earlier
+    losses are forgiven.
 
     Raises:
         FencedOutError: The sender does not own the attempt.
@@ -192,6 +193,7 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
         has_run=True,
         journal_length=task.journal_length + (write.entry is not None),
         running_seconds=write.running_seconds,
+        losses=0 if write.step_ended or write.parking is not None else task.losses,
     )
     if write.parking is None:
         return Transition(task, events, journal=write)
@@ -217,8 +219,9 @@ def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
 def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
     """The instance that ran the task is gone: the next attempt, or the end if there were enough.
 
-    After the first loss the next attempt is due at once, for machines die. After more it may be the task
-    that kills them: its further attempts are held back, each longer than the one before.
+    Only losses without progress of the run between them count, see `journal`. After the first the next
+    attempt is due at once, for machines die. After more it may be the task that kills them: its further
+    attempts are held back, each longer than the one before.
     """
     if task.cancel_requested:
         return _finish(task, _cancelled(task), at=at)
@@ -226,7 +229,10 @@ def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
     if losses >= task.max_attempts:
         failure = TaskFailure(
             type=_name(AttemptsExhaustedError),
-            message=f"{losses} instances of service {task.service_name} died or went silent under this task",
+            message=(
+                f"{losses} instances of service {task.service_name} died or went silent under this task"
+                " without its getting further"
+            ),
         )
         return _finish(replace(task, losses=losses), _failed(task, failure), at=at)
     following = _next_attempt(replace(task, losses=losses))

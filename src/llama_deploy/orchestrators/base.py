@@ -18,7 +18,10 @@ class BaseOrchestrator(ABC):
     False spares the reading: `state` is then empty and returned changes are ignored.
     """
     max_attempts: int = 4
-    """How often an instance may die under a task before it fails, unless the task says."""
+    """How many instances may die under a task, without its getting further, before it fails.
+
+    A task may say otherwise.
+    """
 
     @abstractmethod
     async def get_next_messages(

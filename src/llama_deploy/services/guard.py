@@ -1,4 +1,4 @@
-"""Keeps a workflow's steps from ending the process, and tells which step holds up the event loop.
+"""Keeps a workflow's steps from ending the process, and tells which of them are at work.
 
 asyncio lets `SystemExit` and `KeyboardInterrupt` of a task end the whole loop, and the workflow library
 waits for ever for a step that ends with another `BaseException`, or cancels itself. A guarded step raises an
@@ -6,6 +6,9 @@ ordinary exception instead, so that only its run fails.
 
 Steps are found by `getattr(workflow, name)` at the time of the call, so the guard stands in attributes of
 the workflow instance; its class and other instances stay as they are.
+
+What watches a run is told when its steps begin and end. A thread can be asked which step it executes, to
+name the one that holds up the event loop.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import FrameType, MethodType
 from typing import Any, Final
 
@@ -40,6 +46,25 @@ class StepExitError(Exception):
         self.step_name = step_name
 
 
+@dataclass(frozen=True, slots=True)
+class StepWatch:
+    """What is told of the steps of a run."""
+
+    loop: asyncio.AbstractEventLoop
+    """In which it is told."""
+    on_begin: Callable[[], None]
+    on_end: Callable[[], None]
+
+    def tell(self, what: Callable[[], None]) -> None:
+        """Call one of both from a thread."""
+        with suppress(RuntimeError):  # the loop may be closed before a thread ends
+            self.loop.call_soon_threadsafe(what)
+
+
+watching: ContextVar[StepWatch | None] = ContextVar("watching", default=None)
+"""What is told of the steps of the runs that are started in this context."""
+
+
 def guard_steps(workflow: Workflow) -> None:
     """Guard all steps of `workflow`. Doing it again changes nothing."""
     for name, step in steps_of(workflow).items():
@@ -62,6 +87,9 @@ def _guarded(workflow: Workflow, name: str, step: Callable[..., Any]) -> Callabl
 def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(function)
     async def guarded_step(*args: Any, **kwargs: Any) -> Any:
+        watch = watching.get()
+        if watch is not None:
+            watch.on_begin()
         try:
             return await function(*args, **kwargs)
         except (Exception, GeneratorExit):
@@ -73,6 +101,9 @@ def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Cal
             raise StepExitError(step_name, exc) from exc
         except BaseException as exc:
             raise StepExitError(step_name, exc) from exc
+        finally:
+            if watch is not None:
+                watch.on_end()
 
     return guarded_step
 
@@ -80,12 +111,18 @@ def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Cal
 def _guard_sync(step_name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded_step(*args: Any, **kwargs: Any) -> Any:
+        watch = watching.get()
+        if watch is not None:
+            watch.tell(watch.on_begin)
         try:
             return function(*args, **kwargs)
         except Exception:
             raise
         except BaseException as exc:
             raise StepExitError(step_name, exc) from exc
+        finally:
+            if watch is not None:
+                watch.tell(watch.on_end)
 
     return guarded_step
 

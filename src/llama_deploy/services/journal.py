@@ -227,12 +227,15 @@ class RunJournal:
         self._since_snapshot += len(ticks)
         *parts, last = self._parts(ticks) if ticks else [None]
         consumed, self._consumed = self._consumed, []
+        step_ended = any(map(_ends_step, ticks))
         state = await self._changed_state()
         for part in parts:
             # The state goes first: what a step has put into it must not be lost when its result is stored.
             await self._send(self._compose(entry=self._entry(part), state=state))
             state = None
-        await self._send(self._compose(entry=self._entry(last), state=state, consumed=consumed))
+        await self._send(
+            self._compose(entry=self._entry(last), state=state, consumed=consumed, step_ended=step_ended)
+        )
 
     async def _store_events(self) -> None:
         """Store events for themselves while there are more than one write may hold."""
@@ -289,6 +292,7 @@ class RunJournal:
             snapshot=self._form.writing.seal(text, context=f"snapshot:{self._key.task_id}"),
             state=await self._changed_state() if with_state else None,
             consumed=self._consumed,
+            step_ended=any(map(_ends_step, self._ticks[:count])),
             parking=parking,
         )
         try:
@@ -333,6 +337,7 @@ class RunJournal:
         snapshot: str | None = None,
         state: str | None = None,
         consumed: Sequence[int] = (),
+        step_ended: bool = False,
         parking: Parking | None = None,
     ) -> JournalWrite:
         first, events = self._reports.not_stored()
@@ -347,6 +352,7 @@ class RunJournal:
             snapshot=snapshot,
             state=state,
             consumed=list(consumed),
+            step_ended=step_ended,
             header=self._form.header,
             running_seconds=self._running_seconds(),
             parking=parking,
@@ -398,3 +404,8 @@ class RunJournal:
         except TimeoutError:
             return
         raise RunLeftError
+
+
+def _ends_step(tick: WorkflowTick) -> bool:
+    """Whether a step has come to its end. A question is none, nor an error, which a retry may follow."""
+    return isinstance(tick, TickStepResult) and any(each.type == "result" for each in tick.result)

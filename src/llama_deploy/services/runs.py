@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from workflows.handler import WorkflowHandler
 
 from llama_deploy.errors import FencedOutError, LlamaDeployError
 from llama_deploy.services.endings import Ending
-from llama_deploy.services.guard import StepExitError
+from llama_deploy.services.guard import StepExitError, StepWatch, watching
 from llama_deploy.services.hosting import hosting
 from llama_deploy.services.journal import RunJournal, RunLeftError
 from llama_deploy.services.mailbox import Mailbox
@@ -165,11 +166,11 @@ class WorkflowRun:
         Returns:
             None if the run is not this instance's any more, and there is nothing to report.
         """
-        token = hosting.set(self)
-        try:
-            self._starting = asyncio.create_task(self._begin())
-        finally:
-            hosting.reset(token)
+        context = copy_context()
+        context.run(hosting.set, self)
+        watch = StepWatch(asyncio.get_running_loop(), self.clock.step_begins, self.clock.step_ends)
+        context.run(watching.set, watch)
+        self._starting = asyncio.create_task(self._begin(), context=context)
         try:
             either: set[asyncio.Future[Any]] = {self._starting, self._give_up}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -245,12 +246,19 @@ class WorkflowRun:
             self._has_gone_on = True
             await self._go_on()
         if starting:
-            await self._hold_lease()
-            if self._fault is not None:
-                raise self._fault
-            self.clock.work()
+            with self.clock.held():
+                await self._before_start()
+        elif self.journal is not None:
+            await self.journal.before_steps(starting=False)
+
+    async def _before_start(self) -> None:
+        """Wait until steps may start: the run is this instance's, and what they depend on is stored."""
+        await self._hold_lease()
+        if self._fault is not None:
+            raise self._fault
+        self.clock.work()
         if self.journal is not None:
-            await self.journal.before_steps(starting=starting)
+            await self.journal.before_steps(starting=True)
 
     async def on_event(self, event: Event) -> None:
         """See `RunHost`."""
@@ -266,7 +274,8 @@ class WorkflowRun:
             self._expect_end()
         elif self._fault is None:
             try:
-                await self._on_event(streamed_event(event))
+                with self.clock.held():  # where too many wait to leave
+                    await self._on_event(streamed_event(event))
             except LlamaDeployError as exc:
                 self.fail(exc)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from pydantic import BaseModel
 
@@ -52,7 +54,7 @@ class Waits:
         for result in tick.result:
             if isinstance(result, DeleteWaiter):
                 self._waits.pop((step, result.waiter_id), None)
-            elif isinstance(result, AddWaiter) and result.timeout is not None:
+            elif isinstance(result, AddWaiter) and _is_limit(result.timeout):
                 due = (tick.stamped_at or time.time()) + result.timeout
                 # A step that runs again from its top and waits again has not begun to wait anew.
                 self._waits.setdefault(
@@ -67,3 +69,8 @@ class Waits:
         """Return in how many seconds the nearest wait is over, None if none has an end."""
         waits = self.all()
         return max(0.0, waits[0].due - time.time()) if waits else None
+
+
+def _is_limit(timeout: float | None) -> TypeGuard[float]:
+    """Whether a time limit ever ends a wait; infinity, a common way to say none, does not."""
+    return timeout is not None and math.isfinite(timeout)

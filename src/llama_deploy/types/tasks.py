@@ -77,7 +77,11 @@ class TaskSubmission(BaseModel):
     session_id: str | None = Field(default=None, min_length=1, max_length=200)
     """None: the task gets a session of its own."""
     max_attempts: int | None = Field(default=None, ge=1, le=100)
-    """How often an instance may die under the task before it fails. None: the control plane's default."""
+    """How many instances may die under the task, without its getting further, before it fails.
+
+    It gets further when a step has ended and is stored, or when its run is parked. None: the control plane's
+    default.
+    """
 
 
 class TaskResult(BaseModel):
