@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from workflows import Context, Workflow
+from workflows._event_matching import event_matches, step_accepts_event
 from workflows.context import BaseSerializer
 from workflows.context.context_types import SerializedContext
 from workflows.context.state_store import DictState, StateStore, infer_state_type
@@ -44,6 +45,7 @@ from workflows.runtime.types.results import (
     AddWaiter,
     DeleteWaiter,
     EmissionKey,
+    StepWorkerFailed,
     StepWorkerResult,
     StepWorkerWaiter,
 )
@@ -79,6 +81,7 @@ __all__ = [
     "Snapshot",
     "StateStore",
     "StepId",
+    "StepWorkerResult",
     "TickAddEvent",
     "TickCancelRun",
     "TickIdleCheck",
@@ -93,6 +96,7 @@ __all__ = [
     "abort",
     "cache_steps",
     "empty_context",
+    "event_matches",
     "events_of",
     "fingerprint",
     "infer_state_type",
@@ -103,10 +107,12 @@ __all__ = [
     "resuming",
     "snapshot",
     "state_seed",
+    "step_accepts_event",
     "step_configs",
     "steps_of",
     "take_timeout",
     "waiters",
+    "will_try_again",
     "work_items",
 ]
 
@@ -286,11 +292,18 @@ def waiters(state: BrokerState) -> Iterator[tuple[StepId, StepWorkerWaiter[Event
             yield step_id, waiter
 
 
-def work_items(state: BrokerState) -> Iterator[EventAttempt | InProgressState]:
+def work_items(state: BrokerState) -> Iterator[tuple[StepId, EventAttempt | InProgressState]]:
     """Yield what the steps of a run have to work on."""
-    for worker in state.workers.values():
-        yield from worker.queue
-        yield from worker.in_progress
+    for step_id, worker in state.workers.items():
+        items: list[EventAttempt | InProgressState] = [*worker.queue, *worker.in_progress]
+        for item in items:
+            yield step_id, item
+
+
+def will_try_again(tick: TickStepResult) -> bool:
+    """Whether a step has failed and will be run again by its retry policy."""
+    decisions = [each.retry_decision for each in tick.result if isinstance(each, StepWorkerFailed)]
+    return any(decision is not None and decision.delay is not None for decision in decisions)
 
 
 def _is_busy(state: BrokerState) -> bool:
@@ -328,6 +341,7 @@ def restore(
     with serializer.validation_context():
         past = [WorkflowTickAdapter.validate_python(serializer.deserialize(tick)) for tick in ticks]
     broker = rebuild_state_from_ticks(broker, past)
+    _unite(broker)
     context = broker.to_serialized(serializer)
     context.state = state
     return Restored(Context.from_dict(workflow, context.model_dump(), serializer=serializer), broker, past)
@@ -370,6 +384,14 @@ def receipts(state: BrokerState) -> list[WorkflowTick]:
         if item.invocation_id is not None
         for index in sorted(received.get((step_id, item.work_item_id or ""), ()))
     ]
+
+
+def _unite(state: BrokerState) -> None:
+    """Let all that belongs to one work item of a step hold the very same event again."""
+    events: dict[tuple[StepId, str], Event] = {}
+    for step_id, item in (*work_items(state), *waiters(state)):
+        if item.work_item_id is not None:
+            item.event = events.setdefault((step_id, item.work_item_id), item.event)
 
 
 def resuming(workflow: Workflow, context: Context) -> Callable[[], Awaitable[WorkflowHandler]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
+from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.attempts import Attempt
@@ -83,6 +84,46 @@ class Charges(Workflow):
         self.charged.append(answer.text)
         await self.gate.wait()
         return StopEvent(result=answer.text)
+
+
+class Retries(Workflow):
+    """Its step fails once after it has got its answer; another takes all answers."""
+
+    tried: ClassVar[list[str]] = []
+
+    @step(retry_policy=retry_policy(wait=wait_fixed(1.0), stop=stop_after_attempt(3)))
+    async def pay(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        self.tried.append((await ctx.wait_for_event(Answer, timeout=None)).text)
+        if len(self.tried) == 1:
+            raise ConnectionError("the bank is busy")
+        return StopEvent(result=ctx.retry_info().retry_number)
+
+    @step
+    async def note(self, ev: Answer) -> None:
+        """Let the library have a use for a second answer."""
+
+
+class Form(Workflow):
+    """A step asks twice, and the next one asks the first question again; another step notes all answers."""
+
+    noted: ClassVar[list[str]] = []
+
+    @step
+    async def fill(self, ctx: Context, ev: StartEvent) -> Load:
+        approval, address = [
+            (await ctx.wait_for_event(Answer, requirements={"about": about}, timeout=None)).text
+            for about in ("approval", "address")
+        ]
+        return Load(text=f"{approval} {address}")
+
+    @step
+    async def check(self, ctx: Context, ev: Load) -> StopEvent:
+        again = await ctx.wait_for_event(Answer, requirements={"about": "approval"}, timeout=None)
+        return StopEvent(result=f"{ev.text} {again.text}")
+
+    @step
+    async def note(self, ev: Answer) -> None:
+        self.noted.append(ev.text)
 
 
 class AskByEvent(Workflow):
@@ -205,6 +246,58 @@ async def test_a_second_answer_that_outlives_the_instance_does_not_either(stack:
         await nothing_more(lambda: len(second.charged) > 1)
         second.gate.set()
         assert result_of(await stack.end(task_id)) == "a"
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_second_answer_does_not_run_a_step_that_waits_for_its_retry(
+    stack: Stack, *, stops: bool
+) -> None:
+    Retries.tried.clear()
+    service = stack.service(Retries(timeout=None), drain_timeout=0, idle_timeout=60, allowed_types=ANSWERS)
+    async with stack.serving(service):
+        task_id = await stack.submit()
+        await eventually(lambda: service._worker is not None and len(service._worker) == 1)
+        attempt = attempt_of(service)
+        await eventually(lambda: attempt.run is not None and attempt.run.clock.is_waiting)
+        await stack.send(task_id, Answer(text="a"))
+        await eventually(lambda: bool(Retries.tried))
+        if not stops:
+            await stack.send(task_id, Answer(text="b"))
+            await eventually(lambda: attempt.mailbox.seen == 2)
+            assert result_of(await stack.end(task_id)) == 1
+    if stops:
+        await stack.send(task_id, Answer(text="b"))
+        async with stack.serving(stack.service(Retries(timeout=None), allowed_types=ANSWERS)):
+            assert result_of(await stack.end(task_id)) == 1
+    assert Retries.tried == ["a", "a"]
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_the_first_answer_counts_also_for_a_run_that_has_left_since(
+    stack: Stack, *, stops: bool
+) -> None:
+    def service() -> WorkflowService:
+        return stack.service(Form(timeout=None), idle_timeout=0, allowed_types=ANSWERS)
+
+    Form.noted.clear()
+    async with stack.serving(service()):
+        task_id = await stack.submit()
+        await until_waiting(stack, task_id)
+        await stack.send(task_id, Answer(text="Ada", about="approval"))
+        await until_waiting(stack, task_id, attempt=2)
+        if not stops:
+            await stack.send(task_id, Answer(text="Bob", about="approval"))
+            await until_waiting(stack, task_id, attempt=3)
+            await stack.send(task_id, Answer(text="home", about="address"))
+            assert result_of(await stack.end(task_id)) == "Ada home Bob"
+    if stops:
+        await stack.send(task_id, Answer(text="Bob", about="approval"))
+        async with stack.serving(service()):
+            await until_waiting(stack, task_id, attempt=3)
+        await stack.send(task_id, Answer(text="home", about="address"))
+        async with stack.serving(service()):
+            assert result_of(await stack.end(task_id)) == "Ada home Bob"
+    assert Form.noted[:2] == ["Ada", "home"]
 
 
 async def test_an_answer_that_comes_while_the_run_is_about_to_leave_wakes_it(stack: Stack) -> None:

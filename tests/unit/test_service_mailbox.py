@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from workflows import Context, Workflow, step
-from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
+from workflows import Context, Workflow, catch_error, step
+from workflows.events import Event, HumanResponseEvent, StartEvent, StepFailedEvent, StopEvent
+from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy.services.arguments import RunCall
 from llama_deploy.services.guard import guard_steps
@@ -18,6 +19,7 @@ from llama_deploy.services.hosting import host_runs
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.payloads import EventRegistry, StreamedEvent
 from llama_deploy.services.runs import RunLimits, WorkflowRun
+from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.attempts import InboxEntry
 
@@ -29,6 +31,10 @@ class Reply(HumanResponseEvent):
 
 class Other(HumanResponseEvent):
     text: str
+
+
+class Urgent(Reply):
+    """The library tells it apart from its base."""
 
 
 class Next(Event):
@@ -85,6 +91,148 @@ class Listener(Workflow):
         return StopEvent(result=heard) if ev.text == "end" else None
 
 
+class Retries(Workflow):
+    """Its step fails once after it has got its answer; another takes all answers."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=10)
+        self.tried: list[str] = []
+
+    @step(retry_policy=retry_policy(wait=wait_fixed(0.2), stop=stop_after_attempt(3)))
+    async def pay(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        self.tried.append((await ctx.wait_for_event(Reply)).text)
+        if len(self.tried) == 1:
+            raise ConnectionError("the bank is busy")
+        return StopEvent(result=self.tried)
+
+    @step
+    async def note(self, ctx: Context, ev: Reply) -> None:
+        """Let the library have a use for a second answer."""
+
+
+class Form(Workflow):
+    """A step asks twice, and the next one asks the first question again."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=10)
+        self.begun = 0
+
+    @step
+    async def fill(self, ctx: Context, ev: StartEvent) -> Next:
+        self.begun += 1
+        questions = ({"to": "approval"}, {"to": "address"})
+        return Next(heard=[(await ctx.wait_for_event(Reply, requirements=each)).text for each in questions])
+
+    @step
+    async def check(self, ctx: Context, ev: Next) -> StopEvent:
+        again = await ctx.wait_for_event(Reply, requirements={"to": "approval"})
+        return StopEvent(result=[*ev.heard, again.text])
+
+
+class Colleagues(Workflow):
+    """Two steps begin with the same event, of which one waits in its middle; another takes all answers."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=10)
+        self.gate = asyncio.Event()
+        self.asked = asyncio.Event()
+        self.watched = asyncio.Event()
+        self.charged: list[str] = []
+
+    @step
+    async def charge(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        self.asked.set()
+        self.charged.append((await ctx.wait_for_event(Reply)).text)
+        await self.gate.wait()
+        return StopEvent(result=self.charged)
+
+    @step
+    async def watch(self, ctx: Context, ev: StartEvent) -> None:
+        await self.watched.wait()
+
+    @step
+    async def answer(self, ctx: Context, ev: Other) -> None:
+        """Answer in place of a person."""
+        ctx.send_event(Reply(text=ev.text))
+
+    @step
+    async def note(self, ctx: Context, ev: Reply) -> None:
+        """Let the library have a use for a second answer."""
+
+
+class Recovers(Workflow):
+    """Its first step fails for good after it has got its answer."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=10)
+        self.tried: list[str] = []
+
+    @step
+    async def pay(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        self.tried.append((await ctx.wait_for_event(Reply)).text)
+        raise ConnectionError("the bank is closed")
+
+    @catch_error(for_steps=["pay"])
+    async def recover(self, ctx: Context, ev: StepFailedEvent) -> Next:
+        return Next(heard=[])
+
+    @step
+    async def second(self, ctx: Context, ev: Next) -> StopEvent:
+        return StopEvent(result=(await ctx.wait_for_event(Other)).text)
+
+
+class RecoversAndHears(Recovers):
+    @step
+    async def hear(self, ctx: Context, ev: Reply) -> StopEvent | None:
+        return StopEvent(result=f"heard {ev.text}") if ev.text == "b" else None
+
+
+class Patient(Workflow):
+    """One step is at its second question; another takes a kind of what answers the first."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=10)
+        self.begun = 0
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> None:
+        self.begun += 1
+        await ctx.wait_for_event(Reply)
+        await ctx.wait_for_event(Other)
+
+    @step
+    async def hear(self, ctx: Context, ev: Urgent) -> StopEvent:
+        return StopEvent(result=ev.text)
+
+
+class Hurried(Workflow):
+    """The time for an answer that has come runs out while the step is at its next question."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=10)
+        self.begun = 0
+        self.asked = asyncio.Event()
+        self.late = asyncio.Event()
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        self.begun += 1
+        self.asked.set()
+        heard = (await ctx.wait_for_event(Reply, timeout=0.5)).text
+        return StopEvent(result=[heard, (await ctx.wait_for_event(Other, timeout=None)).text])
+
+    @step
+    async def work(self, ctx: Context, ev: StartEvent) -> None:
+        await asyncio.Event().wait()
+
+    @step
+    async def watch(self, ctx: Context, ev: StartEvent) -> None:
+        try:
+            await ctx.wait_for_event(Next, timeout=0.6)
+        except TimeoutError:
+            self.late.set()
+
+
 def entry(seq: int, text: str, *, cls: str = "Reply", **fields: Any) -> InboxEntry:
     body = EventDefinition.model_validate(
         {"event_obj_str": f'{{"type": "{cls}", "value": {{"text": "{text}"{_more(fields)}}}}}'}
@@ -105,6 +253,7 @@ class Hosted:
         self.seen: list[int] = []
         self.mailbox = Mailbox(
             task_id="task",
+            workflow=workflow,
             registry=EventRegistry(workflow, [Reply, Other]),
             on_seen=self.seen.append,
         )
@@ -125,10 +274,19 @@ class Hosted:
         assert ending.error is None
         return ending.value
 
+    async def until_waiting(self) -> None:
+        await eventually(lambda: self.workflow_run.clock.is_waiting)
+
     async def put(self, *entries: InboxEntry) -> None:
         for item in entries:
             if self.mailbox.put(item):
                 await self.mailbox.deliver()
+
+
+async def brief_moment() -> None:
+    """Long enough for a step to begin, if it may."""
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 async def _hold() -> None:
@@ -197,3 +355,107 @@ async def test_a_mailbox_goes_on_after_what_earlier_attempts_have_taken() -> Non
     await hosted.put(entry(3, "taken before"), entry(4, "end"))
     assert await hosted.run() == ["a", "end"]
     assert hosted.seen[-1] == 4
+
+
+async def test_a_second_answer_does_not_run_a_step_that_is_about_to_be_tried_again() -> None:
+    workflow = Retries()
+    hosted = Hosted(workflow)
+    running = asyncio.create_task(hosted.run())
+    await hosted.until_waiting()
+    await hosted.put(entry(1, "a"))
+    await eventually(lambda: bool(workflow.tried))
+    await hosted.put(entry(2, "b"))
+    assert await running == ["a", "a"]
+    assert hosted.mailbox.take_consumed() == [1]
+
+
+async def test_the_first_answer_counts_when_the_step_is_at_its_next_question() -> None:
+    workflow = Form()
+    hosted = Hosted(workflow)
+    running = asyncio.create_task(hosted.run())
+    await hosted.put(entry(1, "yes", to="approval"))
+    await eventually(lambda: workflow.begun == 2 and hosted.workflow_run.clock.is_waiting)
+    await hosted.put(entry(2, "no", to="approval"))
+    await brief_moment()
+    assert workflow.begun == 2
+    assert hosted.mailbox.is_quiet
+    await hosted.put(entry(3, "home", to="address"))
+    assert await running == ["yes", "home", "no"]
+    assert hosted.mailbox.take_consumed() == [1, 3, 2]
+
+
+async def test_a_step_that_began_with_the_same_event_does_not_end_the_work_on_an_answer() -> None:
+    workflow = Colleagues()
+    hosted = Hosted(workflow)
+    running = asyncio.create_task(hosted.run())
+    await workflow.asked.wait()
+    await brief_moment()
+    await hosted.put(entry(1, "a"))
+    await eventually(lambda: bool(workflow.charged))
+    workflow.watched.set()
+    await brief_moment()
+    await hosted.put(entry(2, "b"))
+    await brief_moment()
+    workflow.gate.set()
+    assert await running == ["a"]
+
+
+async def test_a_second_answer_is_kept_also_if_a_step_has_given_the_first() -> None:
+    workflow = Colleagues()
+    hosted = Hosted(workflow)
+    workflow.watched.set()
+    running = asyncio.create_task(hosted.run())
+    await hosted.until_waiting()
+    await hosted.put(entry(1, "a", cls="Other"))
+    await eventually(lambda: bool(workflow.charged))
+    await hosted.put(entry(2, "b"))
+    await brief_moment()
+    workflow.gate.set()
+    assert await running == ["a"]
+
+
+async def test_a_second_answer_does_not_run_a_step_that_has_failed_for_good() -> None:
+    workflow = Recovers()
+    hosted = Hosted(workflow)
+    running = asyncio.create_task(hosted.run())
+    await hosted.put(entry(1, "a"))
+    await eventually(lambda: bool(workflow.tried) and hosted.workflow_run.clock.is_waiting)
+    await hosted.put(entry(2, "b"))
+    await brief_moment()
+    await hosted.put(entry(3, "end", cls="Other"))
+    assert await running == "end"
+    assert workflow.tried == ["a"]
+
+
+async def test_what_a_step_takes_is_not_kept_for_one_that_has_failed_for_good() -> None:
+    workflow = RecoversAndHears()
+    hosted = Hosted(workflow)
+    running = asyncio.create_task(hosted.run())
+    await hosted.until_waiting()
+    await hosted.put(entry(1, "a"))
+    await eventually(lambda: bool(workflow.tried) and hosted.workflow_run.clock.is_waiting)
+    await hosted.put(entry(2, "b"))
+    assert await running == "heard b"
+
+
+async def test_what_is_no_answer_to_the_library_is_not_kept_as_one() -> None:
+    workflow = Patient()
+    hosted = Hosted(workflow)
+    running = asyncio.create_task(hosted.run())
+    await hosted.put(entry(1, "a"))
+    await eventually(lambda: workflow.begun == 2 and hosted.workflow_run.clock.is_waiting)
+    await hosted.put(entry(2, "at once", cls="Urgent"))
+    assert await running == "at once"
+
+
+async def test_the_end_of_the_time_for_an_answer_that_has_come_changes_nothing() -> None:
+    workflow = Hurried()
+    hosted = Hosted(workflow)
+    running = asyncio.create_task(hosted.run())
+    await workflow.asked.wait()
+    await brief_moment()
+    await hosted.put(entry(1, "a"))
+    await workflow.late.wait()
+    await hosted.put(entry(2, "b", cls="Other"))
+    assert await running == ["a", "b"]
+    assert workflow.begun == 3

@@ -114,7 +114,9 @@ def attempt(wire: Wire) -> Attempt:
         key=KEY,
         state=WorkflowState(),
         input="{}",
-        mailbox=Mailbox(task_id=KEY.task_id, registry=EventRegistry(workflow), on_seen=lambda _: None),
+        mailbox=Mailbox(
+            task_id=KEY.task_id, workflow=workflow, registry=EventRegistry(workflow), on_seen=lambda _: None
+        ),
         reports=AttemptReports(KEY, wire.publish),
     )
 

@@ -58,7 +58,9 @@ def the_run(
     return WorkflowRun(
         workflow=workflow,
         start=partial(RunCall.prepare(workflow, {}).start, None),
-        mailbox=Mailbox(task_id="task", registry=EventRegistry(workflow), on_seen=lambda _: None),
+        mailbox=Mailbox(
+            task_id="task", workflow=workflow, registry=EventRegistry(workflow), on_seen=lambda _: None
+        ),
         on_event=on_event or ignore,
         label="the run",
         limits=RunLimits(timeout=timeout),

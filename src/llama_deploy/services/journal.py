@@ -30,6 +30,7 @@ from llama_deploy.services.reports import MAX_MESSAGE_CHARACTERS, AttemptKey, At
 from llama_deploy.types.attempts import JournalReply, JournalWrite, Parking
 from llama_deploy.workflow_library import (
     InternalRunAdapter,
+    StepWorkerResult,
     TickCancelRun,
     TickStepResult,
     TickTimeout,
@@ -408,4 +409,6 @@ class RunJournal:
 
 def _ends_step(tick: WorkflowTick) -> bool:
     """Whether a step has come to its end. A question is none, nor an error, which a retry may follow."""
-    return isinstance(tick, TickStepResult) and any(each.type == "result" for each in tick.result)
+    return isinstance(tick, TickStepResult) and any(
+        isinstance(each, StepWorkerResult) for each in tick.result
+    )

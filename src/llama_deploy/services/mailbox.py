@@ -8,8 +8,10 @@ asked for it with `ctx.wait_for_event` would be lost so; the mailbox keeps it, a
 that a step has ended or begun to wait. One event is offered at a time, and its fate is known before any step
 starts.
 
-The library would also run a step twice at once that gets a second answer while it works on the first. The
-mailbox keeps such an answer until the step has come to its end, or to its next question.
+The library keeps the question of a waiting step, with the answer, until the step has come to its end. Until
+then each event that fits takes the place of the answer and runs the step again, beside the run that works on
+the first, also while the step waits for its next answer or for its retry. The mailbox keeps such an event
+until another question wants it or the step has ended: the first answer counts.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from workflows import Workflow
 from workflows.events import Event, UnhandledEvent, WorkflowIdleEvent
 
 from llama_deploy.errors import InvalidRequestError
@@ -29,11 +32,16 @@ from llama_deploy.workflow_library import (
     AddWaiter,
     BrokerState,
     DeleteWaiter,
+    StepWorkerResult,
     TickAddEvent,
     TickStepResult,
     TickWaiterTimeout,
     WorkflowTick,
+    event_matches,
+    step_accepts_event,
+    step_configs,
     waiters,
+    will_try_again,
     work_items,
 )
 
@@ -49,20 +57,28 @@ class _Letter:
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A step that waits for an event in its middle."""
+@dataclass(slots=True, eq=False)
+class _Question:
+    """For what a step has waited in its middle. The library knows it until the step has come to its end."""
 
+    step: str
     awaited: type[Event]
     requirements: dict[str, Any]
+    takes_subclasses: bool
     begun: Event
     """With which the step has begun: this very object tells its results from those of others."""
+    is_answered: bool = False
+    """Whether the event has come, or the time for it is over."""
 
     def takes(self, event: Event) -> bool:
         """Whether the library would run the step again with this event."""
-        return isinstance(event, self.awaited) and all(
+        return event_matches(event, self.awaited, allow_subclasses=self.takes_subclasses) and all(
             getattr(event, name, None) == value for name, value in self.requirements.items()
         )
+
+    def is_asked_in(self, step: str, begun: Event) -> bool:
+        """Whether it belongs to what `step` makes of the event `begun`."""
+        return self.step == step and self.begun is begun
 
 
 class Mailbox:
@@ -70,12 +86,16 @@ class Mailbox:
 
     Args:
         task_id: The task, for the log.
+        workflow: The task's workflow, whose steps may take events too.
         registry: Decodes events.
         on_seen: Called with the number of the last entry that has arrived without a gap.
     """
 
-    def __init__(self, *, task_id: str, registry: EventRegistry, on_seen: Callable[[int], None]) -> None:
+    def __init__(
+        self, *, task_id: str, workflow: Workflow, registry: EventRegistry, on_seen: Callable[[int], None]
+    ) -> None:
         self._task_id = task_id
+        self._workflow = workflow
         self._registry = registry
         self._on_seen = on_seen
         self._send: Callable[[Event], Awaitable[None]] | None = None
@@ -86,9 +106,9 @@ class Mailbox:
         self._offered: _Letter | None = None
         self._arrived = False
         self._was_refused = False
-        self._waiting: dict[tuple[str, str], _Waiting] = {}
-        self._answered: list[_Waiting] = []
-        """Steps that have waited, and work on what they got."""
+        self._questions: dict[tuple[str, str], _Question] = {}
+        self._at_work: list[_Question] = []
+        """A question for each run of a step that works on an answer, and has not come to rest."""
         self._taken: list[int] = []
         self.seen = 0
         """The number of the last entry that has arrived without a gap."""
@@ -119,13 +139,17 @@ class Mailbox:
 
     def go_on(self, run: BrokerState) -> None:
         """Learn from what an earlier attempt has left which steps wait, and which have got their answer."""
-        under_way = {item.work_item_id: item.event for item in work_items(run)}
+        asked: dict[tuple[str, str | None], _Question] = {}
         for step_id, waiter in waiters(run):
-            begun = under_way.get(waiter.work_item_id, waiter.event)
-            waiting = _Waiting(waiter.waiting_for_event, waiter.requirements, begun)
-            self._waiting[str(step_id), waiter.waiter_id] = waiting
-            if waiter.work_item_id in under_way:
-                self._answered.append(waiting)
+            question = self._question(
+                str(step_id), waiter.waiting_for_event, waiter.requirements, waiter.event
+            )
+            question.is_answered = waiter.resolved_event is not None or waiter.timed_out
+            self._questions[question.step, waiter.waiter_id] = question
+            asked[question.step, waiter.work_item_id] = question
+        for step_id, item in work_items(run):
+            if (worked_on := asked.get((str(step_id), item.work_item_id))) is not None:
+                self._at_work.append(worked_on)
 
     async def open(self, send: Callable[[Event], Awaitable[None]]) -> None:
         """The run has started: hand on what has come, with `send`."""
@@ -164,26 +188,25 @@ class Mailbox:
     # -- what the run tells
 
     def on_tick(self, tick: WorkflowTick) -> None:
-        """Learn that the run has come to an event, or that a step begins to wait for one."""
+        """Learn that the run has come to an event, to the end of a wait, or to the result of a step."""
         if isinstance(tick, TickAddEvent):
             # The event of a tick is the very object that was sent.
             self._arrived = self._offered is not None and tick.event is self._offered.event
+            if tick.collection_release_payload is None:
+                for question in self._questions.values():
+                    if question.takes(tick.event):
+                        self._answer(question)
         elif isinstance(tick, TickWaiterTimeout):
-            if (late := self._waiting.get((str(tick.step_id), tick.waiter_id))) is not None:
-                self._answered.append(late)
+            late = self._questions.get((str(tick.step_id), tick.waiter_id))
+            if late is not None and not late.is_answered:
+                self._answer(late)
         elif isinstance(tick, TickStepResult):
-            self._answered = [each for each in self._answered if each.begun is not tick.event]
-            for result in tick.result:
-                if isinstance(result, AddWaiter):
-                    waiting = _Waiting(result.event_type, result.requirements, tick.event)
-                    self._waiting[str(tick.step_id), result.waiter_id] = waiting
-                elif isinstance(result, DeleteWaiter):
-                    self._waiting.pop((str(tick.step_id), result.waiter_id), None)
+            self._learn(tick)
 
     def on_event(self, event: Event) -> None:
         """Learn that nobody has taken the event that the run has just come to, or that no step works."""
         if isinstance(event, WorkflowIdleEvent):
-            self._answered.clear()
+            self._at_work.clear()
         if self._arrived and isinstance(event, UnhandledEvent):
             self._was_refused = True
 
@@ -198,19 +221,73 @@ class Mailbox:
             self._refused.clear()
         await self.deliver()
 
+    def _learn(self, tick: TickStepResult) -> None:
+        """Learn from a step's result which questions are open, and which are forgotten."""
+        step = str(tick.step_id)
+        # A step that waits for its retry has not come to rest.
+        if not will_try_again(tick):
+            runs = [each for each in self._at_work if each.is_asked_in(step, tick.event)]
+            if runs:
+                self._at_work.remove(runs[0])
+        has_ended = any(isinstance(each, StepWorkerResult) for each in tick.result)
+        for result in tick.result:
+            if isinstance(result, AddWaiter):
+                self._questions[step, result.waiter_id] = self._question(
+                    step, result.event_type, result.requirements, tick.event
+                )
+            elif isinstance(result, DeleteWaiter) and has_ended:
+                self._questions.pop((step, result.waiter_id), None)
+
+    def _question(
+        self, step: str, awaited: type[Event], requirements: dict[str, Any], begun: Event
+    ) -> _Question:
+        config = step_configs(self._workflow).get(step)
+        takes_subclasses = config is not None and config.accept_event_subclasses
+        return _Question(step, awaited, requirements, takes_subclasses, begun)
+
+    def _answer(self, question: _Question) -> None:
+        question.is_answered = True
+        self._at_work.append(question)
+
     def _settle(self, letter: _Letter) -> None:
         if self._was_refused:
             self._refused.append(letter)
-            return
-        self._taken.append(letter.seq)
-        self._answered += [each for each in self._waiting.values() if each.takes(letter.event)]
+        else:
+            self._taken.append(letter.seq)
 
     def _next(self) -> _Letter | None:
         """Return the first letter that can be offered now."""
-        for letter in self._untried:
-            if not any(each.takes(letter.event) for each in self._answered):
-                return letter
-        return None
+        return next((letter for letter in self._untried if self._is_wanted(letter.event)), None)
+
+    def _is_wanted(self, event: Event) -> bool:
+        """Whether the run can do more with an event than to put it in the place of an earlier one."""
+        fitting = [each for each in self._questions.values() if each.takes(event)]
+        if any(self._works_on(each) for each in fitting):
+            return False
+        if not fitting or not all(each.is_answered for each in fitting):
+            return True
+        # The questions of a step that has failed for good are answered for ever, and must not keep an event
+        # from a step that begins with it.
+        return not any(self._goes_on(each) for each in fitting) and self._begins_a_step(event, fitting)
+
+    def _works_on(self, question: _Question) -> bool:
+        return any(each.is_asked_in(question.step, question.begun) for each in self._at_work)
+
+    def _goes_on(self, question: _Question) -> bool:
+        """Whether the step of an answered question waits for another answer."""
+        return any(
+            not each.is_answered and each.is_asked_in(question.step, question.begun)
+            for each in self._questions.values()
+        )
+
+    def _begins_a_step(self, event: Event, fitting: Sequence[_Question]) -> bool:
+        """Whether a step other than those of the questions begins with an event."""
+        asking = {each.step for each in fitting}
+        return any(
+            step_accepts_event(event, config.accepted_events, allow_subclasses=config.accept_event_subclasses)
+            for name, config in step_configs(self._workflow).items()
+            if name not in asking
+        )
 
     def _accept(self, entry: InboxEntry) -> None:
         try:

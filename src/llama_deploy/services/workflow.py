@@ -346,7 +346,7 @@ class WorkflowService(BaseService):
             await to_the_end(self._leave())
 
     def _new_mailbox(self, task_id: str, on_seen: Callable[[int], None]) -> Mailbox:
-        return Mailbox(task_id=task_id, registry=self._events, on_seen=on_seen)
+        return Mailbox(task_id=task_id, workflow=self.workflow, registry=self._events, on_seen=on_seen)
 
     def _live_worker(self) -> Worker:
         if self._worker is None:
