@@ -1,4 +1,4 @@
-"""What the agents of llama_index hold beside what their steps declare.
+"""What the agents of llama_index hold beside what their steps declare, and what its data is.
 
 llama_index is not needed to run this package and never imported: its classes are known by their names, and
 are there if the workflow that is hosted has loaded them.
@@ -7,7 +7,7 @@ are there if the workflow that is hosted has loaded them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -20,6 +20,14 @@ _HELD: Final = (
     ("llama_index.core.agent.react.types", "BaseReasoningStep"),
 )
 """The roots of what stands in an agent's state: its memory, and what a ReAct agent has thought so far."""
+
+_DATA: Final = (
+    ("llama_index.core.schema", "BaseNode"),
+    ("llama_index.core.schema", "NodeWithScore"),
+    ("llama_index.core.base.llms.types", "ChatMessage"),
+    ("llama_index.core.base.llms.types", "BaseContentBlock"),
+)
+"""The roots of what retrievers return and chats are made of."""
 
 _RAW_FIELDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
@@ -52,10 +60,19 @@ LEVELS: Final = 4
 def agent_types(workflow_class: type) -> Iterator[type]:
     """Return what the state of an agent may hold; nothing for a workflow that is no agent."""
     if is_agent(workflow_class):
-        for module, name in _HELD:
-            cls = getattr(sys.modules.get(module), name, None)
-            if isinstance(cls, type):
-                yield cls
+        yield from _loaded(_HELD)
+
+
+def data_types() -> Iterator[type]:
+    """Return the classes of llama_index that are data and no more; nothing where it is not loaded."""
+    yield from _loaded(_DATA)
+
+
+def _loaded(names: Iterable[tuple[str, str]]) -> Iterator[type]:
+    for module, name in names:
+        cls = getattr(sys.modules.get(module), name, None)
+        if isinstance(cls, type):
+            yield cls
 
 
 def is_agent(workflow_class: type) -> bool:

@@ -8,7 +8,8 @@ Code that runs on the way, and so has to stand bad data:
   compare, in sets and as keys;
 * the constructors of builtin exceptions and of the standard library's and pydantic's values.
 
-Nothing else: no `__init__`, no `__post_init__`, no validator.
+Nothing else: no `__init__`, no `__post_init__`, no validator. An exception is also built when it is encoded,
+to see that it can be.
 """
 
 from __future__ import annotations

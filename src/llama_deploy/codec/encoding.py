@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
 
-from llama_deploy.codec.agents import LEVELS, raw_fields, reduced
+from llama_deploy.codec.agents import LEVELS, raw_fields, reduced, refusal
 from llama_deploy.codec.errors import DescribedError, builtin_arguments, describe
 from llama_deploy.codec.faults import Fault, step_to
-from llama_deploy.codec.forms import Form, form_of
+from llama_deploy.codec.forms import Form, PrivateAttributes, form_of
 from llama_deploy.codec.registry import TypeRegistry, qualified_name
 from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
 
@@ -54,6 +54,7 @@ class Encoder:
                 dict: self._mapping,
                 DescribedError: self._described,
                 _Raw: self._raw,
+                PrivateAttributes: self._private,
             }
         )
         for kind in VALUE_KINDS:
@@ -157,6 +158,27 @@ class Encoder:
             return self._table[type(plain)](plain, depth)
         except Fault:  # nested too deeply
             return None
+
+    def _private(self, attributes: PrivateAttributes, depth: int) -> Any:
+        """Return private attributes, without those that hold no data and are made anew by their default."""
+        kept: dict[str, Any] = {}
+        for name, item in attributes.held.items():
+            cls = type(item)
+            has_default = attributes.has_default.get(name)
+            if has_default is None or cls in self._table or not _is_no_data(cls):
+                kept[name] = item
+            elif has_default:
+                logger.debug(
+                    "left out the private attribute %s, which holds a %s",
+                    name,
+                    qualified_name(cls),
+                    extra={"action": "leave_out_attribute"},
+                )
+            else:
+                fault = Fault(_refusal_of_private(cls))
+                fault.within(attributes.held, step_to(name))
+                raise fault
+        return self._mapping(kept, depth)
 
     def _adopt(self, cls: type) -> _Handler:
         """Return the handler for a class that was not met before."""
@@ -288,9 +310,25 @@ _CODE: Final = (
 )
 
 
-def _refusal_of(cls: type) -> str:
-    what = "code or a running thing" if issubclass(cls, _CODE) else "which cannot be carried as JSON"
+def _is_no_data(cls: type) -> bool:
+    """Return whether objects of a class that is not in the table are never carried, whatever is declared."""
+    return not issubclass(cls, type) and (form_of(cls) is None or refusal(cls) is not None)
+
+
+def _refusal_of_private(cls: type) -> str:
     return (
-        f"is a {qualified_name(cls)}, {what}: exclude the field, keep a reference such as a name or an id "
+        f"is {_what(cls)}: give the private attribute a default to be made anew from, as with "
+        "`PrivateAttr(default_factory=...)`, or keep a reference such as a name or an id instead"
+    )
+
+
+def _what(cls: type) -> str:
+    what = "code or a running thing" if issubclass(cls, _CODE) else "which cannot be carried as JSON"
+    return f"a {qualified_name(cls)}, {what}"
+
+
+def _refusal_of(cls: type) -> str:
+    return (
+        f"is {_what(cls)}: exclude the field, keep a reference such as a name or an id "
         "instead, or make it a model, a dataclass or an enum that the workflow declares"
     )

@@ -47,14 +47,22 @@ def builtin_arguments(error: BaseException) -> list[object] | None:
     cls = type(error)
     if BUILTIN_ERRORS.get(cls.__name__) is not cls:
         return None
-    reduced = error.__reduce__()
-    # OSError keeps its file names apart from `args`; only what it is pickled from holds all.
-    arguments = reduced[1] if isinstance(reduced, tuple) and isinstance(reduced[1], tuple) else error.args
+    arguments = arguments_of(error)
     try:
-        same = describe(build_builtin(cls.__name__, list(arguments))) == describe(error)
+        same = describe(build_builtin(cls.__name__, arguments)) == describe(error)
     except (TypeError, ValueError):
         return None
-    return list(arguments) if same else None
+    return arguments if same else None
+
+
+def arguments_of(error: BaseException) -> list[object]:
+    """Return the arguments from which an exception was built, as far as they are kept."""
+    if isinstance(error, OSError):
+        # It keeps its file names apart from `args`; only what it is pickled from holds all.
+        reduced = OSError.__reduce__(error)
+        if isinstance(reduced, tuple) and isinstance(reduced[1], tuple):
+            return list(reduced[1])
+    return list(error.args)
 
 
 def build_builtin(name: str, arguments: list[object]) -> BaseException:

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum, Flag
 from typing import Any, Final, Protocol
 
@@ -20,10 +20,23 @@ from pydantic.fields import FieldInfo, ModelPrivateAttr
 from pydantic_core import PydanticUndefined
 
 from llama_deploy.codec.annotations import is_model
+from llama_deploy.codec.errors import arguments_of, describe
 from llama_deploy.codec.faults import Fault
 from llama_deploy.codec.values import expect
 
 _NOTHING: Final = object()
+_LIBRARY: Final = "workflows"
+"""The package whose models keep data of users in private attributes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrivateAttributes:
+    """The private attributes of a model, of which some may stay behind."""
+
+    held: dict[str, Any]
+    """Their values."""
+    has_default: dict[str, bool]
+    """Those that a user's class declares, and whether each has a default, with which it is made anew."""
 
 
 class Form(Protocol):
@@ -66,6 +79,8 @@ def form_of(cls: type) -> Form | None:
 class ModelForm:
     """Pydantic models: fields, extras, private attributes, and which fields were set.
 
+    Private attributes of a user's own go out as `PrivateAttributes`, which the encoder may leave behind.
+
     Parts: the fields; the names of those not set; private attributes; extras; attributes without a
     declaration.
     """
@@ -75,6 +90,7 @@ class ModelForm:
     def __init__(self, cls: type[BaseModel]) -> None:
         cls.model_rebuild(raise_errors=False)
         self._cls = cls
+        self._flaw = _flaw_of(functools.partial(cls.__new__, cls))
         self._fields: dict[str, FieldInfo] = dict(cls.model_fields)
         self._names = frozenset(name for name, field in self._fields.items() if not field.exclude)
         self._lost = [name for name in self._fields.keys() - self._names if self._fields[name].is_required()]
@@ -85,9 +101,17 @@ class ModelForm:
             for name, attribute in cls.__private_attributes__.items()
             if attribute.default_factory in (dict, list, set)
         }
+        kept = {name for base in cls.__mro__ if _is_of_library(base) for name in _private_of(base)}
+        self._own_private = {
+            name: attribute.default_factory is not None or attribute.default is not PydanticUndefined
+            for name, attribute in cls.__private_attributes__.items()
+            if name not in kept
+        }
 
     def take(self, value: BaseModel) -> tuple[object, ...]:
         """Return the parts of a model."""
+        if self._flaw:
+            raise Fault(self._flaw)
         fields: dict[str, Any] = value.__dict__
         others: dict[str, Any] = {}
         if fields.keys() != self._names:
@@ -104,7 +128,12 @@ class ModelForm:
             }
         if not (private or extra or others):
             return (fields, unset) if unset else (fields,)
-        return _trimmed(fields, unset, private or {}, extra or {}, others)
+        return _trimmed(fields, unset, self._taken_private(private or {}), extra or {}, others)
+
+    def _taken_private(self, private: dict[str, Any]) -> dict[str, Any] | PrivateAttributes:
+        if private.keys().isdisjoint(self._own_private):
+            return private
+        return PrivateAttributes(private, self._own_private)
 
     def _split(self, value: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
         attributes = vars(value)
@@ -177,10 +206,13 @@ class DataclassForm:
 
     def __init__(self, cls: type) -> None:
         self._cls = cls
+        self._flaw = _flaw_of(functools.partial(object.__new__, cls))
         self._fields = {field.name: field for field in dataclasses.fields(cls)}
 
     def take(self, value: Any) -> tuple[object, ...]:
         """Return the parts of a dataclass."""
+        if self._flaw:
+            raise Fault(self._flaw)
         fields: dict[str, Any] = {}
         for name, field in self._fields.items():
             item = getattr(value, name, _NOTHING)
@@ -267,8 +299,21 @@ class ErrorForm:
         self._cls = cls
 
     def take(self, value: BaseException) -> tuple[object, ...]:
-        """Return the parts of an exception."""
-        return _trimmed(list(value.args), vars(value))
+        """Return the parts of an exception.
+
+        Raises:
+            Fault: No exception with its text can be built from them, as with those whose class asks for more
+                than its arguments, or keeps more than its attributes.
+        """
+        try:
+            parts = _trimmed(arguments_of(value), vars(value))
+            built = self.build(*parts)
+            same = type(built) is type(value) and describe(built) == describe(value)
+        except Exception as exc:
+            raise Fault(f"is an exception that cannot be built again: {type(exc).__name__}: {exc}") from exc
+        if not same:
+            raise Fault("is an exception that would be another one when it is built again")
+        return parts
 
     def build(self, arguments: Any, attributes: Any = None) -> BaseException:
         """Build an exception; `__new__` runs with the arguments, `__init__` does not."""
@@ -286,6 +331,26 @@ def _trimmed(*parts: Any) -> tuple[object, ...]:
     while count > 1 and not parts[count - 1]:
         count -= 1
     return parts[:count]
+
+
+def _flaw_of(make: Callable[[], object]) -> str | None:
+    """Return why no empty object of a class can be made; None if it can."""
+    try:
+        make()
+    except Exception as exc:  # noqa: BLE001 - the code of anybody's class
+        return (
+            f"cannot be built again, as its class makes no object without its constructor ({exc}): exclude "
+            "the field, or keep what it is made of instead"
+        )
+    return None
+
+
+def _is_of_library(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == _LIBRARY
+
+
+def _private_of(cls: type) -> Iterable[str]:
+    return cls.__private_attributes__ if is_model(cls) else ()
 
 
 def _list(names: Iterable[str]) -> str:

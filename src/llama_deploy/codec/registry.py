@@ -12,8 +12,8 @@ from typing import Final, Generic, Protocol
 from pydantic import BaseModel, RootModel
 from workflows import Workflow
 
-from llama_deploy.codec.agents import agent_types, refusal
-from llama_deploy.codec.annotations import has_fields, reachable
+from llama_deploy.codec.agents import agent_types, data_types, refusal
+from llama_deploy.codec.annotations import has_fields, is_model, reachable
 from llama_deploy.codec.library import GENERIC_EVENTS, library_types
 from llama_deploy.errors import SerializationError
 from llama_deploy.workflow_library import infer_state_type
@@ -43,21 +43,21 @@ def qualified_name(cls: type) -> str:
 class TypeRegistry:
     """The classes that may be encoded and decoded, by name. It never imports.
 
-    Known are the declared classes and, as far as they are loaded, their subclasses and what the fields of all
-    these are declared to hold; but of a class that anybody's are derived from, such as `BaseModel`, `Event`
-    or `Exception`, no subclasses. A few classes that only look like data are never known, see `codec.agents`.
+    Known are the declared classes and, as far as they are loaded when it is made, their subclasses and what
+    the fields of all these are declared to hold; but of a class that anybody's are derived from, such as
+    `BaseModel`, `Event` or `Exception`, no subclasses. What is loaded later stays unknown, because a process
+    that has done no more than import the workflow could not read it: a service makes its registry when it is
+    made itself, before a step runs. A few classes that only look like data are never known, see
+    `codec.agents`.
 
     Args:
         types: The declared classes; see `declared_types`.
     """
 
     def __init__(self, types: Iterable[type]) -> None:
-        self._declared = dict.fromkeys(types)
         self._by_name: dict[str, type | None] = {}
         self._by_bare_name: dict[str, type | None] = {}
-        self._elsewhere: dict[str, type] = {}
-        """Classes by names with another module than theirs here, after they were asked for."""
-        self._index(self._declared)
+        self._index(_with_subclasses(types))
 
     def find(self, name: str) -> type | None:
         """Return the class with this name, None if none is known or several are.
@@ -66,20 +66,11 @@ class TypeRegistry:
             name: `module.Class`, with or without what the class is nested in. Where the module is another
                 one, as `__main__` is for a script, the bare name does, if only one class is called so.
         """
-        cls = self._by_name.get(name, _NOT_MET)
-        if cls is _NOT_MET and name not in self._elsewhere:
-            self._learn()
-            cls = self._by_name.get(name, _NOT_MET)
-        if cls is not _NOT_MET:
-            return cls
-        if name in self._elsewhere:
-            return self._elsewhere[name]
+        if name in self._by_name:
+            return self._by_name[name]
         if name.partition(".")[0] in _HOMES_OF_LIBRARIES:
             return None
-        cls = self._by_bare_name.get(name.rpartition(".")[2])
-        if cls is not None:
-            self._elsewhere[name] = cls
-        return cls
+        return self._by_bare_name.get(name.rpartition(".")[2])
 
     def resolve(self, name: str) -> type:
         """Return the class with this name; see `find`.
@@ -104,16 +95,30 @@ class TypeRegistry:
             return f"is a {name}, {reason}"
         if self._by_name.get(name, cls) is not cls:
             return f"is a {name}, and several classes have this name: rename one"
+        origin = _origin_of(cls)
+        if origin is not None and self.name_of(origin) is not None:
+            return (
+                f"is a {name}, which did not exist yet when the service started, so no other process could "
+                f"read it: give it a name in the module of the workflow (`Name = {cls.__name__}`), use it in "
+                "an annotation of the workflow's events or state, or exclude the field"
+            )
+        if any(_is_root(base) and self.name_of(base) is not None for base in cls.__mro__):
+            return (
+                f"is a {name}, which was not there when the service started, so no other process could read "
+                "it: import it at the top of the module of the workflow, name it in `allowed_types` of the "
+                "service, or exclude the field"
+            )
         return (
-            f"is a {name}, which is not declared: name it in `allowed_types` of the service, use it in an "
-            "annotation of the workflow's events or state, or exclude the field"
+            f"is a {name}, which is not declared: import it at the top of the module of the workflow, name "
+            "it in `allowed_types` of the service, use it in an annotation of the workflow's events or "
+            "state, or exclude the field"
         )
 
     def unknown(self, name: str) -> str:
         """Say that no class has this name; it goes on after the name of a place."""
         return (
-            f"names the class {name[:200]!r}, which is not declared here: name it in `allowed_types` of the "
-            "service, and see that it is imported"
+            f"names the class {name[:200]!r}, which is not declared here: import it at the top of the module "
+            "of the workflow, or name it in `allowed_types` of the service"
         )
 
     def _index(self, classes: Iterable[type]) -> None:
@@ -127,29 +132,29 @@ class TypeRegistry:
                 bare = cls.__name__
                 self._by_bare_name[bare] = cls if self._by_bare_name.get(bare, cls) is cls else None
 
-    def _learn(self) -> None:
-        """Take in the subclasses that are loaded by now, and what their fields hold."""
-        known = dict(self._declared)
-        while True:
-            derived = [cls for known_cls in known for cls in _subclasses(known_cls) if cls not in known]
-            if not derived:
-                break
-            known |= reachable(derived)
-        new = [cls for cls in known if cls not in self._declared]
-        self._declared = known
-        self._index(new)
+
+def _with_subclasses(types: Iterable[type]) -> dict[type, None]:
+    """Return classes with their loaded subclasses, and with what the fields of these hold."""
+    known = dict.fromkeys(types)
+    while derived := [cls for known_cls in known for cls in _subclasses(known_cls) if cls not in known]:
+        known |= reachable(derived)
+    return known
 
 
-class _NotMet:
-    """Stands for a name that was not met; None is one that several classes have."""
+def _is_root(cls: type) -> bool:
+    """Return whether the subclasses of a class are known with it: not if anybody's are derived from it."""
+    return not (cls in _GENERIC or qualified_name(cls) in _GENERIC_NAMES or cls.__module__ == "builtins")
 
 
-_NOT_MET: Final = _NotMet
+def _origin_of(cls: type) -> type | None:
+    """Return the generic model that a class is a parametrisation of."""
+    origin: type | None = cls.__pydantic_generic_metadata__["origin"] if is_model(cls) else None
+    return origin
 
 
 def _subclasses(cls: type) -> Iterator[type]:
-    """Return the loaded subclasses of a class, at any depth; none of one that anybody's are derived from."""
-    if cls in _GENERIC or qualified_name(cls) in _GENERIC_NAMES or cls.__module__ == "builtins":
+    """Return the loaded subclasses of a class, at any depth, if it is a root."""
+    if not _is_root(cls):
         return
     child: type
     for child in type.__subclasses__(cls):
@@ -161,8 +166,9 @@ def declared_types(workflow: Workflow, extra: Iterable[type] = ()) -> set[type]:
     """Return the classes that a workflow's values may have.
 
     These are its events, its state, the library's own events and ticks, what the state of an agent of
-    llama_index holds, `extra`; the models, dataclasses, enums and exceptions that are known by name in the
-    modules where the workflow's classes stand; and what the fields of all these are declared to hold.
+    llama_index holds, llama_index's nodes and messages if it is loaded, `extra`; the models, dataclasses,
+    enums and exceptions that are known by name in the modules where the workflow's classes stand; and what
+    the fields of all these are declared to hold.
 
     Args:
         workflow: The workflow.
@@ -177,6 +183,7 @@ def declared_types(workflow: Workflow, extra: Iterable[type] = ()) -> set[type]:
                 infer_state_type(workflow),
                 *library_types(),
                 *agent_types(type(workflow)),
+                *data_types(),
                 *extra,
                 *_in_modules_of(type(workflow)),
             ]

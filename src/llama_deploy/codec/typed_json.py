@@ -25,9 +25,11 @@ class TypedJson:
     that are not finite. Objects come back as they were, without `__init__` or validators: fields,
     extras, private attributes and the set of fields that were set. Fields with `exclude=True` are left out
     and come back as their default. An object that stands in two places comes back as two. An exception that
-    is neither builtin nor known comes back as a `DescribedError`; its cause, context and traceback stay
-    behind. Of what tools and clients of LLMs leave in llama_index's objects, as much is carried as can be;
-    see `codec.agents`.
+    is neither builtin nor known, or that cannot be built again, comes back as a `DescribedError`; its cause,
+    context and traceback stay behind. A time zone of another library comes back as one of the standard
+    library, see `codec.zones`. A private attribute with a default that holds no data, such as a lock, is left
+    out and comes back as its default. Of what tools and clients of LLMs leave in llama_index's objects, as
+    much is carried as can be; see `codec.agents`.
 
     Args:
         types: What may be encoded, and so what may be decoded.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import pathlib
 import uuid
 import zoneinfo
@@ -18,6 +17,7 @@ from pydantic_core import TzInfo
 
 from llama_deploy.codec.errors import DescribedError, build_builtin
 from llama_deploy.codec.faults import Fault
+from llama_deploy.codec.zones import carried_zone, zone_names
 
 T = TypeVar("T")
 
@@ -86,9 +86,10 @@ def _build_integer(text: object) -> int:
 
 def _take_moment(value: datetime | time) -> tuple[object, ...]:
     plain = value.replace(tzinfo=None, fold=0).isoformat()
-    if value.tzinfo is None:
-        return (plain, value.fold) if value.fold else (plain,)
-    return plain, value.fold, value.tzinfo
+    fold, zone = carried_zone(value)
+    if zone is None:
+        return (plain, fold) if fold else (plain,)
+    return plain, fold, zone
 
 
 def _zone_of(zone: object) -> tzinfo | None:
@@ -128,18 +129,15 @@ def _build_utc_offset(seconds: object) -> TzInfo:
     return TzInfo(expect(float, seconds))
 
 
-_zone_names = functools.cache(zoneinfo.available_timezones)
-
-
 def _take_zone(value: zoneinfo.ZoneInfo) -> tuple[object, ...]:
-    if value.key not in _zone_names():
+    if value.key not in zone_names():
         raise Fault(f"is the time zone {value.key!r}, which is not among `zoneinfo.available_timezones()`")
     return (value.key,)
 
 
 def _build_zone(key: object) -> zoneinfo.ZoneInfo:
     # `ZoneInfo` looks for an unknown name in a package of data, by import; so only known names reach it.
-    if expect(str, key) not in _zone_names():
+    if expect(str, key) not in zone_names():
         raise Fault(f"names the time zone {key!r}, which this machine does not know")
     return zoneinfo.ZoneInfo(expect(str, key))
 

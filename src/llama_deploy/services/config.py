@@ -84,8 +84,10 @@ class WorkflowServiceConfig(BaseSettings):
     In the environment they are separated by commas. The classes are imported when the service is made.
 
     Known without being named: the workflow's events, its state, the classes in their annotations, and the
-    models, dataclasses, enums and exceptions that the workflow's module defines or imports by name. An event
-    that clients send and that appears only in `ctx.wait_for_event` must be named.
+    models, dataclasses, enums and exceptions that the workflow's module defines or imports by name, with
+    the subclasses of all these that are loaded when the service is made; and llama_index's nodes and
+    messages if it is loaded then. An event that clients send and that appears only in `ctx.wait_for_event`
+    must be named.
     """
     blocked_limit: float = Field(default=60.0, gt=0)
     """Seconds after which an instance whose event loop is blocked stops its heartbeats.

@@ -139,8 +139,23 @@ class StrangerError(Exception):
 
 
 DECLARED = (
-    *(Colour, Level, Mood, Rights, Any1, Derived, Open, Private, Lowered, Part, Frozen, Box, Box[int], Words),
-    *(Aliased, Pair, Point, Row, Went, StopEvent, Event, QuotaError),
+    *(
+        Colour,
+        Level,
+        Mood,
+        Rights,
+        Any1,
+        Derived,
+        Open,
+        Private,
+        Lowered,
+        Part,
+        Frozen,
+        Box,
+        Box[int],
+        Box[Any],
+    ),
+    *(Words, Aliased, Pair, Point, Row, Went, StopEvent, Event, QuotaError),
 )
 
 

@@ -155,18 +155,35 @@ def test_a_loaded_subclass_of_a_declared_class_is_known_with_its_fields() -> Non
     assert registry.find("llama_index.core.schema.MediaResource") is not None
 
 
-def test_a_subclass_that_is_loaded_later_is_known() -> None:
+def test_a_subclass_is_known_if_it_is_loaded_before_the_registry_is_made() -> None:
     class Shape:
         """Not a model: only what is derived from it has fields."""
 
-    registry = TypeRegistry([Shape])
-    typed = TypedJson(registry)
+    @dataclass
+    class Square(Shape):
+        side: int
+
+    typed = TypedJson(TypeRegistry([Shape]))
 
     @dataclass
     class Circle(Shape):
         radius: int
 
-    assert typed.loads(typed.dumps(Circle(2))) == Circle(2)
+    assert typed.loads(typed.dumps(Square(2))) == Square(2)
+    with pytest.raises(SerializationError, match=r"Circle, which was not there when the service started"):
+        typed.dumps(Circle(2))
+    assert typed.types.find(qualified_name(Circle)) is None
+
+
+def test_a_class_with_the_bare_name_of_a_declared_one_is_no_hindrance_if_it_appears_later() -> None:
+    class First(BaseModel):
+        pass
+
+    registry = TypeRegistry([First])
+    later = type("First", (First,), {"__module__": "elsewhere"})
+    assert registry.find("__main__.First") is First
+    assert registry.name_of(First) == qualified_name(First)
+    assert registry.name_of(later) is None
 
 
 @pytest.mark.parametrize("root", [BaseModel, Event, StartEvent, StopEvent, Enum, Exception, object, tuple])

@@ -53,7 +53,7 @@ from llama_deploy.codec.annotations import reachable
 from llama_deploy.codec.encoding import MAX_DEPTH
 from llama_deploy.errors import SerializationError
 
-TYPED = codec(Box[Any])
+TYPED = codec()
 
 
 def there_and_back(value: Any, typed: TypedJson = TYPED) -> Any:
