@@ -26,7 +26,9 @@ def violations(flow: str, case: Path) -> list[str]:
     killed = {line.pid for line in ledger.begun("kill")}
     # Its other threads may have gone on for a moment.
     deaths = [Death(pid, max(line.at for line in ledger.lines() if line.pid == pid)) for pid in killed]
-    wrong = ledger.violations(flow, "it", Faults(deaths=deaths))
+    # How long an answer took stands where other lines name a step.
+    answers = [(line.at - float(line.step), line.at) for line in ledger.begun("answer")]
+    wrong = ledger.violations(flow, "it", Faults(deaths=deaths, answers=answers))
     if found["result"] != f"it: {EXPECTED[flow]}":
         wrong.append(f"the result is {found['result']!r}")
     one, other = found["streams"]

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupAuthorizationFailedError
 
-from llama_deploy.errors import ClosedError, InvalidRequestError, PayloadTooLargeError
+from llama_deploy.errors import ClosedError, ConfigError, InvalidRequestError, PayloadTooLargeError
 from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, Subscription
 from llama_deploy.message_queues.kafka.link import Link
 from llama_deploy.message_queues.kafka.subscription import KafkaSubscription
@@ -231,6 +233,48 @@ class TestTopics:
         await queue.close()
         with pytest.raises(ClosedError):
             await receiving
+
+
+async def test_a_reader_outlasts_a_refused_permission(
+    server: KafkaServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server of the tests has no permissions, so the driver says what it would."""
+    caplog.set_level(logging.INFO)
+    topic, refused = "permission", False
+    getmany = AIOKafkaConsumer.getmany
+
+    async def refusing(consumer: AIOKafkaConsumer, **options: Any) -> Any:
+        if refused:
+            raise GroupAuthorizationFailedError(topic)
+        return await getmany(consumer, **options)
+
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", refusing)
+    async with await settings(server.url).connect() as queue, await queue.subscribe(topic) as subscription:
+        await publish(queue, 1, topic=topic)
+        assert await take(subscription, 1) == [1]
+        refused = True
+        receiving = asyncio.create_task(receive(subscription))
+        await eventually(lambda: "refuses what it has granted before" in caplog.text)
+        await publish(queue, 2, topic=topic)
+        assert not receiving.done()
+        refused = False
+        (delivery,) = await receiving
+        assert number_of(delivery) == 2
+        await delivery.ack()
+        assert "refuses no more" in caplog.text
+    assert caplog.text.count("refuses what it has granted before") == 1
+
+
+async def test_who_may_not_read_learns_it_at_once(
+    server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refusing(*_: Any, **__: Any) -> Any:
+        raise GroupAuthorizationFailedError(TOPIC)
+
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", refusing)
+    async with await settings(server.url).connect() as queue, await queue.subscribe(TOPIC) as subscription:
+        with pytest.raises(ConfigError, match="refuses"):
+            await receive(subscription)
 
 
 async def test_credentials_are_never_shown(server: KafkaServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import nats
 import pytest
 from nats.aio.client import Client
+from nats.js.api import RetentionPolicy
 
 from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
 from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
@@ -337,6 +338,61 @@ async def test_a_foreign_stream_is_refused(server: NatsServer) -> None:
         await settings(server.url, stream="taken").connect()
     with pytest.raises(ConfigError, match="replicas"):
         await settings(server.url, stream="other", replicas=3).connect()
+
+
+async def test_a_reader_outlasts_refused_credentials(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path, "--user", "me", "--pass", SECRET)
+    with server:
+        config = settings(server.url, username="me", password=SECRET)
+        async with await config.connect() as queue, await queue.subscribe(TOPIC) as subscription:
+            receiving = asyncio.create_task(receive(subscription))
+            server.kill()
+            server.arguments = ("--user", "me", "--pass", "another")
+            await asyncio.to_thread(server.start)
+            with pytest.raises(ConfigError, match="credentials"):
+                await config.connect()
+            assert not receiving.done()
+            server.kill()
+            server.arguments = ("--user", "me", "--pass", SECRET)
+            await asyncio.to_thread(server.start)
+            await publish(queue, 1)
+            (delivery,) = await receiving
+            assert number_of(delivery) == 1
+
+
+async def test_a_reader_outlasts_what_is_refused_for_a_while(
+    server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = settings(server.url, stream="mine")
+    async with await config.connect() as queue, await queue.subscribe(TOPIC) as subscription:
+        client = await nats.connect(server.url)
+        streams = client.jetstream()
+        await streams.delete_stream("mine")
+        await streams.add_stream(name="mine", subjects=["mine.>"], max_consumers=1)
+        await streams.add_consumer("mine", durable_name="other")  # so that there is no room for a group
+        receiving = asyncio.create_task(receive(subscription))
+        await eventually(lambda: "refuses what it has granted before" in caplog.text)
+        assert not receiving.done()
+        await streams.delete_stream("mine")
+        await client.close()
+        await eventually(lambda: "refuses no more" in caplog.text)
+        await publish(queue, 1)
+        (delivery,) = await receiving
+        assert number_of(delivery) == 1
+    assert caplog.text.count("refuses what it has granted before") == 1
+
+
+async def test_a_message_larger_than_the_stream_takes_is_refused_for_good(server: NatsServer) -> None:
+    client = await nats.connect(server.url)
+    await client.jetstream().add_stream(
+        name="small", subjects=["small.>"], retention=RetentionPolicy.INTEREST, max_msg_size=1000
+    )
+    await client.close()
+    async with await settings(server.url, stream="small").connect() as queue:
+        with pytest.raises(PayloadTooLargeError, match="bytes"):
+            await queue.publish(QueueMessage(data={"text": "x" * 2000}), TOPIC)
+        await queue.publish(QueueMessage(), TOPIC)
 
 
 async def test_credentials_open_the_server_and_are_never_shown(

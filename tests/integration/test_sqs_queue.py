@@ -476,6 +476,33 @@ async def test_credentials_that_are_refused_are_told_and_never_shown(
     assert "hush" not in f"{refused_.value} {caplog.text} {config!r} {config.public_settings()}"
 
 
+async def test_a_reader_outlasts_refused_credentials(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(_asked: dict[str, Any]) -> dict[str, Any]:
+        raise Refusal(403, "InvalidClientTokenId")
+
+    def answer(_asked: dict[str, Any]) -> dict[str, Any]:
+        body = numbered(1).encode().decode()
+        attributes = {"ApproximateReceiveCount": "1"}
+        return {"Messages": [{"Body": body, "ReceiptHandle": "receipt", "Attributes": attributes}]}
+
+    caplog.set_level(logging.INFO)
+    async with (
+        ScriptedSqs() as service,
+        await settings(service.endpoint_url).connect() as queue,
+        await queue.subscribe(TOPIC) as subscription,
+    ):
+        service.answers["ReceiveMessage"] = refuse
+        receiving = asyncio.create_task(receive(subscription))
+        await eventually(lambda: sum(name == "ReceiveMessage" for name, _ in service.requests) >= 3)
+        assert not receiving.done()
+        service.answers["ReceiveMessage"] = answer
+        (delivery,) = await receiving
+        assert number_of(delivery) == 1
+    told = [record.getMessage() for record in caplog.records if "refuses" in record.getMessage()]
+    assert ["InvalidClientTokenId" in each and service.endpoint_url in each for each in told] == [True, False]
+    assert told[1].endswith("refuses no more")
+
+
 async def test_missing_credentials_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))

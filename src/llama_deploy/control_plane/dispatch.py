@@ -9,15 +9,19 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final, TypeGuard
+from typing import Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane import lifecycle
 from llama_deploy.control_plane.lifecycle import Transition
 from llama_deploy.control_plane.unit import Outgoing, Unit
 from llama_deploy.control_plane.writer import Command, Writer
-from llama_deploy.errors import LlamaDeployError, UnavailableError
-from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.message_queues.base import (
+    AbstractMessageQueue,
+    PublishCallback,
+    is_refused_for_good,
+)
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.base import InstanceRecord, StateStore, StoreTransaction, TaskRecord
 from llama_deploy.types import TaskStatus
@@ -45,6 +49,8 @@ _MOST_HEARINGS: Final = 8
 
 class OutboxRelay:
     """Hands stored messages to the queue, in order for each topic, until it has them.
+
+    What is no fault of the message itself is waited out, such as a broker that refuses the credentials.
 
     Args:
         queue: The message queue.
@@ -143,7 +149,7 @@ class OutboxRelay:
         unsent: list[QueueMessage] = []
         last: BaseException | None = None
         for message, outcome in zip(batch, outcomes, strict=True):
-            error = await self._give_up(message, outcome) if _is_final(outcome) else outcome
+            error = await self._give_up(message, outcome) if is_refused_for_good(outcome) else outcome
             if error is None:
                 done.append(message.id_)
             else:
@@ -160,15 +166,6 @@ class OutboxRelay:
         except LlamaDeployError as exc:
             return exc
         return None
-
-
-def _is_final(outcome: BaseException | None) -> TypeGuard[LlamaDeployError]:
-    """Whether the queue has refused a message for good; a queue that is closed has not."""
-    return (
-        isinstance(outcome, LlamaDeployError)
-        and not outcome.retriable
-        and not isinstance(outcome, UnavailableError)
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,12 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self, TypeGuard
 
 from pydantic_settings import BaseSettings
 
 from llama_deploy.backoff import Backoff
+from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,17 @@ DEFAULT_GROUP: Final = "default"
 DEAD_LETTERS_SUFFIX: Final = ".dead_letters"
 """Behind the name of a topic, the name of the one that holds its dead letters."""
 _NACK_BACKOFF: Final = Backoff(first=0.1, longest=30.0)
+
+
+def is_refused_for_good(
+    error: BaseException | None,
+) -> TypeGuard[InvalidRequestError | SerializationError]:
+    """Return whether what `publish` has raised is the message's own fault, or that of the topic's name.
+
+    Such a message no queue will ever take. Every other error passes: a broker comes back, a topic gets room,
+    and people set passwords and permissions right. Who must not lose a message publishes it again.
+    """
+    return isinstance(error, InvalidRequestError | SerializationError)
 
 
 class PublishCallback(Protocol):
@@ -149,13 +161,15 @@ class Subscription(ABC):
         """Wait until there is a message, then return it with the others that are there at once.
 
         Takes no more than `max_messages` from the broker, so that what one member cannot work on stays
-        for the others. Survives a lost connection by connecting again.
+        for the others. Survives a lost connection by connecting again, and goes on trying while the broker
+        refuses what it has granted before, such as a password that is being changed.
 
         Returns:
             Between one and `max_messages` deliveries, in the topic's order.
 
         Raises:
             ClosedError: The subscription is closed.
+            ConfigError: The broker has never let it read, and refuses to.
         """
 
     @abstractmethod
@@ -202,6 +216,10 @@ class AbstractMessageQueue(ABC):
         Raises:
             QueueFullError: The topic holds as many messages as it may.
             SerializationError: The message holds something that is not JSON.
+            PayloadTooLargeError: The message is larger than the broker takes.
+            InvalidRequestError: Not a topic's name.
+            ConfigError: The broker refuses the credentials or a permission; people may set that right. See
+                `is_refused_for_good`.
             UnavailableError: The broker does not answer.
             ClosedError: This connection is closed.
         """
@@ -235,6 +253,8 @@ class AbstractMessageQueue(ABC):
                 earlier member of the name has not settled comes back at once. None: nobody's successor.
 
         Raises:
+            InvalidRequestError: Not the name of a topic or a group.
+            ConfigError: The broker refuses the credentials or a permission.
             UnavailableError: The broker does not answer.
             ClosedError: This connection is closed.
         """

@@ -5,16 +5,75 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import UnavailableError
+from llama_deploy.errors import ConfigError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _BACKOFF: Final = Backoff(first=0.05, longest=1.0)
+_REFUSED: Final = Backoff(first=0.1, longest=5.0)
+
+
+class Refusals:
+    """Calls that outlast a broker's refusal of what it has granted before, which is told of once.
+
+    Passwords and permissions are set by people, who take a while to set them right on all sides.
+
+    Args:
+        broker: The broker, with its address and without credentials, for the log.
+    """
+
+    def __init__(self, broker: str) -> None:
+        self._broker = broker
+        self._is_refused = False
+
+    async def outlast(
+        self, call: Callable[[], Awaitable[T]], *, was_granted: Callable[[], bool] = lambda: True
+    ) -> T:
+        """Call again, with growing pauses, while the broker refuses credentials or a permission.
+
+        Args:
+            call: The call.
+            was_granted: Asked at a refusal; where nothing was granted before, it is raised.
+
+        Raises:
+            LlamaDeployError: What `call` raises, but `ConfigError` only if nothing was granted before.
+        """
+        failures = 0
+        while True:
+            try:
+                result = await call()
+            except ConfigError as exc:
+                if not was_granted():
+                    raise
+                failures += 1
+                self._note_refusal(exc)
+                await asyncio.sleep(_REFUSED.delay(failures))
+            else:
+                # Other calls may have been granted all the time.
+                if failures:
+                    self._note_consent()
+                return result
+
+    def _note_refusal(self, exc: ConfigError) -> None:
+        if not self._is_refused:
+            self._is_refused = True
+            logger.warning(
+                "%s refuses what it has granted before, it is tried again: %s",
+                self._broker,
+                exc,
+                extra={"action": "queue_refused"},
+            )
+
+    def _note_consent(self) -> None:
+        if self._is_refused:
+            self._is_refused = False
+            logger.info("%s refuses no more", self._broker, extra={"action": "queue_back"})
 
 
 class BrokerLink:
@@ -29,6 +88,7 @@ class BrokerLink:
         self._broker = broker
         self._retry_seconds = retry_seconds
         self._is_lost = False
+        self._refusals = Refusals(broker)
 
     def give_up_at(self) -> float:
         """Return until when, by the loop's clock, a call that begins now is to be tried."""
@@ -61,6 +121,22 @@ class BrokerLink:
             else:
                 self.note_return()
                 return result
+
+    async def outlast(
+        self, call: Callable[[], Awaitable[T]], *, was_granted: Callable[[], bool] = lambda: True
+    ) -> T:
+        """Call again until the broker answers, also while it refuses what it has granted before.
+
+        Args:
+            call: The call.
+            was_granted: Asked at a refusal; where nothing was granted before, it is raised.
+
+        Raises:
+            LlamaDeployError: What `call` raises, but `ConfigError` only if nothing was granted before, and
+                `UnavailableError` only if it is not retriable.
+        """
+        again = partial(self.persist, call, give_up_at=None)
+        return await self._refusals.outlast(again, was_granted=was_granted)
 
     async def _in_time(self, call: Callable[[], Awaitable[T]], give_up_at: float | None) -> T:
         try:

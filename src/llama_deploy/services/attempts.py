@@ -14,7 +14,7 @@ from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.endings import Ending
 from llama_deploy.services.mailbox import Mailbox
-from llama_deploy.services.reports import AttemptKey, AttemptReports, publish_until_accepted
+from llama_deploy.services.reports import AttemptKey, AttemptReports
 from llama_deploy.services.runs import WorkflowRun
 from llama_deploy.types.attempts import AttemptOutcome, EventPayload, InboxEntry, RunRecord
 from llama_deploy.types.topics import CONTROL_PLANE
@@ -119,10 +119,10 @@ class Attempt:
             ending, session_state, first, events = Ending.failed(exc), None, self.reports.discard(), []
         outcome = self._outcome(ending, session_state, first, events)
         try:
-            await publish_until_accepted(publish, _message(outcome))
+            await publish(_message(outcome))
         except LlamaDeployError as exc:
             outcome = self._outcome(Ending.failed(exc), None, first, [])
-            await publish_until_accepted(publish, _message(outcome))
+            await publish(_message(outcome))
         return outcome
 
     def _outcome(
@@ -152,4 +152,4 @@ def _message(outcome: AttemptOutcome) -> QueueMessage:
 
 async def publish_again(outcome: AttemptOutcome, publish: Callable[[QueueMessage], Awaitable[None]]) -> None:
     """Publish an outcome that may have been lost."""
-    await publish_until_accepted(publish, _message(outcome))
+    await publish(_message(outcome))

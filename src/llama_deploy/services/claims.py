@@ -29,7 +29,7 @@ class Claims:
         gateway: The way to the control plane.
         ledger: Notes what was granted.
         new_mailbox: Makes the mailbox of a task.
-        publish: Hands a report to the queue.
+        publish: Hands a report to the queue; returns when it has it, raises when it refuses it for good.
         keeps_journals: Whether all runs are written down; those that an earlier attempt wrote down are
             in any case.
     """

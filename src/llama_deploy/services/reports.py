@@ -7,7 +7,6 @@ the last ones together with the outcome. So a short task costs one message, and 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -20,16 +19,12 @@ from llama_deploy.services.payloads import StreamedEvent
 from llama_deploy.types.attempts import AttemptEvents, EventPayload
 from llama_deploy.types.topics import CONTROL_PLANE
 
-logger = logging.getLogger(__name__)
-
 MAX_MESSAGE_CHARACTERS: Final = 512 * 1024
 """Events are gathered into messages of about this size; a larger event travels alone."""
 MAX_WAITING: Final = 5_000
 """The most events that are kept; then a step that streams another waits."""
 MAX_WAITING_CHARACTERS: Final = 16 * MAX_MESSAGE_CHARACTERS
 """The most that kept events may take."""
-_FIRST_RETRY: Final = 0.1
-_LAST_RETRY: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +44,7 @@ class AttemptReports:
 
     Args:
         key: The attempt.
-        publish: Hands a message to the queue.
+        publish: Hands a message to the queue; returns when it has it, raises when it refuses it for good.
         keep_published: Whether events are kept until `stored` tells of them.
     """
 
@@ -152,7 +147,7 @@ class AttemptReports:
                 ).model_dump(mode="json"),
             )
             try:
-                await publish_until_accepted(self._publish, message)
+                await self._publish(message)
             except LlamaDeployError as exc:
                 self._failure = exc
                 self._room.set()
@@ -195,31 +190,3 @@ class AttemptReports:
             batch.append(event.payload)
             total += event.size
         return batch
-
-
-async def publish_until_accepted(
-    publish: Callable[[QueueMessage], Awaitable[None]], message: QueueMessage
-) -> None:
-    """Publish a message, again and again while the queue is away or full.
-
-    Raises:
-        LlamaDeployError: The queue refuses the message for good.
-    """
-    delay = _FIRST_RETRY
-    while True:
-        try:
-            await publish(message)
-        except LlamaDeployError as exc:
-            if not exc.retriable:
-                raise
-            logger.warning(
-                "the queue did not take message %s: %s; trying again in %.1f s",
-                message.id_,
-                exc,
-                delay,
-                extra={"action": "publish_retry", "message_id": message.id_},
-            )
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LAST_RETRY)
-        else:
-            return

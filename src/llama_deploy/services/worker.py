@@ -75,7 +75,7 @@ class Worker:
         gateway: The way to the control plane.
         process: Runs a claimed attempt and reports its end.
         new_mailbox: Makes the mailbox of a task; its argument notes what has arrived.
-        publish: Hands a report to the queue.
+        publish: Hands a report to the queue; returns when it has it, raises when it refuses it for good.
         register: Registers the instance again.
     """
 

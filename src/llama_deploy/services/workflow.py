@@ -43,6 +43,7 @@ from llama_deploy.services.hosting import host_runs
 from llama_deploy.services.journal import RunJournal
 from llama_deploy.services.journal_format import JournalFormat, Past
 from llama_deploy.services.mailbox import Mailbox
+from llama_deploy.services.outlet import Outlet
 from llama_deploy.services.payloads import EventRegistry
 from llama_deploy.services.routes import create_service_app
 from llama_deploy.services.runs import RunLimits, WorkflowRun
@@ -336,7 +337,7 @@ class WorkflowService(BaseService):
             gateway=self.gateway,
             process=self.process_call,
             new_mailbox=self._new_mailbox,
-            publish=self._publish_report,
+            publish=Outlet(self._publish_report).publish,
             register=self.register_to_control_plane,
         )
         try:

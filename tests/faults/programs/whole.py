@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,15 @@ async def answer_when_asked(handle: TaskHandle) -> None:
                 await handle.send(Answer(text="yes"), idempotency_key="the answer")
 
 
+async def ask(client: Client) -> None:
+    """Ask for something small all the time, and write down how long each answer took."""
+    while True:
+        since = time.monotonic()
+        await client.core.services.list()
+        note("answer", "system", f"{time.monotonic() - since:.6f}")
+        await asyncio.sleep(0.2)
+
+
 async def live(flow: str, folder: Path, *, deadly_write: int | None, before: bool) -> None:
     """Run a system for one task, and write down how that has ended."""
     store = await MortalStore.connect(f"sqlite:///{folder / DATABASE}")
@@ -119,12 +129,13 @@ async def live(flow: str, folder: Path, *, deadly_write: int | None, before: boo
             # The same again under the same id is the same task.
             handle = await client.submit(flow, task_id="the-task", name="it", seconds=0.01)
             answering = asyncio.create_task(answer_when_asked(handle))
+            asking = asyncio.create_task(ask(client))
             result = await handle.result()
             await answering
             streams = [[event.model_dump() async for event in handle.events()] for _ in range(2)]
             outcome = {"result": result, "streams": streams, "attempt": (await handle.info()).attempt}
         (folder / "outcome.json").write_text(json.dumps(outcome))
-        await end(running)
+        await end([*running, asking])
 
 
 async def prepare(root: Path) -> None:

@@ -127,7 +127,6 @@ class SqsSubscription(Subscription):
             At most a hundred.
 
         Raises:
-            ConfigError: The service refuses.
             ClosedError: The subscription is closed.
         """
         while not self.closed:
@@ -208,7 +207,7 @@ class SqsSubscription(Subscription):
     async def _receive(self, max_messages: int) -> list[_Received]:
         received: list[_Received] = []
         while not (received or self.closed):
-            received = await self._link.persist(partial(self._receive_once, max_messages), give_up_at=None)
+            received = await self._link.outlast(partial(self._receive_once, max_messages))
         return received
 
     async def _receive_once(self, max_messages: int) -> list[_Received]:

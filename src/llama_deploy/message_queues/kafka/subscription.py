@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,6 @@ from llama_deploy.types import generate_id
 
 logger = logging.getLogger(__name__)
 
-_BACKOFF: Final = Backoff(first=0.05, longest=2.0)
 _PASS_ON: Final = Backoff(first=0.25, longest=2.0)
 """How long what waits in the partitions of a member that asks for nothing waits, before some is passed on."""
 _PASS_ON_AT_ONCE: Final = 4
@@ -99,7 +98,7 @@ class KafkaSubscription(Subscription):
 
         Raises:
             ClosedError: The subscription is closed.
-            ConfigError: The brokers refuse to let it read.
+            ConfigError: The brokers have never let it read, and refuse to.
         """
         self._asking += 1
         self._stop_passing()
@@ -176,25 +175,27 @@ class KafkaSubscription(Subscription):
 
     async def _read(self) -> None:
         """Take in messages until cancelled."""
-        failures = 0
+        repeat: Callable[..., Awaitable[list[Any]]] = partial(self._link.persist, give_up_at=None)
         try:
             while True:
                 await self._has_room.wait()
-                try:
-                    records = await self._member.read(_MOST_READY)
-                except UnavailableError as exc:
-                    self._link.note_loss(exc)
-                    await self._let_go()
-                    failures += 1
-                    await asyncio.sleep(_BACKOFF.delay(failures))
-                else:
-                    # Nothing may come between: the records are of the member's present partitions.
-                    for record in records:
-                        self._take(record)
-                    failures = 0
-                    self._look_for_room()
+                records = await repeat(self._read_once)
+                # Nothing may come between: the records are of the member's present partitions.
+                for record in records:
+                    self._take(record)
+                repeat = self._link.outlast  # what is refused from now on was granted before
+                self._look_for_room()
         finally:
             self._arrived.set()
+
+    async def _read_once(self) -> list[Any]:
+        try:
+            return await self._member.read(_MOST_READY)
+        except LlamaDeployError as exc:
+            if isinstance(exc, UnavailableError):
+                self._link.note_loss(exc)  # before the time that leaving may take
+            await self._let_go()
+            raise
 
     def _take(self, record: Any) -> None:
         """Take in a record."""

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
 import nats.errors
@@ -34,6 +35,7 @@ from llama_deploy.message_queues.base import (
     Subscription,
 )
 from llama_deploy.message_queues.holdings import Holdings, ours_until
+from llama_deploy.message_queues.link import Refusals
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
 from llama_deploy.message_queues.nats.link import Connection, Link
 from llama_deploy.message_queues.nats.settlements import Settlement, send
@@ -64,6 +66,8 @@ _MAX_TOPICS: Final = 10_000
 """How many topics are remembered as made."""
 _FULL: Final = frozenset({10023, 10047, 10077})
 """Error codes: insufficient resources, no storage left, a limit of the stream is reached."""
+_TOO_LARGE: Final = 10054
+"""Error code: the stream has a limit of its own for messages."""
 _HEARTBEAT: Final = "100"
 _NO_MESSAGES: Final = frozenset({"404", "408"})
 """Status of a request that ended while its group goes on."""
@@ -79,6 +83,7 @@ class NatsMessageQueue(AbstractMessageQueue):
         super().__init__()
         self.raise_exceptions = config.raise_exceptions
         self.durable = link.durable
+        self.refusals = Refusals(f"NATS at {config.url}")
         self._config = config
         self._link = link
         self._subscriptions: set[_NatsSubscription] = set()
@@ -228,6 +233,8 @@ class NatsMessageQueue(AbstractMessageQueue):
                         f"topic {topic!r} takes no more ({exc.description}); retry when messages are settled",
                         topic=topic,
                     ) from exc
+                if exc.err_code == _TOO_LARGE:
+                    raise PayloadTooLargeError(f"message {id_} has {len(body)} bytes: {exc}") from exc
                 raise
 
         await self._link.call(store, seconds=self._config.retry_seconds)
@@ -299,7 +306,6 @@ class _NatsSubscription(Subscription):
         """Wait until there is a message, then return it with the others that are there at once.
 
         Raises:
-            ConfigError: The server refuses to make the group anew.
             ClosedError: The subscription is closed.
         """
         while not self._closed:
@@ -308,7 +314,8 @@ class _NatsSubscription(Subscription):
                 if deliveries := self._take(max_messages):
                     return deliveries
             elif pull is None:
-                await self._link.call(lambda connection: self._ask(connection, max_messages), seconds=None)
+                ask = partial(self._ask, max_messages=max_messages)
+                await self.queue.refusals.outlast(partial(self._link.call, ask, seconds=None))
             elif pull.ended:
                 self._pull = None
                 await self._pause_after(pull)

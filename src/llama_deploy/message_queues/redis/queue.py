@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from llama_deploy.batching import Batcher
 from llama_deploy.errors import (
     ClosedError,
+    ConfigError,
     LlamaDeployError,
     MessageDecodeError,
     QueueFullError,
@@ -149,13 +150,24 @@ class RedisMessageQueue(AbstractMessageQueue):
     async def _publish_batch(self, batch: Sequence[_Outgoing]) -> list[BaseException | None]:
         outcomes: list[BaseException | None] = []
         for part in _parts(batch):
-            try:
-                outcomes += await self._link.persist(
-                    partial(self._add, part), give_up_at=min(each.give_up_at for each in part)
-                )
-            except LlamaDeployError as exc:
-                outcomes += [exc] * len(part)
+            outcomes += await self._publish_part(part)
         return outcomes
+
+    async def _publish_part(self, part: Sequence[_Outgoing]) -> list[BaseException | None]:
+        try:
+            return await self._link.persist(
+                partial(self._add, part), give_up_at=min(each.give_up_at for each in part)
+            )
+        except LlamaDeployError as exc:
+            topics = {each.topic for each in part}
+            if len(topics) == 1 or not isinstance(exc, ConfigError):
+                return [exc] * len(part)
+        # It was refused as a whole; alone, each topic gets its own verdict.
+        verdicts = {
+            topic: iter(await self._publish_part([each for each in part if each.topic == topic]))
+            for topic in topics
+        }
+        return [next(verdicts[each.topic]) for each in part]
 
     async def _add(self, part: Sequence[_Outgoing]) -> list[BaseException | None]:
         topics = list(dict.fromkeys(each.topic for each in part))
@@ -198,6 +210,8 @@ class _RedisSubscription(Subscription):
         self._reader_id: int | None = None
         """By which the server knows the connection; None: what became of the last answer is not known."""
         self._claim_at = 0.0
+        self._has_claimed = False
+        """Whether the server has ever let it; if not, its user lacks a permission."""
         self._in_hand: WeakValueDictionary[str, _RedisDelivery] = WeakValueDictionary()
         self._poll: asyncio.Task[list[Delivery]] | None = None
         self._rest: list[Delivery] = []
@@ -220,6 +234,7 @@ class _RedisSubscription(Subscription):
 
         Raises:
             ClosedError: The subscription is closed.
+            ConfigError: The server has never let it read, and refuses to.
         """
         while not self.closed:
             if self._rest:
@@ -267,11 +282,11 @@ class _RedisSubscription(Subscription):
         deliveries: list[Delivery] = []
         while not (deliveries or self.closed):
             try:
-                deliveries = await self._link.persist(
-                    partial(self._receive_once, max_messages), give_up_at=None
+                deliveries = await self._link.outlast(
+                    partial(self._receive_once, max_messages), was_granted=lambda: self._has_claimed
                 )
             except TopicNotFoundError:  # it has expired, or the server has lost its memory
-                await self._link.persist(partial(self.join, "0"), give_up_at=None)
+                await self._link.outlast(partial(self.join, "0"))
         return deliveries
 
     async def _receive_once(self, max_messages: int) -> list[Delivery]:
@@ -284,7 +299,7 @@ class _RedisSubscription(Subscription):
             return await self._read(max_messages, seconds=min(self._claim_at - loop.time(), self._round))
         except QueueFullError as exc:  # to write a dead letter takes memory
             raise UnavailableError(str(exc)) from exc
-        except UnavailableError:
+        except (UnavailableError, ConfigError):
             self._reader_id = None
             raise
 
@@ -312,6 +327,7 @@ class _RedisSubscription(Subscription):
         begun = asyncio.get_running_loop().time()
         visibility = _milliseconds(self.visibility_timeout)
         wait, buried, claimed = await self._run("claim", *self._bounds, max_messages, visibility)
+        self._has_claimed = True
         self._claim_at = begun + min(wait / 1000, self._lifetime / 3 or math.inf)
         self._note_buried(buried)
         return self._opened(claimed)

@@ -1,0 +1,187 @@
+"""Which refusals of a queue are the message's own fault, and what becomes of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import pytest
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.control_plane import dispatch
+from llama_deploy.control_plane.dispatch import OutboxRelay
+from llama_deploy.control_plane.unit import Outgoing
+from llama_deploy.errors import (
+    ClosedError,
+    ConfigError,
+    InvalidRequestError,
+    LlamaDeployError,
+    PayloadTooLargeError,
+    QueueFullError,
+    SerializationError,
+    TopicNotFoundError,
+    UnavailableError,
+)
+from llama_deploy.message_queues import link
+from llama_deploy.message_queues.base import (
+    AbstractMessageQueue,
+    MessageQueueConfig,
+    Subscription,
+    is_refused_for_good,
+)
+from llama_deploy.message_queues.link import BrokerLink
+from llama_deploy.messages import QueueMessage
+from llama_deploy.services import outlet
+from llama_deploy.services.outlet import Outlet
+from llama_deploy.testing.conditions import eventually
+
+FINAL = [
+    PayloadTooLargeError("large"),
+    InvalidRequestError("no name of a topic"),
+    SerializationError("no JSON"),
+]
+PASSING = [
+    ConfigError("wrong password"),
+    UnavailableError("away"),
+    QueueFullError("full"),
+    TopicNotFoundError("expired"),
+    LlamaDeployError("some backend's own"),
+]
+QUICK = Backoff(first=0.001, longest=0.001)
+
+
+class Queue(AbstractMessageQueue):
+    """Raises what it is told to, then takes messages."""
+
+    def __init__(self, refusals: Sequence[Exception]) -> None:
+        super().__init__()
+        self.refusals = list(refusals)
+        self.taken: list[str] = []
+
+    async def _publish(self, message: QueueMessage, topic: str) -> None:
+        del topic
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.taken.append(message.id_)
+
+    async def subscribe(
+        self,
+        topic: str,
+        *,
+        group: str = "default",
+        expires_after: float | None = None,
+        member: str | None = None,
+    ) -> Subscription:
+        raise NotImplementedError
+
+    async def cleanup(self) -> None:
+        pass
+
+    def as_config(self) -> MessageQueueConfig:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("error", [*FINAL, *PASSING, ClosedError("closed"), asyncio.CancelledError(), None])
+def test_only_the_message_itself_is_refused_for_good(error: BaseException | None) -> None:
+    assert is_refused_for_good(error) == (error in FINAL)
+
+
+@pytest.mark.parametrize("error", [*PASSING, ClosedError("closed")])
+async def test_the_relay_waits_out_what_passes(
+    error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dispatch, "_RETRY", QUICK)
+    caplog.set_level(logging.INFO)
+    queue, sent = Queue([error] * 7), list[str]()
+
+    async def on_refused(_: QueueMessage, exc: LlamaDeployError) -> None:
+        raise AssertionError(exc)
+
+    relay = OutboxRelay(queue, on_sent=sent.extend, on_refused=on_refused)
+    messages = [QueueMessage() for _ in range(3)]
+    relay.send([Outgoing("topic", message) for message in messages])
+    await eventually(lambda: relay.backlog == 0)
+    assert queue.taken == sent
+    assert sorted(sent) == sorted(message.id_ for message in messages)
+    told = [record.getMessage() for record in caplog.records]
+    assert [text for text in told if "takes no messages" in text and str(error) in text] == told[:1]
+    assert told[1:] == ["topic topic takes messages again"]
+    await relay.close()
+
+
+@pytest.mark.parametrize("error", FINAL)
+async def test_the_relay_gives_up_what_can_never_be_sent(error: LlamaDeployError) -> None:
+    sent: list[str] = []
+    refused: list[tuple[str, LlamaDeployError]] = []
+
+    async def on_refused(message: QueueMessage, exc: LlamaDeployError) -> None:
+        refused.append((message.id_, exc))
+
+    relay = OutboxRelay(Queue([error]), on_sent=sent.extend, on_refused=on_refused)
+    message = QueueMessage()
+    relay.send([Outgoing("topic", message)])
+    await eventually(lambda: relay.backlog == 0)
+    assert (refused, sent) == ([(message.id_, error)], [message.id_])
+    await relay.close()
+
+
+@pytest.mark.parametrize("error", PASSING)
+async def test_reports_wait_out_what_passes(
+    error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outlet, "_RETRY", QUICK)
+    caplog.set_level(logging.INFO)
+    queue = Queue([error] * 9)
+    reports = Outlet(lambda message: queue.publish(message, "topic"))
+    messages = [QueueMessage() for _ in range(3)]
+    await asyncio.gather(*(reports.publish(message) for message in messages))
+    assert sorted(queue.taken) == sorted(message.id_ for message in messages)
+    warning, info = (record.getMessage() for record in caplog.records)
+    assert str(error) in warning
+    assert info == "the queue takes messages again"
+
+
+@pytest.mark.parametrize("error", [*FINAL, ClosedError("closed")])
+async def test_a_report_that_can_never_be_sent_is_told_to_its_sender(error: LlamaDeployError) -> None:
+    queue = Queue([error])
+    with pytest.raises(type(error)):
+        await Outlet(lambda message: queue.publish(message, "topic")).publish(QueueMessage())
+    assert queue.taken == []
+
+
+async def test_refusals_are_outlasted_and_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(link, "_REFUSED", QUICK)
+    monkeypatch.setattr(link, "_BACKOFF", QUICK)
+    caplog.set_level(logging.INFO)
+    broker = BrokerLink("the broker", retry_seconds=0.1)
+    failures = [*[ConfigError("no")] * 4, UnavailableError("away"), ConfigError("no")]
+
+    async def read() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "read"
+
+    async def read_freely() -> str:
+        return "free"
+
+    answers = await asyncio.gather(*(broker.outlast(call) for call in (read, read, read_freely)))
+    assert answers == ["read", "read", "free"]
+    told = [record.getMessage() for record in caplog.records]
+    assert sorted(told) == [
+        "the broker is back",
+        "the broker refuses no more",
+        "the broker refuses what it has granted before, it is tried again: no",
+        "the message queue is lost: away",
+    ]
+    failures[:] = [UnavailableError("away"), ConfigError("no")]
+    with pytest.raises(ConfigError):
+        await broker.outlast(read, was_granted=lambda: False)
+    with pytest.raises(TopicNotFoundError):
+        await broker.outlast(_find_nothing)
+
+
+async def _find_nothing() -> None:
+    raise TopicNotFoundError("none")
