@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from workflows import Context, Workflow
 from workflows._event_matching import event_matches, step_accepts_event
 from workflows.context import BaseSerializer
@@ -38,13 +38,12 @@ from workflows.runtime.types.plugin import (
     InternalRunAdapter,
     Runtime,
     WaitForNextTaskResult,
-    WaitResult,
-    WaitResultTick,
 )
 from workflows.runtime.types.results import (
     AddWaiter,
     DeleteWaiter,
     EmissionKey,
+    SentEvent,
     StepWorkerFailed,
     StepWorkerResult,
     StepWorkerWaiter,
@@ -54,6 +53,7 @@ from workflows.runtime.types.ticks import (
     TickAddEvent,
     TickCancelRun,
     TickIdleCheck,
+    TickSessionStart,
     TickStepResult,
     TickTimeout,
     TickWaiterTimeout,
@@ -70,6 +70,7 @@ __all__ = [
     "DeleteWaiter",
     "DictLikeModel",
     "DictState",
+    "EmissionKey",
     "ExternalRunAdapter",
     "InternalRunAdapter",
     "NamedTask",
@@ -89,20 +90,20 @@ __all__ = [
     "TickTimeout",
     "TickWaiterTimeout",
     "WaitForNextTaskResult",
-    "WaitResult",
-    "WaitResultTick",
     "WaiterDetails",
     "WorkflowTick",
     "abort",
     "cache_steps",
+    "echo",
+    "echo_sent",
     "empty_context",
     "event_matches",
     "events_of",
     "fingerprint",
     "infer_state_type",
     "install_runtime",
+    "is_echo",
     "library_version",
-    "receipts",
     "restore",
     "resuming",
     "snapshot",
@@ -117,7 +118,7 @@ __all__ = [
 ]
 
 _TIMEOUT: Final = "__llama_deploy_timeout__"
-_NO_STEP: Final = StepId.root("sent before")
+_NO_STEP: Final = StepId.root("nobody")
 
 
 def library_version() -> str:
@@ -227,12 +228,22 @@ class WaiterDetails(BaseModel):
     timed_out: bool
 
 
+class SentBefore(BaseModel):
+    """What a run has received from a step that is under way."""
+
+    begin: str
+    """The library's name for the begin of the step."""
+    events: list[str]
+    """As the serializer wrote them."""
+
+
 class Snapshot(BaseModel):
     """A run, without its state."""
 
     run: str
     """As the library writes it down, JSON."""
     waiters: list[WaiterDetails]
+    sent: list[SentBefore] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +255,16 @@ class Restored:
     """What the library knows of the run; its own way of handing that on is not complete."""
     ticks: Sequence[WorkflowTick]
     """Those after the snapshot."""
+    received: Mapping[str, Sequence[Event]]
+    """What it has received from steps that begin again, by the library's names for their next begins."""
 
 
 def snapshot(
-    adapter: InternalRunAdapter, serializer: BaseSerializer, *, idle: bool
+    adapter: InternalRunAdapter,
+    serializer: BaseSerializer,
+    *,
+    idle: bool,
+    received: Mapping[str, Sequence[Event]],
 ) -> tuple[Snapshot, Callable[[], None]] | None:
     """Return a run as text, and what lets the library forget the ticks that led there.
 
@@ -255,6 +272,7 @@ def snapshot(
         adapter: The way into the run.
         serializer: Writes its events.
         idle: Whether only a run is wanted that waits for something from outside.
+        received: What it has received from the steps under way, by the library's names for their begins.
 
     Returns:
         None if the run has ended, is not idle though it should be, or if the library cannot write such a run
@@ -282,7 +300,12 @@ def snapshot(
         queues.init_state = state
         del queues.ticks[:count]
 
-    return Snapshot(run=run, waiters=details), forget
+    sent = [
+        SentBefore(begin=name, events=[serializer.serialize(event) for event in received[name]])
+        for _, name in _begins(state)
+        if received.get(name)
+    ]
+    return Snapshot(run=run, waiters=details, sent=sent), forget
 
 
 def waiters(state: BrokerState) -> Iterator[tuple[StepId, StepWorkerWaiter[Event]]]:
@@ -332,19 +355,30 @@ def restore(
         ValueError: They do not fit this workflow.
         SerializationError: A value in them cannot be read.
     """
+    received: dict[str, list[Event]] = {}
     if snapshot is None:
         broker = BrokerState.from_workflow(workflow)
     else:
         run = SerializedContext.model_validate_json(snapshot.run)
         broker = BrokerState.from_serialized(run, workflow, serializer)
         _complete(broker, snapshot.waiters, serializer)
+        received = {
+            each.begin: [serializer.deserialize(event) for event in each.events] for each in snapshot.sent
+        }
     with serializer.validation_context():
         past = [WorkflowTickAdapter.validate_python(serializer.deserialize(tick)) for tick in ticks]
-    broker = rebuild_state_from_ticks(broker, past)
+    broker, received = _received(broker, past, received)
     _unite(broker)
+    # What the library does first when a run goes on; it gives the same names to the begins of steps.
+    following, _ = rewind_in_progress(broker, 0.0)
     context = broker.to_serialized(serializer)
     context.state = state
-    return Restored(Context.from_dict(workflow, context.model_dump(), serializer=serializer), broker, past)
+    return Restored(
+        Context.from_dict(workflow, context.model_dump(), serializer=serializer),
+        broker,
+        past,
+        _renamed(received, broker, following),
+    )
 
 
 def _complete(state: BrokerState, details: Sequence[WaiterDetails], serializer: BaseSerializer) -> None:
@@ -356,34 +390,64 @@ def _complete(state: BrokerState, details: Sequence[WaiterDetails], serializer: 
             waiter.timed_out = missing.timed_out
 
 
-def receipts(state: BrokerState) -> list[WorkflowTick]:
-    """Return what a restored run is to deal with before its steps begin again.
+def _received(
+    state: BrokerState, ticks: Sequence[WorkflowTick], received: dict[str, list[Event]]
+) -> tuple[BrokerState, dict[str, list[Event]]]:
+    """Return a run after ticks, and what it has received from the steps under way, by names of their begins.
 
-    A step that was under way begins again from its top, and sends again what it had sent. The library drops
-    an event that it has received, but only from the same begin of a step. These ticks tell it for the next
-    begin what was received from earlier ones; no step takes them.
+    Args:
+        state: The run before the ticks.
+        ticks: The ticks.
+        received: What it had received before.
     """
-    received = {
-        (step_id, item.work_item_id): item.received
-        for step_id, worker in state.workers.items()
-        for item in worker.in_progress
-        if item.received and item.work_item_id is not None
+    since: list[WorkflowTick] = []
+    for tick in ticks:
+        if isinstance(tick, TickSessionStart):
+            before = rebuild_state_from_ticks(state, since)
+            state, since = rebuild_state_from_ticks(before, [tick]), []
+            received = _renamed(received, before, state)
+            continue
+        since.append(tick)
+        if isinstance(tick, TickAddEvent):
+            if tick.emission is not None and not is_echo(tick):
+                received.setdefault(tick.emission.invocation_id, []).append(tick.event)
+        elif isinstance(tick, TickStepResult):
+            received.pop(tick.invocation_id or "", None)
+    return rebuild_state_from_ticks(state, since), received
+
+
+def _renamed(
+    received: dict[str, list[Event]], before: BrokerState, after: BrokerState
+) -> dict[str, list[Event]]:
+    """Return what was received from steps by the names that they have when they have begun again."""
+    names = {place: name for place, name in _begins(after) if place is not None}
+    return {
+        names[place]: received[name] for place, name in _begins(before) if place in names and name in received
     }
-    if not received:
-        return []
-    # What the library does first when a run goes on; it gives the same names to the begins of steps.
-    rewound, _ = rewind_in_progress(state, 0.0)
-    return [
-        TickAddEvent(
-            event=InternalDispatchEvent(),
-            step_id=_NO_STEP,
-            emission=EmissionKey(invocation_id=item.invocation_id, index=index),
-        )
-        for step_id, worker in rewound.workers.items()
-        for item in worker.in_progress
-        if item.invocation_id is not None
-        for index in sorted(received.get((step_id, item.work_item_id or ""), ()))
-    ]
+
+
+def _begins(state: BrokerState) -> Iterator[tuple[tuple[StepId, str] | None, str]]:
+    """Yield for each step under way what it works on, which stays, and the name of this begin of it."""
+    for step_id, worker in state.workers.items():
+        for item in worker.in_progress:
+            if item.invocation_id is not None:
+                place = None if item.work_item_id is None else (step_id, item.work_item_id)
+                yield place, item.invocation_id
+
+
+def echo(tick: TickAddEvent) -> TickAddEvent:
+    """Return what is sent in place of an event that the run has received before; no step takes it."""
+    return TickAddEvent(event=InternalDispatchEvent(), step_id=_NO_STEP, emission=tick.emission)
+
+
+def echo_sent(sent: SentEvent) -> SentEvent:
+    """Do as `echo` in the result of a step."""
+    return sent.model_copy(update={"event": InternalDispatchEvent(), "step_id": _NO_STEP})
+
+
+def is_echo(tick: TickAddEvent) -> bool:
+    """Whether a tick was made by `echo`."""
+    return tick.step_id == _NO_STEP
 
 
 def _unite(state: BrokerState) -> None:

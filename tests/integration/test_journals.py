@@ -8,11 +8,14 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.control_plane.lifecycle import HARMLESS_AFTER, Transition
+from llama_deploy.control_plane.unit import Unit
 from llama_deploy.control_plane.writer import Command
 from llama_deploy.errors import (
     InvalidRequestError,
@@ -146,8 +149,16 @@ async def test_losses_before_the_end_of_a_step_do_not_count(http: HttpConnection
         lost = Command(lambda unit: unit.lose(unit.task("t")), tasks=("t",), may_end=True)
         await instance.server.plane._writer.write(lost)
 
+    async def live_long() -> None:
+        def run(unit: Unit) -> None:
+            task = unit.task("t")
+            unit.apply(Transition(replace(task, claimed_at=unit.now - HARMLESS_AFTER)))
+
+        await instance.server.plane._writer.write(Command(run, tasks=("t",)))
+
     dispatch = await claimed(http, instance, max_attempts=2)
     for seq in range(3):
+        await live_long()
         assert (await write(instance, dispatch, seq, step_ended=True)).stored
         await lose()
         dispatch = await instance.next_dispatch()

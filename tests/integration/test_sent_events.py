@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, StartEvent, StopEvent
 
+from llama_deploy.services import journal
 from llama_deploy.testing.conditions import eventually
 from tests.integration.in_process import Stack, result_of, running_stack
 
@@ -25,18 +26,19 @@ class Done(Event):
 
 
 class Split(Workflow):
-    """Sends items one after the other, and stands still before one of them."""
+    """Sends items in some order, and stands still when so many have left."""
 
-    def __init__(self, *, stands_before: int) -> None:
+    def __init__(self, order: Sequence[int], *, stands_after: int = ITEMS) -> None:
         super().__init__(timeout=None)
         self.stands = asyncio.Event()
         self.worked_on: list[int] = []
-        self._stands_before = stands_before
+        self._order = order
+        self._stands_after = stands_after
 
     @step
     async def split(self, ctx: Context, ev: StartEvent) -> Item | None:
-        for number in range(ITEMS):
-            if number == self._stands_before:
+        for count, number in enumerate(self._order):
+            if count == self._stands_after:
                 self.stands.set()
                 await asyncio.Event().wait()
             ctx.send_event(Item(number=number))
@@ -61,7 +63,8 @@ async def stack() -> AsyncIterator[Stack]:
 
 
 async def test_what_a_step_had_sent_it_does_not_send_again(stack: Stack) -> None:
-    first, second, third = (Split(stands_before=number) for number in (4, 2, ITEMS))
+    in_turn = range(ITEMS)
+    first, second, third = Split(in_turn, stands_after=4), Split(in_turn, stands_after=2), Split(in_turn)
     async with stack.serving(stack.service(first, drain_timeout=0)):
         task_id = await stack.submit()
         await eventually(lambda: len(first.worked_on) == 4)
@@ -70,3 +73,27 @@ async def test_what_a_step_had_sent_it_does_not_send_again(stack: Stack) -> None
     async with stack.serving(stack.service(third)):
         assert result_of(await stack.end(task_id)) == list(range(ITEMS))
     assert [each.worked_on for each in (first, second, third)] == [[0, 1, 2, 3], [], [4, 5]]
+
+
+async def test_it_may_send_in_another_order_when_it_begins_again(stack: Stack) -> None:
+    first, second = Split([5, 2, 4], stands_after=2), Split([1, 3, 2, 0, 5, 4])
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        await eventually(lambda: len(first.worked_on) == 2)
+    async with stack.serving(stack.service(second)):
+        assert result_of(await stack.end(task_id)) == list(range(ITEMS))
+    assert [each.worked_on for each in (first, second)] == [[5, 2], [1, 3, 0, 4]]
+
+
+async def test_what_it_sent_is_known_after_the_journal_was_folded(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "FOLD_AFTER", 3)
+    in_turn = range(ITEMS)
+    first, second = Split(in_turn, stands_after=5), Split(in_turn)
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        await eventually(lambda: len(first.worked_on) == 5)
+    async with stack.serving(stack.service(second)):
+        assert result_of(await stack.end(task_id)) == list(range(ITEMS))
+    assert second.worked_on == [5]

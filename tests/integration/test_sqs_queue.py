@@ -491,9 +491,11 @@ async def test_a_reader_outlasts_refused_credentials(caplog: pytest.LogCaptureFi
         await settings(service.endpoint_url).connect() as queue,
         await queue.subscribe(TOPIC) as subscription,
     ):
+        service.answers["ReceiveMessage"] = answer
+        assert len(await receive(subscription)) == 1
         service.answers["ReceiveMessage"] = refuse
         receiving = asyncio.create_task(receive(subscription))
-        await eventually(lambda: sum(name == "ReceiveMessage" for name, _ in service.requests) >= 3)
+        await eventually(lambda: sum(name == "ReceiveMessage" for name, _ in service.requests) >= 4)
         assert not receiving.done()
         service.answers["ReceiveMessage"] = answer
         (delivery,) = await receiving
@@ -501,6 +503,20 @@ async def test_a_reader_outlasts_refused_credentials(caplog: pytest.LogCaptureFi
     told = [record.getMessage() for record in caplog.records if "refuses" in record.getMessage()]
     assert ["InvalidClientTokenId" in each and service.endpoint_url in each for each in told] == [True, False]
     assert told[1].endswith("refuses no more")
+
+
+async def test_a_reader_that_was_never_let_in_is_told() -> None:
+    def refuse(_asked: dict[str, Any]) -> dict[str, Any]:
+        raise Refusal(403, "AccessDenied")
+
+    async with (
+        ScriptedSqs() as service,
+        await settings(service.endpoint_url).connect() as queue,
+        await queue.subscribe(TOPIC) as subscription,
+    ):
+        service.answers["ReceiveMessage"] = refuse
+        with pytest.raises(ConfigError, match="AccessDenied"):
+            await receive(subscription)
 
 
 async def test_missing_credentials_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -352,7 +352,8 @@ def test_a_run_that_gets_further_between_deaths_does_not_end() -> None:
     task = new_task(status=TaskStatus.QUEUED, dispatches=1)
     for step in range(10):
         task = claimed(task)
-        task = lifecycle.journal(task, a_write(task, entry=f"step {step}", step_ended=True), at=NOW).task
+        write = a_write(task, entry=f"step {step}", step_ended=True)
+        task = lifecycle.journal(task, write, at=NOW + lifecycle.HARMLESS_AFTER).task
         lost = lifecycle.lose(task, at=NOW, backoff=BACKOFF)
         assert lost.dispatch
         task = lost.task
@@ -371,6 +372,16 @@ def test_a_run_that_only_notes_what_came_gets_no_further(changes: dict[str, Any]
         task = lifecycle.lose(task, at=NOW, backoff=BACKOFF).task
         assert task.losses == losses
     assert task.status is TaskStatus.FAILED
+
+
+def test_a_run_that_gets_further_but_kills_its_instances_soon_ends() -> None:
+    task = new_task(status=TaskStatus.QUEUED, dispatches=1)
+    while not task.status.is_terminal:
+        task = claimed(task)
+        write = a_write(task, entry="a step that goes round and round", step_ended=True)
+        task = lifecycle.journal(task, write, at=NOW + lifecycle.HARMLESS_AFTER / 2).task
+        task = lifecycle.lose(task, at=NOW, backoff=BACKOFF).task
+    assert task.losses == task.max_attempts
 
 
 def test_parking_forgives_earlier_losses() -> None:
@@ -394,7 +405,8 @@ def test_it_fails_when_as_many_instances_have_died_as_may_and_got_no_further(hap
         else:
             parking = Parking(inbox_seq=0) if happening == "parks" else None
             write = a_write(task, entry="entry", step_ended=happening == "steps", parking=parking)
-            task = lifecycle.wake(lifecycle.journal(task, write, at=NOW).task).task
+            written = lifecycle.journal(task, write, at=NOW + lifecycle.HARMLESS_AFTER)
+            task = lifecycle.wake(written.task).task
             deaths = deaths if happening == "notes" else 0
         assert task.losses == deaths
         assert task.status.is_terminal is (deaths == task.max_attempts)

@@ -313,7 +313,9 @@ class Sweeper:
         await self._hasten({item.service_name for item in silent})
         if due.is_cut or len(self._dead) < len(silent):
             return timedelta()
-        leases = [item.lease_expires_at - now for item in due.instances if item.lease_expires_at > now]
+        alive = [item for item in due.instances if item.lease_expires_at > now]
+        now = self._clock()  # hearing takes its time
+        leases = [item.lease_expires_at - now for item in alive]
         timers = []
         if due.next_timer is not None:
             # What is still due is another control plane's now.
@@ -321,7 +323,7 @@ class Sweeper:
         if due.next_unclaimed is not None:
             # In bunches, for many may be due one shortly after the other.
             timers.append(max(due.next_unclaimed - now, _BUNCH))
-        return min([*leases, *timers, self._redispatch])
+        return max(min([*leases, *timers, self._redispatch]), timedelta())
 
     async def _hear(self) -> None:
         """Let the heartbeats be stored that are on their way.
@@ -343,7 +345,8 @@ class Sweeper:
         if not expired_ids <= self._dead:
             await self._hear()
         self._dead = set()
-        if not expired_ids:
+        self._unheard = self._unheard or self._store_has_failed()
+        if not expired_ids or self._unheard:  # what was lost meanwhile may have been heartbeats
             return
 
         def run(unit: Unit) -> tuple[set[str], list[TaskRecord]]:

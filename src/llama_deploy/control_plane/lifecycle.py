@@ -40,6 +40,8 @@ from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayl
 
 _LONGEST_SLEEP: Final = timedelta(days=3650)
 """A run whose timer is due later is woken then all the same; it parks again."""
+HARMLESS_AFTER: Final = timedelta(minutes=1)
+"""An attempt that has lived so long and gets further forgives what was lost before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +171,8 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
 
     A write that was stored before, because its answer was lost, is not stored again. A run that is to be
     parked goes straight to its next attempt if an event has come that it has not seen, and to its end if
-    somebody wants that. A run that has got further, or waits, does not die of what it does: its earlier
-    losses are forgiven.
+    somebody wants that. A run that has got further and has lived for a while, or waits, is not what kills
+    its instances: its earlier losses are forgiven.
 
     Raises:
         FencedOutError: The sender does not own the attempt.
@@ -193,13 +195,19 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
         has_run=True,
         journal_length=task.journal_length + (write.entry is not None),
         running_seconds=write.running_seconds,
-        losses=0 if write.step_ended or write.parking is not None else task.losses,
+        losses=0 if _is_harmless(task, write, at=at) else task.losses,
     )
     if write.parking is None:
         return Transition(task, events, journal=write)
     if task.cancel_requested:
         return _finish(task, _cancelled(task), at=at, events=events)
     return replace(_park(task, write.parking, at=at), events=events, journal=write)
+
+
+def _is_harmless(task: TaskRecord, write: JournalWrite, *, at: datetime) -> bool:
+    # One step may go round and round beside another that kills the instance soon.
+    lived = task.claimed_at is not None and at - task.claimed_at >= HARMLESS_AFTER
+    return write.parking is not None or (write.step_ended and lived)
 
 
 def wake(task: TaskRecord) -> Transition:

@@ -8,16 +8,15 @@ before any step starts, that there are steps to start; that is where a run is wr
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from workflows import Workflow
 from workflows.context import BaseSerializer
 from workflows.events import Event, StartEvent
 
+from llama_deploy.services.sends import Sends
 from llama_deploy.workflow_library import (
     BaseInternalRunAdapterDecorator,
     BaseRuntimeDecorator,
@@ -30,14 +29,11 @@ from llama_deploy.workflow_library import (
     PendingWorker,
     PullTask,
     Runtime,
+    TickStepResult,
     WaitForNextTaskResult,
-    WaitResult,
-    WaitResultTick,
     WorkflowTick,
     install_runtime,
 )
-
-T = TypeVar("T")
 
 
 class RunHost(Protocol):
@@ -59,8 +55,8 @@ class RunHost(Protocol):
         ...
 
     @property
-    def receipts(self) -> Sequence[WorkflowTick]:
-        """What the run is to learn before its steps begin: what they had sent when they began earlier."""
+    def sends(self) -> Sends:
+        """What the steps of the run have sent: what one sends again is not taken again."""
         ...
 
     def attach(self, adapter: InternalRunAdapter) -> None:
@@ -96,10 +92,6 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         self._host = host
         self._oldest_first: list[NamedTask] = []
         """What has been started and was not returned as completed."""
-        self._receipts: deque[WorkflowTick] | None = None
-        """What the run is to learn before its steps begin again. None: that is not known yet."""
-        self._held_back: asyncio.Event | None = None
-        """Set when the steps may begin that were started before the run had learned that."""
         host.attach(decorated)
 
     async def on_tick(self, tick: WorkflowTick) -> None:
@@ -117,11 +109,9 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         """See `RunHost.on_event`. Nobody else reads the stream of a hosted run."""
         await self._host.on_event(event)
 
-    async def wait_receive(self, timeout_seconds: float | None = None) -> WaitResult:
-        """Return what the run is to deal with next."""
-        if self._receipts:
-            return WaitResultTick(tick=self._receipts.popleft())
-        return await super().wait_receive(timeout_seconds)
+    async def send_event(self, tick: WorkflowTick) -> None:
+        """Take what a step sends, or something from outside. See `RunHost.sends`."""
+        await super().send_event(self._host.sends.pass_on(tick))
 
     async def wait_for_next_task(
         self,
@@ -130,22 +120,13 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         timeout: float | None = None,  # noqa: ASYNC109 - the library's signature
     ) -> WaitForNextTaskResult:
         """See `RunHost.before_steps`."""
-        if self._receipts is None:
-            self._receipts = deque(self._host.receipts)
-        if self._receipts and self._held_back is None:
-            self._held_back = asyncio.Event()
-        starting = self._held_back is not None or any(isinstance(each, PendingWorker) for each in pending)
         try:
-            if not self._receipts:
-                await self._host.before_steps(starting=starting)
+            await self._host.before_steps(starting=any(isinstance(each, PendingWorker) for each in pending))
         except BaseException:
             for each in pending:
                 each.coro.close()
             raise
-        started: list[NamedTask] = [each.start(self._start(each)) for each in pending]
-        if self._held_back is not None and not self._receipts:
-            self._held_back.set()
-            self._held_back = None
+        started: list[NamedTask] = [each.start(asyncio.create_task(each.coro)) for each in pending]
         still = {named.task for named in running}
         self._oldest_first = [named for named in self._oldest_first if named.task in still] + started
         # The library takes the first one that is done, and lists steps in no order: in a fan-out, finished
@@ -158,19 +139,12 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
             for known in started:
                 known.task.cancel()
             raise
-        return WaitForNextTaskResult(waited.completed, started)
-
-    def _start(self, pending: PendingStart) -> asyncio.Task[Any]:
-        if self._held_back is None or not isinstance(pending, PendingWorker):
-            return asyncio.create_task(pending.coro)
-        step = asyncio.create_task(_after(self._held_back, pending.coro))
-        step.add_done_callback(lambda _: pending.coro.close())  # it may have been cancelled before it began
-        return step
-
-
-async def _after(event: asyncio.Event, coro: Coroutine[Any, Any, T]) -> T:
-    await event.wait()
-    return await coro
+        done = waited.completed
+        if done is not None and not done.cancelled() and done.exception() is None:
+            result = done.result()
+            if isinstance(result, TickStepResult):
+                self._host.sends.clean(result)
+        return WaitForNextTaskResult(done, started)
 
 
 class HostedRuntime(BaseRuntimeDecorator):

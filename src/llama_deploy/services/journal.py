@@ -27,6 +27,7 @@ from llama_deploy.errors import (
 from llama_deploy.services.journal_format import JournalFormat, Past, RunSnapshot
 from llama_deploy.services.mailbox import Mailbox
 from llama_deploy.services.reports import MAX_MESSAGE_CHARACTERS, AttemptKey, AttemptReports
+from llama_deploy.services.sends import Sends
 from llama_deploy.types.attempts import JournalReply, JournalWrite, Parking
 from llama_deploy.workflow_library import (
     InternalRunAdapter,
@@ -83,6 +84,8 @@ class RunJournal:
         self._mailbox = mailbox
         self._reports = reports
         self.waits = past.waits
+        self.sends = Sends(past.received)
+        """What the steps under way have sent."""
         self.broker = past.broker
         """From what the library goes on. None: the run is at its beginning."""
         self._running_seconds = running_seconds
@@ -282,7 +285,9 @@ class RunJournal:
         if self._adapter is None or self._is_too_large:
             return False
         idle = parking is not None
-        made = library.snapshot(self._adapter, self._form.writing.serializer, idle=idle)
+        made = library.snapshot(
+            self._adapter, self._form.writing.serializer, idle=idle, received=self.sends.received
+        )
         if made is None:
             return False
         run, forget = made

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 from workflows import Context, Workflow
+from workflows.events import Event
 
 from llama_deploy import workflow_library as library
 from llama_deploy.errors import LlamaDeployError, RunMismatchError, SerializationError
@@ -86,7 +88,7 @@ class JournalFormat:
         waits = Waits.restore([] if snapshot is None else snapshot.waits)
         for tick in restored.ticks:
             waits.note(tick)
-        return restored.context, Past(record, waits, state, restored.broker)
+        return restored.context, Past(record, waits, state, restored.broker, restored.received)
 
     def _check(self, record: RunRecord, *, task_id: str) -> None:
         begun, here = record.header, self.header
@@ -118,3 +120,5 @@ class Past:
     """The run's own state as text. None: it is empty."""
     broker: BrokerState | None = None
     """What the library knows of the run. None: it is at its beginning."""
+    received: Mapping[str, Sequence[Event]] = field(default_factory=dict)
+    """What the run has received from steps that begin again, see `Sends`."""

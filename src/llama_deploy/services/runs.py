@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,6 +34,7 @@ from llama_deploy.services.payloads import (
     streamed_event,
 )
 from llama_deploy.services.run_clock import RunClock
+from llama_deploy.services.sends import Sends
 from llama_deploy.services.waits import Wait
 from llama_deploy.workflow_library import (
     BrokerState,
@@ -42,7 +43,6 @@ from llama_deploy.workflow_library import (
     TickTimeout,
     WorkflowTick,
     abort,
-    receipts,
 )
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ class WorkflowRun:
         )
         self.journal: RunJournal | None = None
         """Where the run is written down. None: nowhere, and its next attempt begins anew."""
+        self._unkept = Sends({})
+        """What the steps of a run have sent that is not written down."""
         self._limits = limits
         self._adapter: InternalRunAdapter | None = None
         self._starting: asyncio.Task[WorkflowHandler] | None = None
@@ -216,9 +218,9 @@ class WorkflowRun:
         return None if self.journal is None else self.journal.broker
 
     @property
-    def receipts(self) -> Sequence[WorkflowTick]:
+    def sends(self) -> Sends:
         """See `RunHost`."""
-        return [] if self.broker is None else receipts(self.broker)
+        return self._unkept if self.journal is None else self.journal.sends
 
     def attach(self, adapter: InternalRunAdapter) -> None:
         """See `RunHost`."""
@@ -231,6 +233,7 @@ class WorkflowRun:
     async def on_tick(self, tick: WorkflowTick) -> None:
         """See `RunHost`."""
         self._mailbox.on_tick(tick)
+        self.sends.note(tick)
         if self.journal is not None:
             self.journal.note(tick)
 

@@ -24,6 +24,7 @@ from llama_deploy.services.heartbeat import BEATS_PER_LEASE, HeartbeatThread
 from llama_deploy.services.ledger import Ledger
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.attempts import (
+    AttemptOutcome,
     Heartbeat,
     HeartbeatReply,
     InboxEntry,
@@ -100,6 +101,8 @@ class Worker:
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._busy: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
+        self._publishing_again: set[tuple[str, int]] = set()
+        """Outcomes that the queue takes its time to take, or refuses for now."""
         self._room = asyncio.Event()
         self._answered = asyncio.Event()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -373,9 +376,18 @@ class Worker:
         if reply.inbox:
             self._spawn(self._take_events(reply.inbox), self._background)
         for outcome in self.ledger.overdue(time.monotonic()):
-            self._spawn(publish_again(outcome, self._publish), self._background)
+            if (outcome.task_id, outcome.attempt) not in self._publishing_again:
+                self._spawn(self._publish_again(outcome), self._background)
         self._answered.set()
         self._room.set()
+
+    async def _publish_again(self, outcome: AttemptOutcome) -> None:
+        key = outcome.task_id, outcome.attempt
+        self._publishing_again.add(key)
+        try:
+            await publish_again(outcome, self._publish)
+        finally:
+            self._publishing_again.discard(key)
 
     async def _register_again(self) -> None:
         try:

@@ -79,8 +79,8 @@ class TaskSubmission(BaseModel):
     max_attempts: int | None = Field(default=None, ge=1, le=100)
     """How many instances may die under the task, without its getting further, before it fails.
 
-    It gets further when a step has ended and is stored, or when its run is parked. None: the control plane's
-    default.
+    It gets further when its run is parked, or when a step has ended in an attempt that has lived for a
+    minute; with `durability="task"` never. None: the control plane's default.
     """
 
 

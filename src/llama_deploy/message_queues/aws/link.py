@@ -110,7 +110,7 @@ class SqsLink(BrokerLink):
             PayloadTooLargeError: The service takes no message, or batch, of this size.
             InvalidRequestError: A message holds what the service does not carry.
             UnavailableError: No connection, no answer in time, a failure at the service, or throttling.
-            ConfigError: The service will never do it; or there are no credentials.
+            ConfigError: The service refuses it, as for a wrong permission; or there are no credentials.
         """
         return await self._call(self._client, operation, arguments)
 

@@ -107,6 +107,8 @@ class SqsSubscription(Subscription):
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._early = 0
         """How many requests in a row have brought nothing, and ended too soon."""
+        self._has_read = False
+        """Whether the service has ever let it read; if not, its role lacks a permission."""
         self._settling: Batcher[_Settlement, bool] = Batcher(
             self._settle_batch,
             max_batch=10 * MOST_ENTRIES,
@@ -128,6 +130,7 @@ class SqsSubscription(Subscription):
 
         Raises:
             ClosedError: The subscription is closed.
+            ConfigError: The service has never let it read, and refuses to.
         """
         while not self.closed:
             if self._poll is None:
@@ -207,7 +210,9 @@ class SqsSubscription(Subscription):
     async def _receive(self, max_messages: int) -> list[_Received]:
         received: list[_Received] = []
         while not (received or self.closed):
-            received = await self._link.outlast(partial(self._receive_once, max_messages))
+            received = await self._link.outlast(
+                partial(self._receive_once, max_messages), was_granted=lambda: self._has_read
+            )
         return received
 
     async def _receive_once(self, max_messages: int) -> list[_Received]:
@@ -225,6 +230,7 @@ class SqsSubscription(Subscription):
                 MessageSystemAttributeNames=[_RECEIVE_COUNT],
             )
             messages = await ask(wait=True, MaxNumberOfMessages=min(max_messages, MOST_ENTRIES))
+            self._has_read = True
             received = _received(messages, since=loop.time())
             if len(messages) == MOST_ENTRIES:
                 more = await _receive_more(ask, min(max_messages, _MOST_AT_ONCE) - MOST_ENTRIES)

@@ -107,7 +107,7 @@ class Link(BrokerLink):
         Raises:
             PayloadTooLargeError: It is larger than `max_message_bytes`.
             UnavailableError: No broker has confirmed it. One may have it.
-            ConfigError: The brokers will never take it.
+            ConfigError: The brokers refuse it: a setting or a permission is wrong.
         """
         await self.create(topic)
         producer = await self._open_producer()

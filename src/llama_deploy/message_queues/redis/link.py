@@ -116,7 +116,7 @@ class RedisLink(BrokerLink):
             TopicNotFoundError: The topic or the group is not there.
             QueueFullError: The server has no memory left.
             UnavailableError: No connection, no answer in time, or a server that cannot write now.
-            ConfigError: The server will never do it.
+            ConfigError: The server refuses it: the credentials or a permission are wrong.
         """
         rest: Any = (*keys, action, *arguments)
         with self.translated():
