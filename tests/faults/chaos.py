@@ -88,10 +88,16 @@ class Figures:
     faults: Counter[str] = field(default_factory=Counter)
     takeovers: list[float] = field(default_factory=list)
     """Seconds from the death of a service alone to the first step of its task elsewhere."""
+    longest_round: float = 0.0
+    """In seconds."""
+    slowest_answer: float = 0.0
+    """Seconds that the control plane took for something small while it was there."""
 
     def __str__(self) -> str:
         done = ", ".join(f"{name}: {count}" for name, count in sorted(self.faults.items()))
-        return f"{self.rounds} rounds, {self.tasks} tasks; {done}; takeover {percentiles(self.takeovers)}"
+        slowest = f"longest round {self.longest_round:.1f} s, slowest answer {self.slowest_answer:.2f} s"
+        takeovers = percentiles(self.takeovers)
+        return f"{self.rounds} rounds, {self.tasks} tasks; {done}; {slowest}; takeover {takeovers}"
 
 
 def percentiles(seconds: Sequence[float]) -> str:
@@ -188,6 +194,7 @@ class Chaos:
         ]
         faults = Faults()
         self._ledger.clear()
+        begun = time.monotonic()
         try:
             async with (
                 asyncio.timeout(ROUND_SECONDS),
@@ -206,6 +213,9 @@ class Chaos:
         if wrong:
             raise ViolationError(self._report(what, faults, wrong))
         self.figures.rounds += 1
+        self.figures.longest_round = max(self.figures.longest_round, time.monotonic() - begun)
+        answers = [until - since for since, until in faults.answers if faults.all_was_well(since, until)]
+        self.figures.slowest_answer = max([self.figures.slowest_answer, *answers])
         self.figures.tasks += len(jobs)
         self.figures.faults[" + ".join(what)] += 1
         if set(what) <= {"service", "pause"}:

@@ -31,8 +31,8 @@ STEPS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "flaky": (*((f"try-{n}",) for n in range(RETRIES + 1)), ("finish",)),
 }
 """The steps of each workflow, in groups of which each depends on all of the one before."""
-AT_ONCE: Final = WORKERS + 1
-"""How many steps of a run are under way at most: the items of a fan-out, and what goes on sending them."""
+AT_ONCE: Final = {"chain": 1, "fan": WORKERS, "collect": WORKERS + 1, "human": 1, "flaky": 1}
+"""How many steps of each run are under way at most: the items of a fan-out, and what goes on sending them."""
 DURABLE_SECONDS: Final = 1.0
 """What a step has done that no other one depends on is stored so long after its end, and some answers."""
 ANSWERS: Final = 3
@@ -125,7 +125,7 @@ class Ledger:
 
 def _violations(flow: str, lines: Sequence[Line], faults: Faults) -> Iterator[str]:
     stale = _stale(lines, faults)
-    yield from _too_many_stale(stale, faults)
+    yield from _too_many_stale(flow, stale, faults)
     begins: dict[str, list[Line]] = defaultdict(list)
     ends: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
@@ -142,7 +142,7 @@ def _violations(flow: str, lines: Sequence[Line], faults: Faults) -> Iterator[st
                 yield f"step {name} has begun after a step that depends on it"
     for name, found in begins.items():
         yield from _unfounded_repeats(name, found, ends[name], faults)
-    yield from _too_many_repeats(begins, faults)
+    yield from _too_many_repeats(flow, begins, faults)
 
 
 def _stale(lines: Sequence[Line], faults: Faults) -> set[Line]:
@@ -165,10 +165,10 @@ def _stale(lines: Sequence[Line], faults: Faults) -> set[Line]:
     return stale
 
 
-def _too_many_stale(stale: set[Line], faults: Faults) -> Iterator[str]:
+def _too_many_stale(flow: str, stale: set[Line], faults: Faults) -> Iterator[str]:
     begun = sum(line.word == "begin" for line in stale)
     pauses = sum(death.end is not None for death in faults.deaths)
-    if begun > pauses * AT_ONCE:
+    if begun > pauses * AT_ONCE[flow]:
         yield f"{begun} steps have begun in processes that had lost the task"
 
 
@@ -188,7 +188,7 @@ def _unfounded_repeats(
                 yield f"step {name} has begun again, {death.begin - end.at:.1f} s lay between end and death"
 
 
-def _too_many_repeats(begins: dict[str, list[Line]], faults: Faults) -> Iterator[str]:
+def _too_many_repeats(flow: str, begins: dict[str, list[Line]], faults: Faults) -> Iterator[str]:
     """A fan-out works on so many items at a time, and stores what is done before it takes the next."""
     for death in faults.deaths:
         repeated = [
@@ -198,7 +198,7 @@ def _too_many_repeats(begins: dict[str, list[Line]], faults: Faults) -> Iterator
                 one.pid == death.pid and one.at <= death.begin <= other.at for one, other in pairwise(found)
             )
         ]
-        if len(repeated) > AT_ONCE:
+        if len(repeated) > AT_ONCE[flow]:
             yield f"{len(repeated)} steps have begun again after process {death.pid} died: {repeated}"
 
 

@@ -114,6 +114,24 @@ async def test_kill_of_the_control_plane_under_200_tasks(system: System) -> None
         assert {handle.session_id for handle in handles} <= sessions
 
 
+async def test_work_that_waits_goes_on_soon_after_a_long_outage(system: System) -> None:
+    system.env["CONTROL_PLANE_REDISPATCH_SECONDS"] = "120"
+    system.start("core.py", "message_queue")
+    control_plane = system.start("core.py", "control_plane")
+    system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="1")
+    async with system.client() as client:
+        await system.instances(client, 1)
+        handles = await submit_all(client, 3, seconds=1)
+        await system.begun(1)
+        control_plane.kill()
+        await asyncio.sleep(14)  # the outage itself
+        control_plane.start()
+        await system.instances(client, 1)
+        back = time.monotonic()
+        await check_all_end_once(handles)
+        assert time.monotonic() - back < 2 + 5  # two steps of a second
+
+
 async def test_kill_of_everything_at_once(system: System) -> None:
     core = system.start("core.py")
     service = system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="40")

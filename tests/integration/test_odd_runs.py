@@ -186,6 +186,14 @@ def attempt_of(service: WorkflowService) -> Attempt:
     return attempt
 
 
+async def until_it_asks(service: WorkflowService) -> Attempt:
+    """Wait until the only run waits in memory for an answer; return its attempt."""
+    await eventually(lambda: service._worker is not None and len(service._worker) == 1)
+    attempt = attempt_of(service)
+    await eventually(lambda: attempt.run is not None and attempt.run.clock.is_waiting)
+    return attempt
+
+
 async def nothing_more(happens: Callable[[], bool]) -> None:
     with pytest.raises(TimeoutError):
         await eventually(happens, seconds=0.3)
@@ -215,9 +223,7 @@ async def test_a_second_answer_does_not_run_the_step_twice(stack: Stack, late: b
     service = stack.service(workflow, idle_timeout=60, allowed_types=ANSWERS)
     async with stack.serving(service):
         task_id = await stack.submit()
-        await eventually(lambda: service._worker is not None and len(service._worker) == 1)
-        attempt = attempt_of(service)
-        await eventually(lambda: attempt.run is not None and attempt.run.clock.is_waiting)
+        attempt = await until_it_asks(service)
         await stack.send(task_id, Answer(text="a"))
         if late:
             await eventually(lambda: bool(workflow.charged))
@@ -234,9 +240,7 @@ async def test_a_second_answer_that_outlives_the_instance_does_not_either(stack:
     service = stack.service(first, drain_timeout=0, idle_timeout=60, allowed_types=ANSWERS)
     async with stack.serving(service):
         task_id = await stack.submit()
-        await eventually(lambda: service._worker is not None and len(service._worker) == 1)
-        attempt = attempt_of(service)
-        await eventually(lambda: attempt.run is not None and attempt.run.clock.is_waiting)
+        attempt = await until_it_asks(service)
         await stack.send(task_id, Answer(text="a"))
         await eventually(lambda: bool(first.charged))
         await stack.send(task_id, Answer(text="b"))
@@ -256,9 +260,7 @@ async def test_a_second_answer_does_not_run_a_step_that_waits_for_its_retry(
     service = stack.service(Retries(timeout=None), drain_timeout=0, idle_timeout=60, allowed_types=ANSWERS)
     async with stack.serving(service):
         task_id = await stack.submit()
-        await eventually(lambda: service._worker is not None and len(service._worker) == 1)
-        attempt = attempt_of(service)
-        await eventually(lambda: attempt.run is not None and attempt.run.clock.is_waiting)
+        attempt = await until_it_asks(service)
         await stack.send(task_id, Answer(text="a"))
         await eventually(lambda: bool(Retries.tried))
         if not stops:

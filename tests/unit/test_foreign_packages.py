@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.errors import ConfigError
-from llama_deploy.message_queues import AbstractMessageQueue, MessageQueueConfig
+from llama_deploy.message_queues import AbstractMessageQueue, LocalMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.registry import config_from_url
 from llama_deploy.state_stores.registry import open_state_store
 
@@ -75,7 +75,7 @@ class ThirdPartyConfig(MessageQueueConfig):
     token: str | None = None
 
     async def connect(self) -> AbstractMessageQueue:
-        raise NotImplementedError
+        return await LocalMessageQueue.start()
 
 
 def test_what_a_backend_names_as_a_credential_is_not_public() -> None:

@@ -83,7 +83,7 @@ class TaskLife(RuleBasedStateMachine):
         self.journal: list[str | None] = []
         self.is_stored = False
         self.deaths = 0
-        """How many instances have died since the run has got further."""
+        """How many instances have died that were not forgiven."""
 
     def apply(self, transition: Transition) -> None:
         before = self.task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -23,13 +23,8 @@ from llama_deploy.errors import (
     TopicNotFoundError,
     UnavailableError,
 )
-from llama_deploy.message_queues import link
-from llama_deploy.message_queues.base import (
-    AbstractMessageQueue,
-    MessageQueueConfig,
-    Subscription,
-    is_refused_for_good,
-)
+from llama_deploy.message_queues import LocalMessageQueue, link
+from llama_deploy.message_queues.base import is_refused_for_good
 from llama_deploy.message_queues.link import BrokerLink
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services import outlet
@@ -51,35 +46,24 @@ PASSING = [
 QUICK = Backoff(first=0.001, longest=0.001)
 
 
-class Queue(AbstractMessageQueue):
+class Moody(LocalMessageQueue):
     """Raises what it is told to, then takes messages."""
 
-    def __init__(self, refusals: Sequence[Exception]) -> None:
-        super().__init__()
-        self.refusals = list(refusals)
-        self.taken: list[str] = []
+    refusals: Sequence[Exception] = ()
+    taken: Sequence[str] = ()
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
-        del topic
         if self.refusals:
-            raise self.refusals.pop(0)
-        self.taken.append(message.id_)
+            first, *self.refusals = self.refusals
+            raise first
+        await super()._publish(message, topic)
+        self.taken = [*self.taken, message.id_]
 
-    async def subscribe(
-        self,
-        topic: str,
-        *,
-        group: str = "default",
-        expires_after: float | None = None,
-        member: str | None = None,
-    ) -> Subscription:
-        raise NotImplementedError
 
-    async def cleanup(self) -> None:
-        pass
-
-    def as_config(self) -> MessageQueueConfig:
-        raise NotImplementedError
+@pytest.fixture
+async def queue() -> AsyncIterator[Moody]:
+    async with await Moody.start() as queue:
+        yield queue
 
 
 @pytest.mark.parametrize("error", [*FINAL, *PASSING, ClosedError("closed"), asyncio.CancelledError(), None])
@@ -89,11 +73,12 @@ def test_only_the_message_itself_is_refused_for_good(error: BaseException | None
 
 @pytest.mark.parametrize("error", [*PASSING, ClosedError("closed")])
 async def test_the_relay_waits_out_what_passes(
-    error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    queue: Moody, error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(dispatch, "_RETRY", QUICK)
     caplog.set_level(logging.INFO)
-    queue, sent = Queue([error] * 7), list[str]()
+    queue.refusals = [error] * 7
+    sent: list[str] = []
 
     async def on_refused(_: QueueMessage, exc: LlamaDeployError) -> None:
         raise AssertionError(exc)
@@ -111,14 +96,15 @@ async def test_the_relay_waits_out_what_passes(
 
 
 @pytest.mark.parametrize("error", FINAL)
-async def test_the_relay_gives_up_what_can_never_be_sent(error: LlamaDeployError) -> None:
+async def test_the_relay_gives_up_what_can_never_be_sent(queue: Moody, error: LlamaDeployError) -> None:
+    queue.refusals = [error]
     sent: list[str] = []
     refused: list[tuple[str, LlamaDeployError]] = []
 
     async def on_refused(message: QueueMessage, exc: LlamaDeployError) -> None:
         refused.append((message.id_, exc))
 
-    relay = OutboxRelay(Queue([error]), on_sent=sent.extend, on_refused=on_refused)
+    relay = OutboxRelay(queue, on_sent=sent.extend, on_refused=on_refused)
     message = QueueMessage()
     relay.send([Outgoing("topic", message)])
     await eventually(lambda: relay.backlog == 0)
@@ -128,26 +114,28 @@ async def test_the_relay_gives_up_what_can_never_be_sent(error: LlamaDeployError
 
 @pytest.mark.parametrize("error", PASSING)
 async def test_reports_wait_out_what_passes(
-    error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    queue: Moody, error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(outlet, "_RETRY", QUICK)
     caplog.set_level(logging.INFO)
-    queue = Queue([error] * 9)
+    queue.refusals = [error] * 9
     reports = Outlet(lambda message: queue.publish(message, "topic"))
     messages = [QueueMessage() for _ in range(3)]
     await asyncio.gather(*(reports.publish(message) for message in messages))
     assert sorted(queue.taken) == sorted(message.id_ for message in messages)
     warning, info = (record.getMessage() for record in caplog.records)
     assert str(error) in warning
-    assert info == "the queue takes messages again"
+    assert info == "the queue takes reports again"
 
 
 @pytest.mark.parametrize("error", [*FINAL, ClosedError("closed")])
-async def test_a_report_that_can_never_be_sent_is_told_to_its_sender(error: LlamaDeployError) -> None:
-    queue = Queue([error])
+async def test_a_report_that_can_never_be_sent_is_told_to_its_sender(
+    queue: Moody, error: LlamaDeployError
+) -> None:
+    queue.refusals = [error]
     with pytest.raises(type(error)):
         await Outlet(lambda message: queue.publish(message, "topic")).publish(QueueMessage())
-    assert queue.taken == []
+    assert not queue.taken
 
 
 async def test_refusals_are_outlasted_and_told_of_once(

@@ -335,7 +335,7 @@ class Sweeper:
         for _ in range(_MOST_HEARINGS):
             begun = loop.time()
             await asyncio.sleep(seconds)
-            await self._writer.write(Command(lambda _: None, synced=False))
+            await self._writer.catch_up()
             if loop.time() - begun < 2 * seconds:
                 return
 
@@ -361,8 +361,7 @@ class Sweeper:
         self._dead, lost = await self._writer.write(Command(run, instances=tuple(expired_ids)))
         for task in lost:
             logger.warning(
-                "task %s lost its instance, the %d. of at most %d since it got further; it is %s now,"
-                " attempt %d%s",
+                "task %s lost its instance, the %d. of at most %d; it is %s now, attempt %d%s",
                 task.task_id,
                 task.losses,
                 task.max_attempts,

@@ -41,7 +41,7 @@ from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayl
 _LONGEST_SLEEP: Final = timedelta(days=3650)
 """A run whose timer is due later is woken then all the same; it parks again."""
 HARMLESS_AFTER: Final = timedelta(minutes=1)
-"""An attempt that has lived so long and gets further forgives what was lost before it."""
+"""An attempt that has lived so long and finishes a step forgives the losses before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +171,8 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
 
     A write that was stored before, because its answer was lost, is not stored again. A run that is to be
     parked goes straight to its next attempt if an event has come that it has not seen, and to its end if
-    somebody wants that. A run that has got further and has lived for a while, or waits, is not what kills
-    its instances: its earlier losses are forgiven.
+    somebody wants that. What is parked, or finishes a step in an attempt that has lived for `HARMLESS_AFTER`,
+    is not what kills its instances: earlier losses are forgiven.
 
     Raises:
         FencedOutError: The sender does not own the attempt.
@@ -227,9 +227,9 @@ def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
 def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
     """The instance that ran the task is gone: the next attempt, or the end if there were enough.
 
-    Only losses without progress of the run between them count, see `journal`. After the first the next
-    attempt is due at once, for machines die. After more it may be the task that kills them: its further
-    attempts are held back, each longer than the one before.
+    Only losses count that were not forgiven, see `journal`. After the first the next attempt is due at once,
+    for machines die. After more it may be the task that kills them: its further attempts are held back, each
+    longer than the one before.
     """
     if task.cancel_requested:
         return _finish(task, _cancelled(task), at=at)
@@ -237,10 +237,7 @@ def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
     if losses >= task.max_attempts:
         failure = TaskFailure(
             type=_name(AttemptsExhaustedError),
-            message=(
-                f"{losses} instances of service {task.service_name} died or went silent under this task"
-                " without its getting further"
-            ),
+            message=f"{losses} instances of service {task.service_name} died or went silent under this task",
         )
         return _finish(replace(task, losses=losses), _failed(task, failure), at=at)
     following = _next_attempt(replace(task, losses=losses))

@@ -122,7 +122,15 @@ class Writer:
             UnavailableError: The store does not answer.
         """
         if self._sent:
-            await self.write(Command(lambda _: None))
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Return when all that was handed in before is stored.
+
+        Raises:
+            UnavailableError: The store does not answer.
+        """
+        await self.write(Command(lambda _: None, synced=False))
 
     async def close(self) -> None:
         """Finish what waits. Idempotent."""

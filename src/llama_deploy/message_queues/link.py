@@ -9,7 +9,8 @@ from functools import partial
 from typing import Final, TypeVar
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import ConfigError, UnavailableError
+from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
+from llama_deploy.retrying import Retrying
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ _REFUSED: Final = Backoff(first=0.1, longest=5.0)
 
 
 class Refusals:
-    """Calls that outlast a broker's refusal of what it has granted before, which is told of once.
+    """Calls that outlast a broker's refusal of what it has granted before.
 
     Passwords and permissions are set by people, who take a while to set them right on all sides.
 
@@ -30,7 +31,7 @@ class Refusals:
 
     def __init__(self, broker: str) -> None:
         self._broker = broker
-        self._is_refused = False
+        self._retrying = Retrying(_REFUSED, on_failure=self._tell_refusal, on_end=self._tell_consent)
 
     async def outlast(
         self, call: Callable[[], Awaitable[T]], *, was_granted: Callable[[], bool] = lambda: True
@@ -44,36 +45,21 @@ class Refusals:
         Raises:
             LlamaDeployError: What `call` raises, but `ConfigError` only if nothing was granted before.
         """
-        failures = 0
-        while True:
-            try:
-                result = await call()
-            except ConfigError as exc:
-                if not was_granted():
-                    raise
-                failures += 1
-                self._note_refusal(exc)
-                await asyncio.sleep(_REFUSED.delay(failures))
-            else:
-                # Other calls may have been granted all the time.
-                if failures:
-                    self._note_consent()
-                return result
+        return await self._retrying.run(
+            call, passes=lambda error: isinstance(error, ConfigError) and was_granted()
+        )
 
-    def _note_refusal(self, exc: ConfigError) -> None:
-        if not self._is_refused:
-            self._is_refused = True
+    def _tell_refusal(self, error: LlamaDeployError, is_news: bool) -> None:  # noqa: FBT001 - called by `Retrying`
+        if is_news:
             logger.warning(
                 "%s refuses what it has granted before, it is tried again: %s",
                 self._broker,
-                exc,
+                error,
                 extra={"action": "queue_refused"},
             )
 
-    def _note_consent(self) -> None:
-        if self._is_refused:
-            self._is_refused = False
-            logger.info("%s refuses no more", self._broker, extra={"action": "queue_back"})
+    def _tell_consent(self) -> None:
+        logger.info("%s refuses no more", self._broker, extra={"action": "queue_back"})
 
 
 class BrokerLink:
@@ -125,16 +111,7 @@ class BrokerLink:
     async def outlast(
         self, call: Callable[[], Awaitable[T]], *, was_granted: Callable[[], bool] = lambda: True
     ) -> T:
-        """Call again until the broker answers, also while it refuses what it has granted before.
-
-        Args:
-            call: The call.
-            was_granted: Asked at a refusal; where nothing was granted before, it is raised.
-
-        Raises:
-            LlamaDeployError: What `call` raises, but `ConfigError` only if nothing was granted before, and
-                `UnavailableError` only if it is not retriable.
-        """
+        """Do as `persist` without end, and as `Refusals.outlast`."""
         again = partial(self.persist, call, give_up_at=None)
         return await self._refusals.outlast(again, was_granted=was_granted)
 

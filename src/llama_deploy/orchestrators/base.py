@@ -18,10 +18,7 @@ class BaseOrchestrator(ABC):
     False spares the reading: `state` is then empty and returned changes are ignored.
     """
     max_attempts: int = 4
-    """How many instances may die under a task, without its getting further, before it fails.
-
-    A task may say otherwise.
-    """
+    """How many instances may die under a task before it fails, unless the task says; see `TaskSubmission`."""
 
     @abstractmethod
     async def get_next_messages(

@@ -19,7 +19,7 @@ class SimpleOrchestratorConfig(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SIMPLE_ORCHESTRATOR_", extra="ignore")
 
     max_retries: int = Field(default=3, ge=0)
-    """How often a task that gets no further is tried again after its instance has died under it."""
+    """How often a task is tried again after its instance has died under it; see `TaskSubmission`."""
     final_message_type: str | None = None
     """Kept for 0.6 programs; every task's end is final."""
 

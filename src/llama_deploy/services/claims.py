@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from llama_deploy.errors import UnavailableError
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import LlamaDeployError, UnavailableError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.attempts import Attempt, WorkflowState
 from llama_deploy.services.gateway import ControlPlaneGateway
@@ -17,6 +19,9 @@ from llama_deploy.types.attempts import ClaimReply, ClaimRequest, TaskDispatch
 
 logger = logging.getLogger(__name__)
 
+_AGAIN: Final = Backoff(first=0.1, longest=1.0)
+_PATIENCE_SECONDS: Final = 5.0
+"""How long a claim that is not answered is made again, well below the visibility timeout of any queue."""
 NewMailbox: TypeAlias = Callable[[str, Callable[[int], None]], Mailbox]
 """Makes the mailbox of a task; its second argument notes what has arrived."""
 
@@ -52,11 +57,28 @@ class Claims:
         self._keeps_journals = keeps_journals
 
     async def claim(self, dispatch: TaskDispatch) -> Attempt | None:
-        """Ask for an attempt; None if it is not to be had.
+        """Ask for an attempt, for some seconds again and again; None if it is not to be had.
+
+        To give its message back each time would count, and it would come later each time. To keep it for
+        longer would keep it from instances that may reach another control plane.
 
         Raises:
             UnavailableError: The control plane does not answer, or may grant it later.
         """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + _PATIENCE_SECONDS
+        failures = 0
+        while True:
+            try:
+                return await self._ask(dispatch)
+            except LlamaDeployError as exc:
+                failures += 1
+                pause = _AGAIN.delay(failures)
+                if not exc.retriable or loop.time() + pause > give_up_at:
+                    raise
+            await asyncio.sleep(pause)
+
+    async def _ask(self, dispatch: TaskDispatch) -> Attempt | None:
         place = (dispatch.task_id, dispatch.attempt)
         if self._ledger.knows(*place):
             return None  # a copy of the message: the attempt is claimed here, or has ended here

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ClosedError, LlamaDeployError
 from llama_deploy.message_queues.base import is_refused_for_good
 from llama_deploy.messages import QueueMessage
+from llama_deploy.retrying import Retrying
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Outlet:
 
     def __init__(self, publish: Callable[[QueueMessage], Awaitable[None]]) -> None:
         self._publish = publish
-        self._is_shut = False
+        self._retrying = Retrying(_RETRY, on_failure=_tell_shut, on_end=_tell_open)
 
     async def publish(self, message: QueueMessage) -> None:
         """Return when the queue has the message.
@@ -34,32 +35,19 @@ class Outlet:
         Raises:
             LlamaDeployError: The queue refuses the message for good, or is closed.
         """
-        failures = 0
-        while True:
-            try:
-                await self._publish(message)
-            except LlamaDeployError as exc:
-                if is_refused_for_good(exc) or isinstance(exc, ClosedError):
-                    raise
-                failures += 1
-                self._note_shut(message, exc)
-                await asyncio.sleep(_RETRY.delay(failures))
-            else:
-                if failures:
-                    self._note_open()
-                return
+        await self._retrying.run(partial(self._publish, message), passes=_passes)
 
-    def _note_shut(self, message: QueueMessage, exc: LlamaDeployError) -> None:
-        logger.log(
-            logging.DEBUG if self._is_shut else logging.WARNING,
-            "the queue does not take message %s, it is tried again: %s",
-            message.id_,
-            exc,
-            extra={"action": "publish_retry", "message_id": message.id_},
-        )
-        self._is_shut = True
 
-    def _note_open(self) -> None:
-        if self._is_shut:
-            self._is_shut = False
-            logger.info("the queue takes messages again", extra={"action": "queue_back"})
+def _passes(error: LlamaDeployError) -> bool:
+    return not (is_refused_for_good(error) or isinstance(error, ClosedError))
+
+
+def _tell_shut(error: LlamaDeployError, is_news: bool) -> None:  # noqa: FBT001 - called by `Retrying`
+    level = logging.WARNING if is_news else logging.DEBUG
+    logger.log(
+        level, "the queue takes no report, it is tried again: %s", error, extra={"action": "publish_retry"}
+    )
+
+
+def _tell_open() -> None:
+    logger.info("the queue takes reports again", extra={"action": "queue_back"})

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, OverloadedError
-from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, nack_delay
+from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.attempts import Attempt, WorkflowState, publish_again
 from llama_deploy.services.claims import Claims, NewMailbox
@@ -288,15 +288,13 @@ class Worker:
             await delivery.ack()
             return
         except LlamaDeployError as exc:
-            delay = nack_delay(delivery.attempt)
             logger.warning(
-                "message %s goes back for %.1f s: %s",
+                "message %s goes back: %s",
                 delivery.message.id_,
-                delay,
                 exc,
                 extra={"action": "nack", "message_id": delivery.message.id_},
             )
-            await delivery.nack(delay)
+            await delivery.nack()
             return
         await delivery.ack()
         if attempt is not None:

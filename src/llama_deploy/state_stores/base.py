@@ -60,7 +60,7 @@ class TaskRecord:
     attempt: int = 1
     """The attempt under way, or the next one if none is."""
     losses: int = 0
-    """How many attempts were lost with their instance since the run has got further."""
+    """How many attempts were lost with their instance and not forgiven since, see `lifecycle.journal`."""
     instance_id: str | None = None
     token: str | None = None
     """The secret of the attempt under way."""

@@ -113,7 +113,7 @@ class JournalWrite(AttemptEvents):
     consumed: list[int] = Field(default_factory=list)
     """The inbox entries that the run has taken; they are not given to a later attempt."""
     step_ended: bool = False
-    """Whether this records the end of a step for the first time: losses before it do not count any more."""
+    """Whether this records the end of a step for the first time."""
     header: RunHeader
     running_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """How long the run has been running so far, over all attempts, without the time in which it waited."""

@@ -77,10 +77,10 @@ class TaskSubmission(BaseModel):
     session_id: str | None = Field(default=None, min_length=1, max_length=200)
     """None: the task gets a session of its own."""
     max_attempts: int | None = Field(default=None, ge=1, le=100)
-    """How many instances may die under the task, without its getting further, before it fails.
+    """How many instances may die under the task before it fails. None: the control plane's default.
 
-    It gets further when its run is parked, or when a step has ended in an attempt that has lived for a
-    minute; with `durability="task"` never. None: the control plane's default.
+    Deaths are forgiven when the run is parked, and when a step ends in an attempt that has lived for a
+    minute; with `durability="task"` never.
     """
 
 

@@ -88,8 +88,8 @@ class Client(ClientSettings):
             session: A session or its id. None: the task gets a session of its own.
             task_id: The task's id. Submitting the same again under the same id makes no second task and
                 returns the first one; something else under it is refused. None: a random id.
-            max_attempts: How many instances may die under the task, without its getting further, before it
-                fails. None: the control plane's default.
+            max_attempts: How many instances may die under the task before it fails; see `TaskSubmission` for
+                which are forgiven. None: the control plane's default.
             arguments: Run arguments, for those that are called like a parameter of this method.
             **run_kwargs: The other run arguments of the workflow.
 

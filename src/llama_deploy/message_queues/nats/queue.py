@@ -345,6 +345,8 @@ class _NatsSubscription(Subscription):
 
     async def _ask(self, connection: Connection, max_messages: int) -> None:
         """Request messages: the first to come, with those that are there with it."""
+        if self._closed:
+            return
         if not self._joined:
             await self.join(connection)
         if self.returning:

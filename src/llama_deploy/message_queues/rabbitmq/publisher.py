@@ -64,9 +64,8 @@ class Publisher:
             PayloadTooLargeError: The message is larger than the broker takes.
         """
         sizes = self._sizes_at(await self._link.connection())
-        self._check_size(body, topic, sizes)
         try:
-            async with self._channel(len(body), sizes) as channel:
+            async with self._channel(body, topic, sizes) as channel:
                 await channel.basic_publish(
                     body,
                     exchange=self._exchange_name,
@@ -106,12 +105,14 @@ class Publisher:
             )
 
     @asynccontextmanager
-    async def _channel(self, size: int, sizes: _Sizes) -> AsyncIterator[DriverChannel]:
-        """Give the channel for a message of this size: the shared one, or one that may be closed for it."""
-        if size <= sizes.taken:
+    async def _channel(self, body: bytes, topic: str, sizes: _Sizes) -> AsyncIterator[DriverChannel]:
+        """Give the channel for a message: the shared one, or one that may be closed for its size."""
+        self._check_size(body, topic, sizes)
+        if len(body) <= sizes.taken:
             yield await self._shared_channel()
             return
         async with self._trials:
+            self._check_size(body, topic, sizes)  # others may have found out meanwhile
             channel = await self._open(sizes.connection)
             try:
                 yield await channel.get_underlay_channel()

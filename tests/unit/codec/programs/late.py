@@ -49,11 +49,11 @@ SquareBox = Box[Square]
 class Flow(Workflow):
     @step
     async def only(self, ev: StartEvent) -> StopEvent:
-        raise NotImplementedError
+        return StopEvent()
 
     @step
     async def other(self, ev: Found) -> StopEvent:
-        raise NotImplementedError
+        return StopEvent()
 
 
 def codec() -> TypedJson:
