@@ -26,8 +26,8 @@ import uvloop
 from fastapi import Request, Response
 
 from llama_deploy.web.application import create_app
-from llama_deploy.web.connection import HttpConnection, HttpRequest
-from llama_deploy.web.server import HttpServer
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_server import HttpServer
 
 IN_FLIGHT: Final = (1, 64)
 BODY: Final = b'{"task_id": "0192f7c4", "attempt": 1, "instance_id": "a1b2c3", "text": "' + b"x" * 200 + b'"}'

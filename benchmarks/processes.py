@@ -20,7 +20,7 @@ import psutil
 from llama_deploy.client import Client
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.types import ServiceDefinition
-from llama_deploy.web.connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 
 HOST: Final = "127.0.0.1"
 ROOT: Final = Path(__file__).resolve().parent.parent

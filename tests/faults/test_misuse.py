@@ -32,8 +32,8 @@ from llama_deploy.messages import ActionTypes
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinition
-from llama_deploy.types.attempts import AttemptOutcome
-from llama_deploy.web.connection import HttpConnection, HttpRequest
+from llama_deploy.types.instance_protocol import AttemptOutcome
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 
 
 class Number(Event):

@@ -18,7 +18,7 @@ from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import Program
 from llama_deploy.types import TaskEvent, TaskStatus
-from llama_deploy.types.attempts import (
+from llama_deploy.types.instance_protocol import (
     AttemptEvents,
     AttemptOutcome,
     EventPayload,

@@ -20,7 +20,7 @@ from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.types import (
     ServiceDefinition,
 )
-from llama_deploy.types.attempts import (
+from llama_deploy.types.instance_protocol import (
     AttemptEvents,
     AttemptOutcome,
     ClaimReply,
@@ -30,7 +30,7 @@ from llama_deploy.types.attempts import (
     HeldAttempt,
     TaskDispatch,
 )
-from llama_deploy.web.connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.servers.proxy import TcpProxy
 
 CONTROL = "llama_deploy.control_plane"

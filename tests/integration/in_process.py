@@ -12,7 +12,7 @@ from workflows import Workflow
 from workflows.events import Event
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.server import ControlPlaneServer
+from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.simple import LocalMessageQueue
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig

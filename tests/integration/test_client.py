@@ -40,7 +40,7 @@ from llama_deploy.types import (
     TaskFailure,
     TaskStatus,
 )
-from llama_deploy.types.attempts import (
+from llama_deploy.types.instance_protocol import (
     AttemptOutcome,
     ClaimRequest,
     EventPayload,

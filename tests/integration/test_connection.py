@@ -20,8 +20,8 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.web.application import create_app
-from llama_deploy.web.connection import HttpConnection, HttpRequest, SyncHttpConnection
-from llama_deploy.web.server import HttpServer
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest, SyncHttpConnection
+from llama_deploy.web.http_server import HttpServer
 
 app = create_app(title="test", max_body_bytes=1000)
 

@@ -12,8 +12,8 @@ import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.control_plane.plane import utc_now
-from llama_deploy.control_plane.unit import Unit
-from llama_deploy.control_plane.writer import Command
+from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.storage.writer import Command
 from llama_deploy.errors import (
     ConfigError,
     ConflictError,
@@ -44,11 +44,11 @@ from llama_deploy.types import (
     TaskResult,
     TaskSubmission,
 )
-from llama_deploy.types.attempts import (
+from llama_deploy.types.instance_protocol import (
     ReleaseRequest,
     TaskDispatch,
 )
-from llama_deploy.web.connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.conftest import CONTROL, Instance, beat, get, post, read_stream, submit
 
 DEEP = '{"a": ' + "[" * 300 + "]" * 300 + "}"

@@ -16,12 +16,13 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy import workflow_library
-from llama_deploy.control_plane.gateway import DirectGateway
+from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig, journal
+from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig
+from llama_deploy.services.run import run_journal as journal
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, TaskStatus
-from llama_deploy.types.attempts import JournalReply, JournalWrite
+from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
 from tests.integration.in_process import Stack, failure_of, result_of, running_stack
 
 

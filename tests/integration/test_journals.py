@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
-from llama_deploy.control_plane.lifecycle import HARMLESS_AFTER, Transition
-from llama_deploy.control_plane.unit import Unit
-from llama_deploy.control_plane.writer import Command
+from llama_deploy.control_plane.decisions.lifecycle import HARMLESS_AFTER, Transition
+from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.storage.writer import Command
 from llama_deploy.errors import (
     InvalidRequestError,
     PayloadTooLargeError,
@@ -30,7 +30,7 @@ from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, ServiceDefinition
-from llama_deploy.types.attempts import (
+from llama_deploy.types.instance_protocol import (
     EventPayload,
     JournalReply,
     JournalWrite,
@@ -39,7 +39,7 @@ from llama_deploy.types.attempts import (
     RunHeader,
     TaskDispatch,
 )
-from llama_deploy.web.connection import HttpConnection
+from llama_deploy.web.http_connection import HttpConnection
 from tests.integration.conftest import Instance, beat, get, post, read_stream, submit
 
 HEADER = RunHeader(fingerprint="steps", library_version="2.26.1")
@@ -441,7 +441,7 @@ async def test_a_timer_that_was_due_while_nobody_looked_is_found(
 async def test_more_timers_than_a_page_are_all_found(
     http: HttpConnection, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_deploy.control_plane.dispatch._PAGE", 2)
+    monkeypatch.setattr("llama_deploy.control_plane.dispatch.sweeper._PAGE", 2)
     dispatches = []
     for _ in range(7):
         await submit(http)

@@ -17,7 +17,7 @@ from aiokafka.errors import GroupAuthorizationFailedError
 
 from llama_deploy.errors import ClosedError, ConfigError, InvalidRequestError, PayloadTooLargeError
 from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, Subscription
-from llama_deploy.message_queues.kafka.link import Link
+from llama_deploy.message_queues.kafka.connection import Link
 from llama_deploy.message_queues.kafka.subscription import KafkaSubscription
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually

@@ -26,8 +26,8 @@ from llama_deploy.state_stores.base import TaskRecord
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import ServiceDefinition, SessionOptions, TaskStatus, TaskSubmission
-from llama_deploy.types.attempts import ClaimRequest
-from llama_deploy.web.connection import HttpConnection
+from llama_deploy.types.instance_protocol import ClaimRequest
+from llama_deploy.web.http_connection import HttpConnection
 from tests.integration.conftest import get, post, read_stream, submit
 from tests.servers.postgresql import PostgreSQLServer, running_server
 

@@ -17,7 +17,7 @@ from nats.js.api import RetentionPolicy
 
 from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
 from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
-from llama_deploy.message_queues.nats.link import Connection
+from llama_deploy.message_queues.nats.connection import Connection
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port

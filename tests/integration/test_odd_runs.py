@@ -13,11 +13,11 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
-from llama_deploy.services.attempts import Attempt
 from llama_deploy.services.gateway import ControlPlaneGateway
+from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import TaskStatus
-from llama_deploy.types.attempts import JournalReply, JournalWrite
+from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
 from tests.integration.in_process import Stack, result_of, running_stack, stop
 
 

@@ -26,7 +26,7 @@ from llama_deploy.state_stores import postgresql
 from llama_deploy.state_stores.base import Notice, OutboxRecord, StoreTransaction
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
-from llama_deploy.state_stores.registry import open_state_store
+from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.state_stores.tables import metadata
 from llama_deploy.testing.processes import free_port
 from llama_deploy.testing.records import NOW, a_session, a_task, an_instance

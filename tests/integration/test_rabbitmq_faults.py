@@ -17,7 +17,7 @@ from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.server import ControlPlaneServer
+from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
 from llama_deploy.errors import UnavailableError
 from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueue, RabbitMQMessageQueueConfig
 from llama_deploy.messages import QueueMessage

@@ -24,7 +24,8 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.message_queues.base import AbstractMessageQueue
-from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig, publisher
+from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig
+from llama_deploy.message_queues.rabbitmq import publishing as publisher
 from llama_deploy.message_queues.rabbitmq.subscription import RabbitMQSubscription
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually

@@ -18,8 +18,8 @@ from llama_deploy.errors import (
 )
 from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQueueServer
 from llama_deploy.web.application import create_app
-from llama_deploy.web.connection import HttpConnection, HttpRequest
-from llama_deploy.web.server import HttpServer
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_server import HttpServer
 from llama_deploy.web.shortcuts import Call, Shortcuts
 
 LIMIT = 1000

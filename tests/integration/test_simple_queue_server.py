@@ -38,7 +38,7 @@ from llama_deploy.message_queues import (
     config_from_settings,
 )
 from llama_deploy.messages import QueueMessage
-from llama_deploy.web.connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from llama_deploy.web.problems import MEDIA_TYPE
 
 DEADLINE = 20.0
@@ -436,7 +436,7 @@ async def test_a_closing_server_does_not_wait_for_long_polls() -> None:
 
 
 async def test_consumers_outlast_a_server_without_a_journal(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "llama_deploy.message_queues.link")
+    caplog.set_level(logging.INFO, "llama_deploy.message_queues.broker_connection")
     config = SimpleMessageQueueConfig(port=free_port())
     async with SimpleMessageQueue(config) as queue:
         first = SimpleMessageQueueServer(config)

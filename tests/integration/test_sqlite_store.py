@@ -29,8 +29,8 @@ from llama_deploy.state_stores.base import (
     StoreTransaction,
 )
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
-from llama_deploy.state_stores.registry import open_state_store
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.state_stores.tables import metadata
 from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
 from llama_deploy.types import TaskStatus

@@ -13,9 +13,9 @@ from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.server import ControlPlaneServer
+from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
 from llama_deploy.errors import UnavailableError
-from llama_deploy.message_queues.aws.link import MOST_ENTRIES
+from llama_deploy.message_queues.aws.connection import MOST_ENTRIES
 from llama_deploy.message_queues.base import Delivery
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.sqlite import SQLiteStateStore

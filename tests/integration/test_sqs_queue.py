@@ -19,7 +19,7 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.message_queues.aws import AWSMessageQueueConfig
-from llama_deploy.message_queues.aws.topics import queue_name
+from llama_deploy.message_queues.aws.sqs_topics import queue_name
 from llama_deploy.message_queues.base import DEFAULT_GROUP
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually

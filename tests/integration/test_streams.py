@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from llama_deploy.control_plane.streams import StreamHub, follow
+from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
 from llama_deploy.state_stores.base import EventRecord, StoreTransaction
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.records import NOW, a_task

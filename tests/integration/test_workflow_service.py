@@ -19,8 +19,8 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.gateway import DirectGateway
-from llama_deploy.control_plane.server import ControlPlaneServer
+from llama_deploy.control_plane.direct_gateway import DirectGateway
+from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
 from llama_deploy.errors import ConfigError, InvalidRequestError, UnavailableError
 from llama_deploy.message_consumers import (
     BaseMessageQueueConsumer,
@@ -41,8 +41,8 @@ from llama_deploy.services import (
     WorkflowService,
     WorkflowServiceConfig,
 )
-from llama_deploy.services.ledger import Ledger
-from llama_deploy.services.session_state import STATE_PREFIX
+from llama_deploy.services.values.session_state import STATE_PREFIX
+from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.types import (
     EventDefinition,
@@ -52,14 +52,14 @@ from llama_deploy.types import (
     TaskSubmission,
     generate_id,
 )
-from llama_deploy.types.attempts import (
+from llama_deploy.types.instance_protocol import (
     AttemptOutcome,
     ClaimRequest,
     ReleaseReply,
     ReleaseRequest,
     TaskDispatch,
 )
-from llama_deploy.web.connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.in_process import (
     LEASE,
     PATIENCE,
@@ -599,7 +599,7 @@ async def test_a_running_task_is_cancelled(stack: Stack) -> None:
 async def test_a_step_that_ignores_its_cancellation_does_not_hold_the_task(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_deploy.services.runs.CANCEL_GRACE", 0.2)
+    monkeypatch.setattr("llama_deploy.services.run.workflow_run.CANCEL_GRACE", 0.2)
     workflow = Stubborn()
     async with stack.serving(stack.service(workflow)):
         task_id = await stack.submit()
@@ -612,7 +612,7 @@ async def test_a_step_that_ignores_its_cancellation_does_not_hold_the_task(
 async def test_a_step_that_ignores_the_time_limit_does_not_hold_the_task(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_deploy.services.runs.CANCEL_GRACE", 0.2)
+    monkeypatch.setattr("llama_deploy.services.run.workflow_run.CANCEL_GRACE", 0.2)
     workflow = Stubborn(timeout=0.1)
     async with stack.serving(stack.service(workflow)):
         assert (await stack.run()).status is TaskStatus.TIMED_OUT
@@ -770,7 +770,7 @@ async def test_outcomes_are_held_until_they_are_confirmed(stack: Stack) -> None:
 async def test_a_blocked_loop_is_reported_with_the_step(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="llama_deploy.services.heartbeat")
+    caplog.set_level(logging.INFO, logger="llama_deploy.services.worker.heartbeat")
     async with stack.serving(stack.service(Blocker())):
         assert result_of(await stack.run(seconds=3.0)) == "done"
         await until(lambda: "is free again" in caplog.text)

@@ -11,7 +11,12 @@ from pydantic import BaseModel
 from workflows.context.serializers import JsonSerializer
 from workflows.events import HumanResponseEvent, StopEvent
 
-from llama_deploy.client.encoding import decode_result, encode_arguments, encode_event, encode_json_object
+from llama_deploy.client.payload_encoding import (
+    decode_result,
+    encode_arguments,
+    encode_event,
+    encode_json_object,
+)
 from llama_deploy.errors import InvalidRequestError, SerializationError
 
 

@@ -8,7 +8,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from llama_deploy.client import deployments, services, sessions, tasks
+from llama_deploy.client import deployment_operations as deployments
+from llama_deploy.client import service_operations as services
+from llama_deploy.client import session_operations as sessions
+from llama_deploy.client import task_operations as tasks
 from llama_deploy.client.operation import Deadline, Operation, Pause
 from llama_deploy.errors import (
     InternalServerError,
@@ -22,7 +25,7 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinition, TaskStatus, TaskView
-from llama_deploy.web.connection import HttpAnswer, HttpRequest
+from llama_deploy.web.http_connection import HttpAnswer, HttpRequest
 
 T = TypeVar("T")
 

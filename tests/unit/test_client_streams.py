@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from llama_deploy.client.event_streams import EventStream, ObjectStream
 from llama_deploy.client.operation import Pause
-from llama_deploy.client.streams import EventStream, ObjectStream
 from llama_deploy.errors import InternalServerError, UnavailableError
-from llama_deploy.web.connection import HttpRequest
+from llama_deploy.web.http_connection import HttpRequest
 
 
 class Clock:

@@ -28,7 +28,7 @@ from llama_deploy.message_queues import (
 from llama_deploy.message_queues.base import DEFAULT_GROUP
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.application import create_app
-from llama_deploy.web.server import HttpServer
+from llama_deploy.web.http_server import HttpServer
 
 
 @pytest.fixture

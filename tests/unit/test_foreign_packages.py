@@ -11,8 +11,8 @@ from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues import AbstractMessageQueue, LocalMessageQueue, MessageQueueConfig
-from llama_deploy.message_queues.registry import config_from_url
-from llama_deploy.state_stores.registry import open_state_store
+from llama_deploy.message_queues.queue_registry import config_from_url
+from llama_deploy.state_stores.store_registry import open_state_store
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.control_plane import lifecycle
-from llama_deploy.control_plane.lifecycle import Transition
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.lifecycle import Transition
 from llama_deploy.errors import (
     EventsMissingError,
     FencedOutError,
@@ -24,7 +24,7 @@ from llama_deploy.errors import (
 )
 from llama_deploy.state_stores.base import TaskRecord
 from llama_deploy.types import SessionPolicy, TaskResult, TaskStatus
-from llama_deploy.types.attempts import (
+from llama_deploy.types.instance_protocol import (
     AttemptEvents,
     AttemptOutcome,
     EventPayload,

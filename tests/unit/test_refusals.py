@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.control_plane import dispatch
-from llama_deploy.control_plane.dispatch import OutboxRelay
-from llama_deploy.control_plane.unit import Outgoing
+from llama_deploy.control_plane.dispatch import sweeper as dispatch
+from llama_deploy.control_plane.dispatch.sweeper import OutboxRelay
+from llama_deploy.control_plane.storage.unit import Outgoing
 from llama_deploy.errors import (
     ClosedError,
     ConfigError,
@@ -23,12 +23,13 @@ from llama_deploy.errors import (
     TopicNotFoundError,
     UnavailableError,
 )
-from llama_deploy.message_queues import LocalMessageQueue, link
+from llama_deploy.message_queues import LocalMessageQueue
+from llama_deploy.message_queues import broker_connection as link
 from llama_deploy.message_queues.base import is_refused_for_good
-from llama_deploy.message_queues.link import BrokerLink
+from llama_deploy.message_queues.broker_connection import BrokerLink
 from llama_deploy.messages import QueueMessage
-from llama_deploy.services import outlet
-from llama_deploy.services.outlet import Outlet
+from llama_deploy.services.worker import report_publisher as outlet
+from llama_deploy.services.worker.report_publisher import Outlet
 from llama_deploy.testing.conditions import eventually
 
 FINAL = [

@@ -10,7 +10,7 @@ from workflows.events import StartEvent, StopEvent
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.errors import InvalidRequestError
-from llama_deploy.services.arguments import RunCall, parse_arguments
+from llama_deploy.services.values.run_arguments import RunCall, parse_arguments
 
 
 class Begin(StartEvent):

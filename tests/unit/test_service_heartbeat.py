@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 import pytest
 
 from llama_deploy.errors import UnavailableError
-from llama_deploy.services import heartbeat as heartbeat_module
-from llama_deploy.services.heartbeat import HeartbeatThread
-from llama_deploy.types.attempts import Heartbeat, HeartbeatReply
+from llama_deploy.services.worker import heartbeat as heartbeat_module
+from llama_deploy.services.worker.heartbeat import HeartbeatThread
+from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
 
 
 class ControlPlaneDouble:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llama_deploy.services.ledger import Ledger, Limits
+from llama_deploy.services.worker.ledger import Ledger, Limits
 from llama_deploy.types import TaskStatus
-from llama_deploy.types.attempts import AttemptOutcome
+from llama_deploy.types.instance_protocol import AttemptOutcome
 
 
 def outcome(task_id: str) -> AttemptOutcome:

@@ -13,15 +13,15 @@ from workflows import Context, Workflow, catch_error, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StepFailedEvent, StopEvent
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
-from llama_deploy.services.arguments import RunCall
-from llama_deploy.services.guard import guard_steps
-from llama_deploy.services.hosting import host_runs
-from llama_deploy.services.mailbox import Mailbox
-from llama_deploy.services.payloads import EventRegistry, StreamedEvent
-from llama_deploy.services.runs import RunLimits, WorkflowRun
+from llama_deploy.services.run.hosting import host_runs
+from llama_deploy.services.run.mailbox import Mailbox
+from llama_deploy.services.run.step_guard import guard_steps
+from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
+from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
+from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition
-from llama_deploy.types.attempts import InboxEntry
+from llama_deploy.types.instance_protocol import InboxEntry
 
 
 class Reply(HumanResponseEvent):

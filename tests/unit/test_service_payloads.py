@@ -20,7 +20,7 @@ from workflows import Workflow, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
 from llama_deploy.errors import InvalidRequestError, SerializationError
-from llama_deploy.services.payloads import EventRegistry, streamed_event, to_json_value, value_type_of
+from llama_deploy.services.values.payloads import EventRegistry, streamed_event, to_json_value, value_type_of
 from llama_deploy.types import EventDefinition
 
 

@@ -12,15 +12,16 @@ from workflows.events import StartEvent, StopEvent
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
 from llama_deploy.messages import ActionTypes, QueueMessage
-from llama_deploy.services import outlet, reports
-from llama_deploy.services.attempts import Attempt, WorkflowState
-from llama_deploy.services.endings import Ending
-from llama_deploy.services.mailbox import Mailbox
-from llama_deploy.services.outlet import Outlet
-from llama_deploy.services.payloads import EventRegistry, StreamedEvent
-from llama_deploy.services.reports import AttemptKey, AttemptReports
+from llama_deploy.services.run import attempt_reports as reports
+from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
+from llama_deploy.services.run.endings import Ending
+from llama_deploy.services.run.mailbox import Mailbox
+from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
+from llama_deploy.services.worker import report_publisher as outlet
+from llama_deploy.services.worker.attempt import Attempt, WorkflowState
+from llama_deploy.services.worker.report_publisher import Outlet
 from llama_deploy.types import TaskStatus
-from llama_deploy.types.attempts import AttemptEvents, AttemptOutcome, EventPayload
+from llama_deploy.types.instance_protocol import AttemptEvents, AttemptOutcome, EventPayload
 
 KEY = AttemptKey("task", 2, "secret")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from llama_deploy.services.run_clock import RunClock
+from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.testing.conditions import eventually
 
 

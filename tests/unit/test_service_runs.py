@@ -12,12 +12,12 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
-from llama_deploy.services.arguments import RunCall
-from llama_deploy.services.guard import guard_steps
-from llama_deploy.services.hosting import host_runs
-from llama_deploy.services.mailbox import Mailbox
-from llama_deploy.services.payloads import EventRegistry, StreamedEvent
-from llama_deploy.services.runs import RunLimits, WorkflowRun
+from llama_deploy.services.run.hosting import host_runs
+from llama_deploy.services.run.mailbox import Mailbox
+from llama_deploy.services.run.step_guard import guard_steps
+from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
+from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
+from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import TaskStatus
 

@@ -10,8 +10,8 @@ from workflows import Context, Workflow, step
 from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.errors import SerializationError, SignatureError
-from llama_deploy.services.session_state import StateCodec
-from llama_deploy.services.writing import Writing
+from llama_deploy.services.values.session_state import StateCodec
+from llama_deploy.services.values.writing import Writing
 
 KEY = SecretStr("a key of sufficient length")
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from workflows.events import Event, StartEvent
 
-from llama_deploy.services.waits import Wait, Waits
-from llama_deploy.types.attempts import Parking
+from llama_deploy.services.run.waits import Wait, Waits
+from llama_deploy.types.instance_protocol import Parking
 from llama_deploy.workflow_library import AddWaiter, StepId, TickStepResult
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_deploy.message_queues.aws import AWSMessageQueueConfig
-from llama_deploy.message_queues.aws.topics import common_head, queue_name
+from llama_deploy.message_queues.aws.sqs_topics import common_head, queue_name
 
 SECRET = "hush/hush"  # noqa: S105 - of a test
 TOPICS = st.text(alphabet="ab-_.% ü", min_size=1, max_size=12) | st.text(min_size=1, max_size=120)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
+from llama_deploy.cli.error_messages import ExitCode, complain, reported
 from llama_deploy.cli.logs import configure_logging
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
@@ -31,7 +32,6 @@ from llama_deploy.cli.options import (
     Timeout,
     Verbose,
 )
-from llama_deploy.cli.problems import ExitCode, complain, reported
 from llama_deploy.errors import TaskTimeoutError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def run(
     The exit code is 0 if it succeeds, 1 if it fails, 2 if the command is wrong, 3 if there is no such
     service, session or control plane, 124 after --timeout, 130 after Ctrl-C.
     """
-    from llama_deploy.cli.tasks import RunOptions, run_task
+    from llama_deploy.cli.run_command import RunOptions, run_task
 
     options = RunOptions(service_name=service, arguments=arguments or [], session_id=session, as_json=as_json)
     sys.exit(_with_client(context.obj, lambda client: run_task(client, options)))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from llama_deploy.cli.problems import CommandError
+from llama_deploy.cli.error_messages import CommandError
 
 
 def parse_arguments(texts: Sequence[str], schema: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
-from llama_deploy.state_stores.registry import open_state_store, stored_schema_revision
+from llama_deploy.state_stores.store_registry import open_state_store, stored_schema_revision
 
 
 async def print_current(uri: str) -> None:

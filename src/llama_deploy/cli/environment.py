@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from llama_deploy.cli.problems import CommandError
+from llama_deploy.cli.error_messages import CommandError
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from llama_deploy.cli.problems import CommandError
+from llama_deploy.cli.error_messages import CommandError
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
 """The control plane of `llamactl serve` without options."""

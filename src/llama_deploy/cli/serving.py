@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from llama_deploy.cli.announcement import announce_instances, announce_stack
 from llama_deploy.cli.environment import settings_of
+from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.place import Place
-from llama_deploy.cli.problems import CommandError
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
 from llama_deploy.control_plane import ControlPlaneConfig
@@ -16,7 +16,7 @@ from llama_deploy.deploy.together import run_together
 from llama_deploy.message_queues import MessageQueueConfig, SimpleMessageQueueConfig, config_from_url
 from llama_deploy.orchestrators import SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
-from llama_deploy.web.server import is_loopback
+from llama_deploy.web.http_server import is_loopback
 
 
 def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | None, as_json: bool) -> None:

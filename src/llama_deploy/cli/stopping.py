@@ -11,7 +11,7 @@ from typing import Any, Final
 import typer
 import uvloop
 
-from llama_deploy.cli.problems import ExitCode
+from llama_deploy.cli.error_messages import ExitCode
 
 _SAME_PRESS_SECONDS: Final = 0.3
 """Signals that follow this quickly are one: a terminal and a wrapper may both send Ctrl-C."""

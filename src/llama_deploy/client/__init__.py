@@ -10,8 +10,8 @@ from llama_deploy.client.aio.client import Client
 from llama_deploy.client.aio.core import Session
 from llama_deploy.client.aio.legacy import AsyncLlamaDeployClient
 from llama_deploy.client.aio.task import TaskHandle
-from llama_deploy.client.deployments import ApiServerStatus
-from llama_deploy.client.services import Service
+from llama_deploy.client.deployment_operations import ApiServerStatus
+from llama_deploy.client.service_operations import Service
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.client.sync.client import SyncClient
 from llama_deploy.client.sync.core import SyncSession

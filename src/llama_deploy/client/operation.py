@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import InternalServerError, LlamaDeployError, OverloadedError, UnavailableError
-from llama_deploy.web.connection import HttpAnswer, HttpRequest
+from llama_deploy.web.http_connection import HttpAnswer, HttpRequest
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from llama_deploy.codec.errors import DescribedError
-from llama_deploy.codec.registry import TypeRegistry, declared_types, qualified_name
+from llama_deploy.codec.exceptions import DescribedError
 from llama_deploy.codec.serializer import TypedSerializer
 from llama_deploy.codec.signing import Signer
+from llama_deploy.codec.type_registry import TypeRegistry, declared_types, qualified_name
 from llama_deploy.codec.typed_json import TypedJson
 
 __all__ = [

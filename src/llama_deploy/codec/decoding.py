@@ -20,7 +20,7 @@ from typing import Any, Final
 from llama_deploy.codec.encoding import TAG
 from llama_deploy.codec.faults import Fault, step_to
 from llama_deploy.codec.forms import Form, form_of
-from llama_deploy.codec.registry import TypeRegistry
+from llama_deploy.codec.type_registry import TypeRegistry
 from llama_deploy.codec.values import SPECIAL_KINDS, VALUE_KINDS, expect
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})

@@ -15,10 +15,10 @@ from math import isfinite
 from typing import Any, Final
 
 from llama_deploy.codec.agents import LEVELS, raw_fields, reduced, refusal
-from llama_deploy.codec.errors import DescribedError, builtin_arguments, describe
+from llama_deploy.codec.exceptions import DescribedError, builtin_arguments, describe
 from llama_deploy.codec.faults import Fault, step_to
 from llama_deploy.codec.forms import Form, PrivateAttributes, form_of
-from llama_deploy.codec.registry import TypeRegistry, qualified_name
+from llama_deploy.codec.type_registry import TypeRegistry, qualified_name
 from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo, ModelPrivateAttr
 from pydantic_core import PydanticUndefined
 
 from llama_deploy.codec.annotations import is_model
-from llama_deploy.codec.errors import arguments_of, describe
+from llama_deploy.codec.exceptions import arguments_of, describe
 from llama_deploy.codec.faults import Fault
 from llama_deploy.codec.values import expect
 

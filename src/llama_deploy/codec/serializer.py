@@ -9,7 +9,7 @@ from typing import Any
 from workflows.context import BaseSerializer, JsonSerializer
 
 from llama_deploy.codec.annotations import has_fields
-from llama_deploy.codec.registry import TypeRegistry
+from llama_deploy.codec.type_registry import TypeRegistry
 from llama_deploy.codec.typed_json import TypedJson
 
 

@@ -10,7 +10,7 @@ import pydantic_core
 from llama_deploy.codec.decoding import Decoder
 from llama_deploy.codec.encoding import Encoder
 from llama_deploy.codec.faults import Fault
-from llama_deploy.codec.registry import TypeRegistry
+from llama_deploy.codec.type_registry import TypeRegistry
 from llama_deploy.errors import SerializationError
 
 _TOO_DEEP = "is nested too deeply; nest less"

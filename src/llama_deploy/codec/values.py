@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import pydantic.networks
 from pydantic_core import TzInfo
 
-from llama_deploy.codec.errors import DescribedError, build_builtin
+from llama_deploy.codec.exceptions import DescribedError, build_builtin
 from llama_deploy.codec.faults import Fault
 from llama_deploy.codec.zones import carried_zone, zone_names
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from llama_deploy.types.settings import BoundPort
+from llama_deploy.types.ports import BoundPort
 from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
 
 

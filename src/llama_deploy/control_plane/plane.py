@@ -11,25 +11,25 @@ from types import TracebackType
 from typing import Final, Self
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.control_plane import lifecycle
-from llama_deploy.control_plane.attempts import Attempts
 from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.dispatch import OutboxRelay, Sweeper
-from llama_deploy.control_plane.news import News
-from llama_deploy.control_plane.reports import LATE_SECONDS, LOST_AFTER_SECONDS, Reports
-from llama_deploy.control_plane.services import Services
-from llama_deploy.control_plane.sessions import Sessions
-from llama_deploy.control_plane.streams import StreamHub
-from llama_deploy.control_plane.takeover import Takeover
-from llama_deploy.control_plane.tasks import Tasks, task_view
-from llama_deploy.control_plane.unit import Committed, Outgoing, Pauses, Unit
-from llama_deploy.control_plane.writer import Command, Writer
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.dispatch.outbox_takeover import Takeover
+from llama_deploy.control_plane.dispatch.sweeper import OutboxRelay, Sweeper
+from llama_deploy.control_plane.requests.attempt_requests import Attempts
+from llama_deploy.control_plane.requests.report_consumer import LATE_SECONDS, LOST_AFTER_SECONDS, Reports
+from llama_deploy.control_plane.requests.service_requests import Services
+from llama_deploy.control_plane.requests.session_requests import Sessions
+from llama_deploy.control_plane.requests.task_requests import Tasks, task_view
+from llama_deploy.control_plane.storage.unit import Committed, Outgoing, Pauses, Unit
+from llama_deploy.control_plane.storage.writer import Command, Writer
+from llama_deploy.control_plane.store_notices import News
+from llama_deploy.control_plane.streams.stream_hub import StreamHub
 from llama_deploy.errors import InternalServerError, LlamaDeployError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import StateStore
-from llama_deploy.types.attempts import TaskDispatch
+from llama_deploy.types.instance_protocol import TaskDispatch
 from llama_deploy.types.topics import Topics
 
 logger = logging.getLogger(__name__)

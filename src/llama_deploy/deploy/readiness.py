@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ConfigError, InternalServerError, NotFoundError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
-from llama_deploy.message_queues.registry import config_from_settings
-from llama_deploy.web.connection import HttpConnection, HttpRequest
+from llama_deploy.message_queues.queue_registry import config_from_settings
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 
 logger = logging.getLogger(__name__)
 

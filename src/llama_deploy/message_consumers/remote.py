@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 
 from llama_deploy.message_consumers.base import BaseMessageQueueConsumer
 from llama_deploy.messages import QueueMessage
-from llama_deploy.web.connection import DEFAULT_TIMEOUT, HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import DEFAULT_TIMEOUT, HttpConnection, HttpRequest
 from llama_deploy.web.problems import from_problem
 
 

@@ -14,7 +14,7 @@ from llama_deploy.message_queues.base import (
     StartConsumingCallable,
     Subscription,
 )
-from llama_deploy.message_queues.registry import config_from_settings, config_from_url
+from llama_deploy.message_queues.queue_registry import config_from_settings, config_from_url
 from llama_deploy.message_queues.simple import (
     LocalMessageQueue,
     SimpleMessageQueue,

@@ -20,7 +20,7 @@ from llama_deploy.errors import (
     SessionNotFoundError,
 )
 from llama_deploy.types import ServiceDefinition
-from llama_deploy.types.attempts import (
+from llama_deploy.types.instance_protocol import (
     BEAT_TIMEOUT,
     ClaimReply,
     ClaimRequest,
@@ -33,7 +33,7 @@ from llama_deploy.types.attempts import (
 )
 from llama_deploy.types.services import Registration
 from llama_deploy.types.validation import describe_validation_error
-from llama_deploy.web.connection import JSON_HEADERS, HttpConnection, HttpRequest, SyncHttpConnection
+from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest, SyncHttpConnection
 
 T = TypeVar("T")
 

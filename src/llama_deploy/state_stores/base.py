@@ -1,7 +1,7 @@
 """The contract of a state store: what the control plane keeps, and how it writes it.
 
-A store holds rows (the records below) and knows nothing of what they mean; the decisions are made by
-`llama_deploy.control_plane.lifecycle`. All access happens in a function that is handed to the store:
+A store holds rows (the records below) and does not interpret them; that is the work of
+`llama_deploy.control_plane.decisions`. All access happens in a function that you hand to the store:
 
 * `StateStore.transact(work)` runs `work(tx)` in one write transaction. When it returns, everything is
   durable; when it raises, nothing has happened. Transactions follow one another; each sees all before it.

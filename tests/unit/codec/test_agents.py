@@ -18,7 +18,7 @@ from workflows.events import StartEvent, StopEvent
 from llama_deploy.codec import TypedJson, TypeRegistry, declared_types
 from llama_deploy.codec.agents import agent_types, is_agent, reduced, with_reduced_fields
 from llama_deploy.errors import SerializationError
-from llama_deploy.services.payloads import streamed_event
+from llama_deploy.services.values.payloads import streamed_event
 
 # The library looks at deprecated names of pydantic.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -16,7 +16,7 @@ from tests.unit.codec.shapes import DECLARED, Any1, Colour, Open, Pair, Point, R
 from llama_deploy.codec import TypedJson, TypeRegistry
 from llama_deploy.codec.decoding import _BUILDERS
 from llama_deploy.codec.encoding import TAG
-from llama_deploy.codec.registry import qualified_name
+from llama_deploy.codec.type_registry import qualified_name
 from llama_deploy.errors import SerializationError
 
 

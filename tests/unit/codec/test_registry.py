@@ -19,7 +19,7 @@ from workflows.runtime.types.ticks import TickStepResult
 
 from llama_deploy.codec import TypedJson, TypeRegistry, declared_types
 from llama_deploy.codec.annotations import reachable
-from llama_deploy.codec.registry import qualified_name
+from llama_deploy.codec.type_registry import qualified_name
 from llama_deploy.errors import SerializationError
 
 T = TypeVar("T")

@@ -7,10 +7,10 @@ from typing import Any, BinaryIO, TextIO
 
 from pydantic import BaseModel
 
-from llama_deploy.client import deployments
+from llama_deploy.client import deployment_operations as deployments
 from llama_deploy.client.aio.driver import Driver
-from llama_deploy.client.deployments import ApiServerStatus
-from llama_deploy.client.encoding import encode_event
+from llama_deploy.client.deployment_operations import ApiServerStatus
+from llama_deploy.client.payload_encoding import encode_event
 from llama_deploy.types import EventDefinition, SessionDefinition, TaskDefinition, TaskResult
 
 

@@ -9,16 +9,16 @@ from typing import Any, Self, TypeVar, overload
 
 from pydantic import PrivateAttr
 
-from llama_deploy.client import tasks
+from llama_deploy.client import task_operations as tasks
 from llama_deploy.client.aio.apiserver import ApiServer
 from llama_deploy.client.aio.core import Core, Session
 from llama_deploy.client.aio.driver import Driver
 from llama_deploy.client.aio.task import TaskHandle
-from llama_deploy.client.encoding import encode_arguments
 from llama_deploy.client.operation import Deadline
+from llama_deploy.client.payload_encoding import encode_arguments
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.client.sync.client import SyncClient
-from llama_deploy.web.connection import HttpConnection
+from llama_deploy.web.http_connection import HttpConnection
 
 T = TypeVar("T")
 

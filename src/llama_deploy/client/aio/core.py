@@ -8,12 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llama_deploy.client import services, sessions, tasks
+from llama_deploy.client import service_operations as services
+from llama_deploy.client import session_operations as sessions
+from llama_deploy.client import task_operations as tasks
 from llama_deploy.client.aio.driver import Driver
-from llama_deploy.client.encoding import encode_arguments, encode_event
+from llama_deploy.client.event_streams import EventStream
 from llama_deploy.client.operation import Deadline
-from llama_deploy.client.services import Service
-from llama_deploy.client.streams import EventStream
+from llama_deploy.client.payload_encoding import encode_arguments, encode_event
+from llama_deploy.client.service_operations import Service
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,

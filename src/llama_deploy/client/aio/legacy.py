@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 
-from llama_deploy.client import services, sessions
+from llama_deploy.client import service_operations as services
+from llama_deploy.client import session_operations as sessions
 from llama_deploy.client.aio.client import Client
 from llama_deploy.client.aio.core import Session
-from llama_deploy.client.services import Service
+from llama_deploy.client.service_operations import Service
 from llama_deploy.client.settings import DEFAULT_TIMEOUT, HasUrl
 from llama_deploy.types import ServiceDefinition, SessionDefinition, TaskDefinition
 

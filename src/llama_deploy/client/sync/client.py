@@ -8,15 +8,15 @@ from typing import Any, Self, TypeVar, overload
 
 from pydantic import PrivateAttr
 
-from llama_deploy.client import tasks
-from llama_deploy.client.encoding import encode_arguments
+from llama_deploy.client import task_operations as tasks
 from llama_deploy.client.operation import Deadline
+from llama_deploy.client.payload_encoding import encode_arguments
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.client.sync.apiserver import ApiServer
 from llama_deploy.client.sync.core import Core, SyncSession
 from llama_deploy.client.sync.driver import Driver
 from llama_deploy.client.sync.task import SyncTaskHandle
-from llama_deploy.web.connection import SyncHttpConnection
+from llama_deploy.web.http_connection import SyncHttpConnection
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
+from llama_deploy.client.event_streams import LineStream
 from llama_deploy.client.operation import Operation, Pause
 from llama_deploy.client.settings import ClientSettings
-from llama_deploy.client.streams import LineStream
 from llama_deploy.errors import LlamaDeployError, UnavailableError
-from llama_deploy.web.connection import HttpAnswer, HttpRequest, SyncHttpConnection
+from llama_deploy.web.http_connection import HttpAnswer, HttpRequest, SyncHttpConnection
 
 T = TypeVar("T")
 

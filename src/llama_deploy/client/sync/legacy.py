@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-from llama_deploy.client import services, sessions
-from llama_deploy.client.services import Service
+from llama_deploy.client import service_operations as services
+from llama_deploy.client import session_operations as sessions
+from llama_deploy.client.service_operations import Service
 from llama_deploy.client.settings import DEFAULT_TIMEOUT, HasUrl
 from llama_deploy.client.sync.client import SyncClient
 from llama_deploy.client.sync.core import SyncSession

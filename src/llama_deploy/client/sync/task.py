@@ -7,10 +7,10 @@ from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel
 
-from llama_deploy.client import tasks
-from llama_deploy.client.encoding import encode_event
+from llama_deploy.client import task_operations as tasks
+from llama_deploy.client.event_streams import EventStream
 from llama_deploy.client.operation import Deadline
-from llama_deploy.client.streams import EventStream
+from llama_deploy.client.payload_encoding import encode_event
 from llama_deploy.client.sync.driver import Driver
 from llama_deploy.types import TaskEvent, TaskStatus, TaskView
 

@@ -11,9 +11,9 @@ from typing import Any, Final, Self, TypeVar
 from llama_deploy.batching import Batcher
 from llama_deploy.errors import ClosedError, PayloadTooLargeError, TopicNotFoundError
 from llama_deploy.message_queues.aws.config import AWSMessageQueueConfig
-from llama_deploy.message_queues.aws.link import MOST_BYTES, MOST_ENTRIES, Outcome, SqsLink
+from llama_deploy.message_queues.aws.connection import MOST_BYTES, MOST_ENTRIES, Outcome, SqsLink
+from llama_deploy.message_queues.aws.sqs_topics import Topics
 from llama_deploy.message_queues.aws.subscription import SqsSubscription
-from llama_deploy.message_queues.aws.topics import Topics
 from llama_deploy.message_queues.base import DEFAULT_GROUP, AbstractMessageQueue, Subscription
 from llama_deploy.messages import QueueMessage
 

@@ -20,8 +20,8 @@ from llama_deploy.errors import (
     TopicNotFoundError,
     UnavailableError,
 )
-from llama_deploy.message_queues.aws.link import MOST_ENTRIES, SqsLink
-from llama_deploy.message_queues.aws.topics import Topics
+from llama_deploy.message_queues.aws.connection import MOST_ENTRIES, SqsLink
+from llama_deploy.message_queues.aws.sqs_topics import Topics
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, Delivery, Subscription
 from llama_deploy.message_queues.holdings import Holdings, ours_until
 from llama_deploy.messages import QueueMessage

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, with_findings
-from llama_deploy.types.settings import RemotePort
+from llama_deploy.types.ports import RemotePort
 
 _DEFAULT_PORT: Final = 9092
 _CREDENTIALS: Final = frozenset({"username", "password"})

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 
 from llama_deploy.message_queues.base import DEFAULT_GROUP
-from llama_deploy.message_queues.kafka.link import Link
+from llama_deploy.message_queues.kafka.connection import Link
 
 _NEVER_MS: Final = 2**31 - 1
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 from llama_deploy.errors import ClosedError
 from llama_deploy.message_queues.base import DEFAULT_GROUP, AbstractMessageQueue, Subscription
 from llama_deploy.message_queues.kafka.config import KafkaMessageQueueConfig
-from llama_deploy.message_queues.kafka.link import Link, check_name
+from llama_deploy.message_queues.kafka.connection import Link, check_name
 from llama_deploy.message_queues.kafka.subscription import KafkaSubscription
 from llama_deploy.messages import QueueMessage
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ClosedError, LlamaDeployError, MessageDecodeError, UnavailableError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP, Delivery, Subscription
+from llama_deploy.message_queues.kafka.connection import Link
 from llama_deploy.message_queues.kafka.envelope import DONE, Envelope
-from llama_deploy.message_queues.kafka.link import Link
 from llama_deploy.message_queues.kafka.member import Member
 from llama_deploy.message_queues.kafka.window import Entry, Window
 from llama_deploy.messages import QueueMessage

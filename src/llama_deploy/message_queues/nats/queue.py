@@ -34,10 +34,10 @@ from llama_deploy.message_queues.base import (
     Delivery,
     Subscription,
 )
+from llama_deploy.message_queues.broker_connection import Refusals
 from llama_deploy.message_queues.holdings import Holdings, ours_until
-from llama_deploy.message_queues.link import Refusals
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
-from llama_deploy.message_queues.nats.link import Connection, Link
+from llama_deploy.message_queues.nats.connection import Connection, Link
 from llama_deploy.message_queues.nats.settlements import Settlement, send
 from llama_deploy.message_queues.nats.wire import (
     ACK,

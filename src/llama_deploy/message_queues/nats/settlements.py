@@ -11,7 +11,7 @@ from typing import Final
 
 import nats.errors
 
-from llama_deploy.message_queues.nats.link import Connection
+from llama_deploy.message_queues.nats.connection import Connection
 
 _CONFIRM_SECONDS: Final = 2.0
 

@@ -26,8 +26,8 @@ from llama_deploy.message_queues.base import (
     Subscription,
 )
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
-from llama_deploy.message_queues.rabbitmq.link import Link, translated
-from llama_deploy.message_queues.rabbitmq.publisher import Publisher
+from llama_deploy.message_queues.rabbitmq.connection import Link, translated
+from llama_deploy.message_queues.rabbitmq.publishing import Publisher
 from llama_deploy.message_queues.rabbitmq.subscription import RabbitMQSubscription
 from llama_deploy.messages import QueueMessage
 

@@ -20,7 +20,7 @@ from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ClosedError, LlamaDeployError, MessageDecodeError
 from llama_deploy.message_queues.base import Delivery, Subscription
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
-from llama_deploy.message_queues.rabbitmq.link import Link, translated
+from llama_deploy.message_queues.rabbitmq.connection import Link, translated
 from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)

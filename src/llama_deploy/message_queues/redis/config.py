@@ -12,7 +12,7 @@ from redis.asyncio.connection import SSLConnection, parse_url
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, bracketed, with_findings
-from llama_deploy.types.settings import RemotePort
+from llama_deploy.types.ports import RemotePort
 
 _CREDENTIALS: Final = frozenset({"username", "password"})
 # Arguments of redis-py's connections that hold no secret and that the queue does not set itself.

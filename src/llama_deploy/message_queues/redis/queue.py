@@ -30,7 +30,7 @@ from llama_deploy.message_queues.base import (
     Subscription,
 )
 from llama_deploy.message_queues.redis.config import RedisMessageQueueConfig
-from llama_deploy.message_queues.redis.link import RedisLink
+from llama_deploy.message_queues.redis.connection import RedisLink
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types import generate_id
 

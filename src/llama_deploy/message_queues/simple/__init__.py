@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from llama_deploy.message_queues.simple.client import SimpleMessageQueue
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
+from llama_deploy.message_queues.simple.http_queue import SimpleMessageQueue
 from llama_deploy.message_queues.simple.local import LocalMessageQueue
-from llama_deploy.message_queues.simple.server import SimpleMessageQueueServer
+from llama_deploy.message_queues.simple.queue_server import SimpleMessageQueueServer
 
 __all__ = [
     "LocalMessageQueue",

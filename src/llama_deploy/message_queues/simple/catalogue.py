@@ -9,7 +9,8 @@ from typing import Final, TypeVar
 
 from llama_deploy.errors import InvalidRequestError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
-from llama_deploy.message_queues.simple.journal import (
+from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH, BrokerLimits
+from llama_deploy.message_queues.simple.queue_journal import (
     Change,
     GroupCreated,
     Journal,
@@ -19,7 +20,6 @@ from llama_deploy.message_queues.simple.journal import (
     TopicCreated,
     TopicDropped,
 )
-from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH, BrokerLimits
 from llama_deploy.message_queues.simple.timetable import Timetable
 from llama_deploy.message_queues.simple.topic import Entry, Group, StoredMessage, Topic
 

@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.simple.limits import BrokerLimits
-from llama_deploy.types.settings import BoundPort
+from llama_deploy.types.ports import BoundPort
 from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
 
 _CLIENT_KWARGS = frozenset(inspect.signature(aiohttp.ClientSession).parameters) - {"connector", "base_url"}
@@ -115,6 +115,6 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
             UnavailableError: The server does not answer.
         """
         # The client is made from these settings, so the import cannot stand above.
-        from llama_deploy.message_queues.simple.client import SimpleMessageQueue  # noqa: PLC0415
+        from llama_deploy.message_queues.simple.http_queue import SimpleMessageQueue  # noqa: PLC0415
 
         return await SimpleMessageQueue.connect(self)

@@ -7,7 +7,7 @@ import logging
 
 from llama_deploy.message_queues.simple.broker import SimpleBroker
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
-from llama_deploy.message_queues.simple.journal import Journal
+from llama_deploy.message_queues.simple.queue_journal import Journal
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ The tests stand in modules by what they are about; the class brings all of them 
 
 from __future__ import annotations
 
-from llama_deploy.testing.state_store_suite.quantities import QuantityTests
-from llama_deploy.testing.state_store_suite.rows import RowTests
-from llama_deploy.testing.state_store_suite.runs import RunTests
-from llama_deploy.testing.state_store_suite.tasks import TaskTests
-from llama_deploy.testing.state_store_suite.transactions import TransactionTests
+from llama_deploy.testing.state_store_suite.quantity_cases import QuantityTests
+from llama_deploy.testing.state_store_suite.row_cases import RowTests
+from llama_deploy.testing.state_store_suite.run_cases import RunTests
+from llama_deploy.testing.state_store_suite.task_cases import TaskTests
+from llama_deploy.testing.state_store_suite.transaction_cases import TransactionTests
 
 __all__ = ["StateStoreContract"]
 

@@ -1,0 +1,240 @@
+"""`llamactl run`: run a task, show its events as they come, print its result."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import typer
+
+from llama_deploy.cli.arguments import parse_arguments
+from llama_deploy.cli.error_messages import CommandError, ExitCode, complain
+from llama_deploy.cli.schemas import summarize
+from llama_deploy.client import Client, Service, TaskHandle
+from llama_deploy.client.task_operations import how_it_stands
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, TaskEndedError
+from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
+
+_LOOK_EVERY: Final = 2.0
+"""Seconds between two looks at whether a task waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `llamactl run` was told."""
+
+    service_name: str
+    arguments: Sequence[str]
+    session_id: str | None
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnd:
+    """How a task ended."""
+
+    task_id: str
+    session_id: str | None
+    status: TaskStatus
+    value: Any = None
+    """The result as JSON, None unless it succeeded."""
+    failure: TaskFailure | None = None
+
+
+class Output(Protocol):
+    """Where events and result go."""
+
+    def event(self, event: TaskEvent) -> None:
+        """Show an event."""
+
+    def end(self, end: TaskEnd) -> None:
+        """Show how the task ended."""
+
+
+class ReadableOutput:
+    """Lines for people: each event on one, then the result."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def event(self, event: TaskEvent) -> None:
+        """Print type and data."""
+        data = json.dumps(event.data, ensure_ascii=False)
+        typer.echo(f"{typer.style(event.type, fg='cyan')}  {data}")
+
+    def end(self, end: TaskEnd) -> None:
+        """Print the result; of a failure, its reason and traceback to stderr."""
+        if end.status is TaskStatus.SUCCEEDED:
+            typer.echo(end.value if isinstance(end.value, str) else _pretty(end.value))
+        else:
+            _complain_of(end, self._service)
+
+
+class JsonOutput:
+    """One JSON object a line: the events, and last the result."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def event(self, event: TaskEvent) -> None:
+        """Print the event."""
+        typer.echo(event.model_dump_json(include={"index", "type", "data"}))
+
+    def end(self, end: TaskEnd) -> None:
+        """Print result, status and error; of a failure, its reason to stderr too."""
+        facts: dict[str, Any] = {
+            "task_id": end.task_id,
+            "session_id": end.session_id,
+            "status": end.status.value,
+            "result": end.value,
+        }
+        if end.failure is not None:
+            facts["error"] = end.failure.model_dump(mode="json")
+        typer.echo(json.dumps(facts))
+        if end.status is not TaskStatus.SUCCEEDED:
+            _complain_of(end, self._service)
+
+
+def _pretty(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def _complain_of(end: TaskEnd, service: Service) -> None:
+    failure = end.failure
+    what = f"task {end.task_id} {how_it_stands(end.status)}"
+    if failure is None or end.status is TaskStatus.CANCELLED:
+        complain(what)
+        return
+    refused = failure.type == _REFUSED
+    hint = f"{service.service_name} takes: {summarize(service.input_schema)}" if refused else None
+    complain(f"{what}: {failure.type}: {failure.message}", hint=hint)
+    if failure.traceback and not refused:
+        typer.echo(failure.traceback.rstrip(), err=True)
+
+
+_REFUSED: Final = f"{InvalidRequestError.__module__}.{InvalidRequestError.__qualname__}"
+"""The failure of a task whose arguments do not fit; nothing has run, and a traceback tells nothing."""
+
+
+async def run_task(client: Client, options: RunOptions) -> int:
+    """Run a task to its end and return the exit code.
+
+    The first Ctrl-C cancels the task and waits for its end, a second one stops waiting.
+
+    Raises:
+        CommandError: There is no such service, or an argument is malformed.
+        LlamaDeployError: As `Client.submit`.
+    """
+    service = await _find_service(client, options.service_name)
+    arguments = parse_arguments(options.arguments, service.input_schema)
+    handle = await client.submit(service.service_name, session=options.session_id, arguments=arguments)
+    output: Output = JsonOutput(service) if options.as_json else ReadableOutput(service)
+    return await _follow(handle, output)
+
+
+async def _find_service(client: Client, name: str) -> Service:
+    await client.core.services.list()
+    known = client.core.services.items
+    if name not in known:
+        raise CommandError(
+            f"there is no service {name!r}",
+            hint=f"there are: {', '.join(sorted(known))}" if known else "no service has registered yet",
+            exit_code=ExitCode.NOT_FOUND,
+        )
+    service = known[name]
+    if not any(instance.alive for instance in service.instances):
+        typer.echo(f"no instance of {name} is alive; the task waits for one", err=True)
+    return service
+
+
+async def _follow(handle: TaskHandle, output: Output) -> int:
+    interrupts = _Interrupts(handle)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, interrupts.on_signal)
+    # Asked for from the start: a control plane that stops with this task may answer no later request.
+    ending = asyncio.create_task(_end_of(handle))
+    watching = asyncio.create_task(_tell_when_waiting(handle))
+    try:
+        async for event in handle.events():
+            # The terminal event is the result, which has a form of its own.
+            if not event.terminal:
+                output.event(event)
+        end = await ending
+    except asyncio.CancelledError:
+        if not interrupts.received:
+            typer.echo(f"Task {handle.task_id} goes on.", err=True)
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        await interrupts.close()
+        ending.cancel()
+        watching.cancel()
+        await asyncio.gather(ending, watching, return_exceptions=True)
+    output.end(end)
+    if end.status is TaskStatus.SUCCEEDED:
+        return 0
+    return ExitCode.INTERRUPTED if interrupts.received else ExitCode.FAILED
+
+
+async def _tell_when_waiting(handle: TaskHandle) -> None:
+    """Say once, on stderr, that a task waits for an event: nothing else would tell why it is silent."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY)
+        try:
+            status = await handle.status()
+        except LlamaDeployError:
+            continue  # whoever waits for the result tries again, or tells
+        if status is TaskStatus.WAITING:
+            how = f'client.task("{handle.task_id}").send(...)'
+            typer.echo(f"task {handle.task_id} waits for an event; answer it with {how}", err=True)
+            return
+
+
+async def _end_of(handle: TaskHandle) -> TaskEnd:
+    """Wait for a task's end, however long it takes."""
+    try:
+        value = await handle.result(timeout=math.inf)
+    except TaskEndedError as exc:
+        failure = TaskFailure(
+            type=exc.error_type or "", message=exc.error_message or "", traceback=exc.traceback
+        )
+        return TaskEnd(
+            handle.task_id, handle.session_id, TaskStatus(exc.status or TaskStatus.FAILED), failure=failure
+        )
+    return TaskEnd(handle.task_id, handle.session_id, TaskStatus.SUCCEEDED, value)
+
+
+class _Interrupts:
+    """Ctrl-C while a task runs."""
+
+    def __init__(self, handle: TaskHandle) -> None:
+        self.received = False
+        self._handle = handle
+        self._waiter = asyncio.current_task()
+        self._cancelling: asyncio.Task[None] | None = None
+
+    def on_signal(self) -> None:
+        """Cancel the task; the second time, stop waiting for its end."""
+        if not self.received:
+            self.received = True
+            typer.echo("Cancelling the task; Ctrl-C again leaves without waiting for its end.", err=True)
+            self._cancelling = asyncio.create_task(self._cancel())
+        elif self._waiter is not None:
+            self._waiter.cancel()
+
+    async def _cancel(self) -> None:
+        try:
+            await self._handle.cancel()
+        except LlamaDeployError as exc:
+            complain(f"the task could not be cancelled: {exc}")
+
+    async def close(self) -> None:
+        """Stop cancelling, if that is still under way."""
+        if self._cancelling is not None:
+            self._cancelling.cancel()
+            await asyncio.wait({self._cancelling})

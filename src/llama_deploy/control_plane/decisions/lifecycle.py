@@ -1,0 +1,423 @@
+"""The life of a task, as pure functions: (task, happening) → (task, effects). No I/O, no clock.
+
+```
+            admit                    claim                 end
+ (accepted) ─────▶ pending ─turn─▶ queued ─────▶ running ─────▶ succeeded │ failed │ cancelled │ timed_out
+              └──────────────────▶  ▲  │            │
+                                    │  ├─cancel─▶ cancelled
+                                    │  └─refuse─▶ failed
+                                    ├──lost, handed or taken back──┤
+                                    └──wake── waiting ◀──park──────┘
+                                                 └─cancel─▶ cancelled
+```
+
+Whatever does not fit raises and changes nothing: an attempt that is not the present one raises
+`FencedOutError`, a request to a task that has ended `TaskFinishedError`. A run's journal belongs to its
+task: it stays from attempt to attempt and goes when the task ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import (
+    AttemptsExhaustedError,
+    EventsMissingError,
+    FencedOutError,
+    JournalConflictError,
+    LlamaDeployError,
+    SessionBusyError,
+    TaskCancelledError,
+    TaskFinishedError,
+)
+from llama_deploy.state_stores.base import TaskRecord
+from llama_deploy.types import SessionPolicy, TaskFailure, TaskResult, TaskStatus
+from llama_deploy.types.instance_protocol import (
+    AttemptEvents,
+    AttemptOutcome,
+    EventPayload,
+    JournalWrite,
+    Parking,
+)
+
+_LONGEST_SLEEP: Final = timedelta(days=3650)
+"""A run whose timer is due later is woken then all the same; it parks again."""
+HARMLESS_AFTER: Final = timedelta(minutes=1)
+"""An attempt that has lived so long and finishes a step forgives the losses before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What a happening makes of a task."""
+
+    task: TaskRecord
+    events: Sequence[EventPayload] = ()
+    """To be appended to the stream. If the task has ended, the last one is the terminal event."""
+    dispatch: bool = False
+    """Hand the attempt to the queue."""
+    notify_cancel: bool = False
+    """Tell the instance to stop the attempt."""
+    journal: JournalWrite | None = None
+    """To be stored in the run's journal."""
+    forget_run: bool = False
+    """Delete what is stored of the run."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task has reached its end with this transition."""
+        return self.task.status.is_terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What becomes of a new task and of those that it meets in its session."""
+
+    accepted: Transition
+    cancel: Sequence[TaskRecord] = ()
+    """Open tasks that are to be cancelled."""
+
+
+def admit(task: TaskRecord, *, open_tasks: Sequence[TaskRecord], policy: SessionPolicy) -> Admission:
+    """Decide on a new task, whose status is `pending`, by the policy of its session.
+
+    Raises:
+        SessionBusyError: The policy is `reject` and the session has an open task.
+    """
+    if not open_tasks or policy is SessionPolicy.PARALLEL:
+        return Admission(take_turn(task))
+    if policy is SessionPolicy.REJECT:
+        raise SessionBusyError(
+            f"session {task.session_id} works on task {open_tasks[0].task_id}, and its policy is to reject"
+            " others; wait for its end, or use another session",
+            session_id=task.session_id,
+        )
+    return Admission(Transition(task), cancel=open_tasks if policy is SessionPolicy.INTERRUPT else ())
+
+
+def take_turn(task: TaskRecord) -> Transition:
+    """It is the task's turn in its session: `pending` → `queued`."""
+    return Transition(replace(task, status=TaskStatus.QUEUED, dispatches=1), dispatch=True)
+
+
+def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: datetime) -> Transition:
+    """An instance asks to own an attempt: `queued` → `running`.
+
+    Asking again for an attempt that the instance owns is granted again with the same token: its answer
+    may have been lost.
+
+    Raises:
+        FencedOutError: Another attempt is due, or another instance owns this one, or the task has ended.
+    """
+    if task.status is TaskStatus.RUNNING and (task.attempt, task.instance_id) == (attempt, instance_id):
+        return Transition(replace(task, claimed_at=at))
+    if task.status is not TaskStatus.QUEUED or task.attempt != attempt:
+        raise FencedOutError(
+            f"attempt {attempt} of task {task.task_id} cannot be claimed: the task is {task.status.value}"
+            f" in attempt {task.attempt}",
+            task_id=task.task_id,
+            attempt=attempt,
+        )
+    return Transition(
+        replace(
+            task,
+            status=TaskStatus.RUNNING,
+            instance_id=instance_id,
+            token=token,
+            claimed_at=at,
+            attempt_events=0,
+        )
+    )
+
+
+def take_events(task: TaskRecord, sent: AttemptEvents) -> Transition:
+    """The owner of the attempt has streamed events. What was taken before is skipped.
+
+    Raises:
+        FencedOutError: The sender does not own the attempt.
+        EventsMissingError: Earlier events of the attempt have not arrived.
+    """
+    events = _new_events(task, sent)
+    return Transition(_grown(task, len(events)), events)
+
+
+def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transition:
+    """The owner of the attempt has finished it: `running` → a terminal status.
+
+    Raises:
+        FencedOutError: The sender does not own the attempt.
+        EventsMissingError: Earlier events of the attempt have not arrived.
+    """
+    events = _new_events(task, outcome)
+    result = TaskResult(
+        task_id=task.task_id,
+        result=outcome.result,
+        status=outcome.status,
+        value=outcome.value,
+        value_type=outcome.value_type,
+        error=outcome.error,
+        attempts=task.attempt,
+    )
+    return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.terminal_event)
+
+
+def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
+    """Whether the task has ended with this very outcome: a queue may deliver it more than once."""
+    if not task.status.is_terminal or task.result is None or task.attempt != outcome.attempt:
+        return False
+    stored = TaskResult.model_validate_json(task.result)
+    return (stored.status, stored.result, stored.error) == (outcome.status, outcome.result, outcome.error)
+
+
+def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transition:
+    """The owner of the attempt writes to the run's journal, and may park the run: `running` → `waiting`.
+
+    A write that was stored before, because its answer was lost, is not stored again. A run that is to be
+    parked goes straight to its next attempt if an event has come that it has not seen, and to its end if
+    somebody wants that. What is parked, or finishes a step in an attempt that has lived for `HARMLESS_AFTER`,
+    is not what kills its instances: earlier losses are forgiven.
+
+    Raises:
+        FencedOutError: The sender does not own the attempt.
+        EventsMissingError: Earlier events of the attempt have not arrived.
+        JournalConflictError: The write does not follow the entries that are stored.
+    """
+    events = _new_events(task, write)
+    task = _grown(task, len(events))
+    if write.seq < task.journal_length and write.parking is None:
+        return Transition(task, events)
+    if write.seq != task.journal_length:
+        raise JournalConflictError(
+            f"the journal of task {task.task_id} has {task.journal_length} entries, but the write of attempt"
+            f" {write.attempt} is to follow {write.seq}; a new attempt has to read it again",
+            task_id=task.task_id,
+            expected=task.journal_length,
+        )
+    task = replace(
+        task,
+        has_run=True,
+        journal_length=task.journal_length + (write.entry is not None),
+        running_seconds=write.running_seconds,
+        losses=0 if _is_harmless(task, write, at=at) else task.losses,
+    )
+    if write.parking is None:
+        return Transition(task, events, journal=write)
+    if task.cancel_requested:
+        return _finish(task, _cancelled(task), at=at, events=events)
+    return replace(_park(task, write.parking, at=at), events=events, journal=write)
+
+
+def _is_harmless(task: TaskRecord, write: JournalWrite, *, at: datetime) -> bool:
+    # One step may go round and round beside another that kills the instance soon.
+    lived = task.claimed_at is not None and at - task.claimed_at >= HARMLESS_AFTER
+    return write.parking is not None or (write.step_ended and lived)
+
+
+def wake(task: TaskRecord) -> Transition:
+    """Something from outside has come for a run: if it is parked, its next attempt is due."""
+    if task.status is not TaskStatus.WAITING:
+        return Transition(task)
+    return _next_attempt(task)
+
+
+def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
+    """Return the outcome of an attempt whose result cannot be kept."""
+    failure = TaskFailure(type=_name(type(error)), message=str(error))
+    changes = {"status": TaskStatus.FAILED, "result": str(error), "value": None, "value_type": None}
+    return outcome.model_copy(update={**changes, "error": failure, "terminal_event": None})
+
+
+def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
+    """The instance that ran the task is gone: the next attempt, or the end if there were enough.
+
+    Only losses count that were not forgiven, see `journal`. After the first the next attempt is due at once,
+    for machines die. After more it may be the task that kills them: its further attempts are held back, each
+    longer than the one before.
+    """
+    if task.cancel_requested:
+        return _finish(task, _cancelled(task), at=at)
+    losses = task.losses + 1
+    if losses >= task.max_attempts:
+        failure = TaskFailure(
+            type=_name(AttemptsExhaustedError),
+            message=f"{losses} instances of service {task.service_name} died or went silent under this task",
+        )
+        return _finish(replace(task, losses=losses), _failed(task, failure), at=at)
+    following = _next_attempt(replace(task, losses=losses))
+    if losses == 1:
+        return following
+    due = at + timedelta(seconds=backoff.delay(losses - 1))
+    return Transition(replace(following.task, dispatches=0, redispatch_at=due))
+
+
+def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Transition:
+    """The owner will not finish the attempt; the next one does not count as a loss.
+
+    Raises:
+        FencedOutError: The sender does not own the attempt.
+    """
+    _check_owner(task, attempt=attempt, token=token)
+    return take_back(task, at=at)
+
+
+def take_back(task: TaskRecord, *, at: datetime) -> Transition:
+    """The running attempt is taken from its owner, through no fault of the task: the next one is due."""
+    if task.cancel_requested:
+        return _finish(task, _cancelled(task), at=at)
+    return _next_attempt(task)
+
+
+def refuse(task: TaskRecord, *, attempt: int, error: LlamaDeployError, at: datetime) -> Transition:
+    """The queue refuses the attempt's message for good: `queued` → `failed`."""
+    if task.status is not TaskStatus.QUEUED or task.attempt != attempt:
+        return Transition(task)
+    message = f"the task cannot be handed to its service: {error}"
+    failure = TaskFailure(type=_name(type(error)), message=message)
+    return _finish(task, _failed(task, failure), at=at)
+
+
+def cancel(task: TaskRecord, *, at: datetime) -> Transition:
+    """Somebody wants the task to end. A running one is asked to stop; asking again is harmless.
+
+    Raises:
+        TaskFinishedError: The task has ended otherwise.
+    """
+    if task.status is TaskStatus.CANCELLED:
+        return Transition(task)
+    check_open(task)
+    if task.status is TaskStatus.RUNNING:
+        return Transition(replace(task, cancel_requested=True), notify_cancel=True)
+    return _finish(task, _cancelled(task), at=at)
+
+
+def dispatch_again(task: TaskRecord) -> Transition:
+    """Nobody has claimed the attempt for long, or it was held back: it is handed to the queue (again)."""
+    if task.status is not TaskStatus.QUEUED:
+        return Transition(task)
+    return Transition(replace(task, dispatches=task.dispatches + 1), dispatch=True)
+
+
+def is_held_back(task: TaskRecord) -> bool:
+    """Whether the task's attempt has not been handed to the queue, but waits for its `redispatch_at`."""
+    return task.status is TaskStatus.QUEUED and not task.dispatches
+
+
+def check_open(task: TaskRecord) -> None:
+    """Raise `TaskFinishedError` if the task has ended."""
+    if task.status.is_terminal:
+        raise TaskFinishedError(
+            f"task {task.task_id} has ended: it is {task.status.value}",
+            task_id=task.task_id,
+            status=task.status.value,
+        )
+
+
+def _check_owner(task: TaskRecord, *, attempt: int, token: str) -> None:
+    if task.status is not TaskStatus.RUNNING or task.attempt != attempt or task.token != token:
+        raise FencedOutError(
+            f"the sender does not own attempt {attempt} of task {task.task_id}:"
+            f" the task is {task.status.value} in attempt {task.attempt}",
+            task_id=task.task_id,
+            attempt=attempt,
+        )
+
+
+def _new_events(task: TaskRecord, sent: AttemptEvents) -> list[EventPayload]:
+    _check_owner(task, attempt=sent.attempt, token=sent.token)
+    if sent.first > task.attempt_events:
+        raise EventsMissingError(
+            f"events from {sent.first} on of attempt {sent.attempt} of task {task.task_id} arrived,"
+            f" but {task.attempt_events} is the next",
+            task_id=task.task_id,
+            expected=task.attempt_events,
+        )
+    return sent.events[task.attempt_events - sent.first :]
+
+
+def _grown(task: TaskRecord, count: int) -> TaskRecord:
+    return replace(task, stream_length=task.stream_length + count, attempt_events=task.attempt_events + count)
+
+
+def _next_attempt(task: TaskRecord) -> Transition:
+    return Transition(
+        replace(
+            task,
+            status=TaskStatus.QUEUED,
+            attempt=task.attempt + 1,
+            instance_id=None,
+            token=None,
+            claimed_at=None,
+            wake_at=None,
+            attempt_events=0,
+            dispatches=1,
+        ),
+        dispatch=True,
+    )
+
+
+def _park(task: TaskRecord, parking: Parking, *, at: datetime) -> Transition:
+    if task.inbox_length > parking.inbox_seq:
+        return _next_attempt(task)
+    seconds = parking.wake_in
+    sleep = None if seconds is None else timedelta(seconds=min(seconds, _LONGEST_SLEEP.total_seconds()))
+    return Transition(
+        replace(
+            task,
+            status=TaskStatus.WAITING,
+            instance_id=None,
+            token=None,
+            claimed_at=None,
+            wake_at=None if sleep is None else at + sleep,
+        )
+    )
+
+
+def _name(error: type[LlamaDeployError]) -> str:
+    return f"{error.__module__}.{error.__qualname__}"
+
+
+def _cancelled(task: TaskRecord) -> TaskResult:
+    failure = TaskFailure(type=_name(TaskCancelledError), message="the task was cancelled")
+    return _failed(task, failure, status=TaskStatus.CANCELLED)
+
+
+def _failed(task: TaskRecord, failure: TaskFailure, *, status: TaskStatus = TaskStatus.FAILED) -> TaskResult:
+    return TaskResult(
+        task_id=task.task_id,
+        result=failure.message,
+        status=status,
+        error=failure,
+        attempts=task.attempt,
+    )
+
+
+def _finish(
+    task: TaskRecord,
+    result: TaskResult,
+    *,
+    at: datetime,
+    events: Sequence[EventPayload] = (),
+    stop_event: EventPayload | None = None,
+) -> Transition:
+    ended = replace(
+        task,
+        status=result.status,
+        token=None,
+        finished_at=at,
+        wake_at=None,
+        stream_length=task.stream_length + 1,
+        has_run=False,
+        journal_length=0,
+        result=result.model_dump_json(),
+    )
+    terminal = stop_event or _terminal_event(result)
+    return Transition(ended, [*events, terminal], forget_run=task.has_run)
+
+
+def _terminal_event(result: TaskResult) -> EventPayload:
+    """Return the last event of a stream whose workflow did not write one."""
+    data = {"status": result.status.value, "error": result.error.model_dump() if result.error else None}
+    return EventPayload(type="TaskEnded", data=data)

@@ -1,0 +1,84 @@
+"""The way from a service to a control plane in the same process, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.errors import SessionNotFoundError, UnavailableError
+from llama_deploy.types import ServiceDefinition
+from llama_deploy.types.instance_protocol import (
+    BEAT_TIMEOUT,
+    ClaimReply,
+    ClaimRequest,
+    Heartbeat,
+    HeartbeatReply,
+    JournalReply,
+    JournalWrite,
+    ReleaseReply,
+    ReleaseRequest,
+)
+from llama_deploy.types.services import Registration
+
+
+class DirectGateway:
+    """What `llama_deploy.services.gateway.ControlPlaneGateway` asks for, by calls. `close` does nothing.
+
+    Create it in the loop in which the control plane runs.
+    """
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+        self._loop = asyncio.get_running_loop()
+
+    async def register(self, definition: ServiceDefinition) -> Registration:
+        """Register a service, or an instance of it."""
+        await self._plane.services.register(definition)
+        config = self._plane.config
+        return Registration(topic_namespace=config.topic_namespace, lease_seconds=config.lease_seconds)
+
+    async def deregister(self, service_name: str, instance_id: str | None = None) -> None:
+        """Remove one instance, or with `instance_id` None the service."""
+        await self._plane.services.deregister(service_name, instance_id=instance_id)
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        """Ask to own an attempt."""
+        return (await self._plane.attempts.claim([request]))[0]
+
+    async def journal(self, write: JournalWrite) -> JournalReply:
+        """Store one step of a run's journal."""
+        return (await self._plane.attempts.journal([write]))[0]
+
+    async def release(self, request: ReleaseRequest) -> ReleaseReply:
+        """Hand an attempt back."""
+        return (await self._plane.attempts.release([request]))[0]
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        """Say that an instance is alive."""
+        return await self._plane.services.heartbeat(heartbeat)
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        """Like `heartbeat`, from another thread."""
+        if self._loop.is_closed():
+            raise UnavailableError("the control plane of this process has stopped")
+        future = asyncio.run_coroutine_threadsafe(self.heartbeat(heartbeat), self._loop)
+        try:
+            return future.result(BEAT_TIMEOUT)
+        except TimeoutError as exc:
+            future.cancel()
+            raise UnavailableError(f"the control plane did not answer within {BEAT_TIMEOUT} s") from exc
+
+    async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
+        """Return the state of a session, None if there is no such session."""
+        try:
+            return (await self._plane.sessions.state(session_id)).state
+        except SessionNotFoundError:
+            return None
+
+    async def update_session_state(self, session_id: str, state: dict[str, Any]) -> None:
+        """Merge `state` into the state of a session."""
+        await self._plane.sessions.merge_state(session_id, state)
+
+    async def close(self) -> None:
+        """Nothing to close."""

@@ -1,0 +1,1 @@
+"""What happens without a request: messages leave, leases end, timers are due."""

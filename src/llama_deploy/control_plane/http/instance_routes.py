@@ -1,0 +1,67 @@
+"""Routes for the instances of services."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Body
+from pydantic import TypeAdapter
+
+from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.types.instance_protocol import (
+    ClaimReply,
+    ClaimRequest,
+    Heartbeat,
+    HeartbeatReply,
+    JournalReply,
+    JournalWrite,
+    ReleaseReply,
+    ReleaseRequest,
+)
+from llama_deploy.web.shortcuts import Call, Routes
+
+_Claims = Annotated[list[ClaimRequest], Body(max_length=1000)]
+_CLAIMS: Final[TypeAdapter[list[ClaimRequest]]] = TypeAdapter(_Claims)
+_CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply])
+_Writes = Annotated[list[JournalWrite], Body(max_length=1000)]
+_WRITES: Final[TypeAdapter[list[JournalWrite]]] = TypeAdapter(_Writes)
+_JOURNAL_REPLIES: Final = TypeAdapter(list[JournalReply])
+
+
+def instance_routes(plane: ControlPlane) -> APIRouter:
+    """Return the routes under `/attempts` and `/instances`."""
+    router = APIRouter(tags=["instances"])
+
+    @router.post("/attempts/claim", summary="Ask to own attempts")
+    async def claim(requests: _Claims) -> list[ClaimReply]:
+        return await plane.attempts.claim(requests)
+
+    @router.post("/attempts/journal", summary="Store steps of runs, in order, and park runs")
+    async def journal(writes: _Writes) -> list[JournalReply]:
+        return await plane.attempts.journal(writes)
+
+    @router.post("/attempts/release", summary="Hand attempts back")
+    async def release(
+        requests: Annotated[list[ReleaseRequest], Body(max_length=1000)],
+    ) -> list[ReleaseReply]:
+        return await plane.attempts.release(requests)
+
+    @router.post("/instances/heartbeat", summary="Say that an instance is alive")
+    async def heartbeat(beat: Heartbeat) -> HeartbeatReply:
+        return await plane.services.heartbeat(beat)
+
+    return router
+
+
+def instance_shortcuts(plane: ControlPlane) -> Routes:
+    """Return the shortcuts for `POST /attempts/claim` and `POST /attempts/journal`."""
+
+    async def claim(call: Call) -> bytes:
+        requests = call.read_body(_CLAIMS)
+        return _CLAIM_REPLIES.dump_json(await plane.attempts.claim(requests))
+
+    async def journal(call: Call) -> bytes:
+        writes = call.read_body(_WRITES)
+        return _JOURNAL_REPLIES.dump_json(await plane.attempts.journal(writes))
+
+    return {("POST", "/attempts/claim"): claim, ("POST", "/attempts/journal"): journal}

@@ -1,0 +1,1 @@
+"""What clients and instances ask of the control plane, by entity."""

@@ -1,0 +1,255 @@
+"""Attempts as instances see them: claim, stream, journal, park, finish, hand back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from pydantic import ValidationError
+
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.requests.refusal_log import Refusals
+from llama_deploy.control_plane.requests.routing import keep_result
+from llama_deploy.control_plane.requests.session_requests import Sessions
+from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.storage.writer import Command, Writer
+from llama_deploy.errors import (
+    InvalidRequestError,
+    LlamaDeployError,
+    SerializationError,
+    UnavailableError,
+)
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.orchestrators import BaseOrchestrator
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.types.instance_protocol import (
+    AttemptEvents,
+    AttemptOutcome,
+    ClaimReply,
+    ClaimRequest,
+    JournalReply,
+    JournalWrite,
+    ReleaseReply,
+    ReleaseRequest,
+)
+from llama_deploy.types.validation import describe_validation_error
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_BYTES: Final = 16
+
+
+class Attempts:
+    """Gives attempts to instances, and takes what they make of them."""
+
+    def __init__(
+        self, *, store: StateStore, writer: Writer, sessions: Sessions, orchestrator: BaseOrchestrator
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._sessions = sessions
+        self._orchestrator = orchestrator
+        self._refusals = Refusals()
+
+    async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
+        """Decide on claims, in order; a refused one says why."""
+        # Where the store is a server of its own, its death alone would take an unsynced claim back.
+        synced = self._store.shared
+        outcomes = await self._writer.write_all([_claim_command(each, synced=synced) for each in requests])
+        return [
+            ClaimReply(granted=False, reason=str(outcome), retriable=outcome.retriable)
+            if isinstance(outcome, LlamaDeployError)
+            else outcome
+            for outcome in outcomes
+        ]
+
+    async def journal(self, writes: Sequence[JournalWrite]) -> list[JournalReply]:
+        """Store writes to the journals of runs, in order; a refused one says why."""
+        outcomes = await self._writer.write_all([_journal_command(write) for write in writes])
+        return [self._journal_reply(*pair) for pair in zip(writes, outcomes, strict=True)]
+
+    def _journal_reply(self, write: JournalWrite, outcome: LlamaDeployError | None) -> JournalReply:
+        if outcome is None:
+            return JournalReply(stored=True)
+        if not outcome.retriable:
+            self._refusals.note("a journal write", outcome, task_id=write.task_id, attempt=write.attempt)
+        return JournalReply(stored=False, reason=str(outcome), retriable=outcome.retriable)
+
+    async def release(self, requests: Sequence[ReleaseRequest]) -> list[ReleaseReply]:
+        """Take attempts back that their owners will not finish."""
+        outcomes = await self._writer.write_all([_release_command(request) for request in requests])
+        for outcome in outcomes:
+            if isinstance(outcome, LlamaDeployError) and outcome.retriable:
+                raise outcome
+        return [
+            ReleaseReply(outcome="stale" if isinstance(outcome, LlamaDeployError) else "released")
+            for outcome in outcomes
+        ]
+
+    async def take(self, messages: Sequence[QueueMessage]) -> list[LlamaDeployError | None]:
+        """Store what instances report. Returns for each message None, or why it should come again.
+
+        What can never fit, because it is malformed or from somebody who does not own the attempt, is
+        logged and counts as done.
+        """
+        commands: list[Command[None]] = []
+        reports: list[tuple[int, AttemptEvents]] = []
+        answers: list[LlamaDeployError | None] = [None] * len(messages)
+        for place, message in enumerate(messages):
+            try:
+                report = _report(message)
+                commands.append(await self._command(report))
+                reports.append((place, report))
+            except LlamaDeployError as exc:
+                answers[place] = _answer(message, exc)
+        outcomes = await self._writer.write_all(commands)
+        for (place, report), outcome in zip(reports, outcomes, strict=True):
+            if outcome is not None and outcome.retriable:
+                answers[place] = outcome
+            elif outcome is not None:
+                what = f"a {messages[place].action} message"
+                self._refusals.note(what, outcome, task_id=report.task_id, attempt=report.attempt)
+        return answers
+
+    async def take_back(self, message: QueueMessage) -> None:
+        """Take an attempt from its owner, because the queue has lost reports that came before this one.
+
+        The next attempt does not count as a loss. What the owner still sends is refused.
+        """
+        report = _report(message)
+
+        def run(unit: Unit) -> None:
+            task = unit.find_task(report.task_id)
+            if task is not None and task.token == report.token:
+                unit.apply(lifecycle.take_back(task, at=unit.now))
+
+        logger.warning(
+            "reports of attempt %d of task %s are lost; the next attempt is due",
+            report.attempt,
+            report.task_id,
+            extra={"action": "reports_lost", "task_id": report.task_id},
+        )
+        try:
+            await self._writer.write(Command(run, tasks=(report.task_id,), may_end=True))
+        except LlamaDeployError as exc:
+            logger.warning("task %s: %s", report.task_id, exc, extra={"action": "reports_lost"})
+
+    async def _command(self, report: AttemptEvents) -> Command[None]:
+        if not isinstance(report, AttemptOutcome):
+            return _events_command(report)
+        if self._orchestrator.keeps_state:
+            tasks = await self._store.read(lambda tx: tx.load_tasks([report.task_id]))
+            if report.task_id in tasks:
+                session_id = tasks[report.task_id].session_id
+                report = await keep_result(self._orchestrator, self._sessions, report, session_id=session_id)
+        return _outcome_command(report)
+
+
+def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[ClaimReply]:
+    def run(unit: Unit) -> ClaimReply:
+        task = unit.task(request.task_id)
+        session = unit.session(task.session_id)
+        if not unit.is_registered(request.instance_id):
+            # Without a lease nobody would notice that it dies.
+            raise UnavailableError(f"instance {request.instance_id} is not registered; it has to do so first")
+        claimed = lifecycle.claim(
+            task,
+            instance_id=request.instance_id,
+            attempt=request.attempt,
+            token=secrets.token_urlsafe(_TOKEN_BYTES),
+            at=unit.now,
+        )
+        current = unit.apply(claimed)
+        return ClaimReply(
+            granted=True,
+            token=current.token or "",
+            session_state=json.loads(session.state),
+            inbox=unit.inbox([current.task_id]),
+            inbox_seq=current.inbox_length,
+            run=unit.runs.record(current),
+        )
+
+    # A claim that a power cut takes back is made again; the token of the lost one is refused.
+    return Command(
+        run,
+        tasks=(request.task_id,),
+        instances=(request.instance_id,),
+        with_session=True,
+        resumes=True,
+        synced=synced,
+    )
+
+
+def _journal_command(write: JournalWrite) -> Command[None]:
+    def run(unit: Unit) -> None:
+        unit.apply(lifecycle.journal(unit.task(write.task_id), write, at=unit.now))
+
+    # Parking a run that is to be cancelled is its end.
+    return Command(run, tasks=(write.task_id,), may_end=write.parking is not None)
+
+
+def _release_command(request: ReleaseRequest) -> Command[None]:
+    def run(unit: Unit) -> None:
+        task = unit.task(request.task_id)
+        unit.apply(lifecycle.hand_back(task, attempt=request.attempt, token=request.token, at=unit.now))
+
+    return Command(run, tasks=(request.task_id,), may_end=True)
+
+
+def _report(message: QueueMessage) -> AttemptEvents:
+    """Return what an instance reports.
+
+    Raises:
+        InvalidRequestError: The message is not such a report.
+    """
+    try:
+        if message.action is ActionTypes.TASK_STREAM:
+            return AttemptEvents.model_validate(message.data)
+        if message.action is ActionTypes.COMPLETED_TASK:
+            outcome = AttemptOutcome.model_validate(message.data)
+            if not outcome.status.is_terminal:
+                raise InvalidRequestError(f"{outcome.status.value} is no end of a task")
+            return outcome
+    except ValidationError as exc:
+        raise InvalidRequestError(f"malformed {message.action}: {describe_validation_error(exc)}") from exc
+    raise InvalidRequestError(f"the control plane takes no {message.action} messages")
+
+
+def _events_command(sent: AttemptEvents) -> Command[None]:
+    def run(unit: Unit) -> None:
+        unit.apply(lifecycle.take_events(unit.task(sent.task_id), sent))
+
+    return Command(run, tasks=(sent.task_id,))
+
+
+def _outcome_command(outcome: AttemptOutcome) -> Command[None]:
+    def run(unit: Unit) -> None:
+        task = unit.task(outcome.task_id)
+        if lifecycle.is_repeated(task, outcome):
+            return
+        ended = lifecycle.end(task, outcome, at=unit.now)
+        if outcome.session_state:
+            try:
+                unit.merge_state(task.session_id, outcome.session_state)
+            except SerializationError as exc:
+                ended = lifecycle.end(task, lifecycle.failed(outcome, exc), at=unit.now)
+        unit.apply(ended)
+
+    return Command(run, tasks=(outcome.task_id,), may_end=True)
+
+
+def _answer(message: QueueMessage, error: LlamaDeployError) -> LlamaDeployError | None:
+    """Return the error if the message should come again; otherwise log it."""
+    if error.retriable:
+        return error
+    logger.warning(
+        "refused %s message %s: %s",
+        message.action,
+        message.id_,
+        error,
+        extra={"action": "refuse_report", "message_id": message.id_},
+    )
+    return None

@@ -1,0 +1,227 @@
+"""Services and their instances: registration, listing, heartbeats."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.storage.writer import Command, Writer
+from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError
+from llama_deploy.state_stores.base import (
+    InstanceRecord,
+    ServiceRecord,
+    StateStore,
+    StoreTransaction,
+)
+from llama_deploy.types import InstanceInfo, ServiceDefinition
+from llama_deploy.types.instance_protocol import (
+    Heartbeat,
+    HeartbeatReply,
+    HeldAttempt,
+    InboxEntry,
+    TaskCancellation,
+)
+from llama_deploy.types.json_values import encode_json
+
+logger = logging.getLogger(__name__)
+
+_RESERVED_NAMES = frozenset({"control_plane"})
+"""Their work topic would be one of our own."""
+
+
+class Services:
+    """Knows which services there are, and which instances of them are alive.
+
+    Args:
+        store: Where they are read.
+        writer: How they are written.
+        clock: Returns the present time, aware, UTC.
+        lease_seconds: How long an instance may be silent.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        writer: Writer,
+        clock: Callable[[], datetime],
+        lease_seconds: float,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._lease = timedelta(seconds=lease_seconds)
+
+    async def register(self, definition: ServiceDefinition) -> None:
+        """Register a service and, if it names one, its instance; again is harmless, the last one counts.
+
+        Raises:
+            InvalidRequestError: The name is reserved.
+        """
+        name = definition.service_name
+        if name in _RESERVED_NAMES:
+            raise InvalidRequestError(f"the service name {name!r} is reserved; choose another")
+        bare = definition.model_copy(update={"instances": [], "instance_id": None})
+
+        try:
+            record = ServiceRecord(name, encode_json(bare.model_dump(mode="json")))
+        except ValueError as exc:
+            raise InvalidRequestError(f"the definition cannot be carried as JSON: {exc}") from exc
+
+        def run(unit: Unit) -> None:
+            unit.tx.put_services([record])
+            if definition.instance_id is not None:
+                instance = InstanceRecord(
+                    instance_id=definition.instance_id,
+                    service_name=name,
+                    host=definition.host,
+                    port=definition.port,
+                    last_heartbeat=unit.now,
+                    lease_expires_at=unit.now + self._lease,
+                )
+                unit.tx.put_instances([instance])
+                unit.note_due(instance.lease_expires_at)
+
+        await self._writer.write(Command(run, instances=_named(definition.instance_id)))
+
+    async def deregister(self, service_name: str, *, instance_id: str | None = None) -> None:
+        """Remove an instance, or, without one, the service with all its instances.
+
+        An instance that still owns attempts stays until their outcomes have arrived or its lease has ended.
+        The running tasks of a service that is removed go back to be queued, until it registers again; an
+        instance that lives does that by itself.
+
+        Raises:
+            ServiceNotFoundError: There is no such service.
+        """
+
+        def run(unit: Unit) -> None:
+            if not unit.tx.load_services([service_name]):
+                raise ServiceNotFoundError(f"there is no service {service_name!r}", service_name=service_name)
+            if instance_id is not None:
+                if not unit.instance_tasks([instance_id]):
+                    unit.tx.delete_instances([instance_id])
+                return
+            instances = unit.tx.load_instances(service_names=[service_name])
+            for task in unit.instance_tasks([instance.instance_id for instance in instances]):
+                unit.apply(lifecycle.take_back(task, at=unit.now))
+            unit.delete_service(service_name)
+
+        instance_ids = _named(instance_id) or await self._instances_of(service_name)
+        await self._writer.write(Command(run, instances=instance_ids))
+
+    async def _instances_of(self, service_name: str) -> tuple[str, ...]:
+        found = await self._store.read(lambda tx: tx.load_instances(service_names=[service_name]))
+        return tuple(instance.instance_id for instance in found)
+
+    async def get(self, service_name: str) -> ServiceDefinition:
+        """Return a service with its instances.
+
+        Raises:
+            ServiceNotFoundError: There is no such service.
+        """
+        services = await self._list([service_name])
+        if service_name not in services:
+            raise ServiceNotFoundError(f"there is no service {service_name!r}", service_name=service_name)
+        return services[service_name]
+
+    async def all(self) -> dict[str, ServiceDefinition]:
+        """Return all services by name, each with its instances."""
+        return await self._list(None)
+
+    async def _list(self, names: list[str] | None) -> dict[str, ServiceDefinition]:
+        now = self._clock()
+
+        def read(tx: StoreTransaction) -> dict[str, ServiceDefinition]:
+            services = {
+                name: ServiceDefinition.model_validate_json(record.definition)
+                for name, record in sorted(tx.load_services(names).items())
+            }
+            for instance in tx.load_instances(service_names=list(services)):
+                services[instance.service_name].instances.append(_instance_info(instance, now))
+            return services
+
+        return await self._store.read(read)
+
+    async def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
+        """Renew an instance's lease, and tell it what it may have missed about the attempts it holds.
+
+        A task that the instance claimed a lease before the last answer it has heard, and does not hold,
+        moves on: the answer to its claim was lost, or the instance has given it up.
+        """
+
+        def run(unit: Unit) -> HeartbeatReply:
+            instances = unit.tx.load_instances(instance_ids=[beat.instance_id])
+            if not instances:
+                return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
+            renewed = replace(instances[0], last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
+            unit.tx.put_instances([renewed])
+            self._release_forgotten(unit, beat)
+            return HeartbeatReply(
+                at=unit.now,
+                stale=_stale(unit, beat),
+                cancelled=[
+                    TaskCancellation(task_id=held.task_id, attempt=held.attempt)
+                    for held in beat.held
+                    if _owns(unit, beat, held) and unit.task(held.task_id).cancel_requested
+                ],
+                inbox=_missed_inbox(unit, beat),
+            )
+
+        tasks = tuple({held.task_id for held in beat.held})
+        return await self._writer.write(Command(run, tasks=tasks, instances=(beat.instance_id,)))
+
+    def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
+        if beat.heard_at is None:
+            return
+        known = {*beat.claiming, *((item.task_id, item.attempt) for item in beat.held)}
+        for task in unit.instance_tasks([beat.instance_id]):
+            # Not by the present time: the heartbeat may be older than claims that were stored since.
+            long_ago = task.claimed_at is not None and task.claimed_at + self._lease < beat.heard_at
+            if long_ago and (task.task_id, task.attempt) not in known:
+                lost = unit.lose(task)
+                logger.warning(
+                    "instance %s has claimed attempt %d of task %s but does not hold it; the task is %s now",
+                    beat.instance_id,
+                    task.attempt,
+                    task.task_id,
+                    lost.status.value,
+                    extra={"action": "forgotten", "task_id": task.task_id},
+                )
+
+
+def _named(instance_id: str | None) -> tuple[str, ...]:
+    return () if instance_id is None else (instance_id,)
+
+
+def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:
+    task = unit.find_task(held.task_id)
+    return (
+        task is not None
+        and not task.status.is_terminal
+        and (task.instance_id, task.attempt) == (beat.instance_id, held.attempt)
+    )
+
+
+def _stale(unit: Unit, beat: Heartbeat) -> list[HeldAttempt]:
+    return [held for held in beat.held if not _owns(unit, beat, held)]
+
+
+def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
+    seen = {held.task_id: held.inbox_seq for held in beat.held if _owns(unit, beat, held)}
+    behind = [task_id for task_id, seq in seen.items() if unit.task(task_id).inbox_length > seq]
+    return [entry for entry in unit.inbox(behind) if entry.seq > seen[entry.task_id]]
+
+
+def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:
+    return InstanceInfo(
+        instance_id=instance.instance_id,
+        host=instance.host,
+        port=instance.port,
+        alive=instance.lease_expires_at > now,
+        last_heartbeat=instance.last_heartbeat,
+    )

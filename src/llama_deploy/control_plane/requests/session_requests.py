@@ -1,0 +1,178 @@
+"""Sessions and their state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.storage.writer import Command, Writer
+from llama_deploy.errors import (
+    InvalidRequestError,
+    SessionNotFoundError,
+    StateConflictError,
+)
+from llama_deploy.state_stores.base import SessionRecord, StateStore, StoreTransaction, TaskRecord
+from llama_deploy.types import SessionDefinition, SessionOptions, SessionPolicy, SessionState, generate_id
+from llama_deploy.types.json_values import encode_json
+
+RESERVED_PREFIX: Final = "__"
+"""State keys that begin so belong to the services; clients neither see nor write them."""
+
+
+def new_session(session_id: str, *, policy: SessionPolicy, at: datetime) -> SessionRecord:
+    """Return a session without any state."""
+    return SessionRecord(session_id=session_id, policy=policy, state="{}", version=0, created_at=at)
+
+
+class Sessions:
+    """Creates, lists and deletes sessions, and keeps their state."""
+
+    def __init__(self, *, store: StateStore, writer: Writer) -> None:
+        self._store = store
+        self._writer = writer
+
+    async def create(self, options: SessionOptions) -> str:
+        """Create a session and return its id. An id that exists names the session that is there."""
+        session_id = options.session_id or generate_id()
+
+        def run(unit: Unit) -> str:
+            if unit.find_session(session_id) is None:
+                unit.add_session(new_session(session_id, policy=options.policy, at=unit.now))
+            return session_id
+
+        return await self._writer.write(Command(run, sessions=(session_id,)))
+
+    async def delete(self, session_id: str) -> None:
+        """Delete a session with its tasks; what runs of them is stopped as fenced out.
+
+        Raises:
+            SessionNotFoundError: There is none of this id.
+        """
+        await self._writer.write(
+            Command(lambda unit: unit.delete_session(session_id), sessions=(session_id,))
+        )
+
+    async def get(self, session_id: str) -> SessionDefinition:
+        """Return a session.
+
+        Raises:
+            SessionNotFoundError: There is none of this id.
+        """
+
+        def read(tx: StoreTransaction) -> SessionDefinition:
+            session = _load(tx, session_id)
+            return _definition(session, tx.session_tasks([session_id]))
+
+        return await self._store.read(read)
+
+    async def all(self, *, after: str = "", limit: int = 1000) -> dict[str, SessionDefinition]:
+        """Return sessions by id, ordered by it, from the one after `after`."""
+
+        def read(tx: StoreTransaction) -> dict[str, SessionDefinition]:
+            sessions = tx.list_sessions(after=after, limit=limit)
+            tasks: dict[str, list[TaskRecord]] = {session.session_id: [] for session in sessions}
+            for task in tx.session_tasks(list(tasks)):
+                tasks[task.session_id].append(task)
+            return {item.session_id: _definition(item, tasks[item.session_id]) for item in sessions}
+
+        return await self._store.read(read)
+
+    async def tasks(self, session_id: str) -> list[TaskRecord]:
+        """Return the tasks of a session in the order in which they were accepted.
+
+        Raises:
+            SessionNotFoundError: There is none of this id.
+        """
+
+        def read(tx: StoreTransaction) -> list[TaskRecord]:
+            _load(tx, session_id)
+            return tx.session_tasks([session_id])
+
+        return await self._store.read(read)
+
+    async def state(self, session_id: str) -> SessionState:
+        """Return a session's state without the keys of the services.
+
+        Raises:
+            SessionNotFoundError: There is none of this id.
+        """
+        return _state(await self._store.read(lambda tx: _load(tx, session_id)))
+
+    async def merge_state(self, session_id: str, changes: dict[str, Any]) -> SessionState:
+        """Overwrite the keys of `changes` in a session's state; the others stay.
+
+        Raises:
+            SessionNotFoundError: There is none of this id.
+            InvalidRequestError: A reserved key.
+            SerializationError: A value that JSON cannot hold.
+        """
+        _check_state(changes)
+        return await self._write(session_id, lambda unit: unit.merge_state(session_id, changes))
+
+    async def replace_state(self, session_id: str, state: dict[str, Any], *, version: int) -> SessionState:
+        """Replace a session's state but for the reserved keys, if it still has the version that was read.
+
+        Raises:
+            SessionNotFoundError: There is none of this id.
+            StateConflictError: The state has another version.
+            InvalidRequestError: A reserved key.
+            SerializationError: A value that JSON cannot hold.
+        """
+        _check_state(state)
+
+        def run(unit: Unit) -> SessionRecord:
+            session = unit.session(session_id)
+            if session.version != version:
+                raise StateConflictError(
+                    f"the state of session {session_id} has version {session.version}, not {version};"
+                    " read it again",
+                    expected=version,
+                    actual=session.version,
+                )
+            kept = {key: value for key, value in json.loads(session.state).items() if _is_reserved(key)}
+            return unit.put_state(session, {**kept, **state})
+
+        return await self._write(session_id, run)
+
+    async def _write(self, session_id: str, run: Callable[[Unit], SessionRecord]) -> SessionState:
+        return _state(await self._writer.write(Command(run, sessions=(session_id,))))
+
+
+def visible(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state without the keys of the services."""
+    return {key: value for key, value in state.items() if not _is_reserved(key)}
+
+
+def _is_reserved(key: str) -> bool:
+    return key.startswith(RESERVED_PREFIX)
+
+
+def _check_state(state: dict[str, Any]) -> None:
+    if taken := [key for key in state if _is_reserved(key)]:
+        raise InvalidRequestError(
+            f"keys that begin with {RESERVED_PREFIX!r} belong to the services: {taken}; choose others"
+        )
+    encode_json(state)
+
+
+def _load(tx: StoreTransaction, session_id: str) -> SessionRecord:
+    session = tx.load_sessions([session_id]).get(session_id)
+    if session is None:
+        raise SessionNotFoundError(f"there is no session {session_id}", session_id=session_id)
+    return session
+
+
+def _state(session: SessionRecord) -> SessionState:
+    return SessionState(state=visible(json.loads(session.state)), version=session.version)
+
+
+def _definition(session: SessionRecord, tasks: list[TaskRecord]) -> SessionDefinition:
+    return SessionDefinition(
+        session_id=session.session_id,
+        task_ids=[task.task_id for task in tasks],
+        state=visible(json.loads(session.state)),
+        policy=session.policy,
+    )

@@ -1,0 +1,234 @@
+"""Tasks as clients see them: accept, look, wait, send events, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.event_checks import check_event
+from llama_deploy.control_plane.requests.session_requests import new_session
+from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.storage.writer import Command, Writer
+from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
+from llama_deploy.errors import (
+    ConflictError,
+    OverloadedError,
+    ServiceNotFoundError,
+    SessionNotFoundError,
+    TaskNotFoundError,
+)
+from llama_deploy.state_stores.base import EventRecord, StateStore, TaskRecord
+from llama_deploy.types import (
+    EventDefinition,
+    ServiceDefinition,
+    SessionPolicy,
+    TaskResult,
+    TaskStatus,
+    TaskSubmission,
+    TaskView,
+    generate_id,
+)
+from llama_deploy.types.json_values import encode_json
+
+_MAX_INBOX: Final = 10_000
+"""The most events that can be sent to one task: all that are not consumed travel with its next claim."""
+
+EventStream = AsyncIterator[list[EventRecord]]
+"""Groups of events that follow one another; an empty group is a sign of life."""
+
+
+def task_view(task: TaskRecord) -> TaskView:
+    """Return a task as clients see it."""
+    return TaskView(
+        task_id=task.task_id,
+        session_id=task.session_id,
+        service_name=task.service_name,
+        status=task.status,
+        attempt=task.attempt,
+        instance_id=task.instance_id,
+        created_at=task.created_at,
+        finished_at=task.finished_at,
+        result=TaskResult.model_validate_json(task.result) if task.result is not None else None,
+    )
+
+
+class Tasks:
+    """Accepts tasks, and tells how they stand.
+
+    Args:
+        store: Where they are read.
+        writer: How they are written.
+        hub: Where news of them come from.
+        default_max_attempts: For submissions that do not say.
+        backlog: Returns how many messages wait for the queue.
+        max_backlog: With how many of them new tasks are refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        writer: Writer,
+        hub: StreamHub,
+        default_max_attempts: int,
+        backlog: Callable[[], int],
+        max_backlog: int,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._hub = hub
+        self._default_max_attempts = default_max_attempts
+        self._backlog = backlog
+        self._max_backlog = max_backlog
+
+    async def submit(self, submission: TaskSubmission, *, wait: float = 0.0) -> TaskView:
+        """Accept a task; it is durable when this returns. The same submission again makes no second task.
+
+        Args:
+            submission: What to run. Without a session, the task gets one of its own.
+            wait: Seconds to wait for its end.
+
+        Raises:
+            ServiceNotFoundError: The service is not registered.
+            SessionNotFoundError: The named session does not exist.
+            SessionBusyError: The session's policy is to reject a second open task.
+            ConflictError: There is another task with this id.
+            OverloadedError: Too many messages wait for the queue.
+        """
+        if self._backlog() >= self._max_backlog:
+            raise OverloadedError(f"{self._max_backlog} messages wait for the queue; retry later")
+        with self._hub.watch(submission.task_id) as watch:
+            view = await self._accept(submission)
+            if view.status.is_terminal or wait <= 0:
+                return view
+            return await watch.end(wait) or await self.get(submission.task_id)
+
+    async def _accept(self, submission: TaskSubmission) -> TaskView:
+        new_session_id = generate_id() if submission.session_id is None else None
+        session_id = submission.session_id or new_session_id or ""
+        arguments = encode_json(submission.arguments)
+
+        def run(unit: Unit) -> TaskRecord:
+            known = unit.find_task(submission.task_id)
+            if known is not None:
+                return _same_task(known, submission, arguments)
+            if not unit.has_service(submission.service_name):
+                raise _unknown_service(submission.service_name)
+            task = TaskRecord(
+                task_id=submission.task_id,
+                session_id=session_id,
+                service_name=submission.service_name,
+                input=arguments,
+                status=TaskStatus.PENDING,
+                created_at=unit.now,
+                max_attempts=submission.max_attempts or self._default_max_attempts,
+            )
+            if new_session_id is not None:
+                unit.add_session(new_session(new_session_id, policy=SessionPolicy.ENQUEUE, at=unit.now))
+            policy = unit.session(session_id).policy
+            admission = lifecycle.admit(task, open_tasks=unit.open_tasks(session_id), policy=policy)
+            accepted = unit.add_task(admission.accepted)
+            for other in admission.cancel:
+                unit.apply(lifecycle.cancel(unit.task(other.task_id), at=unit.now))
+            # Cancelling the others may have made it this task's turn.
+            return unit.find_task(accepted.task_id) or accepted
+
+        sessions = (session_id,) if new_session_id is None else ()
+        command = Command(run, tasks=(submission.task_id,), sessions=sessions)
+        return task_view(await self._writer.write(command))
+
+    async def get(self, task_id: str, *, session_id: str | None = None, wait: float = 0.0) -> TaskView:
+        """Return a task, after its end or after `wait` seconds, whichever is first.
+
+        Raises:
+            TaskNotFoundError: There is no such task (in the session, if one is named).
+            SessionNotFoundError: There is no such session.
+        """
+        with self._hub.watch(task_id) as watch:
+            view = task_view(await self._find(task_id, session_id))
+            if view.status.is_terminal or wait <= 0:
+                return view
+            return await watch.end(wait) or task_view(await self._find(task_id, session_id))
+
+    async def events(self, task_id: str, *, session_id: str | None = None, after: int = -1) -> EventStream:
+        """Return the task's events from the one after `after` to the terminal one, as they come.
+
+        Raises:
+            TaskNotFoundError: There is no such task (in the session, if one is named).
+            SessionNotFoundError: There is no such session.
+        """
+        await self._find(task_id, session_id)
+        return follow(self._store, self._hub, task_id, after=after)
+
+    async def send_event(
+        self, task_id: str, event: EventDefinition, *, session_id: str | None = None
+    ) -> None:
+        """Put an event into the task's inbox; the workflow gets it when, and wherever, it runs.
+
+        A parked run is woken by it. An event whose idempotency key was sent to the task before adds nothing,
+        even if the task has ended since.
+
+        Raises:
+            TaskNotFoundError: There is no such task (in the session, if one is named).
+            SessionNotFoundError: There is no such session.
+            TaskFinishedError: The task has ended.
+            OverloadedError: The task was sent as many events as it may.
+            InvalidRequestError: The event is malformed, for another service, or of an unknown class.
+        """
+        task = await self._find(task_id, session_id)
+        check_event(event, task.service_name, await self._definition(task.service_name))
+
+        def run(unit: Unit) -> None:
+            current = unit.task(task_id)
+            if unit.was_sent(task_id, event):
+                return
+            lifecycle.check_open(current)
+            if current.inbox_length >= _MAX_INBOX:
+                raise OverloadedError(f"{_MAX_INBOX} events were sent to task {task_id}; it takes no more")
+            unit.add_to_inbox(current, event)
+
+        keys = () if event.idempotency_key is None else ((task_id, event.idempotency_key),)
+        await self._writer.write(Command(run, tasks=(task_id,), inbox_keys=keys))
+
+    async def cancel(self, task_id: str) -> TaskView:
+        """Ask for the task's end; one that runs ends as soon as its instance has stopped it.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+            TaskFinishedError: It has ended otherwise.
+        """
+
+        def run(unit: Unit) -> TaskRecord:
+            return unit.apply(lifecycle.cancel(unit.task(task_id), at=unit.now))
+
+        return task_view(await self._writer.write(Command(run, tasks=(task_id,), may_end=True)))
+
+    async def _find(self, task_id: str, session_id: str | None) -> TaskRecord:
+        task = (await self._store.read(lambda tx: tx.load_tasks([task_id]))).get(task_id)
+        if task is not None and session_id in (None, task.session_id):
+            return task
+        if session_id is not None and not await self._store.read(lambda tx: tx.load_sessions([session_id])):
+            raise SessionNotFoundError(f"there is no session {session_id}", session_id=session_id)
+        where = f" in session {session_id}" if session_id is not None else ""
+        raise TaskNotFoundError(f"there is no task {task_id}{where}", task_id=task_id)
+
+    async def _definition(self, service_name: str) -> ServiceDefinition | None:
+        services = await self._store.read(lambda tx: tx.load_services([service_name]))
+        record = services.get(service_name)
+        return ServiceDefinition.model_validate_json(record.definition) if record is not None else None
+
+
+def _same_task(known: TaskRecord, submission: TaskSubmission, arguments: str) -> TaskRecord:
+    """Return the task that was made of this submission before."""
+    same_session = submission.session_id in (None, known.session_id)
+    if (known.service_name, known.input) == (submission.service_name, arguments) and same_session:
+        return known
+    raise ConflictError(f"task {known.task_id} exists with other arguments; choose another task_id")
+
+
+def _unknown_service(name: str) -> ServiceNotFoundError:
+    return ServiceNotFoundError(
+        f"no service is registered under the name {name!r}; deploy it, or look at GET /services",
+        service_name=name,
+    )

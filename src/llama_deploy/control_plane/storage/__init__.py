@@ -1,0 +1,1 @@
+"""Grouped transactions: what they read, change in memory and write."""

@@ -1,0 +1,92 @@
+"""What one grouped transaction reads and writes of runs and their journals."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from llama_deploy.state_stores.base import JournalRecord, RunHeadRecord, StoreTransaction, TaskRecord
+from llama_deploy.types.instance_protocol import JournalWrite, RunHeader, RunRecord
+
+
+class Runs:
+    """The runs of one transaction: what is written to them is gathered, and stored by `flush`."""
+
+    def __init__(self, tx: StoreTransaction) -> None:
+        self._tx = tx
+        self._loaded: dict[str, tuple[RunHeadRecord, list[JournalRecord]]] = {}
+        self._heads: dict[str, RunHeadRecord] = {}
+        self._trimmed: dict[str, int] = {}
+        self._entries: list[JournalRecord] = []
+        self._forgotten: set[str] = set()
+
+    def load(self, task_ids: Collection[str]) -> None:
+        """Read what is stored of the tasks' runs."""
+        if not task_ids:
+            return
+        journals: dict[str, list[JournalRecord]] = {task_id: [] for task_id in task_ids}
+        for entry in self._tx.load_journal(task_ids):
+            journals[entry.task_id].append(entry)
+        for task_id, head in self._tx.load_runs(task_ids).items():
+            self._loaded[task_id] = (head, journals[task_id])
+
+    def record(self, task: TaskRecord) -> RunRecord | None:
+        """Return from what the task's run goes on, None if nothing of it is stored."""
+        if not task.has_run:
+            return None
+        if task.task_id not in self._loaded:
+            self.flush()
+            self.load([task.task_id])
+        head, entries = self._loaded[task.task_id]
+        return RunRecord(
+            header=RunHeader(fingerprint=head.fingerprint, library_version=head.library_version),
+            snapshot=head.snapshot,
+            entries=[entry.entry for entry in entries],
+            next_seq=task.journal_length,
+            state=head.state,
+            running_seconds=task.running_seconds,
+        )
+
+    def write(self, write: JournalWrite) -> None:
+        """Store one write, which follows all before it."""
+        task_id = write.task_id
+        self._loaded.pop(task_id, None)
+        head = RunHeadRecord(
+            task_id=task_id,
+            fingerprint=write.header.fingerprint,
+            library_version=write.header.library_version,
+            snapshot=write.snapshot,
+            state=write.state,
+        )
+        if (before := self._heads.get(task_id)) is not None:
+            snapshot = before.snapshot if head.snapshot is None else head.snapshot
+            head = replace(head, snapshot=snapshot, state=before.state if head.state is None else head.state)
+        self._heads[task_id] = head
+        if write.snapshot is not None:
+            self._trimmed[task_id] = write.seq
+        if write.entry is not None:
+            self._entries.append(JournalRecord(task_id, write.seq, write.entry))
+
+    def forget(self, task_ids: Collection[str], *, stored: bool = True) -> None:
+        """Delete the runs of tasks; with `stored` False only what is gathered here, the rest being gone."""
+        for task_id in task_ids:
+            self._loaded.pop(task_id, None)
+            self._heads.pop(task_id, None)
+            self._trimmed.pop(task_id, None)
+        self._entries = [entry for entry in self._entries if entry.task_id not in task_ids]
+        if stored:
+            self._forgotten.update(task_ids)
+        else:
+            self._forgotten.difference_update(task_ids)
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        if self._heads:
+            self._tx.put_runs(list(self._heads.values()))
+        if self._entries:
+            self._tx.insert_journal(self._entries)
+        if self._trimmed:
+            self._tx.trim_journal(self._trimmed)
+        if self._forgotten:
+            self._tx.delete_runs(self._forgotten)
+        self._heads, self._entries, self._trimmed, self._forgotten = {}, [], {}, set()

@@ -1,0 +1,216 @@
+"""One transaction for the writes of many requests.
+
+A request hands in a command, a function over a `Unit`. What waits at the same time is run in one
+transaction, in order: a lone request pays for a commit of its own at once, a hundred share one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar, cast
+
+from llama_deploy.batching import Batcher
+from llama_deploy.control_plane.storage.unit import Committed, Pauses, Unit
+from llama_deploy.errors import ConflictError, InternalServerError, LlamaDeployError, UnavailableError
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.types.topics import Topics
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+_MAX_BATCH: Final = 256
+_MOST_RACES: Final = 3
+"""How often a transaction may find that another control plane was first to store a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Generic[R]):
+    """A write of one request, and what is to be read for it."""
+
+    run: Callable[[Unit], R]
+    """Raises before it changes anything, or changes everything that it is to change."""
+    tasks: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    """Sessions that are needed with their open tasks."""
+    with_session: bool = False
+    """Whether the sessions of the tasks are needed too."""
+    may_end: bool = False
+    """Whether the tasks may end: their sessions are needed with their open tasks, one of which is next."""
+    resumes: bool = False
+    """Whether what is stored of the tasks' runs is needed."""
+    inbox_keys: tuple[tuple[str, str], ...] = ()
+    """Tasks with the keys of events that are to be sent to them."""
+    instances: tuple[str, ...] = ()
+    """Instances that are read or changed, with the tasks that they run."""
+    yields: bool = False
+    """Whether tasks are left out that another control plane decides on now."""
+    synced: bool = True
+    """Whether the change has to outlive a power cut; one that can be made good again need not."""
+
+
+class Writer:
+    """Groups commands into transactions, one at a time.
+
+    Args:
+        store: Where to write.
+        clock: Returns the present time, aware, UTC.
+        topics: Where messages go.
+        pauses: How long attempts wait before they are handed to the queue.
+        after_commit: Told what each transaction has changed, before those who wait for it go on.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        *,
+        clock: Callable[[], datetime],
+        topics: Topics,
+        pauses: Pauses,
+        after_commit: Callable[[Committed], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._topics = topics
+        self._pauses = pauses
+        self._after_commit = after_commit
+        self._sent: list[str] = []
+        self.failed_at: datetime | None = None
+        """When the store last failed."""
+        self._batcher: Batcher[Command[Any], Any] = Batcher(
+            self._flush, max_batch=_MAX_BATCH, name="control-plane-writer"
+        )
+
+    async def write(self, command: Command[R]) -> R:
+        """Run `command` and return its value once it is durable.
+
+        Raises:
+            LlamaDeployError: What the command raised; nothing of it was stored.
+            OverloadedError: Too many commands wait.
+            UnavailableError: The store does not answer.
+        """
+        return cast("R", await self._batcher.submit(command))
+
+    async def write_all(self, commands: Sequence[Command[R]]) -> list[R | LlamaDeployError]:
+        """Run `commands` in order and return the value or error of each."""
+        futures = [self._batcher.submit_nowait(command) for command in commands]
+        outcomes: list[R | LlamaDeployError] = []
+        for future in futures:
+            try:
+                outcomes.append(await future)
+            except LlamaDeployError as exc:
+                outcomes.append(exc)
+            except Exception as exc:
+                logger.exception("a write failed", extra={"action": "write_failed"})
+                outcomes.append(InternalServerError(f"{type(exc).__name__} while writing: {exc}"))
+        return outcomes
+
+    def forget_sent(self, message_ids: Sequence[str]) -> None:
+        """Delete messages that the queue has from the outbox, with the next transaction.
+
+        Until then they may be sent again after a crash, which is harmless.
+        """
+        self._sent.extend(message_ids)
+
+    async def flush_sent(self) -> None:
+        """Delete now what `forget_sent` was told of.
+
+        Raises:
+            UnavailableError: The store does not answer.
+        """
+        if self._sent:
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Return when all that was handed in before is stored.
+
+        Raises:
+            UnavailableError: The store does not answer.
+        """
+        await self.write(Command(lambda _: None, synced=False))
+
+    async def close(self) -> None:
+        """Finish what waits. Idempotent."""
+        try:
+            await self.flush_sent()
+        finally:
+            await self._batcher.close()
+
+    async def _flush(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
+        """Run commands in one transaction; if one of them cannot be stored, each in its own."""
+        try:
+            return await self._transact_seeing(commands)
+        except Exception as exc:
+            if len(commands) == 1 or (isinstance(exc, LlamaDeployError) and exc.retriable):
+                raise
+            logger.warning(
+                "a transaction of %d writes failed, each is tried alone: %s",
+                len(commands),
+                exc,
+                extra={"action": "isolate_writes"},
+            )
+        return [await self._transact_alone(command) for command in commands]
+
+    async def _transact_alone(self, command: Command[Any]) -> Any:
+        try:
+            return (await self._transact_seeing([command]))[0]
+        except Exception as exc:  # noqa: BLE001 - handed to the submitter
+            return exc
+
+    async def _transact_seeing(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
+        """Run commands in one transaction, again if another control plane was first to store a key.
+
+        The next time they see what it has stored, and decide on that.
+        """
+        for _ in range(_MOST_RACES if self._store.shared else 0):
+            try:
+                return await self._transact(commands)
+            except ConflictError as exc:
+                logger.debug("a key was stored meanwhile: %s", exc, extra={"action": "write_again"})
+        return await self._transact(commands)
+
+    async def _transact(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
+        sent, self._sent = self._sent, []
+
+        def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
+            unit = Unit(tx, clock=self._clock, topics=self._topics, pauses=self._pauses)
+            unit.load(
+                task_ids=_tasks(command for command in commands if not command.yields),
+                session_ids={session_id for command in commands for session_id in command.sessions},
+                with_session_of=_tasks(command for command in commands if command.with_session),
+                ending_task_ids=_tasks(command for command in commands if command.may_end),
+                resumed_task_ids=_tasks(command for command in commands if command.resumes),
+                inbox_keys={pair for command in commands for pair in command.inbox_keys},
+                instance_ids={instance for command in commands for instance in command.instances},
+                free_task_ids=_tasks(command for command in commands if command.yields),
+            )
+            outcomes = [_run(command, unit) for command in commands]
+            if sent:
+                tx.delete_outbox(sent)
+            return outcomes, unit.flush()
+
+        try:
+            synced = any(command.synced for command in commands)
+            outcomes, committed = await self._store.transact(work, synced=synced)
+        except BaseException as exc:
+            self._sent.extend(sent)
+            if isinstance(exc, UnavailableError):
+                self.failed_at = self._clock()
+            raise
+        self._after_commit(committed)
+        return outcomes
+
+
+def _tasks(commands: Iterable[Command[Any]]) -> set[str]:
+    return {task_id for command in commands for task_id in command.tasks}
+
+
+def _run(command: Command[Any], unit: Unit) -> Any:
+    """Return the command's value, or the error with which it refused."""
+    try:
+        return command.run(unit)
+    except LlamaDeployError as exc:
+        return exc

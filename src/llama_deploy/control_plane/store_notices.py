@@ -1,0 +1,74 @@
+"""What other control planes on the same store have done, for those who wait here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Final
+
+from llama_deploy.control_plane.dispatch.sweeper import Sweeper
+from llama_deploy.control_plane.requests.task_requests import task_view
+from llama_deploy.control_plane.streams.stream_hub import StreamHub
+from llama_deploy.errors import UnavailableError
+from llama_deploy.state_stores.base import Notice, StateStore
+
+logger = logging.getLogger(__name__)
+
+_PAGE: Final = 500
+
+
+class News:
+    """Wakes waiters and the sweeper when another control plane has changed something.
+
+    Args:
+        store: Tells of changes, and has them.
+        hub: Who waits for tasks.
+        sweeper: Looks after what is due.
+    """
+
+    def __init__(self, *, store: StateStore, hub: StreamHub, sweeper: Sweeper) -> None:
+        self._store = store
+        self._hub = hub
+        self._sweeper = sweeper
+
+    async def run(self) -> None:
+        """Pass news on until cancelled, or until the store is closed."""
+        async with aclosing(self._store.notices()) as notices:
+            async for notice in notices:
+                await self._pass_on(notice)
+
+    async def _pass_on(self, notice: Notice) -> None:
+        if notice.lost:
+            self._sweeper.distrust()
+        if notice.everything:
+            self._sweeper.wake()
+        elif notice.due is not None:
+            self._sweeper.wake(notice.due)
+        watched = self._watched(notice)
+        for start in range(0, len(watched), _PAGE):
+            page = watched[start : start + _PAGE]
+            # Somebody may wait already for a task that is to be submitted yet; such a one is not named.
+            await self._tell(page, missing_is_deleted=not notice.everything)
+
+    def _watched(self, notice: Notice) -> Sequence[str]:
+        if notice.everything:
+            return self._hub.watched()
+        return [task_id for task_id in notice.task_ids if self._hub.is_watched(task_id)]
+
+    async def _tell(self, task_ids: Sequence[str], *, missing_is_deleted: bool) -> None:
+        try:
+            tasks = await self._store.read(lambda tx: tx.load_tasks(task_ids))
+        except UnavailableError as exc:
+            logger.warning("what has changed cannot be read: %s", exc, extra={"action": "news"})
+            for task_id in task_ids:
+                self._hub.doubt(task_id)
+            return
+        for task_id in task_ids:
+            task = tasks.get(task_id)
+            if task is not None and task.status.is_terminal:
+                self._hub.ended(task_view(task))
+            elif task is None and missing_is_deleted:
+                self._hub.deleted(task_id)
+            else:
+                self._hub.grown(task_id)

@@ -1,0 +1,1 @@
+"""Event streams and who waits for them."""

@@ -1,0 +1,115 @@
+"""A connection to RabbitMQ that is opened again when it was lost, and the errors of its driver as ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import (
+    CONNECTION_EXCEPTIONS,
+    AuthenticationError,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
+from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed
+
+from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
+from llama_deploy.message_queues.broker_connection import BrokerLink
+from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_SECONDS: Final = 5.0
+_CLOSE_SECONDS: Final = 2.0
+
+
+class Link(BrokerLink):
+    """At most one connection, opened when it is needed. `close` it.
+
+    Args:
+        config: The settings.
+        purpose: Names the connection in the broker's tools.
+    """
+
+    def __init__(self, config: RabbitMQMessageQueueConfig, purpose: str) -> None:
+        self._url = config.driver_url(f"llama_deploy {purpose}")
+        self.address = config.address
+        super().__init__(f"RabbitMQ at {config.address}", retry_seconds=config.retry_seconds)
+        self._connection: AbstractConnection | None = None
+        self._connecting = asyncio.Lock()
+
+    @property
+    def present(self) -> AbstractConnection | None:
+        """The connection, if there is one; it may be dead without knowing."""
+        connection = self._connection
+        return connection if connection is not None and connection.connected.is_set() else None
+
+    async def connection(self) -> AbstractConnection:
+        """Return the connection; open one if there is none.
+
+        Raises:
+            UnavailableError: The broker does not answer.
+            ConfigError: It refuses the credentials or the vhost.
+        """
+        async with self._connecting:
+            connection = self.present
+            if connection is None:
+                await self.drop(self._connection)
+                with translated(self.address):
+                    connection = await aio_pika.connect(self._url, timeout=_CONNECT_SECONDS)
+                self._connection = connection
+                self.note_return()
+            return connection
+
+    async def drop(self, connection: AbstractConnection | None) -> None:
+        """Close a connection that is of no more use, so that the next call opens another."""
+        if connection is None:
+            return
+        if self._connection is connection:
+            self._connection = None
+        with suppress(LlamaDeployError), translated(self.address):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await connection.close()
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent."""
+        async with self._connecting:
+            await self.drop(self._connection)
+
+
+@contextmanager
+def translated(address: str) -> Iterator[None]:
+    """Turn the errors of the driver into ours.
+
+    Args:
+        address: The broker, for the text.
+
+    Raises:
+        ConfigError: The broker refuses the credentials or a permission.
+        UnavailableError: Any other.
+    """
+    try:
+        yield
+    except LlamaDeployError:
+        raise
+    except (AuthenticationError, ProbableAuthenticationError, ChannelAccessRefused) as exc:
+        raise ConfigError(f"RabbitMQ at {address} refuses what the settings ask for: {exc}") from exc
+    except (InvalidFrameError, ConnectionNotAllowed) as exc:
+        # How the driver says that the broker closes the connection at the end of the handshake.
+        raise UnavailableError(
+            f"the vhost of {address} is not there, not ready, or not for this user: {exc}"
+        ) from exc
+    except (*CONNECTION_EXCEPTIONS, TimeoutError) as exc:
+        text = str(exc) or type(exc).__name__
+        raise UnavailableError(f"RabbitMQ at {address} does not answer: {text}") from exc
+    except asyncio.CancelledError as exc:
+        # The driver raises this where somebody waits on a connection that it gives up; nobody is cancelled.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise UnavailableError(f"the connection to RabbitMQ at {address} was given up") from exc

@@ -1,0 +1,152 @@
+"""The way to a Redis server: connections, calls that outlast an outage, and what the driver raises."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from redis import exceptions as driver
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from llama_deploy.errors import ConfigError, QueueFullError, TopicNotFoundError, UnavailableError
+from llama_deploy.message_queues.broker_connection import BrokerLink
+from llama_deploy.message_queues.redis.config import RedisMessageQueueConfig
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_SCRIPT: Final = Path(__file__).with_name("actions.lua").read_text(encoding="utf-8")
+_SCRIPT_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_OLDEST_SERVER: Final = (6, 2)
+_PRACTICALLY_NO_LIMIT: Final = 2**31
+"""Of connections: each subscription has one or two, and the driver may refuse more than 100."""
+_REFUSALS: Final = (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError)
+_REFUSAL_MARKS: Final = (
+    "WRONGPASS",
+    "NOPERM",
+    "no permission",
+    "ACL failure",
+    "WRONGTYPE",
+    "unknown command",
+    "DB index",
+)
+"""What is in an answer that will be the same for ever."""
+
+
+class RedisLink(BrokerLink):
+    """The way to the server: connections that open by themselves, the scripts, the driver's errors."""
+
+    def __init__(self, config: RedisMessageQueueConfig) -> None:
+        self.config = config
+        options = config.connection_options
+        self._address = (
+            options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        )
+        super().__init__(f"Redis at {self._address}", retry_seconds=config.retry_seconds)
+        self._client = self.client()
+
+    def client(self, *, patience: float = 0.0) -> Redis:
+        """Return a client; its owner closes it.
+
+        Args:
+            patience: Seconds that an answer may take beyond the usual. More than 0: all goes over one
+                connection.
+        """
+        options = {"max_connections": _PRACTICALLY_NO_LIMIT} | self.config.connection_options
+        options |= {
+            "socket_connect_timeout": self.config.timeout,
+            "socket_timeout": self.config.timeout + patience,
+            "socket_keepalive": True,
+            "retry": Retry(NoBackoff(), 0),  # `persist` tries again, and knows until when
+            "protocol": 2,
+            "decode_responses": False,
+        }
+        client: Redis = Redis(
+            connection_pool=ConnectionPool(**options), single_connection_client=patience > 0
+        )
+        client.auto_close_connection_pool = True
+        return client
+
+    async def inspect(self) -> bool:
+        """Look at how the server is set up, warn of what loses messages, and return whether it is durable.
+
+        Raises:
+            ConfigError: It is too old.
+        """
+        with self.translated():
+            try:
+                info = await self._client.info()
+            except TypeError as exc:  # raised by the driver's connection
+                raise ConfigError(f"the query of url holds what is no argument of redis-py: {exc}") from exc
+            try:
+                snapshots = (await self._client.config_get("save")).get("save")
+            except driver.ResponseError:  # not every user may ask
+                snapshots = None
+        version = str(info["redis_version"])
+        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_SERVER:
+            raise ConfigError(f"the server at {self._address} is Redis {version}; 6.2 or later is needed")
+        if not info["aof_enabled"] and not snapshots:
+            logger.warning(
+                "Redis at %s keeps nothing on disk (appendonly no%s): its messages end with it",
+                self._address,
+                "" if snapshots is None else ", no save",
+                extra={"action": "queue_not_durable"},
+            )
+        if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
+            logger.warning(
+                "Redis at %s drops data when its memory is full (maxmemory-policy %s); set noeviction",
+                self._address,
+                info.get("maxmemory_policy"),
+                extra={"action": "queue_evicts"},
+            )
+        return bool(info["aof_enabled"])
+
+    async def run(self, action: str, keys: Sequence[str], *arguments: str | bytes | int) -> Any:
+        """Run one action of the script, once.
+
+        Raises:
+            TopicNotFoundError: The topic or the group is not there.
+            QueueFullError: The server has no memory left.
+            UnavailableError: No connection, no answer in time, or a server that cannot write now.
+            ConfigError: The server refuses it: the credentials or a permission are wrong.
+        """
+        rest: Any = (*keys, action, *arguments)
+        with self.translated():
+            try:
+                return await self._client.evalsha(_SCRIPT_SHA, len(keys), *rest)
+            except driver.NoScriptError:
+                return await self._client.eval(_SCRIPT, len(keys), *rest)
+
+    async def unblock(self, client_id: int | None) -> None:
+        """End the wait of another connection, if it waits."""
+        if client_id is not None:
+            with self.translated():
+                await self._client.client_unblock(client_id)
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._client.aclose()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise what the driver raises as an error of ours; `run` names them."""
+        try:
+            yield
+        except (driver.RedisError, OSError) as exc:
+            text = f"Redis at {self._address}: {exc}"
+            answer = str(exc) if isinstance(exc, driver.ResponseError) else ""
+            if isinstance(exc, _REFUSALS) or any(mark in answer for mark in _REFUSAL_MARKS):
+                raise ConfigError(text) from exc
+            if "NOGROUP" in answer or "UNBLOCKED" in answer:
+                raise TopicNotFoundError(text) from exc
+            if isinstance(exc, driver.OutOfMemoryError) or "OOM" in answer:
+                raise QueueFullError(text) from exc
+            raise UnavailableError(text) from exc

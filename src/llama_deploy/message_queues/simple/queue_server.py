@@ -1,0 +1,378 @@
+"""The simple queue's server: the broker over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import TracebackType
+from typing import Annotated, Any, Final, Self
+
+import pydantic_core
+from fastapi import Query, Request
+from pydantic import BaseModel, Field, TypeAdapter
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive
+
+from llama_deploy.errors import ClosedError, MessageDecodeError
+from llama_deploy.message_queues.base import DEFAULT_GROUP
+from llama_deploy.message_queues.simple.broker import SimpleBroker, TopicDepth
+from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
+from llama_deploy.message_queues.simple.host import BrokerHost
+from llama_deploy.message_queues.simple.http_queue import MAX_RECEIVED
+from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH
+from llama_deploy.message_queues.simple.local import LocalMessageQueue
+from llama_deploy.message_queues.simple.settlement import MAX_SECONDS, Settlement
+from llama_deploy.message_queues.simple.topic import Handout
+from llama_deploy.messages import QueueMessage
+from llama_deploy.web.application import create_app, json_response
+from llama_deploy.web.http_server import HttpServer
+from llama_deploy.web.shortcuts import Call, Routes, Shortcuts
+
+MAX_WAIT_SECONDS: Final = 60.0
+"""A longer `wait` is cut to this."""
+
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
+
+
+class TopicOptions(BaseModel, extra="forbid", use_attribute_docstrings=True):
+    """What `POST /topics/{topic}` takes."""
+
+    group: Name = DEFAULT_GROUP
+    """The group to create."""
+    expires_after: Seconds | None = None
+    """Seconds without a reader after which the topic is dropped. None: what held before; at first, never."""
+    member: Name | None = None
+    """The name under which `subscription` reads; what an earlier one of the name holds comes back."""
+    subscription: Name | None = None
+    """Who is going to receive, if `member` is given."""
+
+
+class TopicInfo(BaseModel):
+    """What `POST /topics/{topic}` answers."""
+
+    topic: str
+    group: str
+    visibility_timeout: float
+
+
+class Accepted(BaseModel, use_attribute_docstrings=True):
+    """What `POST /messages/{topic}` answers."""
+
+    accepted: int
+    """How many of the messages were taken, from the first; the topic had no room for the others."""
+
+
+class Received(BaseModel):
+    """One delivery."""
+
+    delivery_id: str
+    attempt: int
+    message: QueueMessage
+
+
+class ReceivedBatch(BaseModel):
+    """What `GET /messages/{topic}` answers; empty if none came in time."""
+
+    deliveries: list[Received]
+
+
+class ReceiveQuery(BaseModel, use_attribute_docstrings=True):
+    """The query of `GET /messages/{topic}`."""
+
+    group: str = DEFAULT_GROUP
+    """The group for which to receive."""
+    max_messages: int = Field(default=1, alias="max", ge=1, le=MAX_RECEIVED)
+    """The most messages to take."""
+    wait: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds to wait for the first message, at most 60."""
+    visibility: Seconds | None = None
+    """Seconds after which an unsettled message comes back. None: what the server is set to."""
+    subscription: str = Field(default="", max_length=MAX_NAME_LENGTH)
+    """Who receives, so that all its messages can come back at once."""
+    member: str | None = Field(default=None, max_length=MAX_NAME_LENGTH)
+    """The name under which `subscription` has joined, which a server that was restarted does not know."""
+
+
+class QueueHealth(BaseModel, use_attribute_docstrings=True):
+    """What `GET /health` answers."""
+
+    status: str
+    durable: bool
+    """Whether accepted messages survive the server."""
+
+
+class QueueInfo(QueueHealth):
+    """What `GET /` answers."""
+
+    service_name: str
+    type: str
+    topics: int
+
+
+class SimpleMessageQueueServer:
+    """Serves a simple queue over HTTP: `async with SimpleMessageQueueServer(config) as server`.
+
+    Args:
+        config: The settings. Port 0 lets the system choose; `server.config` then tells.
+    """
+
+    def __init__(self, config: SimpleMessageQueueConfig | None = None) -> None:
+        self.config = config or SimpleMessageQueueConfig()
+        self._running: _Running | None = None
+
+    async def start(self) -> None:
+        """Restore the journal and listen; returns when requests are served. Then `config` has the port.
+
+        Raises:
+            ConfigError: The address or the journal cannot be used.
+        """
+        if self._running is not None:
+            return
+        host = await BrokerHost.start(self.config)
+        try:
+            app = build_app(host.broker, self.config)
+            http = await HttpServer.start(
+                app, host=self.config.host, port=self.config.port, allow_remote=self.config.allow_remote
+            )
+        except BaseException:
+            await host.close()
+            raise
+        self._running = _Running(host, http)
+        self.config = self.config.model_copy(update={"port": http.port})
+
+    async def close(self) -> None:
+        """End the waiting of consumers, stop listening, close the journal. Idempotent; deletes nothing."""
+        running, self._running = self._running, None
+        if running is not None:
+            # Long-polls are answered first; the HTTP server would wait for them.
+            running.host.broker.close()
+            await running.http.close()
+            await running.host.close()
+
+    async def launch_server(self) -> None:
+        """Start, and serve until cancelled.
+
+        Raises:
+            ConfigError: The address or the journal cannot be used.
+        """
+        async with self:
+            await self._live().http.wait_closed()
+
+    def local_queue(self) -> LocalMessageQueue:
+        """Return a queue for code in this process: the same topics, without HTTP. Close it before the server.
+
+        Raises:
+            ClosedError: The server is not started, or closed.
+        """
+        return LocalMessageQueue(self._live().host.broker, self.config)
+
+    def _live(self) -> _Running:
+        if self._running is None:
+            raise ClosedError("the message queue server is not running; start it first")
+        return self._running
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What there is between `start` and `close`."""
+
+    host: BrokerHost
+    http: HttpServer
+
+
+def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp:
+    """Return the HTTP application of a broker."""
+    app = create_app(title="llama_deploy simple message queue", max_body_bytes=config.max_body_bytes)
+    # One schema a model: bodies that are parsed by hand refer to those of the answers.
+    app.separate_input_output_schemas = False
+    routes = _Routes(broker)
+    app.get("/", response_model=QueueInfo)(routes.home)
+    app.get("/health", response_model=QueueHealth)(routes.health)
+    app.get("/topics", response_model=dict[str, TopicDepth])(routes.topics)
+    app.post("/topics/{topic:path}", response_model=TopicInfo)(routes.create_topic)
+    app.post("/messages/{topic:path}", response_model=Accepted, openapi_extra=_PUBLISH_BODY)(routes.publish)
+    app.get("/messages/{topic:path}", response_model=ReceivedBatch)(routes.receive)
+    app.post("/deliveries/settle", status_code=HTTPStatus.NO_CONTENT)(routes.settle)
+    app.delete("/subscriptions/{subscription}", status_code=HTTPStatus.NO_CONTENT)(routes.unsubscribe)
+    return Shortcuts(app, _shortcuts(routes), max_body_bytes=config.max_body_bytes)
+
+
+def _shortcuts(routes: _Routes) -> Routes:
+    """Return the shortcuts for what every message passes."""
+
+    async def publish(call: Call) -> bytes:
+        return await routes.take(call.rest, call.body)
+
+    async def receive(call: Call) -> bytes | None:
+        return await routes.hand_out(call.rest, call.read_query(ReceiveQuery), call.receive)
+
+    async def settle(call: Call) -> None:
+        await routes.settle(call.read_body(_SETTLEMENTS))
+
+    return {
+        ("POST", "/messages/"): publish,
+        ("GET", "/messages/"): receive,
+        ("POST", "/deliveries/settle"): settle,
+    }
+
+
+class _Routes:
+    """The handlers. Those of every message read and write their bodies themselves, which is twice as fast."""
+
+    def __init__(self, broker: SimpleBroker) -> None:
+        self._broker = broker
+
+    async def home(self) -> QueueInfo:
+        """Tell what this is."""
+        return QueueInfo(
+            service_name="message_queue",
+            type="simple",
+            status="ok",
+            durable=self._broker.durable,
+            topics=len(self._broker.depths()),
+        )
+
+    async def health(self) -> QueueHealth:
+        """Tell that the server serves."""
+        return QueueHealth(status="ok", durable=self._broker.durable)
+
+    async def topics(self) -> Mapping[str, TopicDepth]:
+        """Return what each topic holds."""
+        return self._broker.depths()
+
+    async def create_topic(self, topic: str, options: TopicOptions | None = None) -> TopicInfo:
+        """Create a topic and a group of it, if they do not exist."""
+        options = options or TopicOptions()
+        self._broker.create_topic(topic, expires_after=options.expires_after)
+        self._broker.create_group(topic, options.group)
+        if options.member is not None and options.subscription is not None:
+            self._broker.take_over(
+                topic, options.group, member=options.member, subscription=options.subscription
+            )
+        return TopicInfo(
+            topic=topic, group=options.group, visibility_timeout=self._broker.limits.visibility_timeout
+        )
+
+    async def publish(self, topic: str, request: Request) -> Response:
+        """Take a message or a list of messages; the topic is created if it does not exist.
+
+        Answers when they are safe. A list is taken from its first message as far as there is room, 429 says
+        that there was none. A message with the id of one that is in the topic is taken as the same.
+        """
+        return json_response(await self.take(topic, await request.body()))
+
+    async def take(self, topic: str, body: bytes) -> bytes:
+        """Do what `publish` says."""
+        messages = _decode_messages(body)
+        accepted = await self._broker.publish(
+            topic, [(message.id_, message.encode()) for message in messages]
+        )
+        return b'{"accepted":%d}' % accepted
+
+    async def receive(
+        self, topic: str, request: Request, query: Annotated[ReceiveQuery, Query()]
+    ) -> Response:
+        """Take the next messages, waiting up to `wait` seconds (at most 60) for the first.
+
+        Settle each by its `delivery_id` within `visibility` seconds, otherwise it comes back. When the
+        connection breaks while it waits, all that `subscription` holds comes back at once.
+        """
+        answer = await self.hand_out(topic, query, request.receive)
+        return Response(status_code=HTTPStatus.NO_CONTENT) if answer is None else json_response(answer)
+
+    async def hand_out(self, topic: str, query: ReceiveQuery, channel: Receive) -> bytes | None:
+        """Do what `receive` says; None if the client went away."""
+        if query.member is not None and query.subscription:
+            self._broker.introduce(topic, query.group, member=query.member, subscription=query.subscription)
+        receiving = self._broker.receive(
+            topic,
+            group=query.group,
+            max_messages=query.max_messages,
+            wait=min(query.wait, MAX_WAIT_SECONDS),
+            visibility=query.visibility,
+            subscription=query.subscription,
+        )
+        if query.wait <= 0 or self._broker.has_ready(topic, query.group):
+            return _encode_handouts(await receiving)
+        handouts = await self._unless_disconnected(receiving, channel)
+        if handouts is None:
+            if query.subscription:
+                self._broker.release(query.subscription)
+            return None
+        return _encode_handouts(handouts)
+
+    async def settle(self, settlements: list[Settlement]) -> None:
+        """Settle deliveries; those that are settled already or have timed out are passed over."""
+        self._broker.settle(settlements)
+
+    async def unsubscribe(self, subscription: str) -> Response:
+        """End a subscription: what it holds comes back at once."""
+        self._broker.release(subscription, closed=True)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    async def _unless_disconnected(
+        self, call: Coroutine[None, None, list[Handout]], channel: Receive
+    ) -> list[Handout] | None:
+        """Return what `call` returns, or take nothing and return None if the client goes away before."""
+        try:
+            async with asyncio.timeout(None) as waiting:
+                watching = asyncio.create_task(_end_with_client(waiting, channel))
+                handouts = await call
+        except TimeoutError:
+            return None
+        finally:
+            gone = watching.done()
+            watching.cancel()
+            await asyncio.wait([watching])
+        if gone:
+            self._broker.give_back(handouts)
+            return None
+        return handouts
+
+
+def _decode_messages(body: bytes) -> list[QueueMessage]:
+    try:
+        wires = pydantic_core.from_json(body)
+    except ValueError as exc:
+        raise MessageDecodeError(f"not JSON: {exc}; the body begins with {body[:40]!r}") from exc
+    if not isinstance(wires, list):
+        wires = [wires]
+    if not wires:
+        raise MessageDecodeError("the list of messages is empty")
+    return [QueueMessage.from_wire(wire) for wire in wires]
+
+
+def _encode_handouts(handouts: Sequence[Handout]) -> bytes:
+    """Put the stored messages into the answer as they are."""
+    return b'{"deliveries":[%s]}' % b",".join(
+        b'{"delivery_id":"%s","attempt":%d,"message":%s}'
+        % (handout.delivery_id.encode(), handout.attempt, handout.body)
+        for handout in handouts
+    )
+
+
+async def _end_with_client(waiting: asyncio.Timeout, channel: Receive) -> None:
+    """End the waiting at once when the client goes away."""
+    while (await channel())["type"] != "http.disconnect":
+        pass
+    waiting.reschedule(0.0)
+
+
+_SETTLEMENTS: Final = TypeAdapter(list[Settlement])
+_MESSAGE: Final = {"$ref": "#/components/schemas/QueueMessage"}
+_MESSAGES: Final = {"anyOf": [_MESSAGE, {"type": "array", "items": _MESSAGE, "minItems": 1}]}
+_PUBLISH_BODY: Final[dict[str, Any]] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": _MESSAGES}}}
+}

@@ -1,0 +1,1 @@
+"""One run of a workflow: the library's runtime as its host sees it, journal, mailbox and clock."""

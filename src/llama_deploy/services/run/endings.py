@@ -1,0 +1,109 @@
+"""How a run ended, in the form in which it is reported."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import traceback
+from dataclasses import dataclass
+from typing import Any, Final
+
+import llama_index_instrumentation
+import workflows
+from workflows import Context
+from workflows.errors import WorkflowTimeoutError
+from workflows.events import StopEvent, WorkflowTimedOutEvent
+
+from llama_deploy.codec import qualified_name
+from llama_deploy.errors import TaskCancelledError
+from llama_deploy.services.run.step_guard import StepExitError
+from llama_deploy.services.values.payloads import to_json_value, value_type_of
+from llama_deploy.types import TaskFailure, TaskStatus
+from llama_deploy.types.instance_protocol import EventPayload
+
+_TRACEBACK_LINES: Final = 20
+_MACHINERY: Final = tuple(
+    os.path.dirname(file) + os.sep  # noqa: PTH120 - the form that frames have
+    for file in (inspect.getfile(workflows), inspect.getfile(llama_index_instrumentation), __file__)
+)
+"""Folders whose frames are in the traceback of every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended."""
+
+    status: TaskStatus
+    result: str = ""
+    value: Any = None
+    value_type: str | None = None
+    terminal_event: EventPayload | None = None
+    error: TaskFailure | None = None
+    cause: BaseException | None = None
+    """What the workflow raised."""
+    ctx: Context | None = None
+    """The context of a run that succeeded, which holds the workflow's state."""
+
+    @property
+    def size(self) -> int:
+        """About how many characters the ending takes."""
+        return 2 * len(self.result) + 256
+
+    @classmethod
+    def failed(cls, cause: BaseException) -> Ending:
+        """The run ended with an exception."""
+        return cls(TaskStatus.FAILED, error=describe_failure(cause), cause=cause)
+
+    @classmethod
+    def timed_out(cls, event: WorkflowTimedOutEvent, cause: BaseException | None) -> Ending:
+        """The run exceeded the workflow's own time limit."""
+        active = ", ".join(event.active_steps) or "none"
+        message = f"timed out after {event.timeout} seconds; active steps: {active}"
+        error = TaskFailure(type=qualified_name(WorkflowTimeoutError), message=str(cause or message))
+        return cls(TaskStatus.TIMED_OUT, error=error, cause=cause or WorkflowTimeoutError(message))
+
+    @classmethod
+    def cancelled(cls) -> Ending:
+        """The run was cancelled."""
+        error = TaskFailure(type=qualified_name(TaskCancelledError), message="the task was cancelled")
+        return cls(TaskStatus.CANCELLED, error=error)
+
+    @classmethod
+    def succeeded(cls, event: StopEvent, ctx: Context) -> Ending:
+        """The run ended with the workflow's stop event.
+
+        Raises:
+            SerializationError: The result cannot be carried as JSON.
+        """
+        name = type(event).__name__
+        plain = type(event) is StopEvent
+        result: object = event.result if plain else event
+        value = to_json_value(result)
+        data = {**to_json_value(dict(event.items())), "result": value} if plain else value
+        return cls(
+            TaskStatus.SUCCEEDED,
+            # The library shows a stop event of the workflow's own by a field that it need not have.
+            result=str(result) if plain else json.dumps(value),
+            value=value,
+            value_type=value_type_of(result),
+            terminal_event=EventPayload(type=name, data=data),
+            ctx=ctx,
+        )
+
+
+def describe_failure(exc: BaseException) -> TaskFailure:
+    """Return what clients learn of an exception: its class, its text and the end of its traceback.
+
+    The frames of the workflow library and of this package are left out, as they are the same for all.
+    """
+    shown = exc.raised if isinstance(exc, StepExitError) else exc
+    trace = traceback.TracebackException.from_exception(exc)
+    own = [frame for frame in trace.stack if not frame.filename.startswith(_MACHINERY)]
+    trace.stack = traceback.StackSummary.from_list(own or trace.stack)
+    lines = "".join(trace.format()).splitlines()
+    return TaskFailure(
+        type=qualified_name(type(shown)),
+        message=str(exc),
+        traceback="\n".join(lines[-_TRACEBACK_LINES:]),
+    )

@@ -1,0 +1,1 @@
+"""The values of a workflow as text: arguments, events, results and state."""

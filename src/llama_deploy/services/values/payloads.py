@@ -1,0 +1,198 @@
+"""Values of a workflow as JSON: results, streamed events, and the events that clients send.
+
+Encoding is strict: what has no plain form in JSON raises `SerializationError`, which names the place inside
+the value. Decoding builds only classes that the workflow knows; no name in a payload is ever imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import pydantic_core
+from pydantic import BaseModel, ValidationError
+from workflows import Workflow
+from workflows.events import Event, HumanResponseEvent, InternalDispatchEvent, StartEvent, StopEvent
+
+from llama_deploy.codec import qualified_name
+from llama_deploy.codec.agents import is_agent, with_reduced_fields
+from llama_deploy.errors import InvalidRequestError, SerializationError
+from llama_deploy.types import EventDefinition
+from llama_deploy.types.instance_protocol import EventPayload
+from llama_deploy.types.validation import describe_validation_error
+
+_PLAIN: Final = (bool, int, float, str, list, dict)
+_NOT_FROM_OUTSIDE: Final = (StartEvent, StopEvent, InternalDispatchEvent)
+"""Events that begin and end a run, or are the library's own."""
+_ENCODING_ERRORS: Final = (pydantic_core.PydanticSerializationError, ValueError, TypeError, RecursionError)
+
+
+def to_json_value(value: object, *, path: str = "$") -> Any:
+    """Return `value` as JSON values.
+
+    Models and dataclasses become objects; sets and tuples lists; dates, UUIDs, decimals and paths strings;
+    enums their values; bytes the text that they hold in UTF-8.
+
+    Args:
+        value: The value.
+        path: Where the value stands, for errors.
+
+    Raises:
+        SerializationError: Something in it has no such form: an object of another class, a number that is
+            not finite, bytes or a string that are no text, a value that contains itself.
+    """
+    return _measured(value, path=path)[0]
+
+
+def _measured(value: object, *, path: str) -> tuple[Any, int]:
+    """Return `value` as JSON values, and the length of their text in bytes; see `to_json_value`."""
+    try:
+        return _encode(value)
+    except _ENCODING_ERRORS:
+        value = with_reduced_fields(value)
+    try:
+        return _encode(value)
+    except _ENCODING_ERRORS as exc:
+        place, reason = _find_fault(value, path, exc)
+        raise SerializationError(f"{place} cannot be carried as JSON: {reason}", path=place) from exc
+
+
+def _encode(value: object) -> tuple[Any, int]:
+    encoded = pydantic_core.to_jsonable_python(value)
+    text = pydantic_core.to_json(encoded, inf_nan_mode="constants")
+    # The standard library takes four times as long, so it looks only at what may hold such a number.
+    if b"NaN" in text or b"Infinity" in text:
+        json.dumps(encoded, allow_nan=False)
+    return encoded, len(text)
+
+
+def _find_fault(value: object, path: str, exc: Exception, *, depth: int = 0) -> tuple[str, str]:
+    """Return the innermost place that cannot be encoded, and why."""
+    if depth < 50:  # noqa: PLR2004 - deeper than anybody reads, and safe against values that contain themselves
+        for step, child in _children(value):
+            try:
+                _encode(child)
+            except _ENCODING_ERRORS as inner:
+                return _find_fault(child, path + step, inner, depth=depth + 1)
+    return path, f"{type(value).__name__}: {exc}"
+
+
+def _children(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Event):
+        yield from ((f".{name}", getattr(value, name)) for name in type(value).model_fields)
+        yield from ((f".{name}", child) for name, child in value.items())
+        if isinstance(value, StopEvent):
+            yield ".result", value.result
+    elif isinstance(value, BaseModel):
+        yield from ((f".{name}", child) for name, child in value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from ((f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
+    elif isinstance(value, Mapping):
+        yield from ((f".{key}", child) for key, child in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from ((f"[{index}]", child) for index, child in enumerate(value))
+
+
+def value_type_of(value: object) -> str | None:
+    """Return the qualified name of a value's class, None for what is plain JSON."""
+    return None if value is None or type(value) in _PLAIN else qualified_name(type(value))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamedEvent:
+    """An event that a workflow streamed, in the form in which it is sent."""
+
+    payload: EventPayload
+    size: int
+    """About its length as JSON, in bytes."""
+
+
+def streamed_event(event: Event) -> StreamedEvent:
+    """Return a workflow's event as it is streamed: declared fields and others side by side.
+
+    Raises:
+        SerializationError: A field cannot be carried as JSON; the path begins with the event's class.
+    """
+    name = type(event).__name__
+    fields, size = _measured(event, path=name)
+    return StreamedEvent(EventPayload(type=name, data={**fields.pop("_data", {}), **fields}), size)
+
+
+class EventRegistry:
+    """The event classes that can be sent to a workflow.
+
+    Args:
+        workflow: The events that its steps take or return are known.
+        extra: Further classes, such as those that appear only in `ctx.wait_for_event`.
+    """
+
+    def __init__(self, workflow: Workflow, extra: Iterable[type] = ()) -> None:
+        self._by_name: dict[str, type[Event]] = {}
+        by_short_name: dict[str, set[type[Event]]] = {}
+        classes = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
+        if is_agent(type(workflow)):
+            # Tools ask by `ctx.wait_for_event`, and no step of an agent tells for what.
+            classes.append(HumanResponseEvent)
+        for cls in classes:
+            if issubclass(cls, _NOT_FROM_OUTSIDE):
+                continue
+            # The library writes `module.__name__`, so nested classes have two names.
+            self._by_name[f"{cls.__module__}.{cls.__name__}"] = cls
+            self._by_name[qualified_name(cls)] = cls
+            by_short_name.setdefault(cls.__name__, set()).add(cls)
+        self._by_name |= {name: cls for name, (cls, *more) in by_short_name.items() if not more}
+
+    @property
+    def names(self) -> list[str]:
+        """The qualified names of the classes."""
+        return sorted({qualified_name(cls) for cls in self._by_name.values()})
+
+    def decode(self, definition: EventDefinition) -> Event:
+        """Build an event.
+
+        The event's JSON is `{"qualified_name": "module.Class", "value": {...}}`, as the workflow library
+        writes it, or `{"type": "Class", "value": {...}}`.
+
+        Raises:
+            InvalidRequestError: Not of this form, a class that is not known, or fields that do not fit it.
+        """
+        try:
+            wire = pydantic_core.from_json(definition.event_obj_str)
+        except ValueError as exc:
+            raise InvalidRequestError(f"the event is not JSON: {exc}") from exc
+        if not isinstance(wire, dict):
+            raise InvalidRequestError(f"an event is a JSON object, not {type(wire).__name__}")
+        name = wire.get("qualified_name", wire.get("type"))
+        fields = wire.get("value", {})
+        if not isinstance(name, str) or not isinstance(fields, dict):
+            raise InvalidRequestError(
+                'an event has the form {"qualified_name": "module.Class", "value": {...}}'
+            )
+        # The class may stand in another module at the sender, as in `__main__` of a script.
+        cls = self._by_name.get(name) or self._by_name.get(name.rpartition(".")[2])
+        if cls is None:
+            raise InvalidRequestError(
+                f"the workflow knows no event {name!r}; it knows {', '.join(self.names)}. An event that "
+                "appears only in ctx.wait_for_event must be named in `allowed_types` of the service"
+            )
+        return build_event(cls, fields)
+
+
+def build_event(cls: type[Event], fields: dict[str, Any]) -> Event:
+    """Build an event from decoded JSON.
+
+    Raises:
+        InvalidRequestError: The fields do not fit; pydantic's findings are in the text.
+    """
+    # The library's events take private attributes as arguments; only fields without a declaration are ours.
+    private = fields.keys() & cls.__private_attributes__.keys()
+    if private - {"_data"} or not isinstance(fields.get("_data", {}), dict):
+        raise InvalidRequestError(f"{cls.__name__}: {', '.join(sorted(private))}: not a field")
+    try:
+        return cls.model_validate(fields)
+    except ValidationError as exc:
+        raise InvalidRequestError(f"{cls.__name__}: {describe_validation_error(exc)}") from exc
+    except (TypeError, ValueError) as exc:
+        raise InvalidRequestError(f"{cls.__name__}: {exc}") from exc

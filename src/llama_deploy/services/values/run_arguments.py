@@ -1,0 +1,121 @@
+"""The arguments of a run: read, checked before anything runs, and handed to the workflow."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pydantic_core
+from pydantic import ValidationError
+from workflows import Context, Workflow
+from workflows.events import StartEvent
+from workflows.handler import WorkflowHandler
+
+from llama_deploy.errors import InvalidRequestError
+from llama_deploy.services.values.payloads import build_event
+from llama_deploy.types.validation import describe_validation_error
+
+_START_EVENT: Final = "start_event"
+_RESERVED: Final = ("ctx", "run_id", _START_EVENT)
+"""Parameters of `Workflow.run` that steer the library; no client may set them."""
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Read run arguments from a JSON object.
+
+    Raises:
+        InvalidRequestError: Not JSON, or not an object.
+    """
+    try:
+        arguments = pydantic_core.from_json(text)
+    except ValueError as exc:
+        raise InvalidRequestError(f"the run arguments are not JSON: {exc}") from exc
+    if not isinstance(arguments, dict):
+        raise InvalidRequestError(
+            f"the run arguments are a JSON object of names and values, not {type(arguments).__name__}"
+        )
+    return arguments
+
+
+@dataclass(frozen=True, slots=True)
+class RunCall:
+    """A call of a workflow whose arguments were checked."""
+
+    workflow: Workflow
+    arguments: dict[str, Any]
+    start_event: StartEvent | None
+    """None: the workflow has a `run` of its own, which takes the arguments by name."""
+
+    @classmethod
+    def prepare(cls, workflow: Workflow, arguments: dict[str, Any]) -> RunCall:
+        """Check `arguments`, either `{field: value}` or `{"start_event": {field: value}}`.
+
+        Raises:
+            InvalidRequestError: They do not fit; the text says which field and why.
+        """
+        fields = _fields_of(workflow, arguments)
+        if type(workflow).run is not Workflow.run:
+            _check_signature(workflow, fields)
+            return cls(workflow, fields, None)
+        event = build_event(workflow.start_event_class, fields)
+        if not isinstance(event, StartEvent):
+            raise InvalidRequestError(f"{type(event).__name__} is no start event")
+        return cls(workflow, {}, event)
+
+    async def start(self, ctx: Context | None) -> WorkflowHandler:
+        """Start the run.
+
+        Args:
+            ctx: Carries the session's state. None: there is none.
+
+        Raises:
+            InvalidRequestError: The workflow's own `run` refuses the arguments.
+            Exception: Whatever that `run` raises.
+        """
+        if self.start_event is not None:
+            return self.workflow.run(ctx=ctx, start_event=self.start_event)
+        context: dict[str, Any] = {} if ctx is None or not self._takes_context() else {"ctx": ctx}
+        try:
+            started: object = self.workflow.run(**context, **self.arguments)
+            if inspect.iscoroutine(started):
+                started = await started
+        except ValidationError as exc:
+            raise InvalidRequestError(
+                f"{type(self.workflow).__name__}.run: {describe_validation_error(exc)}"
+            ) from exc
+        if not isinstance(started, WorkflowHandler):
+            raise TypeError(
+                f"{type(self.workflow).__name__}.run returned {type(started).__name__}; "
+                "a workflow's `run` returns the handler that Workflow.run returned"
+            )
+        return started
+
+    def _takes_context(self) -> bool:
+        parameters = inspect.signature(self.workflow.run).parameters
+        return "ctx" in parameters or any(
+            parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
+        )
+
+
+def _fields_of(workflow: Workflow, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the start event; both accepted forms become one."""
+    inner = arguments.get(_START_EVENT)
+    declared = _START_EVENT in workflow.start_event_class.model_fields
+    if declared or len(arguments) != 1 or not isinstance(inner, dict):
+        return arguments
+    # The library's serializer wraps an event so; its class is known here, its name is not looked at.
+    if inner.get("__is_pydantic") and isinstance(inner.get("value"), dict):
+        return dict(inner["value"])
+    return inner
+
+
+def _check_signature(workflow: Workflow, fields: dict[str, Any]) -> None:
+    name = f"{type(workflow).__name__}.run"
+    taken = [field for field in _RESERVED if field in fields]
+    if taken:
+        raise InvalidRequestError(f"{name}: {', '.join(taken)}: not an argument that a client can give")
+    try:
+        inspect.signature(workflow.run).bind(**fields)
+    except TypeError as exc:
+        raise InvalidRequestError(f"{name}: {exc}") from exc

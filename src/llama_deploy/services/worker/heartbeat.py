@@ -1,0 +1,214 @@
+"""Heartbeats from a thread of their own, and a watch over the event loop.
+
+A step that blocks the event loop must not look like a dead process, so the lease is renewed from a thread
+that needs no loop. A second thread notices that the loop does not answer, and says which step holds it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.services.run.step_guard import running_code
+from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
+
+logger = logging.getLogger(__name__)
+
+BEATS_PER_LEASE: Final = 3
+_PATIENCE: Final = 1.0
+"""Seconds in which a healthy loop answers."""
+_FIRST_RETRY: Final = 0.2
+"""Seconds until a heartbeat that failed is tried again; doubled each time, at most the usual interval."""
+
+
+class HeartbeatThread:
+    """Sends heartbeats until `close`. `start` it in the loop that it is to watch.
+
+    Args:
+        beat: Sends a heartbeat and returns the answer; called in the thread.
+        compose: Returns the heartbeat to send, given `HeartbeatReply.at` of the last answer; called in the
+            thread.
+        on_reply: Called in the loop with each answer.
+        lease_seconds: A heartbeat is sent three times in this time.
+        blocked_limit: Seconds after which heartbeats stop while the loop is blocked.
+        name: Names the service in the log.
+    """
+
+    def __init__(
+        self,
+        *,
+        beat: Callable[[Heartbeat], HeartbeatReply],
+        compose: Callable[[datetime | None], Heartbeat],
+        on_reply: Callable[[HeartbeatReply], None],
+        lease_seconds: float,
+        blocked_limit: float,
+        name: str,
+    ) -> None:
+        self._beat = beat
+        self._compose = compose
+        self._on_reply = on_reply
+        self._interval = lease_seconds / BEATS_PER_LEASE
+        self._blocked_limit = blocked_limit
+        self._name = name
+        self._wake = threading.Event()
+        self._closing = False
+        self._failures = 0
+        self._heard_at: datetime | None = None
+        self.answered_at = time.monotonic()
+        """When the last heartbeat whose answer was dealt with was sent, by the monotonic clock."""
+        self._watch: LoopWatch | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread. The first heartbeat is sent at once."""
+        loop = asyncio.get_running_loop()
+        self._watch = LoopWatch(loop, thread_id=threading.get_ident(), name=self._name)
+        self._watch.start()
+        self._thread = threading.Thread(
+            target=self._run, args=(loop, self._watch), name=f"heartbeat-{self._name}", daemon=True
+        )
+        self._thread.start()
+
+    def hurry(self) -> None:
+        """Send the next heartbeat now."""
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Stop; returns when the thread has ended. Idempotent."""
+        self._closing = True
+        self._wake.set()
+        if self._watch is not None and self._thread is not None:
+            # The thread may be waiting for an answer that this very loop gives, so the loop goes on.
+            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._watch.close)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, watch: LoopWatch) -> None:
+        while not self._closing:
+            self._wake.clear()
+            pause = self._interval
+            if watch.blocked_seconds < self._blocked_limit:
+                pause = self._send(loop)
+            self._wake.wait(pause)
+
+    def _send(self, loop: asyncio.AbstractEventLoop) -> float:
+        """Send one heartbeat and return the seconds until the next."""
+        sent_at = time.monotonic()
+        try:
+            reply = self._beat(self._compose(self._heard_at))
+        except Exception as exc:  # noqa: BLE001 - the boundary of the thread, without which the lease ends
+            return self._failed(exc)
+        if self._failures:
+            logger.info(
+                "the control plane answers service %s again",
+                self._name,
+                extra={"action": "heartbeat_recovered", "service_name": self._name},
+            )
+        self._failures = 0
+        self._heard_at = reply.at
+        if not self._closing:
+            _call_in(loop, self._take, reply, sent_at)
+        return self._interval
+
+    def _take(self, reply: HeartbeatReply, sent_at: float) -> None:
+        self._on_reply(reply)
+        # Only now is done what the answer says.
+        self.answered_at = sent_at
+
+    def _failed(self, exc: Exception) -> float:
+        if not self._failures and not self._closing:
+            foreseen = isinstance(exc, LlamaDeployError | OSError)
+            logger.warning(
+                "the control plane does not answer the heartbeats of service %s: %s; trying on"
+                if foreseen
+                else "the heartbeats of service %s fail: %s; trying on",
+                self._name,
+                exc,
+                exc_info=None if foreseen else exc,
+                extra={"action": "heartbeat_failed", "service_name": self._name},
+            )
+        delay = min(_FIRST_RETRY * 2 ** min(self._failures, 16), self._interval)
+        self._failures += 1
+        return float(delay)
+
+
+class LoopWatch:
+    """A thread that notices when an event loop does not run. `start` it, then `close` it.
+
+    Args:
+        loop: The loop.
+        thread_id: The thread in which it runs.
+        name: Names the service in the log.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, thread_id: int, name: str) -> None:
+        self._loop = loop
+        self._thread_id = thread_id
+        self._name = name
+        self._answered = threading.Event()
+        self._closing = threading.Event()
+        self._asked_at = time.monotonic()
+        self._warned = False
+        self._thread = threading.Thread(target=self._run, name=f"watch-{name}", daemon=True)
+
+    @property
+    def blocked_seconds(self) -> float:
+        """For how long the loop has not answered; 0 if it lives. May be read in any thread."""
+        return time.monotonic() - self._asked_at if self._warned else 0.0
+
+    def start(self) -> None:
+        """Start watching."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching; blocks until the thread has ended. Idempotent."""
+        self._closing.set()
+        self._answered.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._answered.clear()
+            self._asked_at = time.monotonic()
+            if not _call_in(self._loop, self._answer):
+                return
+            if not self._answered.wait(_PATIENCE) and not self._closing.is_set():
+                self._warn()
+                self._answered.wait()
+            self._closing.wait(_PATIENCE)
+
+    def _warn(self) -> None:
+        self._warned = True
+        logger.warning(
+            "the event loop of service %s has been blocked for %.1f s by %s; its other tasks wait. "
+            "Use `await` for what takes long, or make the step a plain function, which runs in a thread",
+            self._name,
+            time.monotonic() - self._asked_at,
+            running_code(self._thread_id),
+            extra={"action": "loop_blocked", "service_name": self._name},
+        )
+
+    def _answer(self) -> None:
+        if self._warned:
+            self._warned = False
+            logger.info(
+                "the event loop of service %s is free again after %.1f s",
+                self._name,
+                time.monotonic() - self._asked_at,
+                extra={"action": "loop_free", "service_name": self._name},
+            )
+        self._answered.set()
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: object) -> bool:
+    """Call in the loop's thread; False if the loop is closed."""
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        return False
+    return True

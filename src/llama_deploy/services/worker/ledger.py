@@ -1,0 +1,131 @@
+"""The attempts that an instance holds, as its heartbeats tell them.
+
+An attempt is held from its claim until the control plane says that it has ended or belongs to somebody else.
+The outcome of a finished one is kept so long, and published again if it seems lost.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from llama_deploy.types.instance_protocol import AttemptOutcome, HeldAttempt
+
+_LONGEST_PATIENCE: Final = 60.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    held: HeldAttempt
+    outcome: AttemptOutcome | None = None
+    size: int = 0
+    publish_again_at: float = 0.0
+    patience: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may be kept of outcomes that are not confirmed yet."""
+
+    outcomes: int = 2_000
+    characters: int = 64 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What the instance holds. `snapshot` may be called from any thread, all else from the loop's.
+
+    Args:
+        limits: Beyond them `is_full` is true, and the instance takes no more work until heartbeats have
+            confirmed some outcomes.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    _entries: dict[tuple[str, int], _Entry] = field(default_factory=dict)
+    _claiming: set[tuple[str, int]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _finished: int = 0
+    _size: int = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many outcomes are kept as may be."""
+        return self._finished >= self.limits.outcomes or self._size >= self.limits.characters
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many outcomes wait for their confirmation."""
+        return self._finished
+
+    def snapshot(self) -> tuple[list[HeldAttempt], list[tuple[str, int]]]:
+        """Return what is held, and what is being claimed."""
+        with self._lock:
+            return [entry.held for entry in self._entries.values()], list(self._claiming)
+
+    def knows(self, task_id: str, attempt: int) -> bool:
+        """Whether an attempt is held or being claimed."""
+        return (task_id, attempt) in self._entries or (task_id, attempt) in self._claiming
+
+    @contextmanager
+    def claiming(self, task_id: str, attempt: int) -> Iterator[None]:
+        """Note that an attempt is being claimed, until the block ends; `hold` it there once it is granted."""
+        with self._lock:
+            self._claiming.add((task_id, attempt))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claiming.discard((task_id, attempt))
+
+    def hold(self, task_id: str, attempt: int) -> None:
+        """Note an attempt that was claimed."""
+        with self._lock:
+            self._entries[task_id, attempt] = _Entry(HeldAttempt(task_id=task_id, attempt=attempt))
+
+    def seen(self, task_id: str, attempt: int, *, inbox_seq: int) -> None:
+        """Note how much of the attempt's inbox has arrived."""
+        entry = self._entries.get((task_id, attempt))
+        if entry is not None and inbox_seq > entry.held.inbox_seq:
+            # Replaced, never changed: the heartbeat's thread may be reading the old one.
+            entry.held = entry.held.model_copy(update={"inbox_seq": inbox_seq})
+
+    def finish(self, outcome: AttemptOutcome, *, size: int, now: float, patience: float) -> None:
+        """Keep the outcome of an attempt that is held, after it was published.
+
+        Args:
+            outcome: The outcome.
+            size: About its length in characters.
+            now: Seconds of a steady clock.
+            patience: Seconds until it is overdue.
+        """
+        entry = self._entries.get((outcome.task_id, outcome.attempt))
+        if entry is None or entry.outcome is not None:
+            return
+        entry.outcome, entry.size = outcome, size
+        entry.publish_again_at, entry.patience = now + patience, patience
+        self._finished += 1
+        self._size += size
+
+    def drop(self, task_id: str, attempt: int) -> None:
+        """Forget an attempt, if it is held."""
+        with self._lock:
+            entry = self._entries.pop((task_id, attempt), None)
+        if entry is not None and entry.outcome is not None:
+            self._finished -= 1
+            self._size -= entry.size
+
+    def overdue(self, now: float) -> list[AttemptOutcome]:
+        """Return the outcomes to publish again; each time the patience with one doubles."""
+        overdue = []
+        for entry in self._entries.values():
+            if entry.outcome is not None and entry.publish_again_at <= now:
+                entry.patience = min(2 * entry.patience, _LONGEST_PATIENCE)
+                entry.publish_again_at = now + entry.patience
+                overdue.append(entry.outcome)
+        return overdue
