@@ -1,66 +1,100 @@
-"""Calls that are made again while they fail, which is told of once."""
+"""The one way in which the project retries: call again with backoff, and report an outage once.
+
+Use `retry` for a call that may fail for a while. Share one `Outage` between all calls to one place, so that
+its failure and its recovery are logged once, however many calls meet it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import LlamaDeployError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 
-class Retrying:
-    """Makes calls again, with growing pauses, that fail for a while.
-
-    One for all calls to one place, so that its trouble is told of once, however many meet it.
+class Outage:
+    """Reports the start and the end of an outage, once each.
 
     Args:
-        backoff: The pauses.
-        on_failure: Told each error, and whether it is the first since all was well.
-        on_end: Called when the last of the calls that had failed has succeeded.
+        on_start: Called with the first error while no other call fails.
+        on_end: Called when the last failing call has succeeded.
     """
 
-    def __init__(
-        self,
-        backoff: Backoff,
-        *,
-        on_failure: Callable[[LlamaDeployError, bool], None],
-        on_end: Callable[[], None],
-    ) -> None:
-        self._backoff = backoff
-        self._on_failure = on_failure
+    def __init__(self, *, on_start: Callable[[LlamaDeployError], None], on_end: Callable[[], None]) -> None:
+        self._on_start = on_start
         self._on_end = on_end
         self._failing = 0
-        """How many calls have failed and are being made again."""
+        """Calls that have failed and are being retried."""
 
-    async def run(self, call: Callable[[], Awaitable[T]], *, passes: Callable[[LlamaDeployError], bool]) -> T:
-        """Return what `call` returns in the end.
+    def began(self, error: LlamaDeployError) -> None:
+        """A call has failed for the first time and will be retried."""
+        self._failing += 1
+        if self._failing == 1:
+            self._on_start(error)
 
-        Args:
-            call: The call.
-            passes: Whether an error may pass; another one is raised.
-
-        Raises:
-            LlamaDeployError: What does not pass.
-        """
-        failures = 0
-        try:
-            while True:
-                try:
-                    result = await call()
-                    break
-                except LlamaDeployError as exc:
-                    if not passes(exc):
-                        raise
-                    failures += 1
-                    self._failing += failures == 1
-                    self._on_failure(exc, failures == self._failing == 1)
-                await asyncio.sleep(self._backoff.delay(failures))
-        finally:
-            self._failing -= failures > 0
-        if failures and not self._failing:
+    def ended(self, *, recovered: bool) -> None:
+        """A call that had failed is over: it has succeeded, or is not retried any more."""
+        self._failing -= 1
+        if recovered and not self._failing:
             self._on_end()
-        return result
+
+
+def is_retriable(error: LlamaDeployError) -> bool:
+    """Whether the error itself says that another try may succeed."""
+    return error.retriable
+
+
+async def retry(
+    call: Callable[[], Awaitable[T]],
+    *,
+    backoff: Backoff,
+    retry_on: Callable[[LlamaDeployError], bool] = is_retriable,
+    give_up_at: float | None = None,
+    outage: Outage | None = None,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> T:
+    """Return the result of `call`, which is made again while it fails with an error to retry.
+
+    Args:
+        call: The call. It may run more than once.
+        backoff: The pauses between the calls.
+        retry_on: Whether an error is retried. Every other error is raised.
+        give_up_at: Time of the loop's clock. An error is raised if its pause would end later. None: never.
+        outage: Told when this call begins to fail and when it is over.
+        pause: Waits for the given seconds. Replace it to be woken early.
+
+    Raises:
+        LlamaDeployError: The error of `call` that is not retried, or the last one before `give_up_at`.
+    """
+    failures = 0
+    recovered = False
+    try:
+        while True:
+            try:
+                result = await call()
+            except LlamaDeployError as exc:
+                seconds = backoff.delay(failures + 1)
+                if not retry_on(exc):
+                    raise
+                if give_up_at is not None and asyncio.get_running_loop().time() + seconds > give_up_at:
+                    raise
+                failures += 1
+                if failures == 1 and outage is not None:
+                    outage.began(exc)
+                logger.debug(
+                    "failure %d, next try in %g s: %s", failures, seconds, exc, extra={"action": "retry"}
+                )
+                await pause(seconds)
+            else:
+                recovered = True
+                return result
+    finally:
+        if failures and outage is not None:
+            outage.ended(recovered=recovered)

@@ -28,8 +28,8 @@ from llama_deploy.message_queues import broker_connection as link
 from llama_deploy.message_queues.base import is_refused_for_good
 from llama_deploy.message_queues.broker_connection import BrokerLink
 from llama_deploy.messages import QueueMessage
-from llama_deploy.services.worker import report_publisher as outlet
-from llama_deploy.services.worker.report_publisher import Outlet
+from llama_deploy.services.worker import report_publisher
+from llama_deploy.services.worker.report_publisher import ReportPublisher
 from llama_deploy.testing.conditions import eventually
 
 FINAL = [
@@ -117,16 +117,16 @@ async def test_the_relay_gives_up_what_can_never_be_sent(queue: Moody, error: Ll
 async def test_reports_wait_out_what_passes(
     queue: Moody, error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(outlet, "_RETRY", QUICK)
+    monkeypatch.setattr(report_publisher, "_BACKOFF", QUICK)
     caplog.set_level(logging.INFO)
     queue.refusals = [error] * 9
-    reports = Outlet(lambda message: queue.publish(message, "topic"))
+    reports = ReportPublisher(lambda message: queue.publish(message, "topic"))
     messages = [QueueMessage() for _ in range(3)]
     await asyncio.gather(*(reports.publish(message) for message in messages))
     assert sorted(queue.taken) == sorted(message.id_ for message in messages)
     warning, info = (record.getMessage() for record in caplog.records)
     assert str(error) in warning
-    assert info == "the queue takes reports again"
+    assert info == "the queue accepts reports again"
 
 
 @pytest.mark.parametrize("error", [*FINAL, ClosedError("closed")])
@@ -135,11 +135,11 @@ async def test_a_report_that_can_never_be_sent_is_told_to_its_sender(
 ) -> None:
     queue.refusals = [error]
     with pytest.raises(type(error)):
-        await Outlet(lambda message: queue.publish(message, "topic")).publish(QueueMessage())
+        await ReportPublisher(lambda message: queue.publish(message, "topic")).publish(QueueMessage())
     assert not queue.taken
 
 
-async def test_refusals_are_outlasted_and_told_of_once(
+async def test_denied_access_is_retried_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(link, "_REFUSED", QUICK)
@@ -160,9 +160,9 @@ async def test_refusals_are_outlasted_and_told_of_once(
     assert answers == ["read", "read", "free"]
     told = [record.getMessage() for record in caplog.records]
     assert sorted(told) == [
+        "the broker denies access that it has granted before; retrying: no",
+        "the broker grants access again",
         "the broker is back",
-        "the broker refuses no more",
-        "the broker refuses what it has granted before, it is tried again: no",
         "the message queue is lost: away",
     ]
     failures[:] = [UnavailableError("away"), ConfigError("no")]

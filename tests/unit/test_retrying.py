@@ -8,7 +8,7 @@ import pytest
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import LlamaDeployError, UnavailableError
-from llama_deploy.retrying import Retrying
+from llama_deploy.retrying import Outage, retry
 from llama_deploy.testing.conditions import eventually
 
 QUICK = Backoff(first=0.001, longest=0.001)
@@ -21,23 +21,21 @@ class Place:
         self.told: list[object] = []
         self.let_through: set[str] = set()
         self.tries = 0
-        self.retrying = Retrying(QUICK, on_failure=self._note, on_end=lambda: self.told.append("end"))
+        self.outage = Outage(
+            on_start=lambda error: self.told.append(str(error)), on_end=lambda: self.told.append("end")
+        )
 
-    def _note(self, error: LlamaDeployError, is_news: bool) -> None:  # noqa: FBT001 - called by `Retrying`
-        if is_news:
-            self.told.append(str(error))
+    async def once(self, name: str) -> str:
+        self.tries += 1
+        if name not in self.let_through:
+            raise UnavailableError(name)
+        return name
 
     async def call(self, name: str) -> str:
-        async def attempt() -> str:
-            self.tries += 1
-            if name not in self.let_through:
-                raise UnavailableError(name)
-            return name
-
-        return await self.retrying.run(attempt, passes=lambda error: error.retriable)
+        return await retry(lambda: self.once(name), backoff=QUICK, outage=self.outage)
 
 
-async def test_the_trouble_of_many_is_told_of_once_and_ends_with_the_last() -> None:
+async def test_an_outage_of_many_calls_is_reported_once_and_ends_with_the_last() -> None:
     place = Place()
     one, two = (asyncio.create_task(place.call(name)) for name in ("one", "two"))
     await eventually(lambda: place.tries > 6)
@@ -49,7 +47,7 @@ async def test_the_trouble_of_many_is_told_of_once_and_ends_with_the_last() -> N
     assert place.told == ["one", "end"]
 
 
-async def test_who_is_cancelled_does_not_tell_that_it_is_over_nor_stand_in_the_way() -> None:
+async def test_a_cancelled_call_does_not_report_a_recovery() -> None:
     place = Place()
     one = asyncio.create_task(place.call("one"))
     await eventually(lambda: place.tries > 3)
@@ -63,12 +61,39 @@ async def test_who_is_cancelled_does_not_tell_that_it_is_over_nor_stand_in_the_w
     assert place.told == ["one", "two", "end"]
 
 
-async def test_what_does_not_pass_is_raised() -> None:
+async def test_a_permanent_error_is_raised_at_once() -> None:
     place = Place()
 
     async def refuse() -> None:
         raise LlamaDeployError("no")
 
     with pytest.raises(LlamaDeployError, match="no"):
-        await place.retrying.run(refuse, passes=lambda error: error.retriable)
+        await retry(refuse, backoff=QUICK, outage=place.outage)
     assert place.told == []
+
+
+async def test_the_last_error_is_raised_when_the_time_is_over() -> None:
+    place = Place()
+    give_up_at = asyncio.get_running_loop().time() + 0.05
+
+    async def fail() -> None:
+        place.tries += 1
+        raise UnavailableError(f"try {place.tries}")
+
+    with pytest.raises(UnavailableError) as caught:
+        await retry(fail, backoff=QUICK, give_up_at=give_up_at, outage=place.outage)
+    assert place.tries > 1
+    assert str(caught.value) == f"try {place.tries}"
+    assert place.told == ["try 1"]
+
+
+async def test_a_pause_may_be_cut_short() -> None:
+    place = Place()
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        place.let_through.add("one")
+
+    assert await retry(lambda: place.once("one"), backoff=Backoff(60.0, longest=60.0), pause=pause) == "one"
+    assert pauses == [60.0]

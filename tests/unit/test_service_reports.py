@@ -17,9 +17,9 @@ from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.endings import Ending
 from llama_deploy.services.run.mailbox import Mailbox
 from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
-from llama_deploy.services.worker import report_publisher as outlet
+from llama_deploy.services.worker import report_publisher
 from llama_deploy.services.worker.attempt import Attempt, WorkflowState
-from llama_deploy.services.worker.report_publisher import Outlet
+from llama_deploy.services.worker.report_publisher import ReportPublisher
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import AttemptEvents, AttemptOutcome, EventPayload
 
@@ -95,10 +95,10 @@ async def test_reading_waits_while_too_many_wait(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_events_survive_an_absent_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlet, "_RETRY", Backoff(first=0.001, longest=0.001))
+    monkeypatch.setattr(report_publisher, "_BACKOFF", Backoff(first=0.001, longest=0.001))
     wire = Wire()
     wire.errors = [UnavailableError("away"), ConfigError("a wrong password")]
-    sender = AttemptReports(KEY, Outlet(wire.publish).publish)
+    sender = AttemptReports(KEY, ReportPublisher(wire.publish).publish)
     await sender.add(event(0))
     await wire.arrived.wait()
     assert await sender.settle() == (1, [])
@@ -137,11 +137,11 @@ async def test_what_the_queue_refuses_for_good_fails_the_attempt() -> None:
 
 
 async def test_the_end_of_an_attempt_survives_refused_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlet, "_RETRY", Backoff(first=0.001, longest=0.001))
+    monkeypatch.setattr(report_publisher, "_BACKOFF", Backoff(first=0.001, longest=0.001))
     wire = Wire()
     wire.errors = [ConfigError("a wrong password")] * 5
     ending = Ending(TaskStatus.SUCCEEDED, value="costly")
-    outcome = await attempt(wire).report(ending, None, Outlet(wire.publish).publish)
+    outcome = await attempt(wire).report(ending, None, ReportPublisher(wire.publish).publish)
     assert (outcome.status, outcome.value) == (TaskStatus.SUCCEEDED, "costly")
     assert [message.action for message in wire.messages] == [ActionTypes.COMPLETED_TASK]
 

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
-from llama_deploy.retrying import Retrying
+from llama_deploy.retrying import Outage, retry
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Refusals:
 
     def __init__(self, broker: str) -> None:
         self._broker = broker
-        self._retrying = Retrying(_REFUSED, on_failure=self._tell_refusal, on_end=self._tell_consent)
+        self._outage = Outage(on_start=self._log_refusal, on_end=self._log_access)
 
     async def outlast(
         self, call: Callable[[], Awaitable[T]], *, was_granted: Callable[[], bool] = lambda: True
@@ -45,21 +45,23 @@ class Refusals:
         Raises:
             LlamaDeployError: What `call` raises, but `ConfigError` only if nothing was granted before.
         """
-        return await self._retrying.run(
-            call, passes=lambda error: isinstance(error, ConfigError) and was_granted()
+        return await retry(
+            call,
+            backoff=_REFUSED,
+            retry_on=lambda error: isinstance(error, ConfigError) and was_granted(),
+            outage=self._outage,
         )
 
-    def _tell_refusal(self, error: LlamaDeployError, is_news: bool) -> None:  # noqa: FBT001 - called by `Retrying`
-        if is_news:
-            logger.warning(
-                "%s refuses what it has granted before, it is tried again: %s",
-                self._broker,
-                error,
-                extra={"action": "queue_refused"},
-            )
+    def _log_refusal(self, error: LlamaDeployError) -> None:
+        logger.warning(
+            "%s denies access that it has granted before; retrying: %s",
+            self._broker,
+            error,
+            extra={"action": "queue_refused"},
+        )
 
-    def _tell_consent(self) -> None:
-        logger.info("%s refuses no more", self._broker, extra={"action": "queue_back"})
+    def _log_access(self) -> None:
+        logger.info("%s grants access again", self._broker, extra={"action": "queue_back"})
 
 
 class BrokerLink:

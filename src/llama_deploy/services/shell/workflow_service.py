@@ -48,7 +48,7 @@ from llama_deploy.services.values.run_arguments import RunCall, parse_arguments
 from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.services.worker.attempt import Attempt, WorkflowState
-from llama_deploy.services.worker.report_publisher import Outlet
+from llama_deploy.services.worker.report_publisher import ReportPublisher
 from llama_deploy.services.worker.worker import Worker, WorkerSettings
 from llama_deploy.types import ServiceDefinition, generate_id
 from llama_deploy.types.topics import Topics
@@ -337,7 +337,7 @@ class WorkflowService(BaseService):
             gateway=self.gateway,
             process=self.process_call,
             new_mailbox=self._new_mailbox,
-            publish=Outlet(self._publish_report).publish,
+            publish=ReportPublisher(self._publish_report).publish,
             register=self.register_to_control_plane,
         )
         try:

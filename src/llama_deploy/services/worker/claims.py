@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeAlias
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import LlamaDeployError, UnavailableError
+from llama_deploy.errors import UnavailableError
 from llama_deploy.messages import QueueMessage
+from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.mailbox import Mailbox
@@ -19,7 +21,7 @@ from llama_deploy.types.instance_protocol import ClaimReply, ClaimRequest, TaskD
 
 logger = logging.getLogger(__name__)
 
-_AGAIN: Final = Backoff(first=0.1, longest=1.0)
+_BACKOFF: Final = Backoff(first=0.1, longest=1.0)
 _PATIENCE_SECONDS: Final = 5.0
 """How long a claim that is not answered is made again, well below the visibility timeout of any queue."""
 NewMailbox: TypeAlias = Callable[[str, Callable[[int], None]], Mailbox]
@@ -65,18 +67,8 @@ class Claims:
         Raises:
             UnavailableError: The control plane does not answer, or may grant it later.
         """
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + _PATIENCE_SECONDS
-        failures = 0
-        while True:
-            try:
-                return await self._ask(dispatch)
-            except LlamaDeployError as exc:
-                failures += 1
-                pause = _AGAIN.delay(failures)
-                if not exc.retriable or loop.time() + pause > give_up_at:
-                    raise
-            await asyncio.sleep(pause)
+        give_up_at = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
+        return await retry(partial(self._ask, dispatch), backoff=_BACKOFF, give_up_at=give_up_at)
 
     async def _ask(self, dispatch: TaskDispatch) -> Attempt | None:
         place = (dispatch.task_id, dispatch.attempt)

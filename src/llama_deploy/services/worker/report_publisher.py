@@ -1,4 +1,4 @@
-"""Handing reports to a queue that may be away, be full, or refuse the credentials for a while."""
+"""Publishing reports to a queue that may be away, full, or refuse the credentials for a while."""
 
 from __future__ import annotations
 
@@ -11,43 +11,44 @@ from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ClosedError, LlamaDeployError
 from llama_deploy.message_queues.base import is_refused_for_good
 from llama_deploy.messages import QueueMessage
-from llama_deploy.retrying import Retrying
+from llama_deploy.retrying import Outage, retry
 
 logger = logging.getLogger(__name__)
 
-_RETRY: Final = Backoff(first=0.1, longest=5.0)
+_BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 
 
-class Outlet:
-    """Hands reports to the queue, again and again while it takes none, and tells of that once.
+class ReportPublisher:
+    """Publishes reports, and retries while the queue does not accept them.
 
     Args:
-        publish: Hands a message to the queue, once.
+        publish: Publishes a message, once.
     """
 
     def __init__(self, publish: Callable[[QueueMessage], Awaitable[None]]) -> None:
         self._publish = publish
-        self._retrying = Retrying(_RETRY, on_failure=_tell_shut, on_end=_tell_open)
+        self._outage = Outage(on_start=_log_start, on_end=_log_end)
 
     async def publish(self, message: QueueMessage) -> None:
         """Return when the queue has the message.
 
         Raises:
-            LlamaDeployError: The queue refuses the message for good, or is closed.
+            LlamaDeployError: The queue rejects the message permanently, or is closed.
         """
-        await self._retrying.run(partial(self._publish, message), passes=_passes)
+        await retry(
+            partial(self._publish, message), backoff=_BACKOFF, retry_on=_is_transient, outage=self._outage
+        )
 
 
-def _passes(error: LlamaDeployError) -> bool:
+def _is_transient(error: LlamaDeployError) -> bool:
     return not (is_refused_for_good(error) or isinstance(error, ClosedError))
 
 
-def _tell_shut(error: LlamaDeployError, is_news: bool) -> None:  # noqa: FBT001 - called by `Retrying`
-    level = logging.WARNING if is_news else logging.DEBUG
-    logger.log(
-        level, "the queue takes no report, it is tried again: %s", error, extra={"action": "publish_retry"}
+def _log_start(error: LlamaDeployError) -> None:
+    logger.warning(
+        "the queue does not accept reports; retrying: %s", error, extra={"action": "publish_retry"}
     )
 
 
-def _tell_open() -> None:
-    logger.info("the queue takes reports again", extra={"action": "queue_back"})
+def _log_end() -> None:
+    logger.info("the queue accepts reports again", extra={"action": "queue_back"})
