@@ -5,7 +5,11 @@ LlamaDeployError
 ├── ConfigError (ValueError)             a setting that cannot work
 ├── InvalidRequestError (ValueError)     what was sent is not what is understood
 │   ├── MessageDecodeError               bytes that are not a QueueMessage of a known version
-│   └── PayloadTooLargeError             a body above the limit
+│   ├── PayloadTooLargeError             a body above the limit
+│   ├── InvalidHostError                 an HTTP request without exactly one well-formed Host
+│   └── UnsupportedMediaTypeError        a body that is not declared as JSON
+├── UntrustedHostError                   an HTTP request for a host that the server does not serve
+├── ForeignOriginError                   a request of a web page that must not use the server
 ├── SerializationError (TypeError)       a value that cannot be carried as JSON
 ├── SignatureError                       stored data that no holder of a key has signed
 ├── NotFoundError (LookupError)
@@ -85,6 +89,39 @@ class PayloadTooLargeError(InvalidRequestError):
     def __init__(self, message: str, *, limit_bytes: int | None = None) -> None:
         super().__init__(message)
         self.limit_bytes = limit_bytes
+
+
+class InvalidHostError(InvalidRequestError):
+    """An HTTP request has no `Host` header, several of them, or a malformed one."""
+
+    code = "invalid_host"
+
+
+class UnsupportedMediaTypeError(InvalidRequestError):
+    """An HTTP request has a body that is not declared as JSON."""
+
+    code = "unsupported_media_type"
+
+
+class UntrustedHostError(LlamaDeployError):
+    """An HTTP request is for a host that the server is not configured to serve."""
+
+    code = "untrusted_host"
+
+    def __init__(self, message: str, *, host: str | None = None) -> None:
+        super().__init__(message)
+        self.host = host
+
+
+class ForeignOriginError(LlamaDeployError):
+    """A web page of another origin, which is not allowed, made an HTTP request."""
+
+    code = "foreign_origin"
+
+    def __init__(self, message: str, *, origin: str | None = None) -> None:
+        super().__init__(message)
+        self.origin = origin
+        """The `Origin` header; None if the browser sent none."""
 
 
 class SerializationError(LlamaDeployError, TypeError):

@@ -14,7 +14,8 @@ from pydantic_settings import SettingsConfigDict
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.types.ports import BoundPort
-from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
+from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
+from llama_deploy.web.edge.host_settings import TrustedHostNames
 
 _CLIENT_KWARGS = frozenset(inspect.signature(aiohttp.ClientSession).parameters) - {"connector", "base_url"}
 
@@ -41,6 +42,9 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     back to the queue. False: it is logged, and consuming goes on."""
     allow_remote: bool = False
     """Whether an address may be bound that other machines reach. There is no authentication yet."""
+    trusted_hosts: TrustedHostNames = Field(default_factory=list)
+    """For a server: further names under which it is reached, such as `queue.example.com`; `*` is every name.
+    A request for another host is answered 421. IP addresses, `localhost` and `host` need no entry."""
     use_ssl: bool = False
     """For a client: speak HTTPS, as to a proxy in front of the server."""
     retry_seconds: float = Field(default=10.0, ge=0)

@@ -42,7 +42,7 @@ from llama_deploy.services.run.step_guard import guard_steps
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.shell.base import BaseService
 from llama_deploy.services.shell.config import WorkflowServiceConfig
-from llama_deploy.services.shell.service_routes import create_service_app
+from llama_deploy.services.shell.service_routes import create_service_app, service_edge
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.services.values.run_arguments import RunCall, parse_arguments
 from llama_deploy.services.values.session_state import StateCodec
@@ -387,7 +387,9 @@ class WorkflowService(BaseService):
         """
         host = self.config.internal_host or self.config.host
         port = self.config.port if self.config.internal_port is None else self.config.internal_port
-        listening = HttpServer.start(self.app, host=host, port=port, allow_remote=self.config.allow_remote)
+        listening = HttpServer.start(
+            service_edge(self), host=host, port=port, allow_remote=self.config.allow_remote
+        )
         async with await listening as server:
             self._port = self.config.port or server.port
             if self._registered.is_set() and not self.config.port:
