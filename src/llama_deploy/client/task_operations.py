@@ -28,7 +28,8 @@ from llama_deploy.types import (
     TaskView,
 )
 from llama_deploy.types.validation import describe_validation_error
-from llama_deploy.web.http_connection import DEFAULT_TIMEOUT, HttpRequest
+from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT
+from llama_deploy.web.http_connection import HttpRequest
 
 T = TypeVar("T")
 

@@ -18,6 +18,7 @@ from llama_deploy.client.operation import Deadline
 from llama_deploy.client.payload_encoding import encode_arguments
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.client.sync.client import SyncClient
+from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.http_connection import HttpConnection
 
 T = TypeVar("T")
@@ -48,7 +49,8 @@ class Client(ClientSettings):
         self._apiserver = ApiServer(self._api_server)
 
     def _driver(self, url: str) -> Driver:
-        return Driver(HttpConnection(url, verify_tls=not self.disable_ssl), self)
+        settings = ConnectionSettings(urls=[url], verify_tls=not self.disable_ssl)
+        return Driver(HttpConnection(settings), self)
 
     @property
     def core(self) -> Core:

@@ -16,6 +16,7 @@ from llama_deploy.client.sync.apiserver import ApiServer
 from llama_deploy.client.sync.core import Core, SyncSession
 from llama_deploy.client.sync.driver import Driver
 from llama_deploy.client.sync.task import SyncTaskHandle
+from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.http_connection import SyncHttpConnection
 
 T = TypeVar("T")
@@ -45,7 +46,8 @@ class SyncClient(ClientSettings):
         self._apiserver = ApiServer(self._api_server)
 
     def _driver(self, url: str) -> Driver:
-        return Driver(SyncHttpConnection(url, verify_tls=not self.disable_ssl), self)
+        settings = ConnectionSettings(urls=[url], verify_tls=not self.disable_ssl)
+        return Driver(SyncHttpConnection(settings), self)
 
     @property
     def core(self) -> Core:

@@ -35,7 +35,8 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     """The server's port. 0, for a server: the system chooses one."""
     client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     """For a client: `headers`, `cookies`, `trust_env` and other arguments of `aiohttp.ClientSession`;
-    `timeout`, the seconds for an answer; `verify`, False to accept any certificate. Never leaves the
+    `timeout`, the seconds for an answer; `verify`, False to accept every certificate, or the path of a file
+    with certificate authorities; `cert`, the paths of a client certificate and its key. Never leaves the
     process."""
     raise_exceptions: bool = False
     """For a client: an error in a consumer ends `start_consuming`, which raises it, after the message went
@@ -70,7 +71,7 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     @field_validator("client_kwargs")
     @classmethod
     def _check_client_kwargs(cls, value: dict[str, Any]) -> dict[str, Any]:
-        unknown = sorted(set(value) - _CLIENT_KWARGS - {"verify"})
+        unknown = sorted(set(value) - _CLIENT_KWARGS - {"cert", "verify"})
         if unknown:
             raise ValueError(f"not an argument of aiohttp.ClientSession: {', '.join(unknown)}")
         if not isinstance(value.get("timeout", 1.0), int | float):

@@ -52,6 +52,7 @@ from llama_deploy.services.worker.report_publisher import ReportPublisher
 from llama_deploy.services.worker.worker import Worker, WorkerSettings
 from llama_deploy.types import ServiceDefinition, generate_id
 from llama_deploy.types.topics import Topics
+from llama_deploy.web.connection_settings import Address
 from llama_deploy.web.http_server import HttpServer
 from llama_deploy.workflow_library import cache_steps, resuming, take_timeout
 
@@ -150,7 +151,7 @@ class WorkflowService(BaseService):
         """The names of the topics."""
         return Topics(self._registration.topic_namespace)
 
-    async def register_to_control_plane(self, control_plane_url: str | None = None) -> None:
+    async def register_to_control_plane(self, control_plane_url: Address | None = None) -> None:
         """See `BaseService.register_to_control_plane`. A launched service begins to work on tasks."""
         await super().register_to_control_plane(control_plane_url)
         if not self._registered.is_set():
