@@ -27,6 +27,7 @@ from llama_deploy import (
 )
 from llama_deploy.control_plane.http.instance_routes import instance_shortcuts
 from llama_deploy.control_plane.http.task_routes import task_shortcuts
+from llama_deploy.deploy import LocalStack
 from llama_deploy.message_queues.simple.broker import SimpleBroker
 from llama_deploy.message_queues.simple.queue_server import QueueRoutes, queue_shortcuts
 from llama_deploy.web.problems import MEDIA_TYPE
@@ -197,3 +198,17 @@ async def test_names_from_the_settings_are_served(tmp_path: Path) -> None:
                 (queue.config.base_url, "queue.internal"),
             ]:
                 assert (await send(url, "GET", "/health", {"Host": host})).status == 200
+
+
+async def test_the_queue_beside_a_control_plane_is_reached_under_its_host(tmp_path: Path) -> None:
+    config = ControlPlaneConfig(
+        port=0,
+        host="plane.internal",
+        internal_host="127.0.0.1",
+        state_store_uri=f"sqlite:///{tmp_path}/state.db",
+    )
+    queue_config = SimpleMessageQueueConfig(port=0)
+    async with await LocalStack.start(
+        [], control_plane_config=config, message_queue_config=queue_config
+    ) as stack:
+        assert (await send(stack.message_queue_url, "GET", "/", {"Host": "plane.internal"})).status == 200

@@ -57,7 +57,6 @@ class ControlPlaneServer(CoreEndpoints):
         self.config = config or ControlPlaneConfig()
         self._store = state_store
         self._plane: ControlPlane | None = None
-        self._http: HttpServer | None = None
         self._resources = AsyncExitStack()
 
     @property
@@ -97,7 +96,7 @@ class ControlPlaneServer(CoreEndpoints):
                 )
             )
             host, port = self._address()
-            self._http = await stack.enter_async_context(
+            http = await stack.enter_async_context(
                 await HttpServer.start(
                     self._build_app(), host=host, port=port, allow_remote=self.config.allow_remote
                 )
@@ -105,8 +104,7 @@ class ControlPlaneServer(CoreEndpoints):
             # Closed before the HTTP server is, so that long-polls end and do not hold it up.
             stack.callback(plane.wake_waiters)
             if self.config.port == 0:
-                self.config = self.config.model_copy(update={"port": self._http.port})
-                plane.config = self.config
+                self.config = self.config.model_copy(update={"port": http.port})
             self._resources = stack.pop_all()
         logger.info("control plane on %s", self.config.url, extra={"action": "control_plane_started"})
 

@@ -7,7 +7,7 @@ trusts no IP address unless it is listed, accepts a repeated `Host`, and answers
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -49,22 +49,20 @@ class TrustedHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) == 1:
-            error = self._judge(hosts[0])
-        elif hosts or scope.get("http_version") != "1.0":
-            error = InvalidHostError(
-                f"the request has {len(hosts)} Host headers, and exactly one is required; send the host of"
-                " the URL"
-            )
-        else:
-            error = (
-                None  # HTTP/1.0 has no Host, as in the probes of some load balancers; no browser speaks it
-            )
+        error = self._check([value for name, value in scope["headers"] if name == b"host"], scope)
         if error is None:
             await self._app(scope, receive, send)
         else:
             await problem_response(error)(scope, receive, send)
+
+    def _check(self, hosts: Sequence[bytes], scope: Scope) -> LlamaDeployError | None:
+        if len(hosts) == 1:
+            return self._judge(hosts[0])
+        if not hosts and scope.get("http_version") == "1.0":
+            return None  # HTTP/1.0 has no Host, as in probes of some load balancers; browsers do not speak it
+        return InvalidHostError(
+            f"the request has {len(hosts)} Host headers and must have one; send the host of the URL"
+        )
 
     def _find_error(self, value: bytes) -> LlamaDeployError | None:
         authority = parse_authority(value)
