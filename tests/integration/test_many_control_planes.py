@@ -378,7 +378,7 @@ async def test_an_instance_that_knows_all_replicas_outlives_its_own(cluster: Clu
         await submit(second.http, task_id="t")
         await eventually(lambda: _has_status(second, "t", TaskStatus.RUNNING))
         await first.server.close()
-        # Once the lease of a later instance has ended, so has that of the first, unless its heartbeats arrive.
+        # When the lease of a later instance has ended, so has the first one, unless its heartbeats arrive.
         silent = ServiceDefinition(service_name="other", instance_id="silent")
         await second.server.plane.services.register(silent)
         await eventually(lambda: _is_lost(second, "other"))
