@@ -32,21 +32,21 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
     """Return the routes under `/attempts` and `/instances`."""
     router = APIRouter(tags=["instances"])
 
-    @router.post("/attempts/claim", summary="Ask to own attempts")
+    @router.post("/attempts/claim", summary="Claim attempts")
     async def claim(requests: _Claims) -> list[ClaimReply]:
         return await plane.attempts.claim(requests)
 
-    @router.post("/attempts/journal", summary="Store steps of runs, in order, and park runs")
+    @router.post("/attempts/journal", summary="Append to journals of runs, and park runs")
     async def journal(writes: _Writes) -> list[JournalReply]:
         return await plane.attempts.journal(writes)
 
-    @router.post("/attempts/release", summary="Hand attempts back")
+    @router.post("/attempts/release", summary="Release attempts")
     async def release(
         requests: Annotated[list[ReleaseRequest], Body(max_length=1000)],
     ) -> list[ReleaseReply]:
         return await plane.attempts.release(requests)
 
-    @router.post("/instances/heartbeat", summary="Say that an instance is alive")
+    @router.post("/instances/heartbeat", summary="Renew the lease of an instance")
     async def heartbeat(beat: Heartbeat) -> HeartbeatReply:
         return await plane.services.heartbeat(beat)
 
