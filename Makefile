@@ -23,7 +23,7 @@ COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version
 
 .PHONY: help
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: venv
 venv: $(PACKAGE) ## Install the locked requirements and the package into .venv.
@@ -66,6 +66,10 @@ oldest: venv ## The tests of durable runs with the oldest workflow library that 
 .PHONY: bench
 bench: venv ## Measure; prints a table and writes JSON. BROKER=all (or one, STORE=...) compares queues and stores.
 	$(BIN)/python benchmarks/run.py $(if $(BROKER),--broker $(BROKER)) $(if $(STORE),--store $(STORE)) $(ARGS)
+
+.PHONY: bench-against
+bench-against: venv ## Compare CPU per task, latency and throughput with another revision: REV=... (main).
+	$(BIN)/python benchmarks/run.py --against $(or $(REV),main) $(ARGS)
 
 .PHONY: demo
 demo: venv ## Run the research desk: two services, streaming, a session, and a kill -9.
