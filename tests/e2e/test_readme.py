@@ -31,7 +31,7 @@ from llama_deploy.testing.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = (ROOT / "docs" / "agents.md",)
+PAGES = (ROOT / "docs" / "how-to" / "agents.md",)
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 RUN_SECONDS = 30.0

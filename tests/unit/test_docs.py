@@ -32,7 +32,7 @@ def test_every_page_is_reached_from_the_index() -> None:
 def test_every_fault_has_the_test_that_its_line_names() -> None:
     named: dict[str, set[str]] = {}
     file = ""
-    for line in (ROOT / "docs" / "what-survives.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "docs" / "reference/faults.md").read_text(encoding="utf-8").splitlines():
         file = next(iter(re.findall(r"`(tests/\S+\.py)`", line)), file)
         if file and line.startswith("|") and not line.startswith(("| what", "|--")):
             found = re.search(r"\| `(test_\w+)` \|$", line)
@@ -43,4 +43,4 @@ def test_every_fault_has_the_test_that_its_line_names() -> None:
         defined = set(re.findall(r"^(?:async )?def (test_\w+)", (ROOT / file).read_text(), re.MULTILINE))
         assert names <= defined, f"not in {file}: {names - defined}"
         if "/faults/" in file:
-            assert defined <= names, f"in {file} and not in docs/what-survives.md: {defined - names}"
+            assert defined <= names, f"in {file} and not in docs/reference/faults.md: {defined - names}"
