@@ -293,7 +293,8 @@ def sum_up(console: Console, takeover: Takeover, survivor: Started) -> None:
         f"process {survivor.process.pid} took over its task after {takeover.seconds:.1f} s "
         f"and answered it in attempt {takeover.attempts}"
     )
-    console.print("\nTry it yourself, in examples/research_desk, after `pip install '.[demo]'` in the clone:")
+    install = escape("pip install '.[demo]'")
+    console.print(f"\nTry it yourself, in examples/research_desk, after `{install}` in the clone:")
     for command in (
         "llamactl serve library.py:library researcher.py:researcher",
         "llamactl run library query='copy a directory tree' top=5",

@@ -181,6 +181,7 @@ def test_the_demo_shows_a_conversation_and_a_takeover() -> None:
     assert "in attempt 2" in output
     assert "another instance continues with round 2" in output
     assert "round 6: 2 searches" in output
+    assert "pip install '.[demo]'" in output
     assert "all processes are stopped" in output
     started = re.search(r"process (\d+), .*processes (\d+) and (\d+)", output, re.DOTALL)
     assert started is not None, output
