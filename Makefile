@@ -86,3 +86,7 @@ $(UV): Makefile
 clean: ## Remove what the other targets have made, .venv included.
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis \
 		.mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.PHONY: sync-client
+sync-client: venv ## Generate the client without `await` from the asyncio client.
+	$(BIN)/python .ci/sync_client.py

@@ -226,10 +226,10 @@ def _with_store(settings: Settings, work: Coroutine[Any, Any, None], *, command:
 def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run `work` with a client, at most for `settings.timeout`; errors are printed and end the process."""
     from llama_deploy.cli.environment import settings_of
-    from llama_deploy.client import Client
+    from llama_deploy.client import Client, ClientSettings
 
     async def with_client() -> T:
-        with settings_of(Client):
+        with settings_of(ClientSettings):
             client = Client(
                 control_plane_url=settings.server,
                 disable_ssl=settings.insecure,

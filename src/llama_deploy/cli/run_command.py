@@ -16,7 +16,7 @@ from llama_deploy.cli.arguments import parse_arguments
 from llama_deploy.cli.error_messages import CommandError, ExitCode, complain
 from llama_deploy.cli.schemas import summarize
 from llama_deploy.client import Client, Service, TaskHandle
-from llama_deploy.client.task_operations import how_it_stands
+from llama_deploy.client.task_results import describe_status
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, TaskEndedError
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
 
@@ -106,7 +106,7 @@ def _pretty(value: object) -> str:
 
 def _complain_of(end: TaskEnd, service: Service) -> None:
     failure = end.failure
-    what = f"task {end.task_id} {how_it_stands(end.status)}"
+    what = f"task {end.task_id} {describe_status(end.status)}"
     if failure is None or end.status is TaskStatus.CANCELLED:
         complain(what)
         return

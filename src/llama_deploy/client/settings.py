@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
-
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-DEFAULT_TIMEOUT: Final = 120.0
-
-
-class HasUrl(Protocol):
-    """Settings that lead to a server, such as `ControlPlaneConfig`."""
-
-    @property
-    def url(self) -> str:
-        """The server's base URL."""
-
 
 class ClientSettings(BaseSettings):
-    """Where a client finds its servers; each field may also come from the environment.
+    """Where a client finds its servers and how long it waits.
 
-    The variables are the names of the fields behind `LLAMA_DEPLOY_`, such as `LLAMA_DEPLOY_TIMEOUT`.
-    Servers are fixed once the client exists; `timeout` may be changed.
+    `Client` takes each field as a keyword argument. A field that you do not pass comes from the environment
+    variable of its name with the prefix `LLAMA_DEPLOY_`, such as `LLAMA_DEPLOY_TIMEOUT`.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LLAMA_DEPLOY_", validate_assignment=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LLAMA_DEPLOY_", validate_assignment=True, use_attribute_docstrings=True
+    )
 
-    api_server_url: str = Field(default="http://localhost:4501", frozen=True)
-    """The API server, for what `apiserver` offers."""
     control_plane_url: str = Field(default="http://localhost:8000", frozen=True)
-    """The control plane, for everything else."""
+    """The URL of the control plane."""
+    api_server_url: str = Field(default="http://localhost:4501", frozen=True)
+    """The URL of the API server. Only `client.apiserver` uses it."""
     disable_ssl: bool = Field(default=False, frozen=True)
-    """True accepts any certificate of an `https` server."""
-    timeout: float = Field(default=DEFAULT_TIMEOUT, gt=0)
-    """Seconds to wait for a result, and for a server that does not answer to come back."""
+    """Accept any certificate from an `https` server."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds to wait for a result, and to retry while a server does not respond."""
     poll_interval: float = 0.5
-    """Deprecated and without effect: nothing polls. Kept so that 0.6 programs run unchanged."""
+    """Deprecated and ignored: the client does not poll. Kept for programs written for 0.6."""
