@@ -23,7 +23,7 @@ COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version
 
 .PHONY: help
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: venv
 venv: $(PACKAGE) ## Install the locked requirements and the package into .venv.
@@ -90,3 +90,7 @@ clean: ## Remove what the other targets have made, .venv included.
 .PHONY: sync-client
 sync-client: venv ## Generate the client without `await` from the asyncio client.
 	$(BIN)/python .ci/sync_client.py
+
+.PHONY: reference
+reference: venv ## Write docs/reference/configuration.md from the settings classes.
+	$(BIN)/python .ci/settings_reference.py
