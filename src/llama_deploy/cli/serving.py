@@ -20,11 +20,10 @@ from llama_deploy.web.http_server import is_loopback
 
 
 def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | None, as_json: bool) -> None:
-    """Run control plane and services, and a queue unless there is one, until Ctrl-C or SIGTERM.
+    """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
 
     Raises:
-        CommandError: A workflow is not found, the place cannot be used, or a setting of the environment
-            cannot work.
+        CommandError: A workflow was not found, or `place` or an environment variable is not valid.
         LlamaDeployError: As `LocalStack.start`.
     """
     _check(place)
@@ -35,9 +34,8 @@ def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | N
 def _check(place: Place) -> None:
     if not place.allow_remote and not is_loopback(place.host):
         raise CommandError(
-            f"{place.host} can be reached from other machines, and whoever reaches it can run tasks: "
-            "there is no authentication",
-            hint="leave out --host to listen on 127.0.0.1, or add --allow-remote if the network is yours",
+            f"other machines can reach {place.host} and run tasks there without authentication",
+            hint="leave out --host to listen on 127.0.0.1, or pass --allow-remote if you trust the network",
         )
     if place.store is not None:
         return
@@ -45,7 +43,8 @@ def _check(place: Place) -> None:
         place.data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise CommandError(
-            f"cannot keep data in {place.data_dir}: {exc.strerror}", hint="--data-dir names another folder"
+            f"cannot store data in {place.data_dir}: {exc.strerror}",
+            hint="choose another directory with --data-dir",
         ) from exc
 
 
@@ -90,10 +89,10 @@ def work(
     max_concurrent_tasks: int | None,
     as_json: bool,
 ) -> None:
-    """Run instances of services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
+    """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
 
     Raises:
-        CommandError: A workflow is not found, or a setting of the environment cannot work.
+        CommandError: A workflow was not found, or an environment variable is not valid.
         LlamaDeployError: As `run_workflow`.
     """
     hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
