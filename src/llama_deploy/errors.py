@@ -5,7 +5,11 @@ LlamaDeployError
 ├── ConfigError (ValueError)             a setting is not valid
 ├── InvalidRequestError (ValueError)     a request or message is not valid
 │   ├── MessageDecodeError               the bytes are not a QueueMessage of a supported version
-│   └── PayloadTooLargeError             the request body exceeds the limit
+│   ├── PayloadTooLargeError             the request body exceeds the limit
+│   ├── InvalidHostError                 an HTTP request has no single valid Host header
+│   └── UnsupportedMediaTypeError        a request body is not declared as JSON
+├── UntrustedHostError                   an HTTP request names a host that the server does not serve
+├── ForeignOriginError                   a web page of an origin that is not allowed made the request
 ├── SerializationError (TypeError)       a value cannot be converted to JSON
 ├── SignatureError                       stored data has no valid signature
 ├── NotFoundError (LookupError)
@@ -88,6 +92,39 @@ class PayloadTooLargeError(InvalidRequestError):
         super().__init__(message)
         self.limit_bytes = limit_bytes
         """The limit."""
+
+
+class InvalidHostError(InvalidRequestError):
+    """An HTTP request has no `Host` header, several of them, or a malformed one."""
+
+    code = "invalid_host"
+
+
+class UnsupportedMediaTypeError(InvalidRequestError):
+    """An HTTP request has a body that is not declared as JSON."""
+
+    code = "unsupported_media_type"
+
+
+class UntrustedHostError(LlamaDeployError):
+    """An HTTP request is for a host that the server is not configured to serve."""
+
+    code = "untrusted_host"
+
+    def __init__(self, message: str, *, host: str | None = None) -> None:
+        super().__init__(message)
+        self.host = host
+
+
+class ForeignOriginError(LlamaDeployError):
+    """A web page of another origin, which is not allowed, made an HTTP request."""
+
+    code = "foreign_origin"
+
+    def __init__(self, message: str, *, origin: str | None = None) -> None:
+        super().__init__(message)
+        self.origin = origin
+        """The `Origin` header; None if the browser sent none."""
 
 
 class SerializationError(LlamaDeployError, TypeError):

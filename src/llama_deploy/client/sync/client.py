@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -37,18 +38,25 @@ class SyncClient:
     A new client does no I/O; it connects with its first call. Close it, or use it with `with`.
 
     Args:
-        control_plane_url: The URL of the control plane. None: `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the
-            environment, or `http://localhost:8000`.
-        api_server_url: The URL of the API server, for `apiserver`. None: `LLAMA_DEPLOY_API_SERVER_URL`, or
-            `http://localhost:4501`.
-        disable_ssl: Accept any certificate from an `https` server. None: `LLAMA_DEPLOY_DISABLE_SSL`, or
-            False.
+        control_plane_url: The URL of the control plane, or the URLs of its replicas: if one does not
+            respond, the client uses the next. None: `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the environment, or
+            `http://localhost:8000`.
+        api_key: Sent to the servers as `Authorization: Bearer ...`. None: `LLAMA_DEPLOY_API_KEY`, or no key.
+        headers: More headers for every request. They may hold secrets: they are never logged or printed.
+        ca: A PEM file with the certificate authorities to trust. None: `LLAMA_DEPLOY_CA`, or those of the
+            system.
+        client_certificate: PEM files with the client's certificate and its unencrypted key.
         timeout: Seconds to wait for a result, and to retry while a server does not respond. None:
             `LLAMA_DEPLOY_TIMEOUT`, or 120.
+        disable_ssl: Accept any certificate from an `https` server. None: `LLAMA_DEPLOY_DISABLE_SSL`, or
+            False.
+        api_server_url: The URL of the API server, for `apiserver`. None: `LLAMA_DEPLOY_API_SERVER_URL`, or
+            `http://localhost:4501`.
         poll_interval: Deprecated and ignored: the client does not poll.
 
     Raises:
-        pydantic.ValidationError: A setting is not valid.
+        pydantic.ValidationError: A setting has the wrong type or is out of range.
+        ConfigError: A URL or a header is malformed, or two settings contradict each other.
 
     Attributes:
         core: The control plane's `services` and `sessions`.
@@ -56,38 +64,45 @@ class SyncClient:
         settings: The settings in use.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only, and 0.6 has five of them
         self,
-        control_plane_url: str | None = None,
+        control_plane_url: str | Sequence[str] | None = None,
         *,
-        api_server_url: str | None = None,
-        disable_ssl: bool | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        ca: Path | str | None = None,
+        client_certificate: tuple[Path | str, Path | str] | None = None,
         timeout: float | None = None,
+        disable_ssl: bool | None = None,
+        api_server_url: str | None = None,
         poll_interval: float | None = None,
     ) -> None:
         given: dict[str, Any] = {
             "control_plane_url": control_plane_url,
-            "api_server_url": api_server_url,
-            "disable_ssl": disable_ssl,
+            "api_key": api_key,
+            "ca": ca,
             "timeout": timeout,
+            "disable_ssl": disable_ssl,
+            "api_server_url": api_server_url,
             "poll_interval": poll_interval,
         }
         self.settings = ClientSettings(**{name: value for name, value in given.items() if value is not None})
-        self._control_plane = self._api(self.settings.control_plane_url)
-        self._api_server = self._api(self.settings.api_server_url)
+        options: dict[str, Any] = {"headers": headers, "client_certificate": client_certificate}
+        control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
+        self._control_plane = ServerApi(SyncHttpConnection(control_plane), self.settings)
+        api_server = self.settings.connect_to(self.settings.api_server_url, **options)
+        self._api_server = ServerApi(SyncHttpConnection(api_server), self.settings)
         self.core = Core(self._control_plane)
         self.apiserver = ApiServer(self._api_server)
-
-    def _api(self, url: str) -> ServerApi:
-        return ServerApi(SyncHttpConnection(url, verify_tls=not self.settings.disable_ssl), self.settings)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.control_plane_url}>"
 
     @property
     def control_plane_url(self) -> str:
-        """The URL of the control plane."""
-        return self.settings.control_plane_url
+        """The URL of the control plane; the first one if there are several."""
+        urls = self.settings.control_plane_url
+        return urls if isinstance(urls, str) else urls[0]
 
     @property
     def api_server_url(self) -> str:
