@@ -232,7 +232,6 @@ class TestOptions:
             (("-s", "http://127.0.0.1:1"), "serve"),
             (("-k",), "serve"),
             (("-t", "3"), "serve"),
-            (("-k",), "worker"),
             (("-t", "3"), "worker"),
         ],
     )
@@ -440,13 +439,21 @@ class TestWorker:
         done = llamactl(folder, "-t", "0.5", "run", "late", server=server)
         assert "no instance of late is alive" in done.stderr
 
+    def test_it_uses_the_next_replica(self, folder: Path, server: str) -> None:
+        servers = f"http://127.0.0.1:{free_port()}, {server}/"
+        with started(folder, "-s", servers, "worker", "again=cli_app:Count", "--json") as worker:
+            assert json.loads(worker.line())["services"][0]["service_name"] == "again"
+            done = llamactl(folder, "run", "again", "--json", server=servers)
+            assert json.loads(done.stdout)["result"]["count"] == 1, done.stderr
+            assert worker.end(signal.SIGTERM)[0] == 0
+
     def test_it_waits_for_the_control_plane(self, folder: Path, tmp_path: Path) -> None:
         port = free_port()
         with started(
             folder, "-s", f"http://127.0.0.1:{port}", "worker", "cli_app:repeat", "--json"
         ) as worker:
             deadline = time.monotonic() + PATIENCE
-            while "waiting for it" not in worker.errors.read_text():
+            while "; retrying" not in worker.errors.read_text():
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             with started(

@@ -82,7 +82,17 @@ def test_help_explains_each_parameter_and_attribute_of_the_client() -> None:
         assert f"\n    {name}: " in text
     members = {name for name in vars(Client) if not name.startswith("_")}
     assert members == {
-        *("api_server_url", "close", "control_plane_url", "run", "submit", "sync", "task", "timeout")
+        *(
+            "api_server_url",
+            "close",
+            "control_plane_url",
+            "disable_ssl",
+            "run",
+            "submit",
+            "sync",
+            "task",
+            "timeout",
+        )
     }
 
 
@@ -122,6 +132,7 @@ def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert client.control_plane_url == "http://elsewhere:1"
     assert client.timeout == 3
     assert client.api_server_url == "http://localhost:4501"
+    assert (client.disable_ssl, client.poll_interval) == (False, 0.5)
     assert client.sync.control_plane_url == "http://elsewhere:1"
     assert client.sync.timeout == 3
     assert client.sync is client.sync

@@ -33,6 +33,7 @@ from llama_deploy.cli.options import (
     Timeout,
     Verbose,
     Version,
+    split_urls,
 )
 from llama_deploy.errors import TaskTimeoutError
 
@@ -67,7 +68,7 @@ def main_options(
 ) -> None:
     """Serve workflows and run tasks. Put these options before the command."""
     context.obj = Settings(
-        server=server,
+        servers=split_urls(server),
         insecure=insecure,
         timeout=timeout,
         verbose=verbose,
@@ -137,13 +138,14 @@ def worker(
     """Run services in this process, for a control plane that runs elsewhere."""
     settings: Settings = context.obj
     configure_logging(verbose=settings.verbose)
-    with reported(verbose=settings.verbose, server=settings.server):
-        settings.reject("insecure", "timeout", command="worker")
+    with reported(verbose=settings.verbose, servers=settings.servers):
+        settings.reject("timeout", command="worker")
         from llama_deploy.cli import serving
 
         serving.work(
             targets,
-            control_plane_url=settings.server,
+            control_plane_urls=settings.servers,
+            insecure=settings.insecure,
             queue=queue,
             max_concurrent_tasks=max_concurrent_tasks,
             as_json=as_json,
@@ -231,7 +233,7 @@ def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> 
     async def with_client() -> T:
         with settings_of(ClientSettings):
             client = Client(
-                control_plane_url=settings.server,
+                settings.servers,
                 disable_ssl=settings.insecure,
                 timeout=settings.timeout or _DEFAULT_TIMEOUT,
             )
@@ -243,7 +245,7 @@ def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> 
                 raise TaskTimeoutError(f"the command did not finish within {settings.timeout:g} s") from exc
 
     configure_logging(verbose=settings.verbose, level=logging.WARNING)
-    with reported(verbose=settings.verbose, server=settings.server):
+    with reported(verbose=settings.verbose, servers=settings.servers):
         try:
             return asyncio.run(with_client())
         except (KeyboardInterrupt, asyncio.CancelledError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 
@@ -54,17 +54,17 @@ class CommandError(Exception):
 
 
 @contextmanager
-def reported(*, verbose: bool, server: str = "") -> Iterator[None]:
+def reported(*, verbose: bool, servers: Sequence[str] = ()) -> Iterator[None]:
     """Print an error of the body to stderr and exit with its code.
 
     Args:
         verbose: Also print the traceback.
-        server: The URL of the control plane that the body calls, for the hint.
+        servers: The URLs of the control plane that the body calls, for the hint.
     """
     try:
         yield
     except (CommandError, LlamaDeployError) as exc:
-        problem = exc if isinstance(exc, CommandError) else _explain(exc, server)
+        problem = exc if isinstance(exc, CommandError) else _explain(exc, servers)
         if verbose:
             traceback.print_exc()
         print_error(str(problem), hint=problem.hint)
@@ -78,15 +78,15 @@ def print_error(message: str, *, hint: str | None = None) -> None:
         typer.echo(f"{typer.style('hint:', fg='cyan')} {hint}", err=True)
 
 
-def _explain(exc: LlamaDeployError, server: str) -> CommandError:
+def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
     """Return an error of the package with a hint and an exit code for the command line."""
     hint: str | None = None
     code = ExitCode.FAILED
-    if isinstance(exc, UnavailableError) and server and server in str(exc):
+    if isinstance(exc, UnavailableError) and any(url in str(exc) for url in servers):
         code = ExitCode.NOT_FOUND
         hint = (
-            f"no control plane responds at {server}; start one with `llamactl serve`, or pass another URL: "
-            "llamactl -s URL ..."
+            f"no control plane responds at {' or '.join(servers)}; "
+            "start one with `llamactl serve`, or pass another URL: llamactl -s URL ..."
         )
     elif isinstance(exc, ServiceNotFoundError):
         code, hint = ExitCode.NOT_FOUND, "list the services with `llamactl status`"

@@ -19,8 +19,8 @@ DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
 class Settings:
     """The options before the command."""
 
-    server: str
-    """The control plane's URL, without a trailing slash."""
+    servers: tuple[str, ...]
+    """The URLs of the control plane's replicas, without a trailing slash."""
     insecure: bool
     timeout: float | None
     """Seconds to wait. None: no limit."""
@@ -42,11 +42,17 @@ class Settings:
                 )
 
 
-def _read_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise typer.BadParameter(f"{text!r} is not a URL; use one such as {DEFAULT_SERVER}")
-    return text.rstrip("/")
+def split_urls(text: str) -> tuple[str, ...]:
+    """Return the URLs in the value of `--server`."""
+    return tuple(url.strip().rstrip("/") for url in text.split(","))
+
+
+def _check_urls(text: str) -> str:
+    for url in split_urls(text):
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise typer.BadParameter(f"{url!r} is not a URL; use one such as {DEFAULT_SERVER}")
+    return text
 
 
 _TARGETS: Final = typer.Argument(
@@ -62,10 +68,10 @@ Server = Annotated[
     typer.Option(
         "--server",
         "-s",
-        metavar="URL",
+        metavar="URL[,URL]...",
         envvar="LLAMA_DEPLOY_CONTROL_PLANE_URL",
-        callback=_read_url,
-        help="The URL of the control plane.",
+        callback=_check_urls,
+        help="The URL of the control plane, or the URLs of its replicas.",
     ),
 ]
 Insecure = Annotated[

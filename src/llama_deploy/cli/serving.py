@@ -10,6 +10,7 @@ from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
+from llama_deploy.client import ClientSettings
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy import HostedWorkflow, LocalStack, run_workflow
 from llama_deploy.deploy.together import run_together
@@ -84,7 +85,8 @@ def _message_queue_config(place: Place) -> MessageQueueConfig:
 def work(
     targets: Sequence[str],
     *,
-    control_plane_url: str,
+    control_plane_urls: Sequence[str],
+    insecure: bool,
     queue: str | None,
     max_concurrent_tasks: int | None,
     as_json: bool,
@@ -96,13 +98,16 @@ def work(
         LlamaDeployError: As `run_workflow`.
     """
     hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
+    with settings_of(ClientSettings):
+        settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
+    control_plane = settings.connect_to(control_plane_urls)
     message_queue_config = None if queue is None else config_from_url(queue)
     ready: list[WorkflowService] = []
 
     def on_ready(service: WorkflowService) -> None:
         ready.append(service)
         if len(ready) == len(hosted):
-            announce_instances(ready, control_plane_url=control_plane_url, as_json=as_json)
+            announce_instances(ready, control_plane_url=", ".join(control_plane_urls), as_json=as_json)
 
     async def work_on_all() -> None:
         await run_together(
@@ -110,7 +115,7 @@ def work(
                 run_workflow(
                     each.workflow,
                     each.config,
-                    control_plane_url=control_plane_url,
+                    control_plane_url=control_plane,
                     message_queue_config=message_queue_config,
                     on_ready=on_ready,
                 )

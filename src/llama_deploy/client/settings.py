@@ -53,8 +53,8 @@ class ClientSettings(BaseSettings):
         self,
         urls: str | Sequence[str],
         *,
-        headers: Mapping[str, str] | None,
-        client_certificate: tuple[Path | str, Path | str] | None,
+        headers: Mapping[str, str] | None = None,
+        client_certificate: tuple[Path | str, Path | str] | None = None,
     ) -> ConnectionSettings:
         """Return how to reach a server. An `Authorization` header in `headers` replaces the API key.
 

@@ -62,6 +62,7 @@ class SyncClient:
         core: The control plane's `services` and `sessions`.
         apiserver: The API server's `status` and `deployments`.
         settings: The settings in use.
+        poll_interval: Deprecated and ignored.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, and 0.6 has five of them
@@ -94,6 +95,7 @@ class SyncClient:
         self._api_server = ServerApi(SyncHttpConnection(api_server), self.settings)
         self.core = Core(self._control_plane)
         self.apiserver = ApiServer(self._api_server)
+        self.poll_interval = self.settings.poll_interval
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.control_plane_url}>"
@@ -108,6 +110,11 @@ class SyncClient:
     def api_server_url(self) -> str:
         """The URL of the API server."""
         return self.settings.api_server_url
+
+    @property
+    def disable_ssl(self) -> bool:
+        """Whether any certificate from an `https` server is accepted."""
+        return self.settings.disable_ssl
 
     @property
     def timeout(self) -> float:
