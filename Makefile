@@ -90,3 +90,11 @@ $(UV): Makefile
 clean: ## Remove what the other targets have made, .venv included.
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis \
 		.mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.PHONY: sync-client
+sync-client: venv ## Generate the client without `await` from the asyncio client.
+	$(BIN)/python .ci/sync_client.py
+
+.PHONY: reference
+reference: venv ## Write docs/reference/configuration.md from the settings classes.
+	$(BIN)/python .ci/settings_reference.py

@@ -33,7 +33,7 @@ from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinition
 from llama_deploy.types.instance_protocol import AttemptOutcome
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest
 
 
 class Number(Event):
@@ -242,7 +242,8 @@ async def test_a_second_registration_under_the_same_name(user: Client) -> None:
 async def test_a_message_that_is_no_message(stack: LocalStack, user: Client) -> None:
     queue = HttpConnection(stack.message_queue_url)
     path = "/messages/llama_deploy.misused"
-    status, _ = await queue.send(HttpRequest("POST", path, content=b"not a message"))
+    request = HttpRequest("POST", path, content=b"not a message", headers=JSON_HEADERS)
+    status, _ = await queue.send(request)
     assert status == 422
     await queue.request(HttpRequest("POST", path, json=QueueMessage(data={"no": "task"}).to_wire()))
     await queue.close()

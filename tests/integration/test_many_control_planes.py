@@ -83,13 +83,13 @@ class Replica:
 class Cluster:
     def __init__(self, uri: str, queue: SimpleMessageQueueConfig, stack: AsyncExitStack) -> None:
         self.uri = uri
-        self._queue = queue
+        self.queue = queue
         self._stack = stack
         self.replicas: list[Replica] = []
         self.ran: Counter[str] = Counter()
 
     async def add(self, **settings: Any) -> Replica:
-        queue = await self._stack.enter_async_context(await SimpleMessageQueue.connect(self._queue))
+        queue = await self._stack.enter_async_context(await SimpleMessageQueue.connect(self.queue))
         store = await self._stack.enter_async_context(await PostgreSQLStateStore.connect(self.uri))
         config = ControlPlaneConfig(port=0, **{"lease_seconds": LEASE, **settings})
         server = ControlPlaneServer(queue, state_store=store, config=config)
@@ -106,7 +106,7 @@ class Cluster:
         if isinstance(workflow, Counting):
             workflow.ran = self.ran
         config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name=name, **settings)
-        queue = await self._stack.enter_async_context(await SimpleMessageQueue.connect(self._queue))
+        queue = await self._stack.enter_async_context(await SimpleMessageQueue.connect(self.queue))
         service = WorkflowService(workflow, queue, config, gateway=replica.server.gateway())
         await service.register_to_control_plane()
         task = await service.launch_local()
@@ -162,6 +162,11 @@ async def test_any_request_goes_to_any_replica(cluster: Cluster) -> None:
 
 async def _has_status(replica: Replica, task_id: str, status: TaskStatus) -> bool:
     return (await replica.server.plane.tasks.get(task_id)).status is status
+
+
+async def _is_lost(replica: Replica, service_name: str) -> bool:
+    (instance,) = (await replica.server.plane.services.get(service_name)).instances
+    return not instance.alive
 
 
 async def test_readers_elsewhere_are_woken_at_once(cluster: Cluster) -> None:
@@ -360,6 +365,29 @@ async def test_the_tasks_of_a_dead_instance_move_on_though_its_replica_died_too(
 def own_server() -> Iterator[PostgreSQLServer]:
     with running_server() as server:
         yield server
+
+
+async def test_an_instance_that_knows_all_replicas_outlives_its_own(cluster: Cluster) -> None:
+    first, second, _ = cluster.replicas
+    workflow = Asking(timeout=None)
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="echo")
+    async with await SimpleMessageQueue.connect(cluster.queue) as queue:
+        service = WorkflowService(workflow, queue, config)
+        await service.register_to_control_plane([replica.server.config.url for replica in cluster.replicas])
+        serving = await service.launch_local()
+        await submit(second.http, task_id="t")
+        await eventually(lambda: _has_status(second, "t", TaskStatus.RUNNING))
+        await first.server.close()
+        # When the lease of a later instance has ended, so has the first one, unless its heartbeats arrive.
+        silent = ServiceDefinition(service_name="other", instance_id="silent")
+        await second.server.plane.services.register(silent)
+        await eventually(lambda: _is_lost(second, "other"))
+        assert not await _is_lost(second, "echo")
+        view = await get(second.http, "/tasks/t")
+        assert (view["status"], view["attempt"]) == ("running", 1)
+        await post(second.http, "/tasks/t/cancel")
+        assert (await get(second.http, "/tasks/t", wait=10))["status"] == "cancelled"
+        await _stop(serving)
 
 
 async def test_cut_connections_are_survived(cluster: Cluster, postgresql_server: PostgreSQLServer) -> None:

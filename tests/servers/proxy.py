@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from types import TracebackType
 from typing import Self
 
@@ -29,10 +30,10 @@ class TcpProxy:
         """How many clients it has now."""
         return len(self._passing) // 2
 
-    async def start(self, *target_ports: int) -> int:
-        """Listen for clients of these ports; return the port on which."""
+    async def start(self, *target_ports: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen for clients of these ports, over TLS if a context is given; return the port on which."""
         self.target_ports = list(target_ports)
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 

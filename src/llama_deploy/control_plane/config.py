@@ -8,13 +8,16 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llama_deploy.types.ports import BoundPort
-from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
+from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
+from llama_deploy.web.edge.host_settings import AllowedOrigins, TrustedHostNames
 
 
 class ControlPlaneConfig(BaseSettings):
     """Settings of the control plane; environment variables begin with `CONTROL_PLANE_`."""
 
-    model_config = SettingsConfigDict(env_prefix="CONTROL_PLANE_", extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CONTROL_PLANE_", extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     services_store_key: str = "services"
     """Kept for 0.6 programs; the state store has tables of its own."""
@@ -34,8 +37,14 @@ class ControlPlaneConfig(BaseSettings):
     """The port to bind, if it is another than `port`."""
     running: bool = True
     """Kept for 0.6 programs."""
-    cors_origins: list[str] | None = None
-    """Origins from which browsers may call. None: no other than its own."""
+    cors_origins: AllowedOrigins = None
+    """Origins of web pages that may use the control plane, such as `https://app.example.com`; `*` is every
+    origin. None: only pages that the control plane serves itself."""
+    trusted_hosts: TrustedHostNames = Field(default_factory=list)
+    """Further names under which the control plane is reached, such as `deploy.example.com` or
+    `*.example.com`; `*` is every name. A request for another host is answered 421.
+
+    IP addresses, `localhost`, `host` and `internal_host` need no entry."""
     topic_namespace: str = "llama_deploy"
     """The first part of every topic's name."""
     state_store_uri: str | None = Field(default=None, repr=False)

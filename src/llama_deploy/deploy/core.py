@@ -42,6 +42,7 @@ async def deploy_core(
         UnavailableError: The queue or the store does not answer.
         Exception: What a part raised that failed.
     """
+    config = control_plane_config or ControlPlaneConfig()
     queue_config = message_queue_config or SimpleMessageQueueConfig()
     serves_queue = isinstance(queue_config, SimpleMessageQueueConfig) and not disable_message_queue
     if disable_control_plane and not serves_queue:
@@ -51,32 +52,41 @@ async def deploy_core(
         )
     with drained_on_sigterm():
         async with AsyncExitStack() as stack:
-            queue = await open_queue(stack, queue_config, served=serves_queue)
+            queue = await open_queue(stack, queue_config, served=serves_queue, also_reached_as=config.host)
             if disable_control_plane:
                 await asyncio.Event().wait()
             control_plane = ControlPlaneServer(
                 queue,
                 orchestrator=SimpleOrchestrator(orchestrator_config),
-                config=control_plane_config,
+                config=config,
             )
             await control_plane.launch_server()
 
 
 async def open_queue(
-    stack: AsyncExitStack, config: MessageQueueConfig, *, served: bool = True
+    stack: AsyncExitStack,
+    config: MessageQueueConfig,
+    *,
+    also_reached_as: str,
+    served: bool = True,
 ) -> AbstractMessageQueue:
     """Return the queue for a control plane; `stack` closes it, and its server if there is one.
 
     Args:
         stack: Closes.
         config: Settings of the queue.
-        served: Run the server of a simple queue here.
+        also_reached_as: The host of the control plane. Instances reach a simple queue that listens on all
+            addresses under it.
+        served: Whether the server of a simple queue runs here.
 
     Raises:
         ConfigError: A setting cannot work, or an address cannot be bound.
         UnavailableError: The broker does not answer.
     """
     if served and isinstance(config, SimpleMessageQueueConfig):
-        server = await stack.enter_async_context(SimpleMessageQueueServer(config))
+        hosts = [*config.trusted_hosts, also_reached_as]
+        server = await stack.enter_async_context(
+            SimpleMessageQueueServer(config.model_copy(update={"trusted_hosts": hosts}))
+        )
         return await stack.enter_async_context(server.local_queue())
     return await stack.enter_async_context(await config.connect())

@@ -108,12 +108,13 @@ class LocalStack:
             StoreLockedError: Another control plane works on the store.
             InvalidRequestError: A service cannot have its name.
         """
+        config = control_plane_config or ControlPlaneConfig()
         async with AsyncExitStack() as stack:
-            queue = await open_queue(stack, message_queue_config or SimpleMessageQueueConfig())
+            queue = await open_queue(
+                stack, message_queue_config or SimpleMessageQueueConfig(), also_reached_as=config.host
+            )
             control_plane = await stack.enter_async_context(
-                ControlPlaneServer(
-                    queue, orchestrator=SimpleOrchestrator(orchestrator_config), config=control_plane_config
-                )
+                ControlPlaneServer(queue, orchestrator=SimpleOrchestrator(orchestrator_config), config=config)
             )
             watching = asyncio.create_task(control_plane.plane.run())
             stack.push_async_callback(end, [watching])

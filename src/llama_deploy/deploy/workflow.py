@@ -13,6 +13,7 @@ from llama_deploy.deploy.termination import drained_on_sigterm
 from llama_deploy.deploy.together import run_together
 from llama_deploy.message_queues import MessageQueueConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
+from llama_deploy.web.connection_settings import Address, ConnectionSettings
 
 
 async def deploy_workflow(
@@ -20,6 +21,8 @@ async def deploy_workflow(
     workflow_config: WorkflowServiceConfig,
     control_plane_config: ControlPlaneConfig | None = None,
     message_queue_config: MessageQueueConfig | None = None,
+    *,
+    connection: ConnectionSettings | None = None,
 ) -> None:
     """Run a workflow as a service until cancelled; then drain: end or hand back what is under way.
 
@@ -32,15 +35,20 @@ async def deploy_workflow(
         control_plane_config: Says where the control plane is. None: from the environment and the defaults.
         message_queue_config: The control plane's queue, with the credentials that it does not tell. None: as
             it tells, and the credentials from the environment.
+        connection: How to reach the control plane: the URLs of its replicas, headers, certificates. None: the
+            URL of `control_plane_config`, and nothing else.
 
     Raises:
-        ConfigError: A setting cannot work, the address cannot be bound, or what answers is no control plane.
+        ConfigError: A setting cannot work, the address cannot be bound, or the server is not a control plane.
         Exception: What a part raised that failed.
     """
-    url = (control_plane_config or ControlPlaneConfig()).url
+    control_plane = connection or (control_plane_config or ControlPlaneConfig()).url
     with drained_on_sigterm():
         await run_workflow(
-            workflow, workflow_config, control_plane_url=url, message_queue_config=message_queue_config
+            workflow,
+            workflow_config,
+            control_plane_url=control_plane,
+            message_queue_config=message_queue_config,
         )
 
 
@@ -48,7 +56,7 @@ async def run_workflow(
     workflow: Workflow,
     config: WorkflowServiceConfig,
     *,
-    control_plane_url: str,
+    control_plane_url: Address,
     message_queue_config: MessageQueueConfig | None = None,
     on_ready: Callable[[WorkflowService], None] | None = None,
 ) -> None:
@@ -57,7 +65,7 @@ async def run_workflow(
     Args:
         workflow: Any workflow.
         config: Settings of the service. Port 0 lets the system choose.
-        control_plane_url: Such as `http://127.0.0.1:8000`.
+        control_plane_url: Such as `http://127.0.0.1:8000`, the URLs of its replicas, or settings.
         message_queue_config: As for `deploy_workflow`.
         on_ready: Called once, with the service, when it works on tasks.
 

@@ -10,7 +10,8 @@ from pydantic import Field, PrivateAttr
 
 from llama_deploy.message_consumers.base import BaseMessageQueueConsumer
 from llama_deploy.messages import QueueMessage
-from llama_deploy.web.http_connection import DEFAULT_TIMEOUT, HttpConnection, HttpRequest
+from llama_deploy.web.connection_settings import ConnectionSettings
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from llama_deploy.web.problems import from_problem
 
 
@@ -24,21 +25,20 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
     """Such as `http://127.0.0.1:8002/process_message`."""
     client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     """`headers` and other arguments of `aiohttp.ClientSession`; `timeout`, the seconds for an answer;
-    `verify`, False to accept any certificate."""
+    `verify`, False to accept every certificate, or the path of a file with certificate authorities; `cert`,
+    the paths of a client certificate and its key."""
 
     _connection: HttpConnection = PrivateAttr()
     _path: str = PrivateAttr()
-    _timeout: float = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
         """Prepare the connection; it opens with the first message."""
         super().model_post_init(context)
         parts = urlsplit(self.url)
-        options = dict(self.client_kwargs)
-        self._timeout = float(options.pop("timeout", DEFAULT_TIMEOUT))
-        self._connection = HttpConnection(
-            f"{parts.scheme}://{parts.netloc}", verify_tls=options.pop("verify", True), options=options
+        settings, options = ConnectionSettings.from_client_kwargs(
+            f"{parts.scheme}://{parts.netloc}", self.client_kwargs
         )
+        self._connection = HttpConnection(settings, options=options)
         self._path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
 
     async def _process_message(self, message: QueueMessage) -> None:
@@ -48,7 +48,7 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
             LlamaDeployError: What the answer's problem details name, if it is not 2xx.
             UnavailableError: No connection, or no answer in time.
         """
-        request = HttpRequest("POST", self._path, json=message.to_wire(), timeout=self._timeout)
+        request = HttpRequest("POST", self._path, json=message.to_wire())
         status, body = await self._connection.send(request)
         if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
             raise from_problem(status, body, url=self.url)

@@ -33,6 +33,7 @@ from llama_deploy.types.instance_protocol import (
 )
 from llama_deploy.types.services import Registration
 from llama_deploy.types.validation import describe_validation_error
+from llama_deploy.web.connection_settings import Address
 from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest, SyncHttpConnection
 
 T = TypeVar("T")
@@ -112,13 +113,15 @@ class HttpGateway:
     Claims, releases and journal writes that are asked for at the same time travel in one request.
 
     Args:
-        control_plane_url: Such as `http://127.0.0.1:8000`.
+        control_plane: Its URL, such as `http://127.0.0.1:8000`, the URLs of its replicas, or settings.
+
+    Raises:
+        ConfigError: The address or a setting is malformed.
     """
 
-    def __init__(self, control_plane_url: str) -> None:
-        self.control_plane_url = control_plane_url.rstrip("/")
-        self._connection = HttpConnection(self.control_plane_url)
-        self._heartbeats = SyncHttpConnection(self.control_plane_url, pool_size=1)
+    def __init__(self, control_plane: Address) -> None:
+        self._connection = HttpConnection(control_plane)
+        self._heartbeats = SyncHttpConnection(control_plane, pool_size=1)
         self._claims: Batcher[ClaimRequest, ClaimReply] = Batcher(self._claim_all, name="claims")
         self._journal: Batcher[JournalWrite, JournalReply] = Batcher(self._journal_all, name="journal")
         self._releases: Batcher[ReleaseRequest, ReleaseReply] = Batcher(self._release_all, name="releases")
@@ -208,7 +211,7 @@ class HttpGateway:
             return adapter.validate_python(answer)
         except ValidationError as exc:
             raise InternalServerError(
-                f"{self.control_plane_url}{request.path} did not answer as a control plane does: "
+                f"{self._connection.base_url}{request.path} did not answer as a control plane does: "
                 f"{describe_validation_error(exc)}"
             ) from exc
 

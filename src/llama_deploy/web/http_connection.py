@@ -3,16 +3,22 @@
 Both keep their connections alive, and raise the errors of `llama_deploy.errors`: an answer of 300 or more
 becomes the error that its problem details name, a broken connection `UnavailableError`. Redirections are not
 followed, as a POST would arrive as a GET: they are errors too.
+
+A request that could not be sent, because no connection was opened, goes to the next replica of the server
+at once. One that may have arrived is not sent again: it raises `UnavailableError`, and the caller decides.
+The next request then goes to the next replica.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import ssl
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -22,14 +28,17 @@ import pydantic_core
 import urllib3
 
 from llama_deploy.errors import InternalServerError, UnavailableError
+from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT, Address, ConnectionSettings
 from llama_deploy.web.problems import from_problem
-
-DEFAULT_TIMEOUT: Final = 30.0
-"""Seconds for a request, beyond what the server was asked to wait."""
+from llama_deploy.web.replicas import Replicas
 
 JSON_HEADERS: Final = {"Content-Type": "application/json"}
 """For a request whose `content` is JSON already."""
 _LARGE_BODY_BYTES: Final = 512 * 1024
+_CONNECT_SECONDS: Final = 5.0
+"""How long to wait for a connection when another replica can be tried."""
+_AWAY: Final = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+"""Answers after which the next request goes to another replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +52,16 @@ class HttpRequest:
     json: Any = None
     """The body, as JSON values or pydantic models. None: no body."""
     content: bytes | None = None
-    """The body as it stands, instead of `json`; `headers` should tell its type."""
+    """The encoded body, instead of `json`; `headers` must name its type."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    timeout: float = DEFAULT_TIMEOUT
-    """Seconds until the answer is complete; for a stream, between two pieces of it."""
+    timeout: float | None = None
+    """Seconds until the answer is complete; for a stream, between two parts of it. None: as the connection's
+    settings say."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """What a server answered to a request that it did not refuse."""
+    """The answer of a server to a request that has succeeded."""
 
     value: Any
     """The decoded JSON, None if there was no body."""
@@ -66,7 +76,7 @@ def _encode(request: HttpRequest) -> tuple[bytes | None, dict[str, str]]:
 
 
 def _body(data: bytes | None) -> bytes | io.BytesIO | None:
-    """Return what aiohttp is to send: a large body in pieces, so that the loop is not held up."""
+    """Return what aiohttp is to send: a large body in pieces, so that the event loop is not blocked."""
     return io.BytesIO(data) if data is not None and len(data) > _LARGE_BODY_BYTES else data
 
 
@@ -81,22 +91,50 @@ def _decode(status: int, body: bytes, url: str) -> Any:
         raise InternalServerError(f"{url} did not answer with JSON: {body[:80]!r}") from exc
 
 
-def _unavailable(request: HttpRequest, base_url: str, exc: BaseException) -> UnavailableError:
+def _unavailable(request: HttpRequest, url: str, exc: BaseException) -> UnavailableError:
     reason = str(exc) or type(exc).__name__
-    return UnavailableError(f"{request.method} {base_url}{request.path}: no answer: {reason}")
+    return UnavailableError(f"{request.method} {url}{request.path}: no answer: {reason}")
+
+
+def _unreachable(request: HttpRequest, failures: Mapping[str, BaseException]) -> UnavailableError:
+    """Return the error for a request for which no replica opened a connection."""
+    if len(failures) == 1:
+        return _unavailable(request, *next(iter(failures.items())))
+    reasons = "; ".join(f"{url}: {exc or type(exc).__name__}" for url, exc in failures.items())
+    return UnavailableError(f"{request.method} {request.path}: no replica answers: {reasons}")
+
+
+_Broken: Final = (aiohttp.ClientError, urllib3.exceptions.HTTPError, TimeoutError, OSError)
+"""What the drivers of both connections raise."""
+
+
+def _is_unsent(exc: BaseException) -> bool:
+    """Whether a request has certainly not been sent, because no connection was opened."""
+    if isinstance(exc, urllib3.exceptions.SSLError):
+        # Other errors of TLS may come later; a certificate is verified before anything is sent.
+        return bool(exc.args) and isinstance(exc.args[0], ssl.SSLCertVerificationError)
+    return isinstance(
+        exc,
+        aiohttp.ClientConnectorError
+        | aiohttp.ClientConnectorCertificateError
+        | aiohttp.ConnectionTimeoutError
+        | urllib3.exceptions.NewConnectionError
+        | urllib3.exceptions.ConnectTimeoutError,
+    )
 
 
 @contextmanager
-def _translated(request: HttpRequest, base_url: str) -> Iterator[None]:
-    """Raise what the drivers of either connection raise as `UnavailableError`."""
+def _translated(request: HttpRequest, url: str, replicas: Replicas) -> Iterator[None]:
+    """Raise an error of the drivers as `UnavailableError`, and move on to the next replica."""
     try:
         yield
-    except (aiohttp.ClientError, urllib3.exceptions.HTTPError, TimeoutError, OSError) as exc:
-        raise _unavailable(request, base_url, exc) from exc
+    except _Broken as exc:
+        replicas.report_failure(url)
+        raise _unavailable(request, url, exc) from exc
 
 
 def _abandon(session: aiohttp.ClientSession) -> None:
-    """Close the sockets of a session that nobody closed, without a loop."""
+    """Close the sockets of a session that was not closed, without a loop."""
     connector = session.connector
     if connector is not None and not connector.closed:
         connector._close()  # noqa: SLF001 - the public form is a coroutine, and its loop may be gone
@@ -105,54 +143,84 @@ def _abandon(session: aiohttp.ClientSession) -> None:
 class HttpConnection:
     """A pool of kept-alive connections for asyncio. `close` it.
 
-    It may be created outside of a loop and used in several, one after the other.
+    It may be created outside of a loop and used in several, one after the other. Files that the settings name
+    are read with the first request in a loop.
 
     Args:
-        base_url: Such as `http://127.0.0.1:8000`.
-        verify_tls: False accepts any certificate.
+        address: The URL of the server, such as `http://127.0.0.1:8000`, those of its replicas, or settings.
         options: Further arguments of `aiohttp.ClientSession`.
+
+    Raises:
+        ConfigError: The address or a setting is malformed.
     """
 
-    def __init__(
-        self, base_url: str, *, verify_tls: bool = True, options: Mapping[str, Any] | None = None
-    ) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._verify_tls = verify_tls
+    def __init__(self, address: Address, *, options: Mapping[str, Any] | None = None) -> None:
+        self.settings = ConnectionSettings.of(address)
+        self._replicas = Replicas(self.settings.urls)
         self._options = dict(options or {})
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._abandon: weakref.finalize[Any, Any] | None = None
+
+    @property
+    def base_url(self) -> str:
+        """The URL of the replica that the next request goes to."""
+        return self._replicas.current
 
     def _live_session(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
         if self._session is None or self._session.closed or self._loop is not loop:
             if self._abandon is not None:
                 self._abandon()
+            context = self.settings.tls_context()
             # Long-polls hold a connection each, so the pool has no limit of its own: callers have theirs.
-            connector = aiohttp.TCPConnector(limit=0, ssl=self._verify_tls)
-            self._session = aiohttp.ClientSession(connector=connector, **self._options)
+            connector = aiohttp.TCPConnector(limit=0, ssl=True if context is None else context)
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers=self.settings.headers, **self._options
+            )
             self._loop = loop
             self._abandon = weakref.finalize(self, _abandon, self._session)
         return self._session
 
-    def _open(
-        self, request: HttpRequest, timeout: aiohttp.ClientTimeout
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        data, headers = _encode(request)
-        return self._live_session().request(
-            request.method,
-            self.base_url + request.path,
-            params=dict(request.params),
-            data=_body(data),
-            headers=headers,
-            timeout=timeout,
-            allow_redirects=False,
-        )
+    async def _open(
+        self, request: HttpRequest, limits: aiohttp.ClientTimeout
+    ) -> tuple[str, aiohttp.ClientResponse]:
+        """Send a request to the first replica that can be reached; return its URL and its response."""
+        failures: dict[str, BaseException] = {}
+        for url in self._replicas.in_order():
+            data, headers = _encode(request)
+            try:
+                response = await self._live_session().request(
+                    request.method,
+                    url + request.path,
+                    params=dict(request.params),
+                    data=_body(data),
+                    headers=headers,
+                    timeout=limits,
+                    allow_redirects=False,
+                )
+            except _Broken as exc:
+                self._replicas.report_failure(url)
+                if not _is_unsent(exc):
+                    raise _unavailable(request, url, exc) from exc
+                failures[url] = exc
+            else:
+                if response.status in _AWAY:
+                    self._replicas.report_failure(url)
+                return url, response
+        raise _unreachable(request, failures) from list(failures.values())[-1]
 
-    async def _exchange(self, request: HttpRequest) -> tuple[int, Mapping[str, str], bytes]:
-        with _translated(request, self.base_url):
-            async with self._open(request, aiohttp.ClientTimeout(total=request.timeout)) as response:
-                return response.status, response.headers, await response.read()
+    def _seconds(self, request: HttpRequest) -> tuple[float, float | None]:
+        """Return the seconds for an answer, and those for opening a connection."""
+        seconds = self.settings.timeout if request.timeout is None else request.timeout
+        return seconds, min(seconds, _CONNECT_SECONDS) if len(self._replicas) > 1 else None
+
+    async def _exchange(self, request: HttpRequest) -> tuple[str, int, Mapping[str, str], bytes]:
+        seconds, connect = self._seconds(request)
+        url, response = await self._open(request, aiohttp.ClientTimeout(total=seconds, connect=connect))
+        with _translated(request, url, self._replicas):
+            async with response:
+                return url, response.status, response.headers, await response.read()
 
     async def request(self, request: HttpRequest) -> Any:
         """Send a request and return its answer as decoded JSON, None if it has no body.
@@ -160,13 +228,14 @@ class HttpConnection:
         Raises:
             LlamaDeployError: What the answer's problem details name.
             UnavailableError: No connection, or no answer in time.
+            ConfigError: A certificate or a key of the settings cannot be used.
         """
         return (await self.answer(request)).value
 
     async def answer(self, request: HttpRequest) -> HttpAnswer:
         """Like `request`, with the headers of the answer."""
-        status, headers, body = await self._exchange(request)
-        return HttpAnswer(_decode(status, body, self.base_url + request.path), headers)
+        url, status, headers, body = await self._exchange(request)
+        return HttpAnswer(_decode(status, body, url + request.path), headers)
 
     async def send(self, request: HttpRequest) -> tuple[int, bytes]:
         """Send a request and return status and body of its answer.
@@ -174,7 +243,7 @@ class HttpConnection:
         Raises:
             UnavailableError: No connection, or no answer in time.
         """
-        status, _, body = await self._exchange(request)
+        _, status, _, body = await self._exchange(request)
         return status, body
 
     @asynccontextmanager
@@ -185,19 +254,22 @@ class HttpConnection:
             LlamaDeployError: What the answer's problem details name.
             UnavailableError: No connection, or it broke, or nothing came for `timeout` seconds.
         """
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=request.timeout, sock_read=request.timeout)
-        async with AsyncExitStack() as stack:
-            # Only our own reading is translated: the body of the `async with` keeps its errors.
-            with _translated(request, self.base_url):
-                response = await stack.enter_async_context(self._open(request, timeout))
-                refusal = await response.read() if response.status >= HTTPStatus.MULTIPLE_CHOICES else None
-            if refusal is not None:
-                raise from_problem(response.status, refusal, url=self.base_url + request.path)
-            yield self._lines(request, response)
+        seconds, connect = self._seconds(request)
+        limits = aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=seconds, sock_read=seconds)
+        url, response = await self._open(request, limits)
+        # Only our own reading is translated: the body of the `async with` keeps its errors.
+        async with response:
+            if response.status >= HTTPStatus.MULTIPLE_CHOICES:
+                with _translated(request, url, self._replicas):
+                    problem = await response.read()
+                raise from_problem(response.status, problem, url=url + request.path)
+            yield self._lines(request, url, response)
 
-    async def _lines(self, request: HttpRequest, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+    async def _lines(
+        self, request: HttpRequest, url: str, response: aiohttp.ClientResponse
+    ) -> AsyncGenerator[bytes]:
         rest = b""
-        with _translated(request, self.base_url):
+        with _translated(request, url, self._replicas):
             async for chunk in response.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
@@ -217,37 +289,65 @@ class HttpConnection:
 
 
 class SyncHttpConnection:
-    """A pool of kept-alive connections for threads. `close` it. The same surface without await.
+    """A pool of kept-alive connections for threads. `close` it.
 
     Args:
-        base_url: Such as `http://127.0.0.1:8000`.
-        verify_tls: False accepts any certificate.
-        pool_size: How many connections are kept; more threads get one for each request.
+        address: As for `HttpConnection`.
+        pool_size: How many connections to each replica are kept; more threads get one for each request.
+
+    Raises:
+        ConfigError: The address or a setting is malformed.
     """
 
-    def __init__(self, base_url: str, *, verify_tls: bool = True, pool_size: int = 256) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._pool = urllib3.PoolManager(
-            num_pools=2,
-            maxsize=pool_size,
+    def __init__(self, address: Address, *, pool_size: int = 256) -> None:
+        self.settings = ConnectionSettings.of(address)
+        self._replicas = Replicas(self.settings.urls)
+        self._pool_size = pool_size
+
+    @property
+    def base_url(self) -> str:
+        """The URL of the replica that the next request goes to."""
+        return self._replicas.current
+
+    @cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        return urllib3.PoolManager(
+            num_pools=len(self._replicas),
+            maxsize=self._pool_size,
             retries=False,
-            cert_reqs="CERT_REQUIRED" if verify_tls else "CERT_NONE",
+            headers=self.settings.headers,
+            ssl_context=self.settings.tls_context(),
         )
 
-    def _open(self, request: HttpRequest, *, preload: bool) -> urllib3.BaseHTTPResponse:
-        data, headers = _encode(request)
+    def _open(self, request: HttpRequest, *, preload: bool) -> tuple[str, urllib3.BaseHTTPResponse]:
+        """Send a request to the first replica that can be reached; return its URL and its response."""
+        seconds = self.settings.timeout if request.timeout is None else request.timeout
+        connect = min(seconds, _CONNECT_SECONDS if len(self._replicas) > 1 else DEFAULT_TIMEOUT)
         # urllib3 would send parameters as a form when there is a body.
         query = f"?{urlencode(request.params)}" if request.params else ""
-        with _translated(request, self.base_url):
-            return self._pool.request(
-                request.method,
-                self.base_url + request.path + query,
-                body=data,
-                headers=headers,
-                timeout=urllib3.Timeout(connect=min(request.timeout, DEFAULT_TIMEOUT), read=request.timeout),
-                preload_content=preload,
-                redirect=False,
-            )
+        failures: dict[str, BaseException] = {}
+        for url in self._replicas.in_order():
+            data, headers = _encode(request)
+            try:
+                response = self._pool.request(
+                    request.method,
+                    url + request.path + query,
+                    body=data,
+                    headers={**self.settings.headers, **headers},
+                    timeout=urllib3.Timeout(connect=connect, read=seconds),
+                    preload_content=preload,
+                    redirect=False,
+                )
+            except _Broken as exc:
+                self._replicas.report_failure(url)
+                if not _is_unsent(exc):
+                    raise _unavailable(request, url, exc) from exc
+                failures[url] = exc
+            else:
+                if response.status in _AWAY:
+                    self._replicas.report_failure(url)
+                return url, response
+        raise _unreachable(request, failures) from list(failures.values())[-1]
 
     def request(self, request: HttpRequest) -> Any:
         """Like `HttpConnection.request`."""
@@ -255,32 +355,31 @@ class SyncHttpConnection:
 
     def answer(self, request: HttpRequest) -> HttpAnswer:
         """Like `HttpConnection.answer`."""
-        response = self._open(request, preload=True)
-        value = _decode(response.status, response.data, self.base_url + request.path)
-        return HttpAnswer(value, response.headers)
+        url, response = self._open(request, preload=True)
+        return HttpAnswer(_decode(response.status, response.data, url + request.path), response.headers)
 
     def send(self, request: HttpRequest) -> tuple[int, bytes]:
         """Like `HttpConnection.send`."""
-        response = self._open(request, preload=True)
+        _, response = self._open(request, preload=True)
         return response.status, response.data
 
     @contextmanager
     def stream(self, request: HttpRequest) -> Iterator[Generator[bytes]]:
         """Like `HttpConnection.stream`."""
-        response = self._open(request, preload=False)
+        url, response = self._open(request, preload=False)
         try:
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-                with _translated(request, self.base_url):
-                    refusal = response.read()
-                raise from_problem(response.status, refusal, url=self.base_url + request.path)
-            yield self._lines(request, response)
+                with _translated(request, url, self._replicas):
+                    problem = response.read()
+                raise from_problem(response.status, problem, url=url + request.path)
+            yield self._lines(request, url, response)
         finally:
             # A stream that was left early cannot give its connection back to the pool.
             response.close()
 
-    def _lines(self, request: HttpRequest, response: urllib3.BaseHTTPResponse) -> Generator[bytes]:
+    def _lines(self, request: HttpRequest, url: str, response: urllib3.BaseHTTPResponse) -> Generator[bytes]:
         rest = b""
-        with _translated(request, self.base_url):
+        with _translated(request, url, self._replicas):
             while chunk := response.read1():
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from lines
@@ -289,4 +388,6 @@ class SyncHttpConnection:
 
     def close(self) -> None:
         """Close all connections. Idempotent; a later request opens new ones."""
-        self._pool.clear()
+        pool = vars(self).pop("_pool", None)
+        if pool is not None:
+            pool.clear()

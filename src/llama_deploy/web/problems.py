@@ -18,6 +18,10 @@ TYPE_PREFIX: Final = "urn:llama-deploy:problem:"
 """A problem's `type` is this and the error's `code`."""
 
 _STATUS: Final[dict[type[LlamaDeployError], HTTPStatus]] = {
+    errors.InvalidHostError: HTTPStatus.BAD_REQUEST,
+    errors.UntrustedHostError: HTTPStatus.MISDIRECTED_REQUEST,
+    errors.ForeignOriginError: HTTPStatus.FORBIDDEN,
+    errors.UnsupportedMediaTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.PayloadTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.InvalidRequestError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError
 from llama_deploy.types.validation import describe_validation_error
-from llama_deploy.web.application import NOT_OF_THE_FORM, limit_body, problem_response, unexpected_response
+from llama_deploy.web.application import UNEXPECTED_FORM
+from llama_deploy.web.responses import problem_response, unexpected_response
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
-
-_NO_CONTENT: Final[Message] = {"type": "http.response.start", "status": 204, "headers": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Call:
     query: bytes
     body: bytes
     receive: Receive
-    """Tells when the client goes away."""
+    """Returns when the client disconnects."""
 
     def read_body(self, form: TypeAdapter[T]) -> T:
         """Return the JSON body.
@@ -40,7 +39,7 @@ class Call:
         try:
             return form.validate_json(self.body)
         except ValidationError as exc:
-            raise InvalidRequestError(f"{NOT_OF_THE_FORM}: body: {describe_validation_error(exc)}") from exc
+            raise InvalidRequestError(f"{UNEXPECTED_FORM}: body: {describe_validation_error(exc)}") from exc
 
     def read_query(self, form: type[M]) -> M:
         """Return the query.
@@ -51,7 +50,7 @@ class Call:
         try:
             return form.model_validate(dict(parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)))
         except ValidationError as exc:
-            raise InvalidRequestError(f"{NOT_OF_THE_FORM}: query: {describe_validation_error(exc)}") from exc
+            raise InvalidRequestError(f"{UNEXPECTED_FORM}: query: {describe_validation_error(exc)}") from exc
 
 
 Endpoint: TypeAlias = Callable[[Call], Awaitable[bytes | None]]
@@ -61,52 +60,46 @@ Routes: TypeAlias = Mapping[tuple[str, str], Endpoint]
 
 
 class Shortcuts:
-    """An ASGI application that answers `routes` itself and leaves all other requests to `app`.
-
-    Middleware of `app` does not see the requests that are answered here; the body limit holds for both.
+    """Answers `routes` itself and leaves all other requests to `app`: the innermost layer of the edge.
 
     Args:
         app: The application, which has and documents the same routes.
         routes: The shortcuts.
-        max_body_bytes: The most bytes of a request body; more is answered with 413.
     """
 
-    def __init__(self, app: ASGIApp, routes: Routes, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, routes: Routes) -> None:
         self._app = app
         self._routes = dict(routes)
-        self._limit = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http":
-            method, path = scope["method"], scope["path"]
-            endpoint, rest = self._routes.get((method, path)), ""
-            if endpoint is None:
-                start = path.find("/", 1) + 1
-                endpoint, rest = self._routes.get((method, path[:start])), path[start:]
-            if endpoint is not None:
-                await self._answer(endpoint, rest, scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    async def _answer(
-        self, endpoint: Endpoint, rest: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        try:
-            body = await _read(limit_body(scope, receive, max_body_bytes=self._limit))
-            if body is None:
-                return  # nobody waits for an answer
-            answer = await endpoint(Call(rest, scope["query_string"], body, receive))
-        except LlamaDeployError as exc:
-            await problem_response(exc)(scope, receive, send)
-        except Exception as exc:  # noqa: BLE001 - the boundary of the request
-            await unexpected_response(scope["method"], scope["path"], exc)(scope, receive, send)
+        method, path = scope["method"], scope["path"]
+        endpoint, rest = self._routes.get((method, path)), ""
+        if endpoint is None:
+            start = path.find("/", 1) + 1
+            endpoint, rest = self._routes.get((method, path[:start])), path[start:]
+        if endpoint is None:
+            await self._app(scope, receive, send)
         else:
-            await _send(answer, send)
+            await _answer(endpoint, rest, scope, receive, send)
+
+
+async def _answer(endpoint: Endpoint, rest: str, scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        body = await _read(receive)
+        if body is None:
+            return  # the client has disconnected
+        answer = await endpoint(Call(rest, scope["query_string"], body, receive))
+    except LlamaDeployError as exc:
+        await problem_response(exc)(scope, receive, send)
+    except Exception as exc:  # noqa: BLE001 - the boundary of the request
+        await unexpected_response(scope["method"], scope["path"], exc)(scope, receive, send)
+    else:
+        await _send(answer, send)
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """Return the body of a request, None if the client went away."""
+    """Return the body of a request, None if the client has disconnected."""
     parts: list[bytes] = []
     while True:
         message = await receive()
@@ -118,8 +111,9 @@ async def _read(receive: Receive) -> bytes | None:
 
 
 async def _send(answer: bytes | None, send: Send) -> None:
+    # A new message for every answer: outer layers may add headers to it.
     if answer is None:
-        await send(_NO_CONTENT)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
     else:
         length = str(len(answer)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length)]

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
@@ -27,8 +26,8 @@ from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.types.topics import CONTROL_PLANE
 from llama_deploy.web.application import create_app
+from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.http_server import HttpServer
-from llama_deploy.web.shortcuts import Shortcuts
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,6 @@ class ControlPlaneServer(CoreEndpoints):
         self.config = config or ControlPlaneConfig()
         self._store = state_store
         self._plane: ControlPlane | None = None
-        self._http: HttpServer | None = None
         self._resources = AsyncExitStack()
 
     @property
@@ -98,7 +96,7 @@ class ControlPlaneServer(CoreEndpoints):
                 )
             )
             host, port = self._address()
-            self._http = await stack.enter_async_context(
+            http = await stack.enter_async_context(
                 await HttpServer.start(
                     self._build_app(), host=host, port=port, allow_remote=self.config.allow_remote
                 )
@@ -106,8 +104,7 @@ class ControlPlaneServer(CoreEndpoints):
             # Closed before the HTTP server is, so that long-polls end and do not hold it up.
             stack.callback(plane.wake_waiters)
             if self.config.port == 0:
-                self.config = self.config.model_copy(update={"port": self._http.port})
-                plane.config = self.config
+                self.config = self.config.model_copy(update={"port": http.port})
             self._resources = stack.pop_all()
         logger.info("control plane on %s", self.config.url, extra={"action": "control_plane_started"})
 
@@ -173,16 +170,17 @@ class ControlPlaneServer(CoreEndpoints):
         return config.internal_host or config.host, port
 
     def _build_app(self) -> ASGIApp:
-        config = self.config
-        app = create_app(title="llama_deploy control plane", max_body_bytes=config.max_body_bytes)
+        config, plane = self.config, self.plane
+        app = create_app(title="llama_deploy control plane")
         app.include_router(core_routes(self))
-        app.include_router(task_routes(self.plane))
-        app.include_router(instance_routes(self.plane))
+        app.include_router(task_routes(plane))
+        app.include_router(instance_routes(plane))
         app.add_api_route("/health", self.health, methods=["GET"])
-        if config.cors_origins:
-            app.add_middleware(
-                CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"]
-            )
-            return app  # shortcuts would lead past this middleware
-        shortcuts = {**task_shortcuts(self.plane), **instance_shortcuts(self.plane)}
-        return Shortcuts(app, shortcuts, max_body_bytes=config.max_body_bytes)
+        settings = EdgeSettings(
+            env_prefix="CONTROL_PLANE_",
+            hosts=[config.host, config.internal_host or "", *config.trusted_hosts],
+            cors_origins=config.cors_origins or (),
+            allow_navigation=True,
+            max_body_bytes=config.max_body_bytes,
+        )
+        return build_edge(app, settings, shortcuts={**task_shortcuts(plane), **instance_shortcuts(plane)})

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Response
 from starlette.responses import StreamingResponse
 
+from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.http.stream_responses import NDJSON, data_response
 from llama_deploy.control_plane.http.task_routes import Wait
 from llama_deploy.control_plane.plane import ControlPlane
@@ -35,6 +36,7 @@ _Page = Annotated[int, Query(ge=1, le=10_000)]
 class CoreEndpoints(ABC):
     """The endpoints of the 0.6 API, as methods."""
 
+    config: ControlPlaneConfig
     orchestrator: BaseOrchestrator
 
     @property
@@ -44,8 +46,7 @@ class CoreEndpoints(ABC):
 
     async def home(self) -> dict[str, Any]:
         """Tell what runs here."""
-        config = self.plane.config
-        return {"running": True, "type": "control_plane", **config.public_settings()}
+        return {"running": True, "type": "control_plane", **self.config.public_settings()}
 
     async def get_message_queue_config(self) -> dict[str, Any]:
         """Return how to reach the message queue, without credentials."""
@@ -54,7 +55,7 @@ class CoreEndpoints(ABC):
     async def register_service(self, service_def: ServiceDefinition) -> dict[str, Any]:
         """Register a service or an instance of it; returns the settings of the control plane."""
         await self.plane.services.register(service_def)
-        return self.plane.config.public_settings()
+        return self.config.public_settings()
 
     async def deregister_service(self, service_name: str, instance_id: str | None = None) -> None:
         """Remove a service, or one instance of it."""

@@ -14,7 +14,8 @@ from pydantic_settings import SettingsConfigDict
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.types.ports import BoundPort
-from llama_deploy.web.application import DEFAULT_MAX_BODY_BYTES
+from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
+from llama_deploy.web.edge.host_settings import TrustedHostNames
 
 _CLIENT_KWARGS = frozenset(inspect.signature(aiohttp.ClientSession).parameters) - {"connector", "base_url"}
 
@@ -34,13 +35,17 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     """The server's port. 0, for a server: the system chooses one."""
     client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     """For a client: `headers`, `cookies`, `trust_env` and other arguments of `aiohttp.ClientSession`;
-    `timeout`, the seconds for an answer; `verify`, False to accept any certificate. Never leaves the
+    `timeout`, the seconds for an answer; `verify`, False to accept every certificate, or the path of a file
+    with certificate authorities; `cert`, the paths of a client certificate and its key. Never leaves the
     process."""
     raise_exceptions: bool = False
     """For a client: an error in a consumer ends `start_consuming`, which raises it, after the message went
     back to the queue. False: it is logged, and consuming goes on."""
     allow_remote: bool = False
     """Whether an address may be bound that other machines reach. There is no authentication yet."""
+    trusted_hosts: TrustedHostNames = Field(default_factory=list)
+    """For a server: further names under which it is reached, such as `queue.example.com`; `*` is every name.
+    A request for another host is answered 421. IP addresses, `localhost` and `host` need no entry."""
     use_ssl: bool = False
     """For a client: speak HTTPS, as to a proxy in front of the server."""
     retry_seconds: float = Field(default=10.0, ge=0)
@@ -66,7 +71,7 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     @field_validator("client_kwargs")
     @classmethod
     def _check_client_kwargs(cls, value: dict[str, Any]) -> dict[str, Any]:
-        unknown = sorted(set(value) - _CLIENT_KWARGS - {"verify"})
+        unknown = sorted(set(value) - _CLIENT_KWARGS - {"cert", "verify"})
         if unknown:
             raise ValueError(f"not an argument of aiohttp.ClientSession: {', '.join(unknown)}")
         if not isinstance(value.get("timeout", 1.0), int | float):

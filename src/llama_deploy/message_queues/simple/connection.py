@@ -14,7 +14,8 @@ from llama_deploy.errors import ClosedError, LlamaDeployError
 from llama_deploy.message_queues.broker_connection import BrokerLink
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
-from llama_deploy.web.http_connection import DEFAULT_TIMEOUT, JSON_HEADERS, HttpConnection, HttpRequest
+from llama_deploy.web.connection_settings import ConnectionSettings
+from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +30,8 @@ class ServerLink(BrokerLink):
 
     def __init__(self, config: SimpleMessageQueueConfig) -> None:
         super().__init__(f"the message queue {config.base_url}", retry_seconds=config.retry_seconds)
-        options = dict(config.client_kwargs)
-        self._timeout = float(options.pop("timeout", DEFAULT_TIMEOUT))
-        self._http = HttpConnection(config.base_url, verify_tls=options.pop("verify", True), options=options)
+        settings, options = ConnectionSettings.from_client_kwargs(config.base_url, config.client_kwargs)
+        self._http = HttpConnection(settings, options=options)
         self._base_url = config.base_url
         self._closed = False
         self._settling: Batcher[Settlement, None] = Batcher(
@@ -79,7 +79,7 @@ class ServerLink(BrokerLink):
                 json=json,
                 content=content,
                 headers=JSON_HEADERS if content is not None else {},
-                timeout=self._timeout + wait,
+                timeout=self._http.settings.timeout + wait,
             )
         )
 

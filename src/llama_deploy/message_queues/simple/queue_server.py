@@ -26,9 +26,11 @@ from llama_deploy.message_queues.simple.local import LocalMessageQueue
 from llama_deploy.message_queues.simple.settlement import MAX_SECONDS, Settlement
 from llama_deploy.message_queues.simple.topic import Handout
 from llama_deploy.messages import QueueMessage
-from llama_deploy.web.application import create_app, json_response
+from llama_deploy.web.application import create_app
+from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.http_server import HttpServer
-from llama_deploy.web.shortcuts import Call, Routes, Shortcuts
+from llama_deploy.web.responses import json_response
+from llama_deploy.web.shortcuts import Call, Routes
 
 MAX_WAIT_SECONDS: Final = 60.0
 """A longer `wait` is cut to this."""
@@ -193,11 +195,11 @@ class _Running:
 
 
 def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp:
-    """Return the HTTP application of a broker."""
-    app = create_app(title="llama_deploy simple message queue", max_body_bytes=config.max_body_bytes)
+    """Return the HTTP application of a broker, behind the layers of the edge."""
+    app = create_app(title="llama_deploy simple message queue")
     # One schema a model: bodies that are parsed by hand refer to those of the answers.
     app.separate_input_output_schemas = False
-    routes = _Routes(broker)
+    routes = QueueRoutes(broker)
     app.get("/", response_model=QueueInfo)(routes.home)
     app.get("/health", response_model=QueueHealth)(routes.health)
     app.get("/topics", response_model=dict[str, TopicDepth])(routes.topics)
@@ -206,10 +208,15 @@ def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp
     app.get("/messages/{topic:path}", response_model=ReceivedBatch)(routes.receive)
     app.post("/deliveries/settle", status_code=HTTPStatus.NO_CONTENT)(routes.settle)
     app.delete("/subscriptions/{subscription}", status_code=HTTPStatus.NO_CONTENT)(routes.unsubscribe)
-    return Shortcuts(app, _shortcuts(routes), max_body_bytes=config.max_body_bytes)
+    settings = EdgeSettings(
+        env_prefix="SIMPLE_MESSAGE_QUEUE_",
+        hosts=[config.host, *config.trusted_hosts],
+        max_body_bytes=config.max_body_bytes,
+    )
+    return build_edge(app, settings, shortcuts=queue_shortcuts(routes))
 
 
-def _shortcuts(routes: _Routes) -> Routes:
+def queue_shortcuts(routes: QueueRoutes) -> Routes:
     """Return the shortcuts for what every message passes."""
 
     async def publish(call: Call) -> bytes:
@@ -228,7 +235,7 @@ def _shortcuts(routes: _Routes) -> Routes:
     }
 
 
-class _Routes:
+class QueueRoutes:
     """The handlers. Those of every message read and write their bodies themselves, which is twice as fast."""
 
     def __init__(self, broker: SimpleBroker) -> None:

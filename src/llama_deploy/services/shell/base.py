@@ -14,6 +14,7 @@ from llama_deploy.messages import QueueMessage
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.services import Registration
+from llama_deploy.web.connection_settings import Address
 
 
 class HasTopicNamespace(Protocol):
@@ -29,7 +30,8 @@ class BaseService(MessageQueuePublisherMixin, ABC):
 
     Args:
         name: The name under which clients call it.
-        control_plane_url: Where the control plane is, if that is known already.
+        control_plane_url: Where the control plane is, if that is known already: its URL, the URLs of its
+            replicas, or settings with headers and certificates.
         control_plane_config: Its settings; the topic namespace is read. None: the default namespace.
         gateway: The way to the control plane. None: HTTP, from the URL with which the service registers.
     """
@@ -37,7 +39,7 @@ class BaseService(MessageQueuePublisherMixin, ABC):
     def __init__(
         self,
         name: str,
-        control_plane_url: str | None = None,
+        control_plane_url: Address | None = None,
         control_plane_config: HasTopicNamespace | None = None,
         *,
         gateway: ControlPlaneGateway | None = None,
@@ -89,12 +91,12 @@ class BaseService(MessageQueuePublisherMixin, ABC):
         """Return the topic for messages of this type: `{topic_namespace}.{msg_type}`."""
         return f"{self._registration.topic_namespace}.{msg_type}"
 
-    async def register_to_control_plane(self, control_plane_url: str | None = None) -> None:
+    async def register_to_control_plane(self, control_plane_url: Address | None = None) -> None:
         """Register the service. Doing it again updates what is registered.
 
         Args:
-            control_plane_url: Such as `http://127.0.0.1:8000`. None: the one given at construction, or the
-                gateway's.
+            control_plane_url: Such as `http://127.0.0.1:8000`, or as at construction. None: the one given at
+                construction, or the gateway's.
 
         Raises:
             ConfigError: There is neither a URL nor a gateway.

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llama_deploy.types.ports import BoundPort
+from llama_deploy.web.edge.host_settings import TrustedHostNames
 
 
 def _split(names: object) -> object:
@@ -20,7 +21,9 @@ class WorkflowServiceConfig(BaseSettings):
     `step_interval` is kept for 0.6 programs: `GET /` shows it and nothing sleeps on it.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LLAMA_DEPLOY_WF_SERVICE_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="LLAMA_DEPLOY_WF_SERVICE_", extra="ignore", use_attribute_docstrings=True
+    )
 
     host: str
     """The address under which others reach the service."""
@@ -45,6 +48,12 @@ class WorkflowServiceConfig(BaseSettings):
     """
     allow_remote: bool = False
     """Whether an address may be bound that other machines reach. There is no authentication yet."""
+    trusted_hosts: TrustedHostNames = Field(default_factory=list)
+    """Further names under which the service is reached, such as `service.example.com`; `*` is every name. A
+    request for another host is answered 421.
+
+    IP addresses, `localhost`, `host` and `internal_host` need no entry.
+    """
     use_tls: bool = False
     """Whether `url` begins with `https`, as it does behind a proxy that ends TLS."""
     durability: Literal["step", "task"] = "step"

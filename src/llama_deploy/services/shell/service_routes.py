@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
+from starlette.types import ASGIApp
 
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.application import create_app
+from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 
 if TYPE_CHECKING:
     from llama_deploy.services.shell.workflow_service import WorkflowService
@@ -33,3 +35,10 @@ def create_service_app(service: WorkflowService) -> FastAPI:
         await service.process_message(QueueMessage.decode(await request.body()))
 
     return app
+
+
+def service_edge(service: WorkflowService) -> ASGIApp:
+    """Return the application of a service behind the layers of the edge, to be served."""
+    config = service.config
+    hosts = [config.host, config.internal_host or "", *config.trusted_hosts]
+    return build_edge(service.app, EdgeSettings(env_prefix="LLAMA_DEPLOY_WF_SERVICE_", hosts=hosts))

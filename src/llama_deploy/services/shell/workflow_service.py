@@ -42,7 +42,7 @@ from llama_deploy.services.run.step_guard import guard_steps
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.shell.base import BaseService
 from llama_deploy.services.shell.config import WorkflowServiceConfig
-from llama_deploy.services.shell.service_routes import create_service_app
+from llama_deploy.services.shell.service_routes import create_service_app, service_edge
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.services.values.run_arguments import RunCall, parse_arguments
 from llama_deploy.services.values.session_state import StateCodec
@@ -52,6 +52,7 @@ from llama_deploy.services.worker.report_publisher import ReportPublisher
 from llama_deploy.services.worker.worker import Worker, WorkerSettings
 from llama_deploy.types import ServiceDefinition, generate_id
 from llama_deploy.types.topics import Topics
+from llama_deploy.web.connection_settings import Address
 from llama_deploy.web.http_server import HttpServer
 from llama_deploy.workflow_library import cache_steps, resuming, take_timeout
 
@@ -150,7 +151,7 @@ class WorkflowService(BaseService):
         """The names of the topics."""
         return Topics(self._registration.topic_namespace)
 
-    async def register_to_control_plane(self, control_plane_url: str | None = None) -> None:
+    async def register_to_control_plane(self, control_plane_url: Address | None = None) -> None:
         """See `BaseService.register_to_control_plane`. A launched service begins to work on tasks."""
         await super().register_to_control_plane(control_plane_url)
         if not self._registered.is_set():
@@ -387,7 +388,9 @@ class WorkflowService(BaseService):
         """
         host = self.config.internal_host or self.config.host
         port = self.config.port if self.config.internal_port is None else self.config.internal_port
-        listening = HttpServer.start(self.app, host=host, port=port, allow_remote=self.config.allow_remote)
+        listening = HttpServer.start(
+            service_edge(self), host=host, port=port, allow_remote=self.config.allow_remote
+        )
         async with await listening as server:
             self._port = self.config.port or server.port
             if self._registered.is_set() and not self.config.port:

@@ -1,18 +1,24 @@
-"""Operations driven by hand: each request is looked at and answered here, and the clock is ours."""
+"""The client's calls, driven by hand: each request is checked and answered here, and the clock is ours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from io import BytesIO
+from typing import Any
 
 import pytest
 
-from llama_deploy.client import deployment_operations as deployments
-from llama_deploy.client import service_operations as services
-from llama_deploy.client import session_operations as sessions
-from llama_deploy.client import task_operations as tasks
-from llama_deploy.client.operation import Deadline, Operation, Pause
+from llama_deploy.client.aio import task_calls
+from llama_deploy.client.aio.apiserver import ApiServer, DeploymentTasks
+from llama_deploy.client.aio.core import ServiceCollection, Session, SessionCollection
+from llama_deploy.client.aio.server_api import ServerApi
+from llama_deploy.client.aio.task import TaskHandle
+from llama_deploy.client.deadline import Deadline
+from llama_deploy.client.payload_encoding import build_submission
+from llama_deploy.client.settings import ClientSettings
 from llama_deploy.errors import (
     InternalServerError,
     InvalidRequestError,
@@ -27,8 +33,6 @@ from llama_deploy.errors import (
 from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinition, TaskStatus, TaskView
 from llama_deploy.web.http_connection import HttpAnswer, HttpRequest
 
-T = TypeVar("T")
-
 
 class Clock:
     def __init__(self) -> None:
@@ -38,15 +42,52 @@ class Clock:
         return self.now
 
 
-class Run:
-    """An operation under way, of which `step` is what it wants next."""
+@dataclass
+class Pause:
+    seconds: float
 
-    def __init__(self, operation: Operation[Any], clock: Clock | None = None) -> None:
-        self._operation = operation
+
+class Wish:
+    """Hands a request or a pause to the test and waits for its answer."""
+
+    def __init__(self, step: HttpRequest | Pause) -> None:
+        self._step = step
+
+    def __await__(self) -> Generator[HttpRequest | Pause, HttpAnswer | None, HttpAnswer | None]:
+        return (yield self._step)
+
+
+class Connection:
+    """The side of an HTTP connection that the test plays."""
+
+    async def answer(self, request: HttpRequest) -> HttpAnswer:
+        answer = await Wish(request)
+        assert answer is not None
+        return answer
+
+    def stream(self, request: HttpRequest) -> AbstractAsyncContextManager[AsyncGenerator[bytes]]:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+async def pause(seconds: float) -> None:
+    await Wish(Pause(seconds))
+
+
+API = ServerApi(Connection(), ClientSettings(), sleep=pause)
+
+
+class Run:
+    """A call under way, of which `step` is what it wants next."""
+
+    def __init__(self, call: Coroutine[Any, Any, Any], clock: Clock | None = None) -> None:
+        self._call = call
         self._clock = clock
         self.result: Any = None
         self.done = False
-        self.step: HttpRequest | Pause = next(operation)
+        self.step: HttpRequest | Pause = self._call.send(None)
 
     @property
     def request(self) -> HttpRequest:
@@ -58,26 +99,26 @@ class Run:
     ) -> None:
         assert isinstance(self.step, HttpRequest)
         self._pass(after)
-        self._go(HttpAnswer(value, headers or {}))
+        self._go(lambda: self._call.send(HttpAnswer(value, headers or {})))
 
-    def refuse(self, error: LlamaDeployError, *, after: float = 0) -> None:
+    def fail(self, error: LlamaDeployError, *, after: float = 0) -> None:
         self._pass(after)
-        self.step = self._operation.throw(error)
+        self._go(lambda: self._call.throw(error))
 
     def pause(self) -> float:
         assert isinstance(self.step, Pause)
         seconds = self.step.seconds
         self._pass(seconds)
-        self._go(None)
+        self._go(lambda: self._call.send(None))
         return seconds
 
     def _pass(self, seconds: float) -> None:
         if self._clock is not None:
             self._clock.now += seconds
 
-    def _go(self, answer: HttpAnswer | None) -> None:
+    def _go(self, resume: Callable[[], HttpRequest | Pause]) -> None:
         try:
-            self.step = self._operation.send(answer)
+            self.step = resume()
         except StopIteration as end:
             self.result, self.done = end.value, True
 
@@ -98,15 +139,15 @@ def view(status: str = "running", **changes: Any) -> dict[str, Any]:
 
 
 def submission() -> Any:
-    return tasks.describe("adder", {"a": 3, "b": 4}, task_id="t1")
+    return build_submission("adder", {"a": 3, "b": 4}, task_id="t1")
 
 
 def test_a_short_task_takes_one_request() -> None:
     clock = Clock()
-    run = Run(tasks.run(submission(), Deadline(120, clock)), clock)
+    run = Run(task_calls.run(API, submission(), Deadline(120, clock)), clock)
     assert (run.request.method, run.request.path) == ("POST", "/tasks")
-    assert run.request.params == {"wait": tasks.LONGEST_WAIT}
-    assert run.request.timeout > tasks.LONGEST_WAIT
+    assert run.request.params == {"wait": task_calls.MAX_WAIT}
+    assert (run.request.timeout or 0) > task_calls.MAX_WAIT
     assert run.request.json.model_dump(exclude_none=True) == {
         "service_name": "adder",
         "arguments": {"a": 3, "b": 4},
@@ -118,18 +159,18 @@ def test_a_short_task_takes_one_request() -> None:
     assert run.result.result == "7"
 
 
-def test_a_longer_task_is_waited_for_without_pauses() -> None:
+def test_a_longer_task_is_awaited_without_pauses() -> None:
     clock = Clock()
-    run = Run(tasks.run(submission(), Deadline(50, clock)), clock)
+    run = Run(task_calls.run(API, submission(), Deadline(50, clock)), clock)
     run.answer(view(), after=30)
     assert (run.request.method, run.request.path, run.request.params) == ("GET", "/tasks/t1", {"wait": 20.0})
     run.answer(view("succeeded"), after=5)
     assert run.result.value == 7
 
 
-def test_a_late_result_raises_and_names_the_task() -> None:
+def test_a_late_result_raises_with_the_task_id() -> None:
     clock = Clock()
-    run = Run(tasks.run(submission(), Deadline(40, clock)), clock)
+    run = Run(task_calls.run(API, submission(), Deadline(40, clock)), clock)
     run.answer(view(), after=30)
     with pytest.raises(TaskTimeoutError, match=r"task t1 .* 40 s .*running") as caught:
         run.answer(view(), after=10)
@@ -138,44 +179,45 @@ def test_a_late_result_raises_and_names_the_task() -> None:
 
 def test_a_wait_of_zero_asks_once() -> None:
     clock = Clock()
-    run = Run(tasks.wait_for_end("t1", Deadline(0, clock)), clock)
+    run = Run(task_calls.wait_for_end(API, "t1", Deadline(0, clock)), clock)
     assert run.request.params == {"wait": 0}
     with pytest.raises(TaskTimeoutError):
         run.answer(view())
 
 
-@pytest.mark.parametrize("path", ["/tasks/t1/events", "/sessions/s1/tasks/t1/send_event"])
-def test_an_event_with_a_key_is_sent_until_it_is_taken(path: str) -> None:
+def test_an_event_with_a_key_is_sent_until_it_is_stored() -> None:
     clock = Clock()
     event = EventDefinition(event_obj_str="{}", idempotency_key="mine")
-    deadline = Deadline(10, clock)
-    in_session = path.startswith("/sessions")
-    run = Run(
-        tasks.send_in_session("s1", "t1", event, deadline)
-        if in_session
-        else tasks.send("t1", event, deadline),
-        clock,
-    )
+    run = Run(task_calls.send_event(API, "/tasks/t1/events", event, Deadline(10, clock)), clock)
     for _ in range(2):
-        assert (run.request.path, run.request.json) == (path, event)
-        run.refuse(UnavailableError("no answer"), after=1)
+        assert (run.request.path, run.request.json) == ("/tasks/t1/events", event)
+        run.fail(UnavailableError("no answer"), after=1)
         run.pause()
     run.answer()
     assert run.done
-    run = Run(tasks.send("t1", event, Deadline(1, clock)), clock)
+    run = Run(task_calls.send_event(API, "/tasks/t1/events", event, Deadline(1, clock)), clock)
     with pytest.raises(UnavailableError):
-        run.refuse(UnavailableError("no answer"), after=2)
+        run.fail(UnavailableError("no answer"), after=2)
 
 
 def test_an_event_without_a_key_is_sent_once() -> None:
-    run = Run(tasks.send("t1", EventDefinition(event_obj_str="{}"), Deadline(10)))
+    event = EventDefinition(event_obj_str="{}")
+    run = Run(task_calls.send_event(API, "/tasks/t1/events", event, Deadline(10)))
     with pytest.raises(UnavailableError):
-        run.refuse(UnavailableError("no answer"))
+        run.fail(UnavailableError("no answer"))
 
 
-def test_a_control_plane_that_sends_its_waiters_away_is_not_flooded() -> None:
+def test_a_session_sends_events_to_its_own_tasks() -> None:
+    event = EventDefinition(event_obj_str="{}")
+    run = Run(Session(API, "s1").send_event_def("t1", event))
+    assert (run.request.path, run.request.json) == ("/sessions/s1/tasks/t1/send_event", event)
+    run.answer()
+    assert run.done
+
+
+def test_a_control_plane_that_answers_waiting_requests_early_is_not_flooded() -> None:
     clock = Clock()
-    run = Run(tasks.wait_for_end("t1", Deadline(60, clock)), clock)
+    run = Run(task_calls.wait_for_end(API, "t1", Deadline(60, clock)), clock)
     run.answer(view(), after=0.01)
     assert run.pause() == 0.1
     run.answer(view(), after=30)
@@ -183,10 +225,10 @@ def test_a_control_plane_that_sends_its_waiters_away_is_not_flooded() -> None:
     assert run.done
 
 
-def test_what_is_known_to_have_ended_is_not_asked_for() -> None:
+def test_a_task_that_is_known_to_have_ended_is_not_requested_again() -> None:
     known = TaskView.model_validate(view("succeeded"))
     with pytest.raises(StopIteration) as end:
-        next(tasks.wait_for_end("t1", Deadline(1), known))
+        task_calls.wait_for_end(API, "t1", Deadline(1), known).send(None)
     assert end.value.value is known
 
 
@@ -198,10 +240,10 @@ def test_what_is_known_to_have_ended_is_not_asked_for() -> None:
         ("cancelled", TaskCancelledError, "was cancelled"),
     ],
 )
-def test_other_ends_than_success_raise_with_their_facts(
+def test_a_task_that_did_not_succeed_raises_with_its_error(
     status: str, error: type[TaskFailedError], text: str
 ) -> None:
-    run = Run(tasks.run(submission(), Deadline(5)))
+    run = Run(task_calls.run(API, submission(), Deadline(5)))
     failure = {"type": "builtins.ValueError", "message": "no such number", "traceback": "line 1"}
     with pytest.raises(error, match=text) as caught:
         run.answer(view(status, result={"error": failure}))
@@ -214,13 +256,13 @@ def test_other_ends_than_success_raise_with_their_facts(
     }
 
 
-def test_an_unanswered_submission_is_repeated_with_the_same_id_until_it_is_accepted() -> None:
+def test_a_submission_without_a_response_is_retried_with_the_same_id() -> None:
     clock = Clock()
-    run = Run(tasks.submit(tasks.describe("adder", {}), Deadline(120, clock)), clock)
+    run = Run(task_calls.submit(API, build_submission("adder", {}), Deadline(120, clock)), clock)
     first = run.request.json.task_id
     pauses = []
     for _ in range(7):
-        run.refuse(UnavailableError("gone"))
+        run.fail(UnavailableError("gone"))
         pauses.append(run.pause())
         assert run.request.json.task_id == first
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
@@ -228,142 +270,142 @@ def test_an_unanswered_submission_is_repeated_with_the_same_id_until_it_is_accep
     assert run.result.status is TaskStatus.RUNNING
 
 
-def test_an_unanswered_submission_raises_at_the_deadline() -> None:
+def test_a_submission_without_a_response_raises_at_the_deadline() -> None:
     clock = Clock()
-    run = Run(tasks.submit(submission(), Deadline(1, clock)), clock)
-    run.refuse(UnavailableError("gone"), after=0.95)
+    run = Run(task_calls.submit(API, submission(), Deadline(1, clock)), clock)
+    run.fail(UnavailableError("gone"), after=0.95)
     assert run.pause() == pytest.approx(0.05)
     with pytest.raises(UnavailableError, match="gone"):
-        run.refuse(UnavailableError("gone"))
+        run.fail(UnavailableError("gone"))
 
 
-def test_an_overloaded_server_says_how_long_to_pause() -> None:
+def test_an_overloaded_server_sets_the_pause() -> None:
     clock = Clock()
-    run = Run(tasks.submit(submission(), Deadline(10, clock)), clock)
-    run.refuse(OverloadedError("full", retry_after=3))
+    run = Run(task_calls.submit(API, submission(), Deadline(10, clock)), clock)
+    run.fail(OverloadedError("full", retry_after=3))
     assert run.pause() == 3
     run.answer(view())
     assert run.done
 
 
-def test_a_refused_submission_is_not_repeated() -> None:
-    run = Run(tasks.submit(submission(), Deadline(10)))
+def test_a_rejected_submission_is_not_retried() -> None:
+    run = Run(task_calls.submit(API, submission(), Deadline(10)))
     with pytest.raises(ServiceNotFoundError):
-        run.refuse(ServiceNotFoundError("nobody", service_name="adder"))
+        run.fail(ServiceNotFoundError("nobody", service_name="adder"))
 
 
-def test_a_control_plane_that_comes_back_while_waiting_goes_unnoticed() -> None:
+def test_a_restart_of_the_control_plane_does_not_end_the_wait() -> None:
     clock = Clock()
-    run = Run(tasks.run(submission(), Deadline(60, clock)), clock)
+    run = Run(task_calls.run(API, submission(), Deadline(60, clock)), clock)
     run.answer(view())
-    run.refuse(UnavailableError("gone"))
+    run.fail(UnavailableError("gone"))
     run.pause()
     assert run.request.method == "GET"
     run.answer(view("succeeded"))
     assert run.result.value == 7
 
 
-def test_a_control_plane_that_stays_away_while_waiting_is_a_timeout() -> None:
+def test_an_outage_until_the_deadline_is_a_timeout() -> None:
     clock = Clock()
-    run = Run(tasks.wait_for_end("t1", Deadline(1, clock)), clock)
+    run = Run(task_calls.wait_for_end(API, "t1", Deadline(1, clock)), clock)
     with pytest.raises(TaskTimeoutError, match="gone"):
-        run.refuse(UnavailableError("gone"), after=1)
+        run.fail(UnavailableError("gone"), after=1)
 
 
-def test_an_answer_of_another_form_is_told_apart() -> None:
-    run = Run(tasks.read("t1"))
+def test_a_response_of_an_unexpected_form_raises() -> None:
+    run = Run(TaskHandle(API, task_id="t1").info())
     with pytest.raises(InternalServerError, match="/tasks/t1"):
         run.answer({"hello": "world"})
 
 
-def test_ids_are_quoted() -> None:
-    assert Run(tasks.read("a/b c?d")).request.path == "/tasks/a%2Fb%20c%3Fd"
+def test_ids_are_quoted_in_paths() -> None:
+    assert Run(TaskHandle(API, task_id="a/b c?d").info()).request.path == "/tasks/a%2Fb%20c%3Fd"
 
 
 @pytest.mark.parametrize("changes", [{"task_id": ""}, {"max_attempts": 0}, {"session_id": ""}])
-def test_a_submission_that_cannot_be_is_refused_here(changes: dict[str, Any]) -> None:
+def test_an_invalid_submission_is_rejected_before_it_is_sent(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match=next(iter(changes))):
-        tasks.describe("adder", {}, **changes)
+        build_submission("adder", {}, **changes)
 
 
 def test_session_state_carries_its_version() -> None:
-    run = Run(sessions.get_state("s1"))
+    run = Run(Session(API, "s1").get_state())
     assert (run.request.method, run.request.path) == ("GET", "/sessions/s1/state")
     run.answer({"a": 1}, headers={"etag": '"4"'})
     assert (run.result.state, run.result.version) == ({"a": 1}, 4)
 
-    run = Run(sessions.set_state("s1", {"a": 2}, version=4))
+    run = Run(Session(API, "s1").set_state({"a": 2}, version=4))
     assert (run.request.method, run.request.headers["If-Match"]) == ("PUT", '"4"')
     run.answer({"a": 2}, headers={"etag": '"5"'})
     assert run.result.version == 5
 
-    run = Run(sessions.update_state("s1", {"b": 3}))
+    run = Run(Session(API, "s1").update_state({"b": 3}))
     assert (run.request.method, run.request.json) == ("POST", {"b": 3})
     run.answer({"a": 2, "b": 3}, headers={"etag": '"6"'})
     assert run.result.version == 6
 
 
-def test_session_state_without_a_version_is_not_trusted() -> None:
-    run = Run(sessions.get_state("s1"))
+def test_session_state_without_a_version_raises() -> None:
+    run = Run(Session(API, "s1").get_state())
     with pytest.raises(InternalServerError, match="ETag"):
         run.answer({"a": 1})
 
 
 def test_sessions_are_listed_page_by_page() -> None:
-    run = Run(sessions.list_all())
+    run = Run(SessionCollection(API).list())
     assert run.request.params == {"after": "", "limit": 1000}
     run.answer({f"s{n:04}": {"session_id": f"s{n:04}"} for n in range(1000)})
     assert run.request.params == {"after": "s0999", "limit": 1000}
     run.answer({"s1000": {"session_id": "s1000"}})
-    assert [found.session_id for found in run.result] == [f"s{n:04}" for n in range(1001)]
+    assert [found.id for found in run.result] == [f"s{n:04}" for n in range(1001)]
 
 
 def test_a_session_is_created_with_the_id_that_was_asked_for() -> None:
-    run = Run(sessions.create(session_id="mine", policy="parallel"))
+    run = Run(SessionCollection(API).get_or_create("mine", policy="parallel"))
     assert run.request.json.model_dump(mode="json") == {"session_id": "mine", "policy": "parallel"}
     run.answer("mine")
-    assert run.result == "mine"
+    assert run.result.id == "mine"
 
 
-@pytest.mark.parametrize(("session_id", "policy"), [(None, "sometimes"), ("", "enqueue")])
-def test_a_session_that_cannot_be_is_refused_here(session_id: str | None, policy: str) -> None:
+@pytest.mark.parametrize(("session_id", "policy"), [("mine", "sometimes"), ("", "enqueue")])
+def test_an_invalid_session_is_rejected_before_it_is_sent(session_id: str, policy: str) -> None:
     with pytest.raises(InvalidRequestError):
-        Run(sessions.create(session_id=session_id, policy=policy))
+        Run(SessionCollection(API).get_or_create(session_id, policy=policy))
 
 
-def test_services_are_known_by_their_id() -> None:
-    run = Run(services.list_all())
+def test_services_have_an_id() -> None:
+    collection = ServiceCollection(API)
+    run = Run(collection.list())
     run.answer({"adder": {"service_name": "adder", "description": "Adds.", "host": "h", "port": 1}})
-    assert run.result["adder"].id == "adder"
-    assert run.result["adder"].description == "Adds."
+    assert [service.id for service in run.result] == ["adder"]
+    assert collection.items["adder"].description == "Adds."
 
-    run = Run(services.register(ServiceDefinition(service_name="adder")))
+    run = Run(collection.register(ServiceDefinition(service_name="adder")))
     run.answer({"host": "127.0.0.1"})
     assert run.result.id == "adder"
 
 
-def test_an_api_server_that_is_away_is_down() -> None:
-    operation = deployments.status()
-    next(operation)
-    with pytest.raises(StopIteration) as end:
-        operation.throw(UnavailableError("gone"))
-    assert end.value.value.status == "Down"
+def test_an_api_server_that_does_not_respond_is_down() -> None:
+    run = Run(ApiServer(API).status())
+    run.fail(UnavailableError("gone"))
+    assert run.result.status == "Down"
 
 
 def test_a_deployment_is_uploaded_as_a_file() -> None:
-    run = Run(deployments.create(b"name: mine\n", reload=True, timeout=9))
+    run = Run(ApiServer(API).deployments.create(BytesIO(b"name: mine\n"), reload=True))
     assert run.request.params == {"reload": "true"}
     assert run.request.headers["Content-Type"].startswith("multipart/form-data; boundary=")
     assert run.request.content is not None
     assert b'name="config_file"; filename="deployment.yaml"' in run.request.content
     assert b"name: mine\n" in run.request.content
     run.answer({"name": "mine"})
-    assert run.result.name == "mine"
+    assert run.result.id == "mine"
 
 
-def test_deployment_tasks_name_their_session() -> None:
-    task = TaskDefinition(input="{}", task_id="t1", session_id="s1")
-    run = Run(deployments.task_results("mine", task))
+def test_requests_about_a_deployment_task_name_its_session() -> None:
+    run = Run(DeploymentTasks(API, "mine").list())
+    run.answer([TaskDefinition(input="{}", task_id="t1", session_id="s1").model_dump()])
+    run = Run(run.result[0].results())
     assert (run.request.path, run.request.params) == (
         "/deployments/mine/tasks/t1/results",
         {"session_id": "s1"},

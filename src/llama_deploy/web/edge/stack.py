@@ -1,0 +1,85 @@
+"""All layers between the HTTP server and the routes, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llama_deploy.web.edge.authentication import Anonymous, Authentication, Authenticator
+from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES, BodyLimit
+from llama_deploy.web.edge.json_bodies import JsonBodies
+from llama_deploy.web.edge.origin_check import OriginCheck, with_cors
+from llama_deploy.web.edge.tracing import TraceParentReader, Tracer, Tracing
+from llama_deploy.web.edge.trusted_hosts import TrustedHosts
+from llama_deploy.web.shortcuts import Endpoint, Shortcuts
+
+_NO_SHORTCUTS: Final[Mapping[tuple[str, str], Endpoint]] = MappingProxyType({})
+_POLICY_VIOLATION: Final = 1008
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """What the layers of one server check."""
+
+    env_prefix: str
+    """The prefix of the server's settings in the environment, for errors that name one."""
+    hosts: Collection[str]
+    """Names under which the server is reached, beside IP addresses and `localhost`; see `TrustedHosts`."""
+    cors_origins: Collection[str] | None = None
+    """Origins of web pages that may use the server. None: the server has no such setting."""
+    allow_navigation: bool = False
+    """Whether links on pages of other origins may lead to this server."""
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    authenticator: Authenticator = field(default_factory=Anonymous)
+    tracer: Tracer = field(default_factory=TraceParentReader)
+
+
+def build_edge(
+    app: ASGIApp, settings: EdgeSettings, *, shortcuts: Mapping[tuple[str, str], Endpoint] = _NO_SHORTCUTS
+) -> ASGIApp:
+    """Return `app` behind all layers: no route, fast or documented, can be reached past one.
+
+    The order: trusted hosts, origins and CORS, trace, authentication, body limit, JSON bodies, shortcuts.
+
+    Args:
+        app: The application, which documents all routes.
+        settings: What is checked.
+        shortcuts: Routes that are answered before the application; see `Shortcuts`.
+    """
+    origins = settings.cors_origins or ()
+    stack: ASGIApp = Shortcuts(app, shortcuts)
+    stack = JsonBodies(stack)
+    stack = BodyLimit(stack, max_body_bytes=settings.max_body_bytes)
+    stack = Authentication(stack, authenticator=settings.authenticator)
+    stack = Tracing(stack, tracer=settings.tracer)
+    if origins:
+        stack = with_cors(stack, origins=origins)
+    stack = OriginCheck(
+        stack,
+        allowed=origins,
+        allow_navigation=settings.allow_navigation,
+        setting=None if settings.cors_origins is None else f"{settings.env_prefix}CORS_ORIGINS",
+    )
+    stack = TrustedHosts(stack, names=settings.hosts, setting=f"{settings.env_prefix}TRUSTED_HOSTS")
+    return _HttpOnly(stack, app)
+
+
+class _HttpOnly:
+    """Passes requests to the layers and the lifespan to the application; refuses WebSockets."""
+
+    def __init__(self, layers: ASGIApp, app: ASGIApp) -> None:
+        self._layers = layers
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._layers(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
