@@ -1,7 +1,7 @@
 """Run the tests of durable runs with the oldest workflow library that `pyproject.toml` allows.
 
-`make lock` pins it in `requirements/oldest.txt`. All other tests run with the pin of `requirements/run.txt`; if both are
-the same, there is nothing to do.
+`make lock` pins it in `requirements/oldest.txt`. All other tests run with the pin of `requirements/run.txt`;
+if both are the same, there is nothing to do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Fill `build/wheels`, so that CI installs without an index, and shows that no release of tomorrow can break that.
+"""Fill `build/wheels`, from which CI installs without an index: `wheels.py PYTHON...`.
 
-The folder holds every locked wheel for the given interpreters, and for each locked package a decoy: a newer
-release, as an index may have one any day. Whatever resolves, finds the decoy and fails.
+The folder has every locked wheel for these interpreters, and a decoy for every locked package: a newer
+release, such as an index can have on any day. An installation that resolves finds the decoys and fails.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def download(python: str) -> None:
     """Download what is locked for an interpreter and not there yet, with the pip that comes with it."""
     environment = ROOT / "build" / "download"
     subprocess.run([python, "-m", "venv", "--clear", environment], check=True)
-    pip = [environment / "bin" / "python", "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
+    pip = [str(environment / "bin" / "python"), "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
     pip += ["--no-deps", "--require-hashes", "--only-binary=:all:", f"--dest={WHEELS}"]
     for lock in LOCKS:
         missing = [pin for pin in re.split(r"\n(?=\w)", lock.read_text("utf-8")) if not is_there(pin)]
@@ -42,13 +42,13 @@ def add_decoy(name: str) -> None:
     """Write the wheel of a newer release, which has nothing in it but its name."""
     metadata = f"{name.replace('-', '_')}-{DECOY}.dist-info"
     files = {
-        f"{metadata}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {DECOY}\n",
-        f"{metadata}/WHEEL": "Wheel-Version: 1.0\nGenerator: decoy\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {DECOY}\n",
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: decoy\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "".join(f"{metadata}/{file},,\n" for file in ("METADATA", "WHEEL", "RECORD")),
     }
-    record = "".join(f"{path},,\n" for path in (*files, f"{metadata}/RECORD"))
     with zipfile.ZipFile(WHEELS / f"{name.replace('-', '_')}-{DECOY}-py3-none-any.whl", "w") as wheel:
-        for path, text in {**files, f"{metadata}/RECORD": record}.items():
-            wheel.writestr(path, text)
+        for file, text in files.items():
+            wheel.writestr(f"{metadata}/{file}", text)
 
 
 def main() -> None:
