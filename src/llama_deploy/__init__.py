@@ -1,7 +1,10 @@
 """Run agentic workflows as networked, durable, observable services.
 
-Importing this package imports none of its parts, configures no logging and starts nothing: each name below
-is imported when it is first used, so that a client does not load the servers.
+Start here: `Client` runs tasks, `LocalStack` runs a whole system in one process, and `WorkflowService`,
+`deploy_workflow` and `deploy_core` run its parts in processes of their own.
+
+Each name below is imported when you first use it. `import llama_deploy` alone loads none of them, configures
+no logging and starts nothing.
 """
 
 from __future__ import annotations
@@ -10,69 +13,115 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from llama_deploy.client import AsyncLlamaDeployClient, Client, LlamaDeployClient
+    from llama_deploy.client import Client, Session, SyncClient, TaskHandle
+    from llama_deploy.compat import AsyncLlamaDeployClient, LlamaDeployClient
     from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
-    from llama_deploy.deploy import deploy_core, deploy_workflow
+    from llama_deploy.deploy import LocalStack, deploy_core, deploy_workflow
+    from llama_deploy.errors import (
+        ConfigError,
+        LlamaDeployError,
+        ServiceNotFoundError,
+        SessionBusyError,
+        SessionNotFoundError,
+        TaskCancelledError,
+        TaskEndedError,
+        TaskFailedError,
+        TaskNotFoundError,
+        TaskTimeoutError,
+        UnavailableError,
+    )
     from llama_deploy.message_consumers import CallableMessageConsumer
     from llama_deploy.message_queues import (
         SimpleMessageQueue,
         SimpleMessageQueueConfig,
         SimpleMessageQueueServer,
+        config_from_url,
     )
     from llama_deploy.messages import QueueMessage
     from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
     from llama_deploy.services import BaseService, WorkflowService, WorkflowServiceConfig
+    from llama_deploy.types import TaskEvent, TaskStatus, generate_id
 
 __all__ = [
     "AsyncLlamaDeployClient",
     "BaseService",
     "CallableMessageConsumer",
     "Client",
+    "ConfigError",
     "ControlPlaneConfig",
     "ControlPlaneServer",
     "LlamaDeployClient",
+    "LlamaDeployError",
+    "LocalStack",
     "QueueMessage",
+    "ServiceNotFoundError",
+    "Session",
+    "SessionBusyError",
+    "SessionNotFoundError",
     "SimpleMessageQueue",
     "SimpleMessageQueueConfig",
     "SimpleMessageQueueServer",
     "SimpleOrchestrator",
     "SimpleOrchestratorConfig",
+    "SyncClient",
+    "TaskCancelledError",
+    "TaskEndedError",
+    "TaskEvent",
+    "TaskFailedError",
+    "TaskHandle",
+    "TaskNotFoundError",
+    "TaskStatus",
+    "TaskTimeoutError",
+    "UnavailableError",
     "WorkflowService",
     "WorkflowServiceConfig",
+    "config_from_url",
     "deploy_core",
     "deploy_workflow",
+    "generate_id",
 ]
 
-_HOMES: Final = {
-    "AsyncLlamaDeployClient": "client",
-    "BaseService": "services",
-    "CallableMessageConsumer": "message_consumers",
-    "Client": "client",
-    "ControlPlaneConfig": "control_plane",
-    "ControlPlaneServer": "control_plane",
-    "LlamaDeployClient": "client",
-    "QueueMessage": "messages",
-    "SimpleMessageQueue": "message_queues",
-    "SimpleMessageQueueConfig": "message_queues",
-    "SimpleMessageQueueServer": "message_queues",
-    "SimpleOrchestrator": "orchestrators",
-    "SimpleOrchestratorConfig": "orchestrators",
-    "WorkflowService": "services",
-    "WorkflowServiceConfig": "services",
-    "deploy_core": "deploy",
-    "deploy_workflow": "deploy",
+_MODULES: Final = {
+    "client": ("Client", "Session", "SyncClient", "TaskHandle"),
+    "compat": ("AsyncLlamaDeployClient", "LlamaDeployClient"),
+    "control_plane": ("ControlPlaneConfig", "ControlPlaneServer"),
+    "deploy": ("LocalStack", "deploy_core", "deploy_workflow"),
+    "errors": (
+        "ConfigError",
+        "LlamaDeployError",
+        "ServiceNotFoundError",
+        "SessionBusyError",
+        "SessionNotFoundError",
+        "TaskCancelledError",
+        "TaskEndedError",
+        "TaskFailedError",
+        "TaskNotFoundError",
+        "TaskTimeoutError",
+        "UnavailableError",
+    ),
+    "message_consumers": ("CallableMessageConsumer",),
+    "message_queues": (
+        "SimpleMessageQueue",
+        "SimpleMessageQueueConfig",
+        "SimpleMessageQueueServer",
+        "config_from_url",
+    ),
+    "messages": ("QueueMessage",),
+    "orchestrators": ("SimpleOrchestrator", "SimpleOrchestratorConfig"),
+    "services": ("BaseService", "WorkflowService", "WorkflowServiceConfig"),
+    "types": ("TaskEvent", "TaskStatus", "generate_id"),
 }
-"""Which part of the package a name comes from."""
+"""The module that defines each public name."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for (PEP 562)."""
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+    """Import a public name on first use (PEP 562)."""
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,42 +1,44 @@
-"""Every error that llama_deploy raises, in one tree with one root.
+"""All errors of llama_deploy, in one tree.
 
 ```
 LlamaDeployError
-├── ConfigError (ValueError)             a setting that cannot work
-├── InvalidRequestError (ValueError)     what was sent is not what is understood
-│   ├── MessageDecodeError               bytes that are not a QueueMessage of a known version
-│   ├── PayloadTooLargeError             a body above the limit
-│   ├── InvalidHostError                 an HTTP request without exactly one well-formed Host
-│   └── UnsupportedMediaTypeError        a body that is not declared as JSON
-├── UntrustedHostError                   an HTTP request for a host that the server does not serve
-├── ForeignOriginError                   a request of a web page that must not use the server
-├── SerializationError (TypeError)       a value that cannot be carried as JSON
-├── SignatureError                       stored data that no holder of a key has signed
+├── ConfigError (ValueError)             a setting is not valid
+├── InvalidRequestError (ValueError)     a request or message is not valid
+│   ├── MessageDecodeError               the bytes are not a QueueMessage of a supported version
+│   ├── PayloadTooLargeError             the request body exceeds the limit
+│   ├── InvalidHostError                 an HTTP request has no single valid Host header
+│   └── UnsupportedMediaTypeError        a request body is not declared as JSON
+├── UntrustedHostError                   an HTTP request names a host that the server does not serve
+├── ForeignOriginError                   a web page of an origin that is not allowed made the request
+├── SerializationError (TypeError)       a value cannot be converted to JSON
+├── SignatureError                       stored data has no valid signature
 ├── NotFoundError (LookupError)
 │   ├── ServiceNotFoundError
 │   ├── SessionNotFoundError
 │   ├── TaskNotFoundError
 │   └── TopicNotFoundError
-├── ConflictError                        the request does not fit the present state
-│   ├── TaskFinishedError                the task has ended; it takes no events and no second end
-│   ├── SessionBusyError                 the session's policy is to reject a second task
-│   ├── StateConflictError               compare-and-set: somebody else wrote first
-│   ├── FencedOutError                   an older attempt, or a stranger, writes for a task
-│   ├── JournalConflictError             a write does not follow what the run's journal holds
-│   └── EventsMissingError               earlier events of the attempt have not arrived; retriable
-├── OverloadedError                      a bounded buffer is full; retriable
-│   └── QueueFullError
-├── UnavailableError (ConnectionError)   the other side does not answer; retriable
-│   └── ClosedError                      what was called is closed in this process; not retriable
-├── InternalServerError                  the other side answered with a fault of its own; retriable
-├── StoreLockedError                     another control plane holds the state store
-├── RunMismatchError                     another version of a workflow has begun the run
-├── AttemptsExhaustedError               instances died under a task as often as it allows
-├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task goes on
-└── TaskEndedError                       the task ended otherwise than by success
-    ├── TaskFailedError                  failed or timed out
-    └── TaskCancelledError
+├── ConflictError                        the request conflicts with the current state
+│   ├── TaskFinishedError                the task has ended
+│   ├── SessionBusyError                 the session accepts one task at a time
+│   ├── StateConflictError               another writer changed the session state first
+│   ├── FencedOutError                   the writer does not own the task's current attempt
+│   ├── JournalConflictError             the write does not follow the run's journal
+│   └── EventsMissingError *             earlier events of the attempt have not arrived yet
+├── OverloadedError *                    a bounded buffer is full
+│   └── QueueFullError *                 a topic of the message queue is full
+├── UnavailableError (ConnectionError) * the other side does not respond
+│   └── ClosedError                      the object is closed in this process
+├── InternalServerError *                the other side failed
+├── StoreLockedError                     another process uses the state store
+├── RunMismatchError                     another version of the workflow started the run
+├── AttemptsExhaustedError               too many instances died while they ran the task
+├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task is still running
+└── TaskEndedError                       the task did not succeed
+    ├── TaskFailedError                  it failed or exceeded its time limit
+    └── TaskCancelledError               it was cancelled
 ```
+
+`*` marks errors that are `retriable`. In parentheses is the built-in class that the error also belongs to.
 """
 
 from __future__ import annotations
@@ -45,38 +47,38 @@ from typing import Any, ClassVar
 
 
 class LlamaDeployError(Exception):
-    """The root of all errors of this package."""
+    """The base class of all errors of this package."""
 
     code: ClassVar[str] = "internal_error"
-    """Stable machine-readable name; the last part of a problem's `type` over HTTP."""
+    """A stable machine-readable name: the last part of `type` in an HTTP problem document."""
     retriable: ClassVar[bool] = False
-    """Whether the same call may succeed later without a change."""
+    """Whether the same call may succeed later, without a change."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message)
 
     def facts(self) -> dict[str, Any]:
-        """Return the error's attributes as JSON values, to travel beside its text.
+        """Return the error's attributes as JSON values.
 
-        Passing them to the class as keyword arguments after the text builds the same error again.
+        `type(error)(str(error), **error.facts())` builds an equal error.
         """
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
 class ConfigError(LlamaDeployError, ValueError):
-    """A setting has a value with which nothing can work."""
+    """A setting is not valid. The message names it and says what to change."""
 
     code = "config_error"
 
 
 class InvalidRequestError(LlamaDeployError, ValueError):
-    """A request or message is not of the form that is understood."""
+    """A request or message is not valid."""
 
     code = "invalid_request"
 
 
 class MessageDecodeError(InvalidRequestError):
-    """Bytes do not hold a `QueueMessage` of a version that this release reads."""
+    """The bytes are not a `QueueMessage` of a version that this release supports."""
 
     code = "message_decode_error"
 
@@ -89,6 +91,7 @@ class PayloadTooLargeError(InvalidRequestError):
     def __init__(self, message: str, *, limit_bytes: int | None = None) -> None:
         super().__init__(message)
         self.limit_bytes = limit_bytes
+        """The limit."""
 
 
 class InvalidHostError(InvalidRequestError):
@@ -125,34 +128,35 @@ class ForeignOriginError(LlamaDeployError):
 
 
 class SerializationError(LlamaDeployError, TypeError):
-    """A value cannot be carried as JSON. `path` names the place inside the value, such as `$.items[3]`."""
+    """A value cannot be converted to JSON, or a result does not match the requested type."""
 
     code = "serialization_error"
 
     def __init__(self, message: str, *, path: str = "$") -> None:
         super().__init__(message)
         self.path = path
+        """The location within the value, such as `$.items[3]`."""
 
 
 class SignatureError(LlamaDeployError):
-    """Stored data was not signed by a holder of a configured key, for the place where it stands."""
+    """Stored data has no valid signature of a configured key for its location."""
 
     code = "signature_error"
 
     def __init__(self, message: str, *, context: str | None = None) -> None:
         super().__init__(message)
         self.context = context
-        """What the signature should have been made for, such as a session's id."""
+        """The location that the signature must cover, such as a session's id."""
 
 
 class NotFoundError(LlamaDeployError, LookupError):
-    """Something was addressed that does not exist."""
+    """The requested object does not exist."""
 
     code = "not_found"
 
 
 class ServiceNotFoundError(NotFoundError):
-    """No service is registered under this name."""
+    """The service is not registered."""
 
     code = "service_not_found"
 
@@ -162,7 +166,7 @@ class ServiceNotFoundError(NotFoundError):
 
 
 class SessionNotFoundError(NotFoundError):
-    """There is no session with this id."""
+    """The session does not exist."""
 
     code = "session_not_found"
 
@@ -172,7 +176,7 @@ class SessionNotFoundError(NotFoundError):
 
 
 class TaskNotFoundError(NotFoundError):
-    """There is no task with this id (in this session)."""
+    """The task does not exist, or belongs to another session."""
 
     code = "task_not_found"
 
@@ -182,7 +186,7 @@ class TaskNotFoundError(NotFoundError):
 
 
 class TopicNotFoundError(NotFoundError):
-    """The queue has no topic of this name."""
+    """The message queue has no such topic."""
 
     code = "topic_not_found"
 
@@ -192,13 +196,13 @@ class TopicNotFoundError(NotFoundError):
 
 
 class ConflictError(LlamaDeployError):
-    """The request is well formed but does not fit the present state."""
+    """The request is valid but conflicts with the current state."""
 
     code = "conflict"
 
 
 class TaskFinishedError(ConflictError):
-    """The task has ended already."""
+    """The task has ended: it accepts no events and no other result."""
 
     code = "task_finished"
 
@@ -206,10 +210,11 @@ class TaskFinishedError(ConflictError):
         super().__init__(message)
         self.task_id = task_id
         self.status = status
+        """The terminal status of the task."""
 
 
 class SessionBusyError(ConflictError):
-    """A session whose policy is `reject` has an open task."""
+    """The session's policy is `reject` and another task is open."""
 
     code = "session_busy"
 
@@ -219,18 +224,20 @@ class SessionBusyError(ConflictError):
 
 
 class StateConflictError(ConflictError):
-    """The session state has another version than the one that the writer had read."""
+    """Another writer changed the session state first. Read it again and retry the change."""
 
     code = "state_conflict"
 
     def __init__(self, message: str, *, expected: int | None = None, actual: int | None = None) -> None:
         super().__init__(message)
         self.expected = expected
+        """The version that the writer had read."""
         self.actual = actual
+        """The current version."""
 
 
 class FencedOutError(ConflictError):
-    """The writer does not own the attempt that it writes for; it must stop."""
+    """The writer does not own the task's current attempt. It must stop working on the task."""
 
     code = "fenced_out"
 
@@ -241,9 +248,10 @@ class FencedOutError(ConflictError):
 
 
 class JournalConflictError(ConflictError):
-    """The owner of an attempt wrote something that does not follow the entries of its run's journal.
+    """A write does not follow the last entry of the run's journal.
 
-    What the writer believes to be stored is not: only a new attempt, which reads the journal, can go on.
+    Entries that the writer assumes to be stored are missing. Only a new attempt, which reads the journal, can
+    continue the run.
     """
 
     code = "journal_conflict"
@@ -252,11 +260,11 @@ class JournalConflictError(ConflictError):
         super().__init__(message)
         self.task_id = task_id
         self.expected = expected
-        """How many entries the journal has."""
+        """The number of entries in the journal."""
 
 
 class EventsMissingError(ConflictError):
-    """Events arrived before earlier ones of the same attempt; sent again a little later, they fit."""
+    """Events arrived before earlier ones of the same attempt. Send them again later."""
 
     code = "events_missing"
     retriable = True
@@ -265,11 +273,11 @@ class EventsMissingError(ConflictError):
         super().__init__(message)
         self.task_id = task_id
         self.expected = expected
-        """The number of the first event that is missing."""
+        """The number of the first missing event."""
 
 
 class OverloadedError(LlamaDeployError):
-    """A bounded buffer is full. `retry_after` is in seconds."""
+    """A bounded buffer is full."""
 
     code = "overloaded"
     retriable = True
@@ -277,10 +285,11 @@ class OverloadedError(LlamaDeployError):
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        """Seconds to wait before the next attempt."""
 
 
 class QueueFullError(OverloadedError):
-    """A topic holds as many messages as it may."""
+    """A topic of the message queue has reached its limit."""
 
     code = "queue_full"
 
@@ -290,43 +299,43 @@ class QueueFullError(OverloadedError):
 
 
 class UnavailableError(LlamaDeployError, ConnectionError):
-    """The other side cannot be reached, or broke the connection."""
+    """The other side does not respond, or the connection broke."""
 
     code = "unavailable"
     retriable = True
 
 
 class ClosedError(UnavailableError):
-    """What was called in this process is closed; only a new one helps.
+    """The object was closed in this process. Create a new one.
 
-    Its `code` is that of `UnavailableError`: to another process, a server that
-    closes is one that may be back.
+    It has the `code` of `UnavailableError`: for a client, a server that closes may come back.
     """
 
     retriable = False
 
 
 class InternalServerError(LlamaDeployError):
-    """The other side answered that it failed, without an error that this release knows."""
+    """The other side failed, without an error that this release knows."""
 
     code = "internal_error"
     retriable = True
 
 
 class StoreLockedError(LlamaDeployError):
-    """Another control plane works on the same state store."""
+    """Another control plane uses this state store, and the store supports only one."""
 
     code = "store_locked"
 
     def __init__(self, message: str, *, path: str | None = None, pid: int | None = None) -> None:
         super().__init__(message)
         self.path = path
+        """The file of the store."""
         self.pid = pid
-        """The process that holds the store, if it is known."""
+        """The process that uses the store. None: not known."""
 
 
 class RunMismatchError(LlamaDeployError):
-    """A run cannot go on here: another version of its workflow, or of the library, has begun it."""
+    """A run cannot continue here: another version of its workflow or of the library started it."""
 
     code = "run_mismatch"
 
@@ -336,13 +345,13 @@ class RunMismatchError(LlamaDeployError):
 
 
 class AttemptsExhaustedError(LlamaDeployError):
-    """Instances died under a task as often as it allows: how such a task fails."""
+    """The failure of a task whose instances died `max_attempts` times."""
 
     code = "attempts_exhausted"
 
 
 class TaskTimeoutError(LlamaDeployError, TimeoutError):
-    """The client waited `timeout` seconds for the result. The task itself goes on."""
+    """The client stopped waiting for the result. The task is still running; you can wait again."""
 
     code = "task_timeout"
 
@@ -350,16 +359,17 @@ class TaskTimeoutError(LlamaDeployError, TimeoutError):
         super().__init__(message)
         self.task_id = task_id
         self.timeout = timeout
+        """The seconds that the client waited."""
 
 
 class TaskEndedError(LlamaDeployError):
-    """A task ended otherwise than by success.
+    """A task did not succeed.
 
     Attributes:
         task_id: The task.
         status: Its terminal status: `failed`, `timed_out` or `cancelled`.
-        error_type: Qualified name of the exception in the service, such as `builtins.ValueError`.
-        error_message: The text of that exception.
+        error_type: Qualified name of the exception in the service, such as `builtins.ValueError`, or None.
+        error_message: The message of that exception, or None.
         traceback: The last lines of its traceback, or None.
     """
 
@@ -384,7 +394,7 @@ class TaskEndedError(LlamaDeployError):
 
 
 class TaskFailedError(TaskEndedError):
-    """The task failed or exceeded its own time limit."""
+    """The task failed or exceeded its time limit."""
 
     code = "task_failed"
 

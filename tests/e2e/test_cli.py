@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +219,10 @@ def llamactl(folder: Path, *arguments: str, server: str | None = None) -> subpro
 
 
 class TestOptions:
-    """Those that all commands have stand before the command, where they mean one thing."""
+    """The options that all commands have. They come before the command."""
 
     @pytest.mark.parametrize("option", ["-s", "-t", "--server", "--control-plane"])
-    def test_not_behind_the_command(self, folder: Path, option: str) -> None:
+    def test_they_are_rejected_after_the_command(self, folder: Path, option: str) -> None:
         done = llamactl(folder, "run", "repeat", option, "1")
         assert (done.returncode, "No such option" in done.stderr) == (2, True)
 
@@ -231,24 +232,23 @@ class TestOptions:
             (("-s", "http://127.0.0.1:1"), "serve"),
             (("-k",), "serve"),
             (("-t", "3"), "serve"),
-            (("-k",), "worker"),
             (("-t", "3"), "worker"),
         ],
     )
-    def test_not_where_they_do_nothing(self, folder: Path, options: tuple[str, ...], command: str) -> None:
+    def test_they_are_rejected_where_they_have_no_effect(
+        self, folder: Path, options: tuple[str, ...], command: str
+    ) -> None:
         done = llamactl(folder, *options, command, "cli_app:repeat")
         assert done.returncode == 2
-        assert f"says nothing to `llamactl {command}`" in done.stderr
+        assert f"has no effect on `llamactl {command}`" in done.stderr
 
     @pytest.mark.parametrize("command", [("status",), ("worker", "cli_app:repeat")])
-    def test_a_server_that_is_no_url(self, folder: Path, command: tuple[str, ...]) -> None:
+    def test_a_server_that_is_not_a_url(self, folder: Path, command: tuple[str, ...]) -> None:
         done = llamactl(folder, *command, server="nowhere:1")
         assert done.returncode == 2
-        assert "'nowhere:1' is no URL" in done.stderr
+        assert "'nowhere:1' is not a URL" in done.stderr
 
-    def test_a_setting_of_the_environment_that_cannot_work(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_invalid_environment_variable(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS", "many")
         done = llamactl(folder, "serve", "cli_app:repeat", *ANY_PORTS)
         assert done.returncode == 2
@@ -257,8 +257,23 @@ class TestOptions:
         assert "Traceback" not in done.stderr
 
 
+def test_the_version(folder: Path) -> None:
+    done = llamactl(folder, "--version")
+    assert (done.returncode, done.stdout) == (0, f"llamactl {version('llama-deploy')}\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "serve", "worker", "run", "status", "sessions", "sessions create", "db", "db current", "db upgrade"],
+)
+def test_each_command_has_help(folder: Path, command: str) -> None:
+    done = llamactl(folder, *command.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"Usage: llamactl {command}".strip() in done.stdout
+
+
 class TestServe:
-    def test_it_announces_what_it_serves(self, folder: Path, served: dict[str, Any]) -> None:
+    def test_it_prints_what_it_serves(self, folder: Path, served: dict[str, Any]) -> None:
         repeat, sleep, count = served["services"]
         assert (repeat["service_name"], repeat["description"]) == ("repeat", "Repeats what it is told.")
         assert repeat["input_schema"]["required"] == ["message"]
@@ -270,7 +285,7 @@ class TestServe:
     def test_the_printed_commands_work_when_pasted(self, folder: Path, tmp_path: Path) -> None:
         with started(folder, "serve", "cli_app:repeat", *ANY_PORTS, "--data-dir", str(tmp_path)) as process:
             lines: list[str] = []
-            while not lines or not lines[-1].startswith("Ctrl-C"):
+            while not lines or not lines[-1].startswith("Press Ctrl-C"):
                 lines.append(process.line())
             text = "\n".join(lines)
             assert "repeat  Repeats what it is told." in text
@@ -307,7 +322,7 @@ class TestServe:
             assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-    def test_what_runs_may_end(self, folder: Path, tmp_path: Path, signum: signal.Signals) -> None:
+    def test_running_tasks_may_finish(self, folder: Path, tmp_path: Path, signum: signal.Signals) -> None:
         arguments = ("serve", "cli_app:Sleep", *ANY_PORTS, "--json", "--data-dir", str(tmp_path / "data"))
         with started(folder, *arguments) as process:
             url = json.loads(process.line())["control_plane_url"]
@@ -320,7 +335,7 @@ class TestServe:
             code, errors = process.wait()
         assert (code, "Traceback" in errors) == (0, False)
 
-    def test_a_second_ctrl_c_hands_back(self, folder: Path, tmp_path: Path) -> None:
+    def test_a_second_ctrl_c_hands_tasks_back(self, folder: Path, tmp_path: Path) -> None:
         arguments = ("serve", "sleep=cli_app:sleep_without_limit", *ANY_PORTS, "--json")
         with started(folder, *arguments, "--data-dir", str(tmp_path / "data")) as process:
             url = json.loads(process.line())["control_plane_url"]
@@ -331,13 +346,13 @@ class TestServe:
                 while process.process.poll() is None and time.monotonic() < deadline:
                     # Those that follow too quickly count as one.
                     process.process.send_signal(signal.SIGINT)
-                    if "Handing back" in process.errors.read_text():
+                    if "Handing back the running tasks" in process.errors.read_text():
                         break
                 code, errors = process.wait()
         assert code == 0, errors
         assert "Traceback" not in errors
 
-    def test_a_port_that_is_taken(self, folder: Path, served: dict[str, Any], tmp_path: Path) -> None:
+    def test_a_port_in_use(self, folder: Path, served: dict[str, Any], tmp_path: Path) -> None:
         port = served["control_plane_url"].rpartition(":")[2]
         done = llamactl(
             folder,
@@ -355,17 +370,17 @@ class TestServe:
         assert "choose another port" in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_a_data_folder_that_cannot_be(self, folder: Path, tmp_path: Path) -> None:
+    def test_a_data_directory_that_cannot_be_created(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         done = llamactl(
             folder, "serve", "cli_app:repeat", *ANY_PORTS, "--data-dir", str(tmp_path / "file" / "data")
         )
         assert done.returncode == 2
-        assert f"cannot keep data in {tmp_path}/file/data" in done.stderr
+        assert f"cannot store data in {tmp_path}/file/data" in done.stderr
         assert "--data-dir" in done.stderr
 
     @pytest.mark.usefixtures("served")
-    def test_a_data_folder_in_use(self, folder: Path) -> None:
+    def test_a_data_directory_in_use(self, folder: Path) -> None:
         done = llamactl(folder, "serve", "cli_app:repeat", *ANY_PORTS)
         assert done.returncode == 1
         assert "another control plane" in done.stderr
@@ -375,37 +390,35 @@ class TestServe:
     @pytest.mark.parametrize(
         ("target", "text", "code"),
         [
-            ("cli_app", "'cli_app' names no workflow", 2),
+            ("cli_app", "'cli_app' does not name a workflow", 2),
             ("nowhere:repeat", "no module 'nowhere'", 2),
             ("nowhere.py:repeat", "no file nowhere.py", 2),
             ("cli_app:nothing", "Count, Repeat, Sleep, repeat", 2),
-            ("cli_app:number", "is no workflow but int", 2),
-            ("cli_app:needs_something", "cannot be called without arguments", 1),
+            ("cli_app:number", "is not a workflow but int", 2),
+            ("cli_app:needs_something", "calling cli_app:needs_something without arguments failed", 1),
             ("broken:repeat", "No module named 'there_is_no_such_module'", 1),
-            ("not good=cli_app:repeat", "no service can be called 'not good'", 2),
+            ("not good=cli_app:repeat", "'not good' is not a valid service name", 2),
             ("control_plane=cli_app:repeat", "reserved", 2),
         ],
     )
-    def test_a_target_that_is_wrong(
-        self, folder: Path, tmp_path: Path, target: str, text: str, code: int
-    ) -> None:
+    def test_an_invalid_target(self, folder: Path, tmp_path: Path, target: str, text: str, code: int) -> None:
         done = llamactl(folder, "serve", target, *ANY_PORTS, "--data-dir", str(tmp_path))
         assert text in done.stderr
         assert done.returncode == code
         assert "Traceback" not in done.stderr
 
-    def test_two_services_of_one_name(self, folder: Path) -> None:
+    def test_two_services_with_the_same_name(self, folder: Path) -> None:
         done = llamactl(folder, "serve", "cli_app:repeat", "repeat=cli_app:Sleep")
-        assert (done.returncode, "two services are called 'repeat'" in done.stderr) == (2, True)
+        assert (done.returncode, "two services have the name 'repeat'" in done.stderr) == (2, True)
 
     def test_verbose_shows_the_traceback(self, folder: Path) -> None:
         assert "Traceback" in llamactl(folder, "--verbose", "serve", "broken:repeat").stderr
 
-    def test_other_machines_are_not_let_in_unasked(self, folder: Path) -> None:
+    def test_other_machines_need_allow_remote(self, folder: Path) -> None:
         done = llamactl(folder, "serve", "cli_app:repeat", "--host", "0.0.0.0")  # noqa: S104 - refused
         assert (done.returncode, "--allow-remote" in done.stderr) == (2, True)
 
-    def test_a_file_may_be_called_like_a_library(self, folder: Path, tmp_path: Path) -> None:
+    def test_a_file_may_have_the_name_of_a_library(self, folder: Path, tmp_path: Path) -> None:
         with started(
             folder, "serve", "nested/workflows.py:repeat", *ANY_PORTS, "--json", "--data-dir", str(tmp_path)
         ) as process:
@@ -426,13 +439,21 @@ class TestWorker:
         done = llamactl(folder, "-t", "0.5", "run", "late", server=server)
         assert "no instance of late is alive" in done.stderr
 
+    def test_it_uses_the_next_replica(self, folder: Path, server: str) -> None:
+        servers = f"http://127.0.0.1:{free_port()}, {server}/"
+        with started(folder, "-s", servers, "worker", "again=cli_app:Count", "--json") as worker:
+            assert json.loads(worker.line())["services"][0]["service_name"] == "again"
+            done = llamactl(folder, "run", "again", "--json", server=servers)
+            assert json.loads(done.stdout)["result"]["count"] == 1, done.stderr
+            assert worker.end(signal.SIGTERM)[0] == 0
+
     def test_it_waits_for_the_control_plane(self, folder: Path, tmp_path: Path) -> None:
         port = free_port()
         with started(
             folder, "-s", f"http://127.0.0.1:{port}", "worker", "cli_app:repeat", "--json"
         ) as worker:
             deadline = time.monotonic() + PATIENCE
-            while "waiting for it" not in worker.errors.read_text():
+            while "; retrying" not in worker.errors.read_text():
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             with started(
@@ -468,7 +489,7 @@ class TestRun:
         done = llamactl(folder, "run", "count", 'given=["a", 1]', "--json", server=server)
         assert json.loads(done.stdout)["result"]["given"] == ["a", 1]
 
-    def test_a_number_where_a_string_is_asked_for(self, folder: Path, server: str) -> None:
+    def test_a_number_where_a_string_is_expected(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "repeat", "message=12", "times=2", server=server)
         assert done.stdout.splitlines()[-1] == "1212"
 
@@ -497,16 +518,16 @@ class TestRun:
             "a bad message",
         )
 
-    def test_arguments_that_do_not_fit(self, folder: Path, server: str) -> None:
+    def test_invalid_run_arguments(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "repeat", "times=two", server=server)
         assert done.returncode == 1
         assert "message: Field required" in done.stderr
-        assert "repeat takes: message: string, times: integer = 1" in done.stderr
+        assert "repeat accepts: message: string, times: integer = 1" in done.stderr
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize(
         ("arguments", "text"),
-        [(["hello"], "'hello' is not an argument"), (["a=1", "a=2"], "'a' is given twice")],
+        [(["hello"], "'hello' is not a run argument"), (["a=1", "a=2"], "'a' occurs twice")],
     )
     def test_malformed_arguments(self, folder: Path, server: str, arguments: list[str], text: str) -> None:
         done = llamactl(folder, "run", "repeat", *arguments, server=server)
@@ -515,23 +536,23 @@ class TestRun:
     def test_an_unknown_service(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "nope", server=server)
         assert done.returncode == 3
-        assert "there is no service 'nope'" in done.stderr
+        assert "service 'nope' is not registered" in done.stderr
         assert "repeat" in done.stderr
 
     def test_an_unknown_session(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "count", "--session", "nope", server=server)
         assert (done.returncode, "sessions create" in done.stderr) == (3, True)
 
-    def test_nobody_answers(self, folder: Path) -> None:
+    def test_an_unreachable_control_plane(self, folder: Path) -> None:
         done = llamactl(folder, "run", "repeat", server=f"http://127.0.0.1:{free_port()}")
         assert done.returncode == 3
-        assert "is `llamactl serve` running?" in done.stderr
+        assert "start one with `llamactl serve`" in done.stderr
         assert "Traceback" not in done.stderr
 
     def test_a_time_limit(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "--timeout", "0.5", "run", "sleep", "seconds=5", server=server)
         assert done.returncode == 124
-        assert "goes on" in done.stderr
+        assert "is still running" in done.stderr
 
     def test_ctrl_c_cancels_the_task(self, folder: Path, server: str) -> None:
         with started(folder, "-s", server, "run", "sleep", "--json") as run:
@@ -541,7 +562,7 @@ class TestRun:
         assert (code, result["status"]) == (130, "cancelled")
         assert "Cancelling the task" in errors
 
-    def test_it_tells_how_to_answer_a_task_that_waits(
+    def test_it_prints_how_to_send_an_event_to_a_waiting_task(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT", "0")
@@ -551,11 +572,9 @@ class TestRun:
             with started(folder, "-s", server, "run", "asking") as run:
                 assert run.line() == 'InputRequiredEvent  {"prefix": "Sure?"}'
                 hint = run.error_line()
-                told = re.fullmatch(
-                    r"task (\S+) waits for an event; answer it with client\.task\(\"\1\"\)\.send\(\.\.\.\)",
-                    hint,
-                )
+                told = re.fullmatch(r"task (\S+) is waiting for an event; send one with (.+)", hint)
                 assert told, hint
+                assert told[2] == f'client.task("{told[1]}").send(...)'
                 with SyncClient(control_plane_url=server) as client:
                     client.task(told[1]).send(HumanResponseEvent(response="yes"))
                 assert run.line() == "yes"
@@ -588,12 +607,12 @@ def test_values_are_json_or_strings(given: str, taken: object) -> None:
 
 
 @pytest.mark.parametrize(("given", "taken"), [("3", "3"), ('"3"', "3"), ("true", "true"), ("a", "a")])
-def test_where_a_string_is_asked_for_values_are_strings(given: str, taken: str) -> None:
+def test_values_are_strings_where_a_string_is_expected(given: str, taken: str) -> None:
     schema = {"properties": {"key": {"type": "string"}}}
     assert parse_arguments([f"key={given}"], schema) == {"key": taken}
 
 
-def test_schemas_in_a_few_words() -> None:
+def test_summaries_of_schemas() -> None:
     schema = {
         "$defs": {"Colour": {"enum": ["red", "blue"], "title": "Colour"}, "Place": {"title": "Place"}},
         "properties": {
@@ -621,14 +640,24 @@ class TestStatus:
         (line,) = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("repeat")]
         assert line == ["repeat", "1", "Repeats", "what", "it", "is", "told."]
 
-    def test_nobody_answers(self, folder: Path) -> None:
+    def test_json_for_scripts(self, folder: Path, server: str) -> None:
+        facts = json.loads(llamactl(folder, "status", "--json", server=server).stdout)
+        assert facts["control_plane_url"] == server
+        assert facts["sessions"] >= 0
+        service = {"service_name": "repeat", "description": "Repeats what it is told.", "instances_alive": 1}
+        assert service in facts["services"]
+        created = json.loads(llamactl(folder, "sessions", "create", "--json", server=server).stdout)
+        again = json.loads(llamactl(folder, "status", "--json", server=server).stdout)
+        assert (again["sessions"], list(created)) == (facts["sessions"] + 1, ["session_id"])
+
+    def test_an_unreachable_control_plane(self, folder: Path) -> None:
         done = llamactl(folder, "status", server=f"http://127.0.0.1:{free_port()}")
-        assert (done.returncode, "is `llamactl serve` running?" in done.stderr) == (3, True)
+        assert (done.returncode, "start one with `llamactl serve`" in done.stderr) == (3, True)
 
 
 class TestDatabase:
     @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-    def test_a_store_is_brought_up_to_date(
+    def test_a_store_is_upgraded(
         self, folder: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
     ) -> None:
         store = f"sqlite:///{tmp_path / 'store.db'}"
@@ -641,12 +670,16 @@ class TestDatabase:
             return done.stdout
 
         assert "no schema" in db("current", "--store", store)
+        current = json.loads(db("current", "--store", store, "--json"))
+        assert current == {"revision": None, "expected": SCHEMA_REVISION}
         assert not (tmp_path / "store.db").exists()
         assert db("upgrade", "--store", store) == f"no schema -> {SCHEMA_REVISION}\n"
-        assert db("upgrade", "--store", store) == f"{SCHEMA_REVISION}: nothing to do\n"
-        assert db("current", "--store", store).startswith(f"{SCHEMA_REVISION}, ")
+        upgraded = json.loads(db("upgrade", "--store", store, "--json"))
+        assert upgraded == {"before": SCHEMA_REVISION, "revision": SCHEMA_REVISION}
+        assert db("upgrade", "--store", store) == f"{SCHEMA_REVISION}, already up to date\n"
+        assert db("current", "--store", store) == f"{SCHEMA_REVISION}, up to date\n"
 
-    def test_a_store_that_does_not_answer(self, folder: Path) -> None:
+    def test_a_store_that_does_not_respond(self, folder: Path) -> None:
         store = f"postgresql://me:hush@127.0.0.1:{free_port()}/db"
         done = llamactl(folder, "db", "current", "--store", store)
         assert done.returncode == 1
@@ -654,7 +687,7 @@ class TestDatabase:
         assert "hush" not in done.stderr + done.stdout
 
 
-def test_what_a_program_deploys_ends_by_sigterm_in_order(folder: Path, tmp_path: Path) -> None:
+def test_sigterm_shuts_a_program_down_gracefully(folder: Path, tmp_path: Path) -> None:
     config = f"ControlPlaneConfig(port={free_port()}, state_store_uri='sqlite:///{tmp_path / 'plane.db'}')"
     program = textwrap.dedent(f"""
         import asyncio, logging, sys

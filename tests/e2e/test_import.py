@@ -19,6 +19,8 @@ SUBPACKAGES = (
     "messages",
     "orchestrators",
     "client",
+    "compat",
+    "errors",
     "deploy",
     "cli",
     "types",

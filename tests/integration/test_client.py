@@ -14,7 +14,8 @@ import pytest
 from pydantic import BaseModel
 from workflows.events import HumanResponseEvent
 
-from llama_deploy.client import AsyncLlamaDeployClient, Client, LlamaDeployClient
+from llama_deploy.client import Client
+from llama_deploy.compat import AsyncLlamaDeployClient, LlamaDeployClient
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.errors import (
     InvalidRequestError,
@@ -556,6 +557,9 @@ async def test_the_sync_surface_of_0_6(client: Client) -> None:
             client.sync.submit("asker").result(timeout=0.1)
 
     await asyncio.to_thread(use)
+
+
+# -- compatibility
 
 
 async def test_the_clients_of_0_5_still_work(stack: Stack) -> None:

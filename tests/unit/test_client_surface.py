@@ -1,32 +1,39 @@
-"""What can be seen of the clients without a server."""
+"""The clients without a server: their names, signatures, help and settings."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
+import typing
 from collections.abc import Callable
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from llama_deploy import client as package
-from llama_deploy.client import AsyncLlamaDeployClient, Client, LlamaDeployClient, SyncClient
-from llama_deploy.client.aio import apiserver as aio_apiserver
-from llama_deploy.client.aio import core as aio_core
-from llama_deploy.client.aio import legacy as aio_legacy
-from llama_deploy.client.aio import task as aio_task
-from llama_deploy.client.sync import apiserver as sync_apiserver
-from llama_deploy.client.sync import core as sync_core
-from llama_deploy.client.sync import legacy as sync_legacy
-from llama_deploy.client.sync import task as sync_task
+from llama_deploy.client import Client, SyncClient, TaskHandle
+from llama_deploy.client.aio import apiserver, core
+
+ROOT = Path(__file__).parents[2]
 
 
-def classes(module: ModuleType) -> list[type]:
-    return [
-        cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__
-    ]
+def run_generator(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ".ci/sync_client.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_client_without_await_is_up_to_date() -> None:
+    done = run_generator("--check")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def surface(cls: type) -> dict[str, Any]:
@@ -40,85 +47,115 @@ def surface(cls: type) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    ("aio", "sync"),
-    [
-        (aio_core, sync_core),
-        (aio_task, sync_task),
-        (aio_apiserver, sync_apiserver),
-        (aio_legacy, sync_legacy),
-    ],
-)
-def test_the_sync_client_has_the_same_surface(aio: ModuleType, sync: ModuleType) -> None:
-    def name(cls: type) -> str:
-        return cls.__name__.removeprefix("Sync").removeprefix("Async")
+def test_the_client_without_await_has_the_same_methods() -> None:
+    with_sync = surface(Client)
+    del with_sync["sync"]
+    assert with_sync == surface(SyncClient)
 
-    assert {name(cls): surface(cls) for cls in classes(aio)} == {
-        name(cls): surface(cls) for cls in classes(sync)
+
+@pytest.mark.parametrize("cls", [Client, SyncClient])
+def test_the_constructor_has_a_plain_signature(cls: type) -> None:
+    parameters = inspect.signature(cls).parameters
+    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == ["control_plane_url"]
+    assert {"api_server_url", "disable_ssl", "timeout", "poll_interval"} <= set(parameters)
+    hints = typing.get_type_hints(vars(cls)["__init__"])
+    assert {p.name for p in parameters.values()} <= set(hints)
+    assert Any not in hints.values()
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [Client, Client.submit, Client.run, SyncClient, SyncClient.submit, SyncClient.run, TaskHandle],
+)
+def test_help_shows_an_example(documented: object) -> None:
+    text = inspect.getdoc(documented) or ""
+    assert "Example:\n    ```python\n" in text
+    if documented in (SyncClient, SyncClient.submit, SyncClient.run):
+        assert "await" not in text
+        assert "async" not in text
+
+
+def test_help_explains_each_parameter_and_attribute_of_the_client() -> None:
+    text = inspect.getdoc(Client) or ""
+    for name in [*inspect.signature(Client).parameters, "core", "apiserver", "settings"]:
+        assert f"\n    {name}: " in text
+    members = {name for name in vars(Client) if not name.startswith("_")}
+    assert members == {
+        *(
+            "api_server_url",
+            "close",
+            "control_plane_url",
+            "disable_ssl",
+            "run",
+            "submit",
+            "sync",
+            "task",
+            "timeout",
+        )
     }
 
 
 @pytest.mark.parametrize(
     ("method", "names"),
     [
-        (aio_core.ServiceCollection.register, ["service_def"]),
-        (aio_core.ServiceCollection.deregister, ["name"]),
-        (aio_core.SessionCollection.get, ["id"]),
-        (aio_core.SessionCollection.get_or_create, ["id"]),
-        (aio_core.SessionCollection.delete, ["id"]),
-        (aio_core.Session.create_task, ["task_def"]),
-        (aio_core.Session.send_event, ["service_name", "task_id", "ev"]),
-        (aio_core.Session.send_event_def, ["task_id", "ev_def"]),
-        (aio_apiserver.DeploymentCollection.create, ["file", "reload"]),
-        (aio_apiserver.DeploymentCollection.get, ["name"]),
-        (aio_apiserver.DeploymentTasks.run, ["task_def"]),
-        (aio_apiserver.DeploymentTasks.create, ["task_def"]),
-        (aio_apiserver.DeploymentSessions.delete, ["id"]),
-        (aio_apiserver.DeploymentTask.send_event, ["ev", "service_name"]),
+        (core.ServiceCollection.register, ["service_def"]),
+        (core.ServiceCollection.deregister, ["name"]),
+        (core.SessionCollection.get, ["id"]),
+        (core.SessionCollection.get_or_create, ["id"]),
+        (core.SessionCollection.delete, ["id"]),
+        (core.Session.create_task, ["task_def"]),
+        (core.Session.send_event, ["service_name", "task_id", "ev"]),
+        (core.Session.send_event_def, ["task_id", "ev_def"]),
+        (apiserver.DeploymentCollection.create, ["file", "reload"]),
+        (apiserver.DeploymentCollection.get, ["name"]),
+        (apiserver.DeploymentTasks.run, ["task_def"]),
+        (apiserver.DeploymentTasks.create, ["task_def"]),
+        (apiserver.DeploymentSessions.delete, ["id"]),
+        (apiserver.DeploymentTask.send_event, ["ev", "service_name"]),
     ],
 )
-def test_parameters_are_called_as_in_0_6(method: Callable[..., Any], names: list[str]) -> None:
+def test_parameters_have_the_names_of_0_6(method: Callable[..., Any], names: list[str]) -> None:
     parameters = list(inspect.signature(method).parameters.values())[1:]
     assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == names
 
 
-def test_the_sync_client_is_the_client_without_sync() -> None:
-    with_sync = surface(Client)
-    del with_sync["sync"]
-    assert with_sync == surface(SyncClient)
-
-
-def test_all_that_is_exported_is_there() -> None:
+def test_all_exported_names_exist() -> None:
     assert all(hasattr(package, name) for name in package.__all__)
 
 
-def test_settings_come_from_arguments_and_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_DEPLOY_CONTROL_PLANE_URL", "http://elsewhere:1")
     monkeypatch.setenv("LLAMA_DEPLOY_TIMEOUT", "7")
+    assert Client("http://here:1").control_plane_url == "http://here:1"
     client = Client(timeout=3)
     assert client.control_plane_url == "http://elsewhere:1"
     assert client.timeout == 3
     assert client.api_server_url == "http://localhost:4501"
+    assert (client.disable_ssl, client.poll_interval) == (False, 0.5)
     assert client.sync.control_plane_url == "http://elsewhere:1"
     assert client.sync.timeout == 3
     assert client.sync is client.sync
 
 
-@pytest.mark.parametrize("bad", [{"timeout": 0}, {"timeout": "soon"}, {"time_out": 3}])
-def test_settings_that_cannot_work_are_refused(bad: dict[str, Any]) -> None:
+@pytest.mark.parametrize("bad", [{"timeout": 0}, {"timeout": "soon"}])
+def test_invalid_settings_raise(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Client(**bad)
 
 
-def test_only_the_timeout_changes_later() -> None:
+def test_only_the_timeout_can_change_later() -> None:
     client = Client()
     client.timeout = 5
-    assert client.core.driver.settings.timeout == 5
+    assert client.settings.timeout == 5
+    assert client.core.api.settings.timeout == 5
     with pytest.raises(ValidationError):
-        client.control_plane_url = "http://elsewhere:1"
+        client.timeout = 0
+    with pytest.raises(AttributeError):
+        client.control_plane_url = "http://elsewhere:1"  # type: ignore[misc]
 
 
-def test_a_client_is_closed_any_number_of_times() -> None:
+def test_close_is_idempotent() -> None:
     client = Client()
     with client.sync:
         pass
@@ -129,14 +166,3 @@ def test_a_client_is_closed_any_number_of_times() -> None:
 
     asyncio.run(close())
     asyncio.run(close())
-
-
-class Config:
-    url = "http://elsewhere:1"
-
-
-def test_the_old_clients_name_their_successor() -> None:
-    with pytest.warns(DeprecationWarning, match=r"llama_deploy\.Client"):
-        AsyncLlamaDeployClient(Config(), timeout=3)
-    with pytest.warns(DeprecationWarning, match=r"llama_deploy\.Client and its"):
-        LlamaDeployClient(Config(), timeout=3)

@@ -1,4 +1,4 @@
-"""What `llamactl serve` and `llamactl worker` say once they work."""
+"""What `llamactl serve` and `llamactl worker` print when they are ready."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from llama_deploy.services import WorkflowService
 from llama_deploy.types import ServiceDefinition
 
 _PARAMETERS_OF_RUN: Final = frozenset({"session", "timeout", "arguments", "as_type"})
-"""Keywords that `Client.run` takes for itself."""
+"""The parameters of `Client.run`, which are not run arguments."""
 
 
 def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
-    """Print what a stack serves and how to call it.
+    """Print the services of a stack and commands to call them.
 
     Args:
-        stack: It works already.
-        place: Where it listens and keeps its data.
+        stack: A running stack.
+        place: Where it listens and stores its data.
         as_json: Print one JSON object on one line instead.
     """
     definitions = [service.service_definition for service in stack.services]
@@ -54,13 +54,13 @@ def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
         _print_commands(console, stack.control_plane_url, definitions[0])
     else:
         worker = ["llamactl", *_server(stack.control_plane_url), "worker", "app:workflow"]
-        console.print("No workflows here; whoever reaches queue and control plane adds them with:\n")
+        console.print("No workflows are running here. Add some, on this or another machine, with:\n")
         console.print(Text(shlex.join(worker) + "\n"))
-    console.print("Ctrl-C stops.", style="dim")
+    console.print("Press Ctrl-C to stop.", style="dim")
 
 
 def announce_instances(services: Sequence[WorkflowService], *, control_plane_url: str, as_json: bool) -> None:
-    """Print which instances have joined a control plane; `as_json` as `announce_stack`."""
+    """Print the instances that have joined a control plane; `as_json` as in `announce_stack`."""
     if as_json:
         facts = [
             {**_facts(service.service_definition), "instance_id": service.instance_id, "url": service.url}
@@ -74,7 +74,7 @@ def announce_instances(services: Sequence[WorkflowService], *, control_plane_url
         console.print(
             Text.assemble("  ", (service.service_name, "bold"), f"  {service.url}  {service.instance_id}")
         )
-    console.print("Ctrl-C stops.", style="dim")
+    console.print("Press Ctrl-C to stop.", style="dim")
 
 
 def _facts(definition: ServiceDefinition) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _facts(definition: ServiceDefinition) -> dict[str, Any]:
 
 
 def _print_json(facts: Mapping[str, Any]) -> None:
-    # Flushed at once: whoever reads it waits for this line.
+    # A program that starts this command waits for the line.
     print(json.dumps(facts), flush=True)  # noqa: T201
 
 
@@ -99,13 +99,13 @@ def _print_service(console: Console, definition: ServiceDefinition) -> None:
 def _print_commands(console: Console, url: str, definition: ServiceDefinition) -> None:
     name, arguments = definition.service_name, example(definition.input_schema)
     for build in (run_command, curl_command, python_command):
-        # Not indented and on one line, however long, so that it can be pasted.
+        # On one line and not indented, so that you can paste it.
         console.print(Text(build(url, name, arguments)))
         console.print()
 
 
 def run_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
-    """Return the command that runs a task, to be pasted into a shell."""
+    """Return a shell command that runs a task with `llamactl`."""
     pairs = [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()
     ]
@@ -117,7 +117,7 @@ def _server(url: str) -> list[str]:
 
 
 def curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
-    """Return the request that runs a task, for a shell."""
+    """Return a shell command that runs a task with `curl`."""
     body = json.dumps({"service_name": name, "arguments": arguments})
     return (
         f"curl -s {shlex.quote(url + '/tasks?wait=30')} -H 'Content-Type: application/json' "
@@ -126,18 +126,18 @@ def curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def python_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
-    """Return a program that runs a task, as a command for a shell."""
+    """Return a shell command that runs a task with `Client`."""
     plain = all(key.isidentifier() and key not in _PARAMETERS_OF_RUN for key in arguments)
     given = (
         "".join(f", {key}={_literal(value)}" for key, value in arguments.items())
         if plain
         else f", arguments={arguments!r}"
     )
-    client = f"Client(control_plane_url={_literal(url)}).sync"
+    client = f"Client({_literal(url)}).sync"
     program = f"from llama_deploy import Client; print({client}.run({_literal(name)}{given}))"
     return shlex.join(["python", "-c", program])
 
 
 def _literal(value: object) -> str:
-    """Return a Python literal; strings in double quotes, which go well with the shell's single ones."""
+    """Return a Python literal; strings in double quotes, because the shell uses single quotes."""
     return json.dumps(value) if isinstance(value, str) else repr(value)

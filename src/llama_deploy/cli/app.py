@@ -1,9 +1,10 @@
-"""The commands. What they do is imported when they run, so that short ones start fast."""
+"""The commands. Each imports its implementation when it runs, so that short commands start fast."""
 
-# ruff: noqa: FBT002, PLC0415 - typer reads options from parameters; imports: see above
+# ruff: noqa: FBT002, PLC0415 - typer reads options from parameters; imports as described above
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from llama_deploy.cli.error_messages import ExitCode, complain, reported
+from llama_deploy.cli.error_messages import ExitCode, print_error, reported
 from llama_deploy.cli.logs import configure_logging
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
@@ -31,6 +32,8 @@ from llama_deploy.cli.options import (
     Targets,
     Timeout,
     Verbose,
+    Version,
+    split_urls,
 )
 from llama_deploy.errors import TaskTimeoutError
 
@@ -39,8 +42,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PATIENCE: Final = 120.0
-"""Seconds without a sign of the control plane after which a command gives up."""
+_DEFAULT_TIMEOUT: Final = 120.0
+"""Seconds after which a command gives up if the control plane does not respond."""
 
 app = typer.Typer(
     name="llamactl",
@@ -48,9 +51,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-sessions = typer.Typer(help="Sessions: conversations that own state.", no_args_is_help=True)
+sessions = typer.Typer(help="Manage sessions, which keep the state of a conversation.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
-db = typer.Typer(help="The schema of a state store.", no_args_is_help=True)
+db = typer.Typer(help="Manage the database schema of a state store.", no_args_is_help=True)
 app.add_typer(db, name="db")
 
 
@@ -61,10 +64,11 @@ def main_options(
     insecure: Insecure = False,
     timeout: Timeout = None,
     verbose: Verbose = False,
+    _version: Version = False,
 ) -> None:
-    """Serve workflows and run tasks. The options here stand before the command."""
+    """Serve workflows and run tasks. Put these options before the command."""
     context.obj = Settings(
-        server=server,
+        servers=split_urls(server),
         insecure=insecure,
         timeout=timeout,
         verbose=verbose,
@@ -84,26 +88,26 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     queue: Queue = None,
     store: OptionalStore = None,
     data_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="The folder that keeps sessions and tasks.")
+        Path, typer.Option(metavar="DIR", help="The directory for tasks and sessions, without --store.")
     ] = Path(".llama_deploy"),
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
     queue_port: QueuePort = 8001,
     max_concurrent_tasks: Concurrency = None,
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Listen on an address that other machines reach.")
+        bool, typer.Option("--allow-remote", help="Allow an address that other machines can reach.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run control plane, message queue and services in this process until Ctrl-C.
+    """Run a control plane, a message queue and services in this process until Ctrl-C.
 
-    --queue and --store name a broker and a database that run elsewhere. Over one broker and one PostgreSQL
-    any number of machines may run this, with workflows or without.
+    Use --queue and --store for a message broker and a database that run elsewhere. With the same broker and
+    the same PostgreSQL database you can run this command on several machines, with or without workflows.
     """
     settings: Settings = context.obj
     configure_logging(verbose=settings.verbose)
     with reported(verbose=settings.verbose):
-        settings.refuse("server", "insecure", "timeout", command="serve")
+        settings.reject("server", "insecure", "timeout", command="serve")
         from llama_deploy.cli import serving
         from llama_deploy.cli.place import Place
 
@@ -131,16 +135,17 @@ def worker(
     max_concurrent_tasks: Concurrency = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run more instances of services in this process, for a control plane that runs elsewhere."""
+    """Run services in this process, for a control plane that runs elsewhere."""
     settings: Settings = context.obj
     configure_logging(verbose=settings.verbose)
-    with reported(verbose=settings.verbose, server=settings.server):
-        settings.refuse("insecure", "timeout", command="worker")
+    with reported(verbose=settings.verbose, servers=settings.servers):
+        settings.reject("timeout", command="worker")
         from llama_deploy.cli import serving
 
         serving.work(
             targets,
-            control_plane_url=settings.server,
+            control_plane_urls=settings.servers,
+            insecure=settings.insecure,
             queue=queue,
             max_concurrent_tasks=max_concurrent_tasks,
             as_json=as_json,
@@ -150,24 +155,24 @@ def worker(
 @app.command()
 def run(
     context: typer.Context,
-    service: Annotated[str, typer.Argument(help="The service's name.")],
+    service: Annotated[str, typer.Argument(metavar="SERVICE", help="The name of the service.")],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help='Run arguments. A value that is JSON is taken as that (3, true, null, [1, 2], {}, "3"), '
-            "unless the service asks for a string there; anything else is a string.",
+            help='The run arguments. A value in JSON keeps its type (3, true, null, [1, 2], {}, "3"), unless '
+            "the service expects a string. Every other value is a string.",
         ),
     ] = None,
     session: Annotated[
-        str | None, typer.Option(metavar="ID", help="A session; without one, the task gets its own.")
+        str | None, typer.Option(metavar="ID", help="A session. Without it, the task gets its own.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a task: show its events as they come, print its result. Ctrl-C cancels it.
+    """Run a task: print its events as they arrive, then its result. Ctrl-C cancels it.
 
-    The exit code is 0 if it succeeds, 1 if it fails, 2 if the command is wrong, 3 if there is no such
-    service, session or control plane, 124 after --timeout, 130 after Ctrl-C.
+    Exit codes: 0 the task succeeded, 1 it failed, 2 wrong usage, 3 the service, session or control plane was
+    not found, 124 timeout, 130 Ctrl-C.
     """
     from llama_deploy.cli.run_command import RunOptions, run_task
 
@@ -176,76 +181,73 @@ def run(
 
 
 @app.command()
-def status(
-    context: typer.Context,
-) -> None:
-    """Show the services, their living instances, and how many sessions there are."""
+def status(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show the services, how many instances of each are alive, and the number of sessions."""
     from llama_deploy.cli.overview import print_status
 
-    _with_client(context.obj, print_status)
+    _with_client(context.obj, lambda client: print_status(client, as_json=as_json))
 
 
 @sessions.command()
-def create(
-    context: typer.Context,
-) -> None:
-    """Create a session and print its id, for `llamactl run --session ID`."""
+def create(context: typer.Context, as_json: AsJson = False) -> None:
+    """Create a session and print its id. Use it with `llamactl run --session ID`."""
 
     async def create_session(client: Client) -> None:
-        typer.echo((await client.core.sessions.create()).id)
+        session = await client.core.sessions.create()
+        typer.echo(json.dumps({"session_id": session.id}) if as_json else session.id)
 
     _with_client(context.obj, create_session)
 
 
 @db.command()
-def current(context: typer.Context, store: Store) -> None:
-    """Show which schema a state store has. Changes nothing."""
+def current(context: typer.Context, store: Store, as_json: AsJson = False) -> None:
+    """Show the schema revision of a state store. Changes nothing."""
     from llama_deploy.cli.database import print_current
 
-    _with_store(context.obj, print_current(store), command="db current")
+    _with_store(context.obj, print_current(store, as_json=as_json), command="db current")
 
 
 @db.command()
-def upgrade(context: typer.Context, store: Store) -> None:
-    """Bring a state store to the schema of this release; a control plane that starts does so too.
+def upgrade(context: typer.Context, store: Store, as_json: AsJson = False) -> None:
+    """Upgrade a state store to the schema of this release. A control plane does the same when it starts.
 
-    Several may do so at once, and other control planes may work on the store meanwhile, if it takes several.
+    It is safe to run this several times at once, and with PostgreSQL while control planes are running.
     """
     from llama_deploy.cli.database import upgrade as upgrade_store
 
-    _with_store(context.obj, upgrade_store(store), command="db upgrade")
+    _with_store(context.obj, upgrade_store(store, as_json=as_json), command="db upgrade")
 
 
 def _with_store(settings: Settings, work: Coroutine[Any, Any, None], *, command: str) -> None:
     configure_logging(verbose=settings.verbose, level=logging.WARNING)
     with reported(verbose=settings.verbose), closing(work):
-        settings.refuse("server", "insecure", "timeout", command=command)
+        settings.reject("server", "insecure", "timeout", command=command)
         asyncio.run(work)
 
 
 def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Run `work` with a client, at most for `settings.timeout`; errors are printed and end the process."""
+    """Run `work` with a client for at most `settings.timeout`; an error is printed and ends the process."""
     from llama_deploy.cli.environment import settings_of
-    from llama_deploy.client import Client
+    from llama_deploy.client import Client, ClientSettings
 
     async def with_client() -> T:
-        with settings_of(Client):
+        with settings_of(ClientSettings):
             client = Client(
-                control_plane_url=settings.server,
+                settings.servers,
                 disable_ssl=settings.insecure,
-                timeout=settings.timeout or _PATIENCE,
+                timeout=settings.timeout or _DEFAULT_TIMEOUT,
             )
         async with client:
             try:
                 async with asyncio.timeout(settings.timeout):
                     return await work(client)
             except TimeoutError as exc:
-                raise TaskTimeoutError(f"not done within {settings.timeout} s") from exc
+                raise TaskTimeoutError(f"the command did not finish within {settings.timeout:g} s") from exc
 
     configure_logging(verbose=settings.verbose, level=logging.WARNING)
-    with reported(verbose=settings.verbose, server=settings.server):
+    with reported(verbose=settings.verbose, servers=settings.servers):
         try:
             return asyncio.run(with_client())
         except (KeyboardInterrupt, asyncio.CancelledError):
-            complain("interrupted")
+            print_error("interrupted")
             sys.exit(ExitCode.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Settings that come from the environment: read, or refused in words that name the variable."""
+"""Errors in settings from the environment, which name the variable."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from llama_deploy.cli.error_messages import CommandError
 
 @contextmanager
 def settings_of(cls: type[BaseSettings]) -> Iterator[None]:
-    """Explain why the settings that are made in the body cannot be.
+    """Turn a validation error of the settings that the body creates into a `CommandError`.
 
     Raises:
-        CommandError: A variable of the environment has a value that cannot work.
+        CommandError: An environment variable has an invalid value.
     """
     try:
         yield
@@ -24,10 +24,10 @@ def settings_of(cls: type[BaseSettings]) -> Iterator[None]:
         prefix = cls.model_config.get("env_prefix", "")
         findings = (
             f"{prefix}{'.'.join(str(part) for part in found['loc'])}".upper()
-            + f" cannot be {found['input']!r}: {found['msg']}"
+            + f"={found['input']!r} is not valid: {found['msg']}"
             for found in exc.errors()
         )
         raise CommandError(
             "; ".join(findings),
-            hint=f"set the variable otherwise, or unset it; the fields of {cls.__name__} say what they take",
+            hint=f"change or unset the variable; the configuration reference describes {cls.__name__}",
         ) from exc

@@ -1,10 +1,10 @@
-"""What a user reads when a command fails: one line, what to do next, an exit code."""
+"""How a command reports an error: one line, a hint what to do next, an exit code."""
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 
@@ -23,26 +23,26 @@ from llama_deploy.errors import (
 
 
 class ExitCode(IntEnum):
-    """What the exit code of a command says."""
+    """The exit codes of the commands."""
 
     FAILED = 1
     """The task failed, or the command could not do its work."""
     USAGE = 2
-    """The command was not understood."""
+    """Wrong usage."""
     NOT_FOUND = 3
-    """No control plane answers, or it does not know the service or session."""
+    """The control plane does not respond, or the service or session does not exist."""
     TIMED_OUT = 124
-    """It took longer than `--timeout`; the code of `timeout` of GNU coreutils."""
+    """The command took longer than `--timeout`; `timeout` of GNU coreutils has the same code."""
     INTERRUPTED = 130
-    """Ended by Ctrl-C."""
+    """The user pressed Ctrl-C."""
 
 
 class CommandError(Exception):
-    """A command cannot go on.
+    """A command failed.
 
     Attributes:
         hint: What to do next, or None.
-        exit_code: How the process ends.
+        exit_code: The exit code of the process.
     """
 
     def __init__(
@@ -54,45 +54,48 @@ class CommandError(Exception):
 
 
 @contextmanager
-def reported(*, verbose: bool, server: str = "") -> Iterator[None]:
-    """Print what the body raises to stderr and end the process with its exit code.
+def reported(*, verbose: bool, servers: Sequence[str] = ()) -> Iterator[None]:
+    """Print an error of the body to stderr and exit with its code.
 
     Args:
-        verbose: Print the traceback too.
-        server: The control plane that the body talks to, for the hint.
+        verbose: Also print the traceback.
+        servers: The URLs of the control plane that the body calls, for the hint.
     """
     try:
         yield
     except (CommandError, LlamaDeployError) as exc:
-        problem = exc if isinstance(exc, CommandError) else _explain(exc, server)
+        problem = exc if isinstance(exc, CommandError) else _explain(exc, servers)
         if verbose:
             traceback.print_exc()
-        complain(str(problem), hint=problem.hint)
+        print_error(str(problem), hint=problem.hint)
         sys.exit(problem.exit_code)
 
 
-def complain(message: str, *, hint: str | None = None) -> None:
-    """Print an error, and what to do next, to stderr."""
+def print_error(message: str, *, hint: str | None = None) -> None:
+    """Print an error and a hint what to do next to stderr."""
     typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
         typer.echo(f"{typer.style('hint:', fg='cyan')} {hint}", err=True)
 
 
-def _explain(exc: LlamaDeployError, server: str) -> CommandError:
-    """Return an error of the package as a user of the command line reads it."""
+def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
+    """Return an error of the package with a hint and an exit code for the command line."""
     hint: str | None = None
     code = ExitCode.FAILED
-    if isinstance(exc, UnavailableError) and server:
+    if isinstance(exc, UnavailableError) and any(url in str(exc) for url in servers):
         code = ExitCode.NOT_FOUND
-        hint = f"no control plane answers at {server}: is `llamactl serve` running? -s names another one"
+        hint = (
+            f"no control plane responds at {' or '.join(servers)}; "
+            "start one with `llamactl serve`, or pass another URL: llamactl -s URL ..."
+        )
     elif isinstance(exc, ServiceNotFoundError):
-        code, hint = ExitCode.NOT_FOUND, "`llamactl status` lists the services"
+        code, hint = ExitCode.NOT_FOUND, "list the services with `llamactl status`"
     elif isinstance(exc, SessionNotFoundError):
-        code, hint = ExitCode.NOT_FOUND, "`llamactl sessions create` makes one and prints its id"
+        code, hint = ExitCode.NOT_FOUND, "create a session with `llamactl sessions create`"
     elif isinstance(exc, StoreLockedError):
-        hint = "stop that one, or choose another folder with --data-dir"
+        hint = "stop the other process, or choose another directory with --data-dir"
     elif isinstance(exc, TaskTimeoutError):
-        code, hint = ExitCode.TIMED_OUT, "-t SECONDS before the command sets another limit"
+        code, hint = ExitCode.TIMED_OUT, "set a longer timeout: llamactl -t SECONDS ..."
     elif isinstance(exc, InvalidRequestError) and not isinstance(exc, TaskEndedError):
         code = ExitCode.USAGE
     return CommandError(str(exc), hint=hint, exit_code=code)

@@ -1,4 +1,4 @@
-"""Logging of the commands. Nothing else in the package configures any."""
+"""Logging of the commands. No other part of the package configures logging."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Final
 
 _PACKAGE: Final = "llama_deploy"
 _DRIVERS: Final = ("aiormq", "aiokafka")
-"""Packages that tell of each try to reach a broker; the queues tell once of its loss, and of its return."""
+"""Packages that log each attempt to reach a broker. The message queues log an outage and its end once."""
 
 
 def configure_logging(*, verbose: bool, level: int = logging.INFO) -> None:
-    """Log to stderr: this package from `level` on, others from warnings on.
+    """Log to stderr: records of this package from `level`, of other packages from WARNING.
 
     Args:
-        verbose: Log everything of this package, what concerns single tasks included.
-        level: The least level of this package's records, without `verbose`.
+        verbose: Log all records of this package, including those about single tasks.
+        level: The minimum level without `verbose`.
     """
     handler = _handler()
     handler.addFilter(_is_ours_or_a_warning)
@@ -30,7 +30,7 @@ def configure_logging(*, verbose: bool, level: int = logging.INFO) -> None:
 
 def _handler() -> logging.Handler:
     if sys.stderr.isatty():
-        from rich.console import Console  # noqa: PLC0415 - half of the start-up of a short command
+        from rich.console import Console  # noqa: PLC0415 - takes half of the start-up time of a short command
         from rich.logging import RichHandler  # noqa: PLC0415
 
         return RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%X")
@@ -40,7 +40,7 @@ def _handler() -> logging.Handler:
 
 
 def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
-    """Whether to show a record; some libraries set levels of their own, below that of the root."""
+    """Whether to show a record. Some libraries set levels below that of the root logger."""
     return record.levelno >= logging.WARNING or record.name.startswith(_PACKAGE)
 
 

@@ -1,8 +1,9 @@
-"""The options that commands share, and where they look for the control plane."""
+"""The options that commands share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
@@ -11,48 +12,54 @@ import typer
 from llama_deploy.cli.error_messages import CommandError
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
-"""The control plane of `llamactl serve` without options."""
+"""The URL of the control plane that `llamactl serve` starts without options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options that stand before the command."""
+    """The options before the command."""
 
-    server: str
-    """The control plane's URL, without a slash at its end."""
+    servers: tuple[str, ...]
+    """The URLs of the control plane's replicas, without a trailing slash."""
     insecure: bool
     timeout: float | None
-    """Seconds. None: as long as it takes."""
+    """Seconds to wait. None: no limit."""
     verbose: bool
     given: frozenset[str]
-    """The names of those that the command line holds; the others are defaults, or from the environment."""
+    """The names of the options on the command line; all others are defaults or come from the environment."""
 
-    def refuse(self, *names: str, command: str) -> None:
-        """Refuse options that a command has no use for, so that nobody believes that they act.
+    def reject(self, *names: str, command: str) -> None:
+        """Reject options that a command does not use.
 
         Raises:
-            CommandError: The command line holds one of `names`.
+            CommandError: The command line has one of `names`.
         """
         for name in names:
             if name in self.given:
                 raise CommandError(
-                    f"--{name} says nothing to `llamactl {command}`",
-                    hint=f"leave it out; `llamactl {command} --help` shows what can be set",
+                    f"--{name} has no effect on `llamactl {command}`",
+                    hint=f"leave it out; `llamactl {command} --help` lists the options",
                 )
 
 
-def _read_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise typer.BadParameter(f"{text!r} is no URL of a control plane; write one such as {DEFAULT_SERVER}")
-    return text.rstrip("/")
+def split_urls(text: str) -> tuple[str, ...]:
+    """Return the URLs in the value of `--server`."""
+    return tuple(url.strip().rstrip("/") for url in text.split(","))
+
+
+def _check_urls(text: str) -> str:
+    for url in split_urls(text):
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise typer.BadParameter(f"{url!r} is not a URL; use one such as {DEFAULT_SERVER}")
+    return text
 
 
 _TARGETS: Final = typer.Argument(
     metavar="[NAME=]MODULE:ATTRIBUTE...",
-    help="Workflows, such as `app:workflow` or `path/app.py:workflow`: an instance, a class, or a "
-    "function without arguments that returns one. The service is called like the attribute unless NAME "
-    "is given.",
+    help="A workflow, such as `app:workflow` or `path/app.py:workflow`: a workflow instance, a workflow "
+    "class, or a function without arguments that returns a workflow. NAME is the name of the service; "
+    "without it, the service has the name of the attribute.",
 )
 Targets = Annotated[list[str], _TARGETS]
 OptionalTargets = Annotated[list[str] | None, _TARGETS]
@@ -61,35 +68,37 @@ Server = Annotated[
     typer.Option(
         "--server",
         "-s",
-        metavar="URL",
+        metavar="URL[,URL]...",
         envvar="LLAMA_DEPLOY_CONTROL_PLANE_URL",
-        callback=_read_url,
-        help="The control plane.",
+        callback=_check_urls,
+        help="The URL of the control plane, or the URLs of its replicas.",
     ),
 ]
 Insecure = Annotated[
-    bool, typer.Option("--insecure", "-k", help="Accept any certificate of an https server.")
+    bool, typer.Option("--insecure", "-k", help="Accept any certificate from an https server.")
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="How long to wait."),
+    typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Give up after this time."),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Log everything; errors with their tracebacks.")
+    bool, typer.Option("--verbose", "-v", help="Log everything, and show the tracebacks of errors.")
 ]
 Concurrency = Annotated[
     int | None,
     typer.Option(
         min=1,
         metavar="N",
-        help="How many tasks each service works on at a time. Unless given: "
-        "LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS of the environment, or 8.",
+        help="How many tasks each service runs at the same time. Default: "
+        "LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS from the environment, or 8.",
     ),
 ]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="The control plane's port; 0: any free one.")]
+Port = Annotated[
+    int, typer.Option(min=0, max=65535, help="The port of the control plane; 0 selects a free port.")
+]
 QueuePort = Annotated[
     int,
-    typer.Option(min=0, max=65535, help="The port of a message queue in this process; 0: any free one."),
+    typer.Option(min=0, max=65535, help="The port of the built-in message queue; 0 selects a free port."),
 ]
 Queue = Annotated[
     str | None,
@@ -98,16 +107,29 @@ Queue = Annotated[
         metavar="URL",
         envvar="LLAMA_DEPLOY_QUEUE",
         show_envvar=True,
-        help="The broker, such as `rabbitmq://user:password@host/vhost`, `nats://host`, `redis://host`, "
-        "`kafka://host:9092` or `sqs://region`.",
+        help="A message broker instead of the built-in queue, such as `rabbitmq://user:password@host/vhost`, "
+        "`nats://host`, `redis://host`, `kafka://host:9092` or `sqs://region`.",
     ),
 ]
 _STORE: Final = typer.Option(
     "--store",
     metavar="URI",
     envvar="CONTROL_PLANE_STATE_STORE_URI",
-    help="The state store, such as `postgresql://user:password@host/database` or `sqlite:///path.db`.",
+    help="The database that stores tasks and sessions, such as `postgresql://user:password@host/database` "
+    "or `sqlite:///path.db`.",
 )
 Store = Annotated[str, _STORE]
 OptionalStore = Annotated[str | None, _STORE]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.")]
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 - typer calls it by position
+    if value:
+        typer.echo(f"llamactl {version('llama-deploy')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, one object per line.")]

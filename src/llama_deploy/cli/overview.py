@@ -1,32 +1,54 @@
-"""`llamactl status`: what a control plane knows."""
+"""`llamactl status`."""
 
 from __future__ import annotations
 
+import json
+
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llama_deploy.client import Client
+from llama_deploy.client import Client, Service
 
 
-async def print_status(client: Client) -> None:
-    """Print the services with their living instances, and how many sessions there are.
+async def print_status(client: Client, *, as_json: bool) -> None:
+    """Print the services, how many instances of each are alive, and the number of sessions.
 
     Raises:
-        UnavailableError: The control plane does not answer.
+        UnavailableError: The control plane does not respond.
     """
     services = await client.core.services.list()
-    sessions = await client.core.sessions.list()
+    sessions = len(await client.core.sessions.list())
+    if as_json:
+        facts = {
+            "control_plane_url": client.control_plane_url,
+            "sessions": sessions,
+            "services": [
+                {
+                    "service_name": service.service_name,
+                    "description": service.description,
+                    "instances_alive": _count_alive(service),
+                }
+                for service in services
+            ],
+        }
+        typer.echo(json.dumps(facts))
+        return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"control plane  {client.control_plane_url}")
-    console.print(f"sessions       {len(sessions)}")
+    console.print(f"sessions       {sessions}")
     console.print()
     if not services:
-        console.print("no services")
+        console.print("No services are registered. Start one with `llamactl worker MODULE:ATTRIBUTE`.")
         return
     table = Table("service", "instances alive", "description", box=None, header_style="dim")
     for service in services:
-        alive = sum(instance.alive for instance in service.instances)
+        alive = _count_alive(service)
         style = "green" if alive else "red"
         table.add_row(service.service_name, Text(str(alive), style=style), Text(service.description))
     console.print(table)
+
+
+def _count_alive(service: Service) -> int:
+    return sum(instance.alive for instance in service.instances)

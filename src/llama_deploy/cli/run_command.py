@@ -1,4 +1,4 @@
-"""`llamactl run`: run a task, show its events as they come, print its result."""
+"""`llamactl run`: run a task, print its events as they arrive, then its result."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any, Final, Protocol
 import typer
 
 from llama_deploy.cli.arguments import parse_arguments
-from llama_deploy.cli.error_messages import CommandError, ExitCode, complain
+from llama_deploy.cli.error_messages import CommandError, ExitCode, print_error
 from llama_deploy.cli.schemas import summarize
 from llama_deploy.client import Client, Service, TaskHandle
-from llama_deploy.client.task_operations import how_it_stands
+from llama_deploy.client.task_results import describe_status
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, TaskEndedError
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
 
-_LOOK_EVERY: Final = 2.0
-"""Seconds between two looks at whether a task waits."""
+_STATUS_INTERVAL: Final = 2.0
+"""Seconds between two checks whether the task is waiting."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What `llamactl run` was told."""
+    """The command line of `llamactl run`."""
 
     service_name: str
     arguments: Sequence[str]
@@ -42,41 +42,41 @@ class TaskEnd:
     session_id: str | None
     status: TaskStatus
     value: Any = None
-    """The result as JSON, None unless it succeeded."""
+    """The result as JSON. None: the task did not succeed."""
     failure: TaskFailure | None = None
 
 
 class Output(Protocol):
-    """Where events and result go."""
+    """Prints events and the result."""
 
     def event(self, event: TaskEvent) -> None:
-        """Show an event."""
+        """Print an event."""
 
     def end(self, end: TaskEnd) -> None:
-        """Show how the task ended."""
+        """Print how the task ended."""
 
 
 class ReadableOutput:
-    """Lines for people: each event on one, then the result."""
+    """Readable lines: one per event, then the result."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def event(self, event: TaskEvent) -> None:
-        """Print type and data."""
+        """Print the event's type and data."""
         data = json.dumps(event.data, ensure_ascii=False)
         typer.echo(f"{typer.style(event.type, fg='cyan')}  {data}")
 
     def end(self, end: TaskEnd) -> None:
-        """Print the result; of a failure, its reason and traceback to stderr."""
+        """Print the result; for a failure, print its reason and traceback to stderr."""
         if end.status is TaskStatus.SUCCEEDED:
             typer.echo(end.value if isinstance(end.value, str) else _pretty(end.value))
         else:
-            _complain_of(end, self._service)
+            _print_failure(end, self._service)
 
 
 class JsonOutput:
-    """One JSON object a line: the events, and last the result."""
+    """One JSON object per line: the events, then the result."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -86,7 +86,7 @@ class JsonOutput:
         typer.echo(event.model_dump_json(include={"index", "type", "data"}))
 
     def end(self, end: TaskEnd) -> None:
-        """Print result, status and error; of a failure, its reason to stderr too."""
+        """Print result, status and error; for a failure, also print its reason to stderr."""
         facts: dict[str, Any] = {
             "task_id": end.task_id,
             "session_id": end.session_id,
@@ -97,37 +97,37 @@ class JsonOutput:
             facts["error"] = end.failure.model_dump(mode="json")
         typer.echo(json.dumps(facts))
         if end.status is not TaskStatus.SUCCEEDED:
-            _complain_of(end, self._service)
+            _print_failure(end, self._service)
 
 
 def _pretty(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
-def _complain_of(end: TaskEnd, service: Service) -> None:
+def _print_failure(end: TaskEnd, service: Service) -> None:
     failure = end.failure
-    what = f"task {end.task_id} {how_it_stands(end.status)}"
+    what = f"task {end.task_id} {describe_status(end.status)}"
     if failure is None or end.status is TaskStatus.CANCELLED:
-        complain(what)
+        print_error(what)
         return
-    refused = failure.type == _REFUSED
-    hint = f"{service.service_name} takes: {summarize(service.input_schema)}" if refused else None
-    complain(f"{what}: {failure.type}: {failure.message}", hint=hint)
-    if failure.traceback and not refused:
+    invalid = failure.type == _INVALID
+    hint = f"{service.service_name} accepts: {summarize(service.input_schema)}" if invalid else None
+    print_error(f"{what}: {failure.type}: {failure.message}", hint=hint)
+    if failure.traceback and not invalid:
         typer.echo(failure.traceback.rstrip(), err=True)
 
 
-_REFUSED: Final = f"{InvalidRequestError.__module__}.{InvalidRequestError.__qualname__}"
-"""The failure of a task whose arguments do not fit; nothing has run, and a traceback tells nothing."""
+_INVALID: Final = f"{InvalidRequestError.__module__}.{InvalidRequestError.__qualname__}"
+"""The failure of a task with invalid arguments. No step has run, so its traceback does not help."""
 
 
 async def run_task(client: Client, options: RunOptions) -> int:
-    """Run a task to its end and return the exit code.
+    """Run a task and return the exit code.
 
-    The first Ctrl-C cancels the task and waits for its end, a second one stops waiting.
+    The first Ctrl-C cancels the task and waits for its end. A second one stops waiting.
 
     Raises:
-        CommandError: There is no such service, or an argument is malformed.
+        CommandError: The service does not exist, or an argument is malformed.
         LlamaDeployError: As `Client.submit`.
     """
     service = await _find_service(client, options.service_name)
@@ -142,13 +142,15 @@ async def _find_service(client: Client, name: str) -> Service:
     known = client.core.services.items
     if name not in known:
         raise CommandError(
-            f"there is no service {name!r}",
-            hint=f"there are: {', '.join(sorted(known))}" if known else "no service has registered yet",
+            f"service {name!r} is not registered",
+            hint=f"registered services: {', '.join(sorted(known))}"
+            if known
+            else "no service is registered yet",
             exit_code=ExitCode.NOT_FOUND,
         )
     service = known[name]
     if not any(instance.alive for instance in service.instances):
-        typer.echo(f"no instance of {name} is alive; the task waits for one", err=True)
+        typer.echo(f"no instance of {name} is alive; the task waits until one starts", err=True)
     return service
 
 
@@ -156,18 +158,18 @@ async def _follow(handle: TaskHandle, output: Output) -> int:
     interrupts = _Interrupts(handle)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, interrupts.on_signal)
-    # Asked for from the start: a control plane that stops with this task may answer no later request.
+    # Requested from the start: a control plane that shuts down may not accept a later request.
     ending = asyncio.create_task(_end_of(handle))
-    watching = asyncio.create_task(_tell_when_waiting(handle))
+    watching = asyncio.create_task(_report_waiting(handle))
     try:
         async for event in handle.events():
-            # The terminal event is the result, which has a form of its own.
+            # The terminal event is the result, which is printed differently.
             if not event.terminal:
                 output.event(event)
         end = await ending
     except asyncio.CancelledError:
         if not interrupts.received:
-            typer.echo(f"Task {handle.task_id} goes on.", err=True)
+            typer.echo(f"Task {handle.task_id} is still running.", err=True)
         raise
     finally:
         loop.remove_signal_handler(signal.SIGINT)
@@ -181,22 +183,22 @@ async def _follow(handle: TaskHandle, output: Output) -> int:
     return ExitCode.INTERRUPTED if interrupts.received else ExitCode.FAILED
 
 
-async def _tell_when_waiting(handle: TaskHandle) -> None:
-    """Say once, on stderr, that a task waits for an event: nothing else would tell why it is silent."""
+async def _report_waiting(handle: TaskHandle) -> None:
+    """Print once, to stderr, that the task waits for an event, because it prints nothing meanwhile."""
     while True:
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_STATUS_INTERVAL)
         try:
             status = await handle.status()
         except LlamaDeployError:
-            continue  # whoever waits for the result tries again, or tells
+            continue  # the call that waits for the result retries, or reports the error
         if status is TaskStatus.WAITING:
             how = f'client.task("{handle.task_id}").send(...)'
-            typer.echo(f"task {handle.task_id} waits for an event; answer it with {how}", err=True)
+            typer.echo(f"task {handle.task_id} is waiting for an event; send one with {how}", err=True)
             return
 
 
 async def _end_of(handle: TaskHandle) -> TaskEnd:
-    """Wait for a task's end, however long it takes."""
+    """Wait for a task's end without a time limit."""
     try:
         value = await handle.result(timeout=math.inf)
     except TaskEndedError as exc:
@@ -210,7 +212,7 @@ async def _end_of(handle: TaskHandle) -> TaskEnd:
 
 
 class _Interrupts:
-    """Ctrl-C while a task runs."""
+    """Handles Ctrl-C while a task runs."""
 
     def __init__(self, handle: TaskHandle) -> None:
         self.received = False
@@ -219,10 +221,10 @@ class _Interrupts:
         self._cancelling: asyncio.Task[None] | None = None
 
     def on_signal(self) -> None:
-        """Cancel the task; the second time, stop waiting for its end."""
+        """Cancel the task; the second time, stop waiting."""
         if not self.received:
             self.received = True
-            typer.echo("Cancelling the task; Ctrl-C again leaves without waiting for its end.", err=True)
+            typer.echo("Cancelling the task. Press Ctrl-C again to exit without waiting for it.", err=True)
             self._cancelling = asyncio.create_task(self._cancel())
         elif self._waiter is not None:
             self._waiter.cancel()
@@ -231,10 +233,10 @@ class _Interrupts:
         try:
             await self._handle.cancel()
         except LlamaDeployError as exc:
-            complain(f"the task could not be cancelled: {exc}")
+            print_error(f"cancelling the task failed: {exc}")
 
     async def close(self) -> None:
-        """Stop cancelling, if that is still under way."""
+        """Abort a cancellation that is in progress."""
         if self._cancelling is not None:
             self._cancelling.cancel()
             await asyncio.wait({self._cancelling})

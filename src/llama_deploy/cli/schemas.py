@@ -1,4 +1,4 @@
-"""JSON schemas in a few words, and examples of what they ask for."""
+"""Short summaries of JSON schemas, and example values for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def summarize(schema: Mapping[str, Any] | None) -> str:
     """Return an object's fields on one line, such as `question: string, limit: integer = 5`.
 
     Args:
-        schema: A JSON schema. None, or one that names no fields: anything is taken.
+        schema: A JSON schema. None, or a schema without fields: any value is accepted.
     """
     properties = (schema or {}).get("properties")
     if not schema or not properties:
@@ -34,7 +34,7 @@ def summarize(schema: Mapping[str, Any] | None) -> str:
 
 
 def example(schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return values for the fields that must be given; for the first one if none must."""
+    """Return example values for the required fields, or for the first field if none is required."""
     properties = (schema or {}).get("properties")
     if not schema or not properties:
         return {}

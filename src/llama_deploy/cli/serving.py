@@ -10,6 +10,7 @@ from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
+from llama_deploy.client import ClientSettings
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy import HostedWorkflow, LocalStack, run_workflow
 from llama_deploy.deploy.together import run_together
@@ -20,11 +21,10 @@ from llama_deploy.web.http_server import is_loopback
 
 
 def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | None, as_json: bool) -> None:
-    """Run control plane and services, and a queue unless there is one, until Ctrl-C or SIGTERM.
+    """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
 
     Raises:
-        CommandError: A workflow is not found, the place cannot be used, or a setting of the environment
-            cannot work.
+        CommandError: A workflow was not found, or `place` or an environment variable is not valid.
         LlamaDeployError: As `LocalStack.start`.
     """
     _check(place)
@@ -35,9 +35,8 @@ def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | N
 def _check(place: Place) -> None:
     if not place.allow_remote and not is_loopback(place.host):
         raise CommandError(
-            f"{place.host} can be reached from other machines, and whoever reaches it can run tasks: "
-            "there is no authentication",
-            hint="leave out --host to listen on 127.0.0.1, or add --allow-remote if the network is yours",
+            f"other machines can reach {place.host} and run tasks there without authentication",
+            hint="leave out --host to listen on 127.0.0.1, or pass --allow-remote if you trust the network",
         )
     if place.store is not None:
         return
@@ -45,7 +44,8 @@ def _check(place: Place) -> None:
         place.data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise CommandError(
-            f"cannot keep data in {place.data_dir}: {exc.strerror}", hint="--data-dir names another folder"
+            f"cannot store data in {place.data_dir}: {exc.strerror}",
+            hint="choose another directory with --data-dir",
         ) from exc
 
 
@@ -85,25 +85,29 @@ def _message_queue_config(place: Place) -> MessageQueueConfig:
 def work(
     targets: Sequence[str],
     *,
-    control_plane_url: str,
+    control_plane_urls: Sequence[str],
+    insecure: bool,
     queue: str | None,
     max_concurrent_tasks: int | None,
     as_json: bool,
 ) -> None:
-    """Run instances of services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
+    """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
 
     Raises:
-        CommandError: A workflow is not found, or a setting of the environment cannot work.
+        CommandError: A workflow was not found, or an environment variable is not valid.
         LlamaDeployError: As `run_workflow`.
     """
     hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
+    with settings_of(ClientSettings):
+        settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
+    control_plane = settings.connect_to(control_plane_urls)
     message_queue_config = None if queue is None else config_from_url(queue)
     ready: list[WorkflowService] = []
 
     def on_ready(service: WorkflowService) -> None:
         ready.append(service)
         if len(ready) == len(hosted):
-            announce_instances(ready, control_plane_url=control_plane_url, as_json=as_json)
+            announce_instances(ready, control_plane_url=", ".join(control_plane_urls), as_json=as_json)
 
     async def work_on_all() -> None:
         await run_together(
@@ -111,7 +115,7 @@ def work(
                 run_workflow(
                     each.workflow,
                     each.config,
-                    control_plane_url=control_plane_url,
+                    control_plane_url=control_plane,
                     message_queue_config=message_queue_config,
                     on_ready=on_ready,
                 )

@@ -1,4 +1,4 @@
-"""Run a command that serves until it is told to stop."""
+"""Run a command until the user or the system stops it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import uvloop
 from llama_deploy.cli.error_messages import ExitCode
 
 _SAME_PRESS_SECONDS: Final = 0.3
-"""Signals that follow this quickly are one: a terminal and a wrapper may both send Ctrl-C."""
+"""Ctrl-C twice within this time counts once: a terminal and a wrapper may both send the signal."""
 
 
 def run_until_stopped(serving: Coroutine[Any, Any, None]) -> None:
-    """Run `serving` on uvloop; Ctrl-C and SIGTERM end it in order, and this then returns.
+    """Run `serving` on uvloop until it ends, or until Ctrl-C or SIGTERM shuts it down.
 
-    The first of them cancels it once, which lets services drain. A second Ctrl-C cancels it again, which
-    hurries them. A third one ends the process at once; leases bring back what it leaves.
+    The first signal cancels it, and services drain. A second Ctrl-C cancels it again, and services hand back
+    their tasks. A third one exits at once; the tasks move to other instances when the leases expire.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_until_stopped(serving))
@@ -44,7 +44,7 @@ async def _until_stopped(serving: Coroutine[Any, Any, None]) -> None:
 
 
 class _Stop:
-    """Counts the requests to stop."""
+    """Reacts to each request to stop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
         self._loop = loop
@@ -53,23 +53,25 @@ class _Stop:
         self._last = 0.0
 
     def terminate(self) -> None:
-        """Drain; again changes nothing."""
+        """Drain; a repeated signal has no effect."""
         if self._requests == 0:
-            self._request("Stopping: what runs may end.")
+            self._request("Stopping after the running tasks have finished.")
 
     def interrupt(self) -> None:
-        """Drain, then hurry, then give up."""
+        """Drain, then hand back tasks, then exit."""
         if self._requests and self._loop.time() - self._last < _SAME_PRESS_SECONDS:
             return
         if self._requests == 0:
-            self._request("Stopping: what runs may end; Ctrl-C again hands it back at once.")
+            self._request(
+                "Stopping after the running tasks have finished. Press Ctrl-C again to hand them back now."
+            )
         elif self._requests == 1:
-            self._request("Handing back what runs; Ctrl-C again ends this at once.")
+            self._request("Handing back the running tasks. Press Ctrl-C again to exit now.")
         else:
             os._exit(ExitCode.INTERRUPTED)
 
-    def _request(self, words: str) -> None:
+    def _request(self, message: str) -> None:
         self._requests += 1
         self._last = self._loop.time()
-        typer.echo(words, err=True)
+        typer.echo(message, err=True)
         self._task.cancel()

@@ -1,4 +1,4 @@
-"""Find the workflows that a command names: `module:attribute`, `path/to/file.py:attribute`, `name=...`."""
+"""Load the workflows on the command line: `module:attribute`, `path/to/file.py:attribute`, `name=...`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from workflows import Workflow
 
 from llama_deploy.cli.error_messages import CommandError, ExitCode
 
-_FORM: Final = "write module:attribute or path/to/file.py:attribute, such as app:workflow"
+_FORM: Final = "use module:attribute or path/to/file.py:attribute, such as app:workflow"
 _SERVICE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a command line names."""
+    """A workflow on the command line."""
 
     source: str
     """A module, or a path that ends in `.py`."""
@@ -33,38 +33,38 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read `[name=]source:attribute`; without a name, the service is called like the attribute.
+        """Parse `[name=]source:attribute`. Without a name, the service has the name of the attribute.
 
         Raises:
-            CommandError: It is something else.
+            CommandError: The text does not have this form.
         """
         name, separator, place = text.rpartition("=")
         source, colon, attribute = place.rpartition(":")
         if not colon or not source or not attribute or (separator and not name):
-            raise CommandError(f"{text!r} names no workflow", hint=_FORM)
+            raise CommandError(f"{text!r} does not name a workflow", hint=_FORM)
         service_name = name or attribute.rpartition(".")[2].lstrip("_")
         if _SERVICE_NAME.fullmatch(service_name) is None:
             raise CommandError(
-                f"no service can be called {service_name!r}",
-                hint="letters, digits, `_`, `-` and `.` make a name; choose one with name=module:attribute",
+                f"{service_name!r} is not a valid service name",
+                hint="use letters, digits, `_`, `-` and `.`; set the name with name=module:attribute",
             )
         return cls(source, attribute, service_name)
 
 
 def load_workflows(texts: Sequence[str]) -> dict[str, Workflow]:
-    """Import what the texts name and return the workflows by service name, in their order.
+    """Import the workflows and return them by service name, in the order of the texts.
 
-    The working directory can be imported from, as with `python -m`.
+    Modules can be in the working directory, as with `python -m`.
 
     Raises:
-        CommandError: A text is malformed, a module or attribute is not there, or is no workflow.
+        CommandError: A text has the wrong form, or names something that does not exist or is not a workflow.
     """
     targets = [Target.parse(text) for text in texts]
     names = [target.service_name for target in targets]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise CommandError(
-            f"two services are called {twice[0]!r}", hint="give one another name: name=module:attribute"
+            f"two services have the name {twice[0]!r}", hint="rename one of them: name=module:attribute"
         )
     _import_from(Path.cwd())
     return {target.service_name: _load(target) for target in targets}
@@ -76,7 +76,7 @@ def _load(target: Target) -> Workflow:
         value = operator.attrgetter(target.attribute)(module)
     except AttributeError as exc:
         raise CommandError(
-            f"{target.source} has no attribute {target.attribute!r}", hint=_offers(module)
+            f"{target.source} has no attribute {target.attribute!r}", hint=_list_workflows(module)
         ) from exc
     return _as_workflow(value, target)
 
@@ -85,11 +85,11 @@ def _import_module(target: Target) -> ModuleType:
     try:
         return importlib.import_module(target.source)
     except ModuleNotFoundError as exc:
-        # Another missing module is the named one's own trouble.
+        # If another module is missing, the import of the named one failed.
         if exc.name is not None and f"{target.source}.".startswith(f"{exc.name}."):
             raise CommandError(
-                f"there is no module {target.source!r} in {Path.cwd()} or installed",
-                hint=f"change into the folder that holds it, or {_FORM}",
+                f"no module {target.source!r} in {Path.cwd()} or in the installed packages",
+                hint=f"change to the directory of the module, or {_FORM}",
             ) from exc
         raise _import_failure(target, exc) from exc
     except Exception as exc:
@@ -99,14 +99,14 @@ def _import_module(target: Target) -> ModuleType:
 def _import_file(target: Target) -> ModuleType:
     path = Path(target.source).resolve()
     if not path.is_file():
-        raise CommandError(f"there is no file {target.source}", hint=_FORM)
+        raise CommandError(f"no file {target.source}", hint=_FORM)
     _import_from(path.parent)
     name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise CommandError(f"{target.source} is no Python file", hint=_FORM)
+        raise CommandError(f"{target.source} is not a Python file", hint=_FORM)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -117,7 +117,7 @@ def _import_file(target: Target) -> ModuleType:
 
 
 def _module_name(path: Path) -> str:
-    """Return under which name to import a file: its own, unless that imports something else."""
+    """Return the module name for a file: its own name, unless another module has it."""
     try:
         found = importlib.util.find_spec(path.stem)
     except (ImportError, ValueError):
@@ -140,37 +140,37 @@ def _import_failure(target: Target, exc: Exception) -> CommandError:
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return CommandError(
         f"importing {target.source} failed: {type(exc).__name__}: {exc}{place}",
-        hint="`llamactl --verbose ...` shows the whole traceback",
+        hint="run `llamactl --verbose ...` for the traceback",
         exit_code=ExitCode.FAILED,
     )
 
 
 def _as_workflow(value: object, target: Target) -> Workflow:
-    """Return a workflow from an instance, a class or a factory."""
+    """Return the workflow from a workflow instance, a class or a factory."""
     place = f"{target.source}:{target.attribute}"
     if callable(value) and not isinstance(value, Workflow):
         try:
             value = value()
         except Exception as exc:
             raise CommandError(
-                f"{place} cannot be called without arguments: {type(exc).__name__}: {exc}",
-                hint="name an instance of a workflow, or a function without arguments that returns one",
+                f"calling {place} without arguments failed: {type(exc).__name__}: {exc}",
+                hint="name a workflow instance, or a function without arguments that returns one",
                 exit_code=ExitCode.FAILED,
             ) from exc
     if isinstance(value, Workflow):
         return value
     raise CommandError(
-        f"{place} is no workflow but {type(value).__name__}",
-        hint="name a Workflow, a class of one, or a function without arguments that returns one",
+        f"{place} is not a workflow but {type(value).__name__}",
+        hint="name a workflow instance, a workflow class, or a function without arguments that returns one",
     )
 
 
-def _offers(module: ModuleType) -> str:
-    """Say which workflows a module has."""
+def _list_workflows(module: ModuleType) -> str:
+    """Return a sentence that lists the workflows of a module."""
     found = sorted(
         name
         for name, value in vars(module).items()
         if isinstance(value, Workflow)
         or (isinstance(value, type) and issubclass(value, Workflow) and value.__module__ == module.__name__)
     )
-    return f"it has the workflows {', '.join(found)}" if found else "it has no workflows"
+    return f"its workflows are: {', '.join(found)}" if found else "it does not contain workflows"

@@ -1,4 +1,4 @@
-"""Event streams: lines in, events out."""
+"""Event streams: lines in, events out. No I/O."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, Final, Generic, TypeVar
 import pydantic_core
 from pydantic import TypeAdapter
 
-from llama_deploy.client.operation import Clock, Deadline, Patience, Pause, parse, segment
-from llama_deploy.errors import InternalServerError, LlamaDeployError, UnavailableError
+from llama_deploy.client.deadline import Clock, Deadline, pause_after
+from llama_deploy.client.paths import task_path
+from llama_deploy.client.payload_encoding import decode_answer
+from llama_deploy.errors import InternalServerError, UnavailableError
 from llama_deploy.types import TaskEvent
 from llama_deploy.web.http_connection import HttpRequest
 
@@ -23,8 +25,8 @@ _OBJECT: Final = TypeAdapter(dict[str, Any])
 class LineStream(ABC, Generic[T]):
     """Reads items from a stream of lines, over as many connections as it takes.
 
-    The driver makes the `request`, hands each line to `feed` and, when the answer ends or breaks before
-    `finished`, asks `interrupted` how long to pause before it makes the `request` again.
+    The caller makes the `request` and passes each line of the response to `feed`. When the response ends or
+    breaks, it asks `interrupted` whether and when to make the `request` again.
     """
 
     finished: bool = False
@@ -32,82 +34,83 @@ class LineStream(ABC, Generic[T]):
 
     @abstractmethod
     def request(self) -> HttpRequest:
-        """Return the request for what has not been read yet."""
+        """Return the request for everything that has not been read yet."""
 
     @abstractmethod
     def feed(self, line: bytes) -> T | None:
-        """Return the item that a line holds, None if it holds none.
+        """Return the item in a line, None if the line has no new item.
 
         Raises:
-            InternalServerError: The line is not of the expected form.
+            InternalServerError: The line does not have the expected form.
         """
 
     @abstractmethod
-    def interrupted(self, error: UnavailableError | None) -> Pause | None:
-        """Return the pause before the next request; None: there is nothing more to read.
+    def interrupted(self, error: UnavailableError | None) -> float | None:
+        """Return the seconds to wait before the next request, None to stop reading.
 
         Args:
-            error: Why the answer broke. None: it ended.
+            error: Why the response broke. None: it ended.
 
         Raises:
-            UnavailableError: It is no use to try again.
+            UnavailableError: The stream is incomplete, and retrying does not help.
         """
 
 
 class EventStream(LineStream[TaskEvent]):
-    """The events of a task, each once and in order, from a cursor to the terminal one.
+    """The events of a task, each once and in order, up to the terminal one.
 
     Args:
         task_id: The task.
-        after: The index of the last event that is known already; -1 for none.
-        patience: Seconds to try again without a line from the control plane, keep-alives included.
-        clock: Tells the time.
+        after: The index of the last event that the caller knows; -1 for none.
+        timeout: Seconds to retry while the control plane sends nothing, not even keep-alives.
+        clock: The clock for `timeout`.
     """
 
     def __init__(
-        self, task_id: str, *, after: int = -1, patience: float, clock: Clock = time.monotonic
+        self, task_id: str, *, after: int = -1, timeout: float, clock: Clock = time.monotonic
     ) -> None:
         self.task_id = task_id
         self.after = after
-        self._seconds = patience
+        self._timeout = timeout
         self._clock = clock
-        self._progress()
+        self._reset()
 
-    def _progress(self) -> None:
-        self._patience = Patience()
-        self._deadline = Deadline(self._seconds, self._clock)
+    def _reset(self) -> None:
+        self._failures = 0
+        self._deadline = Deadline(self._timeout, self._clock)
 
     def request(self) -> HttpRequest:
-        """Ask for the events after the last one read."""
-        return HttpRequest("GET", f"/tasks/{segment(self.task_id)}/events", params={"after": self.after})
+        """Return the request for the events after the last one read."""
+        return HttpRequest("GET", task_path(self.task_id) + "/events", params={"after": self.after})
 
     def feed(self, line: bytes) -> TaskEvent | None:
-        """Return the event of a line; None for a keep-alive and for an event that was read before."""
-        self._progress()
+        """Return the event in a line; None for a keep-alive and for an event that was read before."""
+        self._reset()
         if not line.strip():
             return None
-        event = parse(_decode(line), _EVENT, source=f"the event stream of task {self.task_id}")
+        event = decode_answer(_decode(line), _EVENT, source=task_path(self.task_id) + "/events")
         if event.index <= self.after:
             return None
         self.after = event.index
         self.finished = event.terminal
         return event
 
-    def interrupted(self, error: UnavailableError | None) -> Pause | None:
-        """Go on until the terminal event, unless nothing came for too long."""
+    def interrupted(self, error: UnavailableError | None) -> float | None:
+        """Retry until the terminal event, unless nothing has arrived for `timeout`."""
         if self.finished:
             return None
-        cause: LlamaDeployError = error or UnavailableError(
+        cause = error or UnavailableError(
             f"the event stream of task {self.task_id} ended before its terminal event"
         )
         left = self._deadline.remaining()
         if left <= 0:
             raise cause
-        return Pause(min(self._patience.pause_after(cause), left))
+        self._failures += 1
+        return min(pause_after(self._failures, cause), left)
 
 
 class ObjectStream(LineStream[dict[str, Any]]):
-    """JSON objects, one a line, from a server that cannot continue a stream: it is read once.
+    """JSON objects, one per line, from a server that cannot resume a stream: read once, without retries.
 
     Args:
         request: The request.
@@ -117,15 +120,15 @@ class ObjectStream(LineStream[dict[str, Any]]):
         self._request = request
 
     def request(self) -> HttpRequest:
-        """Ask for the stream from its start."""
+        """Return the request."""
         return self._request
 
     def feed(self, line: bytes) -> dict[str, Any] | None:
-        """Return the object of a line; None for a keep-alive."""
-        return parse(_decode(line), _OBJECT, source=self._request.path) if line.strip() else None
+        """Return the object in a line; None for a keep-alive."""
+        return decode_answer(_decode(line), _OBJECT, source=self._request.path) if line.strip() else None
 
-    def interrupted(self, error: UnavailableError | None) -> Pause | None:
-        """End with the answer."""
+    def interrupted(self, error: UnavailableError | None) -> float | None:
+        """Stop reading; raise the error if there is one."""
         if error is not None:
             raise error
         return None

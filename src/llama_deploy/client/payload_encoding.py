@@ -1,4 +1,4 @@
-"""How run arguments, events and results become JSON, and JSON becomes results."""
+"""Run arguments, events, requests and results: from Python values to JSON and back."""
 
 from __future__ import annotations
 
@@ -9,23 +9,32 @@ import pydantic
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
-from llama_deploy.errors import InvalidRequestError, SerializationError
-from llama_deploy.types import EventDefinition, generate_id
+from llama_deploy.errors import InternalServerError, InvalidRequestError, SerializationError
+from llama_deploy.types import (
+    EventDefinition,
+    SessionOptions,
+    SessionPolicy,
+    TaskSubmission,
+    generate_id,
+)
 from llama_deploy.types.validation import describe_validation_error
 
 T = TypeVar("T")
 
 
 def encode_arguments(arguments: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the run arguments as JSON values; models, dates and the like become plain JSON.
+    """Return the run arguments as JSON values; models, dates and similar values become plain JSON.
 
     Raises:
-        InvalidRequestError: The same argument in `arguments` and as a keyword.
-        SerializationError: A value cannot be carried as JSON.
+        InvalidRequestError: An argument is in `arguments` and also a keyword.
+        SerializationError: A value cannot be converted to JSON.
     """
     given = dict(arguments or {})
     if twice := given.keys() & keywords.keys():
-        raise InvalidRequestError(f"given in `arguments` and as keywords too: {', '.join(sorted(twice))}")
+        raise InvalidRequestError(
+            f"these run arguments are both in `arguments` and keywords: {', '.join(sorted(twice))}; "
+            "pass each of them once"
+        )
     return encode_json_object({**given, **keywords})
 
 
@@ -33,7 +42,7 @@ def encode_json_object(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a mapping such as a session's state as JSON values.
 
     Raises:
-        SerializationError: A value cannot be carried as JSON.
+        SerializationError: A value cannot be converted to JSON.
     """
     return {name: _to_json_value(value, path=f"$.{name}") for name, value in values.items()}
 
@@ -42,35 +51,33 @@ def _to_json_value(value: Any, *, path: str) -> Any:
     try:
         return pydantic_core.to_jsonable_python(value)
     except (pydantic_core.PydanticSerializationError, ValueError) as exc:
-        raise SerializationError(f"{path} cannot be carried as JSON: {exc}", path=path) from exc
+        raise SerializationError(f"{path} cannot be converted to JSON: {exc}", path=path) from exc
 
 
 def encode_event(
     event: BaseModel, *, service_name: str | None = None, idempotency_key: str | None = None
 ) -> EventDefinition:
-    """Return a workflow event as it is sent to a running task.
-
-    The form is the one of `workflows.context.serializers.JsonSerializer`: fields with the class's name.
+    """Return a workflow event in the format of `workflows.context.serializers.JsonSerializer`.
 
     Args:
-        event: An event; its class must be known to the workflow.
+        event: An event whose class the workflow accepts.
         service_name: The service that the task must belong to. None: not checked.
-        idempotency_key: Names the event within its task. None: a fresh one, so that it counts once however
-            often it is sent.
+        idempotency_key: Identifies the event within its task. None: a new key, so that the event counts
+            once even if it is sent several times.
 
     Raises:
-        InvalidRequestError: No event can have this idempotency key.
-        SerializationError: It is no event, or a field cannot be carried as JSON.
+        InvalidRequestError: The idempotency key is empty or too long.
+        SerializationError: `event` is not an event, or a field cannot be converted to JSON.
     """
     if not isinstance(event, BaseModel):
         raise SerializationError(
-            f"an event of the workflow is expected, not {type(event).__name__}: {event!r:.80}"
+            f"expected an event of the workflow, got {type(event).__name__}: {event!r:.80}"
         )
     name = f"{type(event).__module__}.{type(event).__name__}"
     try:
         value = event.model_dump(mode="json")
     except (pydantic_core.PydanticSerializationError, ValueError) as exc:
-        raise SerializationError(f"event {name} cannot be carried as JSON: {exc}") from exc
+        raise SerializationError(f"event {name} cannot be converted to JSON: {exc}") from exc
     wire = {"__is_pydantic": True, "value": value, "qualified_name": name}
     try:
         return EventDefinition(
@@ -79,19 +86,81 @@ def encode_event(
             idempotency_key=generate_id() if idempotency_key is None else idempotency_key,
         )
     except pydantic.ValidationError as exc:
-        raise InvalidRequestError(f"no event can have {describe_validation_error(exc)}") from exc
+        raise InvalidRequestError(f"the event is not valid: {describe_validation_error(exc)}") from exc
 
 
 def decode_result(value: Any, as_type: type[T], *, task_id: str) -> T:
-    """Return a result's JSON as `as_type`, any type that pydantic can validate.
+    """Return a result's JSON as `as_type`, which is any type that pydantic can validate.
 
     Raises:
-        SerializationError: The result is not of that type.
+        SerializationError: The result does not match `as_type`.
     """
     try:
         return TypeAdapter(as_type).validate_json(pydantic_core.to_json(value))
     except pydantic.ValidationError as exc:
         name = getattr(as_type, "__name__", as_type)
         raise SerializationError(
-            f"the result of task {task_id} is not a {name}: {exc}; without `as_type` it is returned as JSON"
+            f"the result of task {task_id} does not match {name}: {describe_validation_error(exc)}; "
+            "leave out `as_type` to get it as JSON"
+        ) from exc
+
+
+def build_submission(
+    service_name: str,
+    arguments: Mapping[str, Any],
+    *,
+    session_id: str | None = None,
+    task_id: str | None = None,
+    max_attempts: int | None = None,
+) -> TaskSubmission:
+    """Return the request to accept a task; `arguments` are JSON values.
+
+    Raises:
+        InvalidRequestError: A name, id or number is out of range.
+    """
+    chosen = {} if task_id is None else {"task_id": task_id}
+    try:
+        return TaskSubmission(
+            service_name=service_name,
+            arguments=dict(arguments),
+            session_id=session_id,
+            max_attempts=max_attempts,
+            **chosen,
+        )
+    except pydantic.ValidationError as exc:
+        raise InvalidRequestError(f"the task is not valid: {describe_validation_error(exc)}") from exc
+
+
+def build_session_options(session_id: str | None, policy: SessionPolicy | str) -> SessionOptions:
+    """Return the request to create a session.
+
+    Raises:
+        InvalidRequestError: The id is empty or too long, or the policy is unknown.
+    """
+    try:
+        return SessionOptions(session_id=session_id, policy=SessionPolicy(policy))
+    except pydantic.ValidationError as exc:
+        raise InvalidRequestError(f"the session is not valid: {describe_validation_error(exc)}") from exc
+    except ValueError as exc:
+        known = ", ".join(SessionPolicy)
+        raise InvalidRequestError(f"unknown session policy {policy!r}; use one of: {known}") from exc
+
+
+def decode_answer(value: Any, returns: TypeAdapter[T], *, source: str) -> T:
+    """Return a server's decoded JSON as the expected type.
+
+    Args:
+        value: The decoded JSON.
+        returns: The expected type.
+        source: The path of the request, for the error.
+
+    Raises:
+        InternalServerError: The JSON does not match the expected type.
+    """
+    try:
+        return returns.validate_python(value)
+    except pydantic.ValidationError as exc:
+        raise InternalServerError(
+            f"the response to {source} has an unexpected form: {describe_validation_error(exc)}; "
+            "check that the URL leads to a llama_deploy server of a compatible version"
         ) from exc

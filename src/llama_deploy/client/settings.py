@@ -2,38 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-DEFAULT_TIMEOUT: Final = 120.0
+from llama_deploy.errors import ConfigError
+from llama_deploy.web.connection_settings import ConnectionSettings
 
 
-class HasUrl(Protocol):
-    """Settings that lead to a server, such as `ControlPlaneConfig`."""
-
-    @property
-    def url(self) -> str:
-        """The server's base URL."""
+def _split(urls: object) -> object:
+    return urls.split(",") if isinstance(urls, str) and "," in urls else urls
 
 
 class ClientSettings(BaseSettings):
-    """Where a client finds its servers; each field may also come from the environment.
+    """Where a client finds its servers and how long it waits.
 
-    The variables are the names of the fields behind `LLAMA_DEPLOY_`, such as `LLAMA_DEPLOY_TIMEOUT`.
-    Servers are fixed once the client exists; `timeout` may be changed.
+    `Client` takes each field as a keyword argument. A field that you do not pass comes from the environment
+    variable of its name with the prefix `LLAMA_DEPLOY_`, such as `LLAMA_DEPLOY_TIMEOUT`.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LLAMA_DEPLOY_", validate_assignment=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LLAMA_DEPLOY_",
+        validate_assignment=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
 
+    control_plane_url: Annotated[
+        str | Annotated[tuple[str, ...], Field(min_length=1)], NoDecode, BeforeValidator(_split)
+    ] = Field(default="http://localhost:8000", frozen=True)
+    """The URL of the control plane, or the URLs of its replicas. In the environment, separate them with
+    commas."""
+    api_key: SecretStr | None = Field(default=None, frozen=True)
+    """Sent to the servers as `Authorization: Bearer ...`. None: no key."""
+    ca: Path | None = Field(default=None, frozen=True)
+    """A PEM file with the certificate authorities to trust. None: those of the system."""
     api_server_url: str = Field(default="http://localhost:4501", frozen=True)
-    """The API server, for what `apiserver` offers."""
-    control_plane_url: str = Field(default="http://localhost:8000", frozen=True)
-    """The control plane, for everything else."""
+    """The URL of the API server. Only `client.apiserver` uses it."""
     disable_ssl: bool = Field(default=False, frozen=True)
-    """True accepts any certificate of an `https` server."""
-    timeout: float = Field(default=DEFAULT_TIMEOUT, gt=0)
-    """Seconds to wait for a result, and for a server that does not answer to come back."""
+    """Accept any certificate from an `https` server."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds to wait for a result, and to retry while a server does not respond."""
     poll_interval: float = 0.5
-    """Deprecated and without effect: nothing polls. Kept so that 0.6 programs run unchanged."""
+    """Deprecated and ignored: the client does not poll. Kept for programs written for 0.6."""
+
+    def connect_to(
+        self,
+        urls: str | Sequence[str],
+        *,
+        headers: Mapping[str, str] | None = None,
+        client_certificate: tuple[Path | str, Path | str] | None = None,
+    ) -> ConnectionSettings:
+        """Return how to reach a server. An `Authorization` header in `headers` replaces the API key.
+
+        Raises:
+            ConfigError: A URL or a header is malformed, or two settings contradict each other.
+        """
+        if self.ca is not None and self.disable_ssl:
+            raise ConfigError("ca and disable_ssl=True contradict each other; pass only one of them")
+        sent = dict(headers or {})
+        if self.api_key is not None and "authorization" not in {name.lower() for name in sent}:
+            sent["Authorization"] = f"Bearer {self.api_key.get_secret_value()}"
+        return ConnectionSettings(
+            urls=urls,
+            headers=sent,
+            ca=self.ca,
+            client_certificate=client_certificate,
+            verify_tls=not self.disable_ssl,
+        )

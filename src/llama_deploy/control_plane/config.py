@@ -15,7 +15,9 @@ from llama_deploy.web.edge.host_settings import AllowedOrigins, TrustedHostNames
 class ControlPlaneConfig(BaseSettings):
     """Settings of the control plane; environment variables begin with `CONTROL_PLANE_`."""
 
-    model_config = SettingsConfigDict(env_prefix="CONTROL_PLANE_", extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CONTROL_PLANE_", extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     services_store_key: str = "services"
     """Kept for 0.6 programs; the state store has tables of its own."""

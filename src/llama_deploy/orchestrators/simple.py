@@ -16,7 +16,9 @@ from llama_deploy.types import TaskDefinition, TaskResult
 class SimpleOrchestratorConfig(BaseSettings):
     """Settings of the simple orchestrator; environment variables begin with `SIMPLE_ORCHESTRATOR_`."""
 
-    model_config = SettingsConfigDict(env_prefix="SIMPLE_ORCHESTRATOR_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="SIMPLE_ORCHESTRATOR_", extra="ignore", use_attribute_docstrings=True
+    )
 
     max_retries: int = Field(default=3, ge=0)
     """How often a task is tried again after its instance has died under it; see `TaskSubmission`."""

@@ -1,141 +1,186 @@
-"""The API server and its deployments, as 0.6 programs use them."""
+# Generated from client/aio/apiserver.py by `make sync-client`; do not edit.
+"""The API server and its deployments."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, BinaryIO, TextIO
+from collections.abc import Generator
+from typing import Any, BinaryIO, Final, TextIO
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
+from urllib3.filepost import encode_multipart_formdata
 
-from llama_deploy.client import deployment_operations as deployments
-from llama_deploy.client.deployment_operations import ApiServerStatus
+from llama_deploy.client.definitions import ApiServerCondition, ApiServerStatus, DeploymentDefinition
+from llama_deploy.client.event_streams import ObjectStream
+from llama_deploy.client.paths import deployment_path, task_path
 from llama_deploy.client.payload_encoding import encode_event
-from llama_deploy.client.sync.driver import Driver
+from llama_deploy.client.sync.server_api import ANYTHING, ServerApi
+from llama_deploy.errors import UnavailableError
 from llama_deploy.types import EventDefinition, SessionDefinition, TaskDefinition, TaskResult
+from llama_deploy.web.http_connection import HttpRequest
+
+_STATUS: Final = TypeAdapter(ApiServerStatus)
+_DEPLOYMENT: Final = TypeAdapter(DeploymentDefinition)
+_DEPLOYMENTS: Final = TypeAdapter(list[DeploymentDefinition])
+_TASK: Final = TypeAdapter(TaskDefinition)
+_TASKS: Final = TypeAdapter(list[TaskDefinition])
+_RESULT: Final = TypeAdapter(TaskResult)
+_EVENT: Final = TypeAdapter(EventDefinition)
+_SESSION: Final = TypeAdapter(SessionDefinition)
+_SESSIONS: Final = TypeAdapter(list[SessionDefinition])
 
 
 class ApiServer:
-    """What the API server offers: its `status` and its `deployments`."""
+    """The API server: its `status` and its `deployments`."""
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self.deployments = DeploymentCollection(driver)
+    def __init__(self, api: ServerApi) -> None:
+        self._api = api
+        self.deployments = DeploymentCollection(api)
 
     def status(self) -> ApiServerStatus:
-        """Return the API server's status; one that cannot be reached is `DOWN`."""
-        return self._driver.run(deployments.status())
+        """Return the API server's status; `DOWN` if it cannot be reached."""
+        try:
+            return self._api.call(HttpRequest("GET", "/status/"), _STATUS)
+        except UnavailableError as exc:
+            return ApiServerStatus(status=ApiServerCondition.DOWN, status_message=str(exc))
 
 
 class DeploymentCollection:
-    """What is deployed on the API server."""
+    """The deployments on the API server."""
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, api: ServerApi) -> None:
+        self._api = api
 
     def create(self, file: BinaryIO | TextIO, reload: bool = False) -> Deployment:  # noqa: FBT001, FBT002 - 0.6 API
-        """Deploy what a YAML file describes.
+        """Create a deployment from a YAML file.
 
         Args:
             file: The open file.
-            reload: Replace a deployment of the same name.
+            reload: Replace the deployment of the same name.
         """
         text = file.read()
         content = text.encode() if isinstance(text, str) else text
-        operation = deployments.create(content, reload=reload, timeout=self._driver.settings.timeout)
-        return Deployment(self._driver, self._driver.run(operation).name)
+        body, content_type = encode_multipart_formdata(
+            {"config_file": ("deployment.yaml", content, "application/yaml")}
+        )
+        request = HttpRequest(
+            "POST",
+            "/deployments/create",
+            params={"reload": "true" if reload else "false"},
+            content=body,
+            headers={"Content-Type": content_type},
+            timeout=self._api.settings.timeout,
+        )
+        created = self._api.call(request, _DEPLOYMENT)
+        return Deployment(self._api, created.name)
 
     def get(self, name: str) -> Deployment:
-        """Return a deployment that exists.
+        """Return an existing deployment.
 
         Raises:
-            NotFoundError: There is no such deployment.
+            NotFoundError: The deployment does not exist.
         """
-        return Deployment(self._driver, self._driver.run(deployments.read(name)).name)
+        found = self._api.call(HttpRequest("GET", deployment_path(name)), _DEPLOYMENT)
+        return Deployment(self._api, found.name)
 
     def list(self) -> list[Deployment]:
         """Return the deployments."""
-        found = self._driver.run(deployments.list_all())
-        return [Deployment(self._driver, definition.name) for definition in found]
+        found = self._api.call(HttpRequest("GET", "/deployments/"), _DEPLOYMENTS)
+        return [Deployment(self._api, definition.name) for definition in found]
 
 
 class Deployment:
     """A deployment with its `tasks` and `sessions`."""
 
-    def __init__(self, driver: Driver, name: str) -> None:
+    def __init__(self, api: ServerApi, name: str) -> None:
         self.id = name
         """The deployment's name."""
-        self.tasks = DeploymentTasks(driver, name)
-        self.sessions = DeploymentSessions(driver, name)
+        self.tasks = DeploymentTasks(api, name)
+        self.sessions = DeploymentSessions(api, name)
 
 
 class DeploymentTasks:
     """The tasks of a deployment."""
 
-    def __init__(self, driver: Driver, deployment: str) -> None:
-        self._driver = driver
+    def __init__(self, api: ServerApi, deployment: str) -> None:
+        self._api = api
         self._deployment = deployment
+        self._path = deployment_path(deployment) + "/tasks"
 
     def run(self, task_def: TaskDefinition) -> Any:
-        """Run a task to its end, within the client's `timeout`, and return its result.
+        """Run a task within the client's `timeout` and return its result.
 
         Raises:
-            TaskFailedError, TaskCancelledError: It ended otherwise than by success.
+            TaskFailedError: The task failed or exceeded its time limit.
+            TaskCancelledError: The task was cancelled.
         """
-        timeout = self._driver.settings.timeout
-        return self._driver.run(deployments.run_task(self._deployment, task_def, timeout=timeout))
+        request = HttpRequest(
+            "POST",
+            self._path + "/run",
+            params=_session_param(task_def.session_id),
+            json=task_def,
+            timeout=self._api.settings.timeout,
+        )
+        return self._api.call(request, ANYTHING)
 
     def create(self, task_def: TaskDefinition) -> DeploymentTask:
-        """Have a task accepted."""
-        created = self._driver.run(deployments.create_task(self._deployment, task_def))
-        return DeploymentTask(self._driver, self._deployment, created)
+        """Submit a task."""
+        params = _session_param(task_def.session_id)
+        request = HttpRequest("POST", self._path + "/create", params=params, json=task_def)
+        return DeploymentTask(self._api, self._deployment, self._api.call(request, _TASK))
 
     def list(self) -> list[DeploymentTask]:
         """Return the deployment's tasks."""
-        found = self._driver.run(deployments.list_tasks(self._deployment))
-        return [DeploymentTask(self._driver, self._deployment, task) for task in found]
+        found = self._api.call(HttpRequest("GET", self._path), _TASKS)
+        return [DeploymentTask(self._api, self._deployment, task) for task in found]
 
 
 class DeploymentTask:
     """A task of a deployment."""
 
-    def __init__(self, driver: Driver, deployment: str, task: TaskDefinition) -> None:
-        self._driver = driver
-        self._deployment = deployment
-        self._task = task
+    def __init__(self, api: ServerApi, deployment: str, task: TaskDefinition) -> None:
+        self._api = api
+        self._path = deployment_path(deployment) + task_path(task.task_id)
+        self._params = _session_param(task.session_id)
         self.id = task.task_id
         """The task's id."""
         self.session_id = task.session_id
         """The id of its session."""
 
     def results(self) -> TaskResult:
-        """Return how the task ended."""
-        return self._driver.run(deployments.task_results(self._deployment, self._task))
+        """Return the task's result."""
+        return self._api.call(HttpRequest("GET", self._path + "/results", params=self._params), _RESULT)
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """Yield the data of the task's events as they come."""
-        return self._driver.read(deployments.task_events(self._deployment, self._task))
+    def events(self) -> Generator[dict[str, Any]]:
+        """Yield the data of the task's events as they arrive."""
+        return self._api.read(ObjectStream(HttpRequest("GET", self._path + "/events", params=self._params)))
 
     def send_event(self, ev: BaseModel, service_name: str) -> EventDefinition:
-        """Send a workflow event to the task and return it as it was sent."""
+        """Send a workflow event to the task and return the event as it was sent."""
         event = encode_event(ev, service_name=service_name)
-        return self._driver.run(deployments.send_event(self._deployment, self._task, event))
+        request = HttpRequest("POST", self._path + "/events", params=self._params, json=event)
+        return self._api.call(request, _EVENT)
 
 
 class DeploymentSessions:
     """The sessions of a deployment."""
 
-    def __init__(self, driver: Driver, deployment: str) -> None:
-        self._driver = driver
-        self._deployment = deployment
+    def __init__(self, api: ServerApi, deployment: str) -> None:
+        self._api = api
+        self._path = deployment_path(deployment) + "/sessions"
 
     def create(self) -> SessionDefinition:
         """Create a session."""
-        return self._driver.run(deployments.create_session(self._deployment))
+        return self._api.call(HttpRequest("POST", self._path + "/create"), _SESSION)
 
     def list(self) -> list[SessionDefinition]:
         """Return the deployment's sessions."""
-        return self._driver.run(deployments.list_sessions(self._deployment))
+        return self._api.call(HttpRequest("GET", self._path), _SESSIONS)
 
     def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
         """Delete a session."""
-        self._driver.run(deployments.delete_session(self._deployment, id))
+        params = _session_param(id)
+        self._api.call(HttpRequest("POST", self._path + "/delete", params=params), ANYTHING)
+
+
+def _session_param(session_id: str | None) -> dict[str, str]:
+    return {} if session_id is None else {"session_id": session_id}

@@ -1,63 +1,129 @@
-"""The client without `await`."""
+# Generated from client/aio/client.py by `make sync-client`; do not edit.
+"""The client of a llama_deploy system."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from pydantic import PrivateAttr
-
-from llama_deploy.client import task_operations as tasks
-from llama_deploy.client.operation import Deadline
-from llama_deploy.client.payload_encoding import encode_arguments
+from llama_deploy.client.payload_encoding import build_submission, encode_arguments
 from llama_deploy.client.settings import ClientSettings
+from llama_deploy.client.sync import task_calls
 from llama_deploy.client.sync.apiserver import ApiServer
 from llama_deploy.client.sync.core import Core, SyncSession
-from llama_deploy.client.sync.driver import Driver
+from llama_deploy.client.sync.server_api import ServerApi
 from llama_deploy.client.sync.task import SyncTaskHandle
-from llama_deploy.web.connection_settings import ConnectionSettings
+from llama_deploy.client.task_results import value_of
 from llama_deploy.web.http_connection import SyncHttpConnection
 
 T = TypeVar("T")
 
 
-class SyncClient(ClientSettings):
-    """`Client` without `await`: for scripts, and for threads, which may share one.
+class SyncClient:
+    """Submits tasks to a llama_deploy system and reads their results and events.
 
-    Its calls block the thread that makes them. In a running event loop, as in a notebook, they work, but the
-    loop stands still meanwhile. It connects when it is first used. `close` it, or use it with `with`, to give
-    its connections back early.
+    Example:
+        ```python
+        with SyncClient("http://localhost:8000") as client:
+            total = client.run("adder", a=3, b=4)
 
-    The settings are keyword arguments, or come from the environment: see `ClientSettings`.
+            task = client.submit("report", topic="tides")
+            for event in task.events():
+                print(event.type, event.data)
+            print(task.result())
+        ```
+
+    A new client does no I/O; it connects with its first call. Close it, or use it with `with`.
+
+    Args:
+        control_plane_url: The URL of the control plane, or the URLs of its replicas: if one does not
+            respond, the client uses the next. None: `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the environment, or
+            `http://localhost:8000`.
+        api_key: Sent to the servers as `Authorization: Bearer ...`. None: `LLAMA_DEPLOY_API_KEY`, or no key.
+        headers: More headers for every request. They may hold secrets: they are never logged or printed.
+        ca: A PEM file with the certificate authorities to trust. None: `LLAMA_DEPLOY_CA`, or those of the
+            system.
+        client_certificate: PEM files with the client's certificate and its unencrypted key.
+        timeout: Seconds to wait for a result, and to retry while a server does not respond. None:
+            `LLAMA_DEPLOY_TIMEOUT`, or 120.
+        disable_ssl: Accept any certificate from an `https` server. None: `LLAMA_DEPLOY_DISABLE_SSL`, or
+            False.
+        api_server_url: The URL of the API server, for `apiserver`. None: `LLAMA_DEPLOY_API_SERVER_URL`, or
+            `http://localhost:4501`.
+        poll_interval: Deprecated and ignored: the client does not poll.
+
+    Raises:
+        pydantic.ValidationError: A setting has the wrong type or is out of range.
+        ConfigError: A URL or a header is malformed, or two settings contradict each other.
+
+    Attributes:
+        core: The control plane's `services` and `sessions`.
+        apiserver: The API server's `status` and `deployments`.
+        settings: The settings in use.
+        poll_interval: Deprecated and ignored.
     """
 
-    _control_plane: Driver = PrivateAttr()
-    _api_server: Driver = PrivateAttr()
-    _core: Core = PrivateAttr()
-    _apiserver: ApiServer = PrivateAttr()
+    def __init__(  # noqa: PLR0913 - keyword-only, and 0.6 has five of them
+        self,
+        control_plane_url: str | Sequence[str] | None = None,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        ca: Path | str | None = None,
+        client_certificate: tuple[Path | str, Path | str] | None = None,
+        timeout: float | None = None,
+        disable_ssl: bool | None = None,
+        api_server_url: str | None = None,
+        poll_interval: float | None = None,
+    ) -> None:
+        given: dict[str, Any] = {
+            "control_plane_url": control_plane_url,
+            "api_key": api_key,
+            "ca": ca,
+            "timeout": timeout,
+            "disable_ssl": disable_ssl,
+            "api_server_url": api_server_url,
+            "poll_interval": poll_interval,
+        }
+        self.settings = ClientSettings(**{name: value for name, value in given.items() if value is not None})
+        options: dict[str, Any] = {"headers": headers, "client_certificate": client_certificate}
+        control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
+        self._control_plane = ServerApi(SyncHttpConnection(control_plane), self.settings)
+        api_server = self.settings.connect_to(self.settings.api_server_url, **options)
+        self._api_server = ServerApi(SyncHttpConnection(api_server), self.settings)
+        self.core = Core(self._control_plane)
+        self.apiserver = ApiServer(self._api_server)
+        self.poll_interval = self.settings.poll_interval
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Set up what the settings lead to. Does no I/O."""
-        super().model_post_init(context)
-        self._control_plane = self._driver(self.control_plane_url)
-        self._api_server = self._driver(self.api_server_url)
-        self._core = Core(self._control_plane)
-        self._apiserver = ApiServer(self._api_server)
-
-    def _driver(self, url: str) -> Driver:
-        settings = ConnectionSettings(urls=[url], verify_tls=not self.disable_ssl)
-        return Driver(SyncHttpConnection(settings), self)
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.control_plane_url}>"
 
     @property
-    def core(self) -> Core:
-        """The control plane's services and sessions, as 0.6 programs use them."""
-        return self._core
+    def control_plane_url(self) -> str:
+        """The URL of the control plane; the first one if there are several."""
+        urls = self.settings.control_plane_url
+        return urls if isinstance(urls, str) else urls[0]
 
     @property
-    def apiserver(self) -> ApiServer:
-        """The API server."""
-        return self._apiserver
+    def api_server_url(self) -> str:
+        """The URL of the API server."""
+        return self.settings.api_server_url
+
+    @property
+    def disable_ssl(self) -> bool:
+        """Whether any certificate from an `https` server is accepted."""
+        return self.settings.disable_ssl
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for a result, and to retry while a server does not respond. You may change it."""
+        return self.settings.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self.settings.timeout = seconds
 
     def submit(
         self,
@@ -70,39 +136,43 @@ class SyncClient(ClientSettings):
         arguments: Mapping[str, Any] | None = None,
         **run_kwargs: Any,
     ) -> SyncTaskHandle:
-        """Have a task accepted. When this returns, the task is stored and will end, whatever crashes.
+        """Submit a task. When this returns, the task is stored and survives crashes.
+
+        Example:
+            ```python
+            task = client.submit("report", topic="tides", task_id="report-tides")
+            print(task.result())
+            ```
 
         Args:
-            service_name: The service to run it.
-            session: A session or its id. None: the task gets a session of its own.
-            task_id: The task's id. Submitting the same again under the same id makes no second task and
-                returns the first one; something else under it is refused. None: a random id.
-            max_attempts: How many instances may die under the task before it fails; see `TaskSubmission` for
-                which are forgiven. None: the control plane's default.
-            arguments: Run arguments, for those that are called like a parameter of this method.
-            **run_kwargs: The other run arguments of the workflow.
+            service_name: The service that runs the task.
+            session: A session or its id. None: the task gets its own session.
+            task_id: The task's id. If you submit the same task again under the same id, you get the first
+                one. None: a random id.
+            max_attempts: How many instances may die while they run the task before it fails; see
+                `TaskSubmission` for what counts. None: the control plane's default.
+            arguments: Run arguments whose names are parameters of this method.
+            **run_kwargs: All other run arguments of the workflow.
 
         Raises:
-            ServiceNotFoundError: Nobody has registered the service.
-            SessionNotFoundError: There is no such session.
-            SessionBusyError: The session takes one task at a time.
-            ConflictError: There is another task of this `task_id`: of another service or session, or with
-                other arguments.
-            InvalidRequestError: The arguments are not what the service takes.
-            SerializationError: An argument cannot be carried as JSON.
-            UnavailableError: No answer for the client's `timeout`; until then it is tried again.
+            ServiceNotFoundError: The service is not registered.
+            SessionNotFoundError: The session does not exist.
+            SessionBusyError: The session's policy is `reject` and another task is open.
+            ConflictError: Another task has this `task_id`, with another service, session or arguments.
+            InvalidRequestError: The arguments do not match what the service accepts.
+            SerializationError: An argument cannot be converted to JSON.
+            UnavailableError: The control plane did not respond for the client's `timeout`.
         """
-        submission = tasks.describe(
+        submission = build_submission(
             service_name,
             encode_arguments(arguments, run_kwargs),
-            session_id=tasks.id_of(session),
+            session_id=_id_of(session),
             task_id=task_id,
             max_attempts=max_attempts,
         )
-        view = self._control_plane.run(tasks.submit(submission, Deadline(self.timeout)))
-        return SyncTaskHandle(
-            self._control_plane, task_id=view.task_id, session_id=view.session_id, view=view
-        )
+        api = self._control_plane
+        view = task_calls.submit(api, submission, api.deadline())
+        return SyncTaskHandle(api, task_id=view.task_id, session_id=view.session_id, view=view)
 
     @overload
     def run(
@@ -141,26 +211,32 @@ class SyncClient(ClientSettings):
         as_type: type[T] | None = None,
         **run_kwargs: Any,
     ) -> Any:
-        """Run a task to its end and return its value: `submit` and `SyncTaskHandle.result` in one request.
+        """Run a task and return its value: `submit` and `SyncTaskHandle.result` in one request.
+
+        Example:
+            ```python
+            total = client.run("adder", a=3, b=4, as_type=int)
+            ```
 
         Args:
-            service_name: The service to run it.
-            session: A session or its id. None: the task gets a session of its own.
+            service_name: The service that runs the task.
+            session: A session or its id. None: the task gets its own session.
             timeout: Seconds to wait; None is the client's `timeout`.
-            arguments: Run arguments, for those that are called like a parameter of this method.
-            as_type: What to return the value as; see `SyncTaskHandle.result`.
-            **run_kwargs: The other run arguments of the workflow.
+            arguments: Run arguments whose names are parameters of this method.
+            as_type: The type of the value; see `SyncTaskHandle.result`.
+            **run_kwargs: All other run arguments of the workflow.
 
         Raises:
-            TaskFailedError, TaskCancelledError: It ended otherwise than by success.
-            TaskTimeoutError: It has not ended in time; it goes on.
-            LlamaDeployError: As `submit` and `SyncTaskHandle.result`.
+            TaskFailedError: The task failed or exceeded its time limit.
+            TaskCancelledError: The task was cancelled.
+            TaskTimeoutError: The task did not end in time. It is still running.
+            LlamaDeployError: As in `submit` and `SyncTaskHandle.result`.
         """
-        submission = tasks.describe(
-            service_name, encode_arguments(arguments, run_kwargs), session_id=tasks.id_of(session)
+        submission = build_submission(
+            service_name, encode_arguments(arguments, run_kwargs), session_id=_id_of(session)
         )
-        deadline = Deadline(self.timeout if timeout is None else timeout)
-        return tasks.value_of(self._control_plane.run(tasks.run(submission, deadline)), as_type)
+        api = self._control_plane
+        return value_of(task_calls.run(api, submission, api.deadline(timeout)), as_type)
 
     def task(self, task_id: str) -> SyncTaskHandle:
         """Return a handle for a task that was submitted before. Does no I/O."""
@@ -178,3 +254,7 @@ class SyncClient(ClientSettings):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _id_of(session: SyncSession | str | None) -> str | None:
+    return session.id if isinstance(session, SyncSession) else session

@@ -1,105 +1,139 @@
-"""The control plane's services and sessions, as 0.6 programs use them."""
+# Generated from client/aio/core.py by `make sync-client`; do not edit.
+"""The control plane's services and sessions."""
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
-from llama_deploy.client import service_operations as services
-from llama_deploy.client import session_operations as sessions
-from llama_deploy.client import task_operations as tasks
+from llama_deploy.client.definitions import Service
 from llama_deploy.client.event_streams import EventStream
-from llama_deploy.client.operation import Deadline
-from llama_deploy.client.payload_encoding import encode_arguments, encode_event
-from llama_deploy.client.service_operations import Service
-from llama_deploy.client.sync.driver import Driver
+from llama_deploy.client.paths import session_path, session_task_path
+from llama_deploy.client.payload_encoding import (
+    build_session_options,
+    build_submission,
+    decode_answer,
+    encode_arguments,
+    encode_event,
+    encode_json_object,
+)
+from llama_deploy.client.sync import task_calls
+from llama_deploy.client.sync.server_api import ANYTHING, ServerApi
+from llama_deploy.client.sync.waiting import EventData, data_of
+from llama_deploy.errors import InternalServerError
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
+    SessionDefinition,
     SessionPolicy,
     SessionState,
     TaskDefinition,
     TaskResult,
 )
+from llama_deploy.web.http_connection import HttpRequest
+
+_PAGE: Final = 1000
+
+_SERVICES: Final = TypeAdapter(dict[str, Service])
+_ID: Final = TypeAdapter(str)
+_SESSION: Final = TypeAdapter(SessionDefinition)
+_SESSIONS: Final = TypeAdapter(dict[str, SessionDefinition])
+_STATE: Final = TypeAdapter(dict[str, Any])
+_TASKS: Final = TypeAdapter(list[TaskDefinition])
+_RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None)
 
 
 class Core:
-    """What the control plane offers: `services` and `sessions`."""
+    """The control plane: its `services` and `sessions`."""
 
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
-        """Carries out the operations."""
-        self.services = ServiceCollection(driver)
-        self.sessions = SessionCollection(driver)
+    def __init__(self, api: ServerApi) -> None:
+        self.api = api
+        """Calls the control plane."""
+        self.services = ServiceCollection(api)
+        self.sessions = SessionCollection(api)
 
 
 class ServiceCollection:
     """The registered services."""
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, api: ServerApi) -> None:
+        self._api = api
         self.items: dict[str, Service] = {}
-        """The services by name as `list` returned them last; empty before that."""
+        """The services by name, as the last call of `list` returned them."""
 
     def list(self) -> list[Service]:
         """Return the registered services, ordered by name."""
-        self.items = self._driver.run(services.list_all())
+        self.items = self._api.call(HttpRequest("GET", "/services"), _SERVICES)
         return [self.items[name] for name in sorted(self.items)]
 
     def register(self, service_def: ServiceDefinition) -> Service:
-        """Make a service known, or replace its definition.
+        """Register a service, or replace its definition.
 
         Raises:
-            InvalidRequestError: The definition is not accepted.
+            InvalidRequestError: The definition is not valid.
         """
-        return self._driver.run(services.register(service_def))
+        self._api.call(HttpRequest("POST", "/services/register", json=service_def), ANYTHING)
+        return Service.model_validate(service_def.model_dump())
 
     def deregister(self, name: str) -> None:
-        """Remove a service with all its instances.
+        """Remove a service and all its instances.
 
         Raises:
-            ServiceNotFoundError: Nobody has registered it.
+            ServiceNotFoundError: The service is not registered.
         """
-        self._driver.run(services.deregister(name))
+        request = HttpRequest("POST", "/services/deregister", params={"service_name": name})
+        self._api.call(request, ANYTHING)
 
 
 class SessionCollection:
     """The sessions."""
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, api: ServerApi) -> None:
+        self._api = api
 
     def list(self) -> list[SyncSession]:
         """Return the sessions, ordered by id."""
-        found = self._driver.run(sessions.list_all())
-        return [SyncSession(self._driver, definition.session_id) for definition in found]
+        return [SyncSession(self._api, found.session_id) for found in self.definitions()]
+
+    def definitions(self) -> builtins.list[SessionDefinition]:
+        """Return the sessions with their tasks and state, ordered by id; one request per thousand."""
+        found: list[SessionDefinition] = []
+        while True:
+            params: dict[str, str | int] = {"after": found[-1].session_id if found else "", "limit": _PAGE}
+            page = self._api.call(HttpRequest("GET", "/sessions", params=params), _SESSIONS)
+            found.extend(page[session_id] for session_id in sorted(page))
+            if len(page) < _PAGE:
+                return found
 
     def create(self, *, policy: SessionPolicy | str = SessionPolicy.ENQUEUE) -> SyncSession:
         """Create a session.
 
         Args:
-            policy: What happens to a task that arrives while an earlier one is open: `enqueue`, `parallel`,
-                `reject` or `interrupt`.
+            policy: What happens to a task that is submitted while an earlier one is open: `enqueue`,
+                `parallel`, `reject` or `interrupt`.
 
         Raises:
-            InvalidRequestError: There is no such policy.
+            InvalidRequestError: The policy is unknown.
         """
         return self._create(None, policy)
 
     def _create(self, session_id: str | None, policy: SessionPolicy | str) -> SyncSession:
-        operation = sessions.create(session_id=session_id, policy=policy)
-        return SyncSession(self._driver, self._driver.run(operation))
+        options = build_session_options(session_id, policy)
+        return SyncSession(
+            self._api, self._api.call(HttpRequest("POST", "/sessions/create", json=options), _ID)
+        )
 
     def get(self, id: str) -> SyncSession:  # noqa: A002 - 0.6 API
-        """Return a session that exists.
+        """Return an existing session.
 
         Raises:
-            SessionNotFoundError: There is no such session.
+            SessionNotFoundError: The session does not exist.
         """
-        definition = self._driver.run(sessions.read(id))
-        return SyncSession(self._driver, definition.session_id)
+        definition = self._api.call(HttpRequest("GET", session_path(id)), _SESSION)
+        return SyncSession(self._api, definition.session_id)
 
     def get_or_create(
         self,
@@ -107,119 +141,124 @@ class SessionCollection:
         *,
         policy: SessionPolicy | str = SessionPolicy.ENQUEUE,
     ) -> SyncSession:
-        """Return the session of this id, after creating it if there is none.
+        """Return the session with this id; create it if it does not exist.
 
         Args:
             id: The id.
-            policy: For a session that is created, as in `create`. An existing one keeps its own.
+            policy: The policy of a new session, as in `create`. An existing session keeps its own.
 
         Raises:
-            InvalidRequestError: No session can have this id or policy.
+            InvalidRequestError: The id is empty or too long, or the policy is unknown.
         """
         return self._create(id, policy)
 
     def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
-        """Delete a session with its tasks.
+        """Delete a session and its tasks.
 
         Raises:
-            SessionNotFoundError: There is no such session.
+            SessionNotFoundError: The session does not exist.
         """
-        self._driver.run(sessions.delete(id))
+        self._api.call(HttpRequest("POST", session_path(id) + "/delete"), ANYTHING)
 
 
 class SyncSession:
-    """A conversation: tasks that follow one another and share a state."""
+    """A conversation: tasks that run one after another and share a state."""
 
-    def __init__(self, driver: Driver, session_id: str) -> None:
-        self._driver = driver
+    def __init__(self, api: ServerApi, session_id: str) -> None:
+        self._api = api
         self.id = session_id
         """The session's id."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
 
-    def _deadline(self) -> Deadline:
-        return Deadline(self._driver.settings.timeout)
-
     def run(self, service_name: str, **run_kwargs: Any) -> str:
-        """Run a task to its end and return its result as text.
+        """Run a task and return its result as text.
 
         Args:
-            service_name: The service to run it.
+            service_name: The service that runs the task.
             **run_kwargs: The run arguments of the workflow.
 
         Raises:
-            TaskFailedError, TaskCancelledError: It ended otherwise than by success.
-            TaskTimeoutError: It has not ended within the client's `timeout`; it goes on.
-            ServiceNotFoundError: Nobody has registered the service.
+            TaskFailedError: The task failed or exceeded its time limit.
+            TaskCancelledError: The task was cancelled.
+            TaskTimeoutError: The task did not end within the client's `timeout`. It is still running.
+            ServiceNotFoundError: The service is not registered.
             SessionNotFoundError: The session was deleted.
-            UnavailableError: No answer for the client's `timeout`.
+            UnavailableError: The control plane did not respond for the client's `timeout`.
         """
-        submission = tasks.describe(service_name, encode_arguments(None, run_kwargs), session_id=self.id)
-        result = self._driver.run(tasks.run(submission, self._deadline()))
+        submission = build_submission(service_name, encode_arguments(None, run_kwargs), session_id=self.id)
+        result = task_calls.run(self._api, submission, self._api.deadline())
         return result.result
 
     def run_nowait(self, service_name: str, **run_kwargs: Any) -> str:
-        """Have a task accepted and return its id. Arguments and errors as in `run`, before the task runs."""
-        submission = tasks.describe(service_name, encode_arguments(None, run_kwargs), session_id=self.id)
-        view = self._driver.run(tasks.submit(submission, self._deadline()))
+        """Submit a task and return its id. Arguments and errors as in `run`, before the task runs."""
+        submission = build_submission(service_name, encode_arguments(None, run_kwargs), session_id=self.id)
+        view = task_calls.submit(self._api, submission, self._api.deadline())
         return view.task_id
 
     def create_task(self, task_def: TaskDefinition) -> str:
-        """Have a task accepted and return its id. The same definition twice makes one task.
+        """Submit a task and return its id. Submitting the same definition twice creates one task.
 
         Raises:
-            ServiceNotFoundError: Nobody has registered the service that `agent_id` names.
+            ServiceNotFoundError: The service in `agent_id` is not registered.
             SessionNotFoundError: The session was deleted.
-            SessionBusyError: The session takes one task at a time.
-            ConflictError: There is another task of this id: of another service or session, or with other
-                input.
-            InvalidRequestError: The definition is not accepted.
-            UnavailableError: No answer for the client's `timeout`; until then it is tried again.
+            SessionBusyError: The session's policy is `reject` and another task is open.
+            ConflictError: Another task has this id, with another service, session or input.
+            InvalidRequestError: The definition is not valid.
+            UnavailableError: The control plane did not respond for the client's `timeout`.
         """
-        return self._driver.run(tasks.create_in_session(self.id, task_def, self._deadline()))
+        deadline = self._api.deadline()
+
+        def build() -> HttpRequest:
+            path = session_path(self.id) + "/tasks"
+            return HttpRequest("POST", path, json=task_def, timeout=task_calls.answer_timeout(deadline))
+
+        return self._api.call_until(deadline, build, _ID)
 
     def get_tasks(self) -> list[TaskDefinition]:
         """Return the session's tasks, in the order in which they were accepted."""
-        return self._driver.run(tasks.list_in_session(self.id))
+        return self._api.call(HttpRequest("GET", session_path(self.id) + "/tasks"), _TASKS)
 
     def get_task_result(self, task_id: str) -> TaskResult | None:
-        """Return how a task ended, None while it has not. A failure is returned, not raised.
+        """Return the result of a task, None while it has not ended. A failure is returned, not raised.
 
         Raises:
-            TaskNotFoundError: There is no such task in the session.
+            TaskNotFoundError: The session has no such task.
         """
-        return self._driver.run(tasks.result_in_session(self.id, task_id))
+        request = HttpRequest("GET", session_task_path(self.id, task_id) + "/result")
+        return self._api.call(request, _RESULT)
 
-    def get_task_result_stream(self, task_id: str) -> list[dict[str, Any]]:
-        """Return the data of all events of the task, once it has ended; the terminal one is the last.
+    def get_task_result_stream(self, task_id: str) -> EventData:
+        """Return the data of the task's events, from the first to the terminal one.
+
+        The asyncio client yields them as they arrive. The one without `await` returns a list of all of them
+        when the task has ended.
 
         Raises:
-            TaskNotFoundError: There is no such task.
-            UnavailableError: The control plane was away for the client's `timeout`.
+            TaskNotFoundError: The task does not exist.
+            UnavailableError: The control plane did not respond for the client's `timeout`.
         """
-        stream = EventStream(task_id, patience=self._driver.settings.timeout)
-        return [event.data for event in self._driver.read(stream)]
+        return data_of(self._api.read(EventStream(task_id, timeout=self._api.settings.timeout)))
 
     def send_event(self, service_name: str, task_id: str, ev: BaseModel) -> None:
-        """Send a workflow event to a task of the session. It is stored when this returns.
+        """Send a workflow event to a task of the session. The event is stored when this returns.
 
-        It is sent again while the control plane does not answer, and counts once.
+        The call retries while the control plane does not respond; the event still counts once.
 
         Raises:
-            TaskNotFoundError: There is no such task in the session.
+            TaskNotFoundError: The session has no such task.
             TaskFinishedError: The task has ended.
-            InvalidRequestError: The task is of another service, or its workflow takes no such event.
-            SerializationError: The event cannot be carried as JSON.
+            InvalidRequestError: The task belongs to another service, or its workflow does not accept this
+                event.
+            SerializationError: The event cannot be converted to JSON.
         """
         self.send_event_def(task_id, encode_event(ev, service_name=service_name))
 
     def send_event_def(self, task_id: str, ev_def: EventDefinition) -> None:
-        """Like `send_event`, with an event that is encoded already.
-
-        One without an idempotency key is not sent again.
-        """
-        self._driver.run(tasks.send_in_session(self.id, task_id, ev_def, self._deadline()))
+        """Like `send_event`, with an encoded event. Without an idempotency key it is not retried."""
+        path = session_task_path(self.id, task_id) + "/send_event"
+        task_calls.send_event(self._api, path, ev_def, self._api.deadline())
 
     def get_state(self) -> SessionState:
         """Return the session's state and its version.
@@ -227,23 +266,33 @@ class SyncSession:
         Raises:
             SessionNotFoundError: The session was deleted.
         """
-        return self._driver.run(sessions.get_state(self.id))
+        return self._exchange_state(HttpRequest("GET", session_path(self.id) + "/state"))
 
     def update_state(self, changes: Mapping[str, Any]) -> SessionState:
-        """Merge the keys of `changes` into the state, whatever its version, and return it with its new one.
+        """Merge the keys of `changes` into the state, whatever its version, and return the new state.
 
         Raises:
             SessionNotFoundError: The session was deleted.
-            SerializationError: A value cannot be carried as JSON.
+            SerializationError: A value cannot be converted to JSON.
         """
-        return self._driver.run(sessions.update_state(self.id, changes))
+        path = session_path(self.id) + "/state"
+        return self._exchange_state(HttpRequest("POST", path, json=encode_json_object(changes)))
 
     def set_state(self, state: Mapping[str, Any], *, version: int) -> SessionState:
-        """Replace the state if it still has the version that was read, and return it with its new one.
+        """Replace the state if it still has `version`, and return the new state.
 
         Raises:
-            StateConflictError: Somebody else wrote first; read and try again.
+            StateConflictError: The state has another version: read it again and retry.
             SessionNotFoundError: The session was deleted.
-            SerializationError: A value cannot be carried as JSON.
+            SerializationError: A value cannot be converted to JSON.
         """
-        return self._driver.run(sessions.set_state(self.id, state, version=version))
+        path = session_path(self.id) + "/state"
+        headers = {"If-Match": f'"{version}"'}
+        return self._exchange_state(HttpRequest("PUT", path, json=encode_json_object(state), headers=headers))
+
+    def _exchange_state(self, request: HttpRequest) -> SessionState:
+        answer = self._api.answer(request)
+        tag = answer.headers.get("etag", "").strip('"')
+        if not tag.isdecimal():
+            raise InternalServerError(f"the response to {request.path} has no state version in `ETag`")
+        return SessionState(state=decode_answer(answer.value, _STATE, source=request.path), version=int(tag))

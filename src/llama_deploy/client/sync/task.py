@@ -1,34 +1,46 @@
-"""A task as the client without `await` holds it."""
+# Generated from client/aio/task.py by `make sync-client`; do not edit.
+"""A task as a client holds it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel
 
-from llama_deploy.client import task_operations as tasks
 from llama_deploy.client.event_streams import EventStream
-from llama_deploy.client.operation import Deadline
+from llama_deploy.client.paths import task_path
 from llama_deploy.client.payload_encoding import encode_event
-from llama_deploy.client.sync.driver import Driver
+from llama_deploy.client.sync.server_api import ServerApi
+from llama_deploy.client.sync.task_calls import VIEW, send_event, wait_for_end
+from llama_deploy.client.task_results import result_of, value_of
 from llama_deploy.types import TaskEvent, TaskStatus, TaskView
+from llama_deploy.web.http_connection import HttpRequest
 
 T = TypeVar("T")
 
 
 class SyncTaskHandle:
-    """A task that the control plane has accepted. Got from `SyncClient.submit` and `SyncClient.task`."""
+    """A task that the control plane has accepted. You get one from `SyncClient.submit` or `SyncClient.task`.
+
+    Example:
+        ```python
+        task = client.submit("report", topic="tides")
+        for event in task.events():
+            print(event.type, event.data)
+        print(task.result())
+        ```
+    """
 
     def __init__(
-        self, driver: Driver, *, task_id: str, session_id: str | None = None, view: TaskView | None = None
+        self, api: ServerApi, *, task_id: str, session_id: str | None = None, view: TaskView | None = None
     ) -> None:
-        self._driver = driver
+        self._api = api
         self._view = view
         self.task_id = task_id
         """The task's id."""
         self.session_id = session_id
-        """The id of its session. None: got by `SyncClient.task`, see `info`."""
+        """The id of its session. None after `SyncClient.task`, until you call `info`."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.task_id}>"
@@ -40,86 +52,84 @@ class SyncTaskHandle:
     def result(self, *, timeout: float | None = None, as_type: type[T]) -> T: ...
 
     def result(self, *, timeout: float | None = None, as_type: type[T] | None = None) -> Any:
-        """Wait for the task's end and return its value.
+        """Wait until the task ends and return its value.
 
         Args:
-            timeout: Seconds to wait; 0 asks once, `math.inf` waits for ever, None is the client's `timeout`.
-            as_type: A pydantic model, an event class or any type that pydantic validates, to return the value
-                as. None: decoded JSON.
+            timeout: Seconds to wait; 0 asks once, `math.inf` waits forever, None is the client's `timeout`.
+            as_type: The type of the value: a pydantic model, an event class or any other type that pydantic
+                validates. None: decoded JSON.
 
         Raises:
-            TaskFailedError, TaskCancelledError: It ended otherwise than by success.
-            TaskTimeoutError: It has not ended in time; it goes on.
-            TaskNotFoundError: There is no such task.
-            SerializationError: The value is not of `as_type`.
+            TaskFailedError: The task failed or exceeded its time limit.
+            TaskCancelledError: The task was cancelled.
+            TaskTimeoutError: The task did not end in time. It is still running.
+            TaskNotFoundError: The task does not exist.
+            SerializationError: The value does not match `as_type`.
         """
-        deadline = Deadline(self._driver.settings.timeout if timeout is None else timeout)
-        self._view = self._driver.run(tasks.wait_for_end(self.task_id, deadline, self._ended()))
-        return tasks.value_of(tasks.success(self._view), as_type)
-
-    def _ended(self) -> TaskView | None:
-        """Return what is known of the task if that can change no more."""
-        return self._view if self._view is not None and self._view.result is not None else None
+        # Only what has ended is known for good.
+        known = self._view if self._view is not None and self._view.result is not None else None
+        self._view = wait_for_end(self._api, self.task_id, self._api.deadline(timeout), known)
+        return value_of(result_of(self._view), as_type)
 
     def info(self) -> TaskView:
-        """Return the task as it stands.
+        """Return the current state of the task.
 
         Raises:
-            TaskNotFoundError: There is no such task.
+            TaskNotFoundError: The task does not exist.
         """
-        self._view = self._driver.run(tasks.read(self.task_id))
+        self._view = self._api.call(HttpRequest("GET", task_path(self.task_id)), VIEW)
         self.session_id = self._view.session_id
         return self._view
 
     def status(self) -> TaskStatus:
-        """Return where the task stands.
+        """Return the current status of the task.
 
         Raises:
-            TaskNotFoundError: There is no such task.
+            TaskNotFoundError: The task does not exist.
         """
-        return (self.info()).status
+        view = self.info()
+        return view.status
 
-    def events(self, *, after: int = -1) -> Iterator[TaskEvent]:
-        """Yield the task's events from its start, as they come, to the terminal one.
+    def events(self, *, after: int = -1) -> Generator[TaskEvent]:
+        """Yield the task's events from the first to the terminal one, as they arrive.
 
-        A connection that breaks is made again where it broke; each event comes once and in order.
+        If the connection breaks, the stream resumes where it stopped: each event comes once and in order.
 
         Args:
-            after: Begin behind the event of this index.
+            after: Start after the event with this index.
 
         Raises:
-            TaskNotFoundError: There is no such task.
-            UnavailableError: The control plane was away for the client's `timeout`.
+            TaskNotFoundError: The task does not exist.
+            UnavailableError: The control plane did not respond for the client's `timeout`.
         """
-        stream = EventStream(self.task_id, after=after, patience=self._driver.settings.timeout)
-        return self._driver.read(stream)
+        return self._api.read(EventStream(self.task_id, after=after, timeout=self._api.settings.timeout))
 
     def send(self, event: BaseModel, *, idempotency_key: str | None = None) -> None:
-        """Send a workflow event to the task. It is stored when this returns.
+        """Send a workflow event to the task. The event is stored when this returns.
 
-        It is sent again while the control plane does not answer, and counts once.
+        The call retries while the control plane does not respond; the event still counts once.
 
         Args:
             event: The event.
-            idempotency_key: Names the event within the task: under the same key, however many callers send
-                it, the task gets it once. None: this call's own.
+            idempotency_key: Identifies the event within the task: the task gets one event per key, even if
+                several callers send it. None: a new key for this call.
 
         Raises:
-            TaskNotFoundError: There is no such task.
+            TaskNotFoundError: The task does not exist.
             TaskFinishedError: The task has ended.
-            InvalidRequestError: The workflow does not take such an event, or it cannot have that key.
-            SerializationError: The event cannot be carried as JSON.
-            UnavailableError: No answer for the client's `timeout`; whether the event was stored is not known.
+            InvalidRequestError: The workflow does not accept this event, or the key is empty or too long.
+            SerializationError: The event cannot be converted to JSON.
+            UnavailableError: The control plane did not respond for the client's `timeout`. The event may or
+                may not be stored.
         """
         definition = encode_event(event, idempotency_key=idempotency_key)
-        deadline = Deadline(self._driver.settings.timeout)
-        self._driver.run(tasks.send(self.task_id, definition, deadline))
+        send_event(self._api, task_path(self.task_id) + "/events", definition, self._api.deadline())
 
     def cancel(self) -> TaskView:
-        """Ask for the task's end and return the task as it then stands. Idempotent.
+        """Cancel the task and return its state. Idempotent; a task that has ended stays as it is.
 
         Raises:
-            TaskNotFoundError: There is no such task.
+            TaskNotFoundError: The task does not exist.
         """
-        self._view = self._driver.run(tasks.cancel(self.task_id))
+        self._view = self._api.call(HttpRequest("POST", task_path(self.task_id) + "/cancel"), VIEW)
         return self._view

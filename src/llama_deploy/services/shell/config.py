@@ -21,7 +21,9 @@ class WorkflowServiceConfig(BaseSettings):
     `step_interval` is kept for 0.6 programs: `GET /` shows it and nothing sleeps on it.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LLAMA_DEPLOY_WF_SERVICE_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="LLAMA_DEPLOY_WF_SERVICE_", extra="ignore", use_attribute_docstrings=True
+    )
 
     host: str
     """The address under which others reach the service."""

@@ -1,0 +1,34 @@
+"""URL paths of what a client calls."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+
+def service_path(service_name: str) -> str:
+    """Return the path of a service."""
+    return f"/services/{_quote(service_name)}"
+
+
+def session_path(session_id: str) -> str:
+    """Return the path of a session."""
+    return f"/sessions/{_quote(session_id)}"
+
+
+def task_path(task_id: str) -> str:
+    """Return the path of a task."""
+    return f"/tasks/{_quote(task_id)}"
+
+
+def session_task_path(session_id: str, task_id: str) -> str:
+    """Return the path of a task below its session, which the 0.6 routes use."""
+    return session_path(session_id) + task_path(task_id)
+
+
+def deployment_path(name: str) -> str:
+    """Return the path of a deployment on the API server."""
+    return f"/deployments/{_quote(name)}"
+
+
+def _quote(text: str) -> str:
+    return quote(text, safe="")

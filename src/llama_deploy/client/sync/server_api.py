@@ -1,0 +1,132 @@
+# Generated from client/aio/server_api.py by `make sync-client`; do not edit.
+"""Calls to one server: requests, retries and streams."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing
+from typing import Any, Final, Protocol, TypeVar
+
+from pydantic import TypeAdapter
+
+from llama_deploy.client.deadline import Deadline, pause_after
+from llama_deploy.client.event_streams import LineStream
+from llama_deploy.client.payload_encoding import decode_answer
+from llama_deploy.client.settings import ClientSettings
+from llama_deploy.client.sync.waiting import Sleep, sleep
+from llama_deploy.errors import OverloadedError, UnavailableError
+from llama_deploy.web.http_connection import HttpAnswer, HttpRequest
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ANYTHING: Final = TypeAdapter[Any](Any)
+"""The type of a response that nobody reads, or that may be any JSON."""
+
+
+class Connection(Protocol):
+    """What is needed of an `SyncHttpConnection`."""
+
+    def answer(self, request: HttpRequest) -> HttpAnswer:
+        """Send a request and return the response."""
+
+    def stream(self, request: HttpRequest) -> AbstractContextManager[Generator[bytes]]:
+        """Send a request and yield the lines of the response."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+class ServerApi:
+    """Calls one server.
+
+    Args:
+        connection: The connection to the server. `close` closes it.
+        settings: The client's settings.
+        sleep: Waits for the given seconds.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: ClientSettings,
+        *,
+        sleep: Sleep = sleep,
+    ) -> None:
+        self._connection = connection
+        self.settings = settings
+        self.sleep = sleep
+
+    def deadline(self, timeout: float | None = None) -> Deadline:
+        """Return the deadline of a call that starts now; None is the client's `timeout`."""
+        return Deadline(self.settings.timeout if timeout is None else timeout)
+
+    def answer(self, request: HttpRequest) -> HttpAnswer:
+        """Send a request once and return the response.
+
+        Raises:
+            LlamaDeployError: The error that the server returned.
+            UnavailableError: The server did not respond.
+        """
+        return self._connection.answer(request)
+
+    def call(self, request: HttpRequest, returns: TypeAdapter[T]) -> T:
+        """Send a request once and return the decoded response.
+
+        Raises:
+            LlamaDeployError: The error that the server returned.
+            InternalServerError: The response does not have the expected form.
+            UnavailableError: The server did not respond.
+        """
+        answer = self._connection.answer(request)
+        return decode_answer(answer.value, returns, source=request.path)
+
+    def call_until(self, deadline: Deadline, build: Callable[[], HttpRequest], returns: TypeAdapter[T]) -> T:
+        """Like `call`, but retry until the deadline while the server is unavailable or overloaded.
+
+        Args:
+            deadline: When to give up and raise the last error.
+            build: Returns the request for each attempt. The server must treat all of them as one request.
+            returns: The expected response.
+        """
+        failures = 0
+        while True:
+            try:
+                return self.call(build(), returns)
+            except (UnavailableError, OverloadedError) as exc:
+                left = deadline.remaining()
+                if left <= 0:
+                    raise
+                failures += 1
+                logger.log(
+                    logging.WARNING if failures == 1 else logging.DEBUG,
+                    "%s; retrying for up to %.0f s",
+                    exc,
+                    left,
+                    extra={"action": "retry"},
+                )
+                seconds = min(pause_after(failures, exc), left)
+            self.sleep(seconds)
+
+    def read(self, stream: LineStream[T]) -> Generator[T]:
+        """Yield the items of a stream as they arrive."""
+        while True:
+            error: UnavailableError | None = None
+            try:
+                with self._connection.stream(stream.request()) as lines, closing(lines):
+                    for line in lines:
+                        item = stream.feed(line)
+                        if item is not None:
+                            yield item
+            except UnavailableError as exc:
+                error = exc
+            seconds = stream.interrupted(error)
+            if seconds is None:
+                return
+            self.sleep(seconds)
+
+    def close(self) -> None:
+        """Close the connection. Idempotent; a later call opens it again."""
+        self._connection.close()
