@@ -544,9 +544,11 @@ class TestRun:
         assert (done.returncode, "sessions create" in done.stderr) == (3, True)
 
     def test_an_unreachable_control_plane(self, folder: Path) -> None:
-        done = llamactl(folder, "run", "repeat", server=f"http://127.0.0.1:{free_port()}")
+        url = f"http://127.0.0.1:{free_port()}"
+        done = llamactl(folder, "run", "repeat", server=url)
         assert done.returncode == 3
-        assert "start one with `llamactl serve`" in done.stderr
+        assert f"cannot reach the control plane at {url}: Connection refused" in done.stderr
+        assert "start a control plane with `llamactl serve`" in done.stderr
         assert "Traceback" not in done.stderr
 
     def test_a_time_limit(self, folder: Path, server: str) -> None:
@@ -652,7 +654,7 @@ class TestStatus:
 
     def test_an_unreachable_control_plane(self, folder: Path) -> None:
         done = llamactl(folder, "status", server=f"http://127.0.0.1:{free_port()}")
-        assert (done.returncode, "start one with `llamactl serve`" in done.stderr) == (3, True)
+        assert (done.returncode, "start a control plane with `llamactl serve`" in done.stderr) == (3, True)
 
 
 class TestDatabase:
