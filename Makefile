@@ -6,36 +6,49 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Stamps, written last, so that an interrupted installation is repeated.
-REQUIREMENTS := $(VENV)/.requirements
+RUN := $(VENV)/.run
 PACKAGE := $(VENV)/.package
-PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
+DEV := $(VENV)/.dev
+# run.txt is complete for the package; demo.txt adds to run.txt, and dev.txt to both.
+LOCKS := requirements/run.txt requirements/demo.txt requirements/dev.txt
+# The locks are complete, so pip must not resolve: with --require-hashes it fails on some releases newer than a pin.
+# Nothing that is not locked is downloaded, and nothing is built but this package. Python compiles what it imports.
+PIP := -m pip --quiet --quiet --disable-pip-version-check
+INSTALL_LOCKED := $(PIP) install --no-compile --no-deps --require-hashes --only-binary :all:
 
-# The resolver writes requirements/*.txt and is needed for nothing else; it has an environment of its own.
-UV_VERSION := 0.13.9
-LOCK_VENV := build/lock
-UV := $(LOCK_VENV)/bin/uv
+# The resolver writes the locks and is needed for nothing else; it has an environment of its own.
+LOCK_BIN := build/lock/bin
+UV := $(LOCK_BIN)/uv
 # Existing pins are kept while they satisfy pyproject.toml; `make lock UPGRADE=1` takes the newest releases.
-COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+# Keep the pins of these locks, and leave out those that hold everywhere (without a marker).
+on_top_of = $(1:%=--constraint %) $$(sed -n 's/^\([a-z0-9-]*\)==[^;]*$$/--no-emit-package \1/p' $(1))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 .PHONY: help
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: venv
-venv: $(PACKAGE) ## Install the locked requirements and the package into .venv.
+venv: $(DEV) ## Install the package and all locked requirements into .venv.
 
-# Wheels only here and no build isolation below: nothing that is not locked is fetched or built.
-$(REQUIREMENTS): requirements/dev.txt
+# A changed lock makes a new environment, so that nothing stays that is no longer locked.
+$(RUN): $(LOCKS)
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP_INSTALL) --require-hashes --only-binary :all: --requirement $<
+	$(BIN)/python $(INSTALL_LOCKED) --requirement requirements/run.txt --requirement requirements/demo.txt
 	@touch $@
 
-$(PACKAGE): $(REQUIREMENTS) pyproject.toml
-	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+$(PACKAGE): $(RUN) pyproject.toml
+	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+	@touch $@
+
+$(DEV): $(PACKAGE)
+	$(BIN)/python $(INSTALL_LOCKED) --requirement requirements/dev.txt
+	$(BIN)/python -m pip check
 	@touch $@
 
 .PHONY: check
@@ -67,19 +80,28 @@ oldest: venv ## The tests of durable runs with the oldest workflow library that 
 bench: venv ## Measure; prints a table and writes JSON. BROKER=all (or one, STORE=...) compares queues and stores.
 	$(BIN)/python benchmarks/run.py $(if $(BROKER),--broker $(BROKER)) $(if $(STORE),--store $(STORE)) $(ARGS)
 
+.PHONY: bench-against
+bench-against: venv ## Compare CPU per task, latency and throughput with another revision: REV=... (main).
+	$(BIN)/python benchmarks/run.py --against $(or $(REV),main) $(ARGS)
+
 .PHONY: demo
-demo: venv ## Run the research desk: two services, streaming, a session, and a kill -9.
+demo: $(PACKAGE) ## Run the research desk: two services, streaming, a session, and a kill -9.
 	$(BIN)/python examples/research_desk/demo.py $(ARGS)
 
 .PHONY: lock
-lock: $(UV) ## Write the locked requirements anew; UPGRADE=1 takes newer releases.
-	$(COMPILE) --output-file requirements/run.txt
-	$(COMPILE) --output-file requirements/dev.txt --constraint requirements/run.txt \
-		--extra aws --extra demo --extra kafka --extra nats --extra postgresql --extra rabbitmq --extra redis --group dev
+lock: $(UV) ## Resolve the requirements and write the locks; UPGRADE=1 takes newer releases.
+	$(COMPILE) pyproject.toml --output-file requirements/run.txt
+	$(COMPILE) pyproject.toml --output-file requirements/demo.txt --extra demo --group build \
+		$(call on_top_of,requirements/run.txt)
+	$(COMPILE) pyproject.toml --output-file requirements/dev.txt --all-extras --group build --group dev \
+		$(call on_top_of,requirements/run.txt requirements/demo.txt)
+	$(COMPILE) --output-file requirements/lock.txt --group lock
+	grep -o 'llama-index-workflows>[^"]*' pyproject.toml | \
+		$(COMPILE) - --output-file requirements/oldest.txt --no-deps --resolution lowest --upgrade
 
-$(UV): Makefile
-	$(PYTHON) -m venv --clear $(LOCK_VENV)
-	$(LOCK_VENV)/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+$(UV): requirements/lock.txt
+	$(PYTHON) -m venv --clear $(LOCK_BIN:/bin=)
+	$(LOCK_BIN)/python $(INSTALL_LOCKED) --requirement $<
 	@touch $@
 
 .PHONY: clean

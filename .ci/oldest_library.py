@@ -1,20 +1,20 @@
 """Run the tests of durable runs with the oldest workflow library that `pyproject.toml` allows.
 
-All other tests run with the newest one that is locked; if both are the same there is nothing to do.
+`make lock` pins it in `requirements/oldest.txt`. All other tests run with the pin of `requirements/run.txt`;
+if both are the same, there is nothing to do.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
-import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+LOCK: Final = ROOT / "requirements" / "oldest.txt"
 TARGET: Final = ROOT / "build" / "oldest_library"
 LIBRARY: Final = "llama-index-workflows"
 TESTS: Final = (
@@ -28,24 +28,16 @@ TESTS: Final = (
 )
 
 
-def oldest() -> str:
-    """Return the lower bound of the library's versions."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    [found] = [
-        match[1] for each in project["dependencies"] if (match := re.match(rf"{LIBRARY}>=([\w.]+)", each))
-    ]
-    return found
-
-
 def main() -> int:
-    """Install the oldest version beside the locked one, and run the tests with it."""
-    wanted, locked = oldest(), version(LIBRARY)
-    if wanted == locked:
-        print(f"{LIBRARY} {wanted} is the oldest version that is allowed and the newest that is locked")
+    """Install the oldest version in a folder of its own, and run the tests with it."""
+    locked = version(LIBRARY)
+    if f"{LIBRARY}=={locked} " in LOCK.read_text(encoding="utf-8"):
+        print(f"{LIBRARY} {locked} is the oldest version that is allowed and the one that is locked")
         return 0
-    pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-deps", "--upgrade", f"--target={TARGET}", f"{LIBRARY}=={wanted}"], check=True)
-    print(f"with {LIBRARY} {wanted} in place of {locked}:", flush=True)
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--upgrade"]
+    locked_only = ["--no-deps", "--require-hashes", "--only-binary=:all:", f"--requirement={LOCK}"]
+    subprocess.run([*pip, *locked_only, f"--target={TARGET}"], check=True)
+    print(f"with the oldest {LIBRARY} in place of {locked}:", flush=True)
     environment = {**os.environ, "PYTHONPATH": str(TARGET)}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *TESTS, *sys.argv[1:]],

@@ -1,1 +1,1 @@
-"""Benchmarks: `python benchmarks/run.py`. See `docs/benchmarks.md`."""
+"""Benchmarks: `python benchmarks/run.py`. See `docs/reference/benchmarks.md`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 from rich.console import Console
 
+from benchmarks import against
 from benchmarks.figures import Report
 from benchmarks.measurements import FULL, LONG_MEASUREMENTS, MEASUREMENTS, QUICK
 from benchmarks.processes import ROOT
@@ -31,9 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     console = Console()
+    if (options.broker or options.against) and not console.is_terminal:
+        console = Console(width=COMPARISON_WIDTH)
     report: Report | Comparison
+    if options.against:
+        return _compare_revisions(parser, options, console=console)
     if options.broker:
-        console = console if console.is_terminal else Console(width=COMPARISON_WIDTH)
         report = _compare(parser, options, console=console)
         path = options.json or RESULTS / "backends.json"
     else:
@@ -47,6 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(report, console=console)
     console.print(f"[dim]written to {path}[/]")
     return 0 if report.passed else 1
+
+
+def _compare_revisions(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, *, console: Console
+) -> int:
+    """Compare this checkout with another revision; returns the exit code."""
+    if options.only or options.long or options.broker or options.store:
+        parser.error("--against goes with --pairs, --quick and --json only")
+    try:
+        pairs = against.compare(options.against, pairs=options.pairs, quick=options.quick, console=console)
+    except ValueError as exc:
+        parser.error(str(exc))
+    path = options.json or RESULTS / "against.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(pairs.as_json(), indent=2) + "\n")
+    console.print(pairs.as_table())
+    for failure in pairs.failures[:SHOWN_FAILURES]:
+        console.print(failure, style="red", markup=False, highlight=False)
+    console.print(f"[dim]written to {path}[/]")
+    return 0 if pairs.passed else 1
 
 
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, *, console: Console) -> Comparison:
@@ -91,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         help="instead, measure this queue over each store; 'all': every queue",
     )
     parser.add_argument("--store", metavar="NAME", help="with --broker: over this store only")
+    parser.add_argument(
+        "--against",
+        metavar="REVISION",
+        help="instead, compare this checkout with another git revision, in alternating pairs of runs",
+    )
+    parser.add_argument("--pairs", type=int, default=10, help="with --against: how many; default 10")
     parser.add_argument("--json", type=Path, help=f"where to write the figures, instead of {RESULTS}")
     parser.add_argument(
         "--quick",

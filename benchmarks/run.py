@@ -1,4 +1,4 @@
-"""Measure llama_deploy. `docs/benchmarks.md` says how to use this, and what the figures mean."""
+"""Measure llama_deploy. `docs/reference/benchmarks.md` says how to use this, and what the figures mean."""
 
 from __future__ import annotations
 

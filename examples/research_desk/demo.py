@@ -1,7 +1,7 @@
-"""A conversation with two services, and a process that is killed while it works for us.
+"""A conversation with two services that survives the death of a worker.
 
-Run it with `make demo`. It starts `llamactl serve` and two `llamactl worker`, asks three questions in one
-session, kills the worker that answers the third with SIGKILL, and shows that the answer comes all the same.
+Run it with `make demo`. It starts one `llamactl serve` and two `llamactl worker`, and asks three questions in
+one session. It kills the worker that answers the third with SIGKILL, and another worker completes the answer.
 Everything is local: free ports of 127.0.0.1, a temporary folder for the data, no network.
 """
 
@@ -35,9 +35,9 @@ from llama_deploy.types import TaskEvent
 
 HERE: Final = Path(__file__).parent
 START_SECONDS: Final = 60.0
-"""How long a process may take to say that it works."""
+"""How long a process may take to start."""
 STOP_SECONDS: Final = 15.0
-"""How long a process may take to end after SIGTERM."""
+"""How long a process may take to exit after SIGTERM."""
 ANSWER_SECONDS: Final = 60.0
 
 FIRST: Final = "How do I wait for a coroutine with a timeout?"
@@ -48,17 +48,17 @@ KILL_AFTER_ROUND: Final = 2
 
 
 class DemoError(Exception):
-    """The demo cannot go on, or did not show what it is to show."""
+    """The demo cannot continue, or did not show the takeover."""
 
 
 @asynccontextmanager
 async def llamactl(*arguments: str, log: Path, url: str | None = None) -> AsyncIterator[Started]:
-    """Run a `llamactl` command that serves; it works when this yields, and has ended when this returns.
+    """Run a `llamactl` command that serves. It is ready when this yields, and has exited when this returns.
 
     Args:
-        *arguments: Of the command.
-        log: Takes what the process logs.
-        url: The control plane for clients within the process.
+        *arguments: The arguments of the command.
+        log: The file for the log of the process.
+        url: The control plane for clients inside the process.
     """
     environment = os.environ | ({} if url is None else {"LLAMA_DEPLOY_CONTROL_PLANE_URL": url})
     command = (sys.executable, "-m", "llama_deploy.cli", *arguments, "--json")
@@ -73,7 +73,7 @@ async def llamactl(*arguments: str, log: Path, url: str | None = None) -> AsyncI
 
 
 async def _announcement(process: Process, arguments: tuple[str, ...], log: Path) -> dict[str, Any]:
-    """Return what the process says of itself, on one line, as soon as it works."""
+    """Return the facts that the process prints on one line when it is ready."""
     line = b""
     with contextlib.suppress(TimeoutError):
         if process.stdout is not None:
@@ -89,7 +89,7 @@ def _did_not_start(arguments: tuple[str, ...], log: Path) -> DemoError:
 
 
 async def _stop(process: Process) -> None:
-    """Let a process end in order; one that does not is killed."""
+    """Terminate a process; kill it if it does not exit in time."""
     if process.returncode is None:
         process.terminate()
     try:
@@ -101,26 +101,26 @@ async def _stop(process: Process) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process that works."""
+    """A running process."""
 
     process: Process
     facts: dict[str, Any]
-    """What it said when it had started."""
+    """What it printed when it was ready."""
     log: Path
 
     @property
     def url(self) -> str:
-        """The control plane."""
+        """The URL of the control plane."""
         return str(self.facts["control_plane_url"])
 
     @property
     def instance_id(self) -> str:
-        """The instance of the service that a worker runs."""
+        """The id of the instance that a worker runs."""
         return str(self.facts["services"][0]["instance_id"])
 
 
 class QuestionView:
-    """One question on the screen: a tree that grows with the events, and the progress below it."""
+    """Shows one question: a tree of its events, and a progress bar below it."""
 
     def __init__(self, question: str) -> None:
         self._tree = Tree(f"[bold]{escape(question)}[/]")
@@ -137,7 +137,7 @@ class QuestionView:
         return Group(self._tree, self._progress)
 
     def show(self, event: TaskEvent) -> None:
-        """Put an event into the tree."""
+        """Add an event to the tree."""
         data = event.data
         match event.type:
             case "QuestionUnderstood":
@@ -163,7 +163,7 @@ class QuestionView:
         self._progress.update(self._bar, description=escape(text))
 
     def interrupt(self, text: str) -> None:
-        """Show something that is no event; what follows begins anew."""
+        """Show a message that is not an event, and start the progress again."""
         self._tree.add(text)
         self._round = None
         self._progress.update(self._bar, description="waiting for an instance", completed=0)
@@ -180,7 +180,7 @@ def print_answer(console: Console, answer: dict[str, Any]) -> None:
 
 
 async def ask(console: Console, client: Client, session: Session, question: str) -> None:
-    """Ask a question and show how it is answered."""
+    """Ask a question, and show its events and its answer."""
     handle = await client.submit("researcher", session=session, question=question)
     view = QuestionView(question)
     with Live(view, console=console):
@@ -191,7 +191,7 @@ async def ask(console: Console, client: Client, session: Session, question: str)
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """What happened to the third question."""
+    """How another instance took over the third question."""
 
     killed_pid: int
     survivor: str
@@ -204,13 +204,13 @@ class Takeover:
 async def ask_and_kill(
     console: Console, client: Client, session: Session, workers: dict[str, Started]
 ) -> Takeover:
-    """Ask the third question, and kill the process that works on it.
+    """Ask the third question, and kill the process that runs it.
 
     Args:
-        console: Where to show it.
-        client: Leads to the control plane.
+        console: Shows the question.
+        client: A client of the control plane.
         session: The conversation.
-        workers: The processes that serve the researcher, by instance.
+        workers: The processes that serve the researcher, by instance id.
     """
     handle = await client.submit("researcher", session=session, question=THIRD, rounds=ROUNDS_OF_THIRD)
     view = QuestionView(THIRD)
@@ -218,21 +218,21 @@ async def ask_and_kill(
     with Live(view, console=console):
         async for event in handle.events():
             if killed_pid and event.type == "QuestionUnderstood":
-                raise DemoError("the first step was run again, although it had ended before the kill")
+                raise DemoError("the first step ran again, although it had finished before the kill")
             if killed_pid and not seconds and event.data.get("round") == KILL_AFTER_ROUND:
                 seconds = time.monotonic() - killed_at
                 view.interrupt(
-                    f"[green]another instance goes on with round {KILL_AFTER_ROUND}, {seconds:.1f} s after "
-                    "the kill; what was finished is not done again[/]"
+                    f"[green]another instance continues with round {KILL_AFTER_ROUND}, {seconds:.1f} s after "
+                    "the kill; finished steps do not run again[/]"
                 )
             view.show(event)
             if not killed_pid and event.type == "RoundFinished" and event.data["round"] == KILL_AFTER_ROUND:
                 killed_pid, killed_at = await _kill_owner(handle, workers), time.monotonic()
-                view.interrupt(f"[red]kill -9 {killed_pid}[/], the process that works on this question")
+                view.interrupt(f"[red]kill -9 {killed_pid}[/], the process that runs this question")
     print_answer(console, await handle.result())
     task = await handle.info()
     if not seconds or task.instance_id is None:
-        raise DemoError("the third question was answered by the process that was to be killed")
+        raise DemoError("the third question was not taken over: the process to kill answered it")
     return Takeover(killed_pid, task.instance_id, seconds, task.attempt)
 
 
@@ -240,7 +240,7 @@ async def _kill_owner(handle: TaskHandle, workers: dict[str, Started]) -> int:
     """Kill the process whose instance runs the task, and return its id."""
     owner = (await handle.info()).instance_id
     if owner not in workers:
-        raise DemoError(f"the task is run by {owner}, which is none of the workers {', '.join(workers)}")
+        raise DemoError(f"instance {owner} runs the task, but the workers are {', '.join(workers)}")
     process = workers[owner].process
     process.kill()
     await process.wait()
@@ -248,7 +248,7 @@ async def _kill_owner(handle: TaskHandle, workers: dict[str, Started]) -> int:
 
 
 async def run_demo(console: Console) -> None:
-    """Start everything, ask, kill, sum up, stop everything."""
+    """Start all processes, ask, kill a worker, print a summary, and stop all processes."""
     async with AsyncExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="research_desk_")))
         started = time.monotonic()
@@ -282,18 +282,19 @@ async def run_demo(console: Console) -> None:
         await ask(console, client, session, FOLLOW_UP)
         takeover = await ask_and_kill(console, client, session, workers)
         sum_up(console, takeover, workers[takeover.survivor])
-    console.print("everything is stopped")
+    console.print("all processes are stopped")
 
 
 def sum_up(console: Console, takeover: Takeover, survivor: Started) -> None:
-    """Print what was shown, and what to try next."""
+    """Print a summary, and commands to try next."""
     console.rule("summary")
     console.print(f"three questions in one session, all answered; process {takeover.killed_pid} was killed")
     console.print(
-        f"process {survivor.process.pid} took its task over after {takeover.seconds:.1f} s "
+        f"process {survivor.process.pid} took over its task after {takeover.seconds:.1f} s "
         f"and answered it in attempt {takeover.attempts}"
     )
-    console.print("\nTry it yourself, in examples/research_desk, after `pip install '.[demo]'` in the clone:")
+    install = escape("pip install '.[demo]'")
+    console.print(f"\nTry it yourself, in examples/research_desk, after `{install}` in the clone:")
     for command in (
         "llamactl serve library.py:library researcher.py:researcher",
         "llamactl run library query='copy a directory tree' top=5",
@@ -306,9 +307,9 @@ def sum_up(console: Console, takeover: Takeover, survivor: Started) -> None:
 
 
 def main() -> int:
-    """Run the demo; the exit code is 0 if everything was shown."""
+    """Run the demo. Returns the exit code: 0 if it was successful."""
     console = Console(highlight=False)
-    # SIGTERM then stops all processes as Ctrl-C does.
+    # SIGTERM stops all processes, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         asyncio.run(run_demo(console))

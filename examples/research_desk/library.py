@@ -1,7 +1,7 @@
 """The service `library`: full-text search in the docstrings of Python's standard library.
 
-Served with `llamactl serve library:library`. The documents are read from the source files of the interpreter
-that runs this, so it needs no network and no data of its own.
+Serve it with `llamactl serve library:library`. It reads the documents from the source files of its own Python
+interpreter, so it works offline and needs no other data.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pydantic import BaseModel, Field
 from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
-_LEFT_OUT: Final = frozenset({"antigravity", "distutils", "idlelib", "lib2to3", "this", "turtledemo"})
-"""Modules of the standard library that are programs or jokes, or on their way out."""
+_EXCLUDED: Final = frozenset({"antigravity", "distutils", "idlelib", "lib2to3", "this", "turtledemo"})
+"""Modules of the standard library that are programs or jokes, or deprecated."""
 _NAMED: Final = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_SHORTEST_DOCSTRING: Final = 20
-_LONGEST_PASSAGE: Final = 400
+_MIN_DOCSTRING_LENGTH: Final = 20
+_MAX_PASSAGE_LENGTH: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One docstring, and where it stands."""
+    """One docstring and its location."""
 
     source: str
-    """The qualified name of what it documents, such as `asyncio.tasks.wait_for`."""
+    """The qualified name of the documented object, such as `asyncio.tasks.wait_for`."""
     location: str
     """File and line, such as `asyncio/tasks.py:437`."""
     text: str
@@ -41,10 +41,10 @@ class Document:
 
 def read_standard_library(modules: frozenset[str] = sys.stdlib_module_names) -> Iterator[Document]:
     """Yield the docstrings of all public modules, classes and functions. Sources are parsed, not imported."""
-    for module in sorted(modules - _LEFT_OUT):
+    for module in sorted(modules - _EXCLUDED):
         spec = None if module.startswith("_") else PathFinder.find_spec(module)
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-            continue  # built in, or compiled: there is no source to read
+            continue  # built in or compiled, so without a source
         origin = Path(spec.origin)
         files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
         base = origin.parent.parent if spec.submodule_search_locations else origin.parent
@@ -65,7 +65,7 @@ def _read_node(
     node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str, file: Path
 ) -> Iterator[Document]:
     text = ast.get_docstring(node)
-    if text and len(text) >= _SHORTEST_DOCSTRING:
+    if text and len(text) >= _MIN_DOCSTRING_LENGTH:
         line = 1 if isinstance(node, ast.Module) else node.lineno
         yield Document(name, f"{file.as_posix()}:{line}", text)
     if isinstance(node, ast.Module | ast.ClassDef):
@@ -75,7 +75,7 @@ def _read_node(
 
 
 def tokenize(text: str) -> list[str]:
-    """Return the words in lower case and without endings; `WaitFor` and `wait_for` are two words each."""
+    """Return the words in lower case, without endings; `WaitFor` and `wait_for` are two words each."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)
     return [re.sub(r"(?<=\w{3})(ing|ed|es|s|e)$", "", word.lower()) for word in words]
 
@@ -86,7 +86,7 @@ class Index:
     def __init__(self, documents: list[Document]) -> None:
         self._documents = documents
         self._ranking = bm25s.BM25()
-        # A name says more about a function than any one sentence, so its words count twice.
+        # The name of a function is more specific than a sentence, so its words count twice.
         words = [tokenize(f"{doc.source} {doc.source} {doc.text}") for doc in documents]
         self._ranking.index(words, show_progress=False)
 
@@ -94,7 +94,7 @@ class Index:
         return len(self._documents)
 
     def search(self, query: str, top: int) -> list[tuple[Document, float]]:
-        """Return at most `top` documents with their scores, the best first; none that shares no word."""
+        """Return at most `top` documents with their scores, best first. Each shares a word with the query."""
         tokens = tokenize(query)
         if not tokens:
             return []
@@ -109,11 +109,11 @@ class SearchRequest(StartEvent):
 
     query: str = Field(min_length=1)
     top: int = Field(default=3, ge=1, le=50)
-    """How many passages to return at most."""
+    """The maximum number of passages to return."""
 
 
 class Passage(BaseModel):
-    """The beginning of a docstring that matches."""
+    """The beginning of a matching docstring."""
 
     source: str
     location: str
@@ -122,17 +122,17 @@ class Passage(BaseModel):
 
 
 class SearchResult(StopEvent):
-    """The result: passages, the best first."""
+    """The result: passages, best first."""
 
     passages: list[Passage]
     searched: int
-    """How many documents there are."""
+    """The number of documents in the index."""
 
 
 class Library(Workflow):
     """Finds passages in the docstrings of Python's standard library.
 
-    The index is built once per process, when the first search comes.
+    The index is built once per process, at the first search.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Library(Workflow):
 
     @step
     def search(self, ev: SearchRequest) -> SearchResult:
-        """Search. A step that is no coroutine runs in a thread, so even building the index blocks nobody."""
+        """Search. A synchronous step runs in a thread, so building the index does not block other tasks."""
         index = self._built_index()
         passages = [
             Passage(
@@ -157,16 +157,18 @@ class Library(Workflow):
             if self._index is None:
                 documents = list(read_standard_library())
                 if not documents:
-                    raise RuntimeError("this Python has no sources of its standard library to read")
+                    raise RuntimeError(
+                        f"{sys.executable} does not include the sources of the standard library"
+                    )
                 self._index = Index(documents)
             return self._index
 
 
 def _beginning(text: str) -> str:
-    """Return the first paragraphs, as many as fit into a passage."""
-    if len(text) <= _LONGEST_PASSAGE:
+    """Return as many paragraphs from the start as fit into a passage."""
+    if len(text) <= _MAX_PASSAGE_LENGTH:
         return text
-    kept = text[:_LONGEST_PASSAGE]
+    kept = text[:_MAX_PASSAGE_LENGTH]
     return kept.rpartition("\n\n")[0] or f"{kept.rpartition(' ')[0]} …"
 
 

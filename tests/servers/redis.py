@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Final, Literal
 
-from tests.servers.process import HOST, ServerProcess, inside, missing
+from tests.servers.process import HOST, ServerProcess, inside, missing_package
 
 Kind = Literal["valkey", "redis"]
 
@@ -54,5 +54,5 @@ def _program(kind: Kind) -> Path:
     }[kind]
     program = inside(package, path)
     if program is None:
-        missing(f"no {kind}-server; it is in the package {package.replace('_', '-')}")
+        missing_package(f"{kind}-server", package.replace("_", "-"))
     return program

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from tests.servers.process import HOST, ServerProcess, inside, missing
+from tests.servers.process import HOST, ServerProcess, inside, missing_package
 
 _ROOT: Final = Path(__file__).parents[2]
 
@@ -36,4 +36,4 @@ class SqsServer(ServerProcess):
 def need_moto() -> None:
     """Go on if moto is installed."""
     if inside("moto", "server.py") is None:
-        missing("no moto; it is in the package moto[server]")
+        missing_package("moto", "moto")

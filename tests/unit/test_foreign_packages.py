@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues import AbstractMessageQueue, LocalMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.queue_registry import config_from_url
 from llama_deploy.state_stores.store_registry import open_state_store
+from llama_deploy.types.extras import load_entry_point
 
 
 @pytest.fixture
@@ -63,6 +65,13 @@ async def test_a_package_that_lacks_another_says_what_to_install(install: Any) -
         config_from_url("bad-import://host")
     with pytest.raises(ConfigError, match=words):
         await open_state_store("bad-import://host")
+
+
+def test_a_queue_of_this_package_says_what_to_install_in_the_clone() -> None:
+    entry_point = EntryPoint("redis", "not_there_at_all:Thing [redis]", "llama_deploy.message_queues")
+
+    with pytest.raises(ConfigError, match=r"in your clone of llama_deploy, run: pip install '\.\[redis\]'"):
+        load_entry_point(entry_point, what="message queue")
 
 
 class ThirdPartyConfig(MessageQueueConfig):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
+from typing import Final
 
 from llama_deploy.errors import ConfigError
+
+_OURS: Final = "llama-deploy"
 
 
 def load_entry_point(entry_point: EntryPoint, *, what: str) -> object:
@@ -22,8 +25,7 @@ def load_entry_point(entry_point: EntryPoint, *, what: str) -> object:
         loaded: object = entry_point.load()
     except ImportError as exc:
         raise ConfigError(
-            f"{name} needs a package that is not installed ({exc}); "
-            f"install it with: pip install '{_requirement(entry_point)}'"
+            f"{name} needs a package that is not installed ({exc}); {_how_to_install(entry_point)}"
         ) from exc
     except Exception as exc:
         told = " ".join(f"{type(exc).__name__}: {exc}".split())
@@ -37,10 +39,13 @@ def described(entry_point: EntryPoint) -> str:
 
 
 def _package(entry_point: EntryPoint) -> str:
-    return entry_point.dist.name if entry_point.dist is not None else "llama-deploy"
+    return entry_point.dist.name if entry_point.dist is not None else _OURS
 
 
-def _requirement(entry_point: EntryPoint) -> str:
-    """Return what pip is to install: the package that declares it, with the extras that it names."""
+def _how_to_install(entry_point: EntryPoint) -> str:
+    """Return the command that installs the package of the entry point with the extras that it names."""
     package = _package(entry_point)
-    return f"{package}[{','.join(entry_point.extras)}]" if entry_point.extras else package
+    extras = f"[{','.join(entry_point.extras)}]" if entry_point.extras else ""
+    if package == _OURS:
+        return f"in your clone of llama_deploy, run: pip install '.{extras}'"
+    return f"run: pip install '{package}{extras}'"
