@@ -114,5 +114,5 @@ sync-client: venv ## Generate the client without `await` from the asyncio client
 	$(BIN)/python .ci/sync_client.py
 
 .PHONY: reference
-reference: venv ## Write docs/reference/configuration.md from the settings classes.
-	$(BIN)/python .ci/settings_reference.py
+reference: venv ## Write the generated pages of docs/reference.
+	$(BIN)/python .ci/reference.py

@@ -86,7 +86,7 @@ async def test_the_sync_client(env: dict[str, str], tmp_path: Path) -> None:
     assert output == EXPECTED.format(more="", question="What is the answer? ", rest=rest)
 
 
-async def test_what_goes_wrong_raises(env: dict[str, str]) -> None:
+async def test_failures_raise(env: dict[str, str]) -> None:
     async with Client(control_plane_url=env["LLAMA_DEPLOY_CONTROL_PLANE_URL"]) as client:
         session = await client.core.sessions.create()
         with pytest.raises(TaskFailedError, match=r"arg1 is required\.") as caught:
@@ -101,7 +101,7 @@ async def test_what_goes_wrong_raises(env: dict[str, str]) -> None:
         await waiting.cancel()
 
 
-async def test_500_concurrent_runs_each_in_a_session_of_its_own(env: dict[str, str]) -> None:
+async def test_500_concurrent_runs_in_separate_sessions(env: dict[str, str]) -> None:
     async with Client(control_plane_url=env["LLAMA_DEPLOY_CONTROL_PLANE_URL"]) as client:
 
         async def one(n: int) -> str:

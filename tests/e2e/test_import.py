@@ -42,13 +42,13 @@ def modules_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", llama_deploy.__all__)
-def test_public_names_are_there(name: str) -> None:
+def test_public_names_can_be_imported(name: str) -> None:
     assert getattr(llama_deploy, name).__name__ == name
     assert name in dir(llama_deploy)
 
 
 @pytest.mark.parametrize("name", SUBPACKAGES)
-def test_subpackages_are_imported_by_name(name: str) -> None:
+def test_subpackages_can_be_imported(name: str) -> None:
     in_new_process(f"import llama_deploy.{name}")
 
 

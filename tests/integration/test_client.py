@@ -1,22 +1,18 @@
-"""The clients against a real control plane, with services that speak the instances' protocol."""
+"""The clients against a real control plane."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from workflows.events import HumanResponseEvent
 
 from llama_deploy.client import Client
-from llama_deploy.compat import AsyncLlamaDeployClient, LlamaDeployClient
-from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.errors import (
     InvalidRequestError,
     SerializationError,
@@ -31,183 +27,16 @@ from llama_deploy.errors import (
     TaskTimeoutError,
     UnavailableError,
 )
-from llama_deploy.message_queues.base import Subscription
-from llama_deploy.message_queues.simple import LocalMessageQueue
 from llama_deploy.messages import ActionTypes, QueueMessage
-from llama_deploy.types import (
-    EventDefinition,
-    ServiceDefinition,
-    TaskDefinition,
-    TaskFailure,
-    TaskStatus,
-)
-from llama_deploy.types.instance_protocol import (
-    AttemptOutcome,
-    ClaimRequest,
-    EventPayload,
-    InboxEntry,
-    TaskDispatch,
-)
-
-
-class Attempt:
-    """What the work of a task sees of it."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-        self.events: list[EventPayload] = []
-        self.inbox: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        """Events that were sent to the task; None asks for its end."""
-
-
-class CancelledByClient(Exception):  # noqa: N818 - not an error
-    """The work ends because it was asked to."""
-
-
-Work: TypeAlias = Callable[[Attempt], Awaitable[Any]]
-
-
-class Instance:
-    """Claims the tasks of one service and does its work."""
-
-    def __init__(self, server: ControlPlaneServer, name: str, work: Work) -> None:
-        self._gateway = server.gateway()
-        self._queue = server.message_queue
-        self._topics = server.plane.topics
-        self._name = name
-        self._id = f"{name}-1"
-        self._work = work
-        self._attempts: dict[str, Attempt] = {}
-
-    async def serve(self, ready: asyncio.Event) -> None:
-        await self._gateway.register(
-            ServiceDefinition(service_name=self._name, description="For tests.", instance_id=self._id)
-        )
-        async with (
-            await self._queue.subscribe(self._topics.work(self._name)) as work,
-            await self._queue.subscribe(self._topics.instance(self._name, self._id)) as own,
-            asyncio.TaskGroup() as group,
-        ):
-            ready.set()
-            group.create_task(self._hear(own))
-            while True:
-                for delivery in await work.receive(100):
-                    dispatch = TaskDispatch.model_validate(delivery.message.data)
-                    await delivery.ack()
-                    group.create_task(self._run(dispatch))
-
-    async def _hear(self, own: Subscription) -> None:
-        while True:
-            for delivery in await own.receive(100):
-                message = delivery.message
-                if message.action is ActionTypes.SEND_EVENT:
-                    entry = InboxEntry.model_validate(message.data)
-                    self._attempts[entry.task_id].inbox.put_nowait(json.loads(entry.event.event_obj_str))
-                else:
-                    self._attempts[message.data["task_id"]].inbox.put_nowait(None)
-                await delivery.ack()
-
-    async def _run(self, dispatch: TaskDispatch) -> None:
-        attempt = self._attempts[dispatch.task_id] = Attempt(json.loads(dispatch.input))
-        claim = await self._gateway.claim(
-            ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._id)
-        )
-        for entry in claim.inbox:
-            attempt.inbox.put_nowait(json.loads(entry.event.event_obj_str))
-        outcome = AttemptOutcome(
-            task_id=dispatch.task_id,
-            attempt=dispatch.attempt,
-            token=claim.token,
-            first=0,
-            events=[],
-            status=TaskStatus.SUCCEEDED,
-        )
-        try:
-            outcome.value = await self._work(attempt)
-            outcome.result = str(outcome.value)
-            outcome.terminal_event = EventPayload(type="StopEvent", data={"result": outcome.value})
-        except ValueError as exc:
-            outcome.status = TaskStatus.FAILED
-            outcome.error = TaskFailure(type="builtins.ValueError", message=str(exc), traceback="line 1")
-        except CancelledByClient:
-            outcome.status = TaskStatus.CANCELLED
-        outcome.events = attempt.events
-        message = QueueMessage(action=ActionTypes.COMPLETED_TASK, data=outcome.model_dump(mode="json"))
-        await self._queue.publish(message, self._topics.control_plane)
-
-
-async def add(attempt: Attempt) -> Any:
-    return attempt.arguments["a"] + attempt.arguments["b"]
-
-
-async def count(attempt: Attempt) -> Any:
-    attempt.events = [EventPayload(type="Number", data={"n": n}) for n in range(attempt.arguments["to"])]
-    return len(attempt.events)
-
-
-async def fail(attempt: Attempt) -> Any:
-    raise ValueError(attempt.arguments.get("why", "no reason"))
-
-
-async def ask(attempt: Attempt) -> Any:
-    event = await attempt.inbox.get()
-    if event is None:
-        raise CancelledByClient
-    return event["value"]["text"]
-
-
-async def repeat(attempt: Attempt) -> Any:
-    return attempt.arguments
-
-
-SERVICES: dict[str, Work] = {"adder": add, "counter": count, "failing": fail, "asker": ask, "mirror": repeat}
-
-
-class Stack:
-    """A control plane with all of `SERVICES`, that can be stopped and started again at its address."""
-
-    def __init__(self, path: Path, queue: LocalMessageQueue) -> None:
-        self._uri = f"sqlite:///{path}"
-        self.queue = queue
-        self._resources = AsyncExitStack()
-        self.port = 0
-
-    @property
-    def config(self) -> ControlPlaneConfig:
-        return ControlPlaneConfig(
-            host="127.0.0.1", port=self.port, state_store_uri=self._uri, lease_seconds=60
-        )
-
-    async def start(self) -> None:
-        server = self.server = ControlPlaneServer(self.queue, config=self.config)
-        await self._resources.enter_async_context(server)
-        self.port = server.config.port or 0
-        instances = await asyncio.gather(*(self._serve(server, *service) for service in SERVICES.items()))
-        self._resources.push_async_callback(self._cancel, instances)
-
-    async def _serve(self, server: ControlPlaneServer, name: str, work: Work) -> asyncio.Task[None]:
-        ready = asyncio.Event()
-        instance = asyncio.create_task(Instance(server, name, work).serve(ready))
-        await ready.wait()
-        return instance
-
-    @staticmethod
-    async def _cancel(instances: list[asyncio.Task[None]]) -> None:
-        for instance in instances:
-            instance.cancel()
-        await asyncio.wait(instances)
-
-    async def stop(self) -> None:
-        await self._resources.aclose()
+from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinition, TaskStatus
+from llama_deploy.types.instance_protocol import ClaimRequest
+from tests.integration.scripted_services import SERVICES, Stack, running_stack
 
 
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with await LocalMessageQueue.start() as queue:
-        started = Stack(tmp_path / "state.db", queue)
-        await started.start()
+    async with running_stack(tmp_path) as started:
         yield started
-        await started.stop()
 
 
 @pytest.fixture
@@ -225,7 +54,7 @@ class Answer(HumanResponseEvent):
     text: str
 
 
-# -- the surface of 0.6
+# -- core: sessions and services
 
 
 async def test_a_session_runs_tasks(client: Client) -> None:
@@ -239,7 +68,7 @@ async def test_a_session_runs_tasks(client: Client) -> None:
     assert task_id in [task.task_id for task in await session.get_tasks()]
 
 
-async def test_a_task_definition_makes_one_task_however_often_it_is_sent(client: Client) -> None:
+async def test_submitting_a_task_definition_is_idempotent(client: Client) -> None:
     session = await client.core.sessions.create()
     definition = TaskDefinition(input='{"a": 1, "b": 2}', agent_id="adder")
     assert await session.create_task(definition) == definition.task_id
@@ -248,7 +77,7 @@ async def test_a_task_definition_makes_one_task_however_often_it_is_sent(client:
     assert len(await session.get_tasks()) == 1
 
 
-async def test_a_result_is_none_until_there_is_one(client: Client) -> None:
+async def test_a_result_is_none_while_the_task_runs(client: Client) -> None:
     session = await client.core.sessions.create()
     task_id = await session.run_nowait("asker")
     assert await session.get_task_result(task_id) is None
@@ -256,7 +85,7 @@ async def test_a_result_is_none_until_there_is_one(client: Client) -> None:
     assert await client.task(task_id).result() == "yes"
 
 
-async def test_an_encoded_event_is_sent_as_it_is(client: Client) -> None:
+async def test_an_encoded_event_is_sent_unchanged(client: Client) -> None:
     session = await client.core.sessions.create()
     task_id = await session.run_nowait("asker")
     event = EventDefinition(
@@ -266,14 +95,14 @@ async def test_an_encoded_event_is_sent_as_it_is(client: Client) -> None:
     assert await client.task(task_id).result() == "mine"
 
 
-async def test_a_result_stream_can_be_read_at_once_and_ends_with_the_result(client: Client) -> None:
+async def test_a_result_stream_ends_with_the_result(client: Client) -> None:
     session = await client.core.sessions.create()
     task_id = await session.run_nowait("counter", to=3)
     found = [data async for data in session.get_task_result_stream(task_id)]
     assert found == [{"n": 0}, {"n": 1}, {"n": 2}, {"result": 3}]
 
 
-async def test_sessions_are_listed_got_and_deleted(client: Client) -> None:
+async def test_sessions_are_created_listed_and_deleted(client: Client) -> None:
     sessions = client.core.sessions
     one, two = await sessions.create(), await sessions.get_or_create("mine")
     assert two.id == "mine"
@@ -298,17 +127,17 @@ async def test_services_are_registered_listed_and_deregistered(client: Client) -
     assert "mine" not in [service.id for service in await services.list()]
 
 
-async def test_an_api_server_that_is_not_there_is_down() -> None:
+async def test_an_unreachable_api_server_is_down() -> None:
     async with Client(api_server_url="http://127.0.0.1:1") as client:
         assert (await client.apiserver.status()).status == "Down"
         with pytest.raises(UnavailableError):
             await client.apiserver.deployments.list()
 
 
-# -- the new surface
+# -- tasks
 
 
-async def test_a_submitted_task_is_typed_all_the_way(client: Client) -> None:
+async def test_the_result_of_a_task_has_the_requested_type(client: Client) -> None:
     handle = await client.submit("mirror", a=3, b=4)
     assert await handle.result() == {"a": 3, "b": 4}
     assert await handle.result(as_type=Sum) == Sum(a=3, b=4)
@@ -323,12 +152,12 @@ async def test_a_submitted_task_is_typed_all_the_way(client: Client) -> None:
         await handle.result(as_type=int)
 
 
-async def test_run_is_submit_and_result(client: Client) -> None:
+async def test_run_returns_the_result(client: Client) -> None:
     assert await client.run("adder", a=3, b=4) == 7
     assert await client.run("mirror", a=3, b=4, as_type=Sum) == Sum(a=3, b=4)
 
 
-async def test_tasks_share_a_session_that_is_named(client: Client) -> None:
+async def test_tasks_can_share_a_session(client: Client) -> None:
     session = await client.core.sessions.create()
     by_session = await client.submit("adder", session=session, a=1, b=1)
     by_id = await client.submit("adder", session=session.id, a=1, b=1)
@@ -336,7 +165,7 @@ async def test_tasks_share_a_session_that_is_named(client: Client) -> None:
     assert by_session.session_id == by_id.session_id == session.id != on_its_own.session_id
 
 
-async def test_arguments_may_be_called_like_parameters(client: Client) -> None:
+async def test_arguments_may_have_the_names_of_parameters(client: Client) -> None:
     given = {"session": 1, "task_id": 2, "max_attempts": 3, "service_name": 4}
     assert await client.run("mirror", arguments=given, other=5) == {**given, "other": 5}
 
@@ -349,7 +178,7 @@ async def test_a_task_id_makes_submitting_idempotent(client: Client) -> None:
     assert again.session_id == first.session_id
 
 
-async def test_events_come_once_in_order_from_any_cursor(client: Client) -> None:
+async def test_each_event_arrives_once_and_in_order_from_any_cursor(client: Client) -> None:
     handle = await client.submit("counter", to=1000)
     events = [event async for event in handle.events()]
     assert [event.index for event in events] == list(range(1001))
@@ -358,7 +187,7 @@ async def test_events_come_once_in_order_from_any_cursor(client: Client) -> None
     assert [event.index async for event in client.task(handle.task_id).events(after=997)] == [998, 999, 1000]
 
 
-async def test_an_event_of_the_same_key_reaches_the_task_once(client: Client, stack: Stack) -> None:
+async def test_a_task_gets_one_event_per_idempotency_key(client: Client, stack: Stack) -> None:
     handle = await client.submit("asker")
     for _ in range(2):
         await handle.send(Answer(text="yes"), idempotency_key="mine")
@@ -373,7 +202,7 @@ async def test_an_event_of_the_same_key_reaches_the_task_once(client: Client, st
     assert [entry.seq for entry in sent] == [1]
 
 
-async def test_leaving_a_stream_early_is_fine(client: Client) -> None:
+async def test_a_stream_can_be_abandoned(client: Client) -> None:
     handle = await client.submit("counter", to=1000)
     async for event in handle.events():
         assert event.index == 0
@@ -412,7 +241,7 @@ async def test_session_state_is_merged_and_compared(client: Client) -> None:
     assert (caught.value.expected, caught.value.actual) == (merged.version, replaced.version)
 
 
-async def test_a_session_has_the_policy_asked_for(client: Client) -> None:
+async def test_a_session_has_the_requested_policy(client: Client) -> None:
     session = await client.core.sessions.create(policy="reject")
     await session.run_nowait("asker")
     with pytest.raises(SessionBusyError):
@@ -422,7 +251,7 @@ async def test_a_session_has_the_policy_asked_for(client: Client) -> None:
 # -- errors
 
 
-async def test_a_failed_task_raises_with_its_facts(client: Client) -> None:
+async def test_a_failed_task_raises_with_its_error(client: Client) -> None:
     session = await client.core.sessions.create()
     with pytest.raises(TaskFailedError, match="the reason") as caught:
         await session.run("failing", why="the reason")
@@ -433,23 +262,23 @@ async def test_a_failed_task_raises_with_its_facts(client: Client) -> None:
         await (await client.submit("failing")).result()
 
 
-async def test_an_unknown_service_raises_at_once(client: Client) -> None:
+async def test_an_unknown_service_raises_immediately(client: Client) -> None:
     session = await client.core.sessions.create()
-    for refused in (session.run("nobody"), session.run_nowait("nobody"), client.submit("nobody")):
+    for call in (session.run("nobody"), session.run_nowait("nobody"), client.submit("nobody")):
         with pytest.raises(ServiceNotFoundError, match="nobody"):
-            await refused
+            await call
 
 
 async def test_unknown_tasks_raise(client: Client) -> None:
     handle = client.task("nothing")
-    for refused in (handle.result(), handle.info(), handle.cancel(), handle.send(Answer(text="x"))):
+    for call in (handle.result(), handle.info(), handle.cancel(), handle.send(Answer(text="x"))):
         with pytest.raises(TaskNotFoundError):
-            await refused
+            await call
     with pytest.raises(TaskNotFoundError):
         await anext(handle.events())
 
 
-async def test_a_late_result_is_a_timeout_and_the_task_goes_on(client: Client) -> None:
+async def test_a_timeout_does_not_stop_the_task(client: Client) -> None:
     handle = await client.submit("asker")
     with pytest.raises(TaskTimeoutError, match=r"running|queued"):
         await handle.result(timeout=0.2)
@@ -461,14 +290,14 @@ async def test_a_late_result_is_a_timeout_and_the_task_goes_on(client: Client) -
     assert await handle.result(timeout=20) == "at last"
 
 
-async def test_arguments_that_are_not_json_are_refused_before_they_are_sent(client: Client) -> None:
+async def test_arguments_that_are_not_json_raise_before_they_are_sent(client: Client) -> None:
     with pytest.raises(SerializationError, match=r"\$\.a"):
         await client.submit("adder", a=object())
     with pytest.raises(InvalidRequestError):
         await client.submit("adder", arguments={"a": 1}, a=1)
 
 
-async def test_no_control_plane_is_unavailable() -> None:
+async def test_an_unreachable_control_plane_is_unavailable() -> None:
     async with Client(control_plane_url="http://127.0.0.1:1", timeout=0.3) as client:
         with pytest.raises(UnavailableError):
             await client.core.sessions.create()
@@ -476,10 +305,10 @@ async def test_no_control_plane_is_unavailable() -> None:
             await client.submit("adder", a=1, b=1)
 
 
-# -- a control plane that goes and comes back
+# -- a control plane that restarts
 
 
-async def test_submissions_results_and_streams_outlive_a_restart(stack: Stack, client: Client) -> None:
+async def test_submissions_results_and_streams_survive_a_restart(stack: Stack, client: Client) -> None:
     await client.core.services.register(ServiceDefinition(service_name="later"))
     waiting = await client.submit("later")
     stream = waiting.events()
@@ -495,7 +324,7 @@ async def test_submissions_results_and_streams_outlive_a_restart(stack: Stack, c
     assert (await first).terminal
 
 
-async def test_a_stream_goes_on_behind_the_last_event_after_a_restart(stack: Stack, client: Client) -> None:
+async def test_a_stream_resumes_after_the_last_event_after_a_restart(stack: Stack, client: Client) -> None:
     service = ServiceDefinition(service_name="later", instance_id="later-1")
     await stack.server.gateway().register(service)
     handle = await client.submit("later")
@@ -524,7 +353,7 @@ async def test_a_stream_goes_on_behind_the_last_event_after_a_restart(stack: Sta
 # -- without await
 
 
-async def test_the_sync_client_does_the_same_from_a_running_loop_and_many_threads(client: Client) -> None:
+async def test_the_sync_client_works_in_many_threads(client: Client) -> None:
     def work(number: int) -> int:
         handle = client.sync.submit("adder", a=number, b=1)
         events = list(handle.events())
@@ -539,7 +368,7 @@ async def test_the_sync_client_does_the_same_from_a_running_loop_and_many_thread
     assert found == [n + 1 for n in range(64)]
 
 
-async def test_the_sync_surface_of_0_6(client: Client) -> None:
+async def test_the_sync_client_has_core(client: Client) -> None:
     def use() -> None:
         core = client.sync.core
         session = core.sessions.get_or_create("mine")
@@ -555,36 +384,5 @@ async def test_the_sync_surface_of_0_6(client: Client) -> None:
             session.run("failing")
         with pytest.raises(TaskTimeoutError):
             client.sync.submit("asker").result(timeout=0.1)
-
-    await asyncio.to_thread(use)
-
-
-# -- compatibility
-
-
-async def test_the_clients_of_0_5_still_work(stack: Stack) -> None:
-    with pytest.warns(DeprecationWarning, match="Client"):
-        old = AsyncLlamaDeployClient(stack.config, timeout=20)
-    session = await old.get_or_create_session("mine")
-    assert session.session_id == "mine"
-    assert await session.run("adder", a=3, b=4) == "7"
-    task = await session.get_current_task()
-    assert task is not None
-    assert task.agent_id == "adder"
-    assert [found.session_id for found in await old.list_sessions()] == ["mine"]
-    assert (await old.get_service("adder")).service_name == "adder"
-    await old.delete_session("mine")
-    await old.close()
-
-    def use() -> None:
-        with pytest.warns(DeprecationWarning, match="Client"):
-            old = LlamaDeployClient(stack.config, timeout=20)
-        session = old.create_session()
-        assert session.run("adder", a=3, b=4) == "7"
-        assert old.get_session(session.session_id).id == session.id
-        old.register_service(ServiceDefinition(service_name="mine"))
-        assert "mine" in [service.service_name for service in old.list_services()]
-        old.deregister_service("mine")
-        old.close()
 
     await asyncio.to_thread(use)

@@ -67,7 +67,7 @@ async def test_the_next_replica_is_used(create_session: CreateSession, server: R
 async def test_replicas_come_from_the_environment(
     create_session: CreateSession, server: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LLAMA_DEPLOY_CONTROL_PLANE_URL", f"http://127.0.0.1:1,{server.url}")
+    monkeypatch.setenv("LLAMA_DEPLOY_CONTROL_PLANE_URL", f"http://127.0.0.1:1, {server.url}")
     client = Client(timeout=5)
     assert client.control_plane_url == "http://127.0.0.1:1"
     assert await create_session(client) == "one"

@@ -41,13 +41,13 @@ def test_run_arguments_become_plain_json() -> None:
     assert encoded == {"session": "s", "point": {"x": 1, "seen": "2026-01-01T00:00:00Z"}, "many": [3]}
 
 
-def test_an_argument_given_twice_is_refused() -> None:
+def test_an_argument_given_twice_raises() -> None:
     with pytest.raises(InvalidRequestError, match="task_id"):
         encode_arguments({"task_id": 1}, {"task_id": 2})
 
 
 @pytest.mark.parametrize("encode", [lambda value: encode_arguments(None, value), encode_json_object])
-def test_what_is_not_json_is_named_with_its_place(encode: Any) -> None:
+def test_an_error_names_the_location_of_a_value_that_is_not_json(encode: Any) -> None:
     with pytest.raises(SerializationError, match=r"\$\.handler") as caught:
         encode({"fine": 1, "handler": object()})
     assert caught.value.path == "$.handler"
@@ -60,7 +60,7 @@ def test_an_event_is_encoded_as_the_workflow_library_does() -> None:
     assert json.loads(definition.event_obj_str) == json.loads(JsonSerializer().serialize(event))
 
 
-def test_an_event_gets_a_key_of_its_own_unless_one_is_given() -> None:
+def test_an_event_without_an_idempotency_key_gets_a_new_one() -> None:
     event = Answer(text="yes")
     keys = [encode_event(event).idempotency_key for _ in range(2)]
     assert None not in keys
@@ -71,12 +71,12 @@ def test_an_event_gets_a_key_of_its_own_unless_one_is_given() -> None:
             encode_event(event, idempotency_key=key)
 
 
-def test_an_event_that_is_not_json_is_refused() -> None:
+def test_an_event_that_is_not_json_raises() -> None:
     with pytest.raises(SerializationError, match="HumanResponseEvent"):
         encode_event(HumanResponseEvent(handler=object()))
 
 
-def test_a_result_becomes_the_type_asked_for() -> None:
+def test_a_result_has_the_requested_type() -> None:
     found = Found(points=[Point(x=1, seen=SEEN)])
     assert decode_result(found.model_dump(mode="json"), Found, task_id="t1").points == found.points
     answer = Answer(text="yes", extra=1)

@@ -54,7 +54,7 @@ def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
         _print_commands(console, stack.control_plane_url, definitions[0])
     else:
         worker = ["llamactl", *_server(stack.control_plane_url), "worker", "app:workflow"]
-        console.print("No workflows are running here. Add some, on this or another machine, with:\n")
+        console.print("No workflows are running yet. Start some with:\n")
         console.print(Text(shlex.join(worker) + "\n"))
     console.print("Press Ctrl-C to stop.", style="dim")
 

@@ -66,7 +66,11 @@ def main_options(
     verbose: Verbose = False,
     _version: Version = False,
 ) -> None:
-    """Serve workflows and run tasks. Put these options before the command."""
+    """Serve workflows and run tasks. Put these options before the command.
+
+    Set LLAMA_DEPLOY_API_KEY in the environment to authenticate, and LLAMA_DEPLOY_CA to the path of a PEM file
+    with the certificate authorities to trust.
+    """
     context.obj = Settings(
         servers=split_urls(server),
         insecure=insecure,
@@ -90,7 +94,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     data_dir: Annotated[
         Path, typer.Option(metavar="DIR", help="The directory for tasks and sessions, without --store.")
     ] = Path(".llama_deploy"),
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
     queue_port: QueuePort = 8001,
     max_concurrent_tasks: Concurrency = None,

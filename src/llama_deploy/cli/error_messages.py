@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,6 @@ from llama_deploy.errors import (
     ServiceNotFoundError,
     SessionNotFoundError,
     StoreLockedError,
-    TaskEndedError,
     TaskTimeoutError,
     UnavailableError,
 )
@@ -80,14 +80,11 @@ def print_error(message: str, *, hint: str | None = None) -> None:
 
 def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
     """Return an error of the package with a hint and an exit code for the command line."""
-    hint: str | None = None
-    code = ExitCode.FAILED
-    if isinstance(exc, UnavailableError) and any(url in str(exc) for url in servers):
+    message, hint, code = str(exc), None, ExitCode.FAILED
+    if isinstance(exc, UnavailableError) and any(url in message for url in servers):
         code = ExitCode.NOT_FOUND
-        hint = (
-            f"no control plane responds at {' or '.join(servers)}; "
-            "start one with `llamactl serve`, or pass another URL: llamactl -s URL ..."
-        )
+        message = f"cannot reach the control plane at {' or '.join(servers)}: {_reason(exc)}"
+        hint = "start a control plane with `llamactl serve`, or pass another URL: llamactl -s URL ..."
     elif isinstance(exc, ServiceNotFoundError):
         code, hint = ExitCode.NOT_FOUND, "list the services with `llamactl status`"
     elif isinstance(exc, SessionNotFoundError):
@@ -96,6 +93,15 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
         hint = "stop the other process, or choose another directory with --data-dir"
     elif isinstance(exc, TaskTimeoutError):
         code, hint = ExitCode.TIMED_OUT, "set a longer timeout: llamactl -t SECONDS ..."
-    elif isinstance(exc, InvalidRequestError) and not isinstance(exc, TaskEndedError):
+    elif isinstance(exc, InvalidRequestError):
         code = ExitCode.USAGE
-    return CommandError(str(exc), hint=hint, exit_code=code)
+    return CommandError(message, hint=hint, exit_code=code)
+
+
+def _reason(exc: UnavailableError) -> str:
+    """Return why a server cannot be reached, in the words of the operating system if they are known."""
+    cause = exc.__cause__
+    if not isinstance(cause, OSError):
+        return str(exc)
+    # The numbers of DNS errors are negative.
+    return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror or str(exc)

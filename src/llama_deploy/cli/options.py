@@ -94,11 +94,19 @@ Concurrency = Annotated[
     ),
 ]
 Port = Annotated[
-    int, typer.Option(min=0, max=65535, help="The port of the control plane; 0 selects a free port.")
+    int,
+    typer.Option(
+        metavar="PORT", min=0, max=65535, help="The port of the control plane; 0 selects a free port."
+    ),
 ]
 QueuePort = Annotated[
     int,
-    typer.Option(min=0, max=65535, help="The port of the built-in message queue; 0 selects a free port."),
+    typer.Option(
+        metavar="PORT",
+        min=0,
+        max=65535,
+        help="The port of the built-in message queue; 0 selects a free port.",
+    ),
 ]
 Queue = Annotated[
     str | None,

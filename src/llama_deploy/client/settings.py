@@ -14,7 +14,7 @@ from llama_deploy.web.connection_settings import ConnectionSettings
 
 
 def _split(urls: object) -> object:
-    return urls.split(",") if isinstance(urls, str) and "," in urls else urls
+    return [url.strip() for url in urls.split(",")] if isinstance(urls, str) and "," in urls else urls
 
 
 class ClientSettings(BaseSettings):

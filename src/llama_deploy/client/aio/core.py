@@ -161,7 +161,15 @@ class SessionCollection:
 
 
 class Session:
-    """A conversation: tasks that run one after another and share a state."""
+    """A conversation: tasks that run one after another and share a state.
+
+    Example:
+        ```python
+        session = await client.core.sessions.create()
+        print(await session.run("assistant", question="What is a tide?"))
+        print(await session.run("assistant", question="And a neap tide?"))
+        ```
+    """
 
     def __init__(self, api: ServerApi, session_id: str) -> None:
         self._api = api

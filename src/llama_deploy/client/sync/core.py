@@ -162,7 +162,15 @@ class SessionCollection:
 
 
 class SyncSession:
-    """A conversation: tasks that run one after another and share a state."""
+    """A conversation: tasks that run one after another and share a state.
+
+    Example:
+        ```python
+        session = client.core.sessions.create()
+        print(session.run("assistant", question="What is a tide?"))
+        print(session.run("assistant", question="And a neap tide?"))
+        ```
+    """
 
     def __init__(self, api: ServerApi, session_id: str) -> None:
         self._api = api

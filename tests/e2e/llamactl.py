@@ -1,0 +1,106 @@
+"""Runs `llamactl` in processes of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from llama_deploy.testing.conditions import eventually
+
+LLAMACTL = (sys.executable, "-m", "llama_deploy.cli")
+PATIENCE = 30.0
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+
+
+class Process:
+    """A command that runs; its stderr goes to a file, its stdout is read by a thread."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.errors = folder / f"stderr-{time.monotonic_ns()}.txt"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [*LLAMACTL, *arguments],
+                cwd=folder,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stdout:
+            for line in stdout:
+                self._lines.put(line)
+        self._lines.put("")
+
+    def line(self) -> str:
+        """Return the next line of stdout."""
+        try:
+            line = self._lines.get(timeout=PATIENCE)
+        except queue.Empty:
+            pytest.fail(f"no output; stderr: {self.errors.read_text()}")
+        assert line, f"it has ended; stderr: {self.errors.read_text()}"
+        return line.rstrip("\n")
+
+    def error_line(self) -> str:
+        """Return the first line of stderr, once it is there."""
+        asyncio.run(eventually(lambda: "\n" in self.errors.read_text(), seconds=PATIENCE))
+        return self.errors.read_text().splitlines()[0]
+
+    def end(self, signum: signal.Signals) -> tuple[int, str]:
+        """Send a signal; return exit code and stderr."""
+        self.process.send_signal(signum)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        code = self.process.wait(PATIENCE)
+        return code, self.errors.read_text()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[Process]:
+    process = Process(folder, *arguments)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+ANY_PORTS = ("--port", "0", "--queue-port", "0")
+
+
+def llamactl(folder: Path, *arguments: str, server: str | None = None) -> subprocess.CompletedProcess[str]:
+    named = ("-s", server) if server else ()
+    return subprocess.run(
+        [*LLAMACTL, *named, *arguments],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )

@@ -1,0 +1,72 @@
+"""Workflows that the tests of `llamactl` serve."""
+
+import asyncio
+
+from workflows import Context, Workflow, step
+from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
+
+
+class Progress(Event):
+    text: str
+
+
+class Ask(StartEvent):
+    message: str
+    times: int = 1
+
+
+class Answer(StopEvent):
+    answer: str
+
+
+class Repeat(Workflow):
+    """Repeats what it is told.
+
+    And more.
+    """
+
+    @step
+    async def repeat(self, ctx: Context, ev: Ask) -> StopEvent:
+        for number in range(ev.times):
+            ctx.write_event_to_stream(Progress(text=f"{ev.message} {number}"))
+        if ev.message == "boom":
+            raise ValueError("a bad message")
+        return StopEvent(result=ev.message * ev.times)
+
+
+class Sleep(Workflow):
+    @step
+    async def sleep(self, ctx: Context, ev: StartEvent) -> Answer:
+        ctx.write_event_to_stream(Progress(text="begun"))
+        await asyncio.sleep(ev.get("seconds", 300))
+        return Answer(answer="slept")
+
+
+class Count(Workflow):
+    @step
+    async def count(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        count = await ctx.store.get("count", default=0) + 1
+        await ctx.store.set("count", count)
+        return StopEvent(result={"count": count, "given": ev.get("given", None)})
+
+
+class Asking(Workflow):
+    @step
+    async def ask(self, ev: StartEvent) -> InputRequiredEvent:
+        return InputRequiredEvent(prefix="Sure?")
+
+    @step
+    async def end(self, ev: HumanResponseEvent) -> StopEvent:
+        return StopEvent(result=ev.response)
+
+
+def sleep_without_limit() -> Sleep:
+    return Sleep(timeout=None)
+
+
+def needs_something(something: str) -> Sleep:
+    return Sleep()
+
+
+repeat = Repeat()
+number = 3
