@@ -186,7 +186,7 @@ async def test_the_routes_by_hand(http: HttpConnection) -> None:
         ("POST", f"/messages/{'n' * 300}", b"{}", InvalidRequestError),
         ("POST", "/topics/t", b'{"group": ""}', InvalidRequestError),
         ("POST", "/topics/t", b'{"expires_after": -1}', InvalidRequestError),
-        ("POST", "/topics/t", b'{"colour": "red"}', InvalidRequestError),
+        ("POST", "/topics/t", b'{"group": 7}', InvalidRequestError),
         ("GET", "/messages/unknown", None, TopicNotFoundError),
         ("GET", "/messages/unknown?wait=1", None, TopicNotFoundError),
         ("GET", "/messages/t?max=0", None, InvalidRequestError),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class SessionPolicy(StrEnum):
@@ -38,8 +38,6 @@ class SessionDefinition(BaseModel):
 
 class SessionOptions(BaseModel):
     """What a client may say when it creates a session."""
-
-    model_config = ConfigDict(extra="forbid")
 
     session_id: str | None = Field(default=None, min_length=1, max_length=200)
     """None: the control plane chooses. An id that exists already names that session."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from llama_deploy.types.ids import generate_id
 from llama_deploy.types.json_values import JsonObject
@@ -63,8 +63,6 @@ class TaskDefinition(BaseModel):
 
 class TaskSubmission(BaseModel):
     """A task to accept, for `POST /tasks`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     service_name: str = Field(min_length=1, max_length=200)
     arguments: JsonObject = Field(default_factory=dict)
