@@ -54,10 +54,8 @@ from llama_deploy.types import (
 )
 from llama_deploy.types.instance_protocol import (
     AttemptOutcome,
-    ClaimRequest,
     ReleaseReply,
     ReleaseRequest,
-    TaskDispatch,
 )
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.in_process import (
@@ -286,18 +284,14 @@ class Shouter(BaseService):
 
     async def process_message(self, message: QueueMessage) -> None:
         self.taken.append(message)
-        dispatch = TaskDispatch.model_validate(message.data)
-        reply = await self.gateway.claim(
-            ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id="only-shouter")
-        )
         outcome = AttemptOutcome(
-            task_id=dispatch.task_id,
-            attempt=dispatch.attempt,
-            token=reply.token,
+            task_id=message.data["task_id"],
+            attempt=message.data["attempt"],
+            token=message.data["token"],
             first=0,
             events=[],
             status=TaskStatus.SUCCEEDED,
-            value=json.loads(dispatch.input)["text"].upper(),
+            value=json.loads(message.data["input"])["text"].upper(),
         )
         await self.publish(
             QueueMessage(

@@ -16,6 +16,8 @@ from llama_deploy.types.instance_protocol import (
     HeartbeatReply,
     JournalReply,
     JournalWrite,
+    PartReply,
+    PartRequest,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -45,6 +47,10 @@ class DirectGateway:
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Ask to own an attempt."""
         return (await self._plane.attempts.claim([request]))[0]
+
+    async def part(self, request: PartRequest) -> PartReply:
+        """Fetch a slice of what the answer to a claim has omitted."""
+        return await self._plane.attempts.parts.read(request)
 
     async def journal(self, write: JournalWrite) -> JournalReply:
         """Store one step of a run's journal."""

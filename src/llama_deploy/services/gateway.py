@@ -28,6 +28,8 @@ from llama_deploy.types.instance_protocol import (
     HeartbeatReply,
     JournalReply,
     JournalWrite,
+    PartReply,
+    PartRequest,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -54,6 +56,15 @@ class ControlPlaneGateway(Protocol):
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Ask to own an attempt."""
+        ...
+
+    async def part(self, request: PartRequest) -> PartReply:
+        """Fetch a slice of what the answer to a claim has omitted.
+
+        Raises:
+            FencedOutError: The attempt does not belong to the sender any more.
+            TaskNotFoundError: The task was deleted.
+        """
         ...
 
     async def journal(self, write: JournalWrite) -> JournalReply:
@@ -101,6 +112,7 @@ A quarter of what a control plane takes unless it is set otherwise.
 _CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply])
 _JOURNAL_REPLIES: Final = TypeAdapter(list[JournalReply])
 _RELEASE_REPLIES: Final = TypeAdapter(list[ReleaseReply])
+_PART_REPLY: Final = TypeAdapter(PartReply)
 _REGISTRATION: Final = TypeAdapter(Registration)
 _HEARTBEAT_REPLY: Final = TypeAdapter(HeartbeatReply)
 _STATE: Final[TypeAdapter[dict[str, Any]]] = TypeAdapter(dict[str, Any])
@@ -138,6 +150,11 @@ class HttpGateway:
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """See `ControlPlaneGateway`."""
         return await self._claims.submit(request)
+
+    async def part(self, request: PartRequest) -> PartReply:
+        """See `ControlPlaneGateway`."""
+        sent = HttpRequest("POST", "/attempts/part", json=request)
+        return self._read(_PART_REPLY, await self._connection.request(sent), sent)
 
     async def journal(self, write: JournalWrite) -> JournalReply:
         """See `ControlPlaneGateway`."""

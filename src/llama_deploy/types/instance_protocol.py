@@ -6,6 +6,7 @@ nothing that is sent for the attempt counts.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
@@ -23,8 +24,6 @@ class TaskDispatch(BaseModel):
     session_id: str
     agent_id: str
     """The name of the service."""
-    input: str
-    """The run arguments as a JSON object."""
     attempt: int
 
 
@@ -157,6 +156,15 @@ class ClaimRequest(BaseModel):
     instance_id: str
 
 
+class AttemptPart(StrEnum):
+    """What an attempt starts from; each is a field of `ClaimReply`."""
+
+    INPUT = "input"
+    SESSION_STATE = "session_state"
+    INBOX = "inbox"
+    RUN = "run"
+
+
 class ClaimReply(BaseModel):
     """The answer to a `ClaimRequest`."""
 
@@ -166,6 +174,8 @@ class ClaimReply(BaseModel):
     retriable: bool = False
     """Whether a refused claim may be granted later; otherwise the attempt is nobody's to claim any more."""
     token: str = ""
+    input: str = ""
+    """The run arguments: a JSON object as text."""
     session_state: dict[str, Any] = Field(default_factory=dict)
     inbox: list[InboxEntry] = Field(default_factory=list)
     """The events sent to the task so far that its run has not consumed, in order."""
@@ -173,6 +183,32 @@ class ClaimReply(BaseModel):
     """The number of the last event sent to the task so far, consumed or not."""
     run: RunRecord | None = None
     """What earlier attempts have left in the journal. None: the run starts from its beginning."""
+    omitted: list[str] = Field(default_factory=list)
+    """The parts that are too large for this reply. Fetch them with `PartRequest`."""
+
+
+class PartRequest(BaseModel):
+    """The owner of an attempt fetches a slice of a part that its claim's reply has omitted."""
+
+    task_id: str
+    attempt: int
+    token: str
+    part: AttemptPart
+    offset: int = Field(default=0, ge=0)
+    """How many characters of the part's JSON text the owner has already."""
+    digest: str | None = None
+    """The digest of the text that these characters are of."""
+
+
+class PartReply(BaseModel):
+    """The answer to a `PartRequest`."""
+
+    text: str
+    """The characters from `offset` on; from 0 if the text is not the one of `PartRequest.digest` any more."""
+    size: int
+    """How many characters the whole text has."""
+    digest: str
+    """Identifies the whole text."""
 
 
 class ReleaseRequest(BaseModel):

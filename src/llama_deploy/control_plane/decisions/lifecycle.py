@@ -259,7 +259,7 @@ def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Tr
     Raises:
         FencedOutError: The sender does not own the attempt.
     """
-    _check_owner(task, attempt=attempt, token=token)
+    check_owner(task, attempt=attempt, token=token)
     return take_back(task, at=at)
 
 
@@ -315,7 +315,8 @@ def check_open(task: TaskRecord) -> None:
         )
 
 
-def _check_owner(task: TaskRecord, *, attempt: int, token: str) -> None:
+def check_owner(task: TaskRecord, *, attempt: int, token: str) -> None:
+    """Raise `FencedOutError` unless the token is that of the attempt that is running."""
     if task.status is not TaskStatus.RUNNING or task.attempt != attempt or task.token != token:
         raise FencedOutError(
             f"the sender does not own attempt {attempt} of task {task.task_id}:"
@@ -326,7 +327,7 @@ def _check_owner(task: TaskRecord, *, attempt: int, token: str) -> None:
 
 
 def _new_events(task: TaskRecord, sent: AttemptEvents) -> list[EventPayload]:
-    _check_owner(task, attempt=sent.attempt, token=sent.token)
+    check_owner(task, attempt=sent.attempt, token=sent.token)
     if sent.first > task.attempt_events:
         raise EventsMissingError(
             f"events from {sent.first} on of attempt {sent.attempt} of task {task.task_id} arrived,"

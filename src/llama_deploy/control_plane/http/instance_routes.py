@@ -15,6 +15,8 @@ from llama_deploy.types.instance_protocol import (
     HeartbeatReply,
     JournalReply,
     JournalWrite,
+    PartReply,
+    PartRequest,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -35,6 +37,10 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
     @router.post("/attempts/claim", summary="Ask to own attempts")
     async def claim(requests: _Claims) -> list[ClaimReply]:
         return await plane.attempts.claim(requests)
+
+    @router.post("/attempts/part", summary="Fetch a slice of what the answer to a claim has omitted")
+    async def part(request: PartRequest) -> PartReply:
+        return await plane.attempts.parts.read(request)
 
     @router.post("/attempts/journal", summary="Store steps of runs, in order, and park runs")
     async def journal(writes: _Writes) -> list[JournalReply]:

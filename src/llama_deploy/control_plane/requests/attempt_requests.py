@@ -11,6 +11,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.requests.attempt_parts import AttemptParts, Grant, limited, sizes_of
 from llama_deploy.control_plane.requests.refusal_log import Refusals
 from llama_deploy.control_plane.requests.routing import keep_result
 from llama_deploy.control_plane.requests.session_requests import Sessions
@@ -53,18 +54,19 @@ class Attempts:
         self._sessions = sessions
         self._orchestrator = orchestrator
         self._refusals = Refusals()
+        self.parts = AttemptParts(store)
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
         """Decide on claims, in order; a refused one says why."""
         # Where the store is a server of its own, its death alone would take an unsynced claim back.
         synced = self._store.shared
         outcomes = await self._writer.write_all([_claim_command(each, synced=synced) for each in requests])
-        return [
+        return limited(
             ClaimReply(granted=False, reason=str(outcome), retriable=outcome.retriable)
             if isinstance(outcome, LlamaDeployError)
             else outcome
             for outcome in outcomes
-        ]
+        )
 
     async def journal(self, writes: Sequence[JournalWrite]) -> list[JournalReply]:
         """Store writes to the journals of runs, in order; a refused one says why."""
@@ -148,8 +150,8 @@ class Attempts:
         return _outcome_command(report)
 
 
-def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[ClaimReply]:
-    def run(unit: Unit) -> ClaimReply:
+def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[Grant]:
+    def run(unit: Unit) -> Grant:
         task = unit.task(request.task_id)
         session = unit.session(task.session_id)
         if not unit.is_registered(request.instance_id):
@@ -163,14 +165,16 @@ def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[ClaimReply
             at=unit.now,
         )
         current = unit.apply(claimed)
-        return ClaimReply(
+        reply = ClaimReply(
             granted=True,
             token=current.token or "",
+            input=current.input,
             session_state=json.loads(session.state),
             inbox=unit.inbox([current.task_id]),
             inbox_seq=current.inbox_length,
             run=unit.runs.record(current),
         )
+        return Grant(reply, sizes_of(reply, session_state=session.state))
 
     # A claim that a power cut takes back is made again; the token of the lost one is refused.
     return Command(

@@ -413,7 +413,6 @@ class Unit:
             task_id=task.task_id,
             session_id=task.session_id,
             agent_id=task.service_name,
-            input=task.input,
             attempt=task.attempt,
         )
         self._send(task, self._topics.work(task.service_name), ActionTypes.NEW_TASK, dispatch)

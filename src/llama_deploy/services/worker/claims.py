@@ -9,15 +9,20 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import UnavailableError
+from llama_deploy.errors import LlamaDeployError, UnavailableError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.mailbox import Mailbox
 from llama_deploy.services.worker.attempt import Attempt, WorkflowState
+from llama_deploy.services.worker.claimed_parts import complete
 from llama_deploy.services.worker.ledger import Ledger
-from llama_deploy.types.instance_protocol import ClaimReply, ClaimRequest, TaskDispatch
+from llama_deploy.types.instance_protocol import (
+    ClaimReply,
+    ClaimRequest,
+    TaskDispatch,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +79,11 @@ class Claims:
         place = (dispatch.task_id, dispatch.attempt)
         if self._ledger.knows(*place):
             return None  # a copy of the message: the attempt is claimed here, or has ended here
+        claim = ClaimRequest(
+            task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._instance_id
+        )
         with self._ledger.claiming(*place):
-            reply = await self._gateway.claim(
-                ClaimRequest(
-                    task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._instance_id
-                )
-            )
+            reply = await self._gateway.claim(claim)
             if reply.granted:
                 self._ledger.hold(*place)
         if not reply.granted and reply.retriable:
@@ -87,7 +91,27 @@ class Claims:
         if not reply.granted:
             logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
             return None
-        return self._attempt(dispatch, reply)
+        return await self._granted(dispatch, claim, reply)
+
+    async def _granted(
+        self, dispatch: TaskDispatch, claim: ClaimRequest, reply: ClaimReply
+    ) -> Attempt | None:
+        """Return the attempt with everything that it starts from; None if it was lost meanwhile."""
+        try:
+            return self._attempt(dispatch, await complete(self._gateway, claim, reply))
+        except BaseException as exc:
+            # The next heartbeat does not list the attempt, so it moves on.
+            self._ledger.drop(claim.task_id, claim.attempt)
+            if not isinstance(exc, LlamaDeployError):
+                raise
+            logger.warning(
+                "attempt %d of task %s cannot start here: %s",
+                claim.attempt,
+                claim.task_id,
+                exc,
+                extra={"action": "claim_incomplete", "task_id": claim.task_id},
+            )
+            return None
 
     def _attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
         task_id, number = dispatch.task_id, dispatch.attempt
@@ -101,7 +125,7 @@ class Claims:
         return Attempt(
             key=key,
             state=state,
-            input=dispatch.input,
+            input=reply.input,
             mailbox=mailbox,
             reports=AttemptReports(key, self._publish, keep_published=keeps_journal),
             keeps_journal=keeps_journal,
