@@ -13,11 +13,16 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, StartEvent, StopEvent
 
+from llama_deploy.codec import qualified_name
+from llama_deploy.control_plane.direct_gateway import DirectGateway
+from llama_deploy.errors import UnavailableError
 from llama_deploy.message_queues import config_from_url
 from llama_deploy.message_queues.base import MessageQueueConfig
+from llama_deploy.messages import QueueMessage
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.testing.conditions import eventually
+from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import AttemptPart, PartReply, PartRequest
 from tests.integration.in_process import Stack, result_of, running_stack
 from tests.integration.on_sqs import settings as sqs_settings
@@ -43,6 +48,13 @@ class Large(Workflow):
             ctx.write_event_to_stream(Piece(number=number, text="e" * length))
         received = ev.get("text", "")
         return StopEvent(result={"received": len(received), "text": "r" * ev.get("returns", 0)})
+
+
+class Waiting(Workflow):
+    @step
+    async def work(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        piece = await ctx.wait_for_event(Piece)
+        return StopEvent(result=len(piece.text))
 
 
 class Grown(Event):
@@ -145,3 +157,74 @@ async def test_a_journal_larger_than_any_message_goes_on_elsewhere(stack: Stack)
         assert result_of(await stack.end(task_id)) == 3
     assert second.rounds == [3]
     assert gateway.fetched[AttemptPart.RUN] >= 20 * MIB
+
+
+async def test_a_result_larger_than_any_message_comes_back(stack: Stack) -> None:
+    async with serving(stack, over_http(stack, Large())):
+        assert result_of(await stack.run(returns=3 * MIB))["text"] == "r" * (3 * MIB)
+
+
+async def test_large_streamed_events_come_in_order_between_small_ones(stack: Stack) -> None:
+    lengths = [10, 2 * MIB, 10, 300_000, 10, 10, 3 * MIB]
+    async with serving(stack, over_http(stack, Large())):
+        view = await stack.run(stream=lengths)
+        result_of(view)
+        events = await stack.events(view.task_id)
+    assert [(event.index, len(event.data["text"])) for event in events[:-1]] == list(enumerate(lengths))
+    assert [event.terminal for event in events] == [False] * len(lengths) + [True]
+
+
+async def test_an_event_larger_than_any_message_reaches_its_run(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(stack, over_http(stack, Waiting(timeout=None), allowed_types=[qualified_name(Piece)])):
+        task_id = await stack.submit()
+
+        async def is_running() -> bool:
+            return (await stack.plane.tasks.get(task_id)).status is TaskStatus.RUNNING
+
+        await eventually(is_running)
+        await stack.send(task_id, Piece(number=1, text="s" * (2 * MIB)))
+        assert result_of(await stack.end(task_id)) == 2 * MIB
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+class Losing(DirectGateway):
+    """Loses the first reports that it is given: each seems to arrive, and none does."""
+
+    losses = 1
+
+    async def report(self, message: QueueMessage) -> None:
+        if self.losses:
+            self.losses -= 1
+            return
+        await super().report(message)
+
+
+class Hesitating(DirectGateway):
+    """Stores a report, and then the connection breaks before its answer."""
+
+    failures = 2
+
+    async def report(self, message: QueueMessage) -> None:
+        await super().report(message)
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("the connection broke")
+
+
+@pytest.mark.parametrize("gateway", [Losing, Hesitating])
+async def test_an_uploaded_outcome_counts_once_whatever_is_lost(
+    local: Stack, gateway: type[DirectGateway]
+) -> None:
+    service = WorkflowService(
+        Large(),
+        local.queue,
+        WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service"),
+        gateway=gateway(local.plane),
+    )
+    async with local.serving(service):
+        view = await local.run(returns=MIB)
+        assert len(result_of(view)["text"]) == MIB
+        assert view.attempt == 1
+        assert [event.terminal for event in await local.events(view.task_id)] == [True]

@@ -7,6 +7,7 @@ from typing import Any
 
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import SessionNotFoundError, UnavailableError
+from llama_deploy.messages import QueueMessage
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import (
     BEAT_TIMEOUT,
@@ -55,6 +56,10 @@ class DirectGateway:
     async def journal(self, write: JournalWrite) -> JournalReply:
         """Store one step of a run's journal."""
         return (await self._plane.attempts.journal([write]))[0]
+
+    async def report(self, message: QueueMessage) -> None:
+        """Hand in a report that is too large for the queue."""
+        await self._plane.uploads.take(message)
 
     async def release(self, request: ReleaseRequest) -> ReleaseReply:
         """Hand an attempt back."""

@@ -19,6 +19,7 @@ from llama_deploy.errors import (
     PayloadTooLargeError,
     SessionNotFoundError,
 )
+from llama_deploy.messages import QueueMessage
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import (
     BEAT_TIMEOUT,
@@ -76,6 +77,17 @@ class ControlPlaneGateway(Protocol):
         Raises:
             PayloadTooLargeError: The write is larger than the control plane takes.
             OverloadedError: Too many writes wait.
+        """
+        ...
+
+    async def report(self, message: QueueMessage) -> None:
+        """Hand in a `task_stream` or `completed_task` message that is too large for the queue.
+
+        It is durable when this returns. Sending the same report again is harmless.
+
+        Raises:
+            EventsMissingError: Earlier reports of the attempt are still on their way. Try again later.
+            PayloadTooLargeError: The report is larger than the control plane takes.
         """
         ...
 
@@ -159,6 +171,13 @@ class HttpGateway:
     async def journal(self, write: JournalWrite) -> JournalReply:
         """See `ControlPlaneGateway`."""
         return await self._journal.submit(write)
+
+    async def report(self, message: QueueMessage) -> None:
+        """See `ControlPlaneGateway`."""
+        content = message.encode()
+        await self._connection.request(
+            HttpRequest("POST", "/attempts/report", content=content, headers=JSON_HEADERS)
+        )
 
     async def release(self, request: ReleaseRequest) -> ReleaseReply:
         """See `ControlPlaneGateway`."""

@@ -6,6 +6,7 @@ nothing that is sent for the attempt counts.
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from typing import Any, Final, Literal
 
@@ -13,6 +14,11 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from llama_deploy.types.tasks import EventDefinition, TaskFailure, TaskStatus
 
+MAX_REPORT_BYTES: Final = 192 * 1024
+"""How large a report may be to travel over the queue; a larger one is uploaded through the gateway.
+
+Below the smallest limit of the brokers, which is the 256 KiB of some queues of SQS.
+"""
 BEAT_TIMEOUT: Final = 5.0
 """Seconds that a heartbeat waits for its answer; a late one is as good as none."""
 
@@ -66,7 +72,8 @@ class AttemptOutcome(AttemptEvents):
 
     status: TaskStatus
     """A terminal status."""
-    result: str = ""
+    result: str | None = None
+    """The result as text. None: it follows from the other fields, see `text`."""
     value: Any = None
     value_type: str | None = None
     error: TaskFailure | None = None
@@ -74,6 +81,26 @@ class AttemptOutcome(AttemptEvents):
     """Top-level keys to merge into the session's state, stored together with the end."""
     terminal_event: EventPayload | None = None
     """The stop event of the workflow. None: the control plane writes one from the error."""
+    event_value: Literal["result", "data"] | None = None
+    """Where the stop event repeats the value, which travels once: as its field `result`, or as its data."""
+
+    @property
+    def text(self) -> str:
+        """The result as text; of a failure, its message."""
+        if self.result is not None:
+            return self.result
+        if self.status is not TaskStatus.SUCCEEDED:
+            return self.error.message if self.error is not None else ""
+        return json.dumps(self.value) if self.event_value == "data" else str(self.value)
+
+    @property
+    def stop_event(self) -> EventPayload | None:
+        """The whole stop event."""
+        event = self.terminal_event
+        if event is None or self.event_value is None:
+            return event
+        data = self.value if self.event_value == "data" else {**event.data, "result": self.value}
+        return EventPayload.model_construct(type=event.type, data=data)
 
 
 class RunHeader(BaseModel):

@@ -154,14 +154,14 @@ def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transitio
     events = _new_events(task, outcome)
     result = TaskResult(
         task_id=task.task_id,
-        result=outcome.result,
+        result=outcome.text,
         status=outcome.status,
         value=outcome.value,
         value_type=outcome.value_type,
         error=outcome.error,
         attempts=task.attempt,
     )
-    return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.terminal_event)
+    return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.stop_event)
 
 
 def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
@@ -169,7 +169,7 @@ def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
     if not task.status.is_terminal or task.result is None or task.attempt != outcome.attempt:
         return False
     stored = TaskResult.model_validate_json(task.result)
-    return (stored.status, stored.result, stored.error) == (outcome.status, outcome.result, outcome.error)
+    return (stored.status, stored.result, stored.error) == (outcome.status, outcome.text, outcome.error)
 
 
 def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transition:
@@ -226,8 +226,9 @@ def wake(task: TaskRecord) -> Transition:
 def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
     """Return the outcome of an attempt whose result cannot be kept."""
     failure = TaskFailure(type=_name(type(error)), message=str(error))
-    changes = {"status": TaskStatus.FAILED, "result": str(error), "value": None, "value_type": None}
-    return outcome.model_copy(update={**changes, "error": failure, "terminal_event": None})
+    empty = dict.fromkeys(["value", "value_type", "terminal_event", "event_value"])
+    changes = {"status": TaskStatus.FAILED, "result": str(error), "error": failure}
+    return outcome.model_copy(update={**empty, **changes})
 
 
 def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Body
 from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.messages import QueueMessage
 from llama_deploy.types.instance_protocol import (
     ClaimReply,
     ClaimRequest,
@@ -45,6 +47,14 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
     @router.post("/attempts/journal", summary="Store steps of runs, in order, and park runs")
     async def journal(writes: _Writes) -> list[JournalReply]:
         return await plane.attempts.journal(writes)
+
+    @router.post(
+        "/attempts/report",
+        status_code=HTTPStatus.NO_CONTENT,
+        summary="Hand in a report that is too large for the queue",
+    )
+    async def report(message: QueueMessage) -> None:
+        await plane.uploads.take(message)
 
     @router.post("/attempts/release", summary="Hand attempts back")
     async def release(

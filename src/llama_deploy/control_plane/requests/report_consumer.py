@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
+from llama_deploy.control_plane.requests.report_gaps import ReportGaps
 from llama_deploy.errors import EventsMissingError, LlamaDeployError, OverloadedError, UnavailableError
 from llama_deploy.message_queues.base import Delivery, Subscription, nack_delay
-from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +24,6 @@ LOST_AFTER_SECONDS: Final = 10.0
 """After how long reports that are missing count as lost by a queue that may lose them."""
 LATE_SECONDS: Final = 30.0
 """The same for a durable queue: it loses nothing, but may be slow after an outage."""
-_MOST_GAPS: Final = 10_000
 
 
 class Reports:
@@ -41,9 +38,7 @@ class Reports:
     def __init__(self, subscription: Subscription, attempts: Attempts, *, lost_after: float) -> None:
         self._subscription = subscription
         self._attempts = attempts
-        self._lost_after = lost_after
-        self._gaps: dict[tuple[object, object], _Gap] = {}
-        """What is missing of an attempt."""
+        self._gaps = ReportGaps(lost_after=lost_after)
 
     async def consume(self) -> None:
         """Take reports until cancelled."""
@@ -77,42 +72,16 @@ class Reports:
 
     async def _settle(self, delivery: Delivery, answer: LlamaDeployError | None) -> None:
         if answer is None:
-            self._gaps.pop(_attempt_of(delivery.message), None)
+            self._gaps.close(delivery.message)
             await delivery.ack()
         elif isinstance(answer, EventsMissingError):
-            if self._is_lost(delivery.message, answer):
+            if self._gaps.is_lost(delivery.message, answer):
                 await self._attempts.take_back(delivery.message)
             await delivery.nack(delay=_OUT_OF_ORDER.delay(delivery.attempt))
         else:
             await delivery.nack(delay=nack_delay(delivery.attempt))
 
-    def _is_lost(self, message: QueueMessage, missing: EventsMissingError) -> bool:
-        """Whether what should have come before a report has been missing for long.
-
-        Another control plane may have taken what filled the last gap, so a gap is known by its number.
-        """
-        attempt, now = _attempt_of(message), time.monotonic()
-        gap = self._gaps.get(attempt)
-        if gap is None or gap.expected != missing.expected:
-            gap = self._gaps[attempt] = _Gap(missing.expected, since=now)
-        if len(self._gaps) > _MOST_GAPS:
-            del self._gaps[next(iter(self._gaps))]
-        return now - gap.since >= self._lost_after
-
 
 def _is_away(answer: LlamaDeployError | None) -> bool:
     """Whether the store does not answer, or takes no more for the moment."""
     return isinstance(answer, UnavailableError | OverloadedError)
-
-
-@dataclass(frozen=True, slots=True)
-class _Gap:
-    """What is missing of an attempt, and since when."""
-
-    expected: int | None
-    """The number of the first event that is missing."""
-    since: float
-
-
-def _attempt_of(message: QueueMessage) -> tuple[object, object]:
-    return message.data.get("task_id"), message.data.get("attempt")

@@ -50,7 +50,7 @@ async def keep_result(
     """Return the outcome with what the orchestrator wants to keep of it in the session's state."""
     result = TaskResult(
         task_id=outcome.task_id,
-        result=outcome.result,
+        result=outcome.text,
         status=outcome.status,
         value=outcome.value,
         value_type=outcome.value_type,
