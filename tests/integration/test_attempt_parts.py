@@ -9,13 +9,13 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
-from llama_deploy.control_plane.requests import attempt_parts
+from llama_deploy.control_plane.requests import attempt_parts, service_requests
 from llama_deploy.errors import FencedOutError, TaskNotFoundError
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
 from llama_deploy.types import EventDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import AttemptPart, ClaimReply, PartRequest, TaskDispatch
 from llama_deploy.web.http_connection import HttpConnection
-from tests.integration.conftest import Instance, post, submit
+from tests.integration.conftest import Instance, beat, post, submit
 from tests.integration.in_process import result_of, running_stack, until
 
 EVENT = '{"qualified_name": "any.Event", "value": {}}'
@@ -116,6 +116,23 @@ async def test_only_the_owner_may_fetch(http: HttpConnection, instance: Instance
     await post(http, f"/sessions/{dispatch.session_id}/delete")
     with pytest.raises(TaskNotFoundError):
         await gateway.part(request(dispatch, claimed.token, AttemptPart.INPUT))
+
+
+async def test_the_answer_to_a_heartbeat_holds_a_limited_part_of_the_inbox(
+    http: HttpConnection, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_requests, "MAX_INBOX_CHARACTERS", 2 * len(EVENT))
+    dispatch, _ = await claim_with_state(http, instance)
+    for _ in range(4):
+        await instance.server.plane.tasks.send_event(dispatch.task_id, EventDefinition(event_obj_str=EVENT))
+
+    seen = 1
+    for expected in ([2, 3], [4, 5], []):
+        told = [entry.seq for entry in (await beat(instance, dispatch, inbox_seq=seen)).inbox]
+        assert told == expected
+        seen = told[-1] if told else seen
+    monkeypatch.setattr(service_requests, "MAX_INBOX_CHARACTERS", 1)
+    assert [entry.seq for entry in (await beat(instance, dispatch, inbox_seq=2)).inbox] == [3]
 
 
 class Ask(Workflow):

@@ -54,7 +54,7 @@ class Waiting(Workflow):
     @step
     async def work(self, ctx: Context, ev: StartEvent) -> StopEvent:
         piece = await ctx.wait_for_event(Piece)
-        return StopEvent(result=len(piece.text))
+        return StopEvent(result=len(piece.text) * ev.get("times", 1))
 
 
 class Grown(Event):

@@ -19,6 +19,12 @@ MAX_REPORT_BYTES: Final = 192 * 1024
 
 Below the smallest limit of the brokers, which is the 256 KiB of some queues of SQS.
 """
+MAX_EVENT_CHARACTERS: Final = 32 * 1024
+"""How large an event for a running workflow may be to travel over the queue.
+
+A larger one travels with the answer to a heartbeat. In UTF-8, and as a string within JSON, it stays below the
+limit of every broker.
+"""
 BEAT_TIMEOUT: Final = 5.0
 """Seconds that a heartbeat waits for its answer; a late one is as good as none."""
 

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import accumulate
+from typing import Final
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.storage.unit import Unit
@@ -29,7 +31,9 @@ from llama_deploy.types.json_values import encode_json
 
 logger = logging.getLogger(__name__)
 
-_RESERVED_NAMES = frozenset({"control_plane"})
+MAX_INBOX_CHARACTERS: Final = 8 * 1024 * 1024
+"""How many characters of events the answer to one heartbeat may hold, but for a single larger one."""
+_RESERVED_NAMES: Final = frozenset({"control_plane"})
 """Their work topic would be one of our own."""
 
 
@@ -212,9 +216,14 @@ def _stale(unit: Unit, beat: Heartbeat) -> list[HeldAttempt]:
 
 
 def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
+    """Return the entries that the instance has not seen, as many as one answer may hold."""
     seen = {held.task_id: held.inbox_seq for held in beat.held if _owns(unit, beat, held)}
     behind = [task_id for task_id, seq in seen.items() if unit.task(task_id).inbox_length > seq]
-    return [entry for entry in unit.inbox(behind) if entry.seq > seen[entry.task_id]]
+    missed = [entry for entry in unit.inbox(behind) if entry.seq > seen[entry.task_id]]
+    sizes = accumulate(len(entry.event.event_obj_str) for entry in missed)
+    # The next heartbeat asks for the rest. At least one entry goes, however large it is.
+    fitting = sum(size <= MAX_INBOX_CHARACTERS for size in sizes)
+    return missed[: max(1, fitting)]
 
 
 def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:
