@@ -26,6 +26,7 @@ LlamaDeployError
 │   └── ClosedError                      what was called is closed in this process; not retriable
 ├── InternalServerError                  the other side answered with a fault of its own; retriable
 ├── StoreLockedError                     another control plane holds the state store
+├── ProtocolVersionError                 an instance and a control plane of releases that do not fit
 ├── RunMismatchError                     another version of a workflow has begun the run
 ├── AttemptsExhaustedError               instances died under a task as often as it allows
 ├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task goes on
@@ -286,6 +287,21 @@ class StoreLockedError(LlamaDeployError):
         self.path = path
         self.pid = pid
         """The process that holds the store, if it is known."""
+
+
+class ProtocolVersionError(LlamaDeployError):
+    """An instance and a control plane speak different major versions of their protocol."""
+
+    code = "protocol_version"
+
+    def __init__(
+        self, message: str = "", *, version: int | str | None = None, supported: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.version = version
+        """What the other side speaks."""
+        self.supported = supported
+        """What the side that refuses speaks."""
 
 
 class RunMismatchError(LlamaDeployError):

@@ -18,9 +18,7 @@ from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 from workflows.handler import WorkflowHandler
 
-from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
-from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
 from llama_deploy.errors import ConfigError, InvalidRequestError, UnavailableError
 from llama_deploy.message_consumers import (
     BaseMessageQueueConsumer,
@@ -28,11 +26,6 @@ from llama_deploy.message_consumers import (
     RemoteMessageConsumer,
 )
 from llama_deploy.message_queues.base import AbstractMessageQueue
-from llama_deploy.message_queues.simple import (
-    SimpleMessageQueue,
-    SimpleMessageQueueConfig,
-    SimpleMessageQueueServer,
-)
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services import (
     BaseService,
@@ -43,7 +36,6 @@ from llama_deploy.services import (
 )
 from llama_deploy.services.values.session_state import STATE_PREFIX
 from llama_deploy.services.worker.ledger import Ledger
-from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
@@ -59,7 +51,6 @@ from llama_deploy.types.instance_protocol import (
 )
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.in_process import (
-    LEASE,
     PATIENCE,
     Stack,
     failure_of,
@@ -494,28 +485,23 @@ async def test_what_json_cannot_hold_fails_the_task_and_is_named(stack: Stack, p
         assert path in message
 
 
-async def test_a_result_that_is_too_large_fails_the_task() -> None:
-    """Over HTTP, because only the server has a limit."""
-    server = SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0))
-    async with server:
-        queue = SimpleMessageQueue(server.local_queue().as_config())
-        async with (
-            queue,
-            await SQLiteStateStore.connect("sqlite:///:memory:") as store,
-            ControlPlaneServer(
-                queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
-            ) as control_plane,
-        ):
-            stack = Stack(queue, store, control_plane)
+class Endless(Workflow):
+    @step
+    async def make(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=ev.letter * 5_000_000)
 
-            class Large(Workflow):
-                @step
-                async def make(self, ev: StartEvent) -> StopEvent:
-                    return StopEvent(result="x" * 5_000_000)
 
-            async with stack.serving(stack.service(Large())):
-                error_type, _ = failure_of(await stack.run())
-                assert error_type == "llama_deploy.errors.PayloadTooLargeError"
+@pytest.mark.parametrize("over", ["http", "calls"])
+async def test_a_result_that_is_too_large_fails_the_task(
+    stack: Stack, over: str
+) -> None:
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service")
+    gateway = HttpGateway(stack.server.config.url) if over == "http" else stack.server.gateway()
+    async with stack.serving(WorkflowService(Endless(), stack.queue, config, gateway=gateway)):
+        error_type, message = failure_of(await stack.run(letter="x"))
+        assert error_type == "llama_deploy.errors.PayloadTooLargeError"
+        assert "max_body_bytes" in message
+    await gateway.close()
 
 
 @pytest.mark.parametrize("workflow", [Interview(), Steps()])

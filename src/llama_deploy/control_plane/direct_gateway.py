@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.errors import SessionNotFoundError, UnavailableError
+from llama_deploy.errors import PayloadTooLargeError, SessionNotFoundError, UnavailableError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import (
@@ -59,6 +59,13 @@ class DirectGateway:
 
     async def report(self, message: QueueMessage) -> None:
         """Hand in a report that is too large for the queue."""
+        limit, size = self._plane.config.max_body_bytes, len(message.encode())
+        if size > limit:
+            raise PayloadTooLargeError(
+                f"the report has {size} bytes but the control plane takes {limit}; send less, or raise"
+                " max_body_bytes",
+                limit_bytes=limit,
+            )
         await self._plane.uploads.take(message)
 
     async def release(self, request: ReleaseRequest) -> ReleaseReply:

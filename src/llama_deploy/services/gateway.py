@@ -23,6 +23,8 @@ from llama_deploy.messages import QueueMessage
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import (
     BEAT_TIMEOUT,
+    PROTOCOL_HEADER,
+    PROTOCOL_VERSION,
     ClaimReply,
     ClaimRequest,
     Heartbeat,
@@ -33,10 +35,17 @@ from llama_deploy.types.instance_protocol import (
     PartRequest,
     ReleaseReply,
     ReleaseRequest,
+    check_protocol,
 )
 from llama_deploy.types.services import Registration
 from llama_deploy.types.validation import describe_validation_error
-from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest, SyncHttpConnection
+from llama_deploy.web.http_connection import (
+    DEFAULT_TIMEOUT,
+    JSON_HEADERS,
+    HttpConnection,
+    HttpRequest,
+    SyncHttpConnection,
+)
 
 T = TypeVar("T")
 
@@ -121,6 +130,7 @@ _JOURNAL_REQUEST_BYTES: Final = 1024 * 1024
 
 A quarter of what a control plane takes unless it is set otherwise.
 """
+_HEADERS: Final = {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
 _CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply])
 _JOURNAL_REPLIES: Final = TypeAdapter(list[JournalReply])
 _RELEASE_REPLIES: Final = TypeAdapter(list[ReleaseReply])
@@ -149,15 +159,19 @@ class HttpGateway:
 
     async def register(self, definition: ServiceDefinition) -> Registration:
         """See `ControlPlaneGateway`."""
-        request = HttpRequest("POST", "/services/register", json=definition)
-        return self._read(_REGISTRATION, await self._connection.request(request), request)
+        request = _post("/services/register", definition)
+        registration = self._read(_REGISTRATION, await self._connection.request(request), request)
+        check_protocol(registration.protocol, peer=f"the control plane {self.control_plane_url}")
+        return registration
 
     async def deregister(self, service_name: str, instance_id: str | None = None) -> None:
         """See `ControlPlaneGateway`."""
         params = {"service_name": service_name}
         if instance_id is not None:
             params["instance_id"] = instance_id
-        await self._connection.request(HttpRequest("POST", "/services/deregister", params=params))
+        await self._connection.request(
+            HttpRequest("POST", "/services/deregister", params=params, headers=_HEADERS)
+        )
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """See `ControlPlaneGateway`."""
@@ -165,7 +179,7 @@ class HttpGateway:
 
     async def part(self, request: PartRequest) -> PartReply:
         """See `ControlPlaneGateway`."""
-        sent = HttpRequest("POST", "/attempts/part", json=request)
+        sent = _post("/attempts/part", request)
         return self._read(_PART_REPLY, await self._connection.request(sent), sent)
 
     async def journal(self, write: JournalWrite) -> JournalReply:
@@ -174,10 +188,7 @@ class HttpGateway:
 
     async def report(self, message: QueueMessage) -> None:
         """See `ControlPlaneGateway`."""
-        content = message.encode()
-        await self._connection.request(
-            HttpRequest("POST", "/attempts/report", content=content, headers=JSON_HEADERS)
-        )
+        await self._connection.request(_post_bytes("/attempts/report", message.encode()))
 
     async def release(self, request: ReleaseRequest) -> ReleaseReply:
         """See `ControlPlaneGateway`."""
@@ -185,12 +196,14 @@ class HttpGateway:
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """See `ControlPlaneGateway`."""
-        request = HttpRequest("POST", "/instances/heartbeat", json=heartbeat, timeout=BEAT_TIMEOUT)
-        return self._read(_HEARTBEAT_REPLY, self._heartbeats.request(request), request)
+        request = _post("/instances/heartbeat", heartbeat, timeout=BEAT_TIMEOUT)
+        reply = self._read(_HEARTBEAT_REPLY, self._heartbeats.request(request), request)
+        check_protocol(reply.protocol, peer=f"the control plane {self.control_plane_url}")
+        return reply
 
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
         """See `ControlPlaneGateway`."""
-        request = HttpRequest("GET", _state_path(session_id))
+        request = HttpRequest("GET", _state_path(session_id), headers=_HEADERS)
         try:
             return self._read(_STATE, await self._connection.request(request), request)
         except SessionNotFoundError:
@@ -198,7 +211,7 @@ class HttpGateway:
 
     async def update_session_state(self, session_id: str, state: dict[str, Any]) -> None:
         """See `ControlPlaneGateway`."""
-        await self._connection.request(HttpRequest("POST", _state_path(session_id), json=state))
+        await self._connection.request(_post(_state_path(session_id), state))
 
     async def close(self) -> None:
         """See `ControlPlaneGateway`."""
@@ -209,7 +222,7 @@ class HttpGateway:
         self._heartbeats.close()
 
     async def _claim_all(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply | BaseException]:
-        request = HttpRequest("POST", "/attempts/claim", json=list(requests))
+        request = _post("/attempts/claim", list(requests))
         replies = self._read(_CLAIM_REPLIES, await self._connection.request(request), request)
         return [*replies]
 
@@ -223,7 +236,7 @@ class HttpGateway:
     async def _journal_some(self, bodies: Sequence[bytes]) -> Sequence[JournalReply | BaseException]:
         """Send writes in one request; if that is too large for this server, each in its own."""
         body = b"[%b]" % b",".join(bodies)
-        request = HttpRequest("POST", "/attempts/journal", content=body, headers=JSON_HEADERS)
+        request = _post_bytes("/attempts/journal", body)
         try:
             return self._read(_JOURNAL_REPLIES, await self._connection.request(request), request)
         except PayloadTooLargeError as exc:
@@ -235,7 +248,7 @@ class HttpGateway:
             return [exc] * len(bodies)
 
     async def _release_all(self, requests: Sequence[ReleaseRequest]) -> list[ReleaseReply | BaseException]:
-        request = HttpRequest("POST", "/attempts/release", json=list(requests))
+        request = _post("/attempts/release", list(requests))
         replies = self._read(_RELEASE_REPLIES, await self._connection.request(request), request)
         return [*replies]
 
@@ -247,6 +260,14 @@ class HttpGateway:
                 f"{self.control_plane_url}{request.path} did not answer as a control plane does: "
                 f"{describe_validation_error(exc)}"
             ) from exc
+
+
+def _post(path: str, json: Any, *, timeout: float = DEFAULT_TIMEOUT) -> HttpRequest:
+    return HttpRequest("POST", path, json=json, headers=_HEADERS, timeout=timeout)
+
+
+def _post_bytes(path: str, content: bytes) -> HttpRequest:
+    return HttpRequest("POST", path, content=content, headers={**JSON_HEADERS, **_HEADERS})
 
 
 def _cut(bodies: Iterable[bytes]) -> Iterator[list[bytes]]:

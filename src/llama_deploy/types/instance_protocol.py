@@ -12,8 +12,17 @@ from typing import Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
+from llama_deploy.errors import ProtocolVersionError
 from llama_deploy.types.tasks import EventDefinition, TaskFailure, TaskStatus
 
+PROTOCOL_VERSION: Final = 1
+"""The major version of what an instance and a control plane tell each other.
+
+Within a major version, releases only add fields, which the older side ignores. A change that an older side
+cannot understand raises it. Then the two refuse each other, and tasks wait for instances that fit.
+"""
+PROTOCOL_HEADER: Final = "LlamaDeploy-Protocol"
+"""Names the version in every request of an instance."""
 MAX_REPORT_BYTES: Final = 192 * 1024
 """How large a report may be to travel over the queue; a larger one is uploaded through the gateway.
 
@@ -27,6 +36,22 @@ limit of every broker.
 """
 BEAT_TIMEOUT: Final = 5.0
 """Seconds that a heartbeat waits for its answer; a late one is as good as none."""
+
+
+def check_protocol(version: int | str, *, peer: str) -> None:
+    """Raise `ProtocolVersionError` if the other side speaks another major version.
+
+    Args:
+        version: What it has sent.
+        peer: Names it in the error, such as `the instance`.
+    """
+    if str(version) != str(PROTOCOL_VERSION):
+        raise ProtocolVersionError(
+            f"{peer} speaks version {version} of the protocol between instances and control planes, but"
+            f" this side speaks version {PROTOCOL_VERSION}; upgrade the older of the two",
+            version=version,
+            supported=PROTOCOL_VERSION,
+        )
 
 
 class TaskDispatch(BaseModel):
@@ -277,6 +302,8 @@ class HeartbeatReply(BaseModel):
 
     at: AwareDatetime
     """When the heartbeat was dealt with, by the control plane's clock."""
+    protocol: int = PROTOCOL_VERSION
+    """The version that the control plane speaks."""
     known: bool = True
     """False: the control plane does not know the instance; it must register again."""
     stale: list[HeldAttempt] = Field(default_factory=list)

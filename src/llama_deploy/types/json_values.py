@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Final
 
-import pydantic_core
 from pydantic import AfterValidator
 
 from llama_deploy.errors import SerializationError
@@ -24,8 +23,7 @@ def encode_json(value: Any) -> str:
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        # What this cannot write, no answer could hold.
-        pydantic_core.to_json(value)
+        text.encode()  # fails for lone surrogates
     except RecursionError as exc:
         raise SerializationError("it is nested too deeply") from exc
     except (TypeError, ValueError) as exc:

@@ -49,5 +49,7 @@ class Registration(BaseModel):
 
     topic_namespace: str = "llama_deploy"
     """The first part of every topic's name."""
+    protocol: int = 1
+    """The version of the protocol for instances that the control plane speaks, see `PROTOCOL_VERSION`."""
     lease_seconds: float = Field(default=5.0, gt=0)
     """How long the instance may be silent before its tasks move on."""

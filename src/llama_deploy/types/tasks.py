@@ -9,7 +9,6 @@ from typing import Any, Final
 from pydantic import BaseModel, Field
 
 from llama_deploy.types.ids import generate_id
-from llama_deploy.types.json_values import JsonObject
 
 
 class TaskStatus(StrEnum):
@@ -65,7 +64,7 @@ class TaskSubmission(BaseModel):
     """A task to accept, for `POST /tasks`."""
 
     service_name: str = Field(min_length=1, max_length=200)
-    arguments: JsonObject = Field(default_factory=dict)
+    arguments: dict[str, Any] = Field(default_factory=dict)
     """The run arguments of the workflow."""
     task_id: str = Field(default_factory=generate_id, min_length=1, max_length=200)
     """Also the idempotency key: the same submission again returns the first one's task.

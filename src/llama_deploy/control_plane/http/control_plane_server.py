@@ -16,6 +16,7 @@ from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.http.core_routes import CoreEndpoints, core_routes
 from llama_deploy.control_plane.http.instance_routes import instance_routes, instance_shortcuts
+from llama_deploy.control_plane.http.protocol_check import ProtocolCheck
 from llama_deploy.control_plane.http.task_routes import task_routes, task_shortcuts
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import ConfigError
@@ -183,6 +184,6 @@ class ControlPlaneServer(CoreEndpoints):
             app.add_middleware(
                 CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"]
             )
-            return app  # shortcuts would lead past this middleware
+            return ProtocolCheck(app)  # shortcuts would lead past the CORS middleware
         shortcuts = {**task_shortcuts(self.plane), **instance_shortcuts(self.plane)}
-        return Shortcuts(app, shortcuts, max_body_bytes=config.max_body_bytes)
+        return ProtocolCheck(Shortcuts(app, shortcuts, max_body_bytes=config.max_body_bytes))

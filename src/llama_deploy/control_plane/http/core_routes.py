@@ -26,6 +26,7 @@ from llama_deploy.types import (
     TaskDefinition,
     TaskResult,
 )
+from llama_deploy.types.instance_protocol import PROTOCOL_VERSION
 from llama_deploy.types.json_values import JsonObject
 
 _IfMatch = Annotated[str | None, Header(description='The version that was read, such as `"3"`.')]
@@ -54,7 +55,7 @@ class CoreEndpoints(ABC):
     async def register_service(self, service_def: ServiceDefinition) -> dict[str, Any]:
         """Register a service or an instance of it; returns the settings of the control plane."""
         await self.plane.services.register(service_def)
-        return self.plane.config.public_settings()
+        return {**self.plane.config.public_settings(), "protocol": PROTOCOL_VERSION}
 
     async def deregister_service(self, service_name: str, instance_id: str | None = None) -> None:
         """Remove a service, or one instance of it."""

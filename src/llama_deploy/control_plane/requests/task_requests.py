@@ -13,7 +13,9 @@ from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
 from llama_deploy.errors import (
     ConflictError,
+    InvalidRequestError,
     OverloadedError,
+    SerializationError,
     ServiceNotFoundError,
     SessionNotFoundError,
     TaskNotFoundError,
@@ -107,7 +109,10 @@ class Tasks:
     async def _accept(self, submission: TaskSubmission) -> TaskView:
         new_session_id = generate_id() if submission.session_id is None else None
         session_id = submission.session_id or new_session_id or ""
-        arguments = encode_json(submission.arguments)
+        try:
+            arguments = encode_json(submission.arguments)
+        except SerializationError as exc:
+            raise InvalidRequestError(f"arguments: {exc}") from exc
 
         def run(unit: Unit) -> TaskRecord:
             known = unit.find_task(submission.task_id)
