@@ -46,6 +46,8 @@ from llama_deploy.types import (
 )
 from llama_deploy.types.instance_protocol import (
     AttemptOutcome,
+    Heartbeat,
+    HeartbeatReply,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -492,9 +494,7 @@ class Endless(Workflow):
 
 
 @pytest.mark.parametrize("over", ["http", "calls"])
-async def test_a_result_that_is_too_large_fails_the_task(
-    stack: Stack, over: str
-) -> None:
+async def test_a_result_that_is_too_large_fails_the_task(stack: Stack, over: str) -> None:
     config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service")
     gateway = HttpGateway(stack.server.config.url) if over == "http" else stack.server.gateway()
     async with stack.serving(WorkflowService(Endless(), stack.queue, config, gateway=gateway)):
@@ -755,6 +755,37 @@ async def test_a_blocked_loop_is_reported_with_the_step(
         assert result_of(await stack.run(seconds=3.0)) == "done"
         await until(lambda: "is free again" in caplog.text)
     assert "block_the_loop" in caplog.text
+
+
+class Sleeper(Workflow):
+    @step
+    async def sleep(self, ev: StartEvent) -> StopEvent:
+        await asyncio.sleep(ev.seconds)
+        return StopEvent()
+
+
+class Listening(HttpGateway):
+    """Keeps the heartbeats that it sends."""
+
+    def __init__(self, control_plane_url: str) -> None:
+        super().__init__(control_plane_url)
+        self.beats: list[Heartbeat] = []
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        self.beats.append(heartbeat)
+        return super().beat(heartbeat)
+
+
+async def test_heartbeats_tell_capacity_and_load(stack: Stack) -> None:
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service", max_concurrent_tasks=3)
+    gateway = Listening(stack.server.config.url)
+    async with stack.serving(WorkflowService(Sleeper(), stack.queue, config, gateway=gateway)):
+        await stack.submit(seconds=1.0)
+        await until(lambda: gateway.beats[-1].running == 1)
+        await until(lambda: gateway.beats[-1].running == 0)
+    await gateway.close()
+    assert {beat.slots for beat in gateway.beats} == {3}
+    assert {beat.blocked_seconds for beat in gateway.beats} == {0.0}
 
 
 async def test_over_http_in_either_order_with_the_real_port(stack: Stack) -> None:

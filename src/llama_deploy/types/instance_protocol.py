@@ -295,6 +295,12 @@ class Heartbeat(BaseModel):
     """Task and number of the attempts whose claims wait for their answers."""
     heard_at: AwareDatetime | None = None
     """`HeartbeatReply.at` of the last answer that had come when this was composed; None: of none."""
+    slots: int | None = Field(default=None, ge=0)
+    """How many tasks the instance runs at most. None: an older release, which does not say."""
+    running: int = Field(default=0, ge=0)
+    """How many tasks it is running, those that wait in memory included."""
+    blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """For how long its event loop has been blocked; 0 if it runs."""
 
 
 class HeartbeatReply(BaseModel):
