@@ -80,7 +80,9 @@ async def sides(*, newer: str) -> AsyncIterator[Sides]:
 
 
 @pytest.mark.parametrize("newer", ["instance", "control plane"])
-async def test_tasks_go_all_the_way_while_one_side_is_newer(newer: str) -> None:
+async def test_tasks_go_all_the_way_while_one_side_is_newer(
+    newer: str, caplog: pytest.LogCaptureFixture
+) -> None:
     length = MAX_REPORT_BYTES
     async with sides(newer=newer) as both:
         handle = await both.client.submit("service", length=length)
@@ -93,6 +95,7 @@ async def test_tasks_go_all_the_way_while_one_side_is_newer(newer: str) -> None:
         assert await handle.result() == "y" * length
         events = [event async for event in handle.events()]
         assert [event.data.get("n") for event in events[:3]] == [0, 1, 2]
+    assert "does not answer the heartbeats" not in caplog.text
     used = {"/services/register", "/instances/heartbeat", "/attempts/claim", "/attempts/journal", "/tasks"}
     if newer == "instance":
         used.add("/attempts/report")
