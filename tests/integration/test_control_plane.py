@@ -337,8 +337,8 @@ async def test_an_outcome_that_comes_twice_is_no_matter(
     await get(http, "/tasks/t", wait=10)
     await instance.finish(dispatch)
     await instance.finish(dispatch, result="another")
-    await eventually(lambda: "refused" in caplog.text)
-    assert caplog.text.count("refused") == 1
+    await eventually(lambda: "rejected" in caplog.text)
+    assert caplog.text.count("rejected") == 1
     assert (await get(http, "/tasks/t"))["result"]["result"] == "done"
 
 
@@ -427,7 +427,7 @@ async def test_keys_of_the_services_are_neither_shown_nor_written(
 ) -> None:
     session = await post(http, "/sessions/create")
     path = f"/sessions/{session}/state"
-    with pytest.raises(InvalidRequestError, match="belong to the services"):
+    with pytest.raises(InvalidRequestError, match="reserved for services"):
         await post(http, path, {"__workflow_state__": "gASVpickle"})
     await submit(http, session_id=session, task_id="t")
     await instance.run_one(session_state={"__workflow_state__": 1, "shown": 2})

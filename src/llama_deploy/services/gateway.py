@@ -1,7 +1,7 @@
-"""How a service reaches the control plane.
+"""The connection of a service to the control plane.
 
-`ControlPlaneGateway` is what a service needs; `HttpGateway` is its form over the network. The control plane
-offers the same for use within one process.
+`ControlPlaneGateway` is the interface and `HttpGateway` its implementation over HTTP. The control plane has
+another implementation, for use within one process.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ T = TypeVar("T")
 
 
 class ControlPlaneGateway(Protocol):
-    """What a service asks of the control plane.
+    """The requests of a service to the control plane.
 
-    All methods raise `UnavailableError` if it does not answer. All but `beat` belong to the service's loop.
+    All methods raise `UnavailableError` if it does not answer, and `ProtocolVersionError` if its release does
+    not match. Call all but `beat` in the service's event loop.
     """
 
     async def register(self, definition: ServiceDefinition) -> Registration:
-        """Register a service, or an instance of it if `instance_id` is set. Doing it again updates it."""
+        """Register a service, or an instance of it if `instance_id` is set. Registering again updates it."""
         ...
 
     async def deregister(self, service_name: str, instance_id: str | None = None) -> None:
@@ -65,11 +66,11 @@ class ControlPlaneGateway(Protocol):
         ...
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
-        """Ask to own an attempt."""
+        """Claim an attempt."""
         ...
 
     async def part(self, request: PartRequest) -> PartReply:
-        """Fetch a slice of what the answer to a claim has omitted.
+        """Fetch a slice of a part that the reply to a claim omitted.
 
         Raises:
             FencedOutError: The attempt does not belong to the sender any more.
@@ -78,45 +79,45 @@ class ControlPlaneGateway(Protocol):
         ...
 
     async def journal(self, write: JournalWrite) -> JournalReply:
-        """Store one step of a run's journal; it is durable if the reply says that it is stored.
+        """Store one step of a run's journal. It is durable if the reply says `stored`.
 
-        The writes of one task are to follow one another: each waits for the reply to the one before. One
-        whose reply was lost is sent again as it was.
+        Send the writes of a task one at a time, each after the reply to the one before. Send a write whose
+        reply was lost again, unchanged.
 
         Raises:
-            PayloadTooLargeError: The write is larger than the control plane takes.
-            OverloadedError: Too many writes wait.
+            PayloadTooLargeError: The write is larger than the control plane accepts.
+            OverloadedError: Too many writes are waiting.
         """
         ...
 
     async def report(self, message: QueueMessage) -> None:
-        """Hand in a `task_stream` or `completed_task` message that is too large for the queue.
+        """Upload a `task_stream` or `completed_task` message that is too large for the queue.
 
         It is durable when this returns. Sending the same report again is harmless.
 
         Raises:
             EventsMissingError: Earlier reports of the attempt are still on their way. Try again later.
-            PayloadTooLargeError: The report is larger than the control plane takes.
+            PayloadTooLargeError: The report is larger than the control plane accepts.
         """
         ...
 
     async def release(self, request: ReleaseRequest) -> ReleaseReply:
-        """Hand an attempt back that this instance will not finish."""
+        """Release an attempt that this instance will not finish."""
         ...
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Say that an instance is alive; blocks, and is called from a thread other than that of the loop."""
+        """Send a heartbeat. Blocks; call it from another thread than that of the event loop."""
         ...
 
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
-        """Return the state of a session, None if there is no such session."""
+        """Return the state of a session, None if the session does not exist."""
         ...
 
     async def update_session_state(self, session_id: str, state: dict[str, Any]) -> None:
         """Merge `state` into the state of a session.
 
         Raises:
-            SessionNotFoundError: There is no such session.
+            SessionNotFoundError: The session does not exist.
         """
         ...
 
@@ -126,9 +127,9 @@ class ControlPlaneGateway(Protocol):
 
 
 _JOURNAL_REQUEST_BYTES: Final = 1024 * 1024
-"""The most bytes of journal writes in one request, but for a larger one, which travels alone.
+"""Maximum size of the journal writes in one request. A larger write is sent alone.
 
-A quarter of what a control plane takes unless it is set otherwise.
+A quarter of the default of `ControlPlaneConfig.max_body_bytes`.
 """
 _HEADERS: Final = {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
 _CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply])
@@ -141,9 +142,9 @@ _STATE: Final[TypeAdapter[dict[str, Any]]] = TypeAdapter(dict[str, Any])
 
 
 class HttpGateway:
-    """The control plane over HTTP. `close` it.
+    """The gateway over HTTP. `close` it.
 
-    Claims, releases and journal writes that are asked for at the same time travel in one request.
+    Concurrent claims, releases and journal writes share a request.
 
     Args:
         control_plane_url: Such as `http://127.0.0.1:8000`.
@@ -227,14 +228,14 @@ class HttpGateway:
         return [*replies]
 
     async def _journal_all(self, writes: Sequence[JournalWrite]) -> list[JournalReply | BaseException]:
-        """Send writes in order, in requests of a limited size."""
+        """Send writes in order, in requests of limited size."""
         outcomes: list[JournalReply | BaseException] = []
         for bodies in _cut([write.model_dump_json().encode() for write in writes]):
             outcomes += await self._journal_some(bodies)
         return outcomes
 
     async def _journal_some(self, bodies: Sequence[bytes]) -> Sequence[JournalReply | BaseException]:
-        """Send writes in one request; if that is too large for this server, each in its own."""
+        """Send writes in one request or, if that is too large for the server, each in its own."""
         body = b"[%b]" % b",".join(bodies)
         request = _post_bytes("/attempts/journal", body)
         try:
@@ -244,7 +245,7 @@ class HttpGateway:
                 return [exc]
             return [outcome for each in bodies for outcome in await self._journal_some([each])]
         except LlamaDeployError as exc:
-            # The writes of other requests have their own outcomes.
+            # The writes in other requests have outcomes of their own.
             return [exc] * len(bodies)
 
     async def _release_all(self, requests: Sequence[ReleaseRequest]) -> list[ReleaseReply | BaseException]:
@@ -257,7 +258,7 @@ class HttpGateway:
             return adapter.validate_python(answer)
         except ValidationError as exc:
             raise InternalServerError(
-                f"{self.control_plane_url}{request.path} did not answer as a control plane does: "
+                f"{self.control_plane_url}{request.path} did not answer like a control plane; check the URL: "
                 f"{describe_validation_error(exc)}"
             ) from exc
 
@@ -271,7 +272,7 @@ def _post_bytes(path: str, content: bytes) -> HttpRequest:
 
 
 def _cut(bodies: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield the bodies in order, together as long as they are not larger than one request is to be."""
+    """Yield the bodies in order, in groups of the maximum size of a request."""
     group: list[bytes] = []
     size = 0
     for body in bodies:

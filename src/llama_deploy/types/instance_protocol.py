@@ -1,7 +1,7 @@
-"""What a service instance and the control plane tell each other about attempts.
+"""The protocol between service instances and the control plane.
 
-An attempt is one try at a task, numbered from 1. Whoever claims it gets a secret `token`; without it
-nothing that is sent for the attempt counts.
+An attempt is one try at a task, numbered from 1. The instance that claims it gets a secret `token`, and the
+control plane rejects everything that is sent for the attempt without it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from llama_deploy.errors import ProtocolVersionError
 from llama_deploy.types.tasks import EventDefinition, TaskFailure, TaskStatus
 
 PROTOCOL_VERSION: Final = 1
-"""The major version of what an instance and a control plane tell each other.
+"""The major version of this protocol.
 
-Within a major version, releases only add fields, which the older side ignores. A change that an older side
-cannot understand raises it. Then the two refuse each other, and tasks wait for instances that fit.
+Within a major version, releases only add fields, which an older side ignores. A change that an older side
+cannot understand increments it. Sides of different major versions reject each other, and tasks wait for
+instances that match.
 """
 PROTOCOL_HEADER: Final = "LlamaDeploy-Protocol"
 """Names the version in every request of an instance."""
@@ -35,7 +36,7 @@ A larger one travels with the answer to a heartbeat. In UTF-8, and as a string w
 limit of every broker.
 """
 BEAT_TIMEOUT: Final = 5.0
-"""Seconds that a heartbeat waits for its answer; a late one is as good as none."""
+"""Timeout of a heartbeat in seconds."""
 
 
 def check_protocol(version: int | str, *, peer: str) -> None:
@@ -69,7 +70,7 @@ class InboxEntry(BaseModel):
 
     task_id: str
     seq: int
-    """Position in the task's inbox, from 1. An entry that was seen before is ignored."""
+    """Position in the task's inbox, from 1. The receiver ignores an entry that it has seen."""
     event: EventDefinition
 
 
@@ -81,7 +82,7 @@ class TaskCancellation(BaseModel):
 
 
 class EventPayload(BaseModel):
-    """A streamed event without its place in the stream."""
+    """A streamed event without its position in the stream."""
 
     type: str
     data: dict[str, Any]
@@ -94,7 +95,7 @@ class AttemptEvents(BaseModel):
     attempt: int
     token: str
     first: int
-    """How many events of this attempt were sent before these, so that repeats and gaps are seen."""
+    """How many events of this attempt were sent before these; shows duplicates and gaps."""
     events: list[EventPayload]
 
 
@@ -111,7 +112,7 @@ class AttemptOutcome(AttemptEvents):
     session_state: dict[str, Any] | None = None
     """Top-level keys to merge into the session's state, stored together with the end."""
     terminal_event: EventPayload | None = None
-    """The stop event of the workflow. None: the control plane writes one from the error."""
+    """The stop event of the workflow. None: the control plane derives one from the error."""
     event_value: Literal["result", "data"] | None = None
     """Where the stop event repeats the value, which travels once: as its field `result`, or as its data."""
 
@@ -130,12 +131,13 @@ class AttemptOutcome(AttemptEvents):
         event = self.terminal_event
         if event is None or self.event_value is None:
             return event
-        data = self.value if self.event_value == "data" else {**event.data, "result": self.value}
+        fields = self.event_value == "data" and isinstance(self.value, dict)
+        data = self.value if fields else {**event.data, "result": self.value}
         return EventPayload.model_construct(type=event.type, data=data)
 
 
 class RunHeader(BaseModel):
-    """What a run's journal was written by; another program may not be able to go on with it."""
+    """What wrote a run's journal. Another version may not be able to resume the run."""
 
     fingerprint: str
     """A digest of the workflow's steps and events."""
@@ -144,36 +146,36 @@ class RunHeader(BaseModel):
 
 
 class Parking(BaseModel):
-    """The run only waits for something from outside, and leaves its instance until that comes."""
+    """The run only waits for an event or a timer, and leaves its instance until then."""
 
     inbox_seq: int
-    """The last inbox entry that the run has seen; a later one wakes it at once."""
+    """The last inbox entry that the run has seen. A later one wakes it at once."""
     wake_in: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Seconds until a timer of the run is due. None: it has none."""
+    """Seconds until the next timer of the run. None: no timer."""
 
 
 class JournalWrite(AttemptEvents):
     """One step of a run's journal, stored in one transaction or not at all.
 
     The journal belongs to the task and grows over its attempts. Sending the same write again is harmless.
-    The writes of a task follow one another: each is sent after the answer to the one before.
+    Send the writes of a task one at a time, each after the reply to the one before.
     """
 
     seq: int
-    """How many entries the journal has before this write, counted from its beginning, over all attempts."""
+    """How many entries precede this write, counted from the first attempt."""
     entry: str | None = None
-    """What to append; only the service reads it. None: nothing."""
+    """The entry to append, opaque to the control plane. None: no entry."""
     snapshot: str | None = None
     """Replaces all entries before `seq`. None: they stay."""
     state: str | None = None
-    """The run's own state, if it has changed; only the service reads it."""
+    """The run's state if it has changed, opaque to the control plane."""
     consumed: list[int] = Field(default_factory=list)
-    """The inbox entries that the run has taken; they are not given to a later attempt."""
+    """The inbox entries that the run has consumed. Later attempts do not receive them."""
     step_ended: bool = False
     """Whether this records the end of a step for the first time."""
     header: RunHeader
     running_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """How long the run has been running so far, over all attempts, without the time in which it waited."""
+    """How long the run has been running, over all attempts and without its waiting time."""
     parking: Parking | None = None
     """Ends the attempt: the task waits until something wakes it."""
 
@@ -183,13 +185,13 @@ class JournalReply(BaseModel):
 
     stored: bool
     reason: str = ""
-    """Why it was refused."""
+    """Why it was rejected."""
     retriable: bool = False
-    """Whether a refused write may be stored later; otherwise the attempt is over for its sender."""
+    """Whether a rejected write may be stored later. Otherwise the attempt does not belong to its sender."""
 
 
 class RunRecord(BaseModel):
-    """From what a run goes on that an earlier attempt began."""
+    """What a run resumes from that an earlier attempt began."""
 
     header: RunHeader
     snapshot: str | None = None
@@ -202,7 +204,7 @@ class RunRecord(BaseModel):
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is something to go on from, beside the run's events."""
+        """Whether there is a journal to resume from."""
         return self.snapshot is not None or bool(self.entries)
 
 
@@ -215,7 +217,7 @@ class ClaimRequest(BaseModel):
 
 
 class AttemptPart(StrEnum):
-    """What an attempt starts from; each is a field of `ClaimReply`."""
+    """What an attempt starts from. Each part is a field of `ClaimReply`."""
 
     INPUT = "input"
     SESSION_STATE = "session_state"
@@ -228,41 +230,41 @@ class ClaimReply(BaseModel):
 
     granted: bool
     reason: str = ""
-    """Why the claim was refused."""
+    """Why the claim was rejected."""
     retriable: bool = False
-    """Whether a refused claim may be granted later; otherwise the attempt is nobody's to claim any more."""
+    """Whether a rejected claim may be granted later. Otherwise the attempt cannot be claimed any more."""
     token: str = ""
     input: str = ""
     """The run arguments: a JSON object as text."""
     session_state: dict[str, Any] = Field(default_factory=dict)
     inbox: list[InboxEntry] = Field(default_factory=list)
-    """The events sent to the task so far that its run has not consumed, in order."""
+    """The events sent to the task that its run has not consumed, in order."""
     inbox_seq: int = 0
-    """The number of the last event sent to the task so far, consumed or not."""
+    """The `seq` of the last event sent to the task, consumed or not."""
     run: RunRecord | None = None
-    """What earlier attempts have left in the journal. None: the run starts from its beginning."""
+    """What earlier attempts have stored. None: the run starts from its beginning."""
     omitted: list[str] = Field(default_factory=list)
     """The parts that are too large for this reply. Fetch them with `PartRequest`."""
 
 
 class PartRequest(BaseModel):
-    """The owner of an attempt fetches a slice of a part that its claim's reply has omitted."""
+    """Fetches a slice of a part that the reply to a claim omitted."""
 
     task_id: str
     attempt: int
     token: str
     part: AttemptPart
     offset: int = Field(default=0, ge=0)
-    """How many characters of the part's JSON text the owner has already."""
+    """How many characters of the part's text were received."""
     digest: str | None = None
-    """The digest of the text that these characters are of."""
+    """`PartReply.digest` of these characters."""
 
 
 class PartReply(BaseModel):
     """The answer to a `PartRequest`."""
 
     text: str
-    """The characters from `offset` on; from 0 if the text is not the one of `PartRequest.digest` any more."""
+    """The next characters from `offset` on, or from 0 if the text has changed since `PartRequest.digest`."""
     size: int
     """How many characters the whole text has."""
     digest: str
@@ -270,7 +272,7 @@ class PartReply(BaseModel):
 
 
 class ReleaseRequest(BaseModel):
-    """An instance hands an attempt back that it will not finish, as it does when it drains."""
+    """An instance releases an attempt that it will not finish, for example at the end of a drain."""
 
     task_id: str
     attempt: int
@@ -278,7 +280,7 @@ class ReleaseRequest(BaseModel):
 
 
 class HeldAttempt(BaseModel):
-    """An attempt that an instance works on, in its heartbeat."""
+    """An attempt that an instance holds, as its heartbeats list it."""
 
     task_id: str
     attempt: int
@@ -287,37 +289,37 @@ class HeldAttempt(BaseModel):
 
 
 class Heartbeat(BaseModel):
-    """An instance says that it is alive, and what it holds."""
+    """A sign of life of an instance, with the attempts that it holds and its load."""
 
     instance_id: str
     held: list[HeldAttempt] = Field(default_factory=list)
     claiming: list[tuple[str, int]] = Field(default_factory=list)
-    """Task and number of the attempts whose claims wait for their answers."""
+    """Task id and number of the attempts whose claims are under way."""
     heard_at: AwareDatetime | None = None
-    """`HeartbeatReply.at` of the last answer that had come when this was composed; None: of none."""
+    """`HeartbeatReply.at` of the last reply that the instance has received. None: no reply yet."""
     slots: int | None = Field(default=None, ge=0)
-    """How many tasks the instance runs at most. None: an older release, which does not say."""
+    """The maximum number of concurrent tasks. None: not reported, by an older release."""
     running: int = Field(default=0, ge=0)
-    """How many tasks it is running, those that wait in memory included."""
+    """How many tasks it is running, including those that wait in memory."""
     blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """For how long its event loop has been blocked; 0 if it runs."""
+    """For how long its event loop has been blocked; 0 if it is not."""
 
 
 class HeartbeatReply(BaseModel):
     """What the control plane knows that the instance may have missed."""
 
     at: AwareDatetime
-    """When the heartbeat was dealt with, by the control plane's clock."""
+    """When the heartbeat was processed, by the control plane's clock."""
     protocol: int = PROTOCOL_VERSION
     """The version that the control plane speaks."""
     known: bool = True
-    """False: the control plane does not know the instance; it must register again."""
+    """False: the instance is not registered and must register again."""
     stale: list[HeldAttempt] = Field(default_factory=list)
-    """Held attempts that the instance does not own (any more): ended, or taken over."""
+    """Held attempts that the instance does not own: ended, or taken over."""
     cancelled: list[TaskCancellation] = Field(default_factory=list)
-    """Held attempts whose cancellation was asked for."""
+    """Held attempts whose cancellation was requested."""
     inbox: list[InboxEntry] = Field(default_factory=list)
-    """Events for held attempts beyond their `inbox_seq` that their runs have not consumed."""
+    """Events for held attempts after their `inbox_seq` that their runs have not consumed."""
 
 
 class ReleaseReply(BaseModel):
