@@ -17,6 +17,7 @@ from llama_deploy.control_plane.dispatch.outbox_takeover import Takeover
 from llama_deploy.control_plane.dispatch.sweeper import OutboxRelay, Sweeper
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
 from llama_deploy.control_plane.requests.report_consumer import LATE_SECONDS, LOST_AFTER_SECONDS, Reports
+from llama_deploy.control_plane.requests.report_uploads import ReportUploads
 from llama_deploy.control_plane.requests.service_requests import Services
 from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.requests.task_requests import Tasks, task_view
@@ -45,7 +46,7 @@ def utc_now() -> datetime:
 class ControlPlane:
     """A live control plane: `await ControlPlane.start(...)`, then `close` it or use `async with`.
 
-    Its parts are its surface: `sessions`, `tasks`, `services` and `attempts`.
+    Its parts are its surface: `sessions`, `tasks`, `services`, `attempts` and `uploads`.
     """
 
     def __init__(
@@ -108,6 +109,8 @@ class ControlPlane:
         self.attempts = Attempts(
             store=store, writer=self._writer, sessions=self.sessions, orchestrator=orchestrator
         )
+        self._lost_after = LATE_SECONDS if queue.durable else LOST_AFTER_SECONDS
+        self.uploads = ReportUploads(self.attempts, lost_after=self._lost_after)
 
     @classmethod
     async def start(
@@ -146,8 +149,7 @@ class ControlPlane:
         if not await self._store.has_company():
             await self._continue()
         self._subscription = await self.queue.subscribe(self.topics.control_plane, member=self._member())
-        lost_after = LATE_SECONDS if self.queue.durable else LOST_AFTER_SECONDS
-        reports = Reports(self._subscription, self.attempts, lost_after=lost_after)
+        reports = Reports(self._subscription, self.attempts, lost_after=self._lost_after)
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
             asyncio.create_task(self._sweeper.run(), name="sweeper"),

@@ -25,6 +25,7 @@ _STATUS: Final[dict[type[LlamaDeployError], HTTPStatus]] = {
     errors.PayloadTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.InvalidRequestError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ProtocolVersionError: HTTPStatus.BAD_REQUEST,
     errors.SerializationError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
     errors.StateConflictError: HTTPStatus.PRECONDITION_FAILED,

@@ -15,6 +15,7 @@ from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.http.core_routes import CoreEndpoints, core_routes
 from llama_deploy.control_plane.http.instance_routes import instance_routes, instance_shortcuts
+from llama_deploy.control_plane.http.protocol_check import ProtocolCheck
 from llama_deploy.control_plane.http.task_routes import task_routes, task_shortcuts
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import ConfigError
@@ -186,4 +187,5 @@ class ControlPlaneServer(CoreEndpoints):
             allow_navigation=True,
             max_body_bytes=config.max_body_bytes,
         )
-        return build_edge(app, settings, shortcuts={**task_shortcuts(plane), **instance_shortcuts(plane)})
+        shortcuts = {**task_shortcuts(plane), **instance_shortcuts(plane)}
+        return build_edge(app, settings, shortcuts=shortcuts, layers=[ProtocolCheck])

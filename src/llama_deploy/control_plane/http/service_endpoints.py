@@ -31,7 +31,7 @@ class ServiceEndpoints(ABC):
     async def register_service(self, service_def: ServiceDefinition) -> dict[str, Any]:
         """Register a service or an instance of it; returns the settings of the control plane."""
         await self.plane.services.register(service_def)
-        return self.config.public_settings()
+        return {**self.config.public_settings(), "protocol": PROTOCOL_VERSION}
 
     async def deregister_service(self, service_name: str, instance_id: str | None = None) -> None:
         """Remove a service, or one instance of it."""

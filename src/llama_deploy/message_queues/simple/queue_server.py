@@ -39,7 +39,7 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
-class TopicOptions(BaseModel, extra="forbid", use_attribute_docstrings=True):
+class TopicOptions(BaseModel, use_attribute_docstrings=True):
     """What `POST /topics/{topic}` takes."""
 
     group: Name = DEFAULT_GROUP
