@@ -8,6 +8,7 @@ from typing import Any
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.types import ServiceDefinition
+from llama_deploy.types.instance_protocol import PROTOCOL_VERSION
 
 
 class ServiceEndpoints(ABC):
