@@ -368,7 +368,7 @@ async def test_an_event_of_the_same_key_reaches_the_task_once(client: Client, st
     )
     with pytest.raises(InvalidRequestError, match="idempotency_key"):
         await handle.send(Answer(text="yes"), idempotency_key="")
-    sent = await stack.server.plane._store.read(lambda tx: tx.load_inbox([handle.task_id]))
+    sent = await stack.server.plane._store.read(lambda tx: tx.inbox.load([handle.task_id]))
     assert [entry.seq for entry in sent] == [1]
 
 

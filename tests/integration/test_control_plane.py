@@ -35,7 +35,7 @@ from llama_deploy.message_queues import (
 )
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
-from llama_deploy.state_stores.base import OutboxRecord
+from llama_deploy.state_stores.records import OutboxRecord
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import (
     ServiceDefinition,
@@ -630,7 +630,7 @@ async def test_a_write_that_fails_does_not_take_others_along(server: ControlPlan
     plane = server.plane
 
     def overflow(unit: Unit) -> None:
-        unit.tx.insert_outbox([OutboxRecord("id", "topic", cast("str", 10**30))])
+        unit.tx.outbox.insert([OutboxRecord("id", "topic", cast("str", 10**30))])
 
     bad = plane._writer.write(Command(overflow))
     good = [plane.sessions.create(SessionOptions()) for _ in range(5)]

@@ -95,7 +95,7 @@ async def stored_rows(server: ControlPlaneServer) -> tuple[int, int]:
     """Return how many runs and journal entries are stored for the task."""
 
     def look(tx: StoreTransaction) -> tuple[int, int]:
-        return len(tx.load_runs(["t"])), len(tx.load_journal(["t"]))
+        return len(tx.runs.load(["t"])), len(tx.runs.load_journal(["t"]))
 
     return await server.plane._store.read(look)
 

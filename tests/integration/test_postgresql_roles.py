@@ -13,9 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from llama_deploy.errors import ConfigError
-from llama_deploy.state_stores.base import Notice, OutboxRecord
+from llama_deploy.state_stores.base import Notice
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
+from llama_deploy.state_stores.records import OutboxRecord
 from llama_deploy.testing.records import NOW, a_session, a_task
 from tests.servers.postgresql import PostgreSQLServer
 
@@ -71,9 +72,9 @@ async def works(uri: str) -> bool:
     """Whether a store at `uri` can be opened, written and read."""
     async with await PostgreSQLStateStore.connect(uri) as store:
         message = OutboxRecord("m1", "topic", "{}", NOW)
-        await store.transact(lambda tx: tx.insert_outbox([message]))
-        await store.transact(lambda tx: (tx.insert_sessions([a_session()]), tx.insert_tasks([a_task()])))
-        return await store.read(lambda tx: tx.list_sessions()) == [a_session()]
+        await store.transact(lambda tx: tx.outbox.insert([message]))
+        await store.transact(lambda tx: (tx.sessions.insert([a_session()]), tx.tasks.insert([a_task()])))
+        return await store.read(lambda tx: tx.sessions.page()) == [a_session()]
 
 
 async def test_a_role_that_may_not_make_tables_is_told_what_it_needs(roles: Roles) -> None:

@@ -22,7 +22,7 @@ from llama_deploy.errors import (
     SessionBusyError,
     TaskFinishedError,
 )
-from llama_deploy.state_stores.base import TaskRecord
+from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import SessionPolicy, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import (
     AttemptEvents,

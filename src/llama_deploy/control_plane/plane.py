@@ -164,7 +164,7 @@ class ControlPlane:
     async def _continue(self) -> None:
         """Continue what an earlier control plane has left, as the only one."""
         await self._sweeper.renew_leases()
-        unsent = await self._store.read(lambda tx: tx.load_outbox(limit=_OUTBOX_PAGE))
+        unsent = await self._store.read(lambda tx: tx.outbox.load(limit=_OUTBOX_PAGE))
         self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
         if not self.queue.durable:
             await self._sweeper.dispatch_queued()

@@ -58,7 +58,7 @@ class News:
 
     async def _tell(self, task_ids: Sequence[str], *, missing_is_deleted: bool) -> None:
         try:
-            tasks = await self._store.read(lambda tx: tx.load_tasks(task_ids))
+            tasks = await self._store.read(lambda tx: tx.tasks.load(task_ids))
         except UnavailableError as exc:
             logger.warning("what has changed cannot be read: %s", exc, extra={"action": "news"})
             for task_id in task_ids:

@@ -27,13 +27,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import LlamaDeployError, UnavailableError
 from llama_deploy.state_stores.base import Notice, StateStore, StoreTransaction
-from llama_deploy.state_stores.direct import pad
 from llama_deploy.state_stores.notices import Mailbox, decode_notice, encode_notice
 from llama_deploy.state_stores.postgresql_errors import DRIVER_ERRORS, is_for_others, raise_ours, text_of
 from llama_deploy.state_stores.postgresql_opening import Address, Place, look_at, make_ready, new_engine
-from llama_deploy.state_stores.queries import Found
-from llama_deploy.state_stores.sql import SQLTransaction
-from llama_deploy.state_stores.tables import instances, sessions, task_is_running, tasks
+from llama_deploy.state_stores.sql.direct import pad
+from llama_deploy.state_stores.sql.queries import Found
+from llama_deploy.state_stores.sql.tables import instances, sessions, task_is_running, tasks
+from llama_deploy.state_stores.sql.transaction import SQLTransaction
 
 logger = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from sqlalchemy import exc as sa_exc
 
 from llama_deploy.errors import ConfigError, ConflictError, StoreLockedError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
-from llama_deploy.state_stores.direct import DirectConnection
 from llama_deploy.state_stores.migrations import stored_revision, upgrade_schema
-from llama_deploy.state_stores.sql import SQLTransaction
+from llama_deploy.state_stores.sql.direct import DirectConnection
+from llama_deploy.state_stores.sql.transaction import SQLTransaction
 
 T = TypeVar("T")
 

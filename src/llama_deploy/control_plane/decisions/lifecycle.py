@@ -34,7 +34,7 @@ from llama_deploy.errors import (
     TaskCancelledError,
     TaskFinishedError,
 )
-from llama_deploy.state_stores.base import TaskRecord
+from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import SessionPolicy, TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import (
     AttemptEvents,

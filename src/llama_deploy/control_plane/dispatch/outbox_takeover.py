@@ -64,7 +64,7 @@ class Takeover:
             return
         now = self._clock()
         taken = await self._store.transact(
-            lambda tx: tx.take_outbox(now=now, until=now + _KEEP, limit=_PAGE), synced=False
+            lambda tx: tx.outbox.take(now=now, until=now + _KEEP, limit=_PAGE), synced=False
         )
         self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in taken])
         if taken:

@@ -23,7 +23,8 @@ from llama_deploy.message_queues.base import (
     is_refused_for_good,
 )
 from llama_deploy.messages import QueueMessage
-from llama_deploy.state_stores.base import InstanceRecord, StateStore, StoreTransaction, TaskRecord
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import InstanceRecord, TaskRecord
 from llama_deploy.types import TaskStatus
 
 logger = logging.getLogger(__name__)
@@ -184,12 +185,12 @@ class _Due:
 
     @classmethod
     def read(cls, tx: StoreTransaction, now: datetime) -> _Due:
-        first = tx.sleeping_tasks(limit=1)
-        unclaimed = tx.queued_tasks(limit=1)
+        first = tx.tasks.sleeping(limit=1)
+        unclaimed = tx.tasks.queued(limit=1)
         return cls(
-            instances=tx.load_instances(),
-            unclaimed=tx.queued_tasks(due_before=now, limit=_PAGE) if unclaimed else [],
-            sleeping=tx.sleeping_tasks(due_before=now, limit=_PAGE) if first else [],
+            instances=tx.instances.load(),
+            unclaimed=tx.tasks.queued(due_before=now, limit=_PAGE) if unclaimed else [],
+            sleeping=tx.tasks.sleeping(due_before=now, limit=_PAGE) if first else [],
             next_timer=first[0].wake_at if first else None,
             next_unclaimed=unclaimed[0].redispatch_at if unclaimed else None,
         )
@@ -285,18 +286,18 @@ class Sweeper:
         until = self._clock() + self._lease
 
         def renew(tx: StoreTransaction) -> None:
-            found = tx.load_instances()
-            tx.put_instances(
+            found = tx.instances.load()
+            tx.instances.put(
                 [replace(item, lease_expires_at=until) for item in found if item.lease_expires_at < until]
             )
 
-        if await self._store.read(lambda tx: tx.load_instances()):
+        if await self._store.read(lambda tx: tx.instances.load()):
             # Not with the writer's transactions, which may have locked sessions before the instances.
             await self._store.transact(renew)
 
     async def dispatch_queued(self) -> None:
         """Hand every queued attempt to the queue again: it has lost all its messages."""
-        queued = await self._store.read(lambda tx: tx.queued_tasks(limit=_MOST_AT_START))
+        queued = await self._store.read(lambda tx: tx.tasks.queued(limit=_MOST_AT_START))
         tasks = [task for task in queued if not lifecycle.is_held_back(task)]
         for start in range(0, len(tasks), _PAGE):
             await self._dispatch_again(tasks[start : start + _PAGE], due_only=False)
@@ -350,12 +351,12 @@ class Sweeper:
             return
 
         def run(unit: Unit) -> tuple[set[str], list[TaskRecord]]:
-            current = unit.tx.load_instances(instance_ids=expired_ids)
+            current = unit.tx.instances.load(instance_ids=expired_ids)
             dead = [item for item in current if item.lease_expires_at <= unit.now]
             held = unit.instance_tasks([item.instance_id for item in dead])
             forgotten = [item.instance_id for item in dead if _is_forgotten(item, unit.now)]
             if forgotten:
-                unit.tx.delete_instances(forgotten)
+                unit.tx.instances.delete(forgotten)
             return {item.instance_id for item in dead}, [unit.lose(task) for task in held]
 
         self._dead, lost = await self._writer.write(Command(run, instances=tuple(expired_ids)))
@@ -390,7 +391,7 @@ class Sweeper:
                 if task is not None and task.status is TaskStatus.QUEUED and late(task):
                     unit.apply(Transition(replace(task, redispatch_at=soon)))
 
-        queued = await self._store.read(lambda tx: tx.queued_tasks(limit=_PAGE))
+        queued = await self._store.read(lambda tx: tx.tasks.queued(limit=_PAGE))
         waiting = [task for task in queued if late(task)]
         if waiting:
             await self._writer.write(Command(run, tasks=tuple(task.task_id for task in waiting), yields=True))

@@ -16,7 +16,7 @@ from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.requests.routing import route
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.orchestrators import BaseOrchestrator
-from llama_deploy.state_stores.base import TaskRecord
+from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,

@@ -141,7 +141,7 @@ class Attempts:
         if not isinstance(report, AttemptOutcome):
             return _events_command(report)
         if self._orchestrator.keeps_state:
-            tasks = await self._store.read(lambda tx: tx.load_tasks([report.task_id]))
+            tasks = await self._store.read(lambda tx: tx.tasks.load([report.task_id]))
             if report.task_id in tasks:
                 session_id = tasks[report.task_id].session_id
                 report = await keep_result(self._orchestrator, self._sessions, report, session_id=session_id)

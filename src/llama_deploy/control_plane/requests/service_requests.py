@@ -11,12 +11,8 @@ from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError
-from llama_deploy.state_stores.base import (
-    InstanceRecord,
-    ServiceRecord,
-    StateStore,
-    StoreTransaction,
-)
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord
 from llama_deploy.types import InstanceInfo, ServiceDefinition
 from llama_deploy.types.instance_protocol import (
     Heartbeat,
@@ -73,7 +69,7 @@ class Services:
             raise InvalidRequestError(f"the definition cannot be carried as JSON: {exc}") from exc
 
         def run(unit: Unit) -> None:
-            unit.tx.put_services([record])
+            unit.tx.services.put([record])
             if definition.instance_id is not None:
                 instance = InstanceRecord(
                     instance_id=definition.instance_id,
@@ -83,7 +79,7 @@ class Services:
                     last_heartbeat=unit.now,
                     lease_expires_at=unit.now + self._lease,
                 )
-                unit.tx.put_instances([instance])
+                unit.tx.instances.put([instance])
                 unit.note_due(instance.lease_expires_at)
 
         await self._writer.write(Command(run, instances=_named(definition.instance_id)))
@@ -100,13 +96,13 @@ class Services:
         """
 
         def run(unit: Unit) -> None:
-            if not unit.tx.load_services([service_name]):
+            if not unit.tx.services.load([service_name]):
                 raise ServiceNotFoundError(f"there is no service {service_name!r}", service_name=service_name)
             if instance_id is not None:
                 if not unit.instance_tasks([instance_id]):
-                    unit.tx.delete_instances([instance_id])
+                    unit.tx.instances.delete([instance_id])
                 return
-            instances = unit.tx.load_instances(service_names=[service_name])
+            instances = unit.tx.instances.load(service_names=[service_name])
             for task in unit.instance_tasks([instance.instance_id for instance in instances]):
                 unit.apply(lifecycle.take_back(task, at=unit.now))
             unit.delete_service(service_name)
@@ -115,7 +111,7 @@ class Services:
         await self._writer.write(Command(run, instances=instance_ids))
 
     async def _instances_of(self, service_name: str) -> tuple[str, ...]:
-        found = await self._store.read(lambda tx: tx.load_instances(service_names=[service_name]))
+        found = await self._store.read(lambda tx: tx.instances.load(service_names=[service_name]))
         return tuple(instance.instance_id for instance in found)
 
     async def get(self, service_name: str) -> ServiceDefinition:
@@ -139,9 +135,9 @@ class Services:
         def read(tx: StoreTransaction) -> dict[str, ServiceDefinition]:
             services = {
                 name: ServiceDefinition.model_validate_json(record.definition)
-                for name, record in sorted(tx.load_services(names).items())
+                for name, record in sorted(tx.services.load(names).items())
             }
-            for instance in tx.load_instances(service_names=list(services)):
+            for instance in tx.instances.load(service_names=list(services)):
                 services[instance.service_name].instances.append(_instance_info(instance, now))
             return services
 
@@ -155,11 +151,11 @@ class Services:
         """
 
         def run(unit: Unit) -> HeartbeatReply:
-            instances = unit.tx.load_instances(instance_ids=[beat.instance_id])
+            instances = unit.tx.instances.load(instance_ids=[beat.instance_id])
             if not instances:
                 return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
             renewed = replace(instances[0], last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
-            unit.tx.put_instances([renewed])
+            unit.tx.instances.put([renewed])
             self._release_forgotten(unit, beat)
             return HeartbeatReply(
                 at=unit.now,

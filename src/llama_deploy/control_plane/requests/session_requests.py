@@ -14,7 +14,8 @@ from llama_deploy.errors import (
     SessionNotFoundError,
     StateConflictError,
 )
-from llama_deploy.state_stores.base import SessionRecord, StateStore, StoreTransaction, TaskRecord
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import SessionRecord, TaskRecord
 from llama_deploy.types import SessionDefinition, SessionOptions, SessionPolicy, SessionState, generate_id
 from llama_deploy.types.json_values import encode_json
 
@@ -64,7 +65,7 @@ class Sessions:
 
         def read(tx: StoreTransaction) -> SessionDefinition:
             session = _load(tx, session_id)
-            return _definition(session, tx.session_tasks([session_id]))
+            return _definition(session, tx.tasks.of_sessions([session_id]))
 
         return await self._store.read(read)
 
@@ -72,9 +73,9 @@ class Sessions:
         """Return sessions by id, ordered by it, from the one after `after`."""
 
         def read(tx: StoreTransaction) -> dict[str, SessionDefinition]:
-            sessions = tx.list_sessions(after=after, limit=limit)
+            sessions = tx.sessions.page(after=after, limit=limit)
             tasks: dict[str, list[TaskRecord]] = {session.session_id: [] for session in sessions}
-            for task in tx.session_tasks(list(tasks)):
+            for task in tx.tasks.of_sessions(list(tasks)):
                 tasks[task.session_id].append(task)
             return {item.session_id: _definition(item, tasks[item.session_id]) for item in sessions}
 
@@ -89,7 +90,7 @@ class Sessions:
 
         def read(tx: StoreTransaction) -> list[TaskRecord]:
             _load(tx, session_id)
-            return tx.session_tasks([session_id])
+            return tx.tasks.of_sessions([session_id])
 
         return await self._store.read(read)
 
@@ -159,7 +160,7 @@ def _check_state(state: dict[str, Any]) -> None:
 
 
 def _load(tx: StoreTransaction, session_id: str) -> SessionRecord:
-    session = tx.load_sessions([session_id]).get(session_id)
+    session = tx.sessions.load([session_id]).get(session_id)
     if session is None:
         raise SessionNotFoundError(f"there is no session {session_id}", session_id=session_id)
     return session

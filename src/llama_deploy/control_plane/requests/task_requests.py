@@ -18,7 +18,8 @@ from llama_deploy.errors import (
     SessionNotFoundError,
     TaskNotFoundError,
 )
-from llama_deploy.state_stores.base import EventRecord, StateStore, TaskRecord
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.state_stores.records import EventRecord, TaskRecord
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
@@ -205,16 +206,16 @@ class Tasks:
         return task_view(await self._writer.write(Command(run, tasks=(task_id,), may_end=True)))
 
     async def _find(self, task_id: str, session_id: str | None) -> TaskRecord:
-        task = (await self._store.read(lambda tx: tx.load_tasks([task_id]))).get(task_id)
+        task = (await self._store.read(lambda tx: tx.tasks.load([task_id]))).get(task_id)
         if task is not None and session_id in (None, task.session_id):
             return task
-        if session_id is not None and not await self._store.read(lambda tx: tx.load_sessions([session_id])):
+        if session_id is not None and not await self._store.read(lambda tx: tx.sessions.load([session_id])):
             raise SessionNotFoundError(f"there is no session {session_id}", session_id=session_id)
         where = f" in session {session_id}" if session_id is not None else ""
         raise TaskNotFoundError(f"there is no task {task_id}{where}", task_id=task_id)
 
     async def _definition(self, service_name: str) -> ServiceDefinition | None:
-        services = await self._store.read(lambda tx: tx.load_services([service_name]))
+        services = await self._store.read(lambda tx: tx.services.load([service_name]))
         record = services.get(service_name)
         return ServiceDefinition.model_validate_json(record.definition) if record is not None else None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from llama_deploy.state_stores.base import JournalRecord, RunHeadRecord, StoreTransaction, TaskRecord
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.records import JournalRecord, RunHeadRecord, TaskRecord
 from llama_deploy.types.instance_protocol import JournalWrite, RunHeader, RunRecord
 
 
@@ -25,9 +26,9 @@ class Runs:
         if not task_ids:
             return
         journals: dict[str, list[JournalRecord]] = {task_id: [] for task_id in task_ids}
-        for entry in self._tx.load_journal(task_ids):
+        for entry in self._tx.runs.load_journal(task_ids):
             journals[entry.task_id].append(entry)
-        for task_id, head in self._tx.load_runs(task_ids).items():
+        for task_id, head in self._tx.runs.load(task_ids).items():
             self._loaded[task_id] = (head, journals[task_id])
 
     def record(self, task: TaskRecord) -> RunRecord | None:
@@ -82,11 +83,11 @@ class Runs:
     def flush(self) -> None:
         """Write what has been gathered."""
         if self._heads:
-            self._tx.put_runs(list(self._heads.values()))
+            self._tx.runs.put(list(self._heads.values()))
         if self._entries:
-            self._tx.insert_journal(self._entries)
+            self._tx.runs.insert_journal(self._entries)
         if self._trimmed:
-            self._tx.trim_journal(self._trimmed)
+            self._tx.runs.trim_journal(self._trimmed)
         if self._forgotten:
-            self._tx.delete_runs(self._forgotten)
+            self._tx.runs.delete(self._forgotten)
         self._heads, self._entries, self._trimmed, self._forgotten = {}, [], {}, set()

@@ -17,14 +17,13 @@ from llama_deploy.control_plane.decisions.lifecycle import Transition
 from llama_deploy.control_plane.storage.run_rows import Runs
 from llama_deploy.errors import SessionNotFoundError, TaskNotFoundError
 from llama_deploy.messages import ActionTypes, QueueMessage
-from llama_deploy.state_stores.base import (
+from llama_deploy.state_stores.base import Notice, StoreTransaction
+from llama_deploy.state_stores.records import (
     PROGRESS,
     EventRecord,
     InboxRecord,
-    Notice,
     OutboxRecord,
     SessionRecord,
-    StoreTransaction,
     TaskRecord,
 )
 from llama_deploy.types import EventDefinition, SessionPolicy, TaskStatus
@@ -135,16 +134,16 @@ class Unit:
         """
         self.tx.lock(session_ids=session_ids, task_ids=task_ids, instance_ids=instance_ids)
         if wanted_tasks := self.tx.lock_free(free_task_ids).union(task_ids):
-            self._tasks.update(self.tx.load_tasks(wanted_tasks))
+            self._tasks.update(self.tx.tasks.load(wanted_tasks))
         with_open_tasks = self._sessions_of(ending_task_ids).union(session_ids)
         if wanted := with_open_tasks | self._sessions_of(with_session_of):
-            self._sessions.update(self.tx.load_sessions(wanted))
+            self._sessions.update(self.tx.sessions.load(wanted))
         if with_open_tasks:
             self._load_open_tasks(with_open_tasks)
         known = self._tasks
         self.runs.load({key for key in resumed_task_ids if key in known and known[key].has_run})
         if keys := {item for item in inbox_keys if item[0] in known and known[item[0]].inbox_length}:
-            self._inbox_keys = self.tx.known_inbox_keys(keys)
+            self._inbox_keys = self.tx.inbox.known_keys(keys)
         self.now = self._clock()  # to wait for others' locks may have taken long
 
     def _sessions_of(self, task_ids: Collection[str]) -> set[str]:
@@ -153,7 +152,7 @@ class Unit:
     def _load_open_tasks(self, session_ids: Collection[str]) -> None:
         for session_id in session_ids:
             self._open[session_id] = {}
-        for task in self.tx.session_tasks(list(session_ids), open_only=True):
+        for task in self.tx.tasks.of_sessions(list(session_ids), open_only=True):
             known = self._tasks.setdefault(task.task_id, task)
             if not known.status.is_terminal:
                 self._open[task.session_id][task.task_id] = known
@@ -199,23 +198,23 @@ class Unit:
     def has_service(self, service_name: str) -> bool:
         """Whether there is such a service."""
         if service_name not in self._services:
-            self._services.update(self.tx.load_services([service_name]))
+            self._services.update(self.tx.services.load([service_name]))
         return service_name in self._services
 
     def delete_service(self, service_name: str) -> None:
         """Delete a service with its instances."""
-        self.tx.delete_services([service_name])
+        self.tx.services.delete([service_name])
         self._services.discard(service_name)
 
     def is_registered(self, instance_id: str) -> bool:
         """Whether there is such an instance."""
         if instance_id not in self._instances:
-            self._instances[instance_id] = bool(self.tx.load_instances(instance_ids=[instance_id]))
+            self._instances[instance_id] = bool(self.tx.instances.load(instance_ids=[instance_id]))
         return self._instances[instance_id]
 
     def instance_tasks(self, instance_ids: Collection[str]) -> list[TaskRecord]:
         """Return the running tasks that the instances have claimed."""
-        for task in self.tx.instance_tasks(instance_ids):
+        for task in self.tx.tasks.of_instances(instance_ids):
             self._tasks.setdefault(task.task_id, task)
         return [
             task
@@ -228,7 +227,7 @@ class Unit:
         wanted = [task_id for task_id in task_ids if self._tasks[task_id].inbox_length]
         if not wanted:
             return []
-        stored = [*self.tx.load_inbox(wanted), *(entry for entry in self._inbox if entry.task_id in wanted)]
+        stored = [*self.tx.inbox.load(wanted), *(entry for entry in self._inbox if entry.task_id in wanted)]
         return [
             InboxEntry(
                 task_id=entry.task_id, seq=entry.seq, event=EventDefinition.model_validate_json(entry.event)
@@ -265,9 +264,9 @@ class Unit:
     def delete_session(self, session_id: str) -> None:
         """Delete a session with all that belongs to it."""
         self.session(session_id)
-        tasks = {task.task_id for task in self.tx.session_tasks([session_id])}
+        tasks = {task.task_id for task in self.tx.tasks.of_sessions([session_id])}
         tasks.update(task_id for task_id, task in self._tasks.items() if task.session_id == session_id)
-        self.tx.delete_sessions([session_id])
+        self.tx.sessions.delete([session_id])
         self.committed.deleted.update(tasks)
         for task_id in tasks:
             self._tasks.pop(task_id, None)
@@ -351,22 +350,22 @@ class Unit:
 
     def flush(self) -> Committed:
         """Write everything."""
-        self._put(self.tx.insert_sessions, self._sessions, self._new_sessions)
-        self._put(self.tx.update_sessions, self._sessions, self._changed_sessions)
+        self._put(self.tx.sessions.insert, self._sessions, self._new_sessions)
+        self._put(self.tx.sessions.update, self._sessions, self._changed_sessions)
         # A dictionary keeps the order of insertion, which is the order of the tasks in their session.
-        self._put(self.tx.insert_tasks, self._tasks, self._new_tasks)
-        self._put(self.tx.update_tasks, self._tasks, self._changed_tasks)
-        self._put(self.tx.update_progress, self._tasks, self._grown_tasks - self._changed_tasks)
+        self._put(self.tx.tasks.insert, self._tasks, self._new_tasks)
+        self._put(self.tx.tasks.update, self._tasks, self._changed_tasks)
+        self._put(self.tx.tasks.update_progress, self._tasks, self._grown_tasks - self._changed_tasks)
         if self._events:
-            self.tx.insert_events(self._events)
+            self.tx.events.insert(self._events)
         if self._inbox:
-            self.tx.insert_inbox(self._inbox)
+            self.tx.inbox.insert(self._inbox)
         if self._consumed:
-            self.tx.consume_inbox(self._consumed)
+            self.tx.inbox.consume(self._consumed)
         self.runs.flush()
         if self.committed.outgoing:
             relay_at = self.now + timedelta(seconds=_RELAY_SECONDS)
-            self.tx.insert_outbox(
+            self.tx.outbox.insert(
                 [
                     OutboxRecord(item.message.id_, item.topic, item.message.encode().decode(), relay_at)
                     for item in self.committed.outgoing

@@ -189,7 +189,7 @@ class Writer:
             )
             outcomes = [_run(command, unit) for command in commands]
             if sent:
-                tx.delete_outbox(sent)
+                tx.outbox.delete(sent)
             return outcomes, unit.flush()
 
         try:

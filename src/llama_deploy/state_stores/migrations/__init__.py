@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from llama_deploy.errors import ConfigError
-from llama_deploy.state_stores.tables import metadata
+from llama_deploy.state_stores.sql.tables import metadata
 
 SCHEMA_REVISION = "0003"
 """The revision that this release works with."""

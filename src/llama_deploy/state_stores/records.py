@@ -1,0 +1,157 @@
+"""The rows of a state store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from llama_deploy.types import SessionPolicy, TaskStatus
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session."""
+
+    session_id: str
+    policy: SessionPolicy
+    state: str
+    """JSON object."""
+    version: int
+    """Grows by one with every write of the state."""
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task."""
+
+    task_id: str
+    session_id: str
+    service_name: str
+    input: str
+    """The run arguments: JSON object."""
+    status: TaskStatus
+    created_at: datetime
+    max_attempts: int
+    attempt: int = 1
+    """The attempt under way, or the next one if none is."""
+    losses: int = 0
+    """How many attempts were lost with their instance and not forgiven since, see `lifecycle.journal`."""
+    instance_id: str | None = None
+    token: str | None = None
+    """The secret of the attempt under way."""
+    claimed_at: datetime | None = None
+    redispatch_at: datetime | None = None
+    """When the message of the attempt is to be handed to the queue again if nobody has claimed it."""
+    dispatches: int = 0
+    """How often the message of the attempt under way was handed to the queue."""
+    stream_length: int = 0
+    """How many events the task's stream has."""
+    attempt_events: int = 0
+    """How many of them came from the attempt under way."""
+    inbox_length: int = 0
+    """How many events were sent to the task."""
+    has_run: bool = False
+    """Whether something of its run is stored: a `RunHeadRecord` and entries of its journal."""
+    journal_length: int = 0
+    """How many entries the journal of its run has had, those that a snapshot has replaced included."""
+    running_seconds: float = 0.0
+    """How long its run has been running, as the journal tells; without the time in which it waited."""
+    wake_at: datetime | None = None
+    """When a parked run is to be woken. None: only an event wakes it."""
+    cancel_requested: bool = False
+    finished_at: datetime | None = None
+    result: str | None = None
+    """The `TaskResult` as JSON, once the task has ended."""
+
+
+PROGRESS: Final = (
+    "stream_length",
+    "attempt_events",
+    "inbox_length",
+    "has_run",
+    "journal_length",
+    "running_seconds",
+)
+"""The fields of a `TaskRecord` that `TaskRepository.update_progress` overwrites."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """One event of a task's stream."""
+
+    task_id: str
+    index: int
+    """From 0, without gaps."""
+    type: str
+    data: str
+    """JSON object."""
+    terminal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InboxRecord:
+    """An event that was sent to a task."""
+
+    task_id: str
+    seq: int
+    """From 1, without gaps."""
+    event: str
+    """The `EventDefinition` as JSON."""
+    idempotency_key: str | None = None
+    """Unique among those of the task, None aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunHeadRecord:
+    """What a run goes on from, together with the journal entries after it."""
+
+    task_id: str
+    fingerprint: str
+    library_version: str
+    snapshot: str | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """One entry of a run's journal."""
+
+    task_id: str
+    seq: int
+    """From 0. Those before the present snapshot are gone."""
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRecord:
+    """A message that is to be handed to the queue, stored with the change that it speaks of."""
+
+    message_id: str
+    topic: str
+    message: str
+    """The `QueueMessage` in its wire form."""
+    relay_at: datetime | None = None
+    """From when on another control plane may hand it to the queue. None: at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """A service."""
+
+    service_name: str
+    definition: str
+    """The `ServiceDefinition` as JSON, without instances."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """A running copy of a service."""
+
+    instance_id: str
+    service_name: str
+    host: str | None
+    port: int | None
+    last_heartbeat: datetime
+    lease_expires_at: datetime
