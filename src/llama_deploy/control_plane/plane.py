@@ -13,14 +13,21 @@ from typing import Final, Self
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
+from llama_deploy.control_plane.dispatch.leases import Leases
+from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
 from llama_deploy.control_plane.dispatch.outbox_takeover import Takeover
-from llama_deploy.control_plane.dispatch.sweeper import OutboxRelay, Sweeper
+from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
+from llama_deploy.control_plane.dispatch.timers import Timers
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
 from llama_deploy.control_plane.requests.report_consumer import LATE_SECONDS, LOST_AFTER_SECONDS, Reports
 from llama_deploy.control_plane.requests.service_requests import Services
 from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.requests.task_requests import Tasks, task_view
-from llama_deploy.control_plane.storage.unit import Committed, Outgoing, Pauses, Unit
+from llama_deploy.control_plane.storage.outgoing import Outgoing
+from llama_deploy.control_plane.storage.reads import Reads
+from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.control_plane.store_notices import News
 from llama_deploy.control_plane.streams.stream_hub import StreamHub
@@ -68,7 +75,7 @@ class ControlPlane:
             store,
             clock=clock,
             topics=self.topics,
-            pauses=Pauses(
+            pace=DispatchPace(
                 unclaimed=Backoff(config.redispatch_seconds, longest=64 * config.redispatch_seconds),
                 lost=Backoff(config.retry_backoff_seconds, longest=config.retry_backoff_max_seconds),
             ),
@@ -80,13 +87,23 @@ class ControlPlane:
             on_refused=self._refuse,
             publish_callback=publish_callback,
         )
-        self._sweeper = Sweeper(
+        self._leases = Leases(
+            store=store, writer=self._writer, clock=clock, lease_seconds=config.lease_seconds
+        )
+        self._dispatcher = Dispatcher(
             store=store,
             writer=self._writer,
             clock=clock,
             lease_seconds=config.lease_seconds,
-            redispatch_seconds=config.redispatch_seconds,
             is_waiting=lambda service_name: self._relay.is_waiting(self.topics.work(service_name)),
+        )
+        self._sweeps = SweepLoop(
+            leases=self._leases,
+            timers=Timers(store=store, writer=self._writer, clock=clock),
+            dispatcher=self._dispatcher,
+            clock=clock,
+            lease_seconds=config.lease_seconds,
+            max_pause_seconds=config.redispatch_seconds,
         )
         self._background: list[asyncio.Task[None]] = []
         self._subscription: Subscription | None = None
@@ -150,11 +167,11 @@ class ControlPlane:
         reports = Reports(self._subscription, self.attempts, lost_after=lost_after)
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
-            asyncio.create_task(self._sweeper.run(), name="sweeper"),
+            asyncio.create_task(self._sweeps.run(), name="sweeps"),
             asyncio.create_task(self._relay.run(), name="outbox"),
         ]
         if self._store.shared:
-            news = News(store=self._store, hub=self._hub, sweeper=self._sweeper)
+            news = News(store=self._store, hub=self._hub, sweeps=self._sweeps)
             takeover = Takeover(store=self._store, writer=self._writer, relay=self._relay, clock=self._clock)
             self._background += [
                 asyncio.create_task(news.run(), name="news"),
@@ -163,11 +180,11 @@ class ControlPlane:
 
     async def _continue(self) -> None:
         """Continue what an earlier control plane has left, as the only one."""
-        await self._sweeper.renew_leases()
+        await self._leases.renew_all()
         unsent = await self._store.read(lambda tx: tx.outbox.load(limit=_OUTBOX_PAGE))
         self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
         if not self.queue.durable:
-            await self._sweeper.dispatch_queued()
+            await self._dispatcher.dispatch_all()
 
     def _member(self) -> str | None:
         """Return the name under which this control plane reads reports: that of its predecessor."""
@@ -219,11 +236,11 @@ class ControlPlane:
         refused = TaskDispatch.model_validate(message.data)
 
         def run(unit: Unit) -> None:
-            task = unit.find_task(refused.task_id)
+            task = unit.tasks.find(refused.task_id)
             if task is not None:
                 unit.apply(lifecycle.refuse(task, attempt=refused.attempt, error=error, at=unit.now))
 
-        await self._writer.write(Command(run, tasks=(refused.task_id,), may_end=True))
+        await self._writer.write(Command(run, Reads.of_tasks(refused.task_id, may_end=True)))
 
     def _after_commit(self, committed: Committed) -> None:
         self._relay.send(committed.outgoing)
@@ -235,4 +252,4 @@ class ControlPlane:
         for task_id in committed.deleted:
             self._hub.deleted(task_id)
         if committed.due is not None:
-            self._sweeper.wake(committed.due)
+            self._sweeps.wake(committed.due)

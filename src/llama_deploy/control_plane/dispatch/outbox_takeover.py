@@ -8,8 +8,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
-from llama_deploy.control_plane.dispatch.sweeper import OutboxRelay
-from llama_deploy.control_plane.storage.unit import Outgoing
+from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
+from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.control_plane.storage.writer import Writer
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import QueueMessage
@@ -22,7 +22,7 @@ _LOOK_EVERY_SECONDS: Final = 0.5
 _KEEP: Final = timedelta(seconds=5)
 """How long a message that was taken over is left to whoever took it."""
 _PAGE: Final = 500
-_MOST_WAITING: Final = 1000
+_MAX_WAITING: Final = 1000
 """With so many messages that wait for the queue here, no others are taken over."""
 
 
@@ -60,7 +60,7 @@ class Takeover:
                 logger.log(level, "the outbox cannot be read: %s", exc, extra={"action": "takeover"})
 
     async def _take_over(self) -> None:
-        if self._relay.backlog >= _MOST_WAITING:
+        if self._relay.backlog >= _MAX_WAITING:
             return
         now = self._clock()
         taken = await self._store.transact(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
+from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import (
@@ -40,11 +41,11 @@ class Sessions:
         session_id = options.session_id or generate_id()
 
         def run(unit: Unit) -> str:
-            if unit.find_session(session_id) is None:
+            if unit.sessions.find(session_id) is None:
                 unit.add_session(new_session(session_id, policy=options.policy, at=unit.now))
             return session_id
 
-        return await self._writer.write(Command(run, sessions=(session_id,)))
+        return await self._writer.write(Command(run, Reads(sessions={session_id})))
 
     async def delete(self, session_id: str) -> None:
         """Delete a session with its tasks; what runs of them is stopped as fenced out.
@@ -53,7 +54,7 @@ class Sessions:
             SessionNotFoundError: There is none of this id.
         """
         await self._writer.write(
-            Command(lambda unit: unit.delete_session(session_id), sessions=(session_id,))
+            Command(lambda unit: unit.delete_session(session_id), Reads(sessions={session_id}))
         )
 
     async def get(self, session_id: str) -> SessionDefinition:
@@ -111,7 +112,7 @@ class Sessions:
             SerializationError: A value that JSON cannot hold.
         """
         _check_state(changes)
-        return await self._write(session_id, lambda unit: unit.merge_state(session_id, changes))
+        return await self._write(session_id, lambda unit: unit.sessions.merge_state(session_id, changes))
 
     async def replace_state(self, session_id: str, state: dict[str, Any], *, version: int) -> SessionState:
         """Replace a session's state but for the reserved keys, if it still has the version that was read.
@@ -125,7 +126,7 @@ class Sessions:
         _check_state(state)
 
         def run(unit: Unit) -> SessionRecord:
-            session = unit.session(session_id)
+            session = unit.sessions.get(session_id)
             if session.version != version:
                 raise StateConflictError(
                     f"the state of session {session_id} has version {session.version}, not {version};"
@@ -134,12 +135,12 @@ class Sessions:
                     actual=session.version,
                 )
             kept = {key: value for key, value in json.loads(session.state).items() if _is_reserved(key)}
-            return unit.put_state(session, {**kept, **state})
+            return unit.sessions.put_state(session, {**kept, **state})
 
         return await self._write(session_id, run)
 
     async def _write(self, session_id: str, run: Callable[[Unit], SessionRecord]) -> SessionState:
-        return _state(await self._writer.write(Command(run, sessions=(session_id,))))
+        return _state(await self._writer.write(Command(run, Reads(sessions={session_id}))))
 
 
 def visible(state: dict[str, Any]) -> dict[str, Any]:

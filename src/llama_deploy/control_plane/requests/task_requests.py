@@ -8,6 +8,7 @@ from typing import Final
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.event_checks import check_event
 from llama_deploy.control_plane.requests.session_requests import new_session
+from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
@@ -111,10 +112,10 @@ class Tasks:
         arguments = encode_json(submission.arguments)
 
         def run(unit: Unit) -> TaskRecord:
-            known = unit.find_task(submission.task_id)
+            known = unit.tasks.find(submission.task_id)
             if known is not None:
                 return _same_task(known, submission, arguments)
-            if not unit.has_service(submission.service_name):
+            if not unit.services.exists(submission.service_name):
                 raise _unknown_service(submission.service_name)
             task = TaskRecord(
                 task_id=submission.task_id,
@@ -127,17 +128,20 @@ class Tasks:
             )
             if new_session_id is not None:
                 unit.add_session(new_session(new_session_id, policy=SessionPolicy.ENQUEUE, at=unit.now))
-            policy = unit.session(session_id).policy
-            admission = lifecycle.admit(task, open_tasks=unit.open_tasks(session_id), policy=policy)
+            policy = unit.sessions.get(session_id).policy
+            admission = lifecycle.admit(task, open_tasks=unit.tasks.open_of(session_id), policy=policy)
             accepted = unit.add_task(admission.accepted)
             for other in admission.cancel:
-                unit.apply(lifecycle.cancel(unit.task(other.task_id), at=unit.now))
+                unit.apply(lifecycle.cancel(unit.tasks.get(other.task_id), at=unit.now))
             # Cancelling the others may have made it this task's turn.
-            return unit.find_task(accepted.task_id) or accepted
+            return unit.tasks.find(accepted.task_id) or accepted
 
-        sessions = (session_id,) if new_session_id is None else ()
-        command = Command(run, tasks=(submission.task_id,), sessions=sessions)
-        return task_view(await self._writer.write(command))
+        reads = Reads(
+            tasks={submission.task_id},
+            sessions={session_id} if new_session_id is None else set(),
+            services={submission.service_name},
+        )
+        return task_view(await self._writer.write(Command(run, reads)))
 
     async def get(self, task_id: str, *, session_id: str | None = None, wait: float = 0.0) -> TaskView:
         """Return a task, after its end or after `wait` seconds, whichever is first.
@@ -181,16 +185,16 @@ class Tasks:
         check_event(event, task.service_name, await self._definition(task.service_name))
 
         def run(unit: Unit) -> None:
-            current = unit.task(task_id)
-            if unit.was_sent(task_id, event):
+            current = unit.tasks.get(task_id)
+            if unit.inbox.was_sent(task_id, event):
                 return
             lifecycle.check_open(current)
             if current.inbox_length >= _MAX_INBOX:
                 raise OverloadedError(f"{_MAX_INBOX} events were sent to task {task_id}; it takes no more")
             unit.add_to_inbox(current, event)
 
-        keys = () if event.idempotency_key is None else ((task_id, event.idempotency_key),)
-        await self._writer.write(Command(run, tasks=(task_id,), inbox_keys=keys))
+        keys = set() if event.idempotency_key is None else {(task_id, event.idempotency_key)}
+        await self._writer.write(Command(run, Reads(tasks={task_id}, inbox_keys=keys)))
 
     async def cancel(self, task_id: str) -> TaskView:
         """Ask for the task's end; one that runs ends as soon as its instance has stopped it.
@@ -201,9 +205,9 @@ class Tasks:
         """
 
         def run(unit: Unit) -> TaskRecord:
-            return unit.apply(lifecycle.cancel(unit.task(task_id), at=unit.now))
+            return unit.apply(lifecycle.cancel(unit.tasks.get(task_id), at=unit.now))
 
-        return task_view(await self._writer.write(Command(run, tasks=(task_id,), may_end=True)))
+        return task_view(await self._writer.write(Command(run, Reads.of_tasks(task_id, may_end=True))))
 
     async def _find(self, task_id: str, session_id: str | None) -> TaskRecord:
         task = (await self._store.read(lambda tx: tx.tasks.load([task_id]))).get(task_id)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from llama_deploy.control_plane.storage.reads import RowKind, Scope
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.records import JournalRecord, RunHeadRecord, TaskRecord
 from llama_deploy.types.instance_protocol import JournalWrite, RunHeader, RunRecord
 
 
-class Runs:
+class RunRows:
     """The runs of one transaction: what is written to them is gathered, and stored by `flush`."""
 
-    def __init__(self, tx: StoreTransaction) -> None:
+    def __init__(self, tx: StoreTransaction, scope: Scope) -> None:
         self._tx = tx
+        self._scope = scope
         self._loaded: dict[str, tuple[RunHeadRecord, list[JournalRecord]]] = {}
         self._heads: dict[str, RunHeadRecord] = {}
         self._trimmed: dict[str, int] = {}
@@ -33,6 +35,7 @@ class Runs:
 
     def record(self, task: TaskRecord) -> RunRecord | None:
         """Return from what the task's run goes on, None if nothing of it is stored."""
+        self._scope.require(RowKind.RUN, task.task_id)
         if not task.has_run:
             return None
         if task.task_id not in self._loaded:
