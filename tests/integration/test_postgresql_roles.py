@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from llama_deploy.errors import ConfigError
+from llama_deploy.state_stores import postgresql_opening
 from llama_deploy.state_stores.base import Notice
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
@@ -124,10 +125,14 @@ async def test_a_role_that_may_not_use_the_tables_is_told_what_it_needs(
 
 
 async def test_a_role_that_may_not_change_the_tables_is_told_who_may(
-    roles: Roles, postgresql_uri: str
+    roles: Roles, postgresql_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def upgrade(connection: sa.Connection, *, name: str) -> None:
+        connection.execute(sa.text("ALTER TABLE tasks ADD COLUMN of_a_later_release TEXT"))
+
     await (await PostgreSQLStateStore.connect(postgresql_uri)).close()
-    roles.execute("UPDATE alembic_version SET version_num = '0002'")
+    monkeypatch.setattr(postgresql_opening, "SCHEMA_REVISION", "of a later release")
+    monkeypatch.setattr(postgresql_opening, "upgrade_schema", upgrade)
     plain = roles.new()
     roles.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {plain}")
     roles.execute(f"GRANT CREATE ON SCHEMA public TO {plain}")

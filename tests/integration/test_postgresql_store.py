@@ -103,11 +103,26 @@ async def test_many_processes_start_on_an_empty_database_at_once(postgresql_uri:
     assert ended == [0, 0, 0, 0]
 
 
-async def test_a_newer_schema_is_refused(
-    store: PostgreSQLStateStore, postgresql_uri: str, postgresql_server: PostgreSQLServer
+@pytest.mark.parametrize(
+    ("revision", "words"), [("0003", "before the first release"), ("9999", "newer release")]
+)
+async def test_the_schema_of_another_version_is_refused(
+    store: PostgreSQLStateStore, postgresql_uri: str, revision: str, words: str
 ) -> None:
-    await store.transact(lambda tx: statement(tx, "UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(ConfigError, match=r"'9999'.*newer release"):
+    change = f"UPDATE alembic_version SET version_num = '{revision}'"  # noqa: S608 - from this test
+    await store.transact(lambda tx: statement(tx, change))
+    with pytest.raises(ConfigError) as refused:
+        await PostgreSQLStateStore.connect(postgresql_uri)
+    name = sa.make_url(postgresql_uri).database
+    for fact in (words, revision, f"/{name}", "set state_store_uri"):
+        assert fact in str(refused.value)
+
+
+async def test_tables_without_a_schema_revision_are_refused(
+    store: PostgreSQLStateStore, postgresql_uri: str
+) -> None:
+    await store.transact(lambda tx: statement(tx, "DROP TABLE alembic_version"))
+    with pytest.raises(ConfigError, match=r"has the tables events,.*not a state store"):
         await PostgreSQLStateStore.connect(postgresql_uri)
 
 

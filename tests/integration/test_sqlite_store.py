@@ -271,42 +271,42 @@ def test_the_schema_revision_is_the_last_step() -> None:
     assert ScriptDirectory(str(Path(migrations.__file__).parent)).get_heads() == [SCHEMA_REVISION]
 
 
-async def test_a_store_of_the_first_release_is_brought_up_to_date(
-    uri: str, database: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("revision", "words"),
+    [
+        ("0001", "before the first release"),
+        ("0003", "before the first release"),
+        ("9999", "newer release"),
+        ("later", "newer release"),
+    ],
+)
+async def test_the_schema_of_another_version_is_refused(
+    store: SQLiteStateStore, uri: str, database: Path, revision: str, words: str
 ) -> None:
-    with monkeypatch.context() as first:
-        first.setattr(migrations, "SCHEMA_REVISION", "0001")
-        await (await SQLiteStateStore.connect(uri)).close()
-    connection = sqlite3.connect(database)
-    with connection:
-        connection.execute(
-            "INSERT INTO tasks (task_id, session_id, service_name, input, status, created_at, max_attempts,"
-            " attempt, losses, dispatches, stream_length, attempt_events, inbox_length, cancel_requested)"
-            " VALUES ('t1', 's1', 'greeter', '{}', 'running', 0, 3, 1, 0, 0, 0, 0, 1, 0)"
-        )
-        connection.execute("INSERT INTO inbox (task_id, seq, event) VALUES ('t1', 1, '{}')")
-    connection.close()
-    async with await SQLiteStateStore.connect(uri) as store:
-        [task] = await store.read(lambda tx: tx.tasks.of_sessions(["s1"], open_only=True))
-        assert (task.status, task.has_run, task.journal_length, task.wake_at) == ("running", False, 0, None)
-        assert await store.read(lambda tx: tx.inbox.load(["t1"])) == [InboxRecord("t1", 1, "{}")]
-
-
-async def test_a_newer_schema_is_refused(store: SQLiteStateStore, uri: str, database: Path) -> None:
     await store.close()
     with sqlite3.connect(database) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
     connection.close()
-    with pytest.raises(ConfigError, match=r"'9999'.*newer release"):
+    with pytest.raises(ConfigError) as refused:
         await SQLiteStateStore.connect(uri)
+    for fact in (words, revision, str(database), "set state_store_uri"):
+        assert fact in str(refused.value)
 
 
-async def test_the_database_of_another_program_is_refused(uri: str, database: Path) -> None:
+async def test_tables_without_a_schema_revision_are_refused(uri: str, database: Path) -> None:
     with sqlite3.connect(database) as connection:
         connection.execute("CREATE TABLE tasks (title TEXT)")
     connection.close()
-    with pytest.raises(ConfigError, match=r"not a state store.*tasks"):
+    with pytest.raises(ConfigError) as refused:
         await SQLiteStateStore.connect(uri)
+    for fact in ("not a state store", "tasks", str(database), "set state_store_uri"):
+        assert fact in str(refused.value)
+
+
+async def test_free_pages_of_a_new_file_can_be_returned(store: SQLiteStateStore, database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)  # INCREMENTAL
+    connection.close()
 
 
 async def test_an_upgrade_that_fails_leaves_nothing(
@@ -314,8 +314,8 @@ async def test_an_upgrade_that_fails_leaves_nothing(
 ) -> None:
     upgrade = migrations.upgrade_schema
 
-    def fail_at_the_end(connection: sa.Connection) -> None:
-        upgrade(connection)
+    def fail_at_the_end(connection: sa.Connection, *, name: str) -> None:
+        upgrade(connection, name=name)
         raise InterruptedError
 
     monkeypatch.setattr(sqlite, "upgrade_schema", fail_at_the_end)
@@ -400,7 +400,7 @@ async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
         "status = 'queued' AND": "ix_tasks_queued",
         "tasks.status = 'queued'": "ix_tasks_queued",
         "tasks.status = 'running'": "ix_tasks_instance_running",
-        "status = 'waiting' AND": "ix_tasks_sleeping",
+        "status = 'waiting' AND": "ix_tasks_waiting",
         "finished_at IS NULL": "(session_id=? AND finished_at=?)",
         "idempotency_key IN": "ix_inbox_key (task_id=? AND idempotency_key=?)",
     }
@@ -413,7 +413,7 @@ async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
         assert "TEMP B-TREE" not in plan, (statement, plan)
         for line in plan.splitlines():
             walks_in_order = "USING INDEX ix_tasks_queued" in line or line == "SCAN outbox"
-            walks_in_order |= "USING INDEX ix_tasks_sleeping" in line
+            walks_in_order |= "USING INDEX ix_tasks_waiting" in line
             assert not line.startswith("SCAN") or walks_in_order, (statement, plan)
         for condition, index in expected.items():
             assert condition not in statement or index in plan, (statement, plan)
@@ -513,3 +513,13 @@ async def test_every_commit_is_synced_unless_it_need_not_be(store: SQLiteStateSt
     assert await store.transact(level) == full
     assert await store.transact(level, synced=False) == normal
     assert await store.transact(level) == full
+
+
+@pytest.mark.parametrize("status", list(TaskStatus))
+async def test_the_tasks_of_every_status_are_found_by_an_index(
+    store: SQLiteStateStore, status: TaskStatus
+) -> None:
+    ended = "AND finished_at IS NOT NULL ORDER BY status_changed_at" if status.is_terminal else ""
+    query = f"SELECT task_id FROM tasks WHERE status = '{status.value}' {ended}"  # noqa: S608
+    plan = store._database.writer._driver.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+    assert all("ix_tasks_" in row[3] for row in plan), plan

@@ -48,6 +48,7 @@ def new_task(**changes: object) -> TaskRecord:
         input="{}",
         status=TaskStatus.PENDING,
         created_at=NOW,
+        status_changed_at=NOW,
         max_attempts=3,
     )
     return replace(task, **changes)  # type: ignore[arg-type]

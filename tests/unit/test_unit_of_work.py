@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
@@ -16,12 +18,13 @@ from llama_deploy.control_plane.decisions.lifecycle import Transition
 from llama_deploy.control_plane.storage.reads import Reads, RowKind, UndeclaredReadError
 from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
-from llama_deploy.errors import LlamaDeployError, SessionNotFoundError, TaskNotFoundError
+from llama_deploy.errors import LlamaDeployError, SessionNotFoundError, TaskNotFoundError, UnavailableError
 from llama_deploy.state_stores.base import StoreTransaction
-from llama_deploy.state_stores.records import ServiceRecord, TaskRecord
+from llama_deploy.state_stores.records import RUN_FORMAT, RunHeadRecord, ServiceRecord, TaskRecord
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
-from llama_deploy.types import EventDefinition, TaskStatus
+from llama_deploy.types import EventDefinition, ServiceDefinition, TaskResult, TaskStatus
+from llama_deploy.types.instance_protocol import RunRecord
 from llama_deploy.types.topics import Topics
 
 EVENT = EventDefinition(event_obj_str="{}", idempotency_key="key")
@@ -170,9 +173,7 @@ async def test_the_tasks_of_a_declared_instance_may_end(
     for _ in range(3):
         running = a_task("t1", status=TaskStatus.RUNNING, instance_id="i1")
         stored = (await store.read(lambda tx: tx.tasks.load(["t1"])))["t1"]
-        changed = Transition(
-            TaskRecord(**{**fields_of(running), "losses": stored.losses, "attempt": stored.attempt})
-        )
+        changed = Transition(replace(running, losses=stored.losses, attempt=stored.attempt))
         await writer.write(Command(lambda unit, it=changed: unit.apply(it), Reads.of_tasks("t1")))  # type: ignore[misc]
         await writer.write(Command(lose, Reads(instances={"i1"})))
     assert committed[-1].ended["t1"].status is TaskStatus.FAILED
@@ -181,10 +182,59 @@ async def test_the_tasks_of_a_declared_instance_may_end(
     assert (following.status, following.redispatch_at) == (TaskStatus.QUEUED, NOW + timedelta(seconds=10))
 
 
-def fields_of(record: TaskRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
-
-
 def test_reads_are_merged() -> None:
     both = Reads.of_tasks("a", may_end=True) | Reads.of_tasks("b", with_run=True) | Reads(services={"x"})
     assert both == Reads(tasks={"a", "b"}, ending_tasks={"a"}, runs={"b"}, services={"x"})
+
+
+async def test_a_change_of_status_is_dated(writer: Writer, store: SQLiteStateStore) -> None:
+    long_ago = NOW - timedelta(days=1)
+    before = [
+        a_task(name, session_id=name, status=TaskStatus.QUEUED, status_changed_at=long_ago)
+        for name in ("a", "b")
+    ]
+    await store.transact(lambda tx: tx.tasks.insert(before))
+
+    def change(unit: Unit) -> None:
+        unit.apply(Transition(replace(unit.tasks.get("a"), status=TaskStatus.RUNNING)))
+        unit.apply(Transition(replace(unit.tasks.get("b"), dispatches=7)))
+
+    await writer.write(Command(change, Reads.of_tasks("a", "b")))
+    stored = await store.read(lambda tx: tx.tasks.load(["a", "b"]))
+    assert (stored["a"].status_changed_at, stored["b"].status_changed_at) == (NOW, long_ago)
+
+
+async def test_a_written_state_is_dated(writer: Writer, store: SQLiteStateStore) -> None:
+    old = replace(a_session("old"), updated_at=NOW - timedelta(days=1))
+    await store.transact(lambda tx: tx.sessions.insert([old]))
+    await writer.write(
+        Command(lambda unit: unit.sessions.merge_state("old", {"x": 1}), Reads(sessions={"old"}))
+    )
+    assert (await store.read(lambda tx: tx.sessions.load(["old"])))["old"].updated_at == NOW
+
+
+@pytest.mark.parametrize("stored_format", [RUN_FORMAT, RUN_FORMAT + 1])
+async def test_a_run_of_a_newer_format_is_refused(
+    writer: Writer, store: SQLiteStateStore, stored_format: int
+) -> None:
+    await store.transact(lambda tx: tx.tasks.update_progress([a_task("t1", has_run=True)]))
+    await store.transact(lambda tx: tx.runs.put([RunHeadRecord("t1", "f", "1", format=stored_format)]))
+
+    async def read() -> RunRecord | None:
+        return await writer.write(
+            Command(lambda unit: unit.runs.record(unit.tasks.get("t1")), Reads.of_tasks("t1", with_run=True))
+        )
+
+    if stored_format == RUN_FORMAT:
+        assert await read() is not None
+    else:
+        with pytest.raises(
+            UnavailableError, match=rf"t1 is stored in format {stored_format}.*the release that"
+        ):
+            await read()
+
+
+@pytest.mark.parametrize("model", [TaskResult, ServiceDefinition, EventDefinition])
+def test_stored_json_with_later_fields_can_be_read(model: type[BaseModel]) -> None:
+    stored = {"task_id": "t", "service_name": "s", "event_obj_str": "{}", "a_later_field": {"x": 1}}
+    assert "a_later_field" not in model.model_validate_json(json.dumps(stored)).model_dump()

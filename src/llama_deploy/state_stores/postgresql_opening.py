@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import sqlalchemy as sa
@@ -201,7 +202,7 @@ async def _upgrade(address: Address) -> None:
             # Alembic takes seconds where there is little CPU; who stands still must not block the others.
             await connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout TO '60s'")
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_UPGRADING})")
-            await connection.run_sync(upgrade_schema)
+            await connection.run_sync(partial(upgrade_schema, name=address.name))
     finally:
         await engine.dispose()
 

@@ -8,6 +8,27 @@ from typing import Final
 
 from llama_deploy.types import SessionPolicy, TaskStatus
 
+RUN_FORMAT: Final = 1
+"""The major version of runs that this release writes and reads."""
+
+FIXED: Final = frozenset(
+    {
+        "session_id",
+        "tenant",
+        "service_name",
+        "input",
+        "created_at",
+        "trace",
+        "parent_task_id",
+        "root_task_id",
+        "tags",
+        "priority",
+        "not_before",
+        "deadline",
+    }
+)
+"""The fields of a `TaskRecord` that never change."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
@@ -20,6 +41,9 @@ class SessionRecord:
     version: int
     """Grows by one with every write of the state."""
     created_at: datetime
+    updated_at: datetime
+    """When the state was last written."""
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +57,22 @@ class TaskRecord:
     """The run arguments: JSON object."""
     status: TaskStatus
     created_at: datetime
+    status_changed_at: datetime
     max_attempts: int
+    tenant: str = ""
+    trace: str | None = None
+    """The W3C `traceparent` of the submission."""
+    parent_task_id: str | None = None
+    """The task whose step has submitted this one."""
+    root_task_id: str | None = None
+    """The first task of the tree of parents."""
+    tags: str = "[]"
+    """JSON list of strings."""
+    priority: int = 0
+    not_before: datetime | None = None
+    """Until when the task is held back."""
+    deadline: datetime | None = None
+    """When the task must have ended."""
     attempt: int = 1
     """The attempt under way, or the next one if none is."""
     losses: int = 0
@@ -112,6 +151,8 @@ class RunHeadRecord:
     library_version: str
     snapshot: str | None = None
     state: str | None = None
+    format: int = RUN_FORMAT
+    """The major version of how snapshot, state and entries are to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +184,7 @@ class ServiceRecord:
     service_name: str
     definition: str
     """The `ServiceDefinition` as JSON, without instances."""
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

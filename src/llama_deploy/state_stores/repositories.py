@@ -41,7 +41,7 @@ class SessionRepository(ABC):
 
     @abstractmethod
     def update(self, sessions: Sequence[SessionRecord]) -> None:
-        """Overwrite `policy`, `state` and `version`."""
+        """Overwrite `policy`, `state`, `version` and `updated_at`."""
 
     @abstractmethod
     def delete(self, session_ids: Collection[str]) -> None:
@@ -90,7 +90,7 @@ class TaskRepository(ABC):
 
     @abstractmethod
     def update(self, tasks: Sequence[TaskRecord]) -> None:
-        """Overwrite everything but the id, session, service, input and creation time."""
+        """Overwrite everything but the id and the fields in `FIXED`."""
 
     @abstractmethod
     def update_progress(self, tasks: Sequence[TaskRecord]) -> None:

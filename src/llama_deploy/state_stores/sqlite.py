@@ -35,6 +35,8 @@ _READERS = 2
 _BUSY_TIMEOUT_SECONDS = 5.0
 """How long a transaction waits for another program, such as a backup, that has locked the file."""
 _PRAGMAS = (
+    # Lets free pages be returned to the file system. It has to come before the first table.
+    "PRAGMA auto_vacuum = INCREMENTAL",
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA cache_size = -8192",  # KiB
@@ -218,7 +220,7 @@ class _Connection:
     def upgrade(self) -> None:
         """Bring the schema up to date, all or nothing."""
         with self._transaction("BEGIN IMMEDIATE", end="COMMIT", opening=True):
-            upgrade_schema(self._statements)
+            upgrade_schema(self._statements, name=self._name)
 
     def close(self) -> None:
         self._statements.close()

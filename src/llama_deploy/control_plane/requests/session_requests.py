@@ -26,7 +26,9 @@ RESERVED_PREFIX: Final = "__"
 
 def new_session(session_id: str, *, policy: SessionPolicy, at: datetime) -> SessionRecord:
     """Return a session without any state."""
-    return SessionRecord(session_id=session_id, policy=policy, state="{}", version=0, created_at=at)
+    return SessionRecord(
+        session_id=session_id, policy=policy, state="{}", version=0, created_at=at, updated_at=at
+    )
 
 
 class Sessions:

@@ -124,6 +124,7 @@ class Tasks:
                 input=arguments,
                 status=TaskStatus.PENDING,
                 created_at=unit.now,
+                status_changed_at=unit.now,
                 max_attempts=submission.max_attempts or self._default_max_attempts,
             )
             if new_session_id is not None:

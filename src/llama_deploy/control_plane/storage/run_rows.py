@@ -6,8 +6,9 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from llama_deploy.control_plane.storage.reads import RowKind, Scope
+from llama_deploy.errors import UnavailableError
 from llama_deploy.state_stores.base import StoreTransaction
-from llama_deploy.state_stores.records import JournalRecord, RunHeadRecord, TaskRecord
+from llama_deploy.state_stores.records import RUN_FORMAT, JournalRecord, RunHeadRecord, TaskRecord
 from llama_deploy.types.instance_protocol import JournalWrite, RunHeader, RunRecord
 
 
@@ -42,6 +43,11 @@ class RunRows:
             self.flush()
             self.load([task.task_id])
         head, entries = self._loaded[task.task_id]
+        if head.format != RUN_FORMAT:
+            raise UnavailableError(
+                f"the run of task {task.task_id} is stored in format {head.format}, and this release reads"
+                f" format {RUN_FORMAT} only: start a control plane of the release that has written it"
+            )
         return RunRecord(
             header=RunHeader(fingerprint=head.fingerprint, library_version=head.library_version),
             snapshot=head.snapshot,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from llama_deploy.control_plane.storage.reads import RowKind, Scope
@@ -17,9 +18,10 @@ from llama_deploy.types.json_values import encode_json
 class SessionRows:
     """Sessions: loaded once, changed in memory, written by `flush`."""
 
-    def __init__(self, tx: StoreTransaction, scope: Scope) -> None:
+    def __init__(self, tx: StoreTransaction, scope: Scope, *, now: datetime) -> None:
         self._tx = tx
         self._scope = scope
+        self._now = now
         self._records: dict[str, SessionRecord] = {}
         self._new: set[str] = set()
         self._changed: set[str] = set()
@@ -60,7 +62,9 @@ class SessionRows:
     def put_state(self, session: SessionRecord, state: dict[str, Any]) -> SessionRecord:
         """Replace a session's state."""
         self._scope.require(RowKind.SESSION, session.session_id)
-        changed = replace(session, state=encode_json(state), version=session.version + 1)
+        changed = replace(
+            session, state=encode_json(state), version=session.version + 1, updated_at=self._now
+        )
         self._records[session.session_id] = changed
         if session.session_id not in self._new:
             self._changed.add(session.session_id)

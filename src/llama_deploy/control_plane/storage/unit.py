@@ -58,8 +58,8 @@ class Unit:
         self._committed = Committed()
         self.now = now
         """The time of the transaction."""
-        self.tasks = TaskRows(tx, self._scope)
-        self.sessions = SessionRows(tx, self._scope)
+        self.tasks = TaskRows(tx, self._scope, now=now)
+        self.sessions = SessionRows(tx, self._scope, now=now)
         self.inbox = InboxRows(tx, self._scope, self.tasks)
         self.runs = RunRows(tx, self._scope)
         self.instances = InstanceRows(tx, self._scope)
@@ -103,7 +103,7 @@ class Unit:
             due = self._pace.redispatch_at(dispatches=task.dispatches, at=self.now)
             task = replace(task, redispatch_at=due)
             self._outgoing.dispatch(task)
-        self.tasks.put(task)
+        task = self.tasks.put(task)
         if transition.events:
             self.tasks.append_events(task, transition.events)
             self._committed.grown.add(task.task_id)

@@ -68,6 +68,7 @@ def _run_upserts() -> dict[str, sa.Insert]:
         statements[dialect.dialect.name] = insert.on_conflict_do_update(
             index_elements=list(runs.primary_key),
             set_={
+                "format": new.format,
                 "fingerprint": new.fingerprint,
                 "library_version": new.library_version,
                 "snapshot": sa.func.coalesce(new.snapshot, runs.c.snapshot),
@@ -76,6 +77,7 @@ def _run_upserts() -> dict[str, sa.Insert]:
             where=sa.or_(
                 new.snapshot.is_not(None),
                 new.state.is_not(None),
+                new.format != runs.c.format,
                 new.fingerprint != runs.c.fingerprint,
                 new.library_version != runs.c.library_version,
             ),

@@ -17,7 +17,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from llama_deploy.state_stores.records import PROGRESS, SessionRecord, TaskRecord
+from llama_deploy.state_stores.records import FIXED, PROGRESS, SessionRecord, TaskRecord
 from llama_deploy.state_stores.repositories import SessionRepository, TaskRepository
 from llama_deploy.state_stores.sql.access import KEY, SQLAccess, ids, limit, update
 from llama_deploy.state_stores.sql.queries import Mapper, Query
@@ -30,7 +30,7 @@ from llama_deploy.state_stores.sql.tables import (
     task_is_open,
     task_is_queued,
     task_is_running,
-    task_is_sleeping,
+    task_is_waiting,
     tasks,
 )
 
@@ -46,8 +46,9 @@ _SESSIONS_AFTER = Query.of(
     .order_by(sessions.c.session_id)
     .limit(limit)
 )
+_FIXED_OF_SESSIONS: Final = ("tenant", "created_at")
 _INSERT_SESSIONS = sa.insert(sessions)
-_UPDATE_SESSIONS = update(sessions, _SESSION, key="session_id", fixed={"created_at"})
+_UPDATE_SESSIONS = update(sessions, _SESSION, key="session_id", fixed=_FIXED_OF_SESSIONS)
 
 _tasks_of_sessions = sa.select(tasks.c.task_id).where(tasks.c.session_id.in_(ids))
 _DELETE_SESSIONS = (
@@ -85,15 +86,17 @@ _QUEUED_TASKS = Query.of(_queued_tasks)
 _QUEUED_TASKS_BEFORE = Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
 
 _sleeping_tasks = (
-    sa.select(*_TASK.columns).where(task_is_sleeping).order_by(tasks.c.wake_at, tasks.c.position).limit(limit)
+    sa.select(*_TASK.columns)
+    .where(task_is_waiting, tasks.c.wake_at.is_not(None))
+    .order_by(tasks.c.wake_at, tasks.c.position)
+    .limit(limit)
 )
 _SLEEPING_TASKS = Query.of(_sleeping_tasks)
 _SLEEPING_TASKS_BEFORE = Query.of(_sleeping_tasks.where(tasks.c.wake_at < sa.bindparam("due_before")))
 
 # Inline: the new row's position is not needed, and some databases send it back at a cost.
 _INSERT_TASKS = sa.insert(tasks).inline()
-_FIXED: Final = ("session_id", "service_name", "input", "created_at")
-_UPDATE_TASKS = update(tasks, _TASK, key="task_id", fixed=_FIXED)
+_UPDATE_TASKS = update(tasks, _TASK, key="task_id", fixed=FIXED)
 _UPDATE_PROGRESS = update(tasks, _TASK, key="task_id", fixed={*_TASK.names} - {*PROGRESS})
 
 
@@ -118,7 +121,8 @@ class SQLSessions(SessionRepository):
         rows = _SESSION.rows(sessions)
         for row in rows:
             row[KEY] = row.pop("session_id")
-            del row["created_at"]
+            for fixed in _FIXED_OF_SESSIONS:
+                del row[fixed]
         self._access.write(_UPDATE_SESSIONS, rows)
 
     def delete(self, session_ids: Collection[str]) -> None:
@@ -154,7 +158,7 @@ class SQLTasks(TaskRepository):
         rows = _TASK.rows(tasks)
         for row in rows:
             row[KEY] = row.pop("task_id")
-            for fixed in _FIXED:
+            for fixed in FIXED:
                 del row[fixed]
         self._access.write(_UPDATE_TASKS, rows)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import (
+    FIXED,
     PROGRESS,
     EventRecord,
     InboxRecord,
@@ -35,12 +36,13 @@ class TaskTests(StoreTests):
     # -- sessions
 
     async def test_sessions_come_back_as_they_were_stored(self, store: StateStore) -> None:
-        session = SessionRecord("s1", SessionPolicy.INTERRUPT, '{"a": "ä\\u0000😀"}', 2**40, NOW)
+        session = SessionRecord("s1", SessionPolicy.INTERRUPT, '{"a": "ä\\u0000😀"}', 2**40, NOW, NOW, "acme")
         await store.transact(lambda tx: tx.sessions.insert([session]))
         assert await store.read(lambda tx: tx.sessions.load(["s1", "s1", "unknown"])) == {"s1": session}
 
     async def test_a_session_is_updated_but_for_its_creation(self, store: StateStore) -> None:
-        changed = SessionRecord("s1", SessionPolicy.REJECT, '{"n": 1}', 1, NOW + timedelta(days=1))
+        later = NOW + timedelta(days=1)
+        changed = SessionRecord("s1", SessionPolicy.REJECT, '{"n": 1}', 1, later, later, "other")
         unknown = a_session("unknown")
 
         def work(tx: StoreTransaction) -> None:
@@ -48,7 +50,7 @@ class TaskTests(StoreTests):
             tx.sessions.update([changed, unknown])
 
         await store.transact(work)
-        expected = [replace(changed, created_at=NOW), a_session("s2")]
+        expected = [replace(changed, created_at=NOW, tenant=""), a_session("s2")]
         assert await store.read(lambda tx: tx.sessions.page()) == expected
 
     async def test_sessions_are_listed_in_pages(self, store: StateStore) -> None:
@@ -91,6 +93,15 @@ class TaskTests(StoreTests):
             input='{"x": [1, 2]}',
             status=TaskStatus.TIMED_OUT,
             created_at=NOW,
+            status_changed_at=NOW + timedelta(seconds=1),
+            tenant="acme",
+            trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            parent_task_id="parent",
+            root_task_id="root",
+            tags='["a", "b"]',
+            priority=-5,
+            not_before=NOW + timedelta(seconds=2),
+            deadline=NOW + timedelta(seconds=3),
             max_attempts=7,
             attempt=5,
             losses=4,
@@ -130,7 +141,16 @@ class TaskTests(StoreTests):
             service_name="other",
             input="other",
             created_at=NOW + timedelta(days=1),
+            tenant="other",
+            trace="other",
+            parent_task_id="other",
+            root_task_id="other",
+            tags='["other"]',
+            priority=1,
+            not_before=NOW,
+            deadline=NOW,
             status=TaskStatus.RUNNING,
+            status_changed_at=NOW + timedelta(seconds=1),
             max_attempts=9,
             attempt=2,
             losses=1,
@@ -157,13 +177,9 @@ class TaskTests(StoreTests):
             tx.tasks.update([changed, a_task("unknown")])
 
         await store.transact(work)
-        expected = replace(
-            changed,
-            session_id=first.session_id,
-            service_name=first.service_name,
-            input=first.input,
-            created_at=first.created_at,
-        )
+        fixed: dict[str, Any] = {name: getattr(first, name) for name in FIXED}
+        assert all(getattr(changed, name) != value for name, value in fixed.items())
+        expected = replace(changed, **fixed)
         found = await store.read(lambda tx: tx.tasks.load(["t1", "t2", "unknown"]))
         assert found == {"t1": expected, "t2": a_task("t2")}
 
