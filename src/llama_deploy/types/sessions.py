@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llama_deploy.types.keys import PublicId
+
 
 class SessionPolicy(StrEnum):
     """What happens to a task that arrives while an earlier one of its session is open."""
@@ -41,7 +43,7 @@ class SessionOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    session_id: str | None = Field(default=None, min_length=1, max_length=200)
+    session_id: PublicId | None = Field(default=None, min_length=1, max_length=200)
     """None: the control plane chooses. An id that exists already names that session."""
     policy: SessionPolicy = SessionPolicy.ENQUEUE
 

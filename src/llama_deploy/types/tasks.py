@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.types.ids import generate_id
 from llama_deploy.types.json_values import JsonObject
+from llama_deploy.types.keys import PublicId
 
 
 class TaskStatus(StrEnum):
@@ -54,9 +55,9 @@ class TaskDefinition(BaseModel):
 
     input: str
     """The run arguments: a JSON object as a string."""
-    task_id: str = Field(default_factory=generate_id, min_length=1, max_length=200)
+    task_id: PublicId = Field(default_factory=generate_id, min_length=1, max_length=200)
     """Chosen by the client, so that sending the same definition twice makes one task."""
-    session_id: str | None = None
+    session_id: PublicId | None = None
     agent_id: str | None = Field(default=None, max_length=200)
     """The name of the service."""
 
@@ -69,12 +70,12 @@ class TaskSubmission(BaseModel):
     service_name: str = Field(min_length=1, max_length=200)
     arguments: JsonObject = Field(default_factory=dict)
     """The run arguments of the workflow."""
-    task_id: str = Field(default_factory=generate_id, min_length=1, max_length=200)
+    task_id: PublicId = Field(default_factory=generate_id, min_length=1, max_length=200)
     """Also the idempotency key: the same submission again returns the first one's task.
 
     One of the same id for another service or session, or with other arguments, is refused (`ConflictError`).
     """
-    session_id: str | None = Field(default=None, min_length=1, max_length=200)
+    session_id: PublicId | None = Field(default=None, min_length=1, max_length=200)
     """None: the task gets a session of its own."""
     max_attempts: int | None = Field(default=None, ge=1, le=100)
     """How many instances may die under the task before it fails. None: the control plane's default.

@@ -19,6 +19,7 @@ from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import SessionRecord, TaskRecord
 from llama_deploy.types import SessionDefinition, SessionOptions, SessionPolicy, SessionState, generate_id
 from llama_deploy.types.json_values import encode_json
+from llama_deploy.types.keys import public_id
 
 RESERVED_PREFIX: Final = "__"
 """State keys that begin so belong to the services; clients neither see nor write them."""
@@ -175,8 +176,8 @@ def _state(session: SessionRecord) -> SessionState:
 
 def _definition(session: SessionRecord, tasks: list[TaskRecord]) -> SessionDefinition:
     return SessionDefinition(
-        session_id=session.session_id,
-        task_ids=[task.task_id for task in tasks],
+        session_id=public_id(session.session_id),
+        task_ids=[public_id(task.task_id) for task in tasks],
         state=visible(json.loads(session.state)),
         policy=session.policy,
     )

@@ -32,6 +32,7 @@ from llama_deploy.types import (
     generate_id,
 )
 from llama_deploy.types.json_values import encode_json
+from llama_deploy.types.keys import public_id
 
 _MAX_INBOX: Final = 10_000
 """The most events that can be sent to one task: all that are not consumed travel with its next claim."""
@@ -43,8 +44,8 @@ EventStream = AsyncIterator[list[EventRecord]]
 def task_view(task: TaskRecord) -> TaskView:
     """Return a task as clients see it."""
     return TaskView(
-        task_id=task.task_id,
-        session_id=task.session_id,
+        task_id=public_id(task.task_id),
+        session_id=public_id(task.session_id),
         service_name=task.service_name,
         status=task.status,
         attempt=task.attempt,
