@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.config import ControlPlaneConfig
@@ -16,8 +16,8 @@ from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.dispatch.leases import Leases
+from llama_deploy.control_plane.dispatch.outbox_reader import OutboxReader
 from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
-from llama_deploy.control_plane.dispatch.outbox_takeover import Takeover
 from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
 from llama_deploy.control_plane.dispatch.timers import Timers
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
@@ -25,7 +25,6 @@ from llama_deploy.control_plane.requests.report_consumer import LATE_SECONDS, LO
 from llama_deploy.control_plane.requests.service_requests import Services
 from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.requests.task_requests import Tasks, task_view
-from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -40,8 +39,6 @@ from llama_deploy.types.instance_protocol import TaskDispatch
 from llama_deploy.types.topics import Topics
 
 logger = logging.getLogger(__name__)
-
-_OUTBOX_PAGE: Final = 1_000_000
 
 
 def utc_now() -> datetime:
@@ -87,6 +84,7 @@ class ControlPlane:
             on_refused=self._refuse,
             publish_callback=publish_callback,
         )
+        self._outbox = OutboxReader(store=store, writer=self._writer, relay=self._relay, clock=clock)
         self._leases = Leases(
             store=store, writer=self._writer, clock=clock, lease_seconds=config.lease_seconds
         )
@@ -160,31 +158,37 @@ class ControlPlane:
 
     async def _begin(self) -> None:
         # With others at work, nobody has stopped hearing heartbeats, and no message was lost with the queue.
-        if not await self._store.has_company():
-            await self._continue()
+        unsent = None if await self._store.has_company() else await self._continue()
         self._subscription = await self.queue.subscribe(self.topics.control_plane, member=self._member())
         lost_after = LATE_SECONDS if self.queue.durable else LOST_AFTER_SECONDS
         reports = Reports(self._subscription, self.attempts, lost_after=lost_after)
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
             asyncio.create_task(self._sweeps.run(), name="sweeps"),
-            asyncio.create_task(self._relay.run(), name="outbox"),
+            asyncio.create_task(self._publish_outbox(after=unsent), name="outbox"),
         ]
         if self._store.shared:
             news = News(store=self._store, hub=self._hub, sweeps=self._sweeps)
-            takeover = Takeover(store=self._store, writer=self._writer, relay=self._relay, clock=self._clock)
             self._background += [
                 asyncio.create_task(news.run(), name="news"),
-                asyncio.create_task(takeover.run(), name="takeover"),
+                asyncio.create_task(self._outbox.take_over(), name="takeover"),
             ]
 
-    async def _continue(self) -> None:
-        """Continue what an earlier control plane has left, as the only one."""
+    async def _continue(self) -> int | None:
+        """Continue what an earlier control plane has left, as the only one.
+
+        Returns:
+            The position of the outbox from which messages are still to be published. None: there are none.
+        """
         await self._leases.renew_all()
-        unsent = await self._store.read(lambda tx: tx.outbox.load(limit=_OUTBOX_PAGE))
-        self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
+        unsent = await self._outbox.resend_page()
         if not self.queue.durable:
             await self._dispatcher.dispatch_all()
+        return unsent
+
+    async def _publish_outbox(self, *, after: int | None) -> None:
+        await self._outbox.resend_rest(after)
+        await self._relay.run()
 
     def _member(self) -> str | None:
         """Return the name under which this control plane reads reports: that of its predecessor."""

@@ -164,8 +164,13 @@ class OutboxRepository(ABC):
     """The messages that are to be published."""
 
     @abstractmethod
-    def load(self, *, limit: int = 1000) -> list[OutboxRecord]:
-        """Return the oldest messages in the order in which they were inserted."""
+    def load(self, *, after: int = 0, limit: int = 1000) -> dict[int, OutboxRecord]:
+        """Return messages by position, in the order in which they were inserted.
+
+        Args:
+            after: Only messages whose position is greater.
+            limit: The most messages to return.
+        """
 
     @abstractmethod
     def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:

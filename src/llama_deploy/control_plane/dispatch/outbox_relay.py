@@ -19,6 +19,8 @@ from llama_deploy.retrying import Outage, retry
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH: Final = 256
+_MAX_WAITING: Final = 1000
+"""With so many waiting messages, the outbox is not read further."""
 _BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 
 
@@ -51,11 +53,25 @@ class OutboxRelay:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending: set[str] = set()
         """The ids of the messages that wait or are being published."""
+        self._progress = asyncio.Event()
 
     @property
     def backlog(self) -> int:
         """How many messages wait."""
         return len(self._pending)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether so few messages wait that the outbox may be read further."""
+        return len(self._pending) < _MAX_WAITING
+
+    async def wait_for_room(self) -> None:
+        """Wait until `has_room`."""
+        while not self.has_room:
+            self._progress.clear()
+            await self._progress.wait()
+            if self._failure.done():
+                self._failure.result()
 
     def send(self, outgoing: Sequence[Outgoing]) -> None:
         """Publish messages that are stored in the outbox; one that waits already is left out."""
@@ -88,6 +104,7 @@ class OutboxRelay:
     def _on_worker_done(self, worker: asyncio.Task[None]) -> None:
         if not worker.cancelled() and (exc := worker.exception()) and not self._failure.done():
             self._failure.set_exception(exc)
+            self._progress.set()
 
     async def _relay(self, topic: str) -> None:
         waiting = self._waiting[topic]
@@ -137,6 +154,7 @@ class OutboxRelay:
                 unsent.append(message)
                 last = error
         self._pending.difference_update(done)
+        self._progress.set()
         self._on_sent(done)
         return unsent, last
 

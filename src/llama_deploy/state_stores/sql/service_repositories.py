@@ -24,7 +24,12 @@ _SERVICE = Mapper(ServiceRecord, services)
 _INSTANCE = Mapper(InstanceRecord, instances)
 
 _outbox_oldest = sa.select(*_OUTBOX.columns).order_by(outbox.c.position).limit(limit)
-_OUTBOX_OLDEST = Query.of(_outbox_oldest)
+_OUTBOX_AFTER = Query.of(
+    sa.select(*_OUTBOX.columns, outbox.c.position)
+    .where(outbox.c.position > sa.bindparam("after"))
+    .order_by(outbox.c.position)
+    .limit(limit)
+)
 _OUTBOX_DUE = _outbox_oldest.where(
     sa.or_(outbox.c.relay_at.is_(None), outbox.c.relay_at <= sa.bindparam("now"))
 ).with_for_update(skip_locked=True)
@@ -58,8 +63,9 @@ class SQLOutbox(OutboxRepository):
     def __init__(self, access: SQLAccess) -> None:
         self._access = access
 
-    def load(self, *, limit: int = 1000) -> list[OutboxRecord]:
-        return [_OUTBOX.record(row) for row in self._access.rows(_OUTBOX_OLDEST, {"limit": limit})]
+    def load(self, *, after: int = 0, limit: int = 1000) -> dict[int, OutboxRecord]:
+        rows = self._access.rows(_OUTBOX_AFTER, {"after": after, "limit": limit})
+        return {row[-1]: _OUTBOX.record(row[:-1]) for row in rows}
 
     def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
         found = self._access.connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit}).all()

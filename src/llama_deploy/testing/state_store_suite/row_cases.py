@@ -22,11 +22,16 @@ class RowTests(StoreTests):
     async def test_the_outbox_is_first_in_first_out(self, store: StateStore) -> None:
         messages = [OutboxRecord(message_id, f"topic.{message_id}", "{}") for message_id in "cab"]
         await store.transact(lambda tx: tx.outbox.insert(messages))
-        assert await store.read(lambda tx: tx.outbox.load(limit=2)) == messages[:2]
+        first = await store.read(lambda tx: tx.outbox.load(limit=2))
+        assert [*first.values()] == messages[:2]
+        assert [*first] == sorted(first)
+        second = await store.read(lambda tx: tx.outbox.load(after=max(first), limit=2))
+        assert [*second.values()] == messages[2:]
+        assert await store.read(lambda tx: tx.outbox.load(after=max(second))) == {}
         await store.transact(lambda tx: tx.outbox.delete(["c", "a", "unknown"]))
         late = OutboxRecord("late", "topic", "{}")
         await store.transact(lambda tx: tx.outbox.insert([late]))
-        assert await store.read(lambda tx: tx.outbox.load()) == [messages[2], late]
+        assert [*(await store.read(lambda tx: tx.outbox.load())).values()] == [messages[2], late]
 
     async def test_messages_are_taken_over_once_they_are_due(self, store: StateStore) -> None:
         due, later, until = (NOW + timedelta(seconds=n) for n in (0, 1, 60))
@@ -41,7 +46,7 @@ class RowTests(StoreTests):
         assert taken == [replace(item, relay_at=until) for item in messages[1:3]]
         rest = await store.transact(lambda tx: tx.outbox.take(now=NOW, until=until))
         assert rest == [replace(messages[3], relay_at=until)]
-        assert await store.read(lambda tx: tx.outbox.load()) == [messages[0], *taken, *rest]
+        assert [*(await store.read(lambda tx: tx.outbox.load())).values()] == [messages[0], *taken, *rest]
 
     # -- services and instances
 

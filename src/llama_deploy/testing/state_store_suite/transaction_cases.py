@@ -41,7 +41,7 @@ class TransactionTests(StoreTests):
         assert await store.read(lambda tx: (tx.sessions.page(), tx.tasks.load(["t1"]), tx.outbox.load())) == (
             [],
             {},
-            [],
+            {},
         )
 
     async def test_the_store_works_on_after_work_that_raised(self, store: StateStore) -> None:
