@@ -389,7 +389,7 @@ async def test_events_reach_the_instance_and_the_one_after_it(
         ("not json", "not JSON"),
         ("[]", "must hold"),
         ('{"value": {}}', "names no class"),
-        ('{"qualified_name": "os.system", "value": {}}', "takes no event of the class 'os.system'"),
+        ('{"qualified_name": "os.system", "value": {}}', "does not accept events of the class 'os.system'"),
     ],
 )
 async def test_a_malformed_event_is_refused(

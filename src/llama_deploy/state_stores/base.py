@@ -5,7 +5,7 @@ A store holds rows (`llama_deploy.state_stores.records`) and does not interpret 
 
 * `StateStore.transact(work)` runs `work(tx)` in one write transaction. When it returns, everything is
   durable; when it raises, nothing has happened. Transactions follow one another; each sees all before it.
-* `StateStore.read(work)` runs `work(tx)` on a consistent snapshot and beside writers.
+* `StateStore.read(work)` runs `work(tx)` on a consistent snapshot, concurrently with writers.
 
 `work` is synchronous and runs where the driver wants it (a thread, a greenlet), so it may touch nothing but
 its argument and immutable values. It may run more than once if the database asks for that; what an earlier
@@ -42,16 +42,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What a transaction tells the other control planes on its store."""
+    """What a transaction reports to the other control planes on its store."""
 
     task_ids: frozenset[str] = frozenset()
     """Tasks whose stream has grown, or that were deleted."""
     due: datetime | None = None
-    """When something has to be looked at: a timer of a parked run, the end of a new lease."""
+    """When something becomes due: a timer of a parked run, or the end of a new lease."""
     everything: bool = False
-    """Anything may have changed: notices come from now on, or too many came at once."""
+    """Anything may have changed: notices arrive from now on, or there were too many at once."""
     lost: bool = False
-    """No notices come for now: the connection to the database is lost, and perhaps not only here."""
+    """Notices do not arrive for now: the connection to the database is lost, perhaps not only here."""
 
 
 class StoreTransaction:
@@ -121,7 +121,7 @@ class StateStore(ABC):
         """Return the revision of the schema at `uri`, None if there is none. Changes nothing.
 
         Raises:
-            ConfigError: The address cannot work.
+            ConfigError: The address is invalid.
             UnavailableError: The database does not answer.
         """
 
@@ -131,8 +131,8 @@ class StateStore(ABC):
         """Open the store at `uri` and bring its schema up to date.
 
         Raises:
-            ConfigError: The address cannot work, or its schema is newer than this release.
-            StoreLockedError: Another control plane works on it, and the store takes only one.
+            ConfigError: The address is invalid, or its schema is of another version.
+            StoreLockedError: Another control plane uses it, and the store takes only one.
             UnavailableError: The database does not answer.
         """
 
@@ -142,13 +142,13 @@ class StateStore(ABC):
 
         Args:
             work: The function.
-            synced: Whether it has to outlive a power cut. What does not outlives the death of this process
-                all the same, and a later synced transaction makes it safe too.
+            synced: Whether it has to survive a power failure. Without it, it still survives the death of this
+                process, and the next synced transaction makes it safe too.
 
-        What `work` raises is raised here, after everything was rolled back.
+        An error of `work` is raised here, after everything was rolled back.
 
         Raises:
-            ConflictError: A row that was to be inserted has the key of one that exists.
+            ConflictError: A new row has the key of an existing one.
             UnavailableError: The store is closed, or the database does not answer.
         """
 
@@ -169,11 +169,11 @@ class StateStore(ABC):
         return False
 
     async def notices(self) -> AsyncGenerator[Notice, None]:
-        """Yield what other control planes tell, until the store is closed; for one reader.
+        """Yield the notices of other control planes until the store is closed. Only one reader.
 
         Yields:
-            `Notice(everything=True)` as soon as nothing is missed any more, at the start and after every loss
-            of the connection, which is told as `Notice(lost=True)`. A store that is not `shared` has none.
+            `Notice(everything=True)` first, and again after each loss of the connection, which is reported as
+            `Notice(lost=True)`. A store that is not `shared` yields nothing.
         """
         nothing: tuple[Notice, ...] = ()
         for notice in nothing:
@@ -181,7 +181,7 @@ class StateStore(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Finish what is under way and close. Deletes nothing. Idempotent."""
+        """Finish transactions under way and close. Deletes nothing. Idempotent."""
 
     async def __aenter__(self) -> Self:
         return self

@@ -76,15 +76,15 @@ class TaskRecord:
     attempt: int = 1
     """The attempt under way, or the next one if none is."""
     losses: int = 0
-    """How many attempts were lost with their instance and not forgiven since, see `lifecycle.journal`."""
+    """How many attempts were lost with their instance and not forgiven since; see `lifecycle.journal`."""
     instance_id: str | None = None
     token: str | None = None
     """The secret of the attempt under way."""
     claimed_at: datetime | None = None
     redispatch_at: datetime | None = None
-    """When the message of the attempt is to be handed to the queue again if nobody has claimed it."""
+    """When the attempt is published again if no instance has claimed it."""
     dispatches: int = 0
-    """How often the message of the attempt under way was handed to the queue."""
+    """How often the attempt under way was published."""
     stream_length: int = 0
     """How many events the task's stream has."""
     attempt_events: int = 0
@@ -94,11 +94,11 @@ class TaskRecord:
     has_run: bool = False
     """Whether something of its run is stored: a `RunHeadRecord` and entries of its journal."""
     journal_length: int = 0
-    """How many entries the journal of its run has had, those that a snapshot has replaced included."""
+    """How many entries the journal of its run has had, including those that a snapshot has replaced."""
     running_seconds: float = 0.0
-    """How long its run has been running, as the journal tells; without the time in which it waited."""
+    """How long its run has been running according to the journal, without the time in which it waited."""
     wake_at: datetime | None = None
-    """When a parked run is to be woken. None: only an event wakes it."""
+    """When a parked run is woken. None: only an event wakes it."""
     cancel_requested: bool = False
     finished_at: datetime | None = None
     result: str | None = None
@@ -144,7 +144,7 @@ class InboxRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunHeadRecord:
-    """What a run goes on from, together with the journal entries after it."""
+    """What a run resumes from, together with the journal entries after it."""
 
     task_id: str
     fingerprint: str
@@ -161,20 +161,20 @@ class JournalRecord:
 
     task_id: str
     seq: int
-    """From 0. Those before the present snapshot are gone."""
+    """From 0. Entries before the current snapshot are deleted."""
     entry: str
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxRecord:
-    """A message that is to be handed to the queue, stored with the change that it speaks of."""
+    """A message that is to be published, stored in the same transaction as the change that it reports."""
 
     message_id: str
     topic: str
     message: str
     """The `QueueMessage` in its wire form."""
     relay_at: datetime | None = None
-    """From when on another control plane may hand it to the queue. None: at once."""
+    """When another control plane may publish it. None: at once."""
 
 
 @dataclass(frozen=True, slots=True)

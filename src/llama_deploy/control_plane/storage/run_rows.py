@@ -1,4 +1,4 @@
-"""What one grouped transaction reads and writes of runs and their journals."""
+"""The runs of one transaction and their journals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llama_deploy.types.instance_protocol import JournalWrite, RunHeader, RunRec
 
 
 class RunRows:
-    """The runs of one transaction: what is written to them is gathered, and stored by `flush`."""
+    """Runs: changes are gathered, and written by `flush`."""
 
     def __init__(self, tx: StoreTransaction, scope: Scope) -> None:
         self._tx = tx
@@ -35,7 +35,7 @@ class RunRows:
             self._loaded[task_id] = (head, journals[task_id])
 
     def record(self, task: TaskRecord) -> RunRecord | None:
-        """Return from what the task's run goes on, None if nothing of it is stored."""
+        """Return what the task's run resumes from, None if nothing of it is stored."""
         self._scope.require(RowKind.RUN, task.task_id)
         if not task.has_run:
             return None
@@ -58,7 +58,7 @@ class RunRows:
         )
 
     def write(self, write: JournalWrite) -> None:
-        """Store one write, which follows all before it."""
+        """Store a write."""
         task_id = write.task_id
         self._loaded.pop(task_id, None)
         head = RunHeadRecord(
@@ -78,7 +78,7 @@ class RunRows:
             self._entries.append(JournalRecord(task_id, write.seq, write.entry))
 
     def forget(self, task_ids: Collection[str], *, stored: bool = True) -> None:
-        """Delete the runs of tasks; with `stored` False only what is gathered here, the rest being gone."""
+        """Delete the runs of tasks; with `stored` False only what is gathered here."""
         for task_id in task_ids:
             self._loaded.pop(task_id, None)
             self._heads.pop(task_id, None)
@@ -90,7 +90,7 @@ class RunRows:
             self._forgotten.difference_update(task_ids)
 
     def flush(self) -> None:
-        """Write what has been gathered."""
+        """Write all changes."""
         if self._heads:
             self._tx.runs.put(list(self._heads.values()))
         if self._entries:

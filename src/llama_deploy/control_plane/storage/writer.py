@@ -1,7 +1,7 @@
 """One transaction for the writes of many requests.
 
-A request hands in a command, a function over a `Unit`. What waits at the same time is run in one
-transaction, in order: a lone request pays for a commit of its own at once, a hundred share one.
+A request submits a command, a function over a `Unit`. Commands that wait at the same time run in one
+transaction, in order: a single request gets a commit at once, a hundred share one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NOTHING: Final = Reads()
 
 _MAX_BATCH: Final = 256
 _MAX_RACES: Final = 3
-"""How often a transaction may find that another control plane was first to store a key."""
+"""How often a transaction may lose the race with another control plane to store a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Writer:
         clock: Returns the present time, aware, UTC.
         topics: Where messages go.
         pace: How long attempts wait before they are published.
-        after_commit: Told what each transaction has changed, before those who wait for it go on.
+        after_commit: Called with what each transaction has changed, before its commands return.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Writer:
         """Run `command` and return its value once it is durable.
 
         Raises:
-            LlamaDeployError: What the command raised; nothing of it was stored.
+            LlamaDeployError: The command raised it, and nothing of it was stored.
             OverloadedError: Too many commands wait.
             UnavailableError: The store does not answer.
         """
@@ -100,14 +100,14 @@ class Writer:
         return outcomes
 
     def forget_sent(self, message_ids: Sequence[str]) -> None:
-        """Delete messages that the queue has from the outbox, with the next transaction.
+        """Delete published messages from the outbox, with the next transaction.
 
-        Until then they may be sent again after a crash, which is harmless.
+        Until then they may be published again after a crash, which is harmless.
         """
         self._sent.extend(message_ids)
 
     async def flush_sent(self) -> None:
-        """Delete now what `forget_sent` was told of.
+        """Delete the messages given to `forget_sent` now.
 
         Raises:
             UnavailableError: The store does not answer.
@@ -116,7 +116,7 @@ class Writer:
             await self.catch_up()
 
     async def catch_up(self) -> None:
-        """Return when all that was handed in before is stored.
+        """Return when all commands submitted before are stored.
 
         Raises:
             UnavailableError: The store does not answer.
@@ -133,12 +133,12 @@ class Writer:
     async def _flush(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
         """Run commands in one transaction; if one of them cannot be stored, each in its own."""
         try:
-            return await self._transact_seeing(commands)
+            return await self._transact_with_races(commands)
         except Exception as exc:
             if len(commands) == 1 or (isinstance(exc, LlamaDeployError) and exc.retriable):
                 raise
             logger.warning(
-                "a transaction of %d writes failed, each is tried alone: %s",
+                "a transaction of %d writes failed; repeating each alone: %s",
                 len(commands),
                 exc,
                 extra={"action": "isolate_writes"},
@@ -147,20 +147,22 @@ class Writer:
 
     async def _transact_alone(self, command: Command[Any]) -> Any:
         try:
-            return (await self._transact_seeing([command]))[0]
+            return (await self._transact_with_races([command]))[0]
         except Exception as exc:  # noqa: BLE001 - handed to the submitter
             return exc
 
-    async def _transact_seeing(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
-        """Run commands in one transaction, again if another control plane was first to store a key.
+    async def _transact_with_races(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
+        """Run commands in one transaction, and repeat it if another control plane has stored a key first.
 
-        The next time they see what it has stored, and decide on that.
+        The next time they see the stored row and decide on that.
         """
         for _ in range(_MAX_RACES if self._store.shared else 0):
             try:
                 return await self._transact(commands)
             except ConflictError as exc:
-                logger.debug("a key was stored meanwhile: %s", exc, extra={"action": "write_again"})
+                logger.debug(
+                    "another control plane has stored a key first: %s", exc, extra={"action": "write_again"}
+                )
         return await self._transact(commands)
 
     async def _transact(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
