@@ -6,14 +6,13 @@ declared is neither locked nor loaded; without the check it would look as if it 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields
-from enum import StrEnum
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Reads:
+class Reads(NamedTuple):
     """The rows that a command reads or changes. Combine two with `|`."""
 
     tasks: AbstractSet[str] = frozenset()
@@ -54,32 +53,35 @@ class Reads:
         )
 
     @classmethod
-    def merged(cls, reads: Collection[Reads]) -> Reads:
+    def merged(cls, reads: Sequence[Reads]) -> Reads:
         """Return the union of the reads of several commands."""
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: frozenset().union(*(getattr(each, name) for each in reads)) for name in names})
+        if len(reads) == 1:
+            return reads[0]
+        return cls(*(frozenset().union(*filter(None, column)) for column in zip(*reads, strict=True)))
 
     def __or__(self, other: Reads) -> Reads:
-        return Reads.merged([self, other])
+        pairs: zip[tuple[AbstractSet[Any], AbstractSet[Any]]] = zip(self, other, strict=True)
+        return Reads(*(mine | its if mine and its else mine or its for mine, its in pairs))
 
 
-class RowKind(StrEnum):
-    """What a command may have to declare."""
+class RowKind(IntEnum):
+    """What a command may have to declare; an index into the lists of a `Scope`."""
 
-    TASK = "task"
-    SESSION = "session"
-    OPEN_TASKS = "open tasks of session"
-    RUN = "run of task"
-    INBOX_KEY = "inbox key"
-    INSTANCE = "instance"
-    SERVICE = "service"
+    TASK = 0
+    SESSION = 1
+    OPEN_TASKS = 2
+    RUN = 3
+    INBOX_KEY = 4
+    INSTANCE = 5
+    SERVICE = 6
 
 
 class UndeclaredReadError(RuntimeError):
     """A command uses a row that is not in its `Reads`: a bug of the command, never a mistake of a user."""
 
     def __init__(self, kind: RowKind, key: object) -> None:
-        super().__init__(f"the command uses the {kind.value} {key!r}, which its Reads do not declare")
+        what = kind.name.lower().replace("_", " ")
+        super().__init__(f"the command uses {what} {key!r}, which its Reads do not declare")
         self.kind = kind
         self.key = key
 
@@ -88,7 +90,8 @@ class Scope:
     """The rows that the current command may use: what it has declared, and what follows from that."""
 
     def __init__(self) -> None:
-        self._allowed: dict[RowKind, set[object]] = {kind: set() for kind in RowKind}
+        self._declared: Sequence[AbstractSet[object]] = [frozenset()] * len(RowKind)
+        self._derived: Sequence[set[object]] = [set() for _ in RowKind]
 
     def enter(self, reads: Reads, *, sessions: AbstractSet[str], ending_sessions: AbstractSet[str]) -> None:
         """Begin a command.
@@ -98,21 +101,23 @@ class Scope:
             sessions: The sessions of its `sessions_of_tasks`.
             ending_sessions: The sessions of its `ending_tasks`.
         """
-        self._allowed = {
-            RowKind.TASK: {*reads.tasks, *reads.free_tasks},
-            RowKind.SESSION: {*reads.sessions, *sessions},
-            RowKind.OPEN_TASKS: {*reads.sessions, *ending_sessions},
-            RowKind.RUN: {*reads.runs},
-            RowKind.INBOX_KEY: {*reads.inbox_keys},
-            RowKind.INSTANCE: {*reads.instances},
-            RowKind.SERVICE: {*reads.services},
-        }
+        self._declared = (
+            reads.tasks | reads.free_tasks if reads.free_tasks else reads.tasks,
+            reads.sessions | sessions if sessions else reads.sessions,
+            reads.sessions | ending_sessions if ending_sessions else reads.sessions,
+            reads.runs,
+            reads.inbox_keys,
+            reads.instances,
+            reads.services,
+        )
+        for derived in self._derived:
+            derived.clear()
 
     def allow(self, kind: RowKind, keys: Iterable[object]) -> None:
         """Let the command use rows that follow from declared ones, or that it has created."""
-        self._allowed[kind].update(keys)
+        self._derived[kind].update(keys)
 
     def require(self, kind: RowKind, key: object) -> None:
         """Raise `UndeclaredReadError` if the command may not use a row."""
-        if key not in self._allowed[kind]:
+        if key not in self._declared[kind] and key not in self._derived[kind]:
             raise UndeclaredReadError(kind, key)
