@@ -285,7 +285,7 @@ async def test_thirty_runs_in_one_session(stack: LocalStack, user: Client) -> No
     sizes = []
     for _ in range(30):
         await session.run("misused")
-        records = await stack.control_plane.plane._store.read(lambda tx: tx.load_sessions([session.id]))
+        records = await stack.control_plane.plane._store.read(lambda tx: tx.sessions.load([session.id]))
         sizes.append(len(records[session.id].state))
     assert sizes[-1] - sizes[0] <= len("30") - len("1")
 

@@ -16,7 +16,8 @@ from llama_deploy.control_plane.http.control_plane_server import ControlPlaneSer
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.simple import LocalMessageQueue
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
-from llama_deploy.state_stores.base import SessionRecord, StateStore
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.state_stores.records import SessionRecord
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import (
@@ -102,7 +103,7 @@ class Stack:
 
     async def stored(self, session_id: str) -> SessionRecord:
         """Return a session with the keys of the services in its state."""
-        return (await self.store.read(lambda tx: tx.load_sessions([session_id])))[session_id]
+        return (await self.store.read(lambda tx: tx.sessions.load([session_id])))[session_id]
 
     async def send(self, task_id: str, event: Event) -> None:
         wire = {

@@ -12,6 +12,7 @@ import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.control_plane.plane import utc_now
+from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command
 from llama_deploy.errors import (
@@ -35,7 +36,7 @@ from llama_deploy.message_queues import (
 )
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
-from llama_deploy.state_stores.base import OutboxRecord
+from llama_deploy.state_stores.records import ServiceRecord
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import (
     ServiceDefinition,
@@ -388,7 +389,7 @@ async def test_events_reach_the_instance_and_the_one_after_it(
         ("not json", "not JSON"),
         ("[]", "must hold"),
         ('{"value": {}}', "names no class"),
-        ('{"qualified_name": "os.system", "value": {}}', "takes no event of the class 'os.system'"),
+        ('{"qualified_name": "os.system", "value": {}}', "does not accept events of the class 'os.system'"),
     ],
 )
 async def test_a_malformed_event_is_refused(
@@ -630,9 +631,9 @@ async def test_a_write_that_fails_does_not_take_others_along(server: ControlPlan
     plane = server.plane
 
     def overflow(unit: Unit) -> None:
-        unit.tx.insert_outbox([OutboxRecord("id", "topic", cast("str", 10**30))])
+        unit.services.put(ServiceRecord("echo", cast("str", 10**30)))
 
-    bad = plane._writer.write(Command(overflow))
+    bad = plane._writer.write(Command(overflow, Reads(services={"echo"})))
     good = [plane.sessions.create(SessionOptions()) for _ in range(5)]
     outcomes = await asyncio.gather(bad, *good, return_exceptions=True)
     assert isinstance(outcomes[0], OverflowError)
@@ -669,7 +670,7 @@ async def test_messages_wait_out_a_full_queue(
         ids = [
             (await server.plane.tasks.submit(TaskSubmission(service_name="echo"))).task_id for _ in range(20)
         ]
-        assert "takes no messages" in caplog.text
+        assert "does not accept messages" in caplog.text
         assert server.plane._relay.backlog == 15
         async with await queue.subscribe("llama_deploy.echo") as work:
             instance = Instance(server, queue, work, "one")
@@ -767,6 +768,6 @@ async def test_a_store_that_fails_for_a_while_costs_no_attempt(
 ) -> None:
     plane = server.plane
     plane._writer.failed_at = utc_now()
-    assert plane._sweeper._store_has_failed()
+    assert plane._leases.may_have_missed_heartbeats()
     plane._writer.failed_at = utc_now() - timedelta(seconds=61)
-    assert not plane._sweeper._store_has_failed()
+    assert not plane._leases.may_have_missed_heartbeats()

@@ -397,7 +397,7 @@ async def test_retries_go_on_with_their_numbers_and_delays(stack: Stack) -> None
         await eventually(first.failed.is_set)
 
         async def written() -> bool:
-            tasks = await stack.store.read(lambda tx: tx.load_tasks([task_id]))
+            tasks = await stack.store.read(lambda tx: tx.tasks.load([task_id]))
             return tasks[task_id].journal_length >= 2
 
         await eventually(written)
@@ -481,7 +481,7 @@ async def test_a_long_journal_is_folded_by_its_size(stack: Stack, monkeypatch: p
     async with stack.serving(stack.service(first, drain_timeout=0)):
         task_id = await stack.submit()
         await eventually(lambda: 12 in first.begun)
-        entries = await stack.store.read(lambda tx: tx.load_journal([task_id]))
+        entries = await stack.store.read(lambda tx: tx.runs.load_journal([task_id]))
         assert len(entries) < 12
     second.gate.set()
     async with stack.serving(stack.service(second)):
@@ -593,7 +593,7 @@ async def test_an_endless_wait_that_was_only_journalled_goes_on_elsewhere(stack:
         task_id = await stack.submit()
 
         async def written() -> bool:
-            tasks = await stack.store.read(lambda tx: tx.load_tasks([task_id]))
+            tasks = await stack.store.read(lambda tx: tx.tasks.load([task_id]))
             return tasks[task_id].journal_length == 2
 
         await eventually(written)
@@ -620,7 +620,7 @@ async def test_a_long_journal_is_folded(stack: Stack, monkeypatch: pytest.Monkey
     async with stack.serving(stack.service(first, drain_timeout=0)):
         task_id = await stack.submit()
         await eventually(lambda: 12 in first.begun)
-        entries = await stack.store.read(lambda tx: tx.load_journal([task_id]))
+        entries = await stack.store.read(lambda tx: tx.runs.load_journal([task_id]))
         assert len(entries) < 6
     second.gate.set()
     async with stack.serving(stack.service(second)):
@@ -656,7 +656,7 @@ async def test_nothing_of_a_run_is_left_when_it_has_ended(stack: Stack) -> None:
         view = await stack.run()
         result_of(view)
         left = await stack.store.read(
-            lambda tx: (tx.load_journal([view.task_id]), tx.load_runs([view.task_id]))
+            lambda tx: (tx.runs.load_journal([view.task_id]), tx.runs.load([view.task_id]))
         )
     assert not any(left)
 

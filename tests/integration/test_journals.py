@@ -15,6 +15,7 @@ import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.control_plane.decisions.lifecycle import HARMLESS_AFTER, Transition
+from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command
 from llama_deploy.errors import (
@@ -95,7 +96,7 @@ async def stored_rows(server: ControlPlaneServer) -> tuple[int, int]:
     """Return how many runs and journal entries are stored for the task."""
 
     def look(tx: StoreTransaction) -> tuple[int, int]:
-        return len(tx.load_runs(["t"])), len(tx.load_journal(["t"]))
+        return len(tx.runs.load(["t"])), len(tx.runs.load_journal(["t"]))
 
     return await server.plane._store.read(look)
 
@@ -146,15 +147,15 @@ async def test_the_next_attempt_gets_what_was_journalled(http: HttpConnection, i
 
 async def test_losses_before_the_end_of_a_step_do_not_count(http: HttpConnection, instance: Instance) -> None:
     async def lose() -> None:
-        lost = Command(lambda unit: unit.lose(unit.task("t")), tasks=("t",), may_end=True)
+        lost = Command(lambda unit: unit.lose(unit.tasks.get("t")), Reads.of_tasks("t", may_end=True))
         await instance.server.plane._writer.write(lost)
 
     async def live_long() -> None:
         def run(unit: Unit) -> None:
-            task = unit.task("t")
+            task = unit.tasks.get("t")
             unit.apply(Transition(replace(task, claimed_at=unit.now - HARMLESS_AFTER)))
 
-        await instance.server.plane._writer.write(Command(run, tasks=("t",)))
+        await instance.server.plane._writer.write(Command(run, Reads.of_tasks("t")))
 
     dispatch = await claimed(http, instance, max_attempts=2)
     for seq in range(3):
@@ -441,7 +442,7 @@ async def test_a_timer_that_was_due_while_nobody_looked_is_found(
 async def test_more_timers_than_a_page_are_all_found(
     http: HttpConnection, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_deploy.control_plane.dispatch.sweeper._PAGE", 2)
+    monkeypatch.setattr("llama_deploy.control_plane.dispatch.timers._PAGE", 2)
     dispatches = []
     for _ in range(7):
         await submit(http)

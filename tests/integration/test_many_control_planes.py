@@ -22,8 +22,8 @@ from llama_deploy.errors import ConflictError, LlamaDeployError, TaskNotFoundErr
 from llama_deploy.message_queues import SimpleMessageQueue, SimpleMessageQueueConfig, SimpleMessageQueueServer
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
-from llama_deploy.state_stores.base import TaskRecord
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
+from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import ServiceDefinition, SessionOptions, TaskStatus, TaskSubmission
 from llama_deploy.types.instance_protocol import ClaimRequest
@@ -297,7 +297,7 @@ async def test_what_a_dead_replica_has_not_sent_is_sent_by_others(cluster: Clust
     assert cluster.ran == Counter(names)
 
     async def outbox_is_empty() -> bool:
-        return not await others[0].store.read(lambda tx: tx.load_outbox())
+        return not await others[0].store.read(lambda tx: tx.outbox.load())
 
     await eventually(outbox_is_empty)
 
@@ -309,8 +309,8 @@ async def test_a_replica_that_joins_leaves_leases_and_messages_alone(cluster: Cl
     await submit(first.http, task_id="t", service_name="idle")
 
     async def look() -> tuple[Any, ...]:
-        (instance,) = await first.store.read(lambda tx: tx.load_instances())
-        task = (await first.store.read(lambda tx: tx.load_tasks(["t"])))["t"]
+        (instance,) = await first.store.read(lambda tx: tx.instances.load())
+        task = (await first.store.read(lambda tx: tx.tasks.load(["t"])))["t"]
         return instance.lease_expires_at, task.dispatches
 
     before = await look()
@@ -326,13 +326,13 @@ async def test_a_task_that_two_replicas_find_due_is_handed_out_once(postgresql_u
         store = cluster.replicas[0].store
 
         async def stored() -> TaskRecord:
-            return (await store.read(lambda tx: tx.load_tasks(["t"])))["t"]
+            return (await store.read(lambda tx: tx.tasks.load(["t"])))["t"]
 
         due = replace(await stored(), redispatch_at=utc_now())
-        await store.transact(lambda tx: tx.update_tasks([due]))
-        await asyncio.gather(*(plane._sweeper._dispatch_again([due]) for plane in planes))
+        await store.transact(lambda tx: tx.tasks.update([due]))
+        await asyncio.gather(*(plane._dispatcher.dispatch([due]) for plane in planes))
         await eventually(lambda: not any(plane._relay.is_waiting("llama_deploy.idle") for plane in planes))
-        await planes[0]._sweeper._dispatch_again([due])
+        await planes[0]._dispatcher.dispatch([due])
         assert (await stored()).dispatches == due.dispatches + 1
 
 

@@ -13,9 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from llama_deploy.errors import ConfigError
-from llama_deploy.state_stores.base import Notice, OutboxRecord
+from llama_deploy.state_stores import postgresql_opening
+from llama_deploy.state_stores.base import Notice
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
+from llama_deploy.state_stores.records import OutboxRecord
 from llama_deploy.testing.records import NOW, a_session, a_task
 from tests.servers.postgresql import PostgreSQLServer
 
@@ -71,9 +73,9 @@ async def works(uri: str) -> bool:
     """Whether a store at `uri` can be opened, written and read."""
     async with await PostgreSQLStateStore.connect(uri) as store:
         message = OutboxRecord("m1", "topic", "{}", NOW)
-        await store.transact(lambda tx: tx.insert_outbox([message]))
-        await store.transact(lambda tx: (tx.insert_sessions([a_session()]), tx.insert_tasks([a_task()])))
-        return await store.read(lambda tx: tx.list_sessions()) == [a_session()]
+        await store.transact(lambda tx: tx.outbox.insert([message]))
+        await store.transact(lambda tx: (tx.sessions.insert([a_session()]), tx.tasks.insert([a_task()])))
+        return await store.read(lambda tx: tx.sessions.page()) == [a_session()]
 
 
 async def test_a_role_that_may_not_make_tables_is_told_what_it_needs(roles: Roles) -> None:
@@ -123,10 +125,14 @@ async def test_a_role_that_may_not_use_the_tables_is_told_what_it_needs(
 
 
 async def test_a_role_that_may_not_change_the_tables_is_told_who_may(
-    roles: Roles, postgresql_uri: str
+    roles: Roles, postgresql_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def upgrade(connection: sa.Connection, *, name: str) -> None:
+        connection.execute(sa.text("ALTER TABLE tasks ADD COLUMN of_a_later_release TEXT"))
+
     await (await PostgreSQLStateStore.connect(postgresql_uri)).close()
-    roles.execute("UPDATE alembic_version SET version_num = '0002'")
+    monkeypatch.setattr(postgresql_opening, "SCHEMA_REVISION", "of a later release")
+    monkeypatch.setattr(postgresql_opening, "upgrade_schema", upgrade)
     plain = roles.new()
     roles.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {plain}")
     roles.execute(f"GRANT CREATE ON SCHEMA public TO {plain}")

@@ -23,11 +23,12 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.state_stores import postgresql
-from llama_deploy.state_stores.base import Notice, OutboxRecord, StoreTransaction
+from llama_deploy.state_stores.base import Notice, StoreTransaction
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
+from llama_deploy.state_stores.records import OutboxRecord
+from llama_deploy.state_stores.sql.tables import metadata
 from llama_deploy.state_stores.store_registry import open_state_store
-from llama_deploy.state_stores.tables import metadata
 from llama_deploy.testing.processes import free_port
 from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
 from llama_deploy.types import TaskStatus
@@ -83,7 +84,7 @@ async def test_many_control_planes_start_on_an_empty_database_at_once(postgresql
     opened = await asyncio.gather(*(PostgreSQLStateStore.connect(postgresql_uri) for _ in range(5)))
     assert await PostgreSQLStateStore.schema_revision(postgresql_uri) == SCHEMA_REVISION
     for store in opened:
-        assert await store.read(lambda tx: tx.list_sessions()) == []
+        assert await store.read(lambda tx: tx.sessions.page()) == []
         await store.close()
 
 
@@ -102,11 +103,26 @@ async def test_many_processes_start_on_an_empty_database_at_once(postgresql_uri:
     assert ended == [0, 0, 0, 0]
 
 
-async def test_a_newer_schema_is_refused(
-    store: PostgreSQLStateStore, postgresql_uri: str, postgresql_server: PostgreSQLServer
+@pytest.mark.parametrize(
+    ("revision", "words"), [("0003", "before the first release"), ("9999", "newer release")]
+)
+async def test_the_schema_of_another_version_is_refused(
+    store: PostgreSQLStateStore, postgresql_uri: str, revision: str, words: str
 ) -> None:
-    await store.transact(lambda tx: statement(tx, "UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(ConfigError, match=r"'9999'.*newer release"):
+    change = f"UPDATE alembic_version SET version_num = '{revision}'"  # noqa: S608 - from this test
+    await store.transact(lambda tx: statement(tx, change))
+    with pytest.raises(ConfigError) as refused:
+        await PostgreSQLStateStore.connect(postgresql_uri)
+    name = sa.make_url(postgresql_uri).database
+    for fact in (words, revision, f"/{name}", "set state_store_uri"):
+        assert fact in str(refused.value)
+
+
+async def test_tables_without_a_schema_revision_are_refused(
+    store: PostgreSQLStateStore, postgresql_uri: str
+) -> None:
+    await store.transact(lambda tx: statement(tx, "DROP TABLE alembic_version"))
+    with pytest.raises(ConfigError, match=r"has the tables events,.*not a state store"):
         await PostgreSQLStateStore.connect(postgresql_uri)
 
 
@@ -134,7 +150,7 @@ async def test_an_upgrade_may_pause_for_longer_than_other_work(postgresql_uri: s
 
 async def test_one_session_is_decided_on_by_one_at_a_time(stores: list[PostgreSQLStateStore]) -> None:
     first, second = stores
-    await first.transact(lambda tx: (tx.insert_sessions([a_session()]), tx.insert_tasks([a_task()])))
+    await first.transact(lambda tx: (tx.sessions.insert([a_session()]), tx.tasks.insert([a_task()])))
     locked, waiting = Step(), Step()
 
     def decide(tx: StoreTransaction) -> None:
@@ -142,7 +158,7 @@ async def test_one_session_is_decided_on_by_one_at_a_time(stores: list[PostgreSQ
         locked.reached.set()
         waiting.wait()
         assert tx.lock_free(["t1"]) == {"t1"}  # its own locks are in nobody's way
-        tx.insert_tasks([a_task("t2")])
+        tx.tasks.insert([a_task("t2")])
 
     deciding = asyncio.create_task(first.transact(decide))
     await locked.reached.wait()
@@ -150,7 +166,7 @@ async def test_one_session_is_decided_on_by_one_at_a_time(stores: list[PostgreSQ
 
     def look(tx: StoreTransaction) -> int:
         tx.lock(session_ids=["s1"], task_ids=["t1"])
-        return len(tx.session_tasks(["s1"], open_only=True))
+        return len(tx.tasks.of_sessions(["s1"], open_only=True))
 
     looking = asyncio.create_task(second.transact(look))
     done, _ = await asyncio.wait([looking], timeout=0.2)
@@ -165,9 +181,9 @@ async def test_an_instance_stands_for_the_tasks_that_it_runs(stores: list[Postgr
     task = a_task(status=TaskStatus.RUNNING, instance_id="i1")
     await first.transact(
         lambda tx: (
-            tx.insert_sessions([a_session()]),
-            tx.insert_tasks([task]),
-            tx.put_instances([an_instance()]),
+            tx.sessions.insert([a_session()]),
+            tx.tasks.insert([task]),
+            tx.instances.put([an_instance()]),
         )
     )
     locked, go_on = Step(), Step()
@@ -189,21 +205,21 @@ async def test_transactions_that_wait_in_a_circle_both_end(
     stores: list[PostgreSQLStateStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, postgresql.__name__)
-    await stores[0].transact(lambda tx: tx.insert_sessions([a_session("a"), a_session("b")]))
+    await stores[0].transact(lambda tx: tx.sessions.insert([a_session("a"), a_session("b")]))
     have = {"a": Step(), "b": Step()}
 
     def crossing(mine: str, other: str) -> Any:
         def work(tx: StoreTransaction) -> None:
-            (session,) = tx.load_sessions([mine]).values()
+            (session,) = tx.sessions.load([mine]).values()
             have[mine].reached.set()
             have[other].wait()
-            (wanted,) = tx.load_sessions([other]).values()
-            tx.update_sessions([replace(each, version=each.version + 1) for each in (session, wanted)])
+            (wanted,) = tx.sessions.load([other]).values()
+            tx.sessions.update([replace(each, version=each.version + 1) for each in (session, wanted)])
 
         return work
 
     await asyncio.gather(stores[0].transact(crossing("a", "b")), stores[1].transact(crossing("b", "a")))
-    sessions = await stores[0].read(lambda tx: tx.load_sessions(["a", "b"]))
+    sessions = await stores[0].read(lambda tx: tx.sessions.load(["a", "b"]))
     assert {session.version for session in sessions.values()} == {2}
     assert "deadlock detected" in caplog.text
 
@@ -212,7 +228,7 @@ async def test_a_key_that_another_stores_at_the_same_time_is_a_conflict(
     stores: list[PostgreSQLStateStore],
 ) -> None:
     outcomes = await asyncio.gather(
-        *(each.transact(lambda tx: tx.insert_tasks([a_task()])) for each in stores * 5),
+        *(each.transact(lambda tx: tx.tasks.insert([a_task()])) for each in stores * 5),
         return_exceptions=True,
     )
     assert outcomes.count(None) == 1
@@ -221,18 +237,18 @@ async def test_a_key_that_another_stores_at_the_same_time_is_a_conflict(
 
 async def test_messages_are_taken_over_by_one(stores: list[PostgreSQLStateStore]) -> None:
     messages = [OutboxRecord(f"m{n}", "topic", "{}", NOW) for n in range(100)]
-    await stores[0].transact(lambda tx: tx.insert_outbox(messages))
+    await stores[0].transact(lambda tx: tx.outbox.insert(messages))
     locked, go_on = Step(), Step()
 
     def take(tx: StoreTransaction) -> list[OutboxRecord]:
-        taken = tx.take_outbox(now=NOW, until=NOW + timedelta(seconds=1), limit=60)
+        taken = tx.outbox.take(now=NOW, until=NOW + timedelta(seconds=1), limit=60)
         locked.reached.set()
         go_on.wait()
         return taken
 
     taking = asyncio.create_task(stores[0].transact(take))
     await locked.reached.wait()
-    others = await stores[1].transact(lambda tx: tx.take_outbox(now=NOW, until=NOW, limit=60))
+    others = await stores[1].transact(lambda tx: tx.outbox.take(now=NOW, until=NOW, limit=60))
     go_on.reached.set()
     assert [item.message_id for item in [*(await taking), *others]] == [f"m{n}" for n in range(100)]
 
@@ -314,15 +330,15 @@ async def test_work_whose_connection_is_lost_before_the_commit_is_run_again(
     def work(tx: StoreTransaction) -> None:
         nonlocal runs
         runs += 1
-        tx.insert_sessions([a_session()])
+        tx.sessions.insert([a_session()])
         if runs == 1:
             pid = statement(tx, "SELECT pg_backend_pid()").scalar()
             await_only(second.transact(lambda other: statement(other, f"SELECT pg_terminate_backend({pid})")))
-        tx.insert_tasks([a_task()])
+        tx.tasks.insert([a_task()])
 
     await first.transact(work)
     assert runs == 2
-    assert await second.read(lambda tx: (tx.list_sessions(), set(tx.load_tasks(["t1"])))) == (
+    assert await second.read(lambda tx: (tx.sessions.page(), set(tx.tasks.load(["t1"])))) == (
         [a_session()],
         {"t1"},
     )
@@ -348,11 +364,11 @@ async def test_a_server_that_writes_no_more_is_left_for_the_one_that_does(
         await PostgreSQLStateStore.connect(postgresql_uri) as late,
         aclosing(late.notices()) as notices,
     ):
-        assert await late.read(lambda tx: tx.list_sessions()) == []
+        assert await late.read(lambda tx: tx.sessions.page()) == []
         assert await anext(notices) == Notice(everything=True)
         postgresql_server.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only")
-        await late.transact(lambda tx: tx.insert_sessions([a_session()]))
-        assert await store.read(lambda tx: tx.list_sessions()) == [a_session()]
+        await late.transact(lambda tx: tx.sessions.insert([a_session()]))
+        assert await store.read(lambda tx: tx.sessions.page()) == [a_session()]
         assert (await asyncio.wait_for(anext(notices), PATIENCE_SECONDS)).lost
 
 
@@ -370,15 +386,15 @@ async def test_a_commit_that_need_not_be_synced_does_not_wait(store: PostgreSQLS
 
 async def test_reading_work_cannot_write(store: PostgreSQLStateStore) -> None:
     with pytest.raises(UnavailableError, match="read-only"):
-        await store.read(lambda tx: tx.insert_sessions([a_session()]))
-    await store.transact(lambda tx: tx.insert_sessions([a_session()]))
+        await store.read(lambda tx: tx.sessions.insert([a_session()]))
+    await store.transact(lambda tx: tx.sessions.insert([a_session()]))
 
 
 @pytest.mark.parametrize("text", ["\0", "\ud800"])
 async def test_text_that_it_cannot_hold_is_refused_for_good(store: PostgreSQLStateStore, text: str) -> None:
-    with pytest.raises(SerializationError, match="PostgreSQL cannot hold"):
-        await store.transact(lambda tx: tx.insert_sessions([a_session(text)]))
-    await store.transact(lambda tx: tx.insert_sessions([a_session()]))
+    with pytest.raises(SerializationError, match="PostgreSQL cannot store"):
+        await store.transact(lambda tx: tx.sessions.insert([a_session(text)]))
+    await store.transact(lambda tx: tx.sessions.insert([a_session()]))
 
 
 # -- addresses
@@ -422,7 +438,7 @@ async def test_the_password_is_never_shown(
     errors: list[BaseException | None] = []
     for _ in range(2):
         try:
-            await store.transact(lambda tx: tx.insert_tasks([secret_input]))
+            await store.transact(lambda tx: tx.tasks.insert([secret_input]))
         except LlamaDeployError as exc:
             errors += [exc, exc.__cause__]
     assert len(errors) == 2

@@ -62,7 +62,7 @@ async def outlast(stack: Stack, refuse: Change, grant: Change, caplog: pytest.Lo
         await refuse()
         workflow.may_end.set()
         tasks += [await stack.submit(number=number) for number in range(1, MOST_TASKS)]
-        await until(lambda: bool(told(caplog, logging.WARNING, "takes no messages")))
+        await until(lambda: bool(told(caplog, logging.WARNING, "does not accept messages")))
         # The fourth time it is tried more than half a second after the first.
         await until(lambda: len(told(caplog, logging.DEBUG, "next try in")) >= 3)
         states = [(await stack.end(task, wait=0)).status for task in tasks]
@@ -74,11 +74,11 @@ async def outlast(stack: Stack, refuse: Change, grant: Change, caplog: pytest.Lo
         assert sorted(workflow.begun) == [0, 1, 2, 3]
         await until(lambda: bool(told(caplog, logging.INFO, "the queue accepts reports again")))
         await until(
-            lambda: bool(told(caplog, logging.INFO, "topic llama_deploy.service takes messages again"))
+            lambda: bool(told(caplog, logging.INFO, "topic llama_deploy.service accepts messages again"))
         )
         assert not any(part.done() for part in (plane, worker))
     await stop(plane)
-    for text in ("does not accept reports", "topic llama_deploy.service takes no messages"):
+    for text in ("does not accept reports", "topic llama_deploy.service does not accept messages"):
         assert len(told(caplog, logging.WARNING, text)) == 1
     assert len(told(caplog, logging.WARNING, "denies access that it has granted before")) <= 1
 

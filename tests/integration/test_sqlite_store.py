@@ -19,19 +19,21 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql
 
 from llama_deploy.errors import ConfigError, StoreLockedError, UnavailableError
-from llama_deploy.state_stores import migrations, sql, sqlite
-from llama_deploy.state_stores.base import (
+from llama_deploy.state_stores import migrations, sqlite
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.migrations import SCHEMA_REVISION
+from llama_deploy.state_stores.records import (
     EventRecord,
     InboxRecord,
     JournalRecord,
     OutboxRecord,
     RunHeadRecord,
-    StoreTransaction,
 )
-from llama_deploy.state_stores.migrations import SCHEMA_REVISION
+from llama_deploy.state_stores.sql import task_repositories
+from llama_deploy.state_stores.sql.tables import metadata
+from llama_deploy.state_stores.sql.transaction import SQLTransaction
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.state_stores.store_registry import open_state_store
-from llama_deploy.state_stores.tables import metadata
 from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
 from llama_deploy.types import TaskStatus
 
@@ -58,8 +60,8 @@ async def write(store, lane):
     for n in range(1_000_000):
         name = f"{lane}-{n}"
         def work(tx):
-            tx.insert_sessions([a_session(name)])
-            tx.insert_tasks([a_task(name, session_id=name)])
+            tx.sessions.insert([a_session(name)])
+            tx.tasks.insert([a_task(name, session_id=name)])
         await store.transact(work)
         print(name, flush=True)
 
@@ -127,7 +129,7 @@ async def test_a_second_process_is_refused_until_the_first_is_killed(uri: str, d
         holder.kill()
         holder.wait(PATIENCE_SECONDS)
         async with await SQLiteStateStore.connect(uri) as store:
-            assert await store.read(lambda tx: tx.list_sessions()) == []
+            assert await store.read(lambda tx: tx.sessions.page()) == []
 
 
 async def test_another_name_of_the_same_file_is_refused(
@@ -177,8 +179,8 @@ async def test_kill_9_keeps_every_acknowledged_transaction(uri: str) -> None:
     assert all(acknowledged)
 
     def look(tx: StoreTransaction) -> tuple[set[str], set[str]]:
-        sessions = {session.session_id for session in tx.list_sessions(limit=10**9)}
-        return sessions, {task.task_id for task in tx.session_tasks(sessions)}
+        sessions = {session.session_id for session in tx.sessions.page(limit=10**9)}
+        return sessions, {task.task_id for task in tx.tasks.of_sessions(sessions)}
 
     async with await SQLiteStateStore.connect(uri) as store:
         sessions, tasks = await store.read(look)
@@ -197,8 +199,8 @@ async def test_commits_are_synced(store: SQLiteStateStore) -> None:
 
 async def test_reading_work_cannot_write(store: SQLiteStateStore) -> None:
     with pytest.raises(UnavailableError, match="readonly"):
-        await store.read(lambda tx: tx.insert_sessions([a_session()]))
-    assert await store.read(lambda tx: tx.list_sessions()) == []
+        await store.read(lambda tx: tx.sessions.insert([a_session()]))
+    assert await store.read(lambda tx: tx.sessions.page()) == []
 
 
 async def test_a_database_that_stays_locked_is_unavailable(
@@ -209,9 +211,9 @@ async def test_a_database_that_stays_locked_is_unavailable(
         other = sqlite3.connect(database, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(UnavailableError, match="locked"):
-            await store.transact(lambda tx: tx.list_sessions())
+            await store.transact(lambda tx: tx.sessions.page())
         other.close()
-        await store.transact(lambda tx: tx.insert_sessions([a_session()]))
+        await store.transact(lambda tx: tx.sessions.insert([a_session()]))
 
 
 async def test_a_cancelled_transaction_that_waits_is_left_out(store: SQLiteStateStore) -> None:
@@ -219,16 +221,16 @@ async def test_a_cancelled_transaction_that_waits_is_left_out(store: SQLiteState
 
     def first(tx: StoreTransaction) -> None:
         assert go_on.wait(PATIENCE_SECONDS)
-        tx.insert_sessions([a_session("s1")])
+        tx.sessions.insert([a_session("s1")])
 
     running_first = asyncio.create_task(store.transact(first))
-    waiting = asyncio.create_task(store.transact(lambda tx: tx.insert_sessions([a_session("s2")])))
+    waiting = asyncio.create_task(store.transact(lambda tx: tx.sessions.insert([a_session("s2")])))
     await asyncio.sleep(0)  # let both be handed over
     waiting.cancel()
     await asyncio.wait([waiting])
     go_on.set()
     await running_first
-    assert await store.read(lambda tx: tx.list_sessions()) == [a_session("s1")]
+    assert await store.read(lambda tx: tx.sessions.page()) == [a_session("s1")]
 
 
 # -- the schema
@@ -269,42 +271,42 @@ def test_the_schema_revision_is_the_last_step() -> None:
     assert ScriptDirectory(str(Path(migrations.__file__).parent)).get_heads() == [SCHEMA_REVISION]
 
 
-async def test_a_store_of_the_first_release_is_brought_up_to_date(
-    uri: str, database: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("revision", "words"),
+    [
+        ("0001", "before the first release"),
+        ("0003", "before the first release"),
+        ("9999", "newer release"),
+        ("later", "newer release"),
+    ],
+)
+async def test_the_schema_of_another_version_is_refused(
+    store: SQLiteStateStore, uri: str, database: Path, revision: str, words: str
 ) -> None:
-    with monkeypatch.context() as first:
-        first.setattr(migrations, "SCHEMA_REVISION", "0001")
-        await (await SQLiteStateStore.connect(uri)).close()
-    connection = sqlite3.connect(database)
-    with connection:
-        connection.execute(
-            "INSERT INTO tasks (task_id, session_id, service_name, input, status, created_at, max_attempts,"
-            " attempt, losses, dispatches, stream_length, attempt_events, inbox_length, cancel_requested)"
-            " VALUES ('t1', 's1', 'greeter', '{}', 'running', 0, 3, 1, 0, 0, 0, 0, 1, 0)"
-        )
-        connection.execute("INSERT INTO inbox (task_id, seq, event) VALUES ('t1', 1, '{}')")
-    connection.close()
-    async with await SQLiteStateStore.connect(uri) as store:
-        [task] = await store.read(lambda tx: tx.session_tasks(["s1"], open_only=True))
-        assert (task.status, task.has_run, task.journal_length, task.wake_at) == ("running", False, 0, None)
-        assert await store.read(lambda tx: tx.load_inbox(["t1"])) == [InboxRecord("t1", 1, "{}")]
-
-
-async def test_a_newer_schema_is_refused(store: SQLiteStateStore, uri: str, database: Path) -> None:
     await store.close()
     with sqlite3.connect(database) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
     connection.close()
-    with pytest.raises(ConfigError, match=r"'9999'.*newer release"):
+    with pytest.raises(ConfigError) as refused:
         await SQLiteStateStore.connect(uri)
+    for fact in (words, revision, str(database), "set state_store_uri"):
+        assert fact in str(refused.value)
 
 
-async def test_the_database_of_another_program_is_refused(uri: str, database: Path) -> None:
+async def test_tables_without_a_schema_revision_are_refused(uri: str, database: Path) -> None:
     with sqlite3.connect(database) as connection:
         connection.execute("CREATE TABLE tasks (title TEXT)")
     connection.close()
-    with pytest.raises(ConfigError, match=r"not a state store.*tasks"):
+    with pytest.raises(ConfigError) as refused:
         await SQLiteStateStore.connect(uri)
+    for fact in ("not a state store", "tasks", str(database), "set state_store_uri"):
+        assert fact in str(refused.value)
+
+
+async def test_free_pages_of_a_new_file_can_be_returned(store: SQLiteStateStore, database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)  # INCREMENTAL
+    connection.close()
 
 
 async def test_an_upgrade_that_fails_leaves_nothing(
@@ -312,8 +314,8 @@ async def test_an_upgrade_that_fails_leaves_nothing(
 ) -> None:
     upgrade = migrations.upgrade_schema
 
-    def fail_at_the_end(connection: sa.Connection) -> None:
-        upgrade(connection)
+    def fail_at_the_end(connection: sa.Connection, *, name: str) -> None:
+        upgrade(connection, name=name)
         raise InterruptedError
 
     monkeypatch.setattr(sqlite, "upgrade_schema", fail_at_the_end)
@@ -349,43 +351,43 @@ asyncio.run(main())
 
 def use_everything(tx: StoreTransaction) -> None:
     task = a_task(status=TaskStatus.RUNNING, instance_id="i1")
-    tx.insert_sessions([a_session()])
-    tx.update_sessions([a_session()])
-    tx.load_sessions(["s1", "s2"])
-    tx.list_sessions(after="s")
-    tx.insert_tasks([task])
-    tx.update_tasks([task])
-    tx.update_progress([task])
-    tx.load_tasks(["t1", "t2"])
-    tx.session_tasks(["s1", "s2"])
-    tx.session_tasks(["s1", "s2"], open_only=True)
-    tx.instance_tasks(["i1", "i2"])
-    tx.queued_tasks()
-    tx.queued_tasks(due_before=NOW)
-    tx.sleeping_tasks()
-    tx.sleeping_tasks(due_before=NOW)
-    tx.insert_events([EventRecord("t1", 0, "E", "{}")])
-    tx.load_events("t1")
-    tx.insert_inbox([InboxRecord("t1", 1, "{}", "key")])
-    tx.load_inbox(["t1", "t2"])
-    tx.known_inbox_keys([("t1", "key"), ("t2", "key")])
-    tx.consume_inbox([("t1", 1)])
-    tx.put_runs([RunHeadRecord("t1", "f", "1")])
-    tx.load_runs(["t1", "t2"])
-    tx.insert_journal([JournalRecord("t1", 0, "{}")])
-    tx.trim_journal({"t1": 1})
-    tx.load_journal(["t1", "t2"])
-    tx.delete_runs(["t1", "t2"])
-    tx.insert_outbox([OutboxRecord("m1", "topic", "{}")])
-    tx.load_outbox()
-    tx.take_outbox(now=NOW, until=NOW)
-    tx.delete_outbox(["m1", "m2"])
-    tx.put_instances([an_instance()])
-    tx.load_instances(service_names=["a", "b"])
-    tx.load_instances(instance_ids=["i1", "i2"])
-    tx.delete_services(["a", "b"])
-    tx.delete_instances(["i1", "i2"])
-    tx.delete_sessions(["s1", "s2"])
+    tx.sessions.insert([a_session()])
+    tx.sessions.update([a_session()])
+    tx.sessions.load(["s1", "s2"])
+    tx.sessions.page(after="s")
+    tx.tasks.insert([task])
+    tx.tasks.update([task])
+    tx.tasks.update_progress([task])
+    tx.tasks.load(["t1", "t2"])
+    tx.tasks.of_sessions(["s1", "s2"])
+    tx.tasks.of_sessions(["s1", "s2"], open_only=True)
+    tx.tasks.of_instances(["i1", "i2"])
+    tx.tasks.queued()
+    tx.tasks.queued(due_before=NOW)
+    tx.tasks.sleeping()
+    tx.tasks.sleeping(due_before=NOW)
+    tx.events.insert([EventRecord("t1", 0, "E", "{}")])
+    tx.events.load("t1")
+    tx.inbox.insert([InboxRecord("t1", 1, "{}", "key")])
+    tx.inbox.load(["t1", "t2"])
+    tx.inbox.known_keys([("t1", "key"), ("t2", "key")])
+    tx.inbox.consume([("t1", 1)])
+    tx.runs.put([RunHeadRecord("t1", "f", "1")])
+    tx.runs.load(["t1", "t2"])
+    tx.runs.insert_journal([JournalRecord("t1", 0, "{}")])
+    tx.runs.trim_journal({"t1": 1})
+    tx.runs.load_journal(["t1", "t2"])
+    tx.runs.delete(["t1", "t2"])
+    tx.outbox.insert([OutboxRecord("m1", "topic", "{}")])
+    tx.outbox.load()
+    tx.outbox.take(now=NOW, until=NOW)
+    tx.outbox.delete(["m1", "m2"])
+    tx.instances.put([an_instance()])
+    tx.instances.load(service_names=["a", "b"])
+    tx.instances.load(instance_ids=["i1", "i2"])
+    tx.services.delete(["a", "b"])
+    tx.instances.delete(["i1", "i2"])
+    tx.sessions.delete(["s1", "s2"])
 
 
 async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
@@ -398,7 +400,7 @@ async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
         "status = 'queued' AND": "ix_tasks_queued",
         "tasks.status = 'queued'": "ix_tasks_queued",
         "tasks.status = 'running'": "ix_tasks_instance_running",
-        "status = 'waiting' AND": "ix_tasks_sleeping",
+        "status = 'waiting' AND": "ix_tasks_waiting",
         "finished_at IS NULL": "(session_id=? AND finished_at=?)",
         "idempotency_key IN": "ix_inbox_key (task_id=? AND idempotency_key=?)",
     }
@@ -411,7 +413,7 @@ async def test_every_query_has_its_index(store: SQLiteStateStore) -> None:
         assert "TEMP B-TREE" not in plan, (statement, plan)
         for line in plan.splitlines():
             walks_in_order = "USING INDEX ix_tasks_queued" in line or line == "SCAN outbox"
-            walks_in_order |= "USING INDEX ix_tasks_sleeping" in line
+            walks_in_order |= "USING INDEX ix_tasks_waiting" in line
             assert not line.startswith("SCAN") or walks_in_order, (statement, plan)
         for condition, index in expected.items():
             assert condition not in statement or index in plan, (statement, plan)
@@ -423,7 +425,7 @@ async def test_no_statement_takes_more_ids_than_databases_allow(store: SQLiteSta
     driver.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
     driver.set_trace_callback(seen.append)
     ids = [str(n) for n in range(1200)]
-    await store.transact(lambda tx: (tx.load_tasks(ids * 2), tx.delete_outbox(ids)))
+    await store.transact(lambda tx: (tx.tasks.load(ids * 2), tx.outbox.delete(ids)))
     assert len(seen) == len(["BEGIN", *["SELECT", "DELETE"] * 3, "COMMIT"])
 
 
@@ -432,7 +434,7 @@ async def test_lists_of_many_lengths_need_few_statements(store: SQLiteStateStore
 
     def load(tx: StoreTransaction) -> None:
         for length in range(1, 130):
-            tx.load_tasks([str(n) for n in range(length)])
+            tx.tasks.load([str(n) for n in range(length)])
 
     await store.transact(load)
     assert len(connection._prepared) == len([1, 2, 4, 8, 16, 32, 64, 128, 256])
@@ -449,8 +451,8 @@ asyncio.run(SQLiteStateStore.connect({uri!r}))
 
 def test_rows_that_are_read_are_locked_where_there_are_row_locks() -> None:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    assert "FOR UPDATE" in str(sql._TASKS_BY_ID.locking.compile(dialect=dialect))
-    assert "FOR UPDATE" not in str(sql._TASKS_BY_ID.plain.compile(dialect=dialect))
+    assert "FOR UPDATE" in str(task_repositories._TASKS_BY_ID.locking.compile(dialect=dialect))
+    assert "FOR UPDATE" not in str(task_repositories._TASKS_BY_ID.plain.compile(dialect=dialect))
 
 
 # -- addresses
@@ -504,10 +506,20 @@ async def test_the_registry_names_the_schemes_it_knows(uri: str) -> None:
 
 async def test_every_commit_is_synced_unless_it_need_not_be(store: SQLiteStateStore) -> None:
     def level(tx: StoreTransaction) -> object:
-        assert isinstance(tx, sql.SQLTransaction)
+        assert isinstance(tx, SQLTransaction)
         return tx._connection.execute(sa.text("PRAGMA synchronous"), {}).all()
 
     full, normal = [(2,)], [(1,)]
     assert await store.transact(level) == full
     assert await store.transact(level, synced=False) == normal
     assert await store.transact(level) == full
+
+
+@pytest.mark.parametrize("status", list(TaskStatus))
+async def test_the_tasks_of_every_status_are_found_by_an_index(
+    store: SQLiteStateStore, status: TaskStatus
+) -> None:
+    ended = "AND finished_at IS NOT NULL ORDER BY status_changed_at" if status.is_terminal else ""
+    query = f"SELECT task_id FROM tasks WHERE status = '{status.value}' {ended}"  # noqa: S608
+    plan = store._database.writer._driver.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+    assert all("ix_tasks_" in row[3] for row in plan), plan

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
-from llama_deploy.state_stores.base import EventRecord, StoreTransaction
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.records import EventRecord
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.records import NOW, a_task
 from llama_deploy.types import TaskStatus
@@ -29,13 +30,13 @@ class EndingStore(SQLiteStateStore):
 
     @staticmethod
     def _end(tx: StoreTransaction) -> None:
-        tx.insert_events([EventRecord("t1", n, "Number", "{}", terminal=n == 2) for n in range(3)])
+        tx.events.insert([EventRecord("t1", n, "Number", "{}", terminal=n == 2) for n in range(3)])
         ended = a_task(status=TaskStatus.SUCCEEDED)
-        tx.update_tasks([replace(ended, stream_length=3, finished_at=NOW, result="{}")])
+        tx.tasks.update([replace(ended, stream_length=3, finished_at=NOW, result="{}")])
 
 
 async def test_events_that_come_with_the_end_while_a_reader_looks_are_read() -> None:
     async with await EndingStore.connect("sqlite:///:memory:") as store:
-        await store.transact(lambda tx: tx.insert_tasks([a_task()]))
+        await store.transact(lambda tx: tx.tasks.insert([a_task()]))
         groups = [group async for group in follow(store, StreamHub(), "t1")]
     assert [event.index for group in groups for event in group] == [0, 1, 2]

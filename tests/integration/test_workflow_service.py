@@ -463,7 +463,7 @@ async def test_state_that_cannot_be_read_fails_the_task(stack: Stack, held: Any)
     session = await stack.session()
     key = f"{STATE_PREFIX}workflows.context.state_store.DictState"
     forged = replace(await stack.stored(session), state=json.dumps({key: held}))
-    await stack.store.transact(lambda tx: tx.update_sessions([forged]))
+    await stack.store.transact(lambda tx: tx.sessions.update([forged]))
     async with stack.serving(stack.service(Counter())):
         error_type, message = failure_of(await stack.run("service", session))
         assert error_type == "llama_deploy.errors.SerializationError"

@@ -22,7 +22,7 @@ from llama_deploy.errors import (
     SessionBusyError,
     TaskFinishedError,
 )
-from llama_deploy.state_stores.base import TaskRecord
+from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import SessionPolicy, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import (
     AttemptEvents,
@@ -48,6 +48,7 @@ def new_task(**changes: object) -> TaskRecord:
         input="{}",
         status=TaskStatus.PENDING,
         created_at=NOW,
+        status_changed_at=NOW,
         max_attempts=3,
     )
     return replace(task, **changes)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_deploy.state_stores.base import Notice
-from llama_deploy.state_stores.notices import LONGEST_TEXT, Mailbox, decode_notice, encode_notice
+from llama_deploy.state_stores.notices import MAX_TEXT_BYTES, Mailbox, decode_notice, encode_notice
 
 ids = st.frozensets(st.text(min_size=1, max_size=200), max_size=60)
 times = st.none() | st.datetimes(timezones=st.just(UTC))
@@ -18,11 +18,11 @@ times = st.none() | st.datetimes(timezones=st.just(UTC))
 def test_what_is_told_arrives(task_ids: frozenset[str], due: datetime | None) -> None:
     texts = encode_notice(Notice(task_ids, due=due), sender="me")
     decoded = [decode_notice(text) for text in texts]
-    assert all(len(text.encode()) <= LONGEST_TEXT for text in texts)
+    assert all(len(text.encode()) <= MAX_TEXT_BYTES for text in texts)
     assert {sender for sender, _ in decoded} == {"me"}
     if any(notice.everything for _, notice in decoded):
         assert len(texts) == 1
-        assert sum(map(len, task_ids)) > LONGEST_TEXT
+        assert sum(map(len, task_ids)) > MAX_TEXT_BYTES
     else:
         assert frozenset[str]().union(*(notice.task_ids for _, notice in decoded)) == task_ids
     assert {notice.due for _, notice in decoded} == {due}

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.control_plane.dispatch import sweeper as dispatch
-from llama_deploy.control_plane.dispatch.sweeper import OutboxRelay
-from llama_deploy.control_plane.storage.unit import Outgoing
+from llama_deploy.control_plane.dispatch import outbox_relay
+from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
+from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.errors import (
     ClosedError,
     ConfigError,
@@ -76,7 +76,7 @@ def test_only_the_message_itself_is_refused_for_good(error: BaseException | None
 async def test_the_relay_waits_out_what_passes(
     queue: Moody, error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(dispatch, "_RETRY", QUICK)
+    monkeypatch.setattr(outbox_relay, "_BACKOFF", QUICK)
     caplog.set_level(logging.INFO)
     queue.refusals = [error] * 7
     sent: list[str] = []
@@ -91,8 +91,8 @@ async def test_the_relay_waits_out_what_passes(
     assert queue.taken == sent
     assert sorted(sent) == sorted(message.id_ for message in messages)
     told = [record.getMessage() for record in caplog.records]
-    assert [text for text in told if "takes no messages" in text and str(error) in text] == told[:1]
-    assert told[1:] == ["topic topic takes messages again"]
+    assert [text for text in told if "does not accept messages" in text and str(error) in text] == told[:1]
+    assert told[1:] == ["topic topic accepts messages again"]
     await relay.close()
 
 

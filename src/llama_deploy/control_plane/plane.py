@@ -8,20 +8,26 @@ import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.dispatch.outbox_takeover import Takeover
-from llama_deploy.control_plane.dispatch.sweeper import OutboxRelay, Sweeper
+from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
+from llama_deploy.control_plane.dispatch.leases import Leases
+from llama_deploy.control_plane.dispatch.outbox_reader import OutboxReader
+from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
+from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
+from llama_deploy.control_plane.dispatch.timers import Timers
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
 from llama_deploy.control_plane.requests.report_consumer import LATE_SECONDS, LOST_AFTER_SECONDS, Reports
 from llama_deploy.control_plane.requests.report_uploads import ReportUploads
 from llama_deploy.control_plane.requests.service_requests import Services
 from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.requests.task_requests import Tasks, task_view
-from llama_deploy.control_plane.storage.unit import Committed, Outgoing, Pauses, Unit
+from llama_deploy.control_plane.storage.reads import Reads
+from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.control_plane.store_notices import News
 from llama_deploy.control_plane.streams.stream_hub import StreamHub
@@ -34,8 +40,6 @@ from llama_deploy.types.instance_protocol import TaskDispatch
 from llama_deploy.types.topics import Topics
 
 logger = logging.getLogger(__name__)
-
-_OUTBOX_PAGE: Final = 1_000_000
 
 
 def utc_now() -> datetime:
@@ -69,7 +73,7 @@ class ControlPlane:
             store,
             clock=clock,
             topics=self.topics,
-            pauses=Pauses(
+            pace=DispatchPace(
                 unclaimed=Backoff(config.redispatch_seconds, longest=64 * config.redispatch_seconds),
                 lost=Backoff(config.retry_backoff_seconds, longest=config.retry_backoff_max_seconds),
             ),
@@ -81,13 +85,24 @@ class ControlPlane:
             on_refused=self._refuse,
             publish_callback=publish_callback,
         )
-        self._sweeper = Sweeper(
+        self._outbox = OutboxReader(store=store, writer=self._writer, relay=self._relay, clock=clock)
+        self._leases = Leases(
+            store=store, writer=self._writer, clock=clock, lease_seconds=config.lease_seconds
+        )
+        self._dispatcher = Dispatcher(
             store=store,
             writer=self._writer,
             clock=clock,
             lease_seconds=config.lease_seconds,
-            redispatch_seconds=config.redispatch_seconds,
             is_waiting=lambda service_name: self._relay.is_waiting(self.topics.work(service_name)),
+        )
+        self._sweeps = SweepLoop(
+            leases=self._leases,
+            timers=Timers(store=store, writer=self._writer, clock=clock),
+            dispatcher=self._dispatcher,
+            clock=clock,
+            lease_seconds=config.lease_seconds,
+            max_pause_seconds=config.redispatch_seconds,
         )
         self._background: list[asyncio.Task[None]] = []
         self._subscription: Subscription | None = None
@@ -146,30 +161,36 @@ class ControlPlane:
 
     async def _begin(self) -> None:
         # While others run, heartbeats are still received and no message was lost with the queue.
-        if not await self._store.has_company():
-            await self._continue()
+        unsent = None if await self._store.has_company() else await self._continue()
         self._subscription = await self.queue.subscribe(self.topics.control_plane, member=self._member())
         reports = Reports(self._subscription, self.attempts, lost_after=self._lost_after)
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
-            asyncio.create_task(self._sweeper.run(), name="sweeper"),
-            asyncio.create_task(self._relay.run(), name="outbox"),
+            asyncio.create_task(self._sweeps.run(), name="sweeps"),
+            asyncio.create_task(self._publish_outbox(after=unsent), name="outbox"),
         ]
         if self._store.shared:
-            news = News(store=self._store, hub=self._hub, sweeper=self._sweeper)
-            takeover = Takeover(store=self._store, writer=self._writer, relay=self._relay, clock=self._clock)
+            news = News(store=self._store, hub=self._hub, sweeps=self._sweeps)
             self._background += [
                 asyncio.create_task(news.run(), name="news"),
-                asyncio.create_task(takeover.run(), name="takeover"),
+                asyncio.create_task(self._outbox.take_over(), name="takeover"),
             ]
 
-    async def _continue(self) -> None:
-        """Resume the work in the store, as its only control plane."""
-        await self._sweeper.renew_leases()
-        unsent = await self._store.read(lambda tx: tx.load_outbox(limit=_OUTBOX_PAGE))
-        self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
+    async def _continue(self) -> int | None:
+        """Resume the work in the store, as its only control plane.
+
+        Returns:
+            The position of the outbox from which messages are still to be published. None: there are none.
+        """
+        await self._leases.renew_all()
+        unsent = await self._outbox.resend_page()
         if not self.queue.durable:
-            await self._sweeper.dispatch_queued()
+            await self._dispatcher.dispatch_all()
+        return unsent
+
+    async def _publish_outbox(self, *, after: int | None) -> None:
+        await self._outbox.resend_rest(after)
+        await self._relay.run()
 
     def _member(self) -> str | None:
         """Return the member name for reading reports, which is that of the previous process."""
@@ -221,11 +242,11 @@ class ControlPlane:
         refused = TaskDispatch.model_validate(message.data)
 
         def run(unit: Unit) -> None:
-            task = unit.find_task(refused.task_id)
+            task = unit.tasks.find(refused.task_id)
             if task is not None:
                 unit.apply(lifecycle.refuse(task, attempt=refused.attempt, error=error, at=unit.now))
 
-        await self._writer.write(Command(run, tasks=(refused.task_id,), may_end=True))
+        await self._writer.write(Command(run, Reads.of_tasks(refused.task_id, may_end=True)))
 
     def _after_commit(self, committed: Committed) -> None:
         self._relay.send(committed.outgoing)
@@ -237,4 +258,4 @@ class ControlPlane:
         for task_id in committed.deleted:
             self._hub.deleted(task_id)
         if committed.due is not None:
-            self._sweeper.wake(committed.due)
+            self._sweeps.wake(committed.due)

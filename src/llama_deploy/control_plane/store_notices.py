@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
 
-from llama_deploy.control_plane.dispatch.sweeper import Sweeper
+from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
 from llama_deploy.control_plane.requests.task_requests import task_view
 from llama_deploy.control_plane.streams.stream_hub import StreamHub
 from llama_deploy.errors import UnavailableError
@@ -19,18 +19,18 @@ _PAGE: Final = 500
 
 
 class News:
-    """Wakes waiters and the sweeper when another control plane has changed something.
+    """Wakes waiters and the sweeps when another control plane has changed something.
 
     Args:
         store: Tells of changes, and has them.
         hub: Who waits for tasks.
-        sweeper: Looks after what is due.
+        sweeps: Do what is due.
     """
 
-    def __init__(self, *, store: StateStore, hub: StreamHub, sweeper: Sweeper) -> None:
+    def __init__(self, *, store: StateStore, hub: StreamHub, sweeps: SweepLoop) -> None:
         self._store = store
         self._hub = hub
-        self._sweeper = sweeper
+        self._sweeps = sweeps
 
     async def run(self) -> None:
         """Pass news on until cancelled, or until the store is closed."""
@@ -40,11 +40,11 @@ class News:
 
     async def _pass_on(self, notice: Notice) -> None:
         if notice.lost:
-            self._sweeper.distrust()
+            self._sweeps.note_missed_heartbeats()
         if notice.everything:
-            self._sweeper.wake()
+            self._sweeps.wake()
         elif notice.due is not None:
-            self._sweeper.wake(notice.due)
+            self._sweeps.wake(notice.due)
         watched = self._watched(notice)
         for start in range(0, len(watched), _PAGE):
             page = watched[start : start + _PAGE]
@@ -58,7 +58,7 @@ class News:
 
     async def _tell(self, task_ids: Sequence[str], *, missing_is_deleted: bool) -> None:
         try:
-            tasks = await self._store.read(lambda tx: tx.load_tasks(task_ids))
+            tasks = await self._store.read(lambda tx: tx.tasks.load(task_ids))
         except UnavailableError as exc:
             logger.warning("what has changed cannot be read: %s", exc, extra={"action": "news"})
             for task_id in task_ids:

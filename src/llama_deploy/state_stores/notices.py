@@ -1,4 +1,4 @@
-"""What control planes tell each other through a database: as text on the way, and gathered on arrival."""
+"""The notices that control planes send each other through a database: their text form, and their receiver."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Final
 
 from llama_deploy.state_stores.base import Notice
 
-LONGEST_TEXT: Final = 7900
-"""Bytes. PostgreSQL takes less than 8000 at a time; see "NOTIFY" in its documentation."""
-_MOST_TEXTS: Final = 8
-"""With more of them, one that says "everything" is cheaper."""
-_MOST_TASKS: Final = 10_000
-"""How many tasks are gathered at the most; beyond, all are meant."""
+MAX_TEXT_BYTES: Final = 7900
+"""PostgreSQL takes less than 8000 bytes at a time; see "NOTIFY" in its documentation."""
+_MAX_TEXTS: Final = 8
+"""A notice of more texts is replaced by `everything`, which is cheaper."""
+_MAX_TASKS: Final = 10_000
+"""With more tasks, a gathered notice becomes `everything`."""
 
 
 def encode_notice(notice: Notice, *, sender: str) -> list[str]:
-    """Return a notice as texts of at most `LONGEST_TEXT` bytes.
+    """Return a notice as texts of at most `MAX_TEXT_BYTES` bytes.
 
     Args:
-        notice: What to tell. That it is `lost` is nobody else's business and left out.
-        sender: Who tells it, so that it can tell its own notices from others.
+        notice: The notice. Its `lost` is local and left out.
+        sender: The name of this control plane, by which it recognizes its own notices.
     """
     due = None if notice.due is None else notice.due.isoformat()
     texts = list(_pages(sender, due, sorted(notice.task_ids)))
-    if notice.everything or len(texts) > _MOST_TEXTS:
+    if notice.everything or len(texts) > _MAX_TEXTS:
         return [_text(sender, due, None)]
     return texts
 
 
 def decode_notice(text: str) -> tuple[str, Notice]:
-    """Return the sender and the notice of one text; what cannot be read means everything."""
+    """Return the sender and the notice of one text. A text that cannot be read means `everything`."""
     try:
         sender, due, task_ids = json.loads(text)
         notice = Notice(
@@ -48,7 +48,7 @@ def decode_notice(text: str) -> tuple[str, Notice]:
 
 
 def _pages(sender: str, due: str | None, task_ids: list[str]) -> Iterator[str]:
-    left = room = LONGEST_TEXT - len(_text(sender, due, []))
+    left = room = MAX_TEXT_BYTES - len(_text(sender, due, []))
     page: list[str] = []
     for task_id in task_ids:
         size = len(json.dumps(task_id)) + 2
@@ -65,26 +65,26 @@ def _text(sender: str, due: str | None, task_ids: list[str] | None) -> str:
 
 
 class Mailbox:
-    """Gathers notices until they are read: however many come, there is one to read."""
+    """Merges notices until they are read, so that at most one waits."""
 
     def __init__(self) -> None:
         self._gathered = Notice()
         self._arrived = asyncio.Event()
 
     def put(self, notice: Notice) -> None:
-        """Add a notice to what is gathered."""
-        self._gathered = _together(self._gathered, notice)
+        """Add a notice."""
+        self._gathered = _merged(self._gathered, notice)
         self._arrived.set()
 
     async def take(self) -> Notice:
-        """Wait until there is something, and return it."""
+        """Wait for a notice and return it."""
         await self._arrived.wait()
         self._arrived.clear()
         gathered, self._gathered = self._gathered, Notice()
         return gathered
 
 
-def _together(first: Notice, second: Notice) -> Notice:
+def _merged(first: Notice, second: Notice) -> Notice:
     task_ids = first.task_ids | second.task_ids
     due = [item.due for item in (first, second) if item.due is not None]
     merged = Notice(
@@ -93,6 +93,6 @@ def _together(first: Notice, second: Notice) -> Notice:
         everything=first.everything or second.everything,
         lost=first.lost or second.lost,
     )
-    if len(task_ids) > _MOST_TASKS:
+    if len(task_ids) > _MAX_TASKS:
         return replace(merged, task_ids=frozenset(), everything=True)
     return merged

@@ -1,10 +1,10 @@
 """The state store in PostgreSQL: for any number of control planes.
 
-A transaction runs at the isolation level `READ COMMITTED` and locks what it decides on, in one order:
-instances, then sessions. The row of a session stands for its tasks and all that belongs to them.
-`REPEATABLE READ` would not save the locks and would fail wherever two control planes meet on a row; see
-"Transaction Isolation" in PostgreSQL's documentation. What fails all the same for the sake of others is run
-again here.
+A transaction runs at the isolation level `READ COMMITTED` and locks the rows that it decides on, in one
+order: instances, then sessions. The lock of a session covers its tasks and all that belongs to them.
+`REPEATABLE READ` would need the same locks, and would fail whenever two control planes change a row at the
+same time; see "Transaction Isolation" in PostgreSQL's documentation. Transactions that still fail because of
+others, such as in a deadlock, are repeated here.
 """
 
 # The contract documents the methods.
@@ -26,23 +26,29 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import LlamaDeployError, UnavailableError
+from llama_deploy.retrying import Outage, retry
 from llama_deploy.state_stores.base import Notice, StateStore, StoreTransaction
-from llama_deploy.state_stores.direct import pad
 from llama_deploy.state_stores.notices import Mailbox, decode_notice, encode_notice
-from llama_deploy.state_stores.postgresql_errors import DRIVER_ERRORS, is_for_others, raise_ours, text_of
+from llama_deploy.state_stores.postgresql_errors import (
+    DRIVER_ERRORS,
+    is_caused_by_others,
+    raise_translated,
+    text_of,
+)
 from llama_deploy.state_stores.postgresql_opening import Address, Place, look_at, make_ready, new_engine
-from llama_deploy.state_stores.queries import Found
-from llama_deploy.state_stores.sql import SQLTransaction
-from llama_deploy.state_stores.tables import instances, sessions, task_is_running, tasks
+from llama_deploy.state_stores.sql.direct import pad
+from llama_deploy.state_stores.sql.queries import Found
+from llama_deploy.state_stores.sql.tables import instances, sessions, task_is_running, tasks
+from llama_deploy.state_stores.sql.transaction import SQLTransaction
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _PING_SECONDS: Final = 10.0
-"""How often the connection for notices is tried, because a dead peer is silent as one without news is."""
-_MOST_RUNS: Final = 8
-"""How often a transaction is run that fails for the sake of others."""
+"""How often the connection for notices is checked: a dead peer is as silent as one without notices."""
+_MAX_RUNS: Final = 8
+"""How often a transaction is run that fails because of others."""
 _RERUN: Final = Backoff(first=0.01, longest=0.5)
 _RECONNECT: Final = Backoff(first=0.05, longest=2.0)
 
@@ -86,8 +92,8 @@ _NOTIFY = sa.select(
 class PostgreSQLStateStore(StateStore):
     """A state store in a database of PostgreSQL, 14 or newer.
 
-    It connects when it has to, and again by itself: while the database is away, every call raises
-    `UnavailableError`. A transaction whose connection is lost before its commit was asked for is run again.
+    It connects on demand and reconnects by itself. While the database does not answer, every call raises
+    `UnavailableError`. A transaction whose connection is lost before its commit was sent is run again.
     """
 
     shared = True
@@ -122,8 +128,8 @@ class PostgreSQLStateStore(StateStore):
                 libpq. What is left out comes from the variables `PGHOST`, `PGUSER` and so on of libpq.
 
         Raises:
-            ConfigError: The address cannot work, the database is not a state store, its schema is newer than
-                this release, or the role has not the rights.
+            ConfigError: The address is invalid, the database is not a state store, its schema is of another
+                version, or the role lacks rights.
             UnavailableError: The database does not answer.
         """
         address = Address(uri)
@@ -195,7 +201,7 @@ class PostgreSQLStateStore(StateStore):
             raise UnavailableError(f"the state store {self._address.name} is closed")
 
     async def _run(self, engine: AsyncEngine, work: Callable[[sa.Connection], T]) -> T:
-        """Run `work` in a transaction, again if the database asks for that."""
+        """Run `work` in a transaction, and repeat it if the database asks for that."""
         self._check_open()
         self._under_way += 1
         self._idle.clear()
@@ -207,7 +213,7 @@ class PostgreSQLStateStore(StateStore):
                 self._idle.set()
 
     async def _until_done(self, engine: AsyncEngine, work: Callable[[sa.Connection], T]) -> T:
-        for count in range(1, _MOST_RUNS + 1):
+        for count in range(1, _MAX_RUNS + 1):
             attempt = _Attempt(work)
             try:
                 async with engine.connect() as connection:
@@ -215,16 +221,18 @@ class PostgreSQLStateStore(StateStore):
             except LlamaDeployError:
                 raise
             except DRIVER_ERRORS as exc:
-                again = count < _MOST_RUNS if is_for_others(exc) else count == 1 and attempt.was_cut_off(exc)
+                again = (
+                    count < _MAX_RUNS if is_caused_by_others(exc) else count == 1 and attempt.was_cut_off(exc)
+                )
                 if not again:
-                    raise_ours(exc, self._address.name)
-                logger.debug("a transaction is run again: %s", text_of(exc), extra={"action": "run_again"})
+                    raise_translated(exc, self._address.name)
+                logger.debug("repeating a transaction: %s", text_of(exc), extra={"action": "run_again"})
             await asyncio.sleep(_RERUN.delay(count))
         raise AssertionError("unreachable")
 
 
 class _Attempt:
-    """One try of a transaction, which remembers whether its commit was asked for."""
+    """One run of a transaction, which remembers whether its commit was sent."""
 
     def __init__(self, work: Callable[[sa.Connection], T]) -> None:
         self._work = work
@@ -237,12 +245,12 @@ class _Attempt:
         return value
 
     def was_cut_off(self, exc: BaseException) -> bool:
-        """Whether the connection was lost so early that nothing can have been committed."""
+        """Whether the connection was lost before anything can have been committed."""
         return not self._is_ending and isinstance(exc, sa_exc.DBAPIError) and exc.connection_invalidated
 
 
 class _Connection:
-    """A connection that fills lists up, so that few texts of statements occur: each is prepared once."""
+    """A connection that pads lists, so that there are few different statements to prepare."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
@@ -300,27 +308,25 @@ class _Listener:
         self._place = place
         self._mailbox = mailbox
         self._sender = sender
+        self._outage = Outage(on_start=self._warn, on_end=self._log_end)
 
     async def run(self) -> None:
         """Listen until cancelled."""
-        failures = 0
         while True:
-            try:
-                connection = await asyncpg.connect(**self._address.driver_arguments)
-            except DRIVER_ERRORS as exc:
-                failures += 1
-                if failures == 1:
-                    self._tell("no notices come from %s: %s", exc)
-                await asyncio.sleep(_RECONNECT.delay(failures))
-                continue
-            failures = 0
+            connection = await retry(self._connect, backoff=_RECONNECT, outage=self._outage)
             try:
                 await self._listen(connection)
             except DRIVER_ERRORS as exc:
-                self._tell("notices from %s are lost: %s", exc)
+                self._warn(exc)
             finally:
                 connection.terminate()
             self._mailbox.put(Notice(lost=True))
+
+    async def _connect(self) -> Any:
+        try:
+            return await asyncpg.connect(**self._address.driver_arguments)
+        except DRIVER_ERRORS as exc:
+            raise UnavailableError(text_of(exc)) from exc
 
     async def _listen(self, connection: Any) -> None:
         """Listen until the connection is lost."""
@@ -334,12 +340,20 @@ class _Listener:
                 await asyncio.wait_for(ended.wait(), _PING_SECONDS)
                 break
             if await connection.fetchval("SHOW transaction_read_only", timeout=_PING_SECONDS) == "on":
-                break  # another server has taken over, and what is new is told there
+                break  # after a failover, notices are sent by the new primary
 
     def _receive(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
         sender, notice = decode_notice(text)
         if sender != self._sender:
             self._mailbox.put(notice)
 
-    def _tell(self, message: str, exc: BaseException) -> None:
-        logger.warning(message, self._address.name, text_of(exc), extra={"action": "notices_lost"})
+    def _warn(self, exc: BaseException) -> None:
+        logger.warning(
+            "no notices from %s; reconnecting: %s",
+            self._address.name,
+            text_of(exc),
+            extra={"action": "notices_lost"},
+        )
+
+    def _log_end(self) -> None:
+        logger.info("notices from %s again", self._address.name, extra={"action": "notices_back"})

@@ -1,4 +1,4 @@
-"""What PostgreSQL and its driver raise, as the errors of this package."""
+"""Translation of the errors of PostgreSQL and its driver into the errors of this package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRIVER_ERRORS: Final = (
 # "PostgreSQL Error Codes" in its documentation.
 _UNIQUE_VIOLATION: Final = "23505"
 _READ_ONLY: Final = "25006"
-_FOR_THE_SAKE_OF_OTHERS: Final = frozenset(
+_CONCURRENCY_ERRORS: Final = frozenset(
     {
         "40001",  # serialization_failure
         "40P01",  # deadlock_detected
@@ -28,60 +28,60 @@ _FOR_THE_SAKE_OF_OTHERS: Final = frozenset(
     }
 )
 _BAD_DATA_CLASS: Final = "22"
-_FAULT_OF_OURS_CLASS: Final = "42"
+_BUG_CLASS: Final = "42"
 _WRONG_ADDRESS: Final = frozenset({"28000", "28P01", "3D000"})  # role, password, database
-_NOT_ALLOWED: Final = frozenset({"42501", "3F000"})  # a right, and a schema to use
+_MISSING_RIGHT: Final = frozenset({"42501", "3F000"})  # a right, and a schema to use
 
 
-def is_for_others(exc: BaseException) -> bool:
-    """Whether a transaction failed for the sake of others, so that it may succeed when it is run again."""
-    return _sqlstate(exc) in _FOR_THE_SAKE_OF_OTHERS
+def is_caused_by_others(exc: BaseException) -> bool:
+    """Whether a transaction failed because of concurrent ones, so that it may succeed when repeated."""
+    return _sqlstate(exc) in _CONCURRENCY_ERRORS
 
 
 def is_read_only(exc: BaseException) -> bool:
-    """Whether the server takes no writes, as one that another has taken over from."""
+    """Whether the server rejects writes, as a former primary does after a failover."""
     return _sqlstate(exc) == _READ_ONLY
 
 
 def text_of(exc: BaseException) -> str:
-    """Return in one line what the database says, without the statement and its parameters."""
+    """Return the message of the database in one line, without the statement and its parameters."""
     cause = _cause(exc)
     return " ".join(str(cause).split()) or type(cause).__name__
 
 
-def raise_ours(exc: BaseException, name: str) -> NoReturn:
-    """Raise the driver's error as ours; one that only a fault of this program causes stays as it is.
+def raise_translated(exc: BaseException, name: str) -> NoReturn:
+    """Raise the driver's error as one of ours. An error that only a bug of ours causes stays as it is.
 
     Args:
         exc: One of `DRIVER_ERRORS`.
-        name: The address of the database, for people to read.
+        name: The address of the database, for the message.
     """
     code, text = _sqlstate(exc), text_of(exc)
     if code == _UNIQUE_VIOLATION:
         raise ConflictError(f"a row with this key exists already in the state store {name}: {text}") from exc
-    if code.startswith(_BAD_DATA_CLASS) or _is_refused_value(_cause(exc)):
-        raise SerializationError(f"PostgreSQL cannot hold this: {text}") from exc
-    if code.startswith(_FAULT_OF_OURS_CLASS):
+    if code.startswith(_BAD_DATA_CLASS) or _is_rejected_value(_cause(exc)):
+        raise SerializationError(f"PostgreSQL cannot store this value: {text}") from exc
+    if code.startswith(_BUG_CLASS):
         raise exc
     raise UnavailableError(f"the state store {name} does not answer: {text}") from exc
 
 
-def raise_ours_of_opening(exc: BaseException, name: str, *, remedy: str) -> NoReturn:
-    """Do as `raise_ours`, where what fails may be a setting that cannot work.
+def raise_translated_of_opening(exc: BaseException, name: str, *, remedy: str) -> NoReturn:
+    """Like `raise_translated`, but the cause may be an invalid setting.
 
     Args:
         exc: One of `DRIVER_ERRORS`.
-        name: The address of the database, for people to read.
-        remedy: What to do if the role has no right to do this.
+        name: The address of the database, for the message.
+        remedy: What to do if the role lacks the right.
     """
     code = _sqlstate(exc)
     text = f"the state store {name} cannot be used: {text_of(exc)}"
-    if code in _NOT_ALLOWED:
+    if code in _MISSING_RIGHT:
         raise ConfigError(f"{text}; {remedy}") from exc
-    # Nothing is stored yet: a value that the driver refuses stands in the address, or is a certificate.
+    # Nothing is stored yet: a value that the driver rejects is part of the address, or a certificate.
     if code in _WRONG_ADDRESS or isinstance(_cause(exc), ValueError):
         raise ConfigError(text) from exc
-    raise_ours(exc, name)
+    raise_translated(exc, name)
 
 
 def _cause(exc: BaseException) -> BaseException:
@@ -96,9 +96,9 @@ def _sqlstate(exc: BaseException) -> str:
     return getattr(_cause(exc), "sqlstate", None) or ""
 
 
-def _is_refused_value(cause: BaseException) -> bool:
-    """Whether the driver refuses a value that is to be stored, not a setting or the server's certificate."""
-    # Errors of TLS are of the system and of values at once.
+def _is_rejected_value(cause: BaseException) -> bool:
+    """Whether the driver rejects a value to be stored, not a setting or the server's certificate."""
+    # TLS errors are OSError and ValueError at once.
     return isinstance(cause, ValueError) and not isinstance(
         cause, OSError | asyncpg.exceptions.ClientConfigurationError
     )

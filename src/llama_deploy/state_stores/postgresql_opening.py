@@ -1,4 +1,4 @@
-"""The way into a database of PostgreSQL: its address, its connections, and the schema brought up to date."""
+"""Opening a PostgreSQL database: its address, its connections, and the upgrade of its schema."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import sqlalchemy as sa
@@ -15,16 +16,20 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION, stored_revision, upgrade_schema
-from llama_deploy.state_stores.postgresql_errors import DRIVER_ERRORS, is_read_only, raise_ours_of_opening
+from llama_deploy.state_stores.postgresql_errors import (
+    DRIVER_ERRORS,
+    is_read_only,
+    raise_translated_of_opening,
+)
 
 _POOL_SIZE: Final = 8
 _CONNECT_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 35.0
-"""After how long without an answer the connection counts as lost; the server gives up before."""
+"""After how long without an answer a connection counts as lost; the server cancels statements before."""
 _SERVER_SETTINGS: Final = {
     "application_name": "llama_deploy",
     "statement_timeout": "30s",
-    # A control plane that stands still in a transaction must not hold up the others.
+    # A control plane that is paused in a transaction must not block the others.
     "idle_in_transaction_session_timeout": "2s",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
@@ -50,7 +55,7 @@ _WHERE_WE_ARE: Final = sa.text(
 
 
 class Address:
-    """Where the database is, without a way to show the password."""
+    """The address of the database. Its password cannot be shown."""
 
     def __init__(self, uri: str) -> None:
         try:
@@ -72,7 +77,7 @@ class Address:
         self.name: Final = sa.URL.create(
             "postgresql", host=url.host, port=url.port, database=url.database
         ).render_as_string()
-        """For texts that people read."""
+        """For messages; without credentials."""
         self.driver_arguments: Final[Mapping[str, Any]] = {
             **{key: value for key, value in named.items() if value},
             "timeout": _CONNECT_SECONDS,
@@ -90,49 +95,49 @@ def _refuse_address(reason: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What the server says of the way in; names are quoted as in SQL."""
+    """What the server reports about the schema; names are quoted as in SQL."""
 
     role: str
     schema: str | None
-    """Where the tables are, or else where they would be made; None if the role may use no schema."""
+    """Where the tables are or would be created; None if the role may not use any schema."""
     owner: str | None
-    """The role to which the tables belong; None if there are none."""
+    """The role that owns the tables; None if they do not exist."""
     revision: str | None
-    """That of the schema; None if there are no tables."""
+    """The schema revision; None if the tables do not exist."""
 
     @property
     def listening_lock(self) -> int:
-        """The key of the advisory lock that everyone holds who listens to notices of this schema."""
+        """The key of the advisory lock that all listeners to notices of this schema hold."""
         return _LISTENING << 32 | int(self._digest, 16)
 
     @property
     def channel(self) -> str:
-        """Where the notices of this schema are sent. A database may hold one state store in each schema."""
+        """The channel for notices of this schema. Each schema of a database may hold a state store."""
         return f"{_CHANNEL}_{self._digest}"
 
     @property
     def _digest(self) -> str:
-        # The name, because after a failover the numbers of schemas may be others.
+        # The name, because the OIDs of schemas may differ after a failover.
         return hashlib.blake2b((self.schema or "").encode(), digest_size=4).hexdigest()
 
     def remedy_for_upgrade(self) -> str:
-        """Return what to do if the role may not make or change the tables."""
+        """Return what to do if the role may not create or change the tables."""
         if self.owner not in {None, self.role}:
             return (
                 f"the tables belong to the role {self.owner}: run llamactl db upgrade as that one, "
                 f"or GRANT {self.owner} TO {self.role}"
             )
         if self.schema is None:
-            return f"the role {self.role} has no schema to use: CREATE SCHEMA AUTHORIZATION {self.role}"
+            return f"the role {self.role} may not use any schema: CREATE SCHEMA AUTHORIZATION {self.role}"
         return f"as the owner of the schema, GRANT USAGE, CREATE ON SCHEMA {self.schema} TO {self.role}"
 
 
 def new_engine(address: Address, *, answer_seconds: float | None = _ANSWER_SECONDS) -> AsyncEngine:
-    """Return a pool of connections, none of which is made yet; dispose of it.
+    """Return a pool of connections, which are opened on demand. Dispose of it.
 
     Args:
         address: Where the database is.
-        answer_seconds: Without an answer for so long, a connection counts as lost. None: never.
+        answer_seconds: After how long without an answer a connection counts as lost. None: never.
     """
     arguments = {**address.driver_arguments, "command_timeout": answer_seconds}
     engine = create_async_engine(
@@ -148,19 +153,19 @@ def new_engine(address: Address, *, answer_seconds: float | None = _ANSWER_SECON
 
 
 def _leave_a_read_only_server(context: sa.ExceptionContext) -> None:
-    """Count the pool's connections as lost when one leads to a server that writes no more.
+    """Discard the pool's connections when one leads to a server that has become read-only.
 
-    After a failover they may live on, while new ones reach the server that took over.
+    After a failover they may stay open, while new ones reach the new primary.
     """
     if is_read_only(context.original_exception):
         context.is_disconnect = True
 
 
 async def look_at(engine: AsyncEngine, address: Address) -> Place:
-    """Return what the database says of itself. Changes nothing.
+    """Return what the database reports about itself. Changes nothing.
 
     Raises:
-        ConfigError: The address cannot work, or the role may not read the tables.
+        ConfigError: The address is invalid, or the role may not read the tables.
         UnavailableError: The database does not answer.
     """
     with _opening(address, remedy="GRANT CONNECT ON DATABASE to the role of the address"):
@@ -181,8 +186,8 @@ async def make_ready(engine: AsyncEngine, address: Address) -> Place:
     """Bring the schema up to date; several may do so at once.
 
     Raises:
-        ConfigError: The address cannot work, the role has not the rights, the database is not a state store,
-            or its schema is newer than this release.
+        ConfigError: The address is invalid, the role lacks rights, the database is not a state store, or its
+            schema is of another version.
         UnavailableError: The database does not answer.
     """
     place = await look_at(engine, address)
@@ -194,14 +199,14 @@ async def make_ready(engine: AsyncEngine, address: Address) -> Place:
 
 
 async def _upgrade(address: Address) -> None:
-    engine = new_engine(address, answer_seconds=None)  # a large database takes long, and others wait for it
+    engine = new_engine(address, answer_seconds=None)  # upgrading a large database takes long
     try:
         async with engine.begin() as connection:
             await connection.exec_driver_sql("SET LOCAL statement_timeout TO 0")
-            # Alembic takes seconds where there is little CPU; who stands still must not block the others.
+            # Alembic takes seconds on a slow machine; a paused upgrade must not block the others for longer.
             await connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout TO '60s'")
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_UPGRADING})")
-            await connection.run_sync(upgrade_schema)
+            await connection.run_sync(partial(upgrade_schema, name=address.name))
     finally:
         await engine.dispose()
 
@@ -211,4 +216,4 @@ def _opening(address: Address, *, remedy: str) -> Iterator[None]:
     try:
         yield
     except DRIVER_ERRORS as exc:
-        raise_ours_of_opening(exc, address.name, remedy=remedy)
+        raise_translated_of_opening(exc, address.name, remedy=remedy)

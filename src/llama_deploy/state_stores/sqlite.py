@@ -3,7 +3,7 @@
 One thread writes, two read; each has a connection of its own. A transaction is one hop to a thread, in which
 its statements follow one another without another switch. The file is in WAL mode, so that readers and the
 writer do not wait for each other, and a commit is synced unless told otherwise (`synchronous=FULL`): what was
-acknowledged survives a loss of power. See "Write-Ahead Logging" in SQLite's documentation.
+acknowledged survives a power failure. See "Write-Ahead Logging" in SQLite's documentation.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from sqlalchemy import exc as sa_exc
 
 from llama_deploy.errors import ConfigError, ConflictError, StoreLockedError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
-from llama_deploy.state_stores.direct import DirectConnection
 from llama_deploy.state_stores.migrations import stored_revision, upgrade_schema
-from llama_deploy.state_stores.sql import SQLTransaction
+from llama_deploy.state_stores.sql.direct import DirectConnection
+from llama_deploy.state_stores.sql.transaction import SQLTransaction
 
 T = TypeVar("T")
 
@@ -35,6 +35,8 @@ _READERS = 2
 _BUSY_TIMEOUT_SECONDS = 5.0
 """How long a transaction waits for another program, such as a backup, that has locked the file."""
 _PRAGMAS = (
+    # Lets free pages be returned to the file system. It has to come before the first table.
+    "PRAGMA auto_vacuum = INCREMENTAL",
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA cache_size = -8192",  # KiB
@@ -80,9 +82,9 @@ class SQLiteStateStore(StateStore):
                 slash; missing folders are created. `sqlite:///:memory:` lives until it is closed.
 
         Raises:
-            ConfigError: The address cannot work, the file is not a state store, or its schema is newer than
-                this release.
-            StoreLockedError: Another control plane works on the file.
+            ConfigError: The address is invalid, the file is not a state store, or its schema is of another
+                version.
+            StoreLockedError: Another control plane uses the file.
             UnavailableError: The file is locked by another program or cannot be read.
         """
         opening = asyncio.ensure_future(asyncio.to_thread(_Database, _database_path(uri)))
@@ -132,7 +134,7 @@ class _Lane:
 
     def __init__(self, connections: Sequence[_Connection], *, name: str) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        # A store that nobody closed must not keep the process from ending.
+        # A store that was not closed must not keep the process from ending.
         self._threads = [
             threading.Thread(target=self._work, args=(connection,), name=f"{name}-{number}", daemon=True)
             for number, connection in enumerate(connections)
@@ -165,7 +167,7 @@ class _Lane:
             value = job.run(connection)
         except BaseException as exc:  # noqa: BLE001 - handed to the caller
             error = exc
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             job.outcome.get_loop().call_soon_threadsafe(_tell, job.outcome, value, error)
 
 
@@ -218,7 +220,7 @@ class _Connection:
     def upgrade(self) -> None:
         """Bring the schema up to date, all or nothing."""
         with self._transaction("BEGIN IMMEDIATE", end="COMMIT", opening=True):
-            upgrade_schema(self._statements)
+            upgrade_schema(self._statements, name=self._name)
 
     def close(self) -> None:
         self._statements.close()
@@ -281,15 +283,15 @@ class _FileLock:
             database.parent.mkdir(parents=True, exist_ok=True)
             self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as exc:
-            raise ConfigError(f"cannot write beside the state store {database}: {exc}") from exc
+            raise ConfigError(f"cannot write into the folder of the state store {database}: {exc}") from exc
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(self._file)
             raise StoreLockedError(
-                f"another control plane (process {holder}) works on the state store {database}: stop that "
-                "one, or give this one another file or data folder; SQLite takes one control plane only",
+                f"another control plane (process {holder}) uses the state store {database}: stop that one, "
+                "or give this one another file or data folder; SQLite supports only one control plane",
                 path=str(database),
                 pid=int(holder) if holder.isdecimal() else None,
             ) from exc
@@ -319,7 +321,7 @@ def _database_path(uri: str) -> Path | None:
 
 
 def _schema_revision(path: Path) -> str | None:
-    """Return the schema revision of a file, None if there is no file or no schema."""
+    """Return the schema revision of a file, None if the file or the schema does not exist."""
     if not path.exists():
         return None
     engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), poolclass=sa.NullPool)
@@ -329,7 +331,7 @@ def _schema_revision(path: Path) -> str | None:
 
 @contextmanager
 def _driver_errors_translated(name: str, *, opening: bool = False) -> Iterator[None]:
-    """Raise the driver's errors as ours; those that only a fault of this program causes stay as they are."""
+    """Raise the driver's errors as ours. Errors that only a bug of this program causes stay as they are."""
     try:
         yield
     except sqlite3.IntegrityError as exc:

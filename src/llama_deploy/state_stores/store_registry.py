@@ -18,8 +18,8 @@ async def open_state_store(uri: str) -> StateStore:
     The caller closes it.
 
     Raises:
-        ConfigError: No installed store has this scheme, its package is faulty, or the address cannot work.
-        StoreLockedError: Another control plane works on it, and the store takes only one.
+        ConfigError: No installed store has this scheme, its package is faulty, or the address is invalid.
+        StoreLockedError: Another control plane uses it, and the store takes only one.
         UnavailableError: The database does not answer.
     """
     return await _store_type(uri).connect(uri)
@@ -29,7 +29,7 @@ async def stored_schema_revision(uri: str) -> str | None:
     """Return the revision of the schema at `uri`, None if there is none. Changes nothing.
 
     Raises:
-        ConfigError: No installed store has this scheme, its package is faulty, or the address cannot work.
+        ConfigError: No installed store has this scheme, its package is faulty, or the address is invalid.
         UnavailableError: The database does not answer.
     """
     return await _store_type(uri).schema_revision(uri)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from llama_deploy.state_stores.base import InstanceRecord, SessionRecord, TaskRecord
+from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord
 from llama_deploy.types import SessionPolicy, TaskStatus
 
 NOW = datetime(2026, 2, 3, 4, 5, 6, 789_012, tzinfo=UTC)
@@ -14,7 +16,12 @@ NOW = datetime(2026, 2, 3, 4, 5, 6, 789_012, tzinfo=UTC)
 def a_session(session_id: str = "s1", *, version: int = 0) -> SessionRecord:
     """Return a session to store."""
     return SessionRecord(
-        session_id=session_id, policy=SessionPolicy.ENQUEUE, state="{}", version=version, created_at=NOW
+        session_id=session_id,
+        policy=SessionPolicy.ENQUEUE,
+        state="{}",
+        version=version,
+        created_at=NOW,
+        updated_at=NOW,
     )
 
 
@@ -23,21 +30,20 @@ def a_task(
     *,
     session_id: str = "s1",
     status: TaskStatus = TaskStatus.PENDING,
-    instance_id: str | None = None,
-    redispatch_at: datetime | None = None,
+    **changes: Any,
 ) -> TaskRecord:
-    """Return a task to store."""
-    return TaskRecord(
+    """Return a task to store, with any other field in `changes`."""
+    task = TaskRecord(
         task_id=task_id,
         session_id=session_id,
         service_name="greeter",
         input='{"name": "Zoë"}',
         status=status,
         created_at=NOW,
+        status_changed_at=NOW,
         max_attempts=3,
-        instance_id=instance_id,
-        redispatch_at=redispatch_at,
     )
+    return replace(task, **changes)
 
 
 def an_instance(instance_id: str = "i1", *, service_name: str = "greeter") -> InstanceRecord:

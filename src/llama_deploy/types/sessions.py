@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from llama_deploy.types.keys import PublicId
+
 
 class SessionPolicy(StrEnum):
     """What happens to a task that is submitted while an earlier one of its session is open."""
@@ -39,7 +41,7 @@ class SessionDefinition(BaseModel):
 class SessionOptions(BaseModel):
     """Options for creating a session."""
 
-    session_id: str | None = Field(default=None, min_length=1, max_length=200)
+    session_id: PublicId | None = Field(default=None, min_length=1, max_length=200)
     """None: the control plane generates an id. The id of an existing session returns that session."""
     policy: SessionPolicy = SessionPolicy.ENQUEUE
 

@@ -1,4 +1,4 @@
-"""What an event must look like to be put into a task's inbox."""
+"""Checks of an event that is sent to a task."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from llama_deploy.types import EventDefinition, ServiceDefinition
 
 
 def check_event(event: EventDefinition, service_name: str, definition: ServiceDefinition | None) -> None:
-    """Check the form of an event and that the service knows its class. Nothing is imported or built.
+    """Check the form of an event and that the service accepts its class. Nothing is imported or created.
 
     Raises:
-        InvalidRequestError: With what is wrong and what would be right.
+        InvalidRequestError: The event is malformed, or of another service or class.
     """
     if event.agent_id not in (None, service_name):
         raise InvalidRequestError(f"the task belongs to service {service_name!r}, not to {event.agent_id!r}")
     try:
         decoded = json.loads(event.event_obj_str)
     except (ValueError, RecursionError) as exc:
-        raise InvalidRequestError(f"event_obj_str is not JSON that can be read: {exc}") from exc
+        raise InvalidRequestError(f"event_obj_str is not valid JSON: {exc}") from exc
     if not isinstance(decoded, dict) or not isinstance(decoded.get("value"), dict):
         raise InvalidRequestError(
             'event_obj_str must hold {"qualified_name": "module.Class", "value": {field: ...}}'
@@ -31,8 +31,8 @@ def check_event(event: EventDefinition, service_name: str, definition: ServiceDe
     # The class may stand in another module at the client, so its own name decides.
     if known is not None and _class_name(name) not in {_class_name(item) for item in known}:
         raise InvalidRequestError(
-            f"service {service_name!r} takes no event of the class {name!r};"
-            f" it takes: {', '.join(known) or 'none'}. An event that appears only in ctx.wait_for_event"
+            f"service {service_name!r} does not accept events of the class {name!r};"
+            f" it accepts: {', '.join(known) or 'none'}. An event that appears only in ctx.wait_for_event"
             " must be named in the service's setting allowed_types"
         )
 

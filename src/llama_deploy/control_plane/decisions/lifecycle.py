@@ -1,4 +1,4 @@
-"""The life of a task, as pure functions: (task, happening) → (task, effects). No I/O, no clock.
+"""The life of a task, as pure functions: (task, event) → (task, effects). No I/O, no clock.
 
 ```
             admit                    claim                 end
@@ -11,9 +11,9 @@
                                                  └─cancel─▶ cancelled
 ```
 
-Whatever does not fit raises and changes nothing: an attempt that is not the present one raises
-`FencedOutError`, a request to a task that has ended `TaskFinishedError`. A run's journal belongs to its
-task: it stays from attempt to attempt and goes when the task ends.
+An event that does not fit raises an error and changes nothing: `FencedOutError` for an attempt that is not
+the current one, `TaskFinishedError` for a request to a task that has ended. A run's journal belongs to its
+task: it is kept from attempt to attempt and deleted when the task ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from llama_deploy.errors import (
     TaskCancelledError,
     TaskFinishedError,
 )
-from llama_deploy.state_stores.base import TaskRecord
+from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import SessionPolicy, TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import (
     AttemptEvents,
@@ -45,20 +45,20 @@ from llama_deploy.types.instance_protocol import (
 )
 
 _LONGEST_SLEEP: Final = timedelta(days=3650)
-"""A run whose timer is due later is woken then all the same; it parks again."""
+"""A run with a later timer is woken at this time too, and parks again."""
 HARMLESS_AFTER: Final = timedelta(minutes=1)
-"""An attempt that has lived so long and finishes a step forgives the losses before it."""
+"""When an attempt of this age finishes a step, the losses before it are forgiven."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """What a happening makes of a task."""
+    """What an event makes of a task."""
 
     task: TaskRecord
     events: Sequence[EventPayload] = ()
     """To be appended to the stream. If the task has ended, the last one is the terminal event."""
     dispatch: bool = False
-    """Hand the attempt to the queue."""
+    """Publish the attempt."""
     notify_cancel: bool = False
     """Tell the instance to stop the attempt."""
     journal: JournalWrite | None = None
@@ -74,11 +74,11 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What becomes of a new task and of those that it meets in its session."""
+    """What becomes of a new task and of the open tasks of its session."""
 
     accepted: Transition
     cancel: Sequence[TaskRecord] = ()
-    """Open tasks that are to be cancelled."""
+    """Open tasks to cancel."""
 
 
 def admit(task: TaskRecord, *, open_tasks: Sequence[TaskRecord], policy: SessionPolicy) -> Admission:
@@ -91,7 +91,7 @@ def admit(task: TaskRecord, *, open_tasks: Sequence[TaskRecord], policy: Session
         return Admission(take_turn(task))
     if policy is SessionPolicy.REJECT:
         raise SessionBusyError(
-            f"session {task.session_id} works on task {open_tasks[0].task_id}, and its policy is to reject"
+            f"session {task.session_id} has the open task {open_tasks[0].task_id}, and its policy rejects"
             " others; wait for its end, or use another session",
             session_id=task.session_id,
         )
@@ -134,7 +134,7 @@ def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: d
 
 
 def take_events(task: TaskRecord, sent: AttemptEvents) -> Transition:
-    """The owner of the attempt has streamed events. What was taken before is skipped.
+    """The owner of the attempt has streamed events. Events that are stored already are skipped.
 
     Raises:
         FencedOutError: The sender does not own the attempt.
@@ -175,15 +175,15 @@ def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
 def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transition:
     """The owner of the attempt writes to the run's journal, and may park the run: `running` → `waiting`.
 
-    A write that was stored before, because its answer was lost, is not stored again. A run that is to be
-    parked goes straight to its next attempt if an event has come that it has not seen, and to its end if
-    somebody wants that. What is parked, or finishes a step in an attempt that has lived for `HARMLESS_AFTER`,
-    is not what kills its instances: earlier losses are forgiven.
+    A write that is repeated because its answer was lost is not stored again. A run that is to be parked gets
+    its next attempt at once if an event has arrived that it has not seen, and ends if its cancellation was
+    requested. Parking, and the end of a step in an attempt older than `HARMLESS_AFTER`, show that the task
+    does not kill its instances: earlier losses are forgiven.
 
     Raises:
         FencedOutError: The sender does not own the attempt.
         EventsMissingError: Earlier events of the attempt have not arrived.
-        JournalConflictError: The write does not follow the entries that are stored.
+        JournalConflictError: The write does not follow the stored entries.
     """
     events = _new_events(task, write)
     task = _grown(task, len(events))
@@ -192,7 +192,7 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
     if write.seq != task.journal_length:
         raise JournalConflictError(
             f"the journal of task {task.task_id} has {task.journal_length} entries, but the write of attempt"
-            f" {write.attempt} is to follow {write.seq}; a new attempt has to read it again",
+            f" {write.attempt} follows entry {write.seq}; a new attempt has to read it again",
             task_id=task.task_id,
             expected=task.journal_length,
         )
@@ -211,20 +211,20 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
 
 
 def _is_harmless(task: TaskRecord, write: JournalWrite, *, at: datetime) -> bool:
-    # One step may go round and round beside another that kills the instance soon.
+    # A step may be repeated quickly while another one soon kills the instance.
     lived = task.claimed_at is not None and at - task.claimed_at >= HARMLESS_AFTER
     return write.parking is not None or (write.step_ended and lived)
 
 
 def wake(task: TaskRecord) -> Transition:
-    """Something from outside has come for a run: if it is parked, its next attempt is due."""
+    """An event or a timer concerns a run: if it is parked, its next attempt is due."""
     if task.status is not TaskStatus.WAITING:
         return Transition(task)
     return _next_attempt(task)
 
 
 def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
-    """Return the outcome of an attempt whose result cannot be kept."""
+    """Return the outcome of an attempt whose result cannot be stored."""
     failure = TaskFailure(type=_name(type(error)), message=str(error))
     empty = dict.fromkeys(["value", "value_type", "terminal_event", "event_value"])
     changes = {"status": TaskStatus.FAILED, "result": str(error), "error": failure}
@@ -232,11 +232,11 @@ def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
 
 
 def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
-    """The instance that ran the task is gone: the next attempt, or the end if there were enough.
+    """The instance that ran the task is gone: the next attempt, or the failure after too many losses.
 
-    Only losses count that were not forgiven, see `journal`. After the first the next attempt is due at once,
-    for machines die. After more it may be the task that kills them: its further attempts are held back, each
-    longer than the one before.
+    Only losses count that were not forgiven; see `journal`. After the first, the next attempt is due at once.
+    After more, the task itself may kill its instances: each further attempt is delayed longer than the one
+    before.
     """
     if task.cancel_requested:
         return _finish(task, _cancelled(task), at=at)
@@ -255,7 +255,7 @@ def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
 
 
 def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Transition:
-    """The owner will not finish the attempt; the next one does not count as a loss.
+    """The owner will not finish the attempt. This does not count as a loss.
 
     Raises:
         FencedOutError: The sender does not own the attempt.
@@ -265,26 +265,26 @@ def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Tr
 
 
 def take_back(task: TaskRecord, *, at: datetime) -> Transition:
-    """The running attempt is taken from its owner, through no fault of the task: the next one is due."""
+    """The running attempt is taken from its owner, which is not the task's fault: the next one is due."""
     if task.cancel_requested:
         return _finish(task, _cancelled(task), at=at)
     return _next_attempt(task)
 
 
 def refuse(task: TaskRecord, *, attempt: int, error: LlamaDeployError, at: datetime) -> Transition:
-    """The queue refuses the attempt's message for good: `queued` → `failed`."""
+    """The queue rejects the attempt's message permanently: `queued` → `failed`."""
     if task.status is not TaskStatus.QUEUED or task.attempt != attempt:
         return Transition(task)
-    message = f"the task cannot be handed to its service: {error}"
+    message = f"the task cannot be sent to its service: {error}"
     failure = TaskFailure(type=_name(type(error)), message=message)
     return _finish(task, _failed(task, failure), at=at)
 
 
 def cancel(task: TaskRecord, *, at: datetime) -> Transition:
-    """Somebody wants the task to end. A running one is asked to stop; asking again is harmless.
+    """A client cancels the task. A running one is asked to stop. Idempotent.
 
     Raises:
-        TaskFinishedError: The task has ended otherwise.
+        TaskFinishedError: The task has ended in another way.
     """
     if task.status is TaskStatus.CANCELLED:
         return Transition(task)
@@ -295,14 +295,14 @@ def cancel(task: TaskRecord, *, at: datetime) -> Transition:
 
 
 def dispatch_again(task: TaskRecord) -> Transition:
-    """Nobody has claimed the attempt for long, or it was held back: it is handed to the queue (again)."""
+    """The attempt was not claimed for long, or was delayed: it is published (again)."""
     if task.status is not TaskStatus.QUEUED:
         return Transition(task)
     return Transition(replace(task, dispatches=task.dispatches + 1), dispatch=True)
 
 
 def is_held_back(task: TaskRecord) -> bool:
-    """Whether the task's attempt has not been handed to the queue, but waits for its `redispatch_at`."""
+    """Whether the task's attempt is delayed until its `redispatch_at`, and was not published yet."""
     return task.status is TaskStatus.QUEUED and not task.dispatches
 
 

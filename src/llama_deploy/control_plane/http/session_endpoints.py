@@ -15,7 +15,7 @@ from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.requests.routing import route
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.orchestrators import BaseOrchestrator
-from llama_deploy.state_stores.base import TaskRecord
+from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import (
     EventDefinition,
     SessionDefinition,
@@ -25,6 +25,7 @@ from llama_deploy.types import (
     TaskResult,
 )
 from llama_deploy.types.json_values import JsonObject
+from llama_deploy.types.keys import Key, public_id
 
 _IfMatch = Annotated[str | None, Header(description='The version that was read, such as `"3"`.')]
 _Page = Annotated[int, Query(ge=1, le=10_000)]
@@ -48,15 +49,15 @@ class SessionEndpoints(ABC):
         """Return sessions by id, ordered by it."""
         return await self.plane.sessions.all(after=after, limit=limit)
 
-    async def get_session(self, session_id: str) -> SessionDefinition:
+    async def get_session(self, session_id: Key) -> SessionDefinition:
         """Return a session."""
         return await self.plane.sessions.get(session_id)
 
-    async def delete_session(self, session_id: str) -> None:
+    async def delete_session(self, session_id: Key) -> None:
         """Delete a session with its tasks."""
         await self.plane.sessions.delete(session_id)
 
-    async def add_task_to_session(self, session_id: str, task_def: TaskDefinition) -> str:
+    async def add_task_to_session(self, session_id: Key, task_def: TaskDefinition) -> str:
         """Accept a task and return its id. The task is durable when this returns."""
         if task_def.session_id not in (None, session_id):
             raise InvalidRequestError(
@@ -66,39 +67,39 @@ class SessionEndpoints(ABC):
         submission = await route(self.orchestrator, self.plane.sessions, task)
         return (await self.plane.tasks.submit(submission)).task_id
 
-    async def get_session_tasks(self, session_id: str) -> list[TaskDefinition]:
+    async def get_session_tasks(self, session_id: Key) -> list[TaskDefinition]:
         """Return the tasks of a session in the order in which they were accepted."""
         return [_definition(task) for task in await self.plane.sessions.tasks(session_id)]
 
-    async def get_current_task(self, session_id: str) -> TaskDefinition | None:
+    async def get_current_task(self, session_id: Key) -> TaskDefinition | None:
         """Return the task of a session that was accepted last, or null."""
         tasks = await self.plane.sessions.tasks(session_id)
         return _definition(tasks[-1]) if tasks else None
 
-    async def get_task_result(self, session_id: str, task_id: str, wait: Wait = 0.0) -> TaskResult | None:
+    async def get_task_result(self, session_id: Key, task_id: Key, wait: Wait = 0.0) -> TaskResult | None:
         """Return a task's result, or null while it has not ended."""
         return (await self.plane.tasks.get(task_id, session_id=session_id, wait=wait)).result
 
-    async def get_task_result_stream(self, session_id: str, task_id: str) -> StreamingResponse:
+    async def get_task_result_stream(self, session_id: Key, task_id: Key) -> StreamingResponse:
         """Return the data of a task's events as they occur, one per line. The terminal event is last."""
         return data_response(await self.plane.tasks.events(task_id, session_id=session_id))
 
-    async def send_event(self, session_id: str, task_id: str, event_def: EventDefinition) -> None:
+    async def send_event(self, session_id: Key, task_id: Key, event_def: EventDefinition) -> None:
         """Send an event to a task."""
         await self.plane.tasks.send_event(task_id, event_def, session_id=session_id)
 
-    async def get_session_state(self, session_id: str, response: Response) -> dict[str, Any]:
+    async def get_session_state(self, session_id: Key, response: Response) -> dict[str, Any]:
         """Return a session's state; the ETag is its version."""
         return _with_version(await self.plane.sessions.state(session_id), response)
 
     async def update_session_state(
-        self, session_id: str, state: JsonObject, response: Response
+        self, session_id: Key, state: JsonObject, response: Response
     ) -> dict[str, Any]:
         """Overwrite the given keys of a session's state; returns all of it."""
         return _with_version(await self.plane.sessions.merge_state(session_id, state), response)
 
     async def replace_session_state(
-        self, session_id: str, state: JsonObject, response: Response, if_match: _IfMatch = None
+        self, session_id: Key, state: JsonObject, response: Response, if_match: _IfMatch = None
     ) -> dict[str, Any]:
         """Replace a session's state if it still has the version in If-Match."""
         changed = await self.plane.sessions.replace_state(session_id, state, version=_version(if_match))
@@ -107,7 +108,10 @@ class SessionEndpoints(ABC):
 
 def _definition(task: TaskRecord) -> TaskDefinition:
     return TaskDefinition(
-        input=task.input, task_id=task.task_id, session_id=task.session_id, agent_id=task.service_name
+        input=task.input,
+        task_id=public_id(task.task_id),
+        session_id=public_id(task.session_id),
+        agent_id=task.service_name,
     )
 
 

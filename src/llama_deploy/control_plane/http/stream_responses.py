@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 
 from llama_deploy.control_plane.requests.task_requests import EventStream
 from llama_deploy.errors import TaskNotFoundError
-from llama_deploy.state_stores.base import EventRecord
+from llama_deploy.state_stores.records import EventRecord
 
 NDJSON: Final = "application/x-ndjson"
 

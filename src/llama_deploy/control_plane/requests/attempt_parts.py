@@ -14,9 +14,10 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.storage.run_rows import Runs
+from llama_deploy.control_plane.storage.run_rows import run_record
 from llama_deploy.errors import TaskNotFoundError
-from llama_deploy.state_stores.base import StateStore, StoreTransaction, TaskRecord
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import (
     AttemptPart,
@@ -103,7 +104,7 @@ class AttemptParts:
 
 
 def _text(tx: StoreTransaction, request: PartRequest) -> str:
-    task = tx.load_tasks([request.task_id]).get(request.task_id)
+    task = tx.tasks.load([request.task_id]).get(request.task_id)
     if task is None:
         raise TaskNotFoundError(f"there is no task {request.task_id}", task_id=request.task_id)
     lifecycle.check_owner(task, attempt=request.attempt, token=request.token)
@@ -111,7 +112,7 @@ def _text(tx: StoreTransaction, request: PartRequest) -> str:
         case AttemptPart.INPUT:
             return task.input
         case AttemptPart.SESSION_STATE:
-            return tx.load_sessions([task.session_id])[task.session_id].state
+            return tx.sessions.load([task.session_id])[task.session_id].state
         case AttemptPart.INBOX:
             return _inbox(tx, task)
         case AttemptPart.RUN:
@@ -123,11 +124,13 @@ def _inbox(tx: StoreTransaction, task: TaskRecord) -> str:
         InboxEntry(
             task_id=entry.task_id, seq=entry.seq, event=EventDefinition.model_validate_json(entry.event)
         )
-        for entry in tx.load_inbox([task.task_id])
+        for entry in tx.inbox.load([task.task_id])
     ]
     return _INBOX.dump_json(entries).decode()
 
 
 def _run(tx: StoreTransaction, task: TaskRecord) -> str:
-    run = Runs(tx).record(task)
-    return "null" if run is None else run.model_dump_json()
+    head = tx.runs.load([task.task_id]).get(task.task_id)
+    if head is None:
+        return "null"
+    return run_record(task, head, tx.runs.load_journal([task.task_id])).model_dump_json()

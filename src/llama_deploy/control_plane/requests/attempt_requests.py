@@ -15,6 +15,7 @@ from llama_deploy.control_plane.requests.attempt_parts import AttemptParts, Gran
 from llama_deploy.control_plane.requests.rejection_log import RejectionLog
 from llama_deploy.control_plane.requests.routing import keep_result
 from llama_deploy.control_plane.requests.session_requests import Sessions
+from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import (
@@ -123,7 +124,7 @@ class Attempts:
         report = _report(message)
 
         def run(unit: Unit) -> None:
-            task = unit.find_task(report.task_id)
+            task = unit.tasks.find(report.task_id)
             if task is not None and task.token == report.token:
                 unit.apply(lifecycle.take_back(task, at=unit.now))
 
@@ -134,7 +135,7 @@ class Attempts:
             extra={"action": "reports_lost", "task_id": report.task_id},
         )
         try:
-            await self._writer.write(Command(run, tasks=(report.task_id,), may_end=True))
+            await self._writer.write(Command(run, Reads.of_tasks(report.task_id, may_end=True)))
         except LlamaDeployError as exc:
             logger.warning("task %s: %s", report.task_id, exc, extra={"action": "reports_lost"})
 
@@ -142,7 +143,7 @@ class Attempts:
         if not isinstance(report, AttemptOutcome):
             return _events_command(report)
         if self._orchestrator.keeps_state:
-            tasks = await self._store.read(lambda tx: tx.load_tasks([report.task_id]))
+            tasks = await self._store.read(lambda tx: tx.tasks.load([report.task_id]))
             if report.task_id in tasks:
                 session_id = tasks[report.task_id].session_id
                 report = await keep_result(self._orchestrator, self._sessions, report, session_id=session_id)
@@ -151,9 +152,9 @@ class Attempts:
 
 def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[Grant]:
     def run(unit: Unit) -> Grant:
-        task = unit.task(request.task_id)
-        session = unit.session(task.session_id)
-        if not unit.is_registered(request.instance_id):
+        task = unit.tasks.get(request.task_id)
+        session = unit.sessions.get(task.session_id)
+        if unit.instances.find(request.instance_id) is None:
             # An instance without a lease could die unnoticed.
             raise UnavailableError(
                 f"instance {request.instance_id} is not registered; register it before it claims"
@@ -171,37 +172,31 @@ def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[Grant]:
             token=current.token or "",
             input=current.input,
             session_state=json.loads(session.state),
-            inbox=unit.inbox([current.task_id]),
+            inbox=unit.inbox.unconsumed([current.task_id]),
             inbox_seq=current.inbox_length,
             run=unit.runs.record(current),
         )
         return Grant(reply, sizes_of(reply, session_state=session.state))
 
     # A claim that is lost in a power cut is made again, and the token of the lost one is rejected.
-    return Command(
-        run,
-        tasks=(request.task_id,),
-        instances=(request.instance_id,),
-        with_session=True,
-        resumes=True,
-        synced=synced,
-    )
+    reads = Reads.of_tasks(request.task_id, with_session=True, with_run=True)
+    return Command(run, reads | Reads(instances={request.instance_id}), synced=synced)
 
 
 def _journal_command(write: JournalWrite) -> Command[None]:
     def run(unit: Unit) -> None:
-        unit.apply(lifecycle.journal(unit.task(write.task_id), write, at=unit.now))
+        unit.apply(lifecycle.journal(unit.tasks.get(write.task_id), write, at=unit.now))
 
     # Parking a run whose cancellation was requested ends it.
-    return Command(run, tasks=(write.task_id,), may_end=write.parking is not None)
+    return Command(run, Reads.of_tasks(write.task_id, may_end=write.parking is not None))
 
 
 def _release_command(request: ReleaseRequest) -> Command[None]:
     def run(unit: Unit) -> None:
-        task = unit.task(request.task_id)
+        task = unit.tasks.get(request.task_id)
         unit.apply(lifecycle.hand_back(task, attempt=request.attempt, token=request.token, at=unit.now))
 
-    return Command(run, tasks=(request.task_id,), may_end=True)
+    return Command(run, Reads.of_tasks(request.task_id, may_end=True))
 
 
 def _report(message: QueueMessage) -> AttemptEvents:
@@ -227,25 +222,26 @@ def _report(message: QueueMessage) -> AttemptEvents:
 
 def _events_command(sent: AttemptEvents) -> Command[None]:
     def run(unit: Unit) -> None:
-        unit.apply(lifecycle.take_events(unit.task(sent.task_id), sent))
+        unit.apply(lifecycle.take_events(unit.tasks.get(sent.task_id), sent))
 
-    return Command(run, tasks=(sent.task_id,))
+    return Command(run, Reads.of_tasks(sent.task_id))
 
 
 def _outcome_command(outcome: AttemptOutcome) -> Command[None]:
     def run(unit: Unit) -> None:
-        task = unit.task(outcome.task_id)
+        task = unit.tasks.get(outcome.task_id)
         if lifecycle.is_repeated(task, outcome):
             return
         ended = lifecycle.end(task, outcome, at=unit.now)
         if outcome.session_state:
             try:
-                unit.merge_state(task.session_id, outcome.session_state)
+                unit.sessions.merge_state(task.session_id, outcome.session_state)
             except SerializationError as exc:
                 ended = lifecycle.end(task, lifecycle.failed(outcome, exc), at=unit.now)
         unit.apply(ended)
 
-    return Command(run, tasks=(outcome.task_id,), may_end=True)
+    with_session = bool(outcome.session_state)
+    return Command(run, Reads.of_tasks(outcome.task_id, may_end=True, with_session=with_session))
 
 
 def _answer(message: QueueMessage, error: LlamaDeployError) -> LlamaDeployError | None:

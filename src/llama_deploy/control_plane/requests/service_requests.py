@@ -10,15 +10,12 @@ from itertools import accumulate
 from typing import Final
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError
-from llama_deploy.state_stores.base import (
-    InstanceRecord,
-    ServiceRecord,
-    StateStore,
-    StoreTransaction,
-)
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord
 from llama_deploy.types import InstanceInfo, ServiceDefinition
 from llama_deploy.types.instance_protocol import (
     Heartbeat,
@@ -77,7 +74,7 @@ class Services:
             raise InvalidRequestError(f"the service definition cannot be encoded as JSON: {exc}") from exc
 
         def run(unit: Unit) -> None:
-            unit.tx.put_services([record])
+            unit.services.put(record)
             if definition.instance_id is not None:
                 instance = InstanceRecord(
                     instance_id=definition.instance_id,
@@ -87,10 +84,12 @@ class Services:
                     last_heartbeat=unit.now,
                     lease_expires_at=unit.now + self._lease,
                 )
-                unit.tx.put_instances([instance])
+                unit.instances.put(instance)
                 unit.note_due(instance.lease_expires_at)
 
-        await self._writer.write(Command(run, instances=_named(definition.instance_id)))
+        await self._writer.write(
+            Command(run, Reads(services={name}, instances=_named(definition.instance_id)))
+        )
 
     async def deregister(self, service_name: str, *, instance_id: str | None = None) -> None:
         """Remove an instance or, with `instance_id` None, the service with all its instances.
@@ -103,24 +102,30 @@ class Services:
             ServiceNotFoundError: The service does not exist.
         """
 
-        def run(unit: Unit) -> None:
-            if not unit.tx.load_services([service_name]):
+        def run(unit: Unit) -> bool:
+            if not unit.services.exists(service_name):
                 raise ServiceNotFoundError(f"there is no service {service_name!r}", service_name=service_name)
             if instance_id is not None:
-                if not unit.instance_tasks([instance_id]):
-                    unit.tx.delete_instances([instance_id])
-                return
-            instances = unit.tx.load_instances(service_names=[service_name])
-            for task in unit.instance_tasks([instance.instance_id for instance in instances]):
+                if not unit.tasks.of_instances([instance_id]):
+                    unit.instances.delete([instance_id])
+                return True
+            found = {instance.instance_id for instance in unit.instances.of_service(service_name)}
+            if not found <= instance_ids:
+                return False
+            for task in unit.tasks.of_instances(found):
                 unit.apply(lifecycle.take_back(task, at=unit.now))
-            unit.delete_service(service_name)
+            unit.services.delete(service_name)
+            return True
 
-        instance_ids = _named(instance_id) or await self._instances_of(service_name)
-        await self._writer.write(Command(run, instances=instance_ids))
+        while True:
+            instance_ids = _named(instance_id) or await self._instances_of(service_name)
+            # An instance that has registered since then has to be declared too.
+            if await self._writer.write(Command(run, Reads(services={service_name}, instances=instance_ids))):
+                return
 
-    async def _instances_of(self, service_name: str) -> tuple[str, ...]:
-        found = await self._store.read(lambda tx: tx.load_instances(service_names=[service_name]))
-        return tuple(instance.instance_id for instance in found)
+    async def _instances_of(self, service_name: str) -> frozenset[str]:
+        found = await self._store.read(lambda tx: tx.instances.load(service_names=[service_name]))
+        return frozenset(instance.instance_id for instance in found)
 
     async def get(self, service_name: str) -> ServiceDefinition:
         """Return a service with its instances.
@@ -143,9 +148,9 @@ class Services:
         def read(tx: StoreTransaction) -> dict[str, ServiceDefinition]:
             services = {
                 name: ServiceDefinition.model_validate_json(record.definition)
-                for name, record in sorted(tx.load_services(names).items())
+                for name, record in sorted(tx.services.load(names).items())
             }
-            for instance in tx.load_instances(service_names=list(services)):
+            for instance in tx.instances.load(service_names=list(services)):
                 services[instance.service_name].instances.append(_instance_info(instance, now))
             return services
 
@@ -160,11 +165,11 @@ class Services:
         """
 
         def run(unit: Unit) -> HeartbeatReply:
-            instances = unit.tx.load_instances(instance_ids=[beat.instance_id])
-            if not instances:
+            instance = unit.instances.find(beat.instance_id)
+            if instance is None:
                 return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
-            renewed = replace(instances[0], last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
-            unit.tx.put_instances([renewed])
+            renewed = replace(instance, last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
+            unit.instances.put(renewed)
             self._release_forgotten(unit, beat)
             return HeartbeatReply(
                 at=unit.now,
@@ -172,19 +177,19 @@ class Services:
                 cancelled=[
                     TaskCancellation(task_id=held.task_id, attempt=held.attempt)
                     for held in beat.held
-                    if _owns(unit, beat, held) and unit.task(held.task_id).cancel_requested
+                    if _owns(unit, beat, held) and unit.tasks.get(held.task_id).cancel_requested
                 ],
                 inbox=_missed_inbox(unit, beat),
             )
 
-        tasks = tuple({held.task_id for held in beat.held})
-        return await self._writer.write(Command(run, tasks=tasks, instances=(beat.instance_id,)))
+        reads = Reads(tasks={held.task_id for held in beat.held}, instances={beat.instance_id})
+        return await self._writer.write(Command(run, reads))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         if beat.heard_at is None:
             return
         known = {*beat.claiming, *((item.task_id, item.attempt) for item in beat.held)}
-        for task in unit.instance_tasks([beat.instance_id]):
+        for task in unit.tasks.of_instances([beat.instance_id]):
             # Not compared with now: claims may have been stored since the heartbeat was sent.
             long_ago = task.claimed_at is not None and task.claimed_at + self._lease < beat.heard_at
             if long_ago and (task.task_id, task.attempt) not in known:
@@ -199,12 +204,12 @@ class Services:
                 )
 
 
-def _named(instance_id: str | None) -> tuple[str, ...]:
-    return () if instance_id is None else (instance_id,)
+def _named(instance_id: str | None) -> frozenset[str]:
+    return frozenset() if instance_id is None else frozenset({instance_id})
 
 
 def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:
-    task = unit.find_task(held.task_id)
+    task = unit.tasks.find(held.task_id)
     return (
         task is not None
         and not task.status.is_terminal
@@ -219,8 +224,8 @@ def _stale(unit: Unit, beat: Heartbeat) -> list[HeldAttempt]:
 def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
     """Return the entries that the instance has not seen, as many as one answer may hold."""
     seen = {held.task_id: held.inbox_seq for held in beat.held if _owns(unit, beat, held)}
-    behind = [task_id for task_id, seq in seen.items() if unit.task(task_id).inbox_length > seq]
-    missed = [entry for entry in unit.inbox(behind) if entry.seq > seen[entry.task_id]]
+    behind = [task_id for task_id, seq in seen.items() if unit.tasks.get(task_id).inbox_length > seq]
+    missed = [entry for entry in unit.inbox.unconsumed(behind) if entry.seq > seen[entry.task_id]]
     sizes = accumulate(len(entry.event.event_obj_str) for entry in missed)
     # The next heartbeat asks for the rest. At least one entry goes, however large it is.
     fitting = sum(size <= MAX_INBOX_CHARACTERS for size in sizes)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
+from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import (
@@ -14,9 +15,11 @@ from llama_deploy.errors import (
     SessionNotFoundError,
     StateConflictError,
 )
-from llama_deploy.state_stores.base import SessionRecord, StateStore, StoreTransaction, TaskRecord
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import SessionRecord, TaskRecord
 from llama_deploy.types import SessionDefinition, SessionOptions, SessionPolicy, SessionState, generate_id
 from llama_deploy.types.json_values import encode_json
+from llama_deploy.types.keys import public_id
 
 RESERVED_PREFIX: Final = "__"
 """State keys with this prefix belong to the services. Clients neither see nor write them."""
@@ -24,7 +27,9 @@ RESERVED_PREFIX: Final = "__"
 
 def new_session(session_id: str, *, policy: SessionPolicy, at: datetime) -> SessionRecord:
     """Return a new session with an empty state."""
-    return SessionRecord(session_id=session_id, policy=policy, state="{}", version=0, created_at=at)
+    return SessionRecord(
+        session_id=session_id, policy=policy, state="{}", version=0, created_at=at, updated_at=at
+    )
 
 
 class Sessions:
@@ -39,11 +44,11 @@ class Sessions:
         session_id = options.session_id or generate_id()
 
         def run(unit: Unit) -> str:
-            if unit.find_session(session_id) is None:
+            if unit.sessions.find(session_id) is None:
                 unit.add_session(new_session(session_id, policy=options.policy, at=unit.now))
             return session_id
 
-        return await self._writer.write(Command(run, sessions=(session_id,)))
+        return await self._writer.write(Command(run, Reads(sessions={session_id})))
 
     async def delete(self, session_id: str) -> None:
         """Delete a session with its tasks. Their running attempts are stopped.
@@ -52,7 +57,7 @@ class Sessions:
             SessionNotFoundError: The session does not exist.
         """
         await self._writer.write(
-            Command(lambda unit: unit.delete_session(session_id), sessions=(session_id,))
+            Command(lambda unit: unit.delete_session(session_id), Reads(sessions={session_id}))
         )
 
     async def get(self, session_id: str) -> SessionDefinition:
@@ -64,7 +69,7 @@ class Sessions:
 
         def read(tx: StoreTransaction) -> SessionDefinition:
             session = _load(tx, session_id)
-            return _definition(session, tx.session_tasks([session_id]))
+            return _definition(session, tx.tasks.of_sessions([session_id]))
 
         return await self._store.read(read)
 
@@ -72,9 +77,9 @@ class Sessions:
         """Return the sessions whose ids follow `after`, by id and in the order of their ids."""
 
         def read(tx: StoreTransaction) -> dict[str, SessionDefinition]:
-            sessions = tx.list_sessions(after=after, limit=limit)
+            sessions = tx.sessions.page(after=after, limit=limit)
             tasks: dict[str, list[TaskRecord]] = {session.session_id: [] for session in sessions}
-            for task in tx.session_tasks(list(tasks)):
+            for task in tx.tasks.of_sessions(list(tasks)):
                 tasks[task.session_id].append(task)
             return {item.session_id: _definition(item, tasks[item.session_id]) for item in sessions}
 
@@ -89,7 +94,7 @@ class Sessions:
 
         def read(tx: StoreTransaction) -> list[TaskRecord]:
             _load(tx, session_id)
-            return tx.session_tasks([session_id])
+            return tx.tasks.of_sessions([session_id])
 
         return await self._store.read(read)
 
@@ -110,7 +115,7 @@ class Sessions:
             SerializationError: A value that cannot be encoded as JSON.
         """
         _check_state(changes)
-        return await self._write(session_id, lambda unit: unit.merge_state(session_id, changes))
+        return await self._write(session_id, lambda unit: unit.sessions.merge_state(session_id, changes))
 
     async def replace_state(self, session_id: str, state: dict[str, Any], *, version: int) -> SessionState:
         """Replace a session's state, except for the reserved keys, if it still has the version that was read.
@@ -124,7 +129,7 @@ class Sessions:
         _check_state(state)
 
         def run(unit: Unit) -> SessionRecord:
-            session = unit.session(session_id)
+            session = unit.sessions.get(session_id)
             if session.version != version:
                 raise StateConflictError(
                     f"the state of session {session_id} has version {session.version}, not {version};"
@@ -133,12 +138,12 @@ class Sessions:
                     actual=session.version,
                 )
             kept = {key: value for key, value in json.loads(session.state).items() if _is_reserved(key)}
-            return unit.put_state(session, {**kept, **state})
+            return unit.sessions.put_state(session, {**kept, **state})
 
         return await self._write(session_id, run)
 
     async def _write(self, session_id: str, run: Callable[[Unit], SessionRecord]) -> SessionState:
-        return _state(await self._writer.write(Command(run, sessions=(session_id,))))
+        return _state(await self._writer.write(Command(run, Reads(sessions={session_id}))))
 
 
 def visible(state: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def _check_state(state: dict[str, Any]) -> None:
 
 
 def _load(tx: StoreTransaction, session_id: str) -> SessionRecord:
-    session = tx.load_sessions([session_id]).get(session_id)
+    session = tx.sessions.load([session_id]).get(session_id)
     if session is None:
         raise SessionNotFoundError(f"there is no session {session_id}", session_id=session_id)
     return session
@@ -171,8 +176,8 @@ def _state(session: SessionRecord) -> SessionState:
 
 def _definition(session: SessionRecord, tasks: list[TaskRecord]) -> SessionDefinition:
     return SessionDefinition(
-        session_id=session.session_id,
-        task_ids=[task.task_id for task in tasks],
+        session_id=public_id(session.session_id),
+        task_ids=[public_id(task.task_id) for task in tasks],
         state=visible(json.loads(session.state)),
         policy=session.policy,
     )

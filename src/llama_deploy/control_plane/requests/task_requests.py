@@ -8,6 +8,7 @@ from typing import Final
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.event_checks import check_event
 from llama_deploy.control_plane.requests.session_requests import new_session
+from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
@@ -20,7 +21,8 @@ from llama_deploy.errors import (
     SessionNotFoundError,
     TaskNotFoundError,
 )
-from llama_deploy.state_stores.base import EventRecord, StateStore, TaskRecord
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.state_stores.records import EventRecord, TaskRecord
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
@@ -32,6 +34,7 @@ from llama_deploy.types import (
     generate_id,
 )
 from llama_deploy.types.json_values import encode_json
+from llama_deploy.types.keys import public_id
 
 _MAX_INBOX: Final = 10_000
 """How many events can be sent to one task. Those that are not consumed travel with its next claim."""
@@ -43,8 +46,8 @@ EventStream = AsyncIterator[list[EventRecord]]
 def task_view(task: TaskRecord) -> TaskView:
     """Return a task as clients see it."""
     return TaskView(
-        task_id=task.task_id,
-        session_id=task.session_id,
+        task_id=public_id(task.task_id),
+        session_id=public_id(task.session_id),
         service_name=task.service_name,
         status=task.status,
         attempt=task.attempt,
@@ -115,10 +118,10 @@ class Tasks:
             raise InvalidRequestError(f"arguments: {exc}") from exc
 
         def run(unit: Unit) -> TaskRecord:
-            known = unit.find_task(submission.task_id)
+            known = unit.tasks.find(submission.task_id)
             if known is not None:
                 return _same_task(known, submission, arguments)
-            if not unit.has_service(submission.service_name):
+            if not unit.services.exists(submission.service_name):
                 raise _unknown_service(submission.service_name)
             task = TaskRecord(
                 task_id=submission.task_id,
@@ -127,21 +130,25 @@ class Tasks:
                 input=arguments,
                 status=TaskStatus.PENDING,
                 created_at=unit.now,
+                status_changed_at=unit.now,
                 max_attempts=submission.max_attempts or self._default_max_attempts,
             )
             if new_session_id is not None:
                 unit.add_session(new_session(new_session_id, policy=SessionPolicy.ENQUEUE, at=unit.now))
-            policy = unit.session(session_id).policy
-            admission = lifecycle.admit(task, open_tasks=unit.open_tasks(session_id), policy=policy)
+            policy = unit.sessions.get(session_id).policy
+            admission = lifecycle.admit(task, open_tasks=unit.tasks.open_of(session_id), policy=policy)
             accepted = unit.add_task(admission.accepted)
             for other in admission.cancel:
-                unit.apply(lifecycle.cancel(unit.task(other.task_id), at=unit.now))
+                unit.apply(lifecycle.cancel(unit.tasks.get(other.task_id), at=unit.now))
             # Cancelling the others may have started this task.
-            return unit.find_task(accepted.task_id) or accepted
+            return unit.tasks.find(accepted.task_id) or accepted
 
-        sessions = (session_id,) if new_session_id is None else ()
-        command = Command(run, tasks=(submission.task_id,), sessions=sessions)
-        return task_view(await self._writer.write(command))
+        reads = Reads(
+            tasks={submission.task_id},
+            sessions={session_id} if new_session_id is None else set(),
+            services={submission.service_name},
+        )
+        return task_view(await self._writer.write(Command(run, reads)))
 
     async def get(self, task_id: str, *, session_id: str | None = None, wait: float = 0.0) -> TaskView:
         """Return a task as soon as it has ended, or after `wait` seconds.
@@ -185,8 +192,8 @@ class Tasks:
         check_event(event, task.service_name, await self._definition(task.service_name))
 
         def run(unit: Unit) -> None:
-            current = unit.task(task_id)
-            if unit.was_sent(task_id, event):
+            current = unit.tasks.get(task_id)
+            if unit.inbox.was_sent(task_id, event):
                 return
             lifecycle.check_open(current)
             if current.inbox_length >= _MAX_INBOX:
@@ -195,8 +202,8 @@ class Tasks:
                 )
             unit.add_to_inbox(current, event)
 
-        keys = () if event.idempotency_key is None else ((task_id, event.idempotency_key),)
-        await self._writer.write(Command(run, tasks=(task_id,), inbox_keys=keys))
+        keys = set() if event.idempotency_key is None else {(task_id, event.idempotency_key)}
+        await self._writer.write(Command(run, Reads(tasks={task_id}, inbox_keys=keys)))
 
     async def cancel(self, task_id: str) -> TaskView:
         """Request the end of a task. A running one ends when its instance has stopped it.
@@ -207,21 +214,21 @@ class Tasks:
         """
 
         def run(unit: Unit) -> TaskRecord:
-            return unit.apply(lifecycle.cancel(unit.task(task_id), at=unit.now))
+            return unit.apply(lifecycle.cancel(unit.tasks.get(task_id), at=unit.now))
 
-        return task_view(await self._writer.write(Command(run, tasks=(task_id,), may_end=True)))
+        return task_view(await self._writer.write(Command(run, Reads.of_tasks(task_id, may_end=True))))
 
     async def _find(self, task_id: str, session_id: str | None) -> TaskRecord:
-        task = (await self._store.read(lambda tx: tx.load_tasks([task_id]))).get(task_id)
+        task = (await self._store.read(lambda tx: tx.tasks.load([task_id]))).get(task_id)
         if task is not None and session_id in (None, task.session_id):
             return task
-        if session_id is not None and not await self._store.read(lambda tx: tx.load_sessions([session_id])):
+        if session_id is not None and not await self._store.read(lambda tx: tx.sessions.load([session_id])):
             raise SessionNotFoundError(f"there is no session {session_id}", session_id=session_id)
         where = f" in session {session_id}" if session_id is not None else ""
         raise TaskNotFoundError(f"there is no task {task_id}{where}", task_id=task_id)
 
     async def _definition(self, service_name: str) -> ServiceDefinition | None:
-        services = await self._store.read(lambda tx: tx.load_services([service_name]))
+        services = await self._store.read(lambda tx: tx.services.load([service_name]))
         record = services.get(service_name)
         return ServiceDefinition.model_validate_json(record.definition) if record is not None else None
 

@@ -1,19 +1,23 @@
-"""What one grouped transaction reads and writes of runs and their journals."""
+"""The runs of one transaction and their journals."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from llama_deploy.state_stores.base import JournalRecord, RunHeadRecord, StoreTransaction, TaskRecord
+from llama_deploy.control_plane.storage.reads import RowKind, Scope
+from llama_deploy.errors import UnavailableError
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.records import RUN_FORMAT, JournalRecord, RunHeadRecord, TaskRecord
 from llama_deploy.types.instance_protocol import JournalWrite, RunHeader, RunRecord
 
 
-class Runs:
-    """The runs of one transaction: what is written to them is gathered, and stored by `flush`."""
+class RunRows:
+    """Runs: changes are gathered, and written by `flush`."""
 
-    def __init__(self, tx: StoreTransaction) -> None:
+    def __init__(self, tx: StoreTransaction, scope: Scope) -> None:
         self._tx = tx
+        self._scope = scope
         self._loaded: dict[str, tuple[RunHeadRecord, list[JournalRecord]]] = {}
         self._heads: dict[str, RunHeadRecord] = {}
         self._trimmed: dict[str, int] = {}
@@ -25,30 +29,23 @@ class Runs:
         if not task_ids:
             return
         journals: dict[str, list[JournalRecord]] = {task_id: [] for task_id in task_ids}
-        for entry in self._tx.load_journal(task_ids):
+        for entry in self._tx.runs.load_journal(task_ids):
             journals[entry.task_id].append(entry)
-        for task_id, head in self._tx.load_runs(task_ids).items():
+        for task_id, head in self._tx.runs.load(task_ids).items():
             self._loaded[task_id] = (head, journals[task_id])
 
     def record(self, task: TaskRecord) -> RunRecord | None:
-        """Return from what the task's run goes on, None if nothing of it is stored."""
+        """Return what the task's run resumes from, None if nothing of it is stored."""
+        self._scope.require(RowKind.RUN, task.task_id)
         if not task.has_run:
             return None
         if task.task_id not in self._loaded:
             self.flush()
             self.load([task.task_id])
-        head, entries = self._loaded[task.task_id]
-        return RunRecord(
-            header=RunHeader(fingerprint=head.fingerprint, library_version=head.library_version),
-            snapshot=head.snapshot,
-            entries=[entry.entry for entry in entries],
-            next_seq=task.journal_length,
-            state=head.state,
-            running_seconds=task.running_seconds,
-        )
+        return run_record(task, *self._loaded[task.task_id])
 
     def write(self, write: JournalWrite) -> None:
-        """Store one write, which follows all before it."""
+        """Store a write."""
         task_id = write.task_id
         self._loaded.pop(task_id, None)
         head = RunHeadRecord(
@@ -68,7 +65,7 @@ class Runs:
             self._entries.append(JournalRecord(task_id, write.seq, write.entry))
 
     def forget(self, task_ids: Collection[str], *, stored: bool = True) -> None:
-        """Delete the runs of tasks; with `stored` False only what is gathered here, the rest being gone."""
+        """Delete the runs of tasks; with `stored` False only what is gathered here."""
         for task_id in task_ids:
             self._loaded.pop(task_id, None)
             self._heads.pop(task_id, None)
@@ -80,13 +77,34 @@ class Runs:
             self._forgotten.difference_update(task_ids)
 
     def flush(self) -> None:
-        """Write what has been gathered."""
+        """Write all changes."""
         if self._heads:
-            self._tx.put_runs(list(self._heads.values()))
+            self._tx.runs.put(list(self._heads.values()))
         if self._entries:
-            self._tx.insert_journal(self._entries)
+            self._tx.runs.insert_journal(self._entries)
         if self._trimmed:
-            self._tx.trim_journal(self._trimmed)
+            self._tx.runs.trim_journal(self._trimmed)
         if self._forgotten:
-            self._tx.delete_runs(self._forgotten)
+            self._tx.runs.delete(self._forgotten)
         self._heads, self._entries, self._trimmed, self._forgotten = {}, [], {}, set()
+
+
+def run_record(task: TaskRecord, head: RunHeadRecord, entries: Sequence[JournalRecord]) -> RunRecord:
+    """Return what a task's run resumes from.
+
+    Raises:
+        UnavailableError: Another release has written the run, in a format that this one cannot read.
+    """
+    if head.format != RUN_FORMAT:
+        raise UnavailableError(
+            f"the run of task {task.task_id} is stored in format {head.format}, and this release reads"
+            f" format {RUN_FORMAT} only: start a control plane of the release that has written it"
+        )
+    return RunRecord(
+        header=RunHeader(fingerprint=head.fingerprint, library_version=head.library_version),
+        snapshot=head.snapshot,
+        entries=[entry.entry for entry in entries],
+        next_seq=task.journal_length,
+        state=head.state,
+        running_seconds=task.running_seconds,
+    )

@@ -1,19 +1,21 @@
 """One transaction for the writes of many requests.
 
-A request hands in a command, a function over a `Unit`. What waits at the same time is run in one
-transaction, in order: a lone request pays for a commit of its own at once, a hundred share one.
+A request submits a command, a function over a `Unit`. Commands that wait at the same time run in one
+transaction, in order: a single request gets a commit at once, a hundred share one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, cast
 
 from llama_deploy.batching import Batcher
-from llama_deploy.control_plane.storage.unit import Committed, Pauses, Unit
+from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.storage.reads import Reads
+from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.errors import ConflictError, InternalServerError, LlamaDeployError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.types.topics import Topics
@@ -22,34 +24,23 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
+_NOTHING: Final = Reads()
+
 _MAX_BATCH: Final = 256
-_MOST_RACES: Final = 3
-"""How often a transaction may find that another control plane was first to store a key."""
+_MAX_RACES: Final = 3
+"""How often a transaction may lose the race with another control plane to store a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command(Generic[R]):
-    """A write of one request, and what is to be read for it."""
+    """A write of one request."""
 
     run: Callable[[Unit], R]
     """Raises before it changes anything, or changes everything that it is to change."""
-    tasks: tuple[str, ...] = ()
-    sessions: tuple[str, ...] = ()
-    """Sessions that are needed with their open tasks."""
-    with_session: bool = False
-    """Whether the sessions of the tasks are needed too."""
-    may_end: bool = False
-    """Whether the tasks may end: their sessions are needed with their open tasks, one of which is next."""
-    resumes: bool = False
-    """Whether what is stored of the tasks' runs is needed."""
-    inbox_keys: tuple[tuple[str, str], ...] = ()
-    """Tasks with the keys of events that are to be sent to them."""
-    instances: tuple[str, ...] = ()
-    """Instances that are read or changed, with the tasks that they run."""
-    yields: bool = False
-    """Whether tasks are left out that another control plane decides on now."""
+    reads: Reads = _NOTHING
+    """The rows that it uses."""
     synced: bool = True
-    """Whether the change has to outlive a power cut; one that can be made good again need not."""
+    """Whether the change must survive a power failure; a change that can be repeated need not."""
 
 
 class Writer:
@@ -59,8 +50,8 @@ class Writer:
         store: Where to write.
         clock: Returns the present time, aware, UTC.
         topics: Where messages go.
-        pauses: How long attempts wait before they are handed to the queue.
-        after_commit: Told what each transaction has changed, before those who wait for it go on.
+        pace: How long attempts wait before they are published.
+        after_commit: Called with what each transaction has changed, before its commands return.
     """
 
     def __init__(
@@ -69,13 +60,13 @@ class Writer:
         *,
         clock: Callable[[], datetime],
         topics: Topics,
-        pauses: Pauses,
+        pace: DispatchPace,
         after_commit: Callable[[Committed], None],
     ) -> None:
         self._store = store
         self._clock = clock
         self._topics = topics
-        self._pauses = pauses
+        self._pace = pace
         self._after_commit = after_commit
         self._sent: list[str] = []
         self.failed_at: datetime | None = None
@@ -88,7 +79,7 @@ class Writer:
         """Run `command` and return its value once it is durable.
 
         Raises:
-            LlamaDeployError: What the command raised; nothing of it was stored.
+            LlamaDeployError: The command raised it, and nothing of it was stored.
             OverloadedError: Too many commands wait.
             UnavailableError: The store does not answer.
         """
@@ -109,14 +100,14 @@ class Writer:
         return outcomes
 
     def forget_sent(self, message_ids: Sequence[str]) -> None:
-        """Delete messages that the queue has from the outbox, with the next transaction.
+        """Delete published messages from the outbox, with the next transaction.
 
-        Until then they may be sent again after a crash, which is harmless.
+        Until then they may be published again after a crash, which is harmless.
         """
         self._sent.extend(message_ids)
 
     async def flush_sent(self) -> None:
-        """Delete now what `forget_sent` was told of.
+        """Delete the messages given to `forget_sent` now.
 
         Raises:
             UnavailableError: The store does not answer.
@@ -125,7 +116,7 @@ class Writer:
             await self.catch_up()
 
     async def catch_up(self) -> None:
-        """Return when all that was handed in before is stored.
+        """Return when all commands submitted before are stored.
 
         Raises:
             UnavailableError: The store does not answer.
@@ -142,12 +133,12 @@ class Writer:
     async def _flush(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
         """Run commands in one transaction; if one of them cannot be stored, each in its own."""
         try:
-            return await self._transact_seeing(commands)
+            return await self._transact_with_races(commands)
         except Exception as exc:
             if len(commands) == 1 or (isinstance(exc, LlamaDeployError) and exc.retriable):
                 raise
             logger.warning(
-                "a transaction of %d writes failed, each is tried alone: %s",
+                "a transaction of %d writes failed; repeating each alone: %s",
                 len(commands),
                 exc,
                 extra={"action": "isolate_writes"},
@@ -156,40 +147,33 @@ class Writer:
 
     async def _transact_alone(self, command: Command[Any]) -> Any:
         try:
-            return (await self._transact_seeing([command]))[0]
+            return (await self._transact_with_races([command]))[0]
         except Exception as exc:  # noqa: BLE001 - handed to the submitter
             return exc
 
-    async def _transact_seeing(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
-        """Run commands in one transaction, again if another control plane was first to store a key.
+    async def _transact_with_races(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
+        """Run commands in one transaction, and repeat it if another control plane has stored a key first.
 
-        The next time they see what it has stored, and decide on that.
+        The next time they see the stored row and decide on that.
         """
-        for _ in range(_MOST_RACES if self._store.shared else 0):
+        for _ in range(_MAX_RACES if self._store.shared else 0):
             try:
                 return await self._transact(commands)
             except ConflictError as exc:
-                logger.debug("a key was stored meanwhile: %s", exc, extra={"action": "write_again"})
+                logger.debug(
+                    "another control plane has stored a key first: %s", exc, extra={"action": "write_again"}
+                )
         return await self._transact(commands)
 
     async def _transact(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
         sent, self._sent = self._sent, []
+        reads = Reads.merged([command.reads for command in commands])
 
         def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
-            unit = Unit(tx, clock=self._clock, topics=self._topics, pauses=self._pauses)
-            unit.load(
-                task_ids=_tasks(command for command in commands if not command.yields),
-                session_ids={session_id for command in commands for session_id in command.sessions},
-                with_session_of=_tasks(command for command in commands if command.with_session),
-                ending_task_ids=_tasks(command for command in commands if command.may_end),
-                resumed_task_ids=_tasks(command for command in commands if command.resumes),
-                inbox_keys={pair for command in commands for pair in command.inbox_keys},
-                instance_ids={instance for command in commands for instance in command.instances},
-                free_task_ids=_tasks(command for command in commands if command.yields),
-            )
+            unit = Unit.load(tx, reads, clock=self._clock, topics=self._topics, pace=self._pace)
             outcomes = [_run(command, unit) for command in commands]
             if sent:
-                tx.delete_outbox(sent)
+                tx.outbox.delete(sent)
             return outcomes, unit.flush()
 
         try:
@@ -204,12 +188,9 @@ class Writer:
         return outcomes
 
 
-def _tasks(commands: Iterable[Command[Any]]) -> set[str]:
-    return {task_id for command in commands for task_id in command.tasks}
-
-
 def _run(command: Command[Any], unit: Unit) -> Any:
-    """Return the command's value, or the error with which it refused."""
+    """Return the command's value, or the error that it raised."""
+    unit.enter(command.reads)
     try:
         return command.run(unit)
     except LlamaDeployError as exc:

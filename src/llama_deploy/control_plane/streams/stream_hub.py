@@ -15,7 +15,8 @@ from typing import Final, TypeVar
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import TaskNotFoundError, UnavailableError
 from llama_deploy.retrying import Outage, retry
-from llama_deploy.state_stores.base import EventRecord, StateStore
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.state_stores.records import EventRecord
 from llama_deploy.types import TaskView
 
 logger = logging.getLogger(__name__)
@@ -142,14 +143,14 @@ async def follow(
     is_over = False
     with hub.watch(task_id) as watch:
         if task_id not in await _read_when_available(
-            watch, lambda: store.read(lambda tx: tx.load_tasks([task_id]))
+            watch, lambda: store.read(lambda tx: tx.tasks.load([task_id]))
         ):
             raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
         while not watch.closing:
             start = cursor
             events = await _read_when_available(
                 watch,
-                lambda: store.read(lambda tx: tx.load_events(task_id, after=start, limit=_PAGE)),  # noqa: B023
+                lambda: store.read(lambda tx: tx.events.load(task_id, after=start, limit=_PAGE)),  # noqa: B023
             )
             if events:
                 cursor = events[-1].index
@@ -196,7 +197,7 @@ async def _read_when_available(watch: Watch, read: Callable[[], Awaitable[T]]) -
 
 
 async def _has_ended(store: StateStore, task_id: str) -> bool:
-    task = (await store.read(lambda tx: tx.load_tasks([task_id]))).get(task_id)
+    task = (await store.read(lambda tx: tx.tasks.load([task_id]))).get(task_id)
     if task is None:
         raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
     return task.status.is_terminal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from llama_deploy.state_stores.tables import metadata
+from llama_deploy.state_stores.sql.tables import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 with context.begin_transaction():

@@ -8,12 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from llama_deploy.state_stores.base import (
-    OutboxRecord,
-    ServiceRecord,
-    StateStore,
-    StoreTransaction,
-)
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import OutboxRecord, ServiceRecord
 from llama_deploy.testing.records import NOW, an_instance
 from llama_deploy.testing.state_store_suite.base import StoreTests
 
@@ -25,12 +21,17 @@ class RowTests(StoreTests):
 
     async def test_the_outbox_is_first_in_first_out(self, store: StateStore) -> None:
         messages = [OutboxRecord(message_id, f"topic.{message_id}", "{}") for message_id in "cab"]
-        await store.transact(lambda tx: tx.insert_outbox(messages))
-        assert await store.read(lambda tx: tx.load_outbox(limit=2)) == messages[:2]
-        await store.transact(lambda tx: tx.delete_outbox(["c", "a", "unknown"]))
+        await store.transact(lambda tx: tx.outbox.insert(messages))
+        first = await store.read(lambda tx: tx.outbox.load(limit=2))
+        assert [*first.values()] == messages[:2]
+        assert [*first] == sorted(first)
+        second = await store.read(lambda tx: tx.outbox.load(after=max(first), limit=2))
+        assert [*second.values()] == messages[2:]
+        assert await store.read(lambda tx: tx.outbox.load(after=max(second))) == {}
+        await store.transact(lambda tx: tx.outbox.delete(["c", "a", "unknown"]))
         late = OutboxRecord("late", "topic", "{}")
-        await store.transact(lambda tx: tx.insert_outbox([late]))
-        assert await store.read(lambda tx: tx.load_outbox()) == [messages[2], late]
+        await store.transact(lambda tx: tx.outbox.insert([late]))
+        assert [*(await store.read(lambda tx: tx.outbox.load())).values()] == [messages[2], late]
 
     async def test_messages_are_taken_over_once_they_are_due(self, store: StateStore) -> None:
         due, later, until = (NOW + timedelta(seconds=n) for n in (0, 1, 60))
@@ -40,53 +41,53 @@ class RowTests(StoreTests):
             OutboxRecord("c", "topic", "{}"),
             OutboxRecord("d", "topic", "{}", relay_at=due),
         ]
-        await store.transact(lambda tx: tx.insert_outbox(messages))
-        taken = await store.transact(lambda tx: tx.take_outbox(now=NOW, until=until, limit=2))
+        await store.transact(lambda tx: tx.outbox.insert(messages))
+        taken = await store.transact(lambda tx: tx.outbox.take(now=NOW, until=until, limit=2))
         assert taken == [replace(item, relay_at=until) for item in messages[1:3]]
-        rest = await store.transact(lambda tx: tx.take_outbox(now=NOW, until=until))
+        rest = await store.transact(lambda tx: tx.outbox.take(now=NOW, until=until))
         assert rest == [replace(messages[3], relay_at=until)]
-        assert await store.read(lambda tx: tx.load_outbox()) == [messages[0], *taken, *rest]
+        assert [*(await store.read(lambda tx: tx.outbox.load())).values()] == [messages[0], *taken, *rest]
 
     # -- services and instances
 
     async def test_services_are_put_over_those_of_the_same_name(self, store: StateStore) -> None:
-        await store.transact(lambda tx: tx.put_services([ServiceRecord("a", "1"), ServiceRecord("b", "1")]))
-        await store.transact(lambda tx: tx.put_services([ServiceRecord("b", "2"), ServiceRecord("c", "2")]))
+        await store.transact(lambda tx: tx.services.put([ServiceRecord("a", "1"), ServiceRecord("b", "1")]))
+        await store.transact(lambda tx: tx.services.put([ServiceRecord("b", "2"), ServiceRecord("c", "2")]))
         everything = {name: ServiceRecord(name, definition) for name, definition in ("a1", "b2", "c2")}
-        assert await store.read(lambda tx: tx.load_services()) == everything
-        named = await store.read(lambda tx: tx.load_services(["b", "unknown"]))
+        assert await store.read(lambda tx: tx.services.load()) == everything
+        named = await store.read(lambda tx: tx.services.load(["b", "unknown"]))
         assert named == {"b": ServiceRecord("b", "2")}
-        assert await store.read(lambda tx: tx.load_services([])) == {}
+        assert await store.read(lambda tx: tx.services.load([])) == {}
 
     async def test_deleting_a_service_deletes_its_instances(self, store: StateStore) -> None:
         other = an_instance("i2", service_name="other")
 
         def work(tx: StoreTransaction) -> None:
-            tx.put_services([ServiceRecord("greeter", "{}"), ServiceRecord("other", "{}")])
-            tx.put_instances([an_instance("i1"), other])
-            tx.delete_services(["greeter", "unknown"])
+            tx.services.put([ServiceRecord("greeter", "{}"), ServiceRecord("other", "{}")])
+            tx.instances.put([an_instance("i1"), other])
+            tx.services.delete(["greeter", "unknown"])
 
         await store.transact(work)
-        assert set(await store.read(lambda tx: tx.load_services())) == {"other"}
-        assert await store.read(lambda tx: tx.load_instances()) == [other]
+        assert set(await store.read(lambda tx: tx.services.load())) == {"other"}
+        assert await store.read(lambda tx: tx.instances.load()) == [other]
 
     async def test_instances_are_put_over_those_of_the_same_id(self, store: StateStore) -> None:
         later = replace(
             an_instance(), host="127.0.0.1", port=65535, lease_expires_at=NOW + timedelta(hours=1)
         )
-        await store.transact(lambda tx: tx.put_instances([an_instance(), an_instance("i2")]))
-        await store.transact(lambda tx: tx.put_instances([later]))
-        assert await store.read(lambda tx: tx.load_instances()) == [later, an_instance("i2")]
+        await store.transact(lambda tx: tx.instances.put([an_instance(), an_instance("i2")]))
+        await store.transact(lambda tx: tx.instances.put([later]))
+        assert await store.read(lambda tx: tx.instances.load()) == [later, an_instance("i2")]
 
     async def test_instances_are_filtered_by_service_and_id(self, store: StateStore) -> None:
         records = [an_instance("i3"), an_instance("i1"), an_instance("i2", service_name="other")]
-        await store.transact(lambda tx: tx.put_instances(records))
+        await store.transact(lambda tx: tx.instances.put(records))
 
         async def found(
             *, service_names: list[str] | None = None, instance_ids: list[str] | None = None
         ) -> list[str]:
             loaded = await store.read(
-                lambda tx: tx.load_instances(service_names=service_names, instance_ids=instance_ids)
+                lambda tx: tx.instances.load(service_names=service_names, instance_ids=instance_ids)
             )
             return [instance.instance_id for instance in loaded]
 
@@ -98,6 +99,6 @@ class RowTests(StoreTests):
         assert await found(instance_ids=[]) == []
 
     async def test_deleting_instances_ignores_unknown_ones(self, store: StateStore) -> None:
-        await store.transact(lambda tx: tx.put_instances([an_instance("i1"), an_instance("i2")]))
-        await store.transact(lambda tx: tx.delete_instances(["i1", "unknown"]))
-        assert await store.read(lambda tx: tx.load_instances()) == [an_instance("i2")]
+        await store.transact(lambda tx: tx.instances.put([an_instance("i1"), an_instance("i2")]))
+        await store.transact(lambda tx: tx.instances.delete(["i1", "unknown"]))
+        assert await store.read(lambda tx: tx.instances.load()) == [an_instance("i2")]

@@ -8,14 +8,8 @@ from __future__ import annotations
 import pytest
 
 from llama_deploy.errors import ConflictError
-from llama_deploy.state_stores.base import (
-    EventRecord,
-    InboxRecord,
-    JournalRecord,
-    RunHeadRecord,
-    StateStore,
-    StoreTransaction,
-)
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import EventRecord, InboxRecord, JournalRecord, RunHeadRecord
 from llama_deploy.testing.state_store_suite.base import StoreTests
 
 
@@ -25,23 +19,23 @@ class RunTests(StoreTests):
     async def test_events_are_read_from_a_cursor(self, store: StateStore) -> None:
         events = [EventRecord("t1", n, "Progress", f'{{"n": {n}}}', terminal=n == 4) for n in range(5)]
         other = EventRecord("t2", 0, "Progress", "{}")
-        await store.transact(lambda tx: tx.insert_events([*reversed(events), other]))
-        assert await store.read(lambda tx: tx.load_events("t1")) == events
-        assert await store.read(lambda tx: tx.load_events("t1", after=1, limit=2)) == events[2:4]
-        assert await store.read(lambda tx: tx.load_events("t1", after=4)) == []
-        assert await store.read(lambda tx: tx.load_events("unknown")) == []
+        await store.transact(lambda tx: tx.events.insert([*reversed(events), other]))
+        assert await store.read(lambda tx: tx.events.load("t1")) == events
+        assert await store.read(lambda tx: tx.events.load("t1", after=1, limit=2)) == events[2:4]
+        assert await store.read(lambda tx: tx.events.load("t1", after=4)) == []
+        assert await store.read(lambda tx: tx.events.load("unknown")) == []
 
     async def test_inboxes_are_read_in_order(self, store: StateStore) -> None:
         entries = [InboxRecord(task_id, seq, f'"{seq}"') for task_id in ("t1", "t2") for seq in range(1, 13)]
-        await store.transact(lambda tx: tx.insert_inbox([*reversed(entries), InboxRecord("t3", 1, "{}")]))
-        assert await store.read(lambda tx: tx.load_inbox(["t2", "t1", "unknown"])) == entries
+        await store.transact(lambda tx: tx.inbox.insert([*reversed(entries), InboxRecord("t3", 1, "{}")]))
+        assert await store.read(lambda tx: tx.inbox.load(["t2", "t1", "unknown"])) == entries
 
     async def test_consumed_entries_are_not_read_again(self, store: StateStore) -> None:
         entries = [InboxRecord(task_id, seq, "{}") for task_id in ("t1", "t2") for seq in (1, 2, 3)]
-        await store.transact(lambda tx: tx.insert_inbox(entries))
+        await store.transact(lambda tx: tx.inbox.insert(entries))
         consumed = {("t1", 1), ("t1", 3), ("t2", 2), ("t1", 9), ("unknown", 1)}
-        await store.transact(lambda tx: tx.consume_inbox(consumed))
-        found = await store.read(lambda tx: tx.load_inbox(["t1", "t2"]))
+        await store.transact(lambda tx: tx.inbox.consume(consumed))
+        found = await store.read(lambda tx: tx.inbox.load(["t1", "t2"]))
         assert found == [entries[1], entries[3], entries[5]]
 
     async def test_the_keys_of_an_inbox_are_known_for_good(self, store: StateStore) -> None:
@@ -50,25 +44,25 @@ class RunTests(StoreTests):
             InboxRecord("t1", 2, "{}", "b"),
             InboxRecord("t2", 1, "{}"),
         ]
-        await store.transact(lambda tx: tx.insert_inbox([*entries, InboxRecord("t2", 2, "{}", "b")]))
-        await store.transact(lambda tx: tx.consume_inbox([("t1", 1)]))
+        await store.transact(lambda tx: tx.inbox.insert([*entries, InboxRecord("t2", 2, "{}", "b")]))
+        await store.transact(lambda tx: tx.inbox.consume([("t1", 1)]))
         asked = {("t1", "a"), ("t2", "a"), ("t2", "b"), ("unknown", "b")}
-        known = await store.read(lambda tx: tx.known_inbox_keys(asked))
+        known = await store.read(lambda tx: tx.inbox.known_keys(asked))
         assert known == {("t1", "a"), ("t2", "b")}
-        assert (await store.read(lambda tx: tx.load_inbox(["t1"])))[0] == entries[1]
+        assert (await store.read(lambda tx: tx.inbox.load(["t1"])))[0] == entries[1]
 
     async def test_a_key_comes_once_in_an_inbox(self, store: StateStore) -> None:
-        await store.transact(lambda tx: tx.insert_inbox([InboxRecord("t1", 1, "{}", "a")]))
+        await store.transact(lambda tx: tx.inbox.insert([InboxRecord("t1", 1, "{}", "a")]))
         with pytest.raises(ConflictError):
-            await store.transact(lambda tx: tx.insert_inbox([InboxRecord("t1", 2, "{}", "a")]))
+            await store.transact(lambda tx: tx.inbox.insert([InboxRecord("t1", 2, "{}", "a")]))
 
     # -- runs
 
     async def test_runs_come_back_as_they_were_put(self, store: StateStore) -> None:
         full = RunHeadRecord("t1", "fingerprint", "2.26.1", '{"a": "ä\\u0000😀"}', "state")
         bare = RunHeadRecord("t2", "fingerprint", "2.26.1")
-        await store.transact(lambda tx: tx.put_runs([full, bare]))
-        assert await store.read(lambda tx: tx.load_runs(["t1", "t2", "unknown"])) == {"t1": full, "t2": bare}
+        await store.transact(lambda tx: tx.runs.put([full, bare]))
+        assert await store.read(lambda tx: tx.runs.load(["t1", "t2", "unknown"])) == {"t1": full, "t2": bare}
 
     async def test_what_a_run_does_not_bring_stays(self, store: StateStore) -> None:
         def run(fingerprint: str, version: str, snapshot: str | None, state: str | None) -> RunHeadRecord:
@@ -83,26 +77,31 @@ class RunTests(StoreTests):
             (run("f2", "2", None, None), run("f2", "2", "snapshot", "s2")),
         ]
         for brought, expected in steps:
-            await store.transact(lambda tx, run=brought: tx.put_runs([run]))  # type: ignore[misc]
-            assert await store.read(lambda tx: tx.load_runs(["t1"])) == {"t1": expected}
+            await store.transact(lambda tx, run=brought: tx.runs.put([run]))  # type: ignore[misc]
+            assert await store.read(lambda tx: tx.runs.load(["t1"])) == {"t1": expected}
 
     async def test_journals_are_read_in_order(self, store: StateStore) -> None:
         entries = [JournalRecord(task_id, seq, f'"{seq}"') for task_id in ("t1", "t2") for seq in range(12)]
-        await store.transact(lambda tx: tx.insert_journal([*reversed(entries), JournalRecord("t3", 0, "{}")]))
-        assert await store.read(lambda tx: tx.load_journal(["t2", "t1", "unknown"])) == entries
+        await store.transact(
+            lambda tx: tx.runs.insert_journal([*reversed(entries), JournalRecord("t3", 0, "{}")])
+        )
+        assert await store.read(lambda tx: tx.runs.load_journal(["t2", "t1", "unknown"])) == entries
 
     async def test_a_journal_is_trimmed_before_an_entry(self, store: StateStore) -> None:
         entries = [JournalRecord(task_id, seq, "{}") for task_id in ("t1", "t2", "t3") for seq in range(3)]
-        await store.transact(lambda tx: tx.insert_journal(entries))
-        await store.transact(lambda tx: tx.trim_journal({"t1": 2, "t2": 9, "unknown": 1}))
-        assert await store.read(lambda tx: tx.load_journal(["t1", "t2", "t3"])) == [entries[2], *entries[6:]]
+        await store.transact(lambda tx: tx.runs.insert_journal(entries))
+        await store.transact(lambda tx: tx.runs.trim_journal({"t1": 2, "t2": 9, "unknown": 1}))
+        assert await store.read(lambda tx: tx.runs.load_journal(["t1", "t2", "t3"])) == [
+            entries[2],
+            *entries[6:],
+        ]
 
     async def test_deleting_a_run_deletes_its_journal(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> None:
-            tx.put_runs([RunHeadRecord("t1", "f", "1"), RunHeadRecord("t2", "f", "1")])
-            tx.insert_journal([JournalRecord("t1", 0, "{}"), JournalRecord("t2", 0, "{}")])
-            tx.delete_runs(["t1", "unknown"])
+            tx.runs.put([RunHeadRecord("t1", "f", "1"), RunHeadRecord("t2", "f", "1")])
+            tx.runs.insert_journal([JournalRecord("t1", 0, "{}"), JournalRecord("t2", 0, "{}")])
+            tx.runs.delete(["t1", "unknown"])
 
         await store.transact(work)
-        assert set(await store.read(lambda tx: tx.load_runs(["t1", "t2"]))) == {"t2"}
-        assert len(await store.read(lambda tx: tx.load_journal(["t1", "t2"]))) == 1
+        assert set(await store.read(lambda tx: tx.runs.load(["t1", "t2"]))) == {"t2"}
+        assert len(await store.read(lambda tx: tx.runs.load_journal(["t1", "t2"]))) == 1

@@ -10,15 +10,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llama_deploy.state_stores.base import (
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import (
+    FIXED,
     PROGRESS,
     EventRecord,
     InboxRecord,
     JournalRecord,
     RunHeadRecord,
     SessionRecord,
-    StateStore,
-    StoreTransaction,
     TaskRecord,
 )
 from llama_deploy.testing.records import NOW, a_session, a_task
@@ -36,50 +36,51 @@ class TaskTests(StoreTests):
     # -- sessions
 
     async def test_sessions_come_back_as_they_were_stored(self, store: StateStore) -> None:
-        session = SessionRecord("s1", SessionPolicy.INTERRUPT, '{"a": "ä\\u0000😀"}', 2**40, NOW)
-        await store.transact(lambda tx: tx.insert_sessions([session]))
-        assert await store.read(lambda tx: tx.load_sessions(["s1", "s1", "unknown"])) == {"s1": session}
+        session = SessionRecord("s1", SessionPolicy.INTERRUPT, '{"a": "ä\\u0000😀"}', 2**40, NOW, NOW, "acme")
+        await store.transact(lambda tx: tx.sessions.insert([session]))
+        assert await store.read(lambda tx: tx.sessions.load(["s1", "s1", "unknown"])) == {"s1": session}
 
     async def test_a_session_is_updated_but_for_its_creation(self, store: StateStore) -> None:
-        changed = SessionRecord("s1", SessionPolicy.REJECT, '{"n": 1}', 1, NOW + timedelta(days=1))
+        later = NOW + timedelta(days=1)
+        changed = SessionRecord("s1", SessionPolicy.REJECT, '{"n": 1}', 1, later, later, "other")
         unknown = a_session("unknown")
 
         def work(tx: StoreTransaction) -> None:
-            tx.insert_sessions([a_session(), a_session("s2")])
-            tx.update_sessions([changed, unknown])
+            tx.sessions.insert([a_session(), a_session("s2")])
+            tx.sessions.update([changed, unknown])
 
         await store.transact(work)
-        expected = [replace(changed, created_at=NOW), a_session("s2")]
-        assert await store.read(lambda tx: tx.list_sessions()) == expected
+        expected = [replace(changed, created_at=NOW, tenant=""), a_session("s2")]
+        assert await store.read(lambda tx: tx.sessions.page()) == expected
 
     async def test_sessions_are_listed_in_pages(self, store: StateStore) -> None:
-        await store.transact(lambda tx: tx.insert_sessions([a_session(f"s{n}") for n in (3, 1, 2, 4)]))
-        first = await store.read(lambda tx: tx.list_sessions(limit=3))
-        second = await store.read(lambda tx: tx.list_sessions(after="s3", limit=3))
+        await store.transact(lambda tx: tx.sessions.insert([a_session(f"s{n}") for n in (3, 1, 2, 4)]))
+        first = await store.read(lambda tx: tx.sessions.page(limit=3))
+        second = await store.read(lambda tx: tx.sessions.page(after="s3", limit=3))
         assert [session.session_id for session in first] == ["s1", "s2", "s3"]
         assert [session.session_id for session in second] == ["s4"]
 
     async def test_deleting_a_session_deletes_all_that_is_its_own(self, store: StateStore) -> None:
         def fill(tx: StoreTransaction) -> None:
-            tx.insert_sessions([a_session("s1"), a_session("s2")])
-            tx.insert_tasks([a_task("t1", session_id="s1"), a_task("t2", session_id="s2")])
-            tx.insert_events([EventRecord("t1", 0, "E", "{}"), EventRecord("t2", 0, "E", "{}")])
-            tx.insert_inbox([InboxRecord("t1", 1, "{}"), InboxRecord("t2", 1, "{}")])
-            tx.put_runs([RunHeadRecord("t1", "f", "1"), RunHeadRecord("t2", "f", "1")])
-            tx.insert_journal([JournalRecord("t1", 0, "{}"), JournalRecord("t2", 0, "{}")])
+            tx.sessions.insert([a_session("s1"), a_session("s2")])
+            tx.tasks.insert([a_task("t1", session_id="s1"), a_task("t2", session_id="s2")])
+            tx.events.insert([EventRecord("t1", 0, "E", "{}"), EventRecord("t2", 0, "E", "{}")])
+            tx.inbox.insert([InboxRecord("t1", 1, "{}"), InboxRecord("t2", 1, "{}")])
+            tx.runs.put([RunHeadRecord("t1", "f", "1"), RunHeadRecord("t2", "f", "1")])
+            tx.runs.insert_journal([JournalRecord("t1", 0, "{}"), JournalRecord("t2", 0, "{}")])
 
         def look(tx: StoreTransaction) -> tuple[object, ...]:
             return (
-                [session.session_id for session in tx.list_sessions()],
-                sorted(tx.load_tasks(["t1", "t2"])),
-                [len(tx.load_events(task_id)) for task_id in ("t1", "t2")],
-                [entry.task_id for entry in tx.load_inbox(["t1", "t2"])],
-                list(tx.load_runs(["t1", "t2"])),
-                [entry.task_id for entry in tx.load_journal(["t1", "t2"])],
+                [session.session_id for session in tx.sessions.page()],
+                sorted(tx.tasks.load(["t1", "t2"])),
+                [len(tx.events.load(task_id)) for task_id in ("t1", "t2")],
+                [entry.task_id for entry in tx.inbox.load(["t1", "t2"])],
+                list(tx.runs.load(["t1", "t2"])),
+                [entry.task_id for entry in tx.runs.load_journal(["t1", "t2"])],
             )
 
         await store.transact(fill)
-        await store.transact(lambda tx: tx.delete_sessions(["s1", "unknown"]))
+        await store.transact(lambda tx: tx.sessions.delete(["s1", "unknown"]))
         assert await store.read(look) == (["s2"], ["t2"], [0, 1], ["t2"], ["t2"], ["t2"])
 
     # -- tasks
@@ -92,6 +93,15 @@ class TaskTests(StoreTests):
             input='{"x": [1, 2]}',
             status=TaskStatus.TIMED_OUT,
             created_at=NOW,
+            status_changed_at=NOW + timedelta(seconds=1),
+            tenant="acme",
+            trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            parent_task_id="parent",
+            root_task_id="root",
+            tags='["a", "b"]',
+            priority=-5,
+            not_before=NOW + timedelta(seconds=2),
+            deadline=NOW + timedelta(seconds=3),
             max_attempts=7,
             attempt=5,
             losses=4,
@@ -111,16 +121,16 @@ class TaskTests(StoreTests):
             finished_at=NOW + timedelta(days=40_000),
             result='{"status": "timed_out"}',
         )
-        await store.transact(lambda tx: tx.insert_tasks([full, a_task("plain")]))
-        found = await store.read(lambda tx: tx.load_tasks(["plain", "full", "unknown"]))
+        await store.transact(lambda tx: tx.tasks.insert([full, a_task("plain")]))
+        found = await store.read(lambda tx: tx.tasks.load(["plain", "full", "unknown"]))
         assert found == {"full": full, "plain": a_task("plain")}
 
     async def test_a_time_in_another_zone_is_the_same_time(self, store: StateStore) -> None:
         elsewhere = replace(
             a_session(), created_at=datetime.fromisoformat("2026-02-03T06:05:06.789012+02:00")
         )
-        await store.transact(lambda tx: tx.insert_sessions([elsewhere]))
-        [found] = await store.read(lambda tx: tx.list_sessions())
+        await store.transact(lambda tx: tx.sessions.insert([elsewhere]))
+        [found] = await store.read(lambda tx: tx.sessions.page())
         assert found.created_at == NOW
         assert found.created_at.tzinfo is UTC
 
@@ -131,7 +141,16 @@ class TaskTests(StoreTests):
             service_name="other",
             input="other",
             created_at=NOW + timedelta(days=1),
+            tenant="other",
+            trace="other",
+            parent_task_id="other",
+            root_task_id="other",
+            tags='["other"]',
+            priority=1,
+            not_before=NOW,
+            deadline=NOW,
             status=TaskStatus.RUNNING,
+            status_changed_at=NOW + timedelta(seconds=1),
             max_attempts=9,
             attempt=2,
             losses=1,
@@ -154,18 +173,14 @@ class TaskTests(StoreTests):
         first = a_task("t1")
 
         def work(tx: StoreTransaction) -> None:
-            tx.insert_tasks([first, a_task("t2")])
-            tx.update_tasks([changed, a_task("unknown")])
+            tx.tasks.insert([first, a_task("t2")])
+            tx.tasks.update([changed, a_task("unknown")])
 
         await store.transact(work)
-        expected = replace(
-            changed,
-            session_id=first.session_id,
-            service_name=first.service_name,
-            input=first.input,
-            created_at=first.created_at,
-        )
-        found = await store.read(lambda tx: tx.load_tasks(["t1", "t2", "unknown"]))
+        fixed: dict[str, Any] = {name: getattr(first, name) for name in FIXED}
+        assert all(getattr(changed, name) != value for name, value in fixed.items())
+        expected = replace(changed, **fixed)
+        found = await store.read(lambda tx: tx.tasks.load(["t1", "t2", "unknown"]))
         assert found == {"t1": expected, "t2": a_task("t2")}
 
     async def test_progress_is_updated_alone(self, store: StateStore) -> None:
@@ -181,39 +196,39 @@ class TaskTests(StoreTests):
         changed = replace(first, status=TaskStatus.FAILED, attempt=9, result="{}", **progress)
 
         def work(tx: StoreTransaction) -> None:
-            tx.insert_tasks([first, a_task("t2")])
-            tx.update_progress([changed, a_task("unknown")])
+            tx.tasks.insert([first, a_task("t2")])
+            tx.tasks.update_progress([changed, a_task("unknown")])
 
         await store.transact(work)
         assert set(progress) == set(PROGRESS)
-        found = await store.read(lambda tx: tx.load_tasks(["t1", "t2", "unknown"]))
+        found = await store.read(lambda tx: tx.tasks.load(["t1", "t2", "unknown"]))
         assert found == {"t1": replace(first, **progress), "t2": a_task("t2")}
 
     async def test_the_tasks_of_sessions_come_in_the_order_of_insertion(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> None:
-            tx.insert_tasks([a_task("c", session_id="s2"), a_task("a", session_id="s1")])
-            tx.insert_tasks([a_task("b", session_id="s1"), a_task("x", session_id="s3")])
-            tx.insert_tasks([a_task("d", session_id="s2")])
-            tx.update_tasks([a_task("a", status=TaskStatus.RUNNING)])
+            tx.tasks.insert([a_task("c", session_id="s2"), a_task("a", session_id="s1")])
+            tx.tasks.insert([a_task("b", session_id="s1"), a_task("x", session_id="s3")])
+            tx.tasks.insert([a_task("d", session_id="s2")])
+            tx.tasks.update([a_task("a", status=TaskStatus.RUNNING)])
 
         await store.transact(work)
-        found = await store.read(lambda tx: tx.session_tasks(["s1", "s2", "unknown"]))
+        found = await store.read(lambda tx: tx.tasks.of_sessions(["s1", "s2", "unknown"]))
         assert _ids(found) == ["c", "a", "b", "d"]
 
     async def test_open_tasks_are_those_that_have_not_ended(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> None:
-            tx.insert_tasks([a_task(status.value, status=status) for status in TaskStatus])
+            tx.tasks.insert([a_task(status.value, status=status) for status in TaskStatus])
             ended = [a_task(status.value, status=status) for status in TaskStatus if status.is_terminal]
-            tx.update_tasks([replace(task, finished_at=NOW) for task in ended])
+            tx.tasks.update([replace(task, finished_at=NOW) for task in ended])
 
         await store.transact(work)
-        found = await store.read(lambda tx: tx.session_tasks(["s1"], open_only=True))
+        found = await store.read(lambda tx: tx.tasks.of_sessions(["s1"], open_only=True))
         assert _ids(found) == ["pending", "queued", "running", "waiting"]
 
     async def test_the_tasks_of_instances_are_those_that_run_there(self, store: StateStore) -> None:
         running = TaskStatus.RUNNING
         await store.transact(
-            lambda tx: tx.insert_tasks(
+            lambda tx: tx.tasks.insert(
                 [
                     a_task("b", status=running, instance_id="i2"),
                     a_task("a", status=running, instance_id="i1"),
@@ -223,7 +238,7 @@ class TaskTests(StoreTests):
                 ]
             )
         )
-        assert _ids(await store.read(lambda tx: tx.instance_tasks(["i1", "i2", "unknown"]))) == ["b", "a"]
+        assert _ids(await store.read(lambda tx: tx.tasks.of_instances(["i1", "i2", "unknown"]))) == ["b", "a"]
 
     async def test_queued_tasks_come_by_their_dispatch(self, store: StateStore) -> None:
         def queued(task_id: str, seconds: int | None) -> TaskRecord:
@@ -238,13 +253,13 @@ class TaskTests(StoreTests):
             running,
             queued("early too", 1),
         ]
-        await store.transact(lambda tx: tx.insert_tasks(tasks))
-        assert _ids(await store.read(lambda tx: tx.queued_tasks())) == ["never", "early", "early too", "late"]
-        assert _ids(await store.read(lambda tx: tx.queued_tasks(limit=2))) == ["never", "early"]
+        await store.transact(lambda tx: tx.tasks.insert(tasks))
+        assert _ids(await store.read(lambda tx: tx.tasks.queued())) == ["never", "early", "early too", "late"]
+        assert _ids(await store.read(lambda tx: tx.tasks.queued(limit=2))) == ["never", "early"]
         before = NOW + timedelta(seconds=9)
-        found = await store.read(lambda tx: tx.queued_tasks(due_before=before))
+        found = await store.read(lambda tx: tx.tasks.queued(due_before=before))
         assert _ids(found) == ["early", "early too"]
-        assert _ids(await store.read(lambda tx: tx.queued_tasks(due_before=before, limit=1))) == ["early"]
+        assert _ids(await store.read(lambda tx: tx.tasks.queued(due_before=before, limit=1))) == ["early"]
 
     async def test_sleeping_tasks_come_by_their_timer(self, store: StateStore) -> None:
         def parked(task_id: str, seconds: int | None) -> TaskRecord:
@@ -258,10 +273,10 @@ class TaskTests(StoreTests):
             replace(a_task("queued", status=TaskStatus.QUEUED), wake_at=NOW),
             parked("early too", 1),
         ]
-        await store.transact(lambda tx: tx.insert_tasks(tasks))
-        assert _ids(await store.read(lambda tx: tx.sleeping_tasks())) == ["early", "early too", "late"]
-        assert _ids(await store.read(lambda tx: tx.sleeping_tasks(limit=1))) == ["early"]
+        await store.transact(lambda tx: tx.tasks.insert(tasks))
+        assert _ids(await store.read(lambda tx: tx.tasks.sleeping())) == ["early", "early too", "late"]
+        assert _ids(await store.read(lambda tx: tx.tasks.sleeping(limit=1))) == ["early"]
         before = NOW + timedelta(seconds=9)
-        found = await store.read(lambda tx: tx.sleeping_tasks(due_before=before))
+        found = await store.read(lambda tx: tx.tasks.sleeping(due_before=before))
         assert _ids(found) == ["early", "early too"]
-        assert _ids(await store.read(lambda tx: tx.sleeping_tasks(due_before=before, limit=1))) == ["early"]
+        assert _ids(await store.read(lambda tx: tx.tasks.sleeping(due_before=before, limit=1))) == ["early"]

@@ -12,12 +12,8 @@ from dataclasses import replace
 import pytest
 
 from llama_deploy.errors import ConflictError, UnavailableError
-from llama_deploy.state_stores.base import (
-    OutboxRecord,
-    SessionRecord,
-    StateStore,
-    StoreTransaction,
-)
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import OutboxRecord, SessionRecord
 from llama_deploy.testing.records import a_session, a_task
 from llama_deploy.testing.state_store_suite.base import StoreTests
 
@@ -35,17 +31,17 @@ class TransactionTests(StoreTests):
 
     async def test_work_that_raises_leaves_nothing(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> None:
-            tx.insert_sessions([a_session()])
-            tx.insert_tasks([a_task()])
-            tx.insert_outbox([OutboxRecord("m1", "topic", "message")])
+            tx.sessions.insert([a_session()])
+            tx.tasks.insert([a_task()])
+            tx.outbox.insert([OutboxRecord("m1", "topic", "message")])
             raise LookupError("changed my mind")
 
         with pytest.raises(LookupError, match="changed my mind"):
             await store.transact(work)
-        assert await store.read(lambda tx: (tx.list_sessions(), tx.load_tasks(["t1"]), tx.load_outbox())) == (
+        assert await store.read(lambda tx: (tx.sessions.page(), tx.tasks.load(["t1"]), tx.outbox.load())) == (
             [],
             {},
-            [],
+            {},
         )
 
     async def test_the_store_works_on_after_work_that_raised(self, store: StateStore) -> None:
@@ -55,19 +51,19 @@ class TransactionTests(StoreTests):
         for attempt in (store.transact, store.read):
             with pytest.raises(LookupError):
                 await attempt(work)
-        await store.transact(lambda tx: tx.insert_sessions([a_session()]))
-        assert await store.read(lambda tx: tx.list_sessions()) == [a_session()]
+        await store.transact(lambda tx: tx.sessions.insert([a_session()]))
+        assert await store.read(lambda tx: tx.sessions.page()) == [a_session()]
 
     async def test_a_key_that_exists_is_a_conflict_and_leaves_nothing(self, store: StateStore) -> None:
-        await store.transact(lambda tx: tx.insert_tasks([a_task("t1")]))
+        await store.transact(lambda tx: tx.tasks.insert([a_task("t1")]))
         with pytest.raises(ConflictError):
-            await store.transact(lambda tx: tx.insert_tasks([a_task("t2"), a_task("t1")]))
-        assert set(await store.read(lambda tx: tx.load_tasks(["t1", "t2"]))) == {"t1"}
+            await store.transact(lambda tx: tx.tasks.insert([a_task("t2"), a_task("t1")]))
+        assert set(await store.read(lambda tx: tx.tasks.load(["t1", "t2"]))) == {"t1"}
 
     async def test_work_sees_what_it_wrote(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> dict[str, SessionRecord]:
-            tx.insert_sessions([a_session()])
-            return tx.load_sessions(["s1"])
+            tx.sessions.insert([a_session()])
+            return tx.sessions.load(["s1"])
 
         assert await store.transact(work) == {"s1": a_session()}
 
@@ -77,14 +73,14 @@ class TransactionTests(StoreTests):
         go_on = threading.Event()
 
         def write(tx: StoreTransaction) -> None:
-            tx.insert_sessions([a_session()])
+            tx.sessions.insert([a_session()])
             loop.call_soon_threadsafe(inserted.set)
             assert self.wait_in_work(go_on.is_set, seconds=_PATIENCE_SECONDS)
 
         writing = asyncio.create_task(store.transact(write))
         try:
             await asyncio.wait_for(inserted.wait(), _PATIENCE_SECONDS)
-            reading = asyncio.create_task(store.read(lambda tx: tx.list_sessions()))
+            reading = asyncio.create_task(store.read(lambda tx: tx.sessions.page()))
             # A store without concurrent readers answers only after the transaction: it has then ended.
             await asyncio.wait([reading], timeout=0.2)
             seen_meanwhile = reading.result() if reading.done() else []
@@ -93,33 +89,33 @@ class TransactionTests(StoreTests):
         await writing
         await reading
         assert seen_meanwhile == []
-        assert await store.read(lambda tx: tx.list_sessions()) == [a_session()]
+        assert await store.read(lambda tx: tx.sessions.page()) == [a_session()]
 
     async def test_a_read_is_one_snapshot(self, store: StateStore) -> None:
-        await store.transact(lambda tx: tx.insert_sessions([a_session()]))
+        await store.transact(lambda tx: tx.sessions.insert([a_session()]))
 
         def work(tx: StoreTransaction) -> tuple[list[SessionRecord], list[SessionRecord]]:
-            before = tx.list_sessions()
+            before = tx.sessions.page()
             writing = asyncio.run_coroutine_threadsafe(
-                store.transact(lambda tx: tx.insert_sessions([a_session("s2")])), loop
+                store.transact(lambda tx: tx.sessions.insert([a_session("s2")])), loop
             )
             # Where readers and the writer are one, the write follows the read.
             self.wait_in_work(writing.done, seconds=0.2)
-            return before, tx.list_sessions()
+            return before, tx.sessions.page()
 
         loop = asyncio.get_running_loop()
         before, after = await store.read(work)
         assert before == after == [a_session()]
 
     async def test_concurrent_transactions_lose_nothing(self, store: StateStore) -> None:
-        await store.transact(lambda tx: tx.insert_sessions([a_session()]))
+        await store.transact(lambda tx: tx.sessions.insert([a_session()]))
 
         def increment(tx: StoreTransaction) -> None:
-            session = tx.load_sessions(["s1"])["s1"]
-            tx.update_sessions([replace(session, version=session.version + 1)])
+            session = tx.sessions.load(["s1"])["s1"]
+            tx.sessions.update([replace(session, version=session.version + 1)])
 
         await asyncio.gather(*(store.transact(increment) for _ in range(200)))
-        assert (await store.read(lambda tx: tx.load_sessions(["s1"])))["s1"].version == 200
+        assert (await store.read(lambda tx: tx.sessions.load(["s1"])))["s1"].version == 200
 
     async def test_a_cancelled_caller_leaves_whole_transactions(self, store: StateStore) -> None:
         begun = asyncio.Event()
@@ -127,10 +123,10 @@ class TransactionTests(StoreTests):
         go_on = threading.Event()
 
         def write(tx: StoreTransaction) -> None:
-            tx.insert_sessions([a_session("s1")])
+            tx.sessions.insert([a_session("s1")])
             loop.call_soon_threadsafe(begun.set)
             assert self.wait_in_work(go_on.is_set, seconds=_PATIENCE_SECONDS)
-            tx.insert_sessions([a_session("s2")])
+            tx.sessions.insert([a_session("s2")])
 
         writing = asyncio.create_task(store.transact(write))
         await asyncio.wait_for(begun.wait(), _PATIENCE_SECONDS)
@@ -139,7 +135,7 @@ class TransactionTests(StoreTests):
         with pytest.raises(asyncio.CancelledError):
             await writing
         await store.transact(lambda _: None)
-        assert len(await store.read(lambda tx: tx.list_sessions())) in (0, 2)
+        assert len(await store.read(lambda tx: tx.sessions.page())) in (0, 2)
 
     # -- opening and closing
 
@@ -147,14 +143,14 @@ class TransactionTests(StoreTests):
         if not self.outlives_close:
             pytest.skip("this store keeps nothing after close")
         async with await self.store_type.connect(uri) as store:
-            await store.transact(lambda tx: (tx.insert_sessions([a_session()]), tx.insert_tasks([a_task()])))
+            await store.transact(lambda tx: (tx.sessions.insert([a_session()]), tx.tasks.insert([a_task()])))
         async with await self.store_type.connect(uri) as store:
-            found = await store.read(lambda tx: (tx.list_sessions(), tx.session_tasks(["s1"])))
+            found = await store.read(lambda tx: (tx.sessions.page(), tx.tasks.of_sessions(["s1"])))
         assert found == ([a_session()], [a_task()])
 
     async def test_close_finishes_what_is_under_way_and_is_idempotent(self, store: StateStore) -> None:
         async def write(session_id: str) -> None:
-            await store.transact(lambda tx: tx.insert_sessions([a_session(session_id)]))
+            await store.transact(lambda tx: tx.sessions.insert([a_session(session_id)]))
 
         writing = [asyncio.create_task(write(f"s{n}")) for n in range(10)]
         await asyncio.gather(*writing[:1])
@@ -166,4 +162,4 @@ class TransactionTests(StoreTests):
         await store.close()
         for call in (store.transact, store.read):
             with pytest.raises(UnavailableError, match="closed"):
-                await call(lambda tx: tx.list_sessions())
+                await call(lambda tx: tx.sessions.page())

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.types.keys import DEFAULT_TENANT
 from llama_deploy.web.responses import problem_response
 
 
@@ -23,7 +24,7 @@ class Caller:
     """The rights; `*` is all of them."""
 
 
-ANONYMOUS: Final = Caller(subject="anonymous", tenant="default", scopes=frozenset({"*"}))
+ANONYMOUS: Final = Caller(subject="anonymous", tenant=DEFAULT_TENANT, scopes=frozenset({"*"}))
 
 
 class Authenticator(Protocol):

@@ -1,4 +1,4 @@
-"""What the statements of the SQL state stores are made of, and what they run on."""
+"""Queries, row mappers and the connection that repositories run statements on."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ class Query:
 
     @classmethod
     def of(cls, select: sa.Select[Any], *, in_order_of: sa.Column[Any] | None = None) -> Query:
-        """Return a query whose rows are locked: nobody else reads them to decide, changes or deletes them.
+        """Return a query whose rows are locked: no other transaction can lock, change or delete them.
 
         Args:
             select: The query.
-            in_order_of: In which order to lock. Transactions that lock the same rows in the same order do not
-                wait for each other in a circle. None: in the order of the query.
+            in_order_of: The order in which to lock. Transactions that lock in the same order cannot deadlock.
+                None: the order of the query.
         """
         ordered = select if in_order_of is None else select.order_by(in_order_of)
         return cls(plain=select, locking=ordered.with_for_update())
 
     @classmethod
     def unlocked(cls, select: sa.Select[Any]) -> Query:
-        """Return a query of rows that belong to a task: whoever decides on them has locked its session."""
+        """Return a query of rows that belong to a task, which the lock of its session covers."""
         return cls(plain=select, locking=select)
 
     @classmethod
     def kept(cls, select: sa.Select[Any]) -> Query:
-        """Return a query whose rows others may read and change, but not delete."""
+        """Return a query whose rows other transactions may read and change, but not delete."""
         return cls(plain=select, locking=select.with_for_update(read=True, key_share=True))
 
 

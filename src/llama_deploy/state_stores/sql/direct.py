@@ -1,4 +1,4 @@
-"""Statements of SQLAlchemy Core on the driver itself: compiled once, then only filled in.
+"""SQLAlchemy statements executed on the driver itself: compiled once, then only filled in.
 
 A row by its key takes SQLAlchemy 35 µs in Python and the driver 4; a task takes some 17 statements.
 """
@@ -30,9 +30,9 @@ class _Prepared(NamedTuple):
 
     text: str
     binds: Sequence[tuple[str, _Process | None]]
-    """The parameters in the order of their places, and what makes each fit for the driver."""
+    """The parameters in the order of their positions, each with its conversion for the driver."""
     results: Sequence[tuple[int, _Process]]
-    """The places in a row whose values are to be made ours."""
+    """The positions in a row whose values have to be converted."""
     expanded: Mapping[str, Sequence[str]]
     """The names of the single values, by that of a parameter with several."""
     fixed: Parameters
@@ -42,11 +42,11 @@ class _Prepared(NamedTuple):
 class DirectConnection:
     """The part of `sqlalchemy.Connection` that a store transaction needs, over an open driver connection.
 
-    It begins and ends no transactions, and what the driver raises comes through as it is.
+    It does not begin or end transactions, and does not translate errors of the driver.
 
     Args:
-        driver: Used by one thread at a time; stays the caller's to close.
-        dialect: In which the statements are written.
+        driver: Used by one thread at a time. The caller closes it.
+        dialect: The dialect of the statements.
     """
 
     def __init__(self, driver: sqlite3.Connection, dialect: sa.Dialect) -> None:
@@ -58,7 +58,7 @@ class DirectConnection:
         """Execute a statement, once for each of several sets of parameters; these have the same names.
 
         Args:
-            statement: Kept with its text, so it should be one of few.
+            statement: Cached with its text, so there should be few different ones.
             parameters: A list for an expanding parameter is filled up with its last item, so that few
                 lengths occur: what the statement does must not depend on repetitions.
         """

@@ -1,10 +1,9 @@
 """The tables of a state store in SQL, the same on every database.
 
 Points in time are stored as whole microseconds since 1970-01-01T00:00Z: exact, compared as integers, and the
-same on databases with and without a type for aware times. Each index serves one query of
-`llama_deploy.state_stores.sql`; the partial ones of tasks hold open ones only, so that their cost does not
-grow with the tasks that have ended. The condition of a partial index is written into a query as a literal,
-because a bound parameter would hide from the planner that the index answers it.
+same on databases with and without a type for aware times. The partial indexes of tasks cover each status, and
+only tasks that change to it pay for its index. The condition of a partial index is written into a query as a
+literal, because a bound parameter would hide from the planner that the index answers it.
 
 There are no foreign keys: the control plane writes children and parents in one transaction, and checking
 them again would cost a look-up per row.
@@ -17,7 +16,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -77,10 +76,12 @@ sessions = sa.Table(
     "sessions",
     metadata,
     sa.Column("session_id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
     sa.Column("policy", EnumText(SessionPolicy), nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("created_at", UtcMicroseconds, nullable=False),
+    sa.Column("updated_at", UtcMicroseconds, nullable=False),
 )
 
 tasks = sa.Table(
@@ -89,10 +90,19 @@ tasks = sa.Table(
     _position(),
     sa.Column("task_id", sa.Text, nullable=False, unique=True),
     sa.Column("session_id", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
     sa.Column("service_name", sa.Text, nullable=False),
     sa.Column("input", sa.Text, nullable=False),
-    sa.Column("status", EnumText(TaskStatus), nullable=False),
     sa.Column("created_at", UtcMicroseconds, nullable=False),
+    sa.Column("trace", sa.Text),
+    sa.Column("parent_task_id", sa.Text),
+    sa.Column("root_task_id", sa.Text),
+    sa.Column("tags", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("not_before", UtcMicroseconds),
+    sa.Column("deadline", UtcMicroseconds),
+    sa.Column("status", EnumText(TaskStatus), nullable=False),
+    sa.Column("status_changed_at", UtcMicroseconds, nullable=False),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("losses", sa.Integer, nullable=False),
@@ -104,44 +114,38 @@ tasks = sa.Table(
     sa.Column("stream_length", sa.BigInteger, nullable=False),
     sa.Column("attempt_events", sa.BigInteger, nullable=False),
     sa.Column("inbox_length", sa.BigInteger, nullable=False),
+    sa.Column("has_run", sa.Boolean, nullable=False),
+    sa.Column("journal_length", sa.BigInteger, nullable=False),
+    sa.Column("running_seconds", sa.Double, nullable=False),
+    sa.Column("wake_at", UtcMicroseconds),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
     sa.Column("finished_at", UtcMicroseconds),
     sa.Column("result", sa.Text),
-    # The defaults are for tasks from before the columns were there.
-    sa.Column("has_run", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("journal_length", sa.BigInteger, nullable=False, server_default=sa.text("0")),
-    sa.Column("running_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
-    sa.Column("wake_at", UtcMicroseconds),
 )
 
 task_is_open = tasks.c.finished_at.is_(None)
 """The condition under which a task has not ended."""
+task_is_pending = tasks.c.status == _literal(TaskStatus.PENDING)
 task_is_queued = tasks.c.status == _literal(TaskStatus.QUEUED)
 task_is_running = tasks.c.status == _literal(TaskStatus.RUNNING)
-task_is_sleeping = sa.and_(tasks.c.status == _literal(TaskStatus.WAITING), tasks.c.wake_at.is_not(None))
+task_is_waiting = tasks.c.status == _literal(TaskStatus.WAITING)
+
+
+def _partial_index(
+    name: str, *columns: sa.Column[Any], where: sa.ColumnElement[bool], unique: bool = False
+) -> None:
+    sa.Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+
 
 # One index for the tasks of a session and for the open ones among them: every index costs a page a commit.
 sa.Index("ix_tasks_session", tasks.c.session_id, tasks.c.finished_at)
-sa.Index(
-    "ix_tasks_queued",
-    tasks.c.redispatch_at,
-    tasks.c.position,
-    sqlite_where=task_is_queued,
-    postgresql_where=task_is_queued,
-)
-sa.Index(
-    "ix_tasks_instance_running",
-    tasks.c.instance_id,
-    tasks.c.position,
-    sqlite_where=task_is_running,
-    postgresql_where=task_is_running,
-)
-sa.Index(
-    "ix_tasks_sleeping",
-    tasks.c.wake_at,
-    tasks.c.position,
-    sqlite_where=task_is_sleeping,
-    postgresql_where=task_is_sleeping,
+_partial_index("ix_tasks_pending", tasks.c.position, where=task_is_pending)
+_partial_index("ix_tasks_queued", tasks.c.redispatch_at, tasks.c.position, where=task_is_queued)
+_partial_index("ix_tasks_instance_running", tasks.c.instance_id, tasks.c.position, where=task_is_running)
+_partial_index("ix_tasks_waiting", tasks.c.wake_at, tasks.c.position, where=task_is_waiting)
+# Only ended tasks: with all of them, each status of a task would cost pages, four in place of one.
+_partial_index(
+    "ix_tasks_ended", tasks.c.status, tasks.c.status_changed_at, where=tasks.c.finished_at.is_not(None)
 )
 
 events = sa.Table(
@@ -166,15 +170,12 @@ inbox = sa.Table(
     sqlite_with_rowid=False,
 )
 
-inbox_has_key = inbox.c.idempotency_key.is_not(None)
-
-sa.Index(
+_partial_index(
     "ix_inbox_key",
     inbox.c.task_id,
     inbox.c.idempotency_key,
+    where=inbox.c.idempotency_key.is_not(None),
     unique=True,
-    sqlite_where=inbox_has_key,
-    postgresql_where=inbox_has_key,
 )
 
 # Ordinary rows: snapshots and states are too large for the inner pages of a tree.
@@ -182,6 +183,7 @@ runs = sa.Table(
     "runs",
     metadata,
     sa.Column("task_id", sa.Text, primary_key=True),
+    sa.Column("format", sa.Integer, nullable=False),
     sa.Column("fingerprint", sa.Text, nullable=False),
     sa.Column("library_version", sa.Text, nullable=False),
     sa.Column("snapshot", sa.Text),
@@ -211,6 +213,7 @@ services = sa.Table(
     "services",
     metadata,
     sa.Column("service_name", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
     sa.Column("definition", sa.Text, nullable=False),
 )
 

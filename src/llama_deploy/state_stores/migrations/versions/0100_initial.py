@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "0100"
 down_revision = None
 
 _POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -13,36 +15,47 @@ _POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Create all tables."""
-    _create_sessions_and_tasks()
+    _create_sessions()
+    _create_tasks()
     _create_streams()
+    _create_runs()
+    _create_outbox()
     _create_services()
 
 
-def downgrade() -> None:
-    """Delete all tables."""
-    for table in ("instances", "services", "outbox", "inbox", "events", "tasks", "sessions"):
-        op.drop_table(table)
-
-
-def _create_sessions_and_tasks() -> None:
+def _create_sessions() -> None:
     op.create_table(
         "sessions",
         sa.Column("session_id", sa.Text(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("policy", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("session_id", name="pk_sessions"),
     )
+
+
+def _create_tasks() -> None:
     op.create_table(
         "tasks",
         sa.Column("position", _POSITION, nullable=False),
         sa.Column("task_id", sa.Text(), nullable=False),
         sa.Column("session_id", sa.Text(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("service_name", sa.Text(), nullable=False),
         sa.Column("input", sa.Text(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("trace", sa.Text()),
+        sa.Column("parent_task_id", sa.Text()),
+        sa.Column("root_task_id", sa.Text()),
+        sa.Column("tags", sa.Text(), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("not_before", sa.BigInteger()),
+        sa.Column("deadline", sa.BigInteger()),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("status_changed_at", sa.BigInteger(), nullable=False),
         sa.Column("max_attempts", sa.Integer(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("losses", sa.Integer(), nullable=False),
@@ -54,23 +67,36 @@ def _create_sessions_and_tasks() -> None:
         sa.Column("stream_length", sa.BigInteger(), nullable=False),
         sa.Column("attempt_events", sa.BigInteger(), nullable=False),
         sa.Column("inbox_length", sa.BigInteger(), nullable=False),
+        sa.Column("has_run", sa.Boolean(), nullable=False),
+        sa.Column("journal_length", sa.BigInteger(), nullable=False),
+        sa.Column("running_seconds", sa.Double(), nullable=False),
+        sa.Column("wake_at", sa.BigInteger()),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False),
         sa.Column("finished_at", sa.BigInteger()),
         sa.Column("result", sa.Text()),
         sa.PrimaryKeyConstraint("position", name="pk_tasks"),
         sa.UniqueConstraint("task_id", name="uq_tasks_task_id"),
     )
-    op.create_index("ix_tasks_session", "tasks", ["session_id", "position"])
-    _create_partial_index("ix_tasks_session_open", "session_id", "status IN ('pending', 'queued', 'running')")
-    _create_partial_index("ix_tasks_queued", "redispatch_at", "status = 'queued'")
-    _create_partial_index("ix_tasks_instance_running", "instance_id", "status = 'running'")
+    op.create_index("ix_tasks_session", "tasks", ["session_id", "finished_at"])
+    _create_partial_index("ix_tasks_queued", "tasks", ["redispatch_at", "position"], "status = 'queued'")
+    _create_partial_index(
+        "ix_tasks_instance_running", "tasks", ["instance_id", "position"], "status = 'running'"
+    )
+    _create_partial_index("ix_tasks_pending", "tasks", ["position"], "status = 'pending'")
+    _create_partial_index("ix_tasks_waiting", "tasks", ["wake_at", "position"], "status = 'waiting'")
+    _create_partial_index(
+        "ix_tasks_ended", "tasks", ["status", "status_changed_at"], "finished_at IS NOT NULL"
+    )
 
 
-def _create_partial_index(name: str, column: str, condition: str) -> None:
+def _create_partial_index(
+    name: str, table: str, columns: Sequence[str], condition: str, *, unique: bool = False
+) -> None:
     op.create_index(
         name,
-        "tasks",
-        [column, "position"],
+        table,
+        columns,
+        unique=unique,
         sqlite_where=sa.text(condition),
         postgresql_where=sa.text(condition),
     )
@@ -92,15 +118,45 @@ def _create_streams() -> None:
         sa.Column("task_id", sa.Text(), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
+        sa.Column("idempotency_key", sa.Text()),
+        sa.Column("consumed", sa.Boolean(), nullable=False, server_default=sa.false()),
         sa.PrimaryKeyConstraint("task_id", "seq", name="pk_inbox"),
         sqlite_with_rowid=False,
     )
+    _create_partial_index(
+        "ix_inbox_key", "inbox", ["task_id", "idempotency_key"], "idempotency_key IS NOT NULL", unique=True
+    )
+
+
+def _create_runs() -> None:
+    op.create_table(
+        "runs",
+        sa.Column("task_id", sa.Text(), nullable=False),
+        sa.Column("format", sa.Integer(), nullable=False),
+        sa.Column("fingerprint", sa.Text(), nullable=False),
+        sa.Column("library_version", sa.Text(), nullable=False),
+        sa.Column("snapshot", sa.Text()),
+        sa.Column("state", sa.Text()),
+        sa.PrimaryKeyConstraint("task_id", name="pk_runs"),
+    )
+    op.create_table(
+        "journal",
+        sa.Column("task_id", sa.Text(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("entry", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("task_id", "seq", name="pk_journal"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _create_outbox() -> None:
     op.create_table(
         "outbox",
         sa.Column("position", _POSITION, nullable=False),
         sa.Column("message_id", sa.Text(), nullable=False),
         sa.Column("topic", sa.Text(), nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("relay_at", sa.BigInteger()),
         sa.PrimaryKeyConstraint("position", name="pk_outbox"),
         sa.UniqueConstraint("message_id", name="uq_outbox_message_id"),
     )
@@ -110,6 +166,7 @@ def _create_services() -> None:
     op.create_table(
         "services",
         sa.Column("service_name", sa.Text(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("definition", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("service_name", name="pk_services"),
     )

@@ -1,0 +1,38 @@
+"""When an attempt is published, and which task of a session is next. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.state_stores.records import TaskRecord
+from llama_deploy.types import TaskStatus
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchPace:
+    """How long attempts wait before they are published, for the first time or again."""
+
+    unclaimed: Backoff
+    """After each publication of an attempt that is not claimed."""
+    lost: Backoff
+    """After each lost attempt of a task but the first, which costs no pause."""
+
+    def redispatch_at(self, *, dispatches: int, at: datetime) -> datetime:
+        """Return when an attempt that was published so often by `at` is published again."""
+        return at + timedelta(seconds=self.unclaimed.delay(dispatches))
+
+
+def next_turn(open_tasks: Sequence[TaskRecord]) -> Transition | None:
+    """Return the turn of a session's next task after another task has ended.
+
+    Args:
+        open_tasks: The open tasks of the session, oldest first.
+    """
+    if open_tasks and all(task.status is TaskStatus.PENDING for task in open_tasks):
+        return lifecycle.take_turn(open_tasks[0])
+    return None

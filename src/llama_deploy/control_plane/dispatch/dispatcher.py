@@ -1,0 +1,139 @@
+"""Which queued attempts leave for the message queue again, and when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.control_plane.storage.reads import Reads
+from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.storage.writer import Command, Writer
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import TaskRecord
+from llama_deploy.types import TaskStatus
+
+logger = logging.getLogger(__name__)
+
+_PAGE: Final = 500
+_MAX_AT_START: Final = 100_000
+"""The most attempts that are published again at the start; later sweeps find the others."""
+_MAX_EXPEDITED_DISPATCHES: Final = 2
+"""An attempt that was published more often keeps its own pace."""
+_MIN_PAUSE: Final = timedelta(seconds=0.25)
+"""The shortest pause between two sweeps that have found less than a page."""
+
+
+class Dispatcher:
+    """Publishes attempts again that are not claimed, and delayed attempts when they are due.
+
+    A transaction that makes an attempt ready publishes it itself, by `decisions.dispatch_rules`.
+
+    Args:
+        store: Where queued tasks are read.
+        writer: How they are changed.
+        clock: Returns the present time, aware, UTC.
+        lease_seconds: How long an instance may be silent.
+        is_waiting: Whether messages for a service wait to be published, so that repeating them is useless.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        writer: Writer,
+        clock: Callable[[], datetime],
+        lease_seconds: float,
+        is_waiting: Callable[[str], bool],
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._lease = timedelta(seconds=lease_seconds)
+        self._is_waiting = is_waiting
+
+    async def sweep(self) -> datetime | None:
+        """Publish the attempts that are due, and return when the next one is. None: there is none."""
+        now = self._clock()
+
+        def read(tx: StoreTransaction) -> tuple[list[TaskRecord], list[TaskRecord]]:
+            first = tx.tasks.queued(limit=1)
+            return first, tx.tasks.queued(due_before=now, limit=_PAGE) if first else []
+
+        first, due = await self._store.read(read)
+        await self.dispatch(due)
+        if len(due) == _PAGE:
+            return now
+        # Attempts that become due one shortly after the other are published together.
+        return max(first[0].redispatch_at or now, now + _MIN_PAUSE) if first else None
+
+    async def dispatch_all(self) -> None:
+        """Publish every queued attempt again, because the queue has lost all its messages."""
+        queued = await self._store.read(lambda tx: tx.tasks.queued(limit=_MAX_AT_START))
+        tasks = [task for task in queued if not lifecycle.is_held_back(task)]
+        for start in range(0, len(tasks), _PAGE):
+            await self.dispatch(tasks[start : start + _PAGE], due_only=False)
+
+    async def dispatch(self, tasks: Sequence[TaskRecord], *, due_only: bool = True) -> None:
+        """Publish the attempts of tasks (again).
+
+        Args:
+            tasks: Tasks that were queued when they were read.
+            due_only: Whether those are left out that are not due any more.
+        """
+        if not tasks:
+            return
+        waiting = {task.service_name for task in tasks if self._is_waiting(task.service_name)}
+
+        def run(unit: Unit) -> int:
+            known = [task for each in tasks if (task := unit.tasks.find(each.task_id)) is not None]
+            if due_only:
+                # Another control plane may have published it since.
+                known = [item for item in known if item.redispatch_at and item.redispatch_at <= unit.now]
+            count = 0
+            for task in known:
+                if task.service_name in waiting and not lifecycle.is_held_back(task):
+                    unit.postpone(task)
+                else:
+                    unit.apply(lifecycle.dispatch_again(task))
+                    count += 1
+            return count
+
+        if count := await self._writer.write(Command(run, _free(tasks))):
+            logger.info("%d unclaimed tasks are published again", count, extra={"action": "dispatch_again"})
+
+    async def expedite(self, service_names: Collection[str]) -> None:
+        """Publish the unclaimed attempts of services again soon, because an instance of theirs is silent.
+
+        The instance may only be paused, and the queue may have delivered messages to it.
+        """
+        soon = self._clock() + self._lease
+        if not service_names:
+            return
+
+        def late(task: TaskRecord) -> bool:
+            is_late = task.redispatch_at is not None and task.redispatch_at > soon
+            return (
+                is_late
+                and task.service_name in service_names
+                and 1 <= task.dispatches <= _MAX_EXPEDITED_DISPATCHES
+            )
+
+        def run(unit: Unit) -> None:
+            for each in waiting:
+                task = unit.tasks.find(each.task_id)
+                if task is not None and task.status is TaskStatus.QUEUED and late(task):
+                    unit.apply(Transition(replace(task, redispatch_at=soon)))
+
+        queued = await self._store.read(lambda tx: tx.tasks.queued(limit=_PAGE))
+        waiting = [task for task in queued if late(task)]
+        if waiting:
+            await self._writer.write(Command(run, _free(waiting)))
+
+
+def _free(tasks: Sequence[TaskRecord]) -> Reads:
+    return Reads(free_tasks={task.task_id for task in tasks})

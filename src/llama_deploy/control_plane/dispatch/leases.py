@@ -1,0 +1,149 @@
+"""Leases of instances: renewing them after an outage, and moving on the tasks of instances that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.storage.reads import Reads
+from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.storage.writer import Command, Writer
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import InstanceRecord, TaskRecord
+
+logger = logging.getLogger(__name__)
+
+_FORGET_INSTANCE_SECONDS: Final = 60.0
+"""How long an instance whose lease has expired stays listed."""
+_GRACE_SECONDS: Final = 0.25
+"""How long heartbeats in transit may take to be stored; with a short lease an eighth of it."""
+_MAX_GRACE_PERIODS: Final = 8
+"""How often that time is granted again because this process was slow in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSweep:
+    """What a sweep of the leases has found."""
+
+    silent_services: AbstractSet[str]
+    """Services with an instance whose lease had expired when the sweep began."""
+    next_at: datetime | None
+    """When the next lease expires. None: there is none."""
+
+
+class Leases:
+    """Expires leases, but only if no heartbeat can have been lost.
+
+    Args:
+        store: Where instances are read.
+        writer: How they and their tasks are changed.
+        clock: Returns the present time, aware, UTC.
+        lease_seconds: How long an instance may be silent.
+    """
+
+    def __init__(
+        self, *, store: StateStore, writer: Writer, clock: Callable[[], datetime], lease_seconds: float
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._lease = timedelta(seconds=lease_seconds)
+        self._heartbeats_missed = False
+        self._expired: set[str] = set()
+        """The instances that the last sweep has found expired."""
+
+    def note_missed_heartbeats(self) -> None:
+        """Heartbeats may have been lost: the next sweep renews all leases before any of them expires."""
+        self._heartbeats_missed = True
+
+    def may_have_missed_heartbeats(self) -> bool:
+        """Whether heartbeats may have been lost lately, so that an expired lease proves nothing."""
+        failed_at = self._writer.failed_at
+        store_failed = failed_at is not None and self._clock() - failed_at <= self._lease
+        return self._heartbeats_missed or store_failed
+
+    async def renew_all(self) -> None:
+        """Give every instance a fresh lease, because its heartbeats could not be received."""
+        until = self._clock() + self._lease
+
+        def renew(tx: StoreTransaction) -> None:
+            found = tx.instances.load()
+            tx.instances.put(
+                [replace(item, lease_expires_at=until) for item in found if item.lease_expires_at < until]
+            )
+
+        if await self._store.read(lambda tx: tx.instances.load()):
+            # Not with the writer's transactions, which may have locked sessions before the instances.
+            await self._store.transact(renew)
+
+    async def sweep(self) -> LeaseSweep:
+        """Move on the tasks of instances whose leases have expired."""
+        if self.may_have_missed_heartbeats():
+            self._heartbeats_missed = False
+            await self.renew_all()
+        now = self._clock()
+        instances = await self._store.read(lambda tx: tx.instances.load())
+        silent = [item for item in instances if item.lease_expires_at <= now]
+        await self._expire(silent)
+        if len(self._expired) < len(silent):
+            next_at: datetime | None = now
+        else:
+            alive = [item.lease_expires_at for item in instances if item.lease_expires_at > now]
+            next_at = min(alive, default=None)
+        return LeaseSweep({item.service_name for item in silent}, next_at)
+
+    async def _expire(self, silent: Sequence[InstanceRecord]) -> None:
+        """Move on the tasks of those instances that are still silent when all heartbeats are stored."""
+        instance_ids = {instance.instance_id for instance in silent}
+        if not instance_ids <= self._expired:
+            await self._wait_for_heartbeats()
+        self._expired = set()
+        if not instance_ids:
+            return
+        if self.may_have_missed_heartbeats():
+            self._heartbeats_missed = True
+            return
+
+        def run(unit: Unit) -> tuple[set[str], list[TaskRecord]]:
+            found = [item for each in instance_ids if (item := unit.instances.find(each)) is not None]
+            expired = [item for item in found if item.lease_expires_at <= unit.now]
+            held = unit.tasks.of_instances([item.instance_id for item in expired])
+            unit.instances.delete([item.instance_id for item in expired if _is_forgotten(item, unit.now)])
+            return {item.instance_id for item in expired}, [unit.lose(task) for task in held]
+
+        self._expired, lost = await self._writer.write(Command(run, Reads(instances=instance_ids)))
+        for task in lost:
+            logger.warning(
+                "task %s has lost its instance (loss %d of at most %d); it is %s now, attempt %d%s",
+                task.task_id,
+                task.losses,
+                task.max_attempts,
+                task.status.value,
+                task.attempt,
+                ", delayed" if lifecycle.is_held_back(task) else "",
+                extra={"action": "lease_ended", "task_id": task.task_id},
+            )
+
+    async def _wait_for_heartbeats(self) -> None:
+        """Let heartbeats in transit be stored.
+
+        This process, or the whole machine, may have been paused until just now, and may be again.
+        """
+        loop = asyncio.get_running_loop()
+        seconds = min(_GRACE_SECONDS, self._lease.total_seconds() / 8)
+        for _ in range(_MAX_GRACE_PERIODS):
+            begun = loop.time()
+            await asyncio.sleep(seconds)
+            await self._writer.catch_up()
+            if loop.time() - begun < 2 * seconds:
+                return
+
+
+def _is_forgotten(instance: InstanceRecord, now: datetime) -> bool:
+    return (now - instance.lease_expires_at).total_seconds() > _FORGET_INSTANCE_SECONDS

@@ -1,0 +1,99 @@
+"""Reading messages that an earlier or another control plane has left in the outbox, page by page."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
+from llama_deploy.control_plane.storage.outgoing import Outgoing
+from llama_deploy.control_plane.storage.writer import Writer
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.messages import QueueMessage
+from llama_deploy.retrying import Outage, retry
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.state_stores.records import OutboxRecord
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL_SECONDS: Final = 0.5
+"""Between two looks at the outbox. Only messages of a control plane that has died have to wait for one."""
+_BACKOFF: Final = Backoff(first=_INTERVAL_SECONDS, longest=_INTERVAL_SECONDS)
+_KEEP: Final = timedelta(seconds=5)
+"""How long a message that was taken over is left to the control plane that took it."""
+_PAGE: Final = 500
+
+
+class OutboxReader:
+    """Hands messages from the outbox to the relay, which holds a bounded number of them.
+
+    Args:
+        store: Holds the outbox.
+        writer: Deletes messages that were published.
+        relay: Publishes.
+        clock: Returns the present time, aware, UTC.
+    """
+
+    def __init__(
+        self, *, store: StateStore, writer: Writer, relay: OutboxRelay, clock: Callable[[], datetime]
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._relay = relay
+        self._clock = clock
+        self._outage = Outage(on_start=_log_start, on_end=_log_end)
+
+    async def resend_page(self, *, after: int = 0) -> int | None:
+        """Publish a page of the whole outbox, as the only control plane on its store.
+
+        Args:
+            after: The position at which the page before ended.
+
+        Returns:
+            The position at which this page ended. None: it was the last one.
+        """
+        page = await self._store.read(lambda tx: tx.outbox.load(after=after, limit=_PAGE))
+        self._send(page.values())
+        return max(page) if len(page) == _PAGE else None
+
+    async def resend_rest(self, after: int | None) -> None:
+        """Publish the pages that follow, each as soon as the relay has room for it."""
+        while after is not None:
+            await self._relay.wait_for_room()
+            resend = partial(self.resend_page, after=after)
+            after = await retry(resend, backoff=_BACKOFF, retry_on=lambda _: True, outage=self._outage)
+
+    async def take_over(self) -> None:
+        """Take over messages of other control planes that are overdue, until cancelled."""
+        while True:
+            await asyncio.sleep(_INTERVAL_SECONDS)
+            await retry(self._take_over_page, backoff=_BACKOFF, retry_on=lambda _: True, outage=self._outage)
+
+    async def _take_over_page(self) -> None:
+        # Otherwise others would take over messages that were published from here.
+        await self._writer.flush_sent()
+        if not self._relay.has_room:
+            return
+        now = self._clock()
+        taken = await self._store.transact(
+            lambda tx: tx.outbox.take(now=now, until=now + _KEEP, limit=_PAGE), synced=False
+        )
+        self._send(taken)
+        if taken:
+            logger.info("%d messages are taken over", len(taken), extra={"action": "takeover"})
+
+    def _send(self, messages: Iterable[OutboxRecord]) -> None:
+        self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in messages])
+
+
+def _log_start(error: LlamaDeployError) -> None:
+    logger.warning("the outbox cannot be read; retrying: %s", error, extra={"action": "takeover"})
+
+
+def _log_end() -> None:
+    logger.info("the outbox can be read again", extra={"action": "takeover"})

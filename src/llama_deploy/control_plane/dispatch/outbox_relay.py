@@ -1,0 +1,167 @@
+"""Publishing the messages of the outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.control_plane.storage.outgoing import Outgoing
+from llama_deploy.errors import InternalServerError, LlamaDeployError
+from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, is_refused_for_good
+from llama_deploy.messages import QueueMessage
+from llama_deploy.retrying import Outage, retry
+
+logger = logging.getLogger(__name__)
+
+_MAX_BATCH: Final = 256
+_MAX_WAITING: Final = 1000
+"""With so many waiting messages, the outbox is not read further."""
+_BACKOFF: Final = Backoff(first=0.1, longest=5.0)
+
+
+class OutboxRelay:
+    """Publishes stored messages, in order for each topic, until the queue has them.
+
+    Any error that is not the fault of the message itself is retried, such as rejected credentials.
+
+    Args:
+        queue: The message queue.
+        on_sent: Called with the ids of messages that the queue has accepted, or has rejected for good.
+        on_refused: Called with a message that the queue rejects for good, and the error.
+        publish_callback: Called with each message that the queue has accepted.
+    """
+
+    def __init__(
+        self,
+        queue: AbstractMessageQueue,
+        *,
+        on_sent: Callable[[Sequence[str]], None],
+        on_refused: Callable[[QueueMessage, LlamaDeployError], Awaitable[None]],
+        publish_callback: PublishCallback | None = None,
+    ) -> None:
+        self._queue = queue
+        self._publish_callback = publish_callback
+        self._on_sent = on_sent
+        self._on_refused = on_refused
+        self._waiting: dict[str, deque[QueueMessage]] = {}
+        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending: set[str] = set()
+        """The ids of the messages that wait or are being published."""
+        self._progress = asyncio.Event()
+
+    @property
+    def backlog(self) -> int:
+        """How many messages wait."""
+        return len(self._pending)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether so few messages wait that the outbox may be read further."""
+        return len(self._pending) < _MAX_WAITING
+
+    async def wait_for_room(self) -> None:
+        """Wait until `has_room`."""
+        while not self.has_room:
+            self._progress.clear()
+            await self._progress.wait()
+            if self._failure.done():
+                self._failure.result()
+
+    def send(self, outgoing: Sequence[Outgoing]) -> None:
+        """Publish messages that are stored in the outbox; one that waits already is left out."""
+        for item in outgoing:
+            if item.message.id_ in self._pending:
+                continue
+            self._pending.add(item.message.id_)
+            self._waiting.setdefault(item.topic, deque()).append(item.message)
+            if item.topic not in self._workers:
+                worker = asyncio.create_task(self._relay(item.topic), name=f"outbox-{item.topic}")
+                worker.add_done_callback(self._on_worker_done)
+                self._workers[item.topic] = worker
+
+    def is_waiting(self, topic: str) -> bool:
+        """Whether messages for a topic wait."""
+        return topic in self._waiting
+
+    async def run(self) -> None:
+        """Wait until a worker fails with an unexpected error, and raise it. Cancel it to stop waiting."""
+        await asyncio.shield(self._failure)
+
+    async def close(self) -> None:
+        """Stop. Messages that were not published stay in the outbox. Idempotent."""
+        workers = list(self._workers.values())
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        self._failure.cancel()
+
+    def _on_worker_done(self, worker: asyncio.Task[None]) -> None:
+        if not worker.cancelled() and (exc := worker.exception()) and not self._failure.done():
+            self._failure.set_exception(exc)
+            self._progress.set()
+
+    async def _relay(self, topic: str) -> None:
+        waiting = self._waiting[topic]
+        outage = Outage(
+            on_start=lambda error: logger.warning(
+                "topic %s does not accept messages, %d wait; retrying: %s",
+                topic,
+                len(waiting),
+                error,
+                extra={"action": "queue_lost"},
+            ),
+            on_end=lambda: logger.info(
+                "topic %s accepts messages again", topic, extra={"action": "queue_back"}
+            ),
+        )
+        publish = partial(self._publish_batch, topic, waiting)
+        while waiting:
+            await retry(publish, backoff=_BACKOFF, retry_on=lambda _: True, outage=outage)
+        del self._workers[topic], self._waiting[topic]
+
+    async def _publish_batch(self, topic: str, waiting: deque[QueueMessage]) -> None:
+        """Publish the first messages of a topic; put those that fail back and raise their error."""
+        batch = [waiting.popleft() for _ in range(min(len(waiting), _MAX_BATCH))]
+        outcomes = await asyncio.gather(
+            *(self._queue.publish(message, topic, self._publish_callback) for message in batch),
+            return_exceptions=True,
+        )
+        unsent, error = await self._settle(batch, outcomes)
+        waiting.extendleft(reversed(unsent))
+        if isinstance(error, LlamaDeployError):
+            raise error
+        if error is not None:
+            raise InternalServerError(f"publishing failed with {type(error).__name__}: {error}") from error
+
+    async def _settle(
+        self, batch: Sequence[QueueMessage], outcomes: Sequence[BaseException | None]
+    ) -> tuple[list[QueueMessage], BaseException | None]:
+        """Return the messages to publish again, and the error of the last of them."""
+        done: list[str] = []
+        unsent: list[QueueMessage] = []
+        last: BaseException | None = None
+        for message, outcome in zip(batch, outcomes, strict=True):
+            error = await self._reject(message, outcome) if is_refused_for_good(outcome) else outcome
+            if error is None:
+                done.append(message.id_)
+            else:
+                unsent.append(message)
+                last = error
+        self._pending.difference_update(done)
+        self._progress.set()
+        self._on_sent(done)
+        return unsent, last
+
+    async def _reject(self, message: QueueMessage, error: LlamaDeployError) -> LlamaDeployError | None:
+        """Report that a message is rejected for good; return the error if that has to be repeated."""
+        try:
+            await self._on_refused(message, error)
+        except LlamaDeployError as exc:
+            return exc
+        return None

@@ -1,0 +1,95 @@
+"""The loop that lets leases, timers and the dispatcher do what is due."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Final
+
+from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
+from llama_deploy.control_plane.dispatch.leases import Leases
+from llama_deploy.control_plane.dispatch.timers import Timers
+from llama_deploy.errors import LlamaDeployError
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS: Final = 1.0
+_LATE_SECONDS: Final = 1.0
+"""A sweep that starts so late means that this process was paused, and may have missed heartbeats."""
+
+
+class SweepLoop:
+    """Sweeps whenever a lease can expire, or a timer or an attempt can be due.
+
+    Args:
+        leases: Swept last.
+        timers: Swept second.
+        dispatcher: Swept first.
+        clock: Returns the present time, aware, UTC.
+        lease_seconds: How long an instance may be silent.
+        max_pause_seconds: The longest pause between two sweeps.
+    """
+
+    def __init__(
+        self,
+        *,
+        leases: Leases,
+        timers: Timers,
+        dispatcher: Dispatcher,
+        clock: Callable[[], datetime],
+        lease_seconds: float,
+        max_pause_seconds: float,
+    ) -> None:
+        self._leases = leases
+        self._timers = timers
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._retry_pause = timedelta(seconds=min(lease_seconds, _RETRY_SECONDS))
+        self._max_pause = timedelta(seconds=max_pause_seconds)
+        self._woken = asyncio.Event()
+        self._until: datetime | None = None
+        """When the next sweep begins by itself; None while one is under way."""
+
+    def wake(self, due: datetime | None = None) -> None:
+        """Something becomes due, at `due` if that is known: sweep in time."""
+        if due is None or self._until is None or due < self._until:
+            self._woken.set()
+
+    def note_missed_heartbeats(self) -> None:
+        """Heartbeats may have been lost, perhaps everywhere: renew all leases before any of them expires."""
+        self._leases.note_missed_heartbeats()
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Sweep until cancelled. After an error of the store the sweep is repeated."""
+        while True:
+            self._woken.clear()  # before the sweep reads, so that nothing new is missed between
+            self._until = None
+            try:
+                pause = await self._sweep()
+            except LlamaDeployError as exc:
+                logger.warning("a sweep failed; retrying: %s", exc, extra={"action": "sweep"})
+                self._leases.note_missed_heartbeats()
+                pause = self._retry_pause
+            await self._sleep(pause)
+
+    async def _sweep(self) -> timedelta:
+        """Do what is due, and return how long nothing else can be."""
+        dues = [await self._dispatcher.sweep(), await self._timers.sweep()]
+        leases = await self._leases.sweep()
+        await self._dispatcher.expedite(leases.silent_services)
+        now = self._clock()
+        pauses = [due - now for due in (*dues, leases.next_at) if due is not None]
+        return max(min([*pauses, self._max_pause]), timedelta())
+
+    async def _sleep(self, pause: timedelta) -> None:
+        due = self._until = self._clock() + pause
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause.total_seconds()):
+                await self._woken.wait()
+        if (self._clock() - due).total_seconds() > _LATE_SECONDS:
+            logger.warning("this process was paused; leases are renewed", extra={"action": "renew_leases"})
+            self._leases.note_missed_heartbeats()

@@ -1,0 +1,79 @@
+"""The inboxes of one transaction: events that were sent to tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from llama_deploy.control_plane.storage.reads import RowKind, Scope
+from llama_deploy.control_plane.storage.task_rows import TaskRows
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.records import InboxRecord, TaskRecord
+from llama_deploy.types import EventDefinition
+from llama_deploy.types.instance_protocol import InboxEntry
+
+
+class InboxRows:
+    """Inbox entries: changes are gathered, and written by `flush`."""
+
+    def __init__(self, tx: StoreTransaction, scope: Scope, tasks: TaskRows) -> None:
+        self._tx = tx
+        self._scope = scope
+        self._tasks = tasks
+        self._new: list[InboxRecord] = []
+        self._keys: set[tuple[str, str]] = set()
+        self._consumed: set[tuple[str, int]] = set()
+
+    def load_keys(self, keys: Collection[tuple[str, str]]) -> None:
+        """Read which of the pairs (task id, idempotency key) exist."""
+        receivers = {
+            task.task_id for task in self._tasks.loaded({key[0] for key in keys}) if task.inbox_length
+        }
+        if possible := {key for key in keys if key[0] in receivers}:
+            self._keys = self._tx.inbox.known_keys(possible)
+
+    def unconsumed(self, task_ids: Iterable[str]) -> list[InboxEntry]:
+        """Return the entries of tasks that are not consumed, ordered by task and sequence number."""
+        wanted = {task.task_id for task in map(self._tasks.get, task_ids) if task.inbox_length}
+        if not wanted:
+            return []
+        stored = [*self._tx.inbox.load(wanted), *(entry for entry in self._new if entry.task_id in wanted)]
+        return [
+            InboxEntry(
+                task_id=entry.task_id, seq=entry.seq, event=EventDefinition.model_validate_json(entry.event)
+            )
+            for entry in sorted(stored, key=lambda entry: (entry.task_id, entry.seq))
+            if (entry.task_id, entry.seq) not in self._consumed
+        ]
+
+    def was_sent(self, task_id: str, event: EventDefinition) -> bool:
+        """Whether the task's inbox has, or had, an event with the same idempotency key."""
+        if event.idempotency_key is None:
+            return False
+        key = (task_id, event.idempotency_key)
+        self._scope.require(RowKind.INBOX_KEY, key)
+        return key in self._keys
+
+    def add(self, task: TaskRecord, event: EventDefinition) -> InboxEntry:
+        """Store an event as the last one of a task's inbox, whose length already counts it."""
+        entry = InboxEntry(task_id=task.task_id, seq=task.inbox_length, event=event)
+        key = event.idempotency_key
+        self._new.append(InboxRecord(task.task_id, entry.seq, event.model_dump_json(), key))
+        if key is not None:
+            self._keys.add((task.task_id, key))
+        return entry
+
+    def consume(self, task: TaskRecord, numbers: Iterable[int]) -> None:
+        """Mark entries of a task as consumed. Numbers that do not exist are ignored."""
+        self._consumed.update((task.task_id, seq) for seq in numbers if 0 < seq <= task.inbox_length)
+
+    def drop(self, task_ids: Collection[str]) -> None:
+        """Forget the entries of tasks that are being deleted."""
+        self._new = [entry for entry in self._new if entry.task_id not in task_ids]
+        self._consumed = {entry for entry in self._consumed if entry[0] not in task_ids}
+
+    def flush(self) -> None:
+        """Write all changes."""
+        if self._new:
+            self._tx.inbox.insert(self._new)
+        if self._consumed:
+            self._tx.inbox.consume(self._consumed)

@@ -1,0 +1,70 @@
+"""The messages that a transaction stores in the outbox, to be published after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import BaseModel
+
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.records import OutboxRecord, TaskRecord
+from llama_deploy.types.instance_protocol import TaskDispatch
+from llama_deploy.types.topics import CONTROL_PLANE, Topics
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message of the outbox, and its topic."""
+
+    topic: str
+    message: QueueMessage
+
+
+class OutgoingMessages:
+    """Gathers messages, and stores them with `flush`."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self._messages: list[Outgoing] = []
+
+    @property
+    def messages(self) -> Sequence[Outgoing]:
+        """The messages so far."""
+        return self._messages
+
+    def dispatch(self, task: TaskRecord) -> None:
+        """Send the task's attempt to its service."""
+        dispatch = TaskDispatch(
+            task_id=task.task_id,
+            session_id=task.session_id,
+            agent_id=task.service_name,
+            attempt=task.attempt,
+        )
+        self._send(task, self._topics.work(task.service_name), ActionTypes.NEW_TASK, dispatch)
+
+    def tell_instance(self, task: TaskRecord, action: ActionTypes, data: BaseModel) -> None:
+        """Send a message to the instance that runs the task, if there is one."""
+        if task.instance_id is not None:
+            self._send(task, self._topics.instance(task.service_name, task.instance_id), action, data)
+
+    def flush(self, tx: StoreTransaction, *, relay_at: datetime) -> None:
+        """Store the messages. Other control planes may publish them from `relay_at` on."""
+        if self._messages:
+            tx.outbox.insert(
+                [
+                    OutboxRecord(item.message.id_, item.topic, item.message.encode().decode(), relay_at)
+                    for item in self._messages
+                ]
+            )
+
+    def _send(self, task: TaskRecord, topic: str, action: ActionTypes, data: BaseModel) -> None:
+        message = QueueMessage(
+            publisher_id=CONTROL_PLANE,
+            action=action,
+            data=data.model_dump(mode="json"),
+            type=task.service_name,
+        )
+        self._messages.append(Outgoing(topic, message))

@@ -1,0 +1,171 @@
+"""The tasks of one transaction and their event streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
+from datetime import datetime
+from operator import attrgetter
+from typing import Final
+
+from llama_deploy.control_plane.storage.reads import RowKind, Scope
+from llama_deploy.errors import TaskNotFoundError
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.records import PROGRESS, EventRecord, TaskRecord
+from llama_deploy.types import TaskStatus
+from llama_deploy.types.instance_protocol import EventPayload
+
+_all_but_progress: Final = attrgetter(
+    *(item.name for item in fields(TaskRecord) if item.name not in PROGRESS)
+)
+
+
+class TaskRows:
+    """Tasks: loaded once, changed in memory, written by `flush`."""
+
+    def __init__(self, tx: StoreTransaction, scope: Scope, *, now: datetime) -> None:
+        self._tx = tx
+        self._scope = scope
+        self._now = now
+        self._records: dict[str, TaskRecord] = {}
+        self._open: dict[str, dict[str, None]] = {}
+        """The ids of the open tasks by session, oldest first, of the sessions for which they are known."""
+        self._new: set[str] = set()
+        self._changed: set[str] = set()
+        self._progressed: set[str] = set()
+        """Tasks of which only fields in `PROGRESS` have changed."""
+        self._events: list[EventRecord] = []
+
+    # -- loading
+
+    def load(self, task_ids: Collection[str]) -> None:
+        """Read tasks."""
+        if task_ids:
+            self._records.update(self._tx.tasks.load(task_ids))
+
+    def load_open(self, session_ids: Collection[str]) -> None:
+        """Read the open tasks of sessions."""
+        if not session_ids:
+            return
+        self._open.update((session_id, {}) for session_id in session_ids)
+        for task in self._tx.tasks.of_sessions(session_ids, open_only=True):
+            known = self._records.setdefault(task.task_id, task)
+            if not known.status.is_terminal:
+                self._open[task.session_id][task.task_id] = None
+
+    def loaded(self, task_ids: Collection[str]) -> list[TaskRecord]:
+        """Return those of the tasks that exist."""
+        return [self._records[task_id] for task_id in task_ids if task_id in self._records]
+
+    def sessions_of(self, task_ids: Collection[str]) -> set[str]:
+        """Return the ids of the tasks' sessions."""
+        return {task.session_id for task in self.loaded(task_ids)}
+
+    # -- reading
+
+    def find(self, task_id: str) -> TaskRecord | None:
+        """Return a task, None if it does not exist."""
+        self._scope.require(RowKind.TASK, task_id)
+        return self._records.get(task_id)
+
+    def get(self, task_id: str) -> TaskRecord:
+        """Return a task.
+
+        Raises:
+            TaskNotFoundError: It does not exist.
+        """
+        task = self.find(task_id)
+        if task is None:
+            raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
+        return task
+
+    def open_of(self, session_id: str) -> list[TaskRecord]:
+        """Return the tasks of a session that have not ended, oldest first."""
+        self._scope.require(RowKind.OPEN_TASKS, session_id)
+        if session_id not in self._open:
+            self.load_open([session_id])
+        self._scope.allow(RowKind.TASK, self._open[session_id])
+        return self.loaded(self._open[session_id])
+
+    def of_instances(self, instance_ids: Collection[str]) -> list[TaskRecord]:
+        """Return the running tasks that the instances have claimed. All of them may end."""
+        for instance_id in instance_ids:
+            self._scope.require(RowKind.INSTANCE, instance_id)
+        for task in self._tx.tasks.of_instances(instance_ids):
+            self._records.setdefault(task.task_id, task)
+        found = [
+            task
+            for task in self._records.values()
+            if task.status is TaskStatus.RUNNING and task.instance_id in instance_ids
+        ]
+        self._scope.allow(RowKind.TASK, [task.task_id for task in found])
+        self._scope.allow(RowKind.OPEN_TASKS, [task.session_id for task in found])
+        return found
+
+    # -- writing
+
+    def start_session(self, session_id: str) -> None:
+        """Take note of a new session, which does not have tasks."""
+        self._open[session_id] = {}
+
+    def add(self, task: TaskRecord) -> None:
+        """Store a new task."""
+        self._new.add(task.task_id)
+        self._scope.allow(RowKind.TASK, [task.task_id])
+        self.put(task)
+
+    def put(self, task: TaskRecord) -> TaskRecord:
+        """Store a changed task, and return it with the time at which its status has changed."""
+        self._scope.require(RowKind.TASK, task.task_id)
+        before = self._records.get(task.task_id)
+        if before is not None and before.status is not task.status:
+            task = replace(task, status_changed_at=self._now)
+        self._records[task.task_id] = task
+        if (open_tasks := self._open.get(task.session_id)) is not None:
+            if task.status.is_terminal:
+                open_tasks.pop(task.task_id, None)
+            else:
+                open_tasks.setdefault(task.task_id)
+        if task.task_id in self._new or task == before:
+            return task
+        if before is not None and _all_but_progress(before) == _all_but_progress(task):
+            self._progressed.add(task.task_id)
+        else:
+            self._changed.add(task.task_id)
+        return task
+
+    def append_events(self, task: TaskRecord, events: Sequence[EventPayload]) -> None:
+        """Store the last events of a task's stream, whose length already counts them."""
+        last = task.stream_length - 1
+        for index, event in enumerate(events, start=task.stream_length - len(events)):
+            terminal = task.status.is_terminal and index == last
+            self._events.append(
+                EventRecord(task.task_id, index, event.type, json.dumps(event.data), terminal=terminal)
+            )
+
+    def drop_session(self, session_id: str) -> set[str]:
+        """Forget the tasks of a session that is being deleted, and return their ids."""
+        dropped = {task.task_id for task in self._tx.tasks.of_sessions([session_id])}
+        dropped.update(task.task_id for task in self._records.values() if task.session_id == session_id)
+        for task_id in dropped:
+            self._records.pop(task_id, None)
+        for ids in (self._new, self._changed, self._progressed):
+            ids.difference_update(dropped)
+        self._events = [event for event in self._events if event.task_id not in dropped]
+        self._open[session_id] = {}
+        return dropped
+
+    def flush(self) -> None:
+        """Write all changes."""
+        tasks = self._tx.tasks
+        for write, ids in (
+            (tasks.insert, self._new),
+            (tasks.update, self._changed),
+            (tasks.update_progress, self._progressed - self._changed),
+        ):
+            if ids:
+                # A dictionary keeps the order of insertion, which is the order of the tasks in their session.
+                write([task for task_id, task in self._records.items() if task_id in ids])
+        if self._events:
+            self._tx.events.insert(self._events)

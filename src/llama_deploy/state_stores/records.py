@@ -1,0 +1,199 @@
+"""The rows of a state store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from llama_deploy.types import SessionPolicy, TaskStatus
+
+RUN_FORMAT: Final = 1
+"""The major version of runs that this release writes and reads."""
+
+FIXED: Final = frozenset(
+    {
+        "session_id",
+        "tenant",
+        "service_name",
+        "input",
+        "created_at",
+        "trace",
+        "parent_task_id",
+        "root_task_id",
+        "tags",
+        "priority",
+        "not_before",
+        "deadline",
+    }
+)
+"""The fields of a `TaskRecord` that never change."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session."""
+
+    session_id: str
+    policy: SessionPolicy
+    state: str
+    """JSON object."""
+    version: int
+    """Grows by one with every write of the state."""
+    created_at: datetime
+    updated_at: datetime
+    """When the state was last written."""
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task."""
+
+    task_id: str
+    session_id: str
+    service_name: str
+    input: str
+    """The run arguments: JSON object."""
+    status: TaskStatus
+    created_at: datetime
+    status_changed_at: datetime
+    max_attempts: int
+    tenant: str = ""
+    trace: str | None = None
+    """The W3C `traceparent` of the submission."""
+    parent_task_id: str | None = None
+    """The task whose step has submitted this one."""
+    root_task_id: str | None = None
+    """The first task of the tree of parents."""
+    tags: str = "[]"
+    """JSON list of strings."""
+    priority: int = 0
+    not_before: datetime | None = None
+    """Until when the task is held back."""
+    deadline: datetime | None = None
+    """When the task must have ended."""
+    attempt: int = 1
+    """The attempt under way, or the next one if none is."""
+    losses: int = 0
+    """How many attempts were lost with their instance and not forgiven since; see `lifecycle.journal`."""
+    instance_id: str | None = None
+    token: str | None = None
+    """The secret of the attempt under way."""
+    claimed_at: datetime | None = None
+    redispatch_at: datetime | None = None
+    """When the attempt is published again if no instance has claimed it."""
+    dispatches: int = 0
+    """How often the attempt under way was published."""
+    stream_length: int = 0
+    """How many events the task's stream has."""
+    attempt_events: int = 0
+    """How many of them came from the attempt under way."""
+    inbox_length: int = 0
+    """How many events were sent to the task."""
+    has_run: bool = False
+    """Whether something of its run is stored: a `RunHeadRecord` and entries of its journal."""
+    journal_length: int = 0
+    """How many entries the journal of its run has had, including those that a snapshot has replaced."""
+    running_seconds: float = 0.0
+    """How long its run has been running according to the journal, without the time in which it waited."""
+    wake_at: datetime | None = None
+    """When a parked run is woken. None: only an event wakes it."""
+    cancel_requested: bool = False
+    finished_at: datetime | None = None
+    result: str | None = None
+    """The `TaskResult` as JSON, once the task has ended."""
+
+
+PROGRESS: Final = (
+    "stream_length",
+    "attempt_events",
+    "inbox_length",
+    "has_run",
+    "journal_length",
+    "running_seconds",
+)
+"""The fields of a `TaskRecord` that `TaskRepository.update_progress` overwrites."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """One event of a task's stream."""
+
+    task_id: str
+    index: int
+    """From 0, without gaps."""
+    type: str
+    data: str
+    """JSON object."""
+    terminal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InboxRecord:
+    """An event that was sent to a task."""
+
+    task_id: str
+    seq: int
+    """From 1, without gaps."""
+    event: str
+    """The `EventDefinition` as JSON."""
+    idempotency_key: str | None = None
+    """Unique among those of the task, None aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunHeadRecord:
+    """What a run resumes from, together with the journal entries after it."""
+
+    task_id: str
+    fingerprint: str
+    library_version: str
+    snapshot: str | None = None
+    state: str | None = None
+    format: int = RUN_FORMAT
+    """The major version of how snapshot, state and entries are to be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """One entry of a run's journal."""
+
+    task_id: str
+    seq: int
+    """From 0. Entries before the current snapshot are deleted."""
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRecord:
+    """A message that is to be published, stored in the same transaction as the change that it reports."""
+
+    message_id: str
+    topic: str
+    message: str
+    """The `QueueMessage` in its wire form."""
+    relay_at: datetime | None = None
+    """When another control plane may publish it. None: at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """A service."""
+
+    service_name: str
+    definition: str
+    """The `ServiceDefinition` as JSON, without instances."""
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """A running copy of a service."""
+
+    instance_id: str
+    service_name: str
+    host: str | None
+    port: int | None
+    last_heartbeat: datetime
+    lease_expires_at: datetime

@@ -1,0 +1,230 @@
+"""What a state store does with its rows: one repository per entity.
+
+Methods take and return many rows, so that a transaction for one request and one for a hundred cost about the
+same. Methods that read return the rows that exist: an unknown id is missing from the answer. Methods that
+update or delete ignore unknown ids.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+
+from llama_deploy.state_stores.records import (
+    EventRecord,
+    InboxRecord,
+    InstanceRecord,
+    JournalRecord,
+    OutboxRecord,
+    RunHeadRecord,
+    ServiceRecord,
+    SessionRecord,
+    TaskRecord,
+)
+
+
+class SessionRepository(ABC):
+    """Sessions."""
+
+    @abstractmethod
+    def load(self, session_ids: Collection[str]) -> dict[str, SessionRecord]:
+        """Return the sessions by id."""
+
+    @abstractmethod
+    def page(self, *, after: str = "", limit: int = 1000) -> list[SessionRecord]:
+        """Return sessions whose id is greater than `after`, ordered by id."""
+
+    @abstractmethod
+    def insert(self, sessions: Sequence[SessionRecord]) -> None:
+        """Store new sessions."""
+
+    @abstractmethod
+    def update(self, sessions: Sequence[SessionRecord]) -> None:
+        """Overwrite `policy`, `state`, `version` and `updated_at`."""
+
+    @abstractmethod
+    def delete(self, session_ids: Collection[str]) -> None:
+        """Delete the sessions with their tasks, events, inboxes and runs."""
+
+
+class TaskRepository(ABC):
+    """Tasks."""
+
+    @abstractmethod
+    def load(self, task_ids: Collection[str]) -> dict[str, TaskRecord]:
+        """Return the tasks by id."""
+
+    @abstractmethod
+    def of_sessions(self, session_ids: Collection[str], *, open_only: bool = False) -> list[TaskRecord]:
+        """Return the tasks of the sessions in the order in which they were inserted.
+
+        With `open_only`, only those without a `finished_at`.
+        """
+
+    @abstractmethod
+    def of_instances(self, instance_ids: Collection[str]) -> list[TaskRecord]:
+        """Return the running tasks that the instances have claimed, in the order of insertion."""
+
+    @abstractmethod
+    def queued(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        """Return tasks in the status `queued`, by their `redispatch_at`, then in the order of insertion.
+
+        Args:
+            due_before: Only those with an earlier `redispatch_at`. None: all, those without one first.
+            limit: The most tasks to return.
+        """
+
+    @abstractmethod
+    def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        """Return tasks in the status `waiting` with a `wake_at`, by that, then in the order of insertion.
+
+        Args:
+            due_before: Only those with an earlier `wake_at`. None: all.
+            limit: The most tasks to return.
+        """
+
+    @abstractmethod
+    def insert(self, tasks: Sequence[TaskRecord]) -> None:
+        """Store new tasks; their order is the order of their session."""
+
+    @abstractmethod
+    def update(self, tasks: Sequence[TaskRecord]) -> None:
+        """Overwrite everything but the id and the fields in `FIXED`."""
+
+    @abstractmethod
+    def update_progress(self, tasks: Sequence[TaskRecord]) -> None:
+        """Overwrite the fields in `PROGRESS`. They are in no index, so this costs less than `update`."""
+
+
+class EventRepository(ABC):
+    """The event streams of tasks."""
+
+    @abstractmethod
+    def load(self, task_id: str, *, after: int = -1, limit: int = 1000) -> list[EventRecord]:
+        """Return the events of a task whose index is greater than `after`, in order."""
+
+    @abstractmethod
+    def insert(self, events: Sequence[EventRecord]) -> None:
+        """Store new events."""
+
+
+class InboxRepository(ABC):
+    """The events that were sent to tasks."""
+
+    @abstractmethod
+    def load(self, task_ids: Collection[str]) -> list[InboxRecord]:
+        """Return the tasks' entries that are not consumed, ordered by task and sequence number."""
+
+    @abstractmethod
+    def known_keys(self, keys: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Return those of the pairs (task id, idempotency key) that entries have, consumed ones too."""
+
+    @abstractmethod
+    def insert(self, entries: Sequence[InboxRecord]) -> None:
+        """Store new entries."""
+
+    @abstractmethod
+    def consume(self, entries: Collection[tuple[str, int]]) -> None:
+        """Mark entries, each a task id and a sequence number, as consumed."""
+
+
+class RunRepository(ABC):
+    """The runs of tasks: their heads and journals."""
+
+    @abstractmethod
+    def load(self, task_ids: Collection[str]) -> dict[str, RunHeadRecord]:
+        """Return the heads of the runs by task id."""
+
+    @abstractmethod
+    def put(self, runs: Sequence[RunHeadRecord]) -> None:
+        """Insert the heads, or overwrite those of the same task.
+
+        A `snapshot` or `state` of None keeps the stored value. A head without a change costs no write.
+        """
+
+    @abstractmethod
+    def delete(self, task_ids: Collection[str]) -> None:
+        """Delete the runs of the tasks with their journals."""
+
+    @abstractmethod
+    def load_journal(self, task_ids: Collection[str]) -> list[JournalRecord]:
+        """Return the journal entries of the tasks, ordered by task and sequence number."""
+
+    @abstractmethod
+    def insert_journal(self, entries: Sequence[JournalRecord]) -> None:
+        """Store new journal entries."""
+
+    @abstractmethod
+    def trim_journal(self, lengths: Mapping[str, int]) -> None:
+        """Delete the journal entries of each task whose sequence number is smaller than the one given."""
+
+
+class OutboxRepository(ABC):
+    """The messages that are to be published."""
+
+    @abstractmethod
+    def load(self, *, after: int = 0, limit: int = 1000) -> dict[int, OutboxRecord]:
+        """Return messages by position, in the order in which they were inserted.
+
+        Args:
+            after: Only messages whose position is greater.
+            limit: The most messages to return.
+        """
+
+    @abstractmethod
+    def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
+        """Take over the oldest messages that are due, in the order in which they were inserted.
+
+        Messages that another transaction takes at the same time are left to it.
+
+        Args:
+            now: Only messages with a `relay_at` that is not later, or without one.
+            until: Becomes their `relay_at`.
+            limit: The most messages to take.
+
+        Returns:
+            The messages as they are now.
+        """
+
+    @abstractmethod
+    def insert(self, messages: Sequence[OutboxRecord]) -> None:
+        """Store messages to be published."""
+
+    @abstractmethod
+    def delete(self, message_ids: Collection[str]) -> None:
+        """Delete published messages."""
+
+
+class ServiceRepository(ABC):
+    """Services."""
+
+    @abstractmethod
+    def load(self, service_names: Collection[str] | None = None) -> dict[str, ServiceRecord]:
+        """Return the services by name. None: all."""
+
+    @abstractmethod
+    def put(self, services: Sequence[ServiceRecord]) -> None:
+        """Insert the services, or overwrite those of the same name."""
+
+    @abstractmethod
+    def delete(self, service_names: Collection[str]) -> None:
+        """Delete the services with their instances."""
+
+
+class InstanceRepository(ABC):
+    """Instances of services."""
+
+    @abstractmethod
+    def load(
+        self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
+    ) -> list[InstanceRecord]:
+        """Return the instances that match both filters, ordered by id. None: no filter."""
+
+    @abstractmethod
+    def put(self, instances: Sequence[InstanceRecord]) -> None:
+        """Insert the instances, or overwrite those of the same id."""
+
+    @abstractmethod
+    def delete(self, instance_ids: Collection[str]) -> None:
+        """Delete the instances."""

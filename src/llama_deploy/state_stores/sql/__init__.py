@@ -1,0 +1,1 @@
+"""Tables, statements and repositories that the SQL state stores share."""

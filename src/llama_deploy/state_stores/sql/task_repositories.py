@@ -1,0 +1,178 @@
+"""Sessions and tasks in SQL.
+
+The statements are built once, when this module is imported, so that SQLAlchemy compiles each of them once per
+database and the driver prepares it once per connection. Every method sends a fixed number of statements for
+any number of rows, plus one for each further 500 ids. The same holds for the other repositories here.
+"""
+
+# The contract documents the methods.
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from operator import itemgetter
+from typing import Final
+
+import sqlalchemy as sa
+
+from llama_deploy.state_stores.records import FIXED, PROGRESS, SessionRecord, TaskRecord
+from llama_deploy.state_stores.repositories import SessionRepository, TaskRepository
+from llama_deploy.state_stores.sql.access import KEY, SQLAccess, ids, limit, update
+from llama_deploy.state_stores.sql.queries import Mapper, Query
+from llama_deploy.state_stores.sql.tables import (
+    events,
+    inbox,
+    journal,
+    runs,
+    sessions,
+    task_is_open,
+    task_is_queued,
+    task_is_running,
+    task_is_waiting,
+    tasks,
+)
+
+_SESSION = Mapper(SessionRecord, sessions)
+_TASK = Mapper(TaskRecord, tasks)
+
+_SESSIONS_BY_ID = Query.of(
+    sa.select(*_SESSION.columns).where(sessions.c.session_id.in_(ids)), in_order_of=sessions.c.session_id
+)
+_SESSIONS_AFTER = Query.of(
+    sa.select(*_SESSION.columns)
+    .where(sessions.c.session_id > sa.bindparam("after"))
+    .order_by(sessions.c.session_id)
+    .limit(limit)
+)
+_FIXED_OF_SESSIONS: Final = ("tenant", "created_at")
+_INSERT_SESSIONS = sa.insert(sessions)
+_UPDATE_SESSIONS = update(sessions, _SESSION, key="session_id", fixed=_FIXED_OF_SESSIONS)
+
+_tasks_of_sessions = sa.select(tasks.c.task_id).where(tasks.c.session_id.in_(ids))
+_DELETE_SESSIONS = (
+    *(
+        sa.delete(table).where(table.c.task_id.in_(_tasks_of_sessions))
+        for table in (events, inbox, journal, runs)
+    ),
+    sa.delete(tasks).where(tasks.c.session_id.in_(ids)),
+    sa.delete(sessions).where(sessions.c.session_id.in_(ids)),
+)
+
+_TASKS_BY_ID = Query.of(
+    sa.select(*_TASK.columns).where(tasks.c.task_id.in_(ids)), in_order_of=tasks.c.task_id
+)
+
+# The position comes last, to order by it across statements and to cut it off.
+_tasks_with_position = sa.select(*_TASK.columns, tasks.c.position)
+_TASKS_OF_SESSIONS = Query.of(
+    _tasks_with_position.where(tasks.c.session_id.in_(ids)), in_order_of=tasks.c.task_id
+)
+_OPEN_TASKS_OF_SESSIONS = Query.of(
+    _tasks_with_position.where(tasks.c.session_id.in_(ids), task_is_open), in_order_of=tasks.c.task_id
+)
+_TASKS_OF_INSTANCES = Query.of(
+    _tasks_with_position.where(tasks.c.instance_id.in_(ids), task_is_running), in_order_of=tasks.c.task_id
+)
+
+_queued_tasks = (
+    sa.select(*_TASK.columns)
+    .where(task_is_queued)
+    .order_by(tasks.c.redispatch_at.nulls_first(), tasks.c.position)
+    .limit(limit)
+)
+_QUEUED_TASKS = Query.of(_queued_tasks)
+_QUEUED_TASKS_BEFORE = Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
+
+_sleeping_tasks = (
+    sa.select(*_TASK.columns)
+    .where(task_is_waiting, tasks.c.wake_at.is_not(None))
+    .order_by(tasks.c.wake_at, tasks.c.position)
+    .limit(limit)
+)
+_SLEEPING_TASKS = Query.of(_sleeping_tasks)
+_SLEEPING_TASKS_BEFORE = Query.of(_sleeping_tasks.where(tasks.c.wake_at < sa.bindparam("due_before")))
+
+# Inline: the new row's position is not needed, and some databases send it back at a cost.
+_INSERT_TASKS = sa.insert(tasks).inline()
+_UPDATE_TASKS = update(tasks, _TASK, key="task_id", fixed=FIXED)
+_UPDATE_PROGRESS = update(tasks, _TASK, key="task_id", fixed={*_TASK.names} - {*PROGRESS})
+
+
+class SQLSessions(SessionRepository):
+    """Sessions in the table `sessions`."""
+
+    def __init__(self, access: SQLAccess) -> None:
+        self._access = access
+
+    def load(self, session_ids: Collection[str]) -> dict[str, SessionRecord]:
+        found = map(_SESSION.record, self._access.rows_by_ids(_SESSIONS_BY_ID, session_ids))
+        return {session.session_id: session for session in found}
+
+    def page(self, *, after: str = "", limit: int = 1000) -> list[SessionRecord]:
+        rows = self._access.rows(_SESSIONS_AFTER, {"after": after, "limit": limit})
+        return [_SESSION.record(row) for row in rows]
+
+    def insert(self, sessions: Sequence[SessionRecord]) -> None:
+        self._access.write(_INSERT_SESSIONS, _SESSION.rows(sessions))
+
+    def update(self, sessions: Sequence[SessionRecord]) -> None:
+        rows = _SESSION.rows(sessions)
+        for row in rows:
+            row[KEY] = row.pop("session_id")
+            for fixed in _FIXED_OF_SESSIONS:
+                del row[fixed]
+        self._access.write(_UPDATE_SESSIONS, rows)
+
+    def delete(self, session_ids: Collection[str]) -> None:
+        self._access.delete(_DELETE_SESSIONS, session_ids)
+
+
+class SQLTasks(TaskRepository):
+    """Tasks in the table `tasks`."""
+
+    def __init__(self, access: SQLAccess) -> None:
+        self._access = access
+
+    def load(self, task_ids: Collection[str]) -> dict[str, TaskRecord]:
+        found = map(_TASK.record, self._access.rows_by_ids(_TASKS_BY_ID, task_ids))
+        return {task.task_id: task for task in found}
+
+    def of_sessions(self, session_ids: Collection[str], *, open_only: bool = False) -> list[TaskRecord]:
+        return self._in_order(_OPEN_TASKS_OF_SESSIONS if open_only else _TASKS_OF_SESSIONS, session_ids)
+
+    def of_instances(self, instance_ids: Collection[str]) -> list[TaskRecord]:
+        return self._in_order(_TASKS_OF_INSTANCES, instance_ids)
+
+    def queued(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        return self._due(_QUEUED_TASKS, _QUEUED_TASKS_BEFORE, due_before, limit)
+
+    def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        return self._due(_SLEEPING_TASKS, _SLEEPING_TASKS_BEFORE, due_before, limit)
+
+    def insert(self, tasks: Sequence[TaskRecord]) -> None:
+        self._access.write(_INSERT_TASKS, _TASK.rows(tasks))
+
+    def update(self, tasks: Sequence[TaskRecord]) -> None:
+        rows = _TASK.rows(tasks)
+        for row in rows:
+            row[KEY] = row.pop("task_id")
+            for fixed in FIXED:
+                del row[fixed]
+        self._access.write(_UPDATE_TASKS, rows)
+
+    def update_progress(self, tasks: Sequence[TaskRecord]) -> None:
+        rows = [{KEY: task.task_id} | {name: getattr(task, name) for name in PROGRESS} for task in tasks]
+        self._access.write(_UPDATE_PROGRESS, rows)
+
+    def _due(self, every: Query, early: Query, due_before: datetime | None, limit: int) -> list[TaskRecord]:
+        if due_before is None:
+            rows = self._access.rows(every, {"limit": limit})
+        else:
+            rows = self._access.rows(early, {"due_before": due_before, "limit": limit})
+        return [_TASK.record(row) for row in rows]
+
+    def _in_order(self, query: Query, ids: Collection[str]) -> list[TaskRecord]:
+        rows = sorted(self._access.rows_by_ids(query, ids), key=itemgetter(-1))
+        return [_TASK.record(row[:-1]) for row in rows]

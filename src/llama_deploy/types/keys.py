@@ -1,0 +1,44 @@
+"""Keys of sessions and tasks: one text for a tenant and the id that a client sees.
+
+Rows, messages, locks and notices use keys, and only the edge translates between keys and ids. In the default
+tenant, the empty string, the key is the id itself. See docs/decisions/0013-internal-keys.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, StringConstraints
+
+SEPARATOR: Final = "\x1f"
+"""Between tenant and id. Neither may contain it."""
+DEFAULT_TENANT: Final = ""
+
+PublicId = Annotated[str, StringConstraints(pattern=rf"^[^{SEPARATOR}]*$")]
+"""The id of a session or task in a request or an answer."""
+
+
+def internal_key(tenant: str, public_id: str) -> str:
+    """Return the key of a session or task.
+
+    Raises:
+        ValueError: The tenant or the id contains the separator.
+    """
+    if SEPARATOR in tenant or SEPARATOR in public_id:
+        raise ValueError(
+            f"an id must not contain the character U+{ord(SEPARATOR):04X}, as {public_id!r} does"
+        )
+    return f"{tenant}{SEPARATOR}{public_id}" if tenant else public_id
+
+
+def public_id(key: str) -> str:
+    """Return the id that belongs to a key."""
+    return key.rpartition(SEPARATOR)[2]
+
+
+def _key_in_default_tenant(public_id: str) -> str:
+    return internal_key(DEFAULT_TENANT, public_id)
+
+
+Key = Annotated[str, AfterValidator(_key_in_default_tenant)]
+"""An id in a path, translated to its key."""

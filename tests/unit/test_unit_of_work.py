@@ -1,0 +1,240 @@
+"""A command uses the rows that it has declared, and a row that it has not declared is never "not found"."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from pydantic import BaseModel
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.control_plane.storage.reads import Reads, RowKind, UndeclaredReadError
+from llama_deploy.control_plane.storage.unit import Committed, Unit
+from llama_deploy.control_plane.storage.writer import Command, Writer
+from llama_deploy.errors import LlamaDeployError, SessionNotFoundError, TaskNotFoundError, UnavailableError
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.records import RUN_FORMAT, RunHeadRecord, ServiceRecord, TaskRecord
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
+from llama_deploy.types import EventDefinition, ServiceDefinition, TaskResult, TaskStatus
+from llama_deploy.types.instance_protocol import RunRecord
+from llama_deploy.types.topics import Topics
+
+EVENT = EventDefinition(event_obj_str="{}", idempotency_key="key")
+ALL = Reads(
+    tasks={"t1"},
+    sessions={"s1"},
+    sessions_of_tasks={"t1"},
+    ending_tasks={"t1"},
+    runs={"t1"},
+    inbox_keys={("t1", "key")},
+    instances={"i1"},
+    services={"greeter"},
+)
+
+
+def fill(tx: StoreTransaction) -> None:
+    tx.sessions.insert([a_session("s1")])
+    tx.tasks.insert(
+        [
+            a_task("t1", status=TaskStatus.RUNNING, instance_id="i1"),
+            a_task("t2"),
+        ]
+    )
+    tx.services.put([ServiceRecord("greeter", "{}")])
+    tx.instances.put([an_instance("i1")])
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[SQLiteStateStore]:
+    async with await SQLiteStateStore.connect("sqlite:///:memory:") as store:
+        await store.transact(fill)
+        yield store
+
+
+@pytest.fixture
+async def committed() -> list[Committed]:
+    return []
+
+
+@pytest.fixture
+async def writer(store: SQLiteStateStore, committed: list[Committed]) -> AsyncIterator[Writer]:
+    writer = Writer(
+        store,
+        clock=lambda: NOW,
+        topics=Topics("test"),
+        pace=DispatchPace(unclaimed=Backoff(10, longest=60), lost=Backoff(1, longest=60)),
+        after_commit=committed.append,
+    )
+    yield writer
+    await writer.close()
+
+
+def task(unit: Unit) -> TaskRecord:
+    """Return the task without asking the unit."""
+    return a_task("t1", status=TaskStatus.RUNNING, instance_id="i1")
+
+
+USES: dict[str, tuple[RowKind, Callable[[Unit], object]]] = {
+    "find a task": (RowKind.TASK, lambda unit: unit.tasks.find("t1")),
+    "get a task": (RowKind.TASK, lambda unit: unit.tasks.get("t1")),
+    "change a task": (RowKind.TASK, lambda unit: unit.apply(Transition(task(unit)))),
+    "lose a task": (RowKind.TASK, lambda unit: unit.lose(task(unit))),
+    "postpone a task": (RowKind.TASK, lambda unit: unit.postpone(task(unit))),
+    "read an inbox": (RowKind.TASK, lambda unit: unit.inbox.unconsumed(["t1"])),
+    "send an event": (RowKind.TASK, lambda unit: unit.add_to_inbox(task(unit), EVENT)),
+    "find a session": (RowKind.SESSION, lambda unit: unit.sessions.find("s1")),
+    "get a session": (RowKind.SESSION, lambda unit: unit.sessions.get("s1")),
+    "merge a state": (RowKind.SESSION, lambda unit: unit.sessions.merge_state("s1", {})),
+    "put a state": (RowKind.SESSION, lambda unit: unit.sessions.put_state(a_session("s1"), {})),
+    "delete a session": (RowKind.SESSION, lambda unit: unit.delete_session("s1")),
+    "read open tasks": (RowKind.OPEN_TASKS, lambda unit: unit.tasks.open_of("s1")),
+    "read a run": (RowKind.RUN, lambda unit: unit.runs.record(task(unit))),
+    "look for an event": (RowKind.INBOX_KEY, lambda unit: unit.inbox.was_sent("t1", EVENT)),
+    "find an instance": (RowKind.INSTANCE, lambda unit: unit.instances.find("i1")),
+    "put an instance": (RowKind.INSTANCE, lambda unit: unit.instances.put(an_instance("i1"))),
+    "delete an instance": (RowKind.INSTANCE, lambda unit: unit.instances.delete(["i1"])),
+    "read an instance's tasks": (RowKind.INSTANCE, lambda unit: unit.tasks.of_instances(["i1"])),
+    "look for a service": (RowKind.SERVICE, lambda unit: unit.services.exists("greeter")),
+    "put a service": (RowKind.SERVICE, lambda unit: unit.services.put(ServiceRecord("greeter", "{}"))),
+    "delete a service": (RowKind.SERVICE, lambda unit: unit.services.delete("greeter")),
+    "read a service's instances": (RowKind.SERVICE, lambda unit: unit.instances.of_service("greeter")),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+async def test_an_undeclared_use_is_a_programming_error(writer: Writer, name: str) -> None:
+    kind, use = USES[name]
+    with pytest.raises(UndeclaredReadError) as raised:
+        await writer.write(Command(use))
+    assert raised.value.kind is kind
+    assert not isinstance(raised.value, LlamaDeployError)
+
+
+@pytest.mark.parametrize("name", USES)
+async def test_a_declared_use_is_not(writer: Writer, name: str) -> None:
+    _, use = USES[name]
+    await writer.write(Command(use, ALL))
+
+
+def test_every_kind_of_row_is_tried() -> None:
+    assert {kind for kind, _ in USES.values()} == set(RowKind)
+
+
+async def test_an_end_needs_the_open_tasks_of_the_session(writer: Writer) -> None:
+    def cancel(unit: Unit) -> object:
+        unit.apply(Transition(a_task("t1", status=TaskStatus.WAITING)))
+        return unit.apply(lifecycle.cancel(unit.tasks.get("t1"), at=unit.now))
+
+    with pytest.raises(UndeclaredReadError) as raised:
+        await writer.write(Command(cancel, Reads.of_tasks("t1")))
+    assert (raised.value.kind, raised.value.key) == (RowKind.OPEN_TASKS, "s1")
+    await writer.write(Command(cancel, Reads.of_tasks("t1", may_end=True)))
+
+
+async def test_what_another_command_declares_does_not_count(writer: Writer) -> None:
+    def careless(unit: Unit) -> object:
+        return unit.tasks.get("t1")
+
+    outcomes = await asyncio.gather(
+        writer.write(Command(careless, ALL)), writer.write(Command(careless)), return_exceptions=True
+    )
+    assert isinstance(outcomes[0], TaskRecord)
+    assert isinstance(outcomes[1], UndeclaredReadError)
+
+
+async def test_declared_rows_that_do_not_exist_are_not_found(writer: Writer) -> None:
+    reads = Reads(tasks={"unknown"}, sessions={"unknown"}, instances={"unknown"}, services={"unknown"})
+
+    def use(unit: Unit) -> tuple[object, ...]:
+        with pytest.raises(TaskNotFoundError):
+            unit.tasks.get("unknown")
+        with pytest.raises(SessionNotFoundError):
+            unit.sessions.get("unknown")
+        return unit.instances.find("unknown"), unit.services.exists("unknown")
+
+    assert await writer.write(Command(use, reads)) == (None, False)
+
+
+async def test_the_tasks_of_a_declared_instance_may_end(
+    writer: Writer, store: SQLiteStateStore, committed: list[Committed]
+) -> None:
+    def lose(unit: Unit) -> None:
+        for each in unit.tasks.of_instances(["i1"]):
+            unit.lose(each)
+
+    for _ in range(3):
+        running = a_task("t1", status=TaskStatus.RUNNING, instance_id="i1")
+        stored = (await store.read(lambda tx: tx.tasks.load(["t1"])))["t1"]
+        changed = Transition(replace(running, losses=stored.losses, attempt=stored.attempt))
+        await writer.write(Command(lambda unit, it=changed: unit.apply(it), Reads.of_tasks("t1")))  # type: ignore[misc]
+        await writer.write(Command(lose, Reads(instances={"i1"})))
+    assert committed[-1].ended["t1"].status is TaskStatus.FAILED
+    assert [item.message.data["task_id"] for item in committed[-1].outgoing] == ["t2"]
+    following = (await store.read(lambda tx: tx.tasks.load(["t2"])))["t2"]
+    assert (following.status, following.redispatch_at) == (TaskStatus.QUEUED, NOW + timedelta(seconds=10))
+
+
+def test_reads_are_merged() -> None:
+    both = Reads.of_tasks("a", may_end=True) | Reads.of_tasks("b", with_run=True) | Reads(services={"x"})
+    assert both == Reads(tasks={"a", "b"}, ending_tasks={"a"}, runs={"b"}, services={"x"})
+
+
+async def test_a_change_of_status_is_dated(writer: Writer, store: SQLiteStateStore) -> None:
+    long_ago = NOW - timedelta(days=1)
+    before = [
+        a_task(name, session_id=name, status=TaskStatus.QUEUED, status_changed_at=long_ago)
+        for name in ("a", "b")
+    ]
+    await store.transact(lambda tx: tx.tasks.insert(before))
+
+    def change(unit: Unit) -> None:
+        unit.apply(Transition(replace(unit.tasks.get("a"), status=TaskStatus.RUNNING)))
+        unit.apply(Transition(replace(unit.tasks.get("b"), dispatches=7)))
+
+    await writer.write(Command(change, Reads.of_tasks("a", "b")))
+    stored = await store.read(lambda tx: tx.tasks.load(["a", "b"]))
+    assert (stored["a"].status_changed_at, stored["b"].status_changed_at) == (NOW, long_ago)
+
+
+async def test_a_written_state_is_dated(writer: Writer, store: SQLiteStateStore) -> None:
+    old = replace(a_session("old"), updated_at=NOW - timedelta(days=1))
+    await store.transact(lambda tx: tx.sessions.insert([old]))
+    await writer.write(
+        Command(lambda unit: unit.sessions.merge_state("old", {"x": 1}), Reads(sessions={"old"}))
+    )
+    assert (await store.read(lambda tx: tx.sessions.load(["old"])))["old"].updated_at == NOW
+
+
+@pytest.mark.parametrize("stored_format", [RUN_FORMAT, RUN_FORMAT + 1])
+async def test_a_run_of_a_newer_format_is_refused(
+    writer: Writer, store: SQLiteStateStore, stored_format: int
+) -> None:
+    await store.transact(lambda tx: tx.tasks.update_progress([a_task("t1", has_run=True)]))
+    await store.transact(lambda tx: tx.runs.put([RunHeadRecord("t1", "f", "1", format=stored_format)]))
+
+    async def read() -> RunRecord | None:
+        return await writer.write(
+            Command(lambda unit: unit.runs.record(unit.tasks.get("t1")), Reads.of_tasks("t1", with_run=True))
+        )
+
+    if stored_format == RUN_FORMAT:
+        assert await read() is not None
+    else:
+        with pytest.raises(
+            UnavailableError, match=rf"t1 is stored in format {stored_format}.*the release that"
+        ):
+            await read()
+
+
+@pytest.mark.parametrize("model", [TaskResult, ServiceDefinition, EventDefinition])
+def test_stored_json_with_later_fields_can_be_read(model: type[BaseModel]) -> None:
+    stored = {"task_id": "t", "service_name": "s", "event_obj_str": "{}", "a_later_field": {"x": 1}}
+    assert "a_later_field" not in model.model_validate_json(json.dumps(stored)).model_dump()
