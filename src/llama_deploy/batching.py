@@ -8,13 +8,37 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from llama_deploy.errors import ClosedError, OverloadedError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def split(
+    items: Iterable[T], *, size: Callable[[T], int], max_size: int, max_items: int | None = None
+) -> Iterator[list[T]]:
+    """Cut items, in their order, into parts for one request each; an item that is too large is a part alone.
+
+    Args:
+        items: The items.
+        size: Returns the size of an item.
+        max_size: The largest sum of the sizes in a part.
+        max_items: How many items a part holds at most. None: any number.
+    """
+    part: list[T] = []
+    total = 0
+    for item in items:
+        length = size(item)
+        if part and (total + length > max_size or len(part) == max_items):
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += length
+    if part:
+        yield part
 
 
 class Batcher(Generic[T, R]):
@@ -66,7 +90,7 @@ class Batcher(Generic[T, R]):
     def submit_nowait(self, item: T) -> asyncio.Future[R]:
         """Like `submit`, but returns the future of the outcome at once; the order of calls is kept."""
         if self._closed:
-            raise ClosedError(f"the batcher {self._name!r} is closed; open what owns it anew")
+            raise ClosedError(f"the batcher {self._name!r} is closed; open another of what owns it")
         if len(self._waiting) >= self._max_waiting:
             raise OverloadedError(f"{self._name} has {self._max_waiting} calls waiting; retry later")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()

@@ -19,6 +19,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 
 
 class TestKafkaQueue(MessageQueueContract):
+    is_ordered = False
     visibility_timeout = 1.0
     max_messages_per_topic = None  # Kafka's topics are bounded by age and size only
 

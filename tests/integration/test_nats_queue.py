@@ -17,7 +17,7 @@ from nats.js.api import RetentionPolicy
 
 from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
 from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
-from llama_deploy.message_queues.nats.connection import Connection
+from llama_deploy.message_queues.nats.connection import LiveConnection, NatsConnection
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
@@ -73,30 +73,57 @@ async def test_a_half_open_connection_is_found_and_replaced(
     assert "is back" in caplog.text
 
 
+@pytest.fixture
+def pings(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Future[bool]]:
+    """The answers to the pings that the driver is asked to send."""
+    answers: list[asyncio.Future[bool]] = []
+    send_ping = Client._send_ping
+
+    async def record(client: Client, answer: asyncio.Future[bool]) -> None:
+        answers.append(answer)
+        await send_ping(client, answer)
+
+    monkeypatch.setattr(Client, "_send_ping", record)
+    return answers
+
+
+Pings = list[asyncio.Future[bool]]
+
+
+async def next_ping(pings: Pings, proxy: TcpProxy) -> asyncio.Future[bool]:
+    """Hold the connection until a ping is under way; return its answer."""
+    before = len(pings)
+    proxy.hold()
+    await eventually(lambda: len(pings) > before)
+    return pings[-1]
+
+
 async def test_an_answer_that_is_late_costs_no_connection(
-    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+    server: NatsServer, proxy: TcpProxy, pings: Pings, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
     async with await NatsMessageQueue.connect(settings(url)) as queue:
         await queue.publish(numbered(0), TOPIC)
-        connection = queue._link._connection
-        pong = await ping_that_is_held(queue, proxy)
+        pong = await next_ping(pings, proxy)
         await asyncio.wait([pong], timeout=2.5)
         proxy.resume()
         await queue.publish(numbered(1), TOPIC)
         async with await queue.subscribe(TOPIC) as subscription:
             assert await take(subscription, 2) == [0, 1]
         # The next ping is a new one, and is answered too.
-        assert await asyncio.wait_for(await ping_that_is_held(queue, proxy, resume=True), 10)
-        assert queue._link._connection is connection
+        pong = await next_ping(pings, proxy)
+        proxy.resume()
+        assert await asyncio.wait_for(pong, 10)
+        assert proxy.accepted == 1
     assert not told(caplog)
 
 
 async def test_closing_in_the_turn_in_which_a_ping_is_answered_ends(
-    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+    server: NatsServer, proxy: TcpProxy, pings: Pings, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue = await NatsMessageQueue.connect(settings(f"nats://127.0.0.1:{await proxy.start(server.port)}"))
-    pong = await ping_that_is_held(queue, proxy, resume=True)
+    pong = await next_ping(pings, proxy)
+    proxy.resume()
     async with asyncio.timeout(10):
         await pong
         await queue.cleanup()
@@ -104,14 +131,16 @@ async def test_closing_in_the_turn_in_which_a_ping_is_answered_ends(
 
 
 async def test_closing_while_a_ping_waits_for_its_answer_loses_nothing(
-    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+    server: NatsServer, proxy: TcpProxy, pings: Pings, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def keeps_the_connection() -> bool:
+        return any(task.get_name() == "connection to NATS" for task in asyncio.all_tasks())
+
     queue = await NatsMessageQueue.connect(settings(f"nats://127.0.0.1:{await proxy.start(server.port)}"))
-    keeper = queue._link._keeper
-    assert keeper is not None
-    await ping_that_is_held(queue, proxy)
+    await next_ping(pings, proxy)
+    assert keeps_the_connection()
     closing = asyncio.create_task(queue.cleanup())
-    await eventually(keeper.done, seconds=1.0)
+    await eventually(lambda: not keeps_the_connection(), seconds=1.0)
     proxy.resume()
     async with asyncio.timeout(10):
         await closing
@@ -135,19 +164,6 @@ async def test_closing_ends_though_the_driver_swallows_it_while_it_connects_agai
     await begun.wait()
     async with asyncio.timeout(10):
         await queue.cleanup()
-
-
-async def ping_that_is_held(
-    queue: NatsMessageQueue, proxy: TcpProxy, *, resume: bool = False
-) -> asyncio.Future[bool]:
-    """Hold the connection until a ping of the queue is under way; return its answer."""
-    connection = queue._link._connection
-    assert connection is not None
-    proxy.hold()
-    pongs: list[asyncio.Future[bool]] = await eventually(lambda: list(connection.client._pongs))
-    if resume:
-        proxy.resume()
-    return pongs[-1]
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -186,19 +202,21 @@ async def test_what_a_closed_subscription_held_comes_back_at_once(server: NatsSe
 
 
 async def test_a_cancellation_that_the_driver_swallows_still_ends_the_call(server: NatsServer) -> None:
-    async with await NatsMessageQueue.connect(settings(server.url)) as queue:
-        begun = asyncio.Event()
+    connection = NatsConnection(settings(server.url))
+    await connection.open()
+    begun = asyncio.Event()
 
-        async def swallow(_connection: Connection) -> None:
-            begun.set()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.Event().wait()
+    async def swallow(_live: LiveConnection) -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
 
-        call = asyncio.create_task(queue._link.call(swallow, seconds=None))
-        await begun.wait()
-        call.cancel()
-        await asyncio.wait([call], timeout=10)
-        assert call.cancelled()
+    call = asyncio.create_task(connection.call_forever(swallow))
+    await begun.wait()
+    call.cancel()
+    await asyncio.wait([call], timeout=10)
+    assert call.cancelled()
+    await connection.close()
 
 
 async def test_a_server_that_does_not_answer_is_an_error_in_time(server: NatsServer) -> None:

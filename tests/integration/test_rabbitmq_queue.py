@@ -341,7 +341,7 @@ class TestRoom:
             receiving = asyncio.create_task(busy.receive(1))
             # The acknowledgement has left: from here on the broker could send two.
             assert isinstance(busy, RabbitMQSubscription)
-            await eventually(lambda: busy._line is not None and not busy._line.flights)
+            await eventually(lambda: not busy.unsettled)
             await publish(queue, *range(1, 10))
             async with asyncio.timeout(10):
                 assert len(await receiving) == 1

@@ -15,7 +15,7 @@ from workflows.events import StartEvent, StopEvent
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
 from llama_deploy.errors import UnavailableError
-from llama_deploy.message_queues.aws.connection import MOST_ENTRIES
+from llama_deploy.message_queues.aws.connection import MAX_ENTRIES
 from llama_deploy.message_queues.base import Delivery
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
@@ -93,13 +93,13 @@ async def test_what_has_waited_for_a_further_request_for_too_long_is_the_next_me
         await slow.subscribe(TOPIC) as slow_subscription,
         await queue.subscribe(TOPIC) as subscription,
     ):
-        await publish(queue, *range(MOST_ENTRIES))
+        await publish(queue, *range(MAX_ENTRIES))
         proxy.holds = b'"WaitTimeSeconds": 0'
-        receiving = asyncio.create_task(slow_subscription.receive(2 * MOST_ENTRIES))
-        await eventually(lambda: _are_handed_over(server, MOST_ENTRIES))
+        receiving = asyncio.create_task(slow_subscription.receive(2 * MAX_ENTRIES))
+        await eventually(lambda: _are_handed_over(server, MAX_ENTRIES))
         deliveries: list[Delivery] = []
-        while len(deliveries) < MOST_ENTRIES:
-            batch = await receive(subscription, MOST_ENTRIES)
+        while len(deliveries) < MAX_ENTRIES:
+            batch = await receive(subscription, MAX_ENTRIES)
             for delivery in batch:
                 await delivery.extend(60.0)
             deliveries += batch

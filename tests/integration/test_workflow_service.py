@@ -504,7 +504,7 @@ async def test_a_result_that_is_too_large_fails_the_task() -> None:
     """Over HTTP, because only the server has a limit."""
     server = SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0))
     async with server:
-        queue = SimpleMessageQueue(server.local_queue().as_config())
+        queue = SimpleMessageQueue(server.config)
         async with (
             queue,
             await SQLiteStateStore.connect("sqlite:///:memory:") as store,

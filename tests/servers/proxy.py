@@ -21,8 +21,11 @@ class TcpProxy:
         self._server: asyncio.Server | None = None
         self._passing: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self.accepted = 0
+        """How many connections it has taken so far."""
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._held: list[asyncio.Event] = []
 
     @property
     def connections(self) -> int:
@@ -41,13 +44,19 @@ class TcpProxy:
         for writer in self._writers:
             writer.transport.abort()
 
-    def hold(self) -> None:
-        """Let all connections stand, old and new, and pass nothing: half-open."""
+    def hold(self, *, new: bool = True) -> None:
+        """Let the connections stand and pass nothing: half-open. With `new`, those that come later too."""
         self._flowing.clear()
+        self._held.append(self._flowing)
+        if not new:
+            self._flowing = asyncio.Event()
+            self._flowing.set()
 
     def resume(self) -> None:
         """Pass on what was held, and what comes."""
-        self._flowing.set()
+        for flowing in self._held:
+            flowing.set()
+        self._held.clear()
 
     async def close(self) -> None:
         """Break all connections and take no more."""
@@ -68,6 +77,7 @@ class TcpProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self.accepted += 1
         far = await self._connect()
         if far is None:
             writer.transport.abort()
@@ -75,7 +85,7 @@ class TcpProxy:
         far_reader, far_writer = far
         self._writers.add(far_writer)
         for source, sink in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._pass_on(source, sink))
+            task = asyncio.create_task(self._pass_on(source, sink, self._flowing))
             self._passing.add(task)
             task.add_done_callback(self._passing.discard)
 
@@ -86,11 +96,13 @@ class TcpProxy:
                 return await asyncio.open_connection("127.0.0.1", port)
         return None
 
-    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
         try:
             while data := await source.read(65536):
                 await asyncio.sleep(self.delay)
-                await self._flowing.wait()
+                await flowing.wait()
                 while self.holds and self.holds in data:  # noqa: ASYNC110 - a test changes what is waited for
                     await asyncio.sleep(0.01)
                 sink.write(data)

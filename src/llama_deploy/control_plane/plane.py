@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -145,7 +144,7 @@ class ControlPlane:
         # With others at work, nobody has stopped hearing heartbeats, and no message was lost with the queue.
         if not await self._store.has_company():
             await self._continue()
-        self._subscription = await self.queue.subscribe(self.topics.control_plane, member=self._member())
+        self._subscription = await self.queue.subscribe(self.topics.control_plane)
         lost_after = LATE_SECONDS if self.queue.durable else LOST_AFTER_SECONDS
         reports = Reports(self._subscription, self.attempts, lost_after=lost_after)
         self._background = [
@@ -168,14 +167,6 @@ class ControlPlane:
         self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
         if not self.queue.durable:
             await self._sweeper.dispatch_queued()
-
-    def _member(self) -> str | None:
-        """Return the name under which this control plane reads reports: that of its predecessor."""
-        if not self._store.shared:
-            return f"control plane {self.config.url}"
-        # Control planes behind one address have one URL, and must not be taken for each other.
-        port = self.config.internal_port if self.config.internal_port is not None else self.config.port
-        return f"control plane {socket.gethostname()}:{port}" if port else None
 
     async def run(self) -> None:
         """Wait until a part of it fails, and raise that error. Cancel it to stop waiting."""

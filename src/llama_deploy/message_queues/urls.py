@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 
@@ -114,12 +113,6 @@ class UrlForm:
             known = ", ".join(sorted(self.arguments))
             raise self.refusal(f"its query may hold {known or 'nothing'}; marks in a password are encoded")
         return Address(scheme, parts.netloc, host, port, parts.path, query)
-
-
-def with_findings(values: Mapping[str, Any], found: Mapping[str, Any], url: str | None) -> dict[str, Any]:
-    """Return the fields of settings: what is given before what was found in their URL, and a new `url`."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return {**found, **given, "url": url}
 
 
 def bracketed(host: str) -> str:

@@ -49,6 +49,10 @@ class MessageQueueContract:
     """To which the broker of the tests is to be set."""
     max_messages_per_topic: ClassVar[int | None] = 50
     """To which the broker of the tests is to be set. None: the broker has no such bound."""
+    is_ordered: ClassVar[bool] = True
+    """Whether messages of a topic arrive in the order in which they were published."""
+    has_groups: ClassVar[bool] = True
+    """Whether a topic can have several groups."""
     delays_nacks: ClassVar[bool] = True
     """Whether the broker keeps a message back for the `delay` of its nack."""
     dead_letter_topic: ClassVar[str | None] = "{topic}.dead_letters"
@@ -121,7 +125,7 @@ class MessageQueueContract:
             assert await waiting == [0]
 
     async def test_order_is_kept(self, queue: AbstractMessageQueue) -> None:
-        if not self._ordered(queue):
+        if not self.is_ordered:
             pytest.skip("the broker keeps no order")
         await _publish(queue, self.topic, 40)
         async with await queue.subscribe(self.topic) as subscription:
@@ -163,7 +167,7 @@ class MessageQueueContract:
             assert sorted(got) == list(range(30))
 
     async def test_each_group_gets_each_message(self, queue: AbstractMessageQueue) -> None:
-        if not queue.has_groups:
+        if not self.has_groups:
             pytest.skip("the broker has no groups")
         async with (
             await queue.subscribe(self.topic, group="a") as a,
@@ -240,15 +244,6 @@ class MessageQueueContract:
         async with await other.subscribe(self.topic) as second:
             assert sorted(await _numbers(second, 3)) == [0, 1, 2]
 
-    async def test_a_member_of_the_same_name_gets_what_its_predecessor_held(self, connect: Connect) -> None:
-        queue, other = await connect(), await connect()
-        await _publish(queue, self.topic, 3)
-        held = await queue.subscribe(self.topic, member="reader")
-        async with asyncio.timeout(DEADLINE):
-            await held.receive(2)
-        async with await other.subscribe(self.topic, member="reader") as successor:
-            assert sorted(await _numbers(successor, 3)) == [0, 1, 2]
-
     async def test_a_closed_connection_takes_no_publication(self, connect: Connect) -> None:
         queue = await connect()
         await queue.cleanup()
@@ -275,7 +270,7 @@ class MessageQueueContract:
             await again.ack()
 
     async def test_a_returned_message_comes_before_later_ones(self, queue: AbstractMessageQueue) -> None:
-        if not self._ordered(queue):
+        if not self.is_ordered:
             pytest.skip("the broker keeps no order")
         await _publish(queue, self.topic, 4)
         async with await queue.subscribe(self.topic) as subscription:
@@ -405,10 +400,6 @@ class MessageQueueContract:
         """Show that nothing comes while anything unsettled would come back."""
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(subscription.receive(1), self.visibility_timeout * 1.5)
-
-    @staticmethod
-    def _ordered(queue: AbstractMessageQueue) -> bool:
-        return queue.ordered
 
     async def _accepts(self, queue: AbstractMessageQueue) -> bool:
         try:

@@ -12,7 +12,8 @@ from typing import Final
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
 from llama_deploy.errors import EventsMissingError, LlamaDeployError, OverloadedError, UnavailableError
-from llama_deploy.message_queues.base import Delivery, Subscription, nack_delay
+from llama_deploy.message_queues.base import Delivery, Subscription
+from llama_deploy.message_queues.consumer_loop import nack_delay
 from llama_deploy.messages import QueueMessage
 
 logger = logging.getLogger(__name__)

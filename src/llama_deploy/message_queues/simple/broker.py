@@ -93,7 +93,6 @@ class SimpleBroker:
         self._flights: dict[str, _Flight] = {}
         self._members: dict[str, _Member] = {}
         self._closed_subscriptions: dict[str, None] = {}
-        self._named: dict[str, str] = {}
         # Delivery ids of an earlier life of the broker must mean nothing to this one.
         self._epoch = uuid.uuid4().hex[:12]
         self._flight_numbers = itertools.count(1)
@@ -248,20 +247,6 @@ class SimpleBroker:
                     self._return(entry, delay=settlement.seconds)
                 case SettleAction.REJECT:
                     self._bury(entry, reason="its consumer could not understand it")
-
-    def take_over(self, topic: str, group: str, *, member: str, subscription: str) -> None:
-        """Let a subscription be the member of this name: what its predecessor holds comes back."""
-        place = f"{topic}\0{group}\0{member}"
-        predecessor = self._named.pop(place, None)
-        if predecessor is not None and predecessor != subscription:
-            self.release(predecessor, closed=True)
-        remember(self._named, place, subscription)
-
-    def introduce(self, topic: str, group: str, *, member: str, subscription: str) -> None:
-        """Learn again, after a restart, which subscription the member of a name is."""
-        place = f"{topic}\0{group}\0{member}"
-        if place not in self._named:
-            remember(self._named, place, subscription)
 
     def release(self, subscription: str, *, closed: bool = False) -> None:
         """Give back all that a subscription holds, and end its waiting. Harmless for an unknown one.

@@ -44,10 +44,6 @@ class TopicOptions(BaseModel, extra="forbid", use_attribute_docstrings=True):
     """The group to create."""
     expires_after: Seconds | None = None
     """Seconds without a reader after which the topic is dropped. None: what held before; at first, never."""
-    member: Name | None = None
-    """The name under which `subscription` reads; what an earlier one of the name holds comes back."""
-    subscription: Name | None = None
-    """Who is going to receive, if `member` is given."""
 
 
 class TopicInfo(BaseModel):
@@ -92,8 +88,6 @@ class ReceiveQuery(BaseModel, use_attribute_docstrings=True):
     """Seconds after which an unsettled message comes back. None: what the server is set to."""
     subscription: str = Field(default="", max_length=MAX_NAME_LENGTH)
     """Who receives, so that all its messages can come back at once."""
-    member: str | None = Field(default=None, max_length=MAX_NAME_LENGTH)
-    """The name under which `subscription` has joined, which a server that was restarted does not know."""
 
 
 class QueueHealth(BaseModel, use_attribute_docstrings=True):
@@ -257,10 +251,6 @@ class _Routes:
         options = options or TopicOptions()
         self._broker.create_topic(topic, expires_after=options.expires_after)
         self._broker.create_group(topic, options.group)
-        if options.member is not None and options.subscription is not None:
-            self._broker.take_over(
-                topic, options.group, member=options.member, subscription=options.subscription
-            )
         return TopicInfo(
             topic=topic, group=options.group, visibility_timeout=self._broker.limits.visibility_timeout
         )
@@ -294,8 +284,6 @@ class _Routes:
 
     async def hand_out(self, topic: str, query: ReceiveQuery, channel: Receive) -> bytes | None:
         """Do what `receive` says; None if the client went away."""
-        if query.member is not None and query.subscription:
-            self._broker.introduce(topic, query.group, member=query.member, subscription=query.subscription)
         receiving = self._broker.receive(
             topic,
             group=query.group,
