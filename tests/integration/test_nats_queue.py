@@ -1,4 +1,4 @@
-"""What happens to NATS JetStream happens to no message; and what only this backend does."""
+"""Outages of NATS JetStream lose no message; and what only this backend does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import RetentionPolicy
 
-from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
+from llama_deploy.errors import ConfigError, PayloadTooLargeError
+from llama_deploy.message_queues.base import MessageQueueConfig
 from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
 from llama_deploy.message_queues.nats.connection import LiveConnection, NatsConnection
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
-from llama_deploy.testing.processes import free_port
-from tests.integration.load import Load, cut_connections, hold_connections, kill_and_start, load_over
+from llama_deploy.testing.message_queue_outages import MessageQueueOutages
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from tests.integration.numbered import TOPIC, number_of, numbered, publish, receive, take
 from tests.servers.nats import NatsServer
-from tests.servers.proxy import TcpProxy
 
 SECRET = "hush/hush"  # noqa: S105 - of a test
 
@@ -39,38 +38,22 @@ def settings(url: str, **fields: Any) -> NatsMessageQueueConfig:
     return NatsMessageQueueConfig(url=url, **{"visibility_timeout": 1.0, **fields})
 
 
-def under_load(publisher_url: str, reader_url: str) -> AbstractAsyncContextManager[Load]:
-    return load_over(settings(publisher_url), settings(reader_url))
+class TestOutages(MessageQueueOutages):
+    max_repeats = 5
 
+    @pytest.fixture
+    def broker(self, server: NatsServer) -> NatsServer:
+        return server
 
-async def test_a_killed_server_loses_nothing_that_it_accepted(server: NatsServer) -> None:
-    async with under_load(server.url, server.url) as load:
-        await kill_and_start(server, load, times=3)
-    assert max(load.came.values()) <= 5
+    @pytest.fixture
+    def forgetful_broker(self, server: NatsServer) -> NatsServer:
+        return server
 
+    def settings(self, port: int, **fields: Any) -> MessageQueueConfig:
+        return settings(f"nats://127.0.0.1:{port}", **fields)
 
-async def test_cut_connections_lose_nothing(server: NatsServer, proxy: TcpProxy) -> None:
-    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
-    async with under_load(url, url) as load:
-        await cut_connections(proxy, load, times=20)
-
-
-async def test_a_slow_connection_works(server: NatsServer, proxy: TcpProxy) -> None:
-    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
-    async with under_load(url, url) as load:
-        proxy.delay = 0.05
-        await load.goes_on()
-
-
-async def test_a_half_open_connection_is_found_and_replaced(
-    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
-    with caplog.at_level(logging.INFO):
-        async with under_load(url, server.url) as load:
-            await hold_connections(proxy, caplog)
-            await load.goes_on()
-    assert "is back" in caplog.text
+    def settings_of_forgetful(self, port: int) -> MessageQueueConfig:
+        return self.settings(port, storage="memory")
 
 
 @pytest.fixture
@@ -219,29 +202,9 @@ async def test_a_cancellation_that_the_driver_swallows_still_ends_the_call(serve
     await connection.close()
 
 
-async def test_a_server_that_does_not_answer_is_an_error_in_time(server: NatsServer) -> None:
-    async with await settings(server.url, retry_seconds=0.5).connect() as queue:
-        await queue.publish(QueueMessage(), TOPIC)
-        server.pause()
-        with pytest.raises(UnavailableError):
-            await queue.publish(QueueMessage(), TOPIC)
-        server.resume()
-    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1"):
-        await settings(f"nats://127.0.0.1:{free_port()}", retry_seconds=0.2).connect()
-
-
-async def test_what_memory_loses_is_made_again(server: NatsServer) -> None:
-    async with (
-        await settings(server.url, storage="memory").connect() as queue,
-        await queue.subscribe(TOPIC) as subscription,
-    ):
+async def test_memory_is_not_durable(server: NatsServer) -> None:
+    async with await settings(server.url, storage="memory").connect() as queue:
         assert not queue.durable
-        await queue.publish(QueueMessage(), TOPIC)
-        server.kill()
-        await asyncio.to_thread(server.start)
-        await queue.publish(numbered(1), TOPIC)
-        (delivery,) = await receive(subscription)
-        assert number_of(delivery) == 1
 
 
 async def test_a_message_published_again_is_the_same_message_in_its_topic(server: NatsServer) -> None:

@@ -30,8 +30,8 @@ from llama_deploy.message_queues.rabbitmq.subscription import RabbitMQSubscripti
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from tests.integration.numbered import TOPIC, number_of, publish, take
-from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import RabbitMQServer
 
 SECRET = "hush/hush@home"  # noqa: S105 - of a test

@@ -106,8 +106,9 @@ async def depths(config: SimpleMessageQueueConfig) -> dict[str, Any]:
         await http.close()
 
 
-async def is_settled(config: SimpleMessageQueueConfig, topic: str) -> bool:
-    return bool((await depths(config))[topic]["messages"] == 0)
+async def is_settled(config: SimpleMessageQueueConfig, topic: str, group: str) -> bool:
+    depth = (await depths(config))[topic]["groups"][group]
+    return not (depth["ready"] or depth["delayed"] or depth["in_flight"])
 
 
 async def has_group(config: SimpleMessageQueueConfig, topic: str, group: str) -> bool:
@@ -456,7 +457,7 @@ async def test_consumers_outlast_a_server_without_a_journal(caplog: pytest.LogCa
             receiving = asyncio.create_task(receive(subscription, 1))
             await queue.publish(QueueMessage(data={"number": 1}), "t")
             await receiving
-            await eventually(lambda: is_settled(config, "t"))
+            await eventually(lambda: is_settled(config, "t", "g"))
             receiving = asyncio.create_task(receive(subscription, 1))
             await first.close()
             async with SimpleMessageQueueServer(config) as second, second.local_queue() as local:

@@ -7,8 +7,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_deploy.message_queues.base import Delivery
 from llama_deploy.message_queues.kafka.envelope import DONE, Envelope
-from llama_deploy.message_queues.kafka.window import Entry, Window
+from llama_deploy.message_queues.kafka.window import Assignment, Entry, Window
 from llama_deploy.messages import QueueMessage
 
 MESSAGE = QueueMessage()
@@ -91,3 +92,47 @@ def test_a_message_as_it_was_published_has_no_headers() -> None:
 def test_any_headers_can_be_read(headers: list[tuple[str, bytes]]) -> None:
     envelope = Envelope.read(headers)
     assert not math.isnan(envelope.due)
+
+
+class OneDelivery(Delivery):
+    async def _ack(self) -> None:
+        pass
+
+    async def _nack(self, delay: float) -> None:
+        pass
+
+    async def _extend(self, seconds: float) -> None:
+        pass
+
+
+def test_an_assignment_commits_what_is_new_in_each_partition() -> None:
+    assignment = Assignment()
+    for partition in (0, 1):
+        window = assignment.window(partition, 7)
+        window.add(Entry(partition, 7, b"", MESSAGE, Envelope()))
+        assert assignment.window(partition, 99) is window
+    assert assignment.offsets_to_commit() == {}
+    assignment.settle(assignment.windows[1].entries[7])
+    assert assignment.offsets_to_commit() == {1: 8}
+    assert assignment.unsettled() == 1
+    assignment.note_committed({1: 8, 5: 3})
+    assert assignment.offsets_to_commit() == {}
+
+
+def test_a_released_assignment_takes_deliveries_back_unless_their_copies_are_written() -> None:
+    assignment = Assignment()
+    window = assignment.window(0, 0)
+    entries = [entry_at(offset) for offset in range(2)]
+    for entry in entries:
+        window.add(entry)
+        entry.delivery = OneDelivery(MESSAGE, attempt=1)
+        assignment.touch(entry)
+    entries[1].is_leaving = True
+    assert assignment.stranded() == entries
+    assignment.release()
+    assert [entry.delivery and entry.delivery.is_settled for entry in entries] == [True, False]
+    assert assignment.is_moving
+    assert not assignment.holds(entries[0])
+    assignment.settle(entries[0])
+    assignment.rebalanced([1, 2])
+    assert (assignment.foreign, assignment.is_moving) == ([1, 2], False)

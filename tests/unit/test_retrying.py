@@ -61,6 +61,17 @@ async def test_a_cancelled_call_does_not_report_a_recovery() -> None:
     assert place.told == ["one", "end"]
 
 
+async def test_a_call_that_succeeds_at_once_ends_an_outage_whose_calls_gave_up() -> None:
+    place = Place()
+    give_up_at = asyncio.get_running_loop().time() + 0.05
+    with pytest.raises(UnavailableError):
+        await retry(lambda: place.once("one"), backoff=QUICK, give_up_at=give_up_at, outage=place.outage)
+    assert place.told == ["one"]
+    place.let_through.add("two")
+    assert await place.call("two") == "two"
+    assert place.told == ["one", "end"]
+
+
 async def test_a_permanent_error_is_raised_at_once() -> None:
     place = Place()
 

@@ -9,15 +9,17 @@ from typing import Self
 
 
 class TcpProxy:
-    """Passes bytes between its clients and some port, until told otherwise. Use it with `async with`."""
+    """Passes bytes between its clients and a port, until told otherwise. Use it with `async with`."""
 
     def __init__(self) -> None:
+        self.port = 0
+        """The port on which it listens, once it is started."""
         self.delay = 0.0
-        """Seconds by which each piece of data is late."""
+        """Seconds by which each piece of data is delayed."""
         self.holds = b""
-        """Data that contain this are held, with what comes after them, until it is empty again."""
+        """Data with these bytes are held, with what comes after them, until this is empty again."""
         self.target_ports: list[int] = []
-        """Where new connections go: to the first one that takes them, each time beginning with the next."""
+        """Where new connections go: to the first port that accepts, in rotation."""
         self._server: asyncio.Server | None = None
         self._passing: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -29,23 +31,23 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """How many clients it has now."""
+        """How many clients are connected."""
         return len(self._passing) // 2
 
     async def start(self, *target_ports: int) -> int:
-        """Listen for clients of these ports; return the port on which."""
+        """Listen for clients of these ports; return the port to connect to."""
         self.target_ports = list(target_ports)
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self.port
 
     def cut(self) -> None:
-        """Break all connections. New ones are taken."""
+        """Break all connections. New ones are accepted."""
         for writer in self._writers:
             writer.transport.abort()
 
     def hold(self, *, new: bool = True) -> None:
-        """Let the connections stand and pass nothing: half-open. With `new`, those that come later too."""
+        """Keep the connections open but pass nothing. With `new`, those that come later too."""
         self._flowing.clear()
         self._held.append(self._flowing)
         if not new:
@@ -53,13 +55,13 @@ class TcpProxy:
             self._flowing.set()
 
     def resume(self) -> None:
-        """Pass on what was held, and what comes."""
+        """Pass on what was held, and all that comes."""
         for flowing in self._held:
             flowing.set()
         self._held.clear()
 
     async def close(self) -> None:
-        """Break all connections and take no more."""
+        """Break all connections and accept no more."""
         if self._server is not None:
             self._server.close()
         self.cut()
