@@ -1,7 +1,7 @@
-"""Gather calls that wait at the same time into one.
+"""Turns calls that wait at the same time into one.
 
-Nothing here waits for a batch to fill, unless it is asked to: an idle batcher flushes its first item at once,
-and what arrives while that flush is under way leaves together with the next one. Load makes the batches.
+A batcher does not wait for a batch to fill, unless it is told to: an idle one flushes its first item at
+once, and what arrives during that flush leaves together in the next one. So batches grow with the load.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Batcher(Generic[T, R]):
         flush: Takes the items in the order of submission and returns one outcome an item, in the same
             order: a value, or an exception which the submitter of that item receives. If `flush` itself
             raises, every item of the batch receives that error.
-        max_batch: The most items in one flush.
-        max_waiting: The most items that may wait; one more is refused with `OverloadedError`.
-        gather_seconds: How long an idle batcher waits for company before it flushes, for items whose
-            outcome nobody waits for.
+        max_batch: How many items a flush has at most.
+        max_waiting: How many items may wait; a further one raises `OverloadedError`.
+        gather_seconds: How long an idle batcher waits for more items before it flushes; for items whose
+            outcome no caller waits for.
         name: Names the batcher in errors and in its task.
     """
 
@@ -100,7 +100,7 @@ class Batcher(Generic[T, R]):
         return future
 
     async def close(self) -> None:
-        """Flush what waits, then refuse further items. Idempotent."""
+        """Flush what waits, then accept no further items. Idempotent."""
         self._closed = True
         if self._worker is not None:
             await asyncio.wait([self._worker])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from llama_deploy.message_queues.base import MessageQueueConfig
 from llama_deploy.testing.message_queue_outages import MessageQueueOutages
 from llama_deploy.testing.queue_load import Pace
 from llama_deploy.testing.tcp_proxy import TcpProxy
+from tests.integration.numbered import TOPIC, publish, take
 from tests.integration.on_kafka import settings
 from tests.servers.kafka import KafkaServer
 
@@ -20,7 +22,7 @@ class TestOutages(MessageQueueOutages):
     kills = 2
     cuts = 5
     # The store of a durable broker takes one request at a time; unlimited publishers starve the reader.
-    pace = Pace(max_ahead=100)
+    pace = Pace(max_ahead=100, step=20, step_seconds=60.0, rest_seconds=60.0)
 
     @pytest.fixture
     def broker(self, tmp_path: Path) -> Iterator[KafkaServer]:
@@ -43,3 +45,16 @@ class TestOutages(MessageQueueOutages):
 
     def settings(self, port: int, **fields: Any) -> MessageQueueConfig:
         return settings(f"127.0.0.1:{port}", **{"timeout": 1.0, "retry_seconds": 30.0, **fields})
+
+    async def test_a_reader_starts_over_in_a_topic_that_was_forgotten(
+        self, forgetful_broker: KafkaServer
+    ) -> None:
+        """One message comes, although the reader was further in the topic before."""
+        config = self.settings(forgetful_broker.port, partitions=1)
+        async with await config.connect() as queue, await queue.subscribe(TOPIC) as subscription:
+            await publish(queue, *range(10))
+            assert sorted(await take(subscription, 10)) == list(range(10))
+            forgetful_broker.kill()
+            await asyncio.to_thread(forgetful_broker.start)
+            await publish(queue, 10)
+            assert await take(subscription, 1) == [10]

@@ -23,7 +23,7 @@ class SettlementBatcher(Generic[S]):
     Args:
         send: Sends a batch and returns for each settlement whether the broker has taken it.
         name: Names the batcher in errors and tasks.
-        ack_delay: Seconds that acknowledgements wait for others, since nobody waits for them and each request
+        ack_delay: Seconds that acknowledgements wait for others: no caller waits for them, and each request
             costs both sides.
         delay: The same for all other settlements.
         max_batch: How many settlements are sent together at most.

@@ -59,7 +59,7 @@ class AWSMessageQueueConfig(BrokerQueueConfig):
     queue_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,20}$")
     """Begins the names of all queues; keeps installations apart that share an account and a namespace."""
     retention_seconds: int = Field(default=1_209_600, ge=60, le=1_209_600)
-    """How long a new queue keeps a message that nobody acknowledges. At most, and by default, 14 days."""
+    """How long a new queue keeps a message that is not acknowledged. At most, and by default, 14 days."""
     wait_seconds: int = Field(default=20, ge=1, le=20)
     """How long one request waits at the service for a message. A shorter wait costs more requests."""
     group_seconds: float = Field(default=5.0, ge=0, le=60)
@@ -150,7 +150,7 @@ def _found_in(text: str) -> dict[str, str]:
         endpoint = f"{address.scheme.removeprefix('aws+')}://{address.netloc}{address.path}"
         is_valid = bool(address.host)
     if not is_valid or (region is not None and not re.fullmatch(_REGION, region)):
-        raise _FORM.refusal()
+        raise _FORM.invalid()
     found = {
         "aws_region": region,
         "endpoint_url": endpoint,

@@ -22,7 +22,7 @@ from llama_deploy.messages import QueueMessage
 logger = logging.getLogger(__name__)
 
 _GATHER_SECONDS: Final = 0.01
-"""How long settlements gather: nobody waits for them, and each request costs money."""
+"""How long settlements gather: no caller waits for them, and each request costs money."""
 _MAX_HELD_SECONDS: Final = 43_200
 """How long a message can be kept from others after it was received ("Visibility timeout")."""
 

@@ -36,7 +36,7 @@ class KafkaMessageQueueConfig(BrokerQueueConfig):
     before, and `kafkas://` means TLS. Credentials in it (`kafka://user:password@host`), the same before
     each host or before the first only, move to the fields below."""
     host: str | None = None
-    """Goes before the hosts of `url`."""
+    """Takes precedence over the hosts of `url`."""
     port: RemotePort | None = None
     """Of `host`, or where `url` names no port. None: 9092."""
     username: str | None = Field(default=None, repr=False)
@@ -133,7 +133,7 @@ class KafkaMessageQueueConfig(BrokerQueueConfig):
 
 
 def _parsed(text: str) -> BrokerUrl:
-    """Return what a URL says.
+    """Parse a URL.
 
     Raises:
         ValueError: The URL cannot work.
@@ -142,5 +142,5 @@ def _parsed(text: str) -> BrokerUrl:
     if any(
         not each.host or each.path.strip("/") or each.scheme != url.address.scheme for each in url.addresses
     ):
-        raise _FORM.refusal()
+        raise _FORM.invalid()
     return url

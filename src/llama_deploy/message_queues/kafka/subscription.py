@@ -21,13 +21,13 @@ _PASS_ON: Final = Backoff(first=0.25, longest=2.0)
 """How long messages wait in the partitions of a member that asks for none, before some are passed on."""
 _PASS_ON_AT_ONCE: Final = 4
 _COMMIT_SECONDS: Final = 0.02
-"""How long settlements gather: nobody waits for them, and each request costs both sides."""
+"""How long settlements gather: no caller waits for them, and each request costs both sides."""
 _CLOSE_SECONDS: Final = 5.0
 _MAX_RECORDS: Final = 64
 
 
 class KafkaSubscription(Subscription):
-    """A member of a consumer group. One task reads, one commits, one passes on what nobody asks for.
+    """A member of a consumer group. One task reads, one commits, and a timer passes on what waits too long.
 
     Args:
         connection: The connection to the brokers.

@@ -77,12 +77,12 @@ class NatsMessageQueueConfig(BrokerQueueConfig):
 
 
 def _parsed(text: str) -> BrokerUrl:
-    """Return what a URL says.
+    """Parse a URL.
 
     Raises:
         ValueError: The URL cannot work.
     """
     url = _FORM.parse(text)
     if not all(each.host for each in url.addresses):
-        raise _FORM.refusal()
+        raise _FORM.invalid()
     return url

@@ -277,7 +277,7 @@ class NatsConnection(BrokerConnection):
             token=_revealed(config.token),
             user_credentials=RawCredentials(text) if text is not None and "\n" in text else text,
         )
-        # The driver calls nobody back when a connection breaks while it holds what it could not send.
+        # The driver calls no callback when a connection breaks while it holds unsent data.
         reading: asyncio.Task[None] | None = getattr(connection.client, "_reading_task", None)
         if reading is not None:
             reading.add_done_callback(on_read_end)

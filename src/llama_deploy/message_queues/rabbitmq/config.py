@@ -41,11 +41,11 @@ class RabbitMQMessageQueueConfig(BrokerQueueConfig):
     password: SecretStr | None = None
     """The password of `username`; takes precedence over that of `url`."""
     host: str | None = None
-    """Goes before the host of `url`."""
+    """Takes precedence over the host of `url`."""
     port: RemotePort | None = None
-    """Goes before the port of `url`. Without any it is 5672, or 5671 with TLS."""
+    """Takes precedence over the port of `url`. The default is 5672, or 5671 with TLS."""
     vhost: str | None = None
-    """Goes before the vhost of `url`. Without any it is `/`."""
+    """Takes precedence over the vhost of `url`. The default is `/`."""
     secure: bool | None = None
     """Whether to speak TLS. None: as the scheme of `url` says."""
     heartbeat: int = Field(default=10, ge=1, le=300)
@@ -113,12 +113,12 @@ class RabbitMQMessageQueueConfig(BrokerQueueConfig):
 
 
 def _parsed(text: str) -> BrokerUrl:
-    """Return what a URL says.
+    """Parse a URL.
 
     Raises:
         ValueError: The URL cannot work.
     """
     url = _FORM.parse(text)
     if not url.address.host:
-        raise _FORM.refusal()
+        raise _FORM.invalid()
     return url

@@ -82,7 +82,7 @@ class RabbitMQDelivery(Delivery):
         self._timer = loop.call_at(min(loop.time() + seconds, self._flight.until), self._settle, Verdict.NACK)
 
     def forget(self) -> None:
-        """Settle it no more: the broker has been told, or has taken the message back."""
+        """Mark it as settled: the broker has been told, or has taken the message back."""
         self.is_settled = True
         if self._timer is not None:
             self._timer.cancel()

@@ -55,11 +55,11 @@ class RedisMessageQueueConfig(BrokerQueueConfig):
     query holds further arguments of a connection of redis-py, such as `ssl_ca_certs`. Credentials in the URL
     move to `username` and `password`."""
     host: str | None = None
-    """Goes before the host of `url`, unless that is a `unix://` one."""
+    """Takes precedence over the host of `url`, unless that is a `unix://` URL."""
     port: RemotePort | None = None
-    """Goes before the port of `url`."""
+    """Takes precedence over the port of `url`."""
     db: int | None = Field(default=None, ge=0)
-    """The number of the database; goes before that of `url`."""
+    """The number of the database; takes precedence over that of `url`."""
     username: str | None = Field(default=None, repr=False)
     """None: the server's default user. Never leaves the process, as little as `password`."""
     password: SecretStr | None = None
@@ -127,7 +127,7 @@ class RedisMessageQueueConfig(BrokerQueueConfig):
 
 
 def _parsed(text: str) -> BrokerUrl:
-    """Return what a URL says, with the scheme that redis-py knows and without credentials in the query.
+    """Parse a URL, with the scheme that redis-py knows and without credentials in the query.
 
     Raises:
         ValueError: The URL cannot work.
@@ -138,11 +138,11 @@ def _parsed(text: str) -> BrokerUrl:
     clean = replace(address, scheme=address.scheme.replace("valkey", "redis"), query=query)
     number = address.path.strip("/")
     if (address.netloc or not number) if address.scheme == "unix" else (number and not number.isdecimal()):
-        raise _FORM.refusal()
+        raise _FORM.invalid()
     try:
         parse_url(clean.text)
     except ValueError:
-        raise _FORM.refusal("an argument in its query has no such value") from None
+        raise _FORM.invalid("an argument in its query has an invalid value") from None
     return BrokerUrl(
         (clean,),
         address.query.get("username") or url.username,

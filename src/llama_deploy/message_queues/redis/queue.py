@@ -83,7 +83,7 @@ class RedisMessageQueue(BrokerQueue):
             taken = await self._connection.run("publish", streams, limit, *messages)
         except QueueFullError as exc:
             return [QueueFullError(f"topic {each.topic!r}: {exc}", topic=each.topic) for each in part]
-        full = "topic {!r} holds {} messages and takes no more; retry when some are settled"
+        full = "topic {!r} is full with {} messages; retry when some are settled"
         return [
             None if is_taken else QueueFullError(full.format(each.topic, limit), topic=each.topic)
             for each, is_taken in zip(part, taken, strict=True)

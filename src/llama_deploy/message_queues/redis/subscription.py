@@ -136,7 +136,7 @@ class RedisSubscription(PollingSubscription):
             raise
 
     async def _recover(self) -> None:
-        """Return what the server has sent and nobody has received."""
+        """Return messages that the server has sent but that never arrived here."""
         await self._settlements.wait_sent()
         with self._connection.translated():
             reader_id = await self._reader.client_id()

@@ -1,7 +1,7 @@
 """The core of the simple queue: topics, groups, deliveries and their deadlines, in memory.
 
-It waits for nothing but messages and keeps one timer. The topics stand in `catalogue`, HTTP in `server`, the
-disk in `journal`.
+It has one timer and no I/O of its own: topics are kept by `catalogue`, HTTP is in `queue_server`, the disk in
+`queue_journal`.
 
 A message is in one of these places, for each group of its topic:
 
@@ -26,7 +26,7 @@ from llama_deploy.errors import ClosedError, ConflictError, QueueFullError, Topi
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
 from llama_deploy.message_queues.simple.catalogue import Catalogue, remember
 from llama_deploy.message_queues.simple.limits import BrokerLimits
-from llama_deploy.message_queues.simple.queue_journal import Journal, MessageStored, Snapshot
+from llama_deploy.message_queues.simple.queue_journal import Journal, MessageStored, StoredState
 from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
 from llama_deploy.message_queues.simple.timetable import Alarm, Clock, Timetable
 from llama_deploy.message_queues.simple.topic import Entry, Group, Handout, Topic, Waiter
@@ -34,7 +34,7 @@ from llama_deploy.message_queues.simple.topic import Entry, Group, Handout, Topi
 
 @dataclass(frozen=True, slots=True)
 class GroupDepth:
-    """How much a group has before it."""
+    """How many messages a group has."""
 
     ready: int
     delayed: int
@@ -44,7 +44,7 @@ class GroupDepth:
 
 @dataclass(frozen=True, slots=True)
 class TopicDepth:
-    """What a topic holds."""
+    """The messages of a topic."""
 
     messages: int
     size_bytes: int
@@ -72,10 +72,10 @@ class SimpleBroker:
     """Topics with groups of competing consumers. Use it in one event loop; `close` it.
 
     Args:
-        clock: Tells the time and holds the one timer: the running event loop, but for tests.
-        limits: The bounds.
+        clock: The running event loop; tests bring their own.
+        limits: The limits.
         journal: Where changes are recorded. None: a restart loses everything.
-        snapshot: What the journal held at its start.
+        stored: The content of the journal at the start.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SimpleBroker:
         clock: Clock,
         limits: BrokerLimits | None = None,
         journal: Journal | None = None,
-        snapshot: Snapshot | None = None,
+        stored: StoredState | None = None,
     ) -> None:
         self.limits = limits or BrokerLimits()
         self._timetable = Timetable(clock)
@@ -93,12 +93,12 @@ class SimpleBroker:
         self._flights: dict[str, _Flight] = {}
         self._members: dict[str, _Member] = {}
         self._closed_subscriptions: dict[str, None] = {}
-        # Delivery ids of an earlier life of the broker must mean nothing to this one.
+        # Delivery ids from before a restart must not match new ones.
         self._epoch = uuid.uuid4().hex[:12]
         self._flight_numbers = itertools.count(1)
         self._closed = False
-        if snapshot is not None:
-            self._topics.restore(snapshot)
+        if stored is not None:
+            self._topics.restore(stored)
 
     @property
     def durable(self) -> bool:
@@ -110,10 +110,10 @@ class SimpleBroker:
 
         Args:
             name: At most 255 characters.
-            expires_after: Seconds without a reader after which the topic is dropped. None keeps what holds.
+            expires_after: Seconds without a reader after which the topic is dropped. None: unchanged.
 
         Raises:
-            InvalidRequestError: Not a name.
+            InvalidRequestError: The name is not valid.
             QueueFullError: There are too many topics.
         """
         topic = self._topics.ensure(name)
@@ -124,7 +124,7 @@ class SimpleBroker:
         """Create a group, if it does not exist. It gets what is published from now on.
 
         Raises:
-            InvalidRequestError: Not a name.
+            InvalidRequestError: The name is not valid.
             TopicNotFoundError: There is no such topic.
         """
         topic = self._topics.get(topic_name)
@@ -132,22 +132,22 @@ class SimpleBroker:
         topic.last_read = self._timetable.now()
 
     async def publish(self, topic_name: str, messages: Sequence[tuple[str, bytes]]) -> int:
-        """Take messages, in this order, and return when they are safe.
+        """Store messages, in this order, and return when they are durable.
 
-        A message whose id is in the topic already is taken as the same one, so that a publisher that did
-        not get its answer can publish again. With a journal, consumers may get a message a moment before
-        it is safe; one that never becomes safe is an error to its publisher and may still be delivered.
+        A message whose id is in the topic already is a duplicate, so a publisher that did not get its answer
+        can publish again. With a journal, consumers may get a message a moment before it is durable; if it
+        cannot be written, its publisher gets an error and the message may still be delivered.
 
         Args:
             topic_name: Created if it does not exist.
             messages: The id and the wire form of each.
 
         Returns:
-            How many were taken: less than all when the topic has no room for the rest.
+            How many were stored: fewer than all when the topic is full.
 
         Raises:
-            QueueFullError: There is no room for even the first.
-            InvalidRequestError: Not a topic's name.
+            QueueFullError: The topic is full.
+            InvalidRequestError: The name of the topic is not valid.
             ClosedError: The broker is closed.
         """
         self._check_open()
@@ -163,7 +163,7 @@ class SimpleBroker:
         if messages and not taken:
             raise QueueFullError(
                 f"topic {topic_name!r} holds {len(topic.messages)} messages ({topic.size_bytes} bytes) and "
-                "takes no more; retry when some are settled",
+                "is full; retry when some are settled",
                 topic=topic_name,
             )
         for group in topic.groups.values():
@@ -192,7 +192,7 @@ class SimpleBroker:
             max_messages: The most messages to take.
             wait: Seconds to wait for the first message.
             visibility: Seconds after which unsettled messages come back. None: the broker's default.
-            subscription: The member, for `release`. Empty: nobody in particular.
+            subscription: The member, for `release`. Empty: none.
 
         Returns:
             The messages, in the topic's order; none if none came in time.
@@ -232,7 +232,7 @@ class SimpleBroker:
         return topic is not None and group in topic.groups and topic.groups[group].ready > 0
 
     def settle(self, settlements: Iterable[Settlement]) -> None:
-        """Settle deliveries. Those that are settled already, or timed out, are passed over."""
+        """Settle deliveries. Those that are settled already, or timed out, are ignored."""
         for settlement in settlements:
             if settlement.action is SettleAction.EXTEND:
                 self._extend(settlement.delivery_id, settlement.seconds)
@@ -246,14 +246,14 @@ class SimpleBroker:
                 case SettleAction.NACK:
                     self._return(entry, delay=settlement.seconds)
                 case SettleAction.REJECT:
-                    self._bury(entry, reason="its consumer could not understand it")
+                    self._bury(entry, reason="its consumer could not decode it")
 
     def release(self, subscription: str, *, closed: bool = False) -> None:
-        """Give back all that a subscription holds, and end its waiting. Harmless for an unknown one.
+        """Return all that a subscription holds, and end its waiting. An unknown one is ignored.
 
         Args:
             subscription: The member.
-            closed: It will not come back: a request of it that is still on its way is refused.
+            closed: It is closed: its requests that are still on the way are rejected.
         """
         if closed:
             remember(self._closed_subscriptions, subscription, None)
@@ -290,7 +290,7 @@ class SimpleBroker:
         }
 
     def close(self) -> None:
-        """End all waiting and take nothing more. Settling still works. Idempotent; deletes nothing."""
+        """End all waiting and accept no messages. Settling still works. Idempotent; deletes nothing."""
         self._closed = True
         for topic in self._topics:
             for group in topic.groups.values():
@@ -326,7 +326,7 @@ class SimpleBroker:
             self._forget_idle_member(waiter.subscription)
 
     def _dispatch(self, group: Group) -> None:
-        """Hand what is ready to who waits."""
+        """Hand ready messages to waiting members."""
         while group.waiters and group.ready:
             waiter = group.waiters.popleft()
             if not waiter.future.done():
@@ -347,7 +347,7 @@ class SimpleBroker:
         return handouts
 
     def _land(self, delivery_id: str) -> Entry | None:
-        """Take a message out of its consumer's hands; None if it is there no more."""
+        """End a delivery; None if it has ended already."""
         flight = self._flights.pop(delivery_id, None)
         if flight is None:
             return None

@@ -1,4 +1,4 @@
-"""The bounds of the simple queue's broker."""
+"""The limits of the simple queue's broker."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ _WAIT_SECONDS = 3600.0
 class LocalMessageQueue(AbstractMessageQueue):
     """The simple queue for code in the process of its broker. `close` it; that leaves the broker running.
 
-    `SimpleMessageQueueServer.local_queue` gives one beside a server, `LocalMessageQueue.start` one with a
-    broker of its own. Messages are encoded here too: what one consumer does to its message, no other sees.
+    `SimpleMessageQueueServer.local_queue` gives one over the broker of a server, and `LocalMessageQueue.start`
+    one with its own broker. Messages are encoded here too, so that consumers do not share objects.
 
     Args:
         broker: The broker.

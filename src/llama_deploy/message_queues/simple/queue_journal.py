@@ -1,6 +1,6 @@
-"""The simple queue's journal: what a killed queue server had accepted, in an SQLite file.
+"""The simple queue's journal: an SQLite file with all that a killed queue server had accepted.
 
-The file holds the messages that are not settled, and nothing else: settling deletes. Many changes share one
+The file holds only messages that are not settled: settling deletes. Many changes share one
 commit (`synchronous=FULL`), and a publisher is answered after the commit of its messages. Delivery counts
 and delays are not kept: after a restart each message is ready, for the first time.
 """
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 SCHEMA_VERSION: Final = 1
 _MAX_WAITING: Final = 10_000_000
-"""The broker's topics bound what can wait here, so this is no limit of its own."""
+"""The limits of the broker's topics apply first."""
 _FREE_PAGES: Final = 1_000
 """Free pages that are kept for what comes next; twice as many go back to the file system."""
 _VACUUM_PAGES: Final = 4_000
@@ -85,8 +85,8 @@ Rows = Sequence[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What a journal holds."""
+class StoredState:
+    """The content of a journal."""
 
     topics: list[TopicCreated]
     groups: list[GroupCreated]
@@ -118,7 +118,7 @@ class Journal:
         """Open the file, created with its folder if it does not exist.
 
         Raises:
-            ConfigError: It is in use by another process, is no journal, or cannot be opened.
+            ConfigError: Another process uses it, it is not a journal, or it cannot be opened.
         """
         # SQLite calls block, so they all happen in this one thread.
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queue-journal")
@@ -129,7 +129,7 @@ class Journal:
             raise
         return cls(database, thread)
 
-    async def load(self) -> Snapshot:
+    async def load(self) -> StoredState:
         """Return what the journal holds."""
         return await _in_thread(self._thread, self._database.load)
 
@@ -156,7 +156,7 @@ class Journal:
 
     async def _flush(self, entries: Sequence[_Entry]) -> list[None]:
         changes = [change for entry in entries for change in entry.changes]
-        # Where nobody waits for the disk, the next commit that somebody waits for brings these along.
+        # Changes that no caller waits for reach the disk with the next commit that one waits for.
         sync = any(entry.awaited for entry in entries)
         await _in_thread(self._thread, lambda: self._database.write(changes, sync=sync))
         return [None] * len(entries)
@@ -205,14 +205,14 @@ class _Database:
             )
         elif version != SCHEMA_VERSION:
             raise ConfigError(
-                f"{path} is no queue journal of version {SCHEMA_VERSION}, which this release reads; "
+                f"{path} is not a queue journal of version {SCHEMA_VERSION}, which this release reads; "
                 "name another file as journal_path"
             )
 
-    def load(self) -> Snapshot:
-        """Read all that there is."""
+    def load(self) -> StoredState:
+        """Read everything."""
         query = self._connection.execute
-        return Snapshot(
+        return StoredState(
             topics=[TopicCreated(*row) for row in query("SELECT name, expires_after_seconds FROM topics")],
             groups=[GroupCreated(*row) for row in query("SELECT topic, name, since FROM groups")],
             messages=[
