@@ -191,7 +191,7 @@ class TestLargeMessages:
     async def test_nothing_is_lost_where_a_broker_takes_less_than_is_usual(
         self, queue: AbstractMessageQueue, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(publisher, "_USUALLY_TAKEN", 10 * MOST_BYTES)
+        monkeypatch.setattr(publisher, "_SAFE_BYTES", 10 * MOST_BYTES)
         await self.refused_beside_others(queue)
 
     async def refused_beside_others(self, queue: AbstractMessageQueue) -> None:

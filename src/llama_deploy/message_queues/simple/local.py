@@ -21,7 +21,7 @@ _WAIT_SECONDS = 3600.0
 class LocalMessageQueue(AbstractMessageQueue):
     """The simple queue for code in the process of its broker. `close` it; that leaves the broker running.
 
-    `SimpleMessageQueueServer.local_queue` gives one over the broker of a server, and `LocalMessageQueue.start`
+    `SimpleMessageQueueServer.local_queue` gives one on a server's broker, and `LocalMessageQueue.start`
     one with its own broker. Messages are encoded here too, so that consumers do not share objects.
 
     Args:
