@@ -9,18 +9,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, Delivery
-from llama_deploy.message_queues.dead_letters import decode_message
+from llama_deploy.message_queues.base import Delivery
 from llama_deploy.message_queues.kafka.connection import KafkaConnection
 from llama_deploy.message_queues.kafka.copies import CopyWriter
 from llama_deploy.message_queues.kafka.envelope import DONE, Envelope
-from llama_deploy.message_queues.kafka.window import Assignment, Entry, Window
-from llama_deploy.messages import QueueMessage
+from llama_deploy.message_queues.kafka.intake import Intake
+from llama_deploy.message_queues.kafka.window import Assignment, Entry
 from llama_deploy.types import generate_id
 
 _MAX_READY: Final = 64
 _MAX_UNSETTLED: Final = 10_000
-_MAX_NOTED: Final = 1000
 
 
 class Backlog:
@@ -45,9 +43,10 @@ class Backlog:
         self.has_room.set()
         self.dirty = asyncio.Event()
         """Set when there may be more to commit."""
-        self._topic = topic
         self._group = group
-        self._max_deliveries = connection.config.max_deliveries
+        self._intake = Intake(
+            self.assignment, topic=topic, group=group, max_deliveries=connection.config.max_deliveries
+        )
         self._visibility_timeout = connection.config.visibility_timeout
         self._loop = asyncio.get_running_loop()
 
@@ -55,7 +54,11 @@ class Backlog:
         """Take records of the member's present partitions."""
         for record in records:
             if not self.assignment.is_moving:
-                self._take(record)
+                self.dirty.set()
+                for entry, due in self._intake.take(record):
+                    if entry in self.ready:
+                        self.ready.remove(entry)
+                    self._plan(entry, due)
         self.look_for_room()
 
     def hand_out(self, max_messages: int) -> list[Delivery]:
@@ -134,43 +137,6 @@ class Backlog:
             self.has_room.set()
         else:
             self.has_room.clear()
-
-    def _take(self, record: Any) -> None:
-        window = self.assignment.window(record.partition, record.offset)
-        envelope = Envelope.read(record.headers)
-        self.dirty.set()
-        if envelope.group not in ("", self._group):
-            window.skip(record.offset)
-        elif envelope.id and not record.value:
-            window.skip(record.offset)
-            self._take_note(window, envelope)
-        else:
-            self._take_message(window, record, envelope)
-
-    def _take_note(self, window: Window, note: Envelope) -> None:
-        entry = window.copies.get(note.id)
-        if entry is None:
-            if len(window.noted) >= _MAX_NOTED:
-                window.noted.clear()
-            window.noted[note.id] = note.due
-        elif entry.delivery is None and not entry.is_leaving:
-            entry.stop_timer()
-            if entry in self.ready:
-                self.ready.remove(entry)
-            self._plan(entry, note.due)
-
-    def _take_message(self, window: Window, record: Any, envelope: Envelope) -> None:
-        body = record.value or b""
-        message = decode_message(body, topic=self._topic)
-        if message is None:
-            if self._topic.endswith(DEAD_LETTERS_SUFFIX):
-                window.skip(record.offset)
-                return
-            message = QueueMessage()
-            envelope = replace(envelope, attempts=self._max_deliveries, due=0.0)
-        entry = Entry(record.partition, record.offset, body, message, envelope)
-        window.add(entry)
-        self._plan(entry, window.noted.pop(envelope.id, envelope.due))
 
     def _plan(self, entry: Entry, due: float) -> None:
         """Settle a message that is done, or make it ready when it is due."""

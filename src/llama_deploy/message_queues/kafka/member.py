@@ -21,6 +21,9 @@ class PartitionOwner(Protocol):
     async def before_rebalance(self) -> None:
         """Release all partitions: a rebalance begins."""
 
+    def on_forgotten(self, partition: int) -> None:
+        """Start over with a partition whose records the broker has forgotten."""
+
     def on_rebalanced(self, foreign: Sequence[int]) -> None:
         """Start over with the partitions of the member; `foreign` are those of others."""
 
@@ -66,7 +69,7 @@ class GroupMember:
         finally:
             await self._connection.finish(consumer.stop)
 
-    async def read(self, most: int) -> list[Any]:
+    async def read(self, max_records: int) -> list[Any]:
         """Return the next records, the oldest first; none when there are none for a while.
 
         Raises:
@@ -76,9 +79,23 @@ class GroupMember:
         if self._consumer is None:
             await self._join()
         with self._connection.translated():
-            found = await self._consumer.getmany(timeout_ms=self._poll_ms, max_records=most)
+            found = await self._consumer.getmany(timeout_ms=self._poll_ms, max_records=max_records)
+            async with asyncio.timeout(self._connection.config.timeout):
+                await self._start_over()
         # Sorting keeps the order within a partition where two have the same time.
         return sorted(chain.from_iterable(found.values()), key=lambda record: int(record.timestamp))
+
+    async def _start_over(self) -> None:
+        """Read a partition from its beginning if it ends before the position in it.
+
+        Its broker has forgotten records. Kafka answers with an error then, and the driver does the same; a
+        broker that only speaks its protocol may answer with nothing.
+        """
+        for place in self._consumer.assignment():
+            end = self._consumer.highwater(place)
+            if end is not None and await self._consumer.position(place) > end:
+                await self._consumer.seek_to_beginning(place)
+                self._owner.on_forgotten(place.partition)
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Commit an offset for each partition.

@@ -8,17 +8,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from llama_deploy.backoff import Backoff
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.message_queues.base import DEFAULT_GROUP, Delivery, Subscription
 from llama_deploy.message_queues.kafka.backlog import Backlog
 from llama_deploy.message_queues.kafka.connection import KafkaConnection
 from llama_deploy.message_queues.kafka.member import GroupMember
+from llama_deploy.message_queues.kafka.pass_on_timer import PassOnTimer
 
 logger = logging.getLogger(__name__)
 
-_PASS_ON: Final = Backoff(first=0.25, longest=2.0)
-"""How long messages wait in the partitions of a member that asks for none, before some are passed on."""
 _PASS_ON_AT_ONCE: Final = 4
 _COMMIT_SECONDS: Final = 0.02
 """How long settlements gather: no caller waits for them, and each request costs both sides."""
@@ -41,11 +39,9 @@ class KafkaSubscription(Subscription):
         self._is_default = group == DEFAULT_GROUP
         self._member = GroupMember(connection, topic=topic, group=group, owner=self)
         self._backlog = Backlog(connection, topic=topic, group=group)
-        self._asking = 0
-        """How many callers of `receive` wait."""
-        self._passed = 0
-        """How often messages were passed on since the last call of `receive`."""
-        self._pass_on_timer: asyncio.TimerHandle | None = None
+        self._pass_on_timer = PassOnTimer(
+            is_due=self._has_to_pass_on, pass_on=partial(self._backlog.pass_on, _PASS_ON_AT_ONCE)
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -74,23 +70,22 @@ class KafkaSubscription(Subscription):
         await self._hand_over(keeping=True, seconds=self._connection.config.session_timeout / 2)
         self._backlog.release()
 
+    def on_forgotten(self, partition: int) -> None:
+        """Start over with a partition whose records the broker has forgotten."""
+        self._backlog.assignment.windows.pop(partition, None)
+
     def on_rebalanced(self, foreign: Sequence[int]) -> None:
         """Start over with the partitions of the member; `foreign` are those of others."""
         self._backlog.assignment.rebalanced(foreign)
 
     async def _receive(self, max_messages: int) -> list[Delivery]:
-        self._asking += 1
-        self._passed = 0
-        self._stop_passing_on()
-        try:
+        with self._pass_on_timer.asking():
             while not self._backlog.ready and not self.closed:
                 self._raise_failure()
                 self._backlog.arrived.clear()
                 await self._backlog.arrived.wait()
-        finally:
-            self._asking -= 1
         taken = [] if self.closed else self._backlog.hand_out(max_messages)
-        self._pass_on_later()
+        self._pass_on_timer.start()
         return taken
 
     async def _close(self) -> None:
@@ -117,7 +112,7 @@ class KafkaSubscription(Subscription):
                 # Nothing may come between: the records are of the member's present partitions.
                 self._backlog.take(await repeat(self._read_once))
                 repeat = self._connection.retry_forever  # what is refused from now on was granted before
-                self._pass_on_later()
+                self._pass_on_timer.start()
         finally:
             self._backlog.arrived.set()
 
@@ -128,23 +123,8 @@ class KafkaSubscription(Subscription):
             await self._leave()
             raise
 
-    def _pass_on_later(self) -> None:
-        if self._backlog.ready and self.shares and not self._asking and self._pass_on_timer is None:
-            delay = _PASS_ON.delay(self._passed + 1)
-            self._pass_on_timer = asyncio.get_running_loop().call_later(delay, self._pass_on)
-
-    def _stop_passing_on(self) -> None:
-        if self._pass_on_timer is not None:
-            self._pass_on_timer.cancel()
-            self._pass_on_timer = None
-
-    def _pass_on(self) -> None:
-        """Move some of what waits to members that may have time for it."""
-        self._pass_on_timer = None
-        if not (self._asking or self.closed or self._backlog.assignment.is_moving):
-            self._passed += 1
-            self._backlog.pass_on(_PASS_ON_AT_ONCE)
-            self._pass_on_later()
+    def _has_to_pass_on(self) -> bool:
+        return bool(self._backlog.ready) and self.shares and not self.closed
 
     async def _keep_committing(self) -> None:
         while True:
@@ -174,5 +154,5 @@ class KafkaSubscription(Subscription):
         """Leave the group and forget what came from it."""
         self._backlog.assignment.is_moving = True
         await self._member.close()
-        self._stop_passing_on()
+        self._pass_on_timer.stop()
         self._backlog.release()

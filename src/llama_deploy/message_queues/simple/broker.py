@@ -16,19 +16,19 @@ publish ──▶ ready ──▶ in flight ──ack──▶ settled
 from __future__ import annotations
 
 import asyncio
-import itertools
-import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 from llama_deploy.errors import ClosedError, ConflictError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
 from llama_deploy.message_queues.simple.catalogue import Catalogue, remember
+from llama_deploy.message_queues.simple.deliveries import Deliveries
 from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.message_queues.simple.queue_journal import Journal, MessageStored, StoredState
 from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
-from llama_deploy.message_queues.simple.timetable import Alarm, Clock, Timetable
+from llama_deploy.message_queues.simple.timetable import Clock, Timetable
 from llama_deploy.message_queues.simple.topic import Entry, Group, Handout, Topic, Waiter
 
 
@@ -49,23 +49,6 @@ class TopicDepth:
     messages: int
     size_bytes: int
     groups: dict[str, GroupDepth]
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """A message in the hands of a consumer."""
-
-    entry: Entry
-    subscription: str
-    alarm: Alarm
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """What a subscription holds or waits for."""
-
-    flights: set[str] = field(default_factory=set)
-    waiters: set[Waiter] = field(default_factory=set)
 
 
 class SimpleBroker:
@@ -90,12 +73,8 @@ class SimpleBroker:
         self._timetable = Timetable(clock)
         self._journal = journal
         self._topics = Catalogue(timetable=self._timetable, limits=self.limits, journal=journal)
-        self._flights: dict[str, _Flight] = {}
-        self._members: dict[str, _Member] = {}
+        self._deliveries = Deliveries(self._timetable, on_unsettled=partial(self._return, delay=0.0))
         self._closed_subscriptions: dict[str, None] = {}
-        # Delivery ids from before a restart must not match new ones.
-        self._epoch = uuid.uuid4().hex[:12]
-        self._flight_numbers = itertools.count(1)
         self._closed = False
         if stored is not None:
             self._topics.restore(stored)
@@ -220,7 +199,7 @@ class SimpleBroker:
         )
         topic.last_read = self._timetable.now()
         if topic.groups[group].ready or wait <= 0:
-            return self._hand_out(topic.groups[group], waiter)
+            return self._deliveries.hand_out(topic.groups[group], waiter)
         try:
             return await self._wait(topic.groups[group], waiter, seconds=wait)
         finally:
@@ -228,16 +207,17 @@ class SimpleBroker:
 
     def has_ready(self, topic_name: str, group: str) -> bool:
         """Return whether `receive` would not wait. False too where there is no such topic or group."""
-        topic = self._topics.find(topic_name)
-        return topic is not None and group in topic.groups and topic.groups[group].ready > 0
+        with suppress(TopicNotFoundError, KeyError):
+            return self._topics.get(topic_name).groups[group].ready > 0
+        return False
 
     def settle(self, settlements: Iterable[Settlement]) -> None:
         """Settle deliveries. Those that are settled already, or timed out, are ignored."""
         for settlement in settlements:
             if settlement.action is SettleAction.EXTEND:
-                self._extend(settlement.delivery_id, settlement.seconds)
+                self._deliveries.extend(settlement.delivery_id, settlement.seconds)
                 continue
-            entry = self._land(settlement.delivery_id)
+            entry = self._deliveries.end(settlement.delivery_id)
             if entry is None or not entry.message.open_groups:
                 continue
             match settlement.action:
@@ -257,20 +237,13 @@ class SimpleBroker:
         """
         if closed:
             remember(self._closed_subscriptions, subscription, None)
-        member = self._members.get(subscription)
-        if member is None:
-            return
-        for waiter in list(member.waiters):
-            waiter.finish([])
-        for delivery_id in list(member.flights):
-            entry = self._land(delivery_id)
-            if entry is not None:
-                self._put_back(entry)
+        for entry in self._deliveries.release(subscription):
+            self._put_back(entry)
 
     def give_back(self, handouts: Iterable[Handout]) -> None:
         """Take back what did not reach its consumer, as if it had never been handed out."""
         for handout in handouts:
-            entry = self._land(handout.delivery_id)
+            entry = self._deliveries.end(handout.delivery_id)
             if entry is not None:
                 entry.deliveries -= 1
                 self._put_back(entry)
@@ -311,7 +284,7 @@ class SimpleBroker:
     async def _wait(self, group: Group, waiter: Waiter, *, seconds: float) -> list[Handout]:
         timeout = self._timetable.add(self._timetable.now() + seconds, partial(waiter.finish, []))
         group.waiters.append(waiter)
-        self._member(waiter.subscription).waiters.add(waiter)
+        self._deliveries.wait(waiter)
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -322,61 +295,14 @@ class SimpleBroker:
             self._timetable.cancel(timeout)
             if waiter in group.waiters:
                 group.waiters.remove(waiter)
-            self._member(waiter.subscription).waiters.discard(waiter)
-            self._forget_idle_member(waiter.subscription)
+            self._deliveries.stop_waiting(waiter)
 
     def _dispatch(self, group: Group) -> None:
         """Hand ready messages to waiting members."""
         while group.waiters and group.ready:
             waiter = group.waiters.popleft()
             if not waiter.future.done():
-                waiter.finish(self._hand_out(group, waiter))
-
-    def _hand_out(self, group: Group, waiter: Waiter) -> list[Handout]:
-        deadline = self._timetable.now() + waiter.visibility
-        handouts: list[Handout] = []
-        for entry in group.take(waiter.max_messages):
-            entry.deliveries += 1
-            delivery_id = f"{self._epoch}-{next(self._flight_numbers)}"
-            alarm = self._timetable.add(deadline, partial(self._on_unsettled, delivery_id))
-            self._flights[delivery_id] = _Flight(entry, waiter.subscription, alarm)
-            handouts.append(Handout(delivery_id, entry.deliveries, entry.message.body))
-        if handouts:
-            group.in_flight += len(handouts)
-            self._member(waiter.subscription).flights.update(handout.delivery_id for handout in handouts)
-        return handouts
-
-    def _land(self, delivery_id: str) -> Entry | None:
-        """End a delivery; None if it has ended already."""
-        flight = self._flights.pop(delivery_id, None)
-        if flight is None:
-            return None
-        self._timetable.cancel(flight.alarm)
-        flight.entry.group.in_flight -= 1
-        self._member(flight.subscription).flights.discard(delivery_id)
-        self._forget_idle_member(flight.subscription)
-        return flight.entry
-
-    def _member(self, subscription: str) -> _Member:
-        return self._members.setdefault(subscription, _Member())
-
-    def _forget_idle_member(self, subscription: str) -> None:
-        member = self._members.get(subscription)
-        if member is not None and not member.flights and not member.waiters:
-            del self._members[subscription]
-
-    def _extend(self, delivery_id: str, seconds: float) -> None:
-        flight = self._flights.get(delivery_id)
-        if flight is not None:
-            self._timetable.cancel(flight.alarm)
-            flight.alarm = self._timetable.add(
-                self._timetable.now() + seconds, partial(self._on_unsettled, delivery_id)
-            )
-
-    def _on_unsettled(self, delivery_id: str) -> None:
-        entry = self._land(delivery_id)
-        if entry is not None:
-            self._return(entry, delay=0.0)
+                waiter.finish(self._deliveries.hand_out(group, waiter))
 
     def _return(self, entry: Entry, *, delay: float) -> None:
         """Take back a message on which the work failed."""

@@ -51,10 +51,6 @@ class Catalogue:
     def __iter__(self) -> Iterator[Topic]:
         return iter(self._topics.values())
 
-    def find(self, name: str) -> Topic | None:
-        """Return a topic, None if there is none of this name."""
-        return self._topics.get(name)
-
     def get(self, name: str) -> Topic:
         """Return a topic.
 
@@ -145,11 +141,15 @@ class Catalogue:
             topic = Topic(created.name, expires_after=created.expires_after)
             self._topics[created.name] = topic
             self._watch_idleness(topic)
+        # The record of a topic may be missing, if the disk was full when it was created.
+        named = {group.topic for group in stored.groups} | {item.topic for item in stored.messages}
+        for name in named - self._topics.keys():
+            self._topics[name] = Topic(name)
         for group in stored.groups:
-            topic = self._restored(group.topic)
+            topic = self._topics[group.topic]
             topic.groups[group.name] = Group(group.name, topic, group.since)
         for item in stored.messages:
-            topic = self._restored(item.topic)
+            topic = self._topics[item.topic]
             message = StoredMessage(item.seq, item.message_id, item.body)
             pending = [
                 group
@@ -158,12 +158,6 @@ class Catalogue:
             ]
             topic.add(message, pending)
         self._last_seq = stored.last_seq
-
-    def _restored(self, name: str) -> Topic:
-        """Return a topic; its own record may be missing, if the disk was full when it was created."""
-        if name not in self._topics:
-            self._topics[name] = Topic(name, expires_after=None)
-        return self._topics[name]
 
     def _create(self, name: str) -> Topic:
         # A topic that expired and is written to again still has no reader: it expires again.
@@ -214,9 +208,9 @@ class Catalogue:
             extra={"action": "drop_topic", "topic": topic.name},
         )
 
-    def _note(self, *changes: Change) -> None:
+    def _note(self, change: Change) -> None:
         if self._journal is not None:
-            self._journal.note(changes)
+            self._journal.note([change])
 
 
 def remember(memory: dict[str, T], key: str, value: T) -> None:
