@@ -573,6 +573,24 @@ async def test_a_journal_does_not_grow_with_what_is_settled(tmp_path: Path) -> N
     connection.close()
 
 
+async def test_a_journal_keeps_nothing_of_what_all_groups_have_settled(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    async with (
+        await LocalMessageQueue.start(SimpleMessageQueueConfig(journal_path=path)) as queue,
+        await queue.subscribe("t") as main,
+        await queue.subscribe("t", group="late") as late,
+    ):
+        await _publish(queue, 1)
+        (one,), (two,) = await asyncio.gather(main.receive(1), late.receive(1))
+        # Both are written together, in this order.
+        await one.ack()
+        await two.ack()
+    connection = sqlite3.connect(path)
+    left = [connection.execute(f"SELECT count(*) FROM {name}").fetchone() for name in ("messages", "settled")]  # noqa: S608
+    connection.close()
+    assert left == [(0,), (0,)]
+
+
 async def test_a_journal_serves_one_server_at_a_time(tmp_path: Path) -> None:
     config = SimpleMessageQueueConfig(port=0, journal_path=tmp_path / "queue.db")
     async with SimpleMessageQueueServer(config):

@@ -182,5 +182,5 @@ async def test_an_attempt_ends_with_the_time_of_the_call(caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO)
     connection = BrokerConnection("the broker", retry_seconds=0.05)
     with pytest.raises(UnavailableError, match="the broker has not answered in time"):
-        await connection.retry(asyncio.Event().wait, give_up_at=connection.give_up_at())
+        await connection.retry(asyncio.Event().wait)
     assert not caplog.records, "its caller has the error"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+NEVER: Final = math.inf
 _BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 _DENIED_BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 """People take a while to correct passwords and permissions on all sides."""
@@ -40,17 +42,19 @@ class BrokerConnection:
         """Return until when, by the loop's clock, a call that begins now is retried."""
         return asyncio.get_running_loop().time() + self._retry_seconds
 
-    async def retry(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None) -> T:
+    async def retry(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None = None) -> T:
         """Retry a call, with growing pauses, while the broker does not answer.
 
         Args:
             call: The call. It may run more than once.
-            give_up_at: Time of the loop's clock after which the error is raised. None: never.
+            give_up_at: Time of the loop's clock after which the error is raised. `NEVER`: it is not raised.
+                None: after `retry_seconds`.
 
         Raises:
             LlamaDeployError: What `call` raises; `UnavailableError` only after `give_up_at`, unless it is not
                 retriable.
         """
+        give_up_at = self.give_up_at() if give_up_at is None else give_up_at
         return await retry(
             partial(self._attempt, call, give_up_at),
             backoff=_BACKOFF,
@@ -72,16 +76,16 @@ class BrokerConnection:
             LlamaDeployError: What `call` raises, but `ConfigError` only if access was never granted.
         """
         return await retry(
-            partial(self.retry, call, give_up_at=None),
+            partial(self.retry, call, give_up_at=NEVER),
             backoff=_DENIED_BACKOFF,
             retry_on=lambda error: isinstance(error, ConfigError) and was_granted(),
             outage=self._denial,
         )
 
-    async def _attempt(self, call: Callable[[], Awaitable[T]], give_up_at: float | None) -> T:
+    async def _attempt(self, call: Callable[[], Awaitable[T]], give_up_at: float) -> T:
         """Make a call once, until `give_up_at`."""
         try:
-            async with asyncio.timeout_at(give_up_at):
+            async with asyncio.timeout_at(None if give_up_at == NEVER else give_up_at):
                 return await call()
         except TimeoutError as exc:
             raise UnavailableError(f"{self.broker} has not answered in time") from exc

@@ -62,7 +62,7 @@ class AWSMessageQueue(BrokerQueue):
 
     async def _connect(self) -> None:
         await self._connection.open()
-        await self._connection.retry(self._topics.load_groups, give_up_at=self._connection.give_up_at())
+        await self._connection.retry(self._topics.load_groups)
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         """Returns when the service has the message, for each group of the topic."""
@@ -80,7 +80,7 @@ class AWSMessageQueue(BrokerQueue):
     async def _subscribe(self, topic: str, *, group: str, expires_after: float | None) -> Subscription:
         """Creating a group takes `group_seconds` and one more, after which all publishers know of it."""
         reader = SqsReader(self._connection, self._topics, topic=topic, group=group, lifetime=expires_after)
-        await self._connection.retry(reader.join, give_up_at=self._connection.give_up_at())
+        await self._connection.retry(reader.join)
         if expires_after is not None:
             self._spawn(self._topics.sweep(topic), name=f"sweep next to {topic}", endless=True)
         return SqsSubscription(self._connection, reader, topic=topic, put=self._put, spawn=self._spawn)

@@ -11,6 +11,7 @@ from typing import Any
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX
+from llama_deploy.message_queues.broker_connection import NEVER
 from llama_deploy.message_queues.dead_letters import is_exhausted, log_dead_letters
 from llama_deploy.message_queues.kafka.connection import KafkaConnection
 from llama_deploy.message_queues.kafka.envelope import Envelope
@@ -95,7 +96,7 @@ class CopyWriter:
             topic, envelope, among = topic + DEAD_LETTERS_SUFFIX, Envelope(), ()
         send = partial(self._connection.send, topic, entry.body, envelope, among=among)
         try:
-            partition = await self._connection.retry(send, give_up_at=None)
+            partition = await self._connection.retry(send, give_up_at=NEVER)
         except LlamaDeployError as exc:
             logger.warning("message %s of %r comes back late: %r", entry.message.id_, self._topic, exc)
             self._on_refused(entry, attempts)
@@ -119,4 +120,4 @@ class CopyWriter:
             self.in_use.discard(entry)
         send = partial(self._connection.send, self._topic, b"", envelope, among=[partition])
         with suppress(LlamaDeployError):
-            await self._connection.retry(send, give_up_at=None)
+            await self._connection.retry(send, give_up_at=NEVER)

@@ -22,20 +22,17 @@ class KafkaMessageQueue(BrokerQueue):
         self._connection = KafkaConnection(config)
 
     async def _connect(self) -> None:
-        await self._connection.retry(self._connection.ping, give_up_at=self._connection.give_up_at())
+        await self._connection.retry(self._connection.ping)
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         """Returns when all replicas in sync have the message."""
-        send = partial(self._connection.send, topic, message.encode())
-        await self._connection.retry(send, give_up_at=self._connection.give_up_at())
+        await self._connection.retry(partial(self._connection.send, topic, message.encode()))
 
     async def _subscribe(self, topic: str, *, group: str, expires_after: float | None) -> Subscription:
         check_name(group)
-        give_up_at = self._connection.give_up_at()
-        create = partial(self._connection.create, topic, expires_after=expires_after)
-        await self._connection.retry(create, give_up_at=give_up_at)
+        await self._connection.retry(partial(self._connection.create, topic, expires_after=expires_after))
         subscription = KafkaSubscription(self._connection, topic=topic, group=group)
-        await self._connection.retry(subscription.start, give_up_at=give_up_at)
+        await self._connection.retry(subscription.start)
         return subscription
 
     async def _disconnect(self) -> None:

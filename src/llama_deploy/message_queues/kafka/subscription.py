@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.message_queues.base import DEFAULT_GROUP, Delivery, Subscription
+from llama_deploy.message_queues.broker_connection import NEVER
 from llama_deploy.message_queues.kafka.backlog import Backlog
 from llama_deploy.message_queues.kafka.connection import KafkaConnection
 from llama_deploy.message_queues.kafka.member import GroupMember
@@ -105,7 +106,7 @@ class KafkaSubscription(Subscription):
 
     async def _read(self) -> None:
         """Read messages until cancelled."""
-        repeat: Callable[..., Awaitable[list[Any]]] = partial(self._connection.retry, give_up_at=None)
+        repeat: Callable[..., Awaitable[list[Any]]] = partial(self._connection.retry, give_up_at=NEVER)
         try:
             while True:
                 await self._backlog.has_room.wait()

@@ -122,7 +122,7 @@ class NatsConnection(BrokerConnection):
             UnavailableError: No server answered for `retry_seconds`.
             ConfigError: The server refuses the credentials or the stream's settings.
         """
-        self._use(await self.retry(self._try_to_connect, give_up_at=self.give_up_at()))
+        self._use(await self.retry(self._try_to_connect))
         self._keeper = asyncio.create_task(self._keep(), name="connection to NATS")
         self._keeper.add_done_callback(lambda _: self._changed.set())
 

@@ -36,8 +36,7 @@ class RabbitMQMessageQueue(BrokerQueue):
         self._publisher = Publisher(self._publishing_connection, config.exchange_name)
 
     async def _connect(self) -> None:
-        connection = self._publishing_connection
-        await connection.retry(self._topology.declare_exchange, give_up_at=connection.give_up_at())
+        await self._publishing_connection.retry(self._topology.declare_exchange)
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         """Returns when a majority of the replicas of each group's queue has the message on disk."""
@@ -62,7 +61,7 @@ class RabbitMQMessageQueue(BrokerQueue):
         """Retry a call about a topic; a broker that is silent about it may have lost its leader."""
         connection = self._publishing_connection
         try:
-            await connection.retry(call, give_up_at=connection.give_up_at())
+            await connection.retry(call)
         except UnavailableError as exc:
             if not isinstance(exc.__cause__, TimeoutError):
                 raise

@@ -33,8 +33,7 @@ class RedisMessageQueue(BrokerQueue):
         )
 
     async def _connect(self) -> None:
-        connection = self._connection
-        self.durable = await connection.retry(connection.inspect, give_up_at=connection.give_up_at())
+        self.durable = await self._connection.retry(self._connection.inspect)
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         """Returns when the server has the message, in its append-only file if there is one."""
@@ -44,7 +43,7 @@ class RedisMessageQueue(BrokerQueue):
         subscription = RedisSubscription(
             self._connection, topic=topic, group=group, lifetime=expires_after or 0.0
         )
-        await self._connection.retry(subscription.join, give_up_at=self._connection.give_up_at())
+        await self._connection.retry(subscription.join)
         return subscription
 
     async def _disconnect(self) -> None:

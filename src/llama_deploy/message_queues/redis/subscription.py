@@ -204,9 +204,7 @@ class RedisSubscription(PollingSubscription):
             for each in batch
             for argument in (each.action, each.entry, each.attempt, each.milliseconds)
         ]
-        dead = await self._connection.retry(
-            partial(self._run, "settle", *self._limits, *arguments), give_up_at=self._connection.give_up_at()
-        )
+        dead = await self._connection.retry(partial(self._run, "settle", *self._limits, *arguments))
         log_dead_letters(self.topic, count=dead)
         return [True] * len(batch)
 

@@ -87,10 +87,7 @@ class QueueServerConnection(BrokerConnection):
         await self._http.close()
 
     async def _send(self, batch: Sequence[Settlement]) -> list[bool]:
-        await self.retry(
-            partial(self.request, "POST", "/deliveries/settle", json=list(batch)),
-            give_up_at=self.give_up_at(),
-        )
+        await self.retry(partial(self.request, "POST", "/deliveries/settle", json=list(batch)))
         return [True] * len(batch)
 
 

@@ -18,6 +18,7 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.message_queues.base import Delivery, Subscription
+from llama_deploy.message_queues.broker_connection import NEVER
 from llama_deploy.message_queues.broker_queue import BrokerQueue, Publication
 from llama_deploy.message_queues.polling_subscription import PollingSubscription
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
@@ -57,10 +58,7 @@ class SimpleMessageQueue(BrokerQueue):
         )
 
     async def _connect(self) -> None:
-        connection = self._connection
-        health = await connection.retry(
-            partial(connection.request, "GET", "/health"), give_up_at=connection.give_up_at()
-        )
+        health = await self._connection.retry(partial(self._connection.request, "GET", "/health"))
         self.durable = bool(health["durable"])
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
@@ -71,7 +69,7 @@ class SimpleMessageQueue(BrokerQueue):
         subscription = _HttpSubscription(
             self._connection, topic=topic, group=group, expires_after=expires_after
         )
-        await self._connection.retry(subscription.join, give_up_at=self._connection.give_up_at())
+        await self._connection.retry(subscription.join)
         return subscription
 
     async def _disconnect(self) -> None:
@@ -146,7 +144,7 @@ class _HttpSubscription(PollingSubscription):
 
     async def _fetch(self, max_messages: int) -> list[Delivery]:
         received = await self._connection.retry(
-            partial(self._poll_once, min(max_messages, MAX_RECEIVED)), give_up_at=None
+            partial(self._poll_once, min(max_messages, MAX_RECEIVED)), give_up_at=NEVER
         )
         opened = [
             await open_delivery(

@@ -11,11 +11,11 @@ import asyncio
 import itertools
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from llama_deploy.batching import Batcher
 from llama_deploy.errors import ConfigError
@@ -80,8 +80,6 @@ class TopicDropped(NamedTuple):
 
 
 Change = TopicCreated | GroupCreated | MessageStored | MessageSettled | TopicDropped
-Rows = Sequence[tuple[Any, ...]]
-"""Changes of one kind: each is a tuple of what its statement takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +227,9 @@ class _Database:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for kind, same in itertools.groupby(changes, key=type):
-                _WRITERS[kind](self._connection, list(same))
+                rows = list(same)
+                for statement in _STATEMENTS[kind]:
+                    self._connection.executemany(statement, rows)
             self._connection.execute("COMMIT")
         except BaseException:
             # A full disk has rolled back already.
@@ -264,42 +264,24 @@ def _log_failure(written: asyncio.Future[None]) -> None:
         )
 
 
-def _write_topics(connection: sqlite3.Connection, rows: Rows) -> None:
-    connection.executemany(
-        "INSERT INTO topics VALUES (?, ?) "
-        "ON CONFLICT (name) DO UPDATE SET expires_after_seconds = excluded.expires_after_seconds",
-        rows,
-    )
-
-
-def _write_groups(connection: sqlite3.Connection, rows: Rows) -> None:
-    connection.executemany("INSERT INTO groups VALUES (?, ?, ?)", rows)
-
-
-def _write_messages(connection: sqlite3.Connection, rows: Rows) -> None:
-    connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?)", rows)
-
-
-def _write_settled(connection: sqlite3.Connection, rows: Rows) -> None:
-    gone = [(seq,) for seq, group in rows if group is None]
-    connection.executemany("DELETE FROM messages WHERE seq = ?", gone)
-    connection.executemany("DELETE FROM settled WHERE seq = ?", gone)
-    connection.executemany("INSERT INTO settled VALUES (?, ?)", [row for row in rows if row[1] is not None])
-
-
-def _write_dropped(connection: sqlite3.Connection, rows: Rows) -> None:
-    connection.executemany(
-        "DELETE FROM settled WHERE seq IN (SELECT seq FROM messages WHERE topic = ?)", rows
-    )
-    connection.executemany("DELETE FROM messages WHERE topic = ?", rows)
-    connection.executemany("DELETE FROM groups WHERE topic = ?", rows)
-    connection.executemany("DELETE FROM topics WHERE name = ?", rows)
-
-
-_WRITERS: Final[dict[type[Change], Callable[[sqlite3.Connection, Rows], None]]] = {
-    TopicCreated: _write_topics,
-    GroupCreated: _write_groups,
-    MessageStored: _write_messages,
-    MessageSettled: _write_settled,
-    TopicDropped: _write_dropped,
+_STATEMENTS: Final[Mapping[type[Change], Sequence[str]]] = {
+    TopicCreated: (
+        """INSERT INTO topics VALUES (?, ?)
+           ON CONFLICT (name) DO UPDATE SET expires_after_seconds = excluded.expires_after_seconds""",
+    ),
+    GroupCreated: ("INSERT INTO groups VALUES (?, ?, ?)",),
+    MessageStored: ("INSERT INTO messages VALUES (?, ?, ?, ?)",),
+    # A message that is settled by all groups leaves nothing of those that settled it before.
+    MessageSettled: (
+        "INSERT INTO settled SELECT ?1, ?2 WHERE ?2 IS NOT NULL",
+        "DELETE FROM settled WHERE seq = ?1 AND ?2 IS NULL",
+        "DELETE FROM messages WHERE seq = ?1 AND ?2 IS NULL",
+    ),
+    TopicDropped: (
+        "DELETE FROM settled WHERE seq IN (SELECT seq FROM messages WHERE topic = ?)",
+        "DELETE FROM messages WHERE topic = ?",
+        "DELETE FROM groups WHERE topic = ?",
+        "DELETE FROM topics WHERE name = ?",
+    ),
 }
+"""Run with all changes of one kind, each a tuple of the parameters."""
