@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_deploy.message_queues.base import Delivery
 from llama_deploy.message_queues.kafka.envelope import DONE, Envelope
+from llama_deploy.message_queues.kafka.intake import Intake
+from llama_deploy.message_queues.kafka.pass_on_timer import PassOnTimer
 from llama_deploy.message_queues.kafka.window import Assignment, Entry, Window
 from llama_deploy.messages import QueueMessage
+from llama_deploy.testing.conditions import eventually
 
 MESSAGE = QueueMessage()
 
@@ -92,6 +98,67 @@ def test_a_message_as_it_was_published_has_no_headers() -> None:
 def test_any_headers_can_be_read(headers: list[tuple[str, bytes]]) -> None:
     envelope = Envelope.read(headers)
     assert not math.isnan(envelope.due)
+
+
+@dataclass
+class Record:
+    """What the driver gives."""
+
+    partition: int
+    offset: int
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+def test_records_for_other_groups_are_skipped_and_notes_tell_of_copies() -> None:
+    assignment = Assignment()
+    intake = Intake(assignment, topic="t", group="mine", max_deliveries=3)
+    body = MESSAGE.encode()
+    copy, note = Envelope("mine", 1, 7.0, "copy"), Envelope("mine", 2, 9.0, "copy")
+    assert list(intake.take(Record(0, 0, body, Envelope("other").headers()))) == []
+    ((plain, due),) = intake.take(Record(0, 1, body, []))
+    assert (plain.message, due) == (MESSAGE, 0.0)
+    ((copied, due),) = intake.take(Record(0, 2, body, copy.headers()))
+    assert (copied.envelope.attempts, due) == (1, 7.0)
+    assert list(intake.take(Record(0, 3, b"", note.headers()))) == [(copied, 9.0)]
+    # A note may come before the copy that it is about.
+    assert list(intake.take(Record(1, 0, b"", note.headers()))) == []
+    assert [due for _, due in intake.take(Record(1, 1, body, copy.headers()))] == [9.0]
+    assert assignment.unsettled() == 3
+
+
+def test_what_cannot_be_decoded_is_exhausted_at_once_unless_it_is_a_dead_letter() -> None:
+    for topic, attempts in (("t", [3]), ("t.dead_letters", [])):
+        assignment = Assignment()
+        intake = Intake(assignment, topic=topic, group="mine", max_deliveries=3)
+        taken = list(intake.take(Record(0, 0, b"no message", [])))
+        assert [entry.envelope.attempts for entry, _ in taken] == attempts
+        assert assignment.window(0, 0).next_offset == 1
+
+
+async def test_messages_are_passed_on_while_no_caller_asks() -> None:
+    waiting = [1, 2, 3]
+    timer = PassOnTimer(is_due=lambda: bool(waiting), pass_on=waiting.clear)
+    with timer.asking():
+        timer.start()
+        await asyncio.sleep(0)
+    assert waiting == [1, 2, 3]
+    timer.start()
+    await eventually(lambda: not waiting)
+    waiting += [4, 5]
+    with timer.asking():
+        left = len(waiting)
+        assert not await happens_within(lambda: len(waiting) < left, seconds=0.6)
+    timer.start()
+    await eventually(lambda: not waiting)
+    timer.stop()
+
+
+async def happens_within(check: Callable[[], bool], *, seconds: float) -> bool:
+    try:
+        return await eventually(check, seconds=seconds)
+    except TimeoutError:
+        return False
 
 
 class OneDelivery(Delivery):

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from llama_deploy.batching import split
 from llama_deploy.errors import ClosedError, UnavailableError
-from llama_deploy.message_queues.base import Delivery
+from llama_deploy.message_queues import (
+    AWSMessageQueueConfig,
+    KafkaMessageQueueConfig,
+    NatsMessageQueueConfig,
+    RabbitMQMessageQueueConfig,
+    RedisMessageQueueConfig,
+    SimpleMessageQueueConfig,
+)
+from llama_deploy.message_queues.base import Delivery, MessageQueueConfig
 from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.dead_letters import decode_message, is_exhausted
 from llama_deploy.message_queues.held_deliveries import HeldDeliveries, held_until
@@ -184,3 +192,19 @@ async def test_an_attempt_ends_with_the_time_of_the_call(caplog: pytest.LogCaptu
     with pytest.raises(UnavailableError, match="the broker has not answered in time"):
         await connection.retry(asyncio.Event().wait)
     assert not caplog.records, "its caller has the error"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AWSMessageQueueConfig,
+        KafkaMessageQueueConfig,
+        NatsMessageQueueConfig,
+        RabbitMQMessageQueueConfig,
+        RedisMessageQueueConfig,
+        SimpleMessageQueueConfig,
+    ],
+)
+def test_every_setting_is_described(settings: type[MessageQueueConfig]) -> None:
+    fields = settings.model_json_schema()["properties"]
+    assert [name for name, field in fields.items() if not field.get("description")] == []
