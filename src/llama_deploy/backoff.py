@@ -1,17 +1,17 @@
-"""How long to wait before the next try: longer after each failure, up to a bound. No I/O, no clock."""
+"""How long to wait before the next attempt: longer after each failure, up to a limit. No I/O, no clock."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-_MOST_STEPS: Final = 2**53
-"""No float grows after so many steps, and no larger count has to be turned into a float."""
+_MAX_STEPS: Final = 2**53
+"""No float grows after so many steps, and a larger count might not fit into a float."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Pauses that grow by `factor`: `first`, `first * factor`, and so on, none longer than `longest`."""
+    """Pauses that grow by `factor`: `first`, `first * factor`, and so on, at most `longest`."""
 
     first: float
     """Seconds after the first failure."""
@@ -25,7 +25,7 @@ class Backoff:
 
         Any count is safe: where the growth would exceed all numbers, the pause is `longest`.
         """
-        steps = min(max(failures - 1, 0), _MOST_STEPS)
+        steps = min(max(failures - 1, 0), _MAX_STEPS)
         try:
             return float(min(self.first * float(self.factor) ** steps, self.longest))
         except OverflowError:

@@ -1,20 +1,44 @@
-"""Gather calls that wait at the same time into one.
+"""Turns calls that wait at the same time into one.
 
-Nothing here waits for a batch to fill, unless it is asked to: an idle batcher flushes its first item at once,
-and what arrives while that flush is under way leaves together with the next one. Load makes the batches.
+A batcher does not wait for a batch to fill, unless it is told to: an idle one flushes its first item at
+once, and what arrives during that flush leaves together in the next one. So batches grow with the load.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from llama_deploy.errors import ClosedError, OverloadedError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def split(
+    items: Iterable[T], *, size: Callable[[T], int], max_size: int, max_items: int | None = None
+) -> Iterator[list[T]]:
+    """Cut items, in their order, into parts for one request each; an item that is too large is a part alone.
+
+    Args:
+        items: The items.
+        size: Returns the size of an item.
+        max_size: The largest sum of the sizes in a part.
+        max_items: How many items a part holds at most. None: any number.
+    """
+    part: list[T] = []
+    total = 0
+    for item in items:
+        length = size(item)
+        if part and (total + length > max_size or len(part) == max_items):
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += length
+    if part:
+        yield part
 
 
 class Batcher(Generic[T, R]):
@@ -24,10 +48,10 @@ class Batcher(Generic[T, R]):
         flush: Takes the items in the order of submission and returns one outcome an item, in the same
             order: a value, or an exception which the submitter of that item receives. If `flush` itself
             raises, every item of the batch receives that error.
-        max_batch: The most items in one flush.
-        max_waiting: The most items that may wait; one more is refused with `OverloadedError`.
-        gather_seconds: How long an idle batcher waits for company before it flushes, for items whose
-            outcome nobody waits for.
+        max_batch: How many items a flush has at most.
+        max_waiting: How many items may wait; a further one raises `OverloadedError`.
+        gather_seconds: How long an idle batcher waits for more items before it flushes; for items whose
+            outcome no caller waits for.
         name: Names the batcher in errors and in its task.
     """
 
@@ -66,7 +90,7 @@ class Batcher(Generic[T, R]):
     def submit_nowait(self, item: T) -> asyncio.Future[R]:
         """Like `submit`, but returns the future of the outcome at once; the order of calls is kept."""
         if self._closed:
-            raise ClosedError(f"the batcher {self._name!r} is closed; open what owns it anew")
+            raise ClosedError(f"the batcher {self._name!r} is closed; open another of what owns it")
         if len(self._waiting) >= self._max_waiting:
             raise OverloadedError(f"{self._name} has {self._max_waiting} calls waiting; retry later")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -76,7 +100,7 @@ class Batcher(Generic[T, R]):
         return future
 
     async def close(self) -> None:
-        """Flush what waits, then refuse further items. Idempotent."""
+        """Flush what waits, then accept no further items. Idempotent."""
         self._closed = True
         if self._worker is not None:
             await asyncio.wait([self._worker])

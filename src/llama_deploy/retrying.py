@@ -23,8 +23,8 @@ class Outage:
     """Reports the start and the end of an outage, once each.
 
     Args:
-        on_start: Called with the first error while no other call fails.
-        on_end: Called when the last failing call has succeeded.
+        on_start: Called with the first error.
+        on_end: Called when a call succeeds after that and no other call is failing.
     """
 
     def __init__(self, *, on_start: Callable[[LlamaDeployError], None], on_end: Callable[[], None]) -> None:
@@ -32,17 +32,23 @@ class Outage:
         self._on_end = on_end
         self._failing = 0
         """Calls that have failed and are being retried."""
+        self._is_reported = False
 
     def began(self, error: LlamaDeployError) -> None:
         """A call has failed for the first time and will be retried."""
         self._failing += 1
-        if self._failing == 1:
+        if not self._is_reported:
+            self._is_reported = True
             self._on_start(error)
 
-    def ended(self, *, recovered: bool) -> None:
-        """A call that had failed is over: it has succeeded, or is not retried any more."""
+    def ended(self) -> None:
+        """A call that had failed is over."""
         self._failing -= 1
-        if recovered and not self._failing:
+
+    def succeeded(self) -> None:
+        """A call has succeeded, at its first try or later."""
+        if self._is_reported and not self._failing:
+            self._is_reported = False
             self._on_end()
 
 
@@ -67,14 +73,13 @@ async def retry(
         backoff: The pauses between the calls.
         retry_on: Whether an error is retried. Every other error is raised.
         give_up_at: Time of the loop's clock. An error is raised if its pause would end later. None: never.
-        outage: Told when this call begins to fail and when it is over.
+        outage: Told when this call begins to fail, when it is over and when it succeeds.
         pause: Waits for the given seconds. Replace it to be woken early.
 
     Raises:
         LlamaDeployError: The error of `call` that is not retried, or the last one before `give_up_at`.
     """
     failures = 0
-    recovered = False
     try:
         while True:
             try:
@@ -93,8 +98,10 @@ async def retry(
                 )
                 await pause(seconds)
             else:
-                recovered = True
-                return result
+                break
     finally:
         if failures and outage is not None:
-            outage.ended(recovered=recovered)
+            outage.ended()
+    if outage is not None:
+        outage.succeeded()
+    return result

@@ -21,17 +21,21 @@ from llama_deploy.testing.message_queue_suite import Connect, MessageQueueContra
 
 OF_A_USER = """
 import pytest_asyncio
-from llama_deploy.message_queues import LocalMessageQueue
+from llama_deploy.message_queues import LocalMessageQueue, SimpleMessageQueueConfig
+from llama_deploy.message_queues.simple.host import BrokerHost
 from llama_deploy.testing.message_queue_suite import MessageQueueContract
 
 class TestMine(MessageQueueContract):
     @pytest_asyncio.fixture
     async def connect(self):
-        async with await LocalMessageQueue.start() as queue:
-            async def open_queue():
-                return LocalMessageQueue(queue._broker, queue.as_config())
+        config = SimpleMessageQueueConfig()
+        host = await BrokerHost.start(config)
 
-            yield open_queue
+        async def open_queue():
+            return LocalMessageQueue(host.broker, config)
+
+        yield open_queue
+        await host.close()
 
     def test_asserts_say_what_they_compare(self):
         from llama_deploy.testing import message_queue_suite, state_store_suite

@@ -22,6 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqsServer]:
 
 
 class TestSqs(MessageQueueContract):
+    is_ordered = False
     visibility_timeout = 1.0  # the service knows whole seconds only
     max_messages_per_topic = None  # its queues have no bound
 

@@ -17,13 +17,13 @@ from llama_deploy import Client
 from llama_deploy.client import TaskHandle
 from llama_deploy.errors import LlamaDeployError, TaskFinishedError
 from llama_deploy.testing.processes import Program
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from llama_deploy.types import TaskEvent
 from tests.faults.conftest import System, errors_in
 from tests.faults.ledger import EXPECTED, Death, Faults, Ledger, takeover
 from tests.faults.programs.flows import Answer
 from tests.servers.brokers import Broker
 from tests.servers.postgresql import PostgreSQLServer
-from tests.servers.proxy import TcpProxy
 
 LEASE_SECONDS: Final = 2.0
 BATCH: Final = (

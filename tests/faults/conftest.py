@@ -106,7 +106,7 @@ class System:
             ]
             return len(alive) == count
 
-        await eventually(there, seconds=30)
+        await eventually(there, seconds=60)
 
     async def begun(self, count: int) -> None:
         """Wait until as many runs have begun."""

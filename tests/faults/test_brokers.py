@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from llama_deploy.testing.processes import free_port
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from tests.faults.chaos import Chaos
 from tests.faults.conftest import System, errors_in
 from tests.faults.test_kills import check_all_end_once, submit_all
 from tests.figures import Tell
 from tests.servers.brokers import DURABLE, FASTEST, FORGETFUL, Broker, Kind, url_through
 from tests.servers.postgresql import PostgreSQLServer
-from tests.servers.proxy import TcpProxy
 
 pytestmark = pytest.mark.faults
 

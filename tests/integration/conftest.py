@@ -17,6 +17,7 @@ from llama_deploy.message_queues import (
 )
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from llama_deploy.types import (
     ServiceDefinition,
 )
@@ -31,7 +32,6 @@ from llama_deploy.types.instance_protocol import (
     TaskDispatch,
 )
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest
-from tests.servers.proxy import TcpProxy
 
 CONTROL = "llama_deploy.control_plane"
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
-from llama_deploy.control_plane.plane import utc_now
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command
@@ -27,6 +29,7 @@ from llama_deploy.errors import (
     StoreLockedError,
     TaskFinishedError,
     TaskNotFoundError,
+    UnavailableError,
 )
 from llama_deploy.message_queues import (
     LocalMessageQueue,
@@ -763,11 +766,36 @@ async def test_state_that_cannot_be_kept_fails_its_task_only(
     assert view["result"]["error"]["type"] == "llama_deploy.errors.SerializationError"
 
 
+@contextmanager
+def no_disk_writes() -> Iterator[None]:
+    """Let every write to a file of this process fail, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("lease_seconds", [0.5])
 async def test_a_store_that_fails_for_a_while_costs_no_attempt(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, instance: Instance, lease_seconds: float
 ) -> None:
-    plane = server.plane
-    plane._writer.failed_at = utc_now()
-    assert plane._leases.may_have_missed_heartbeats()
-    plane._writer.failed_at = utc_now() - timedelta(seconds=61)
-    assert not plane._leases.may_have_missed_heartbeats()
+    async def is_alive() -> bool:
+        return bool((await get(http, "/services/echo"))["instances"][0]["alive"])
+
+    await submit(http, task_id="t")
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + 2 * lease_seconds
+    with no_disk_writes():
+        while loop.time() < until:
+            with pytest.raises(UnavailableError):
+                await beat(instance, dispatch)
+            await asyncio.sleep(lease_seconds / 3)  # the interval of heartbeats
+    await eventually(is_alive)
+    await beat(instance, dispatch)
+    await instance.finish(dispatch)
+    view = await get(http, "/tasks/t", wait=10)
+    assert (view["status"], view["attempt"]) == ("succeeded", 1)

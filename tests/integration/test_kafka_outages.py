@@ -1,81 +1,69 @@
-"""What happens to Kafka, or to the way there, happens to no message."""
+"""Outages of Kafka, and of the connections to it, lose no message."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from llama_deploy.errors import UnavailableError
-from llama_deploy.messages import QueueMessage
-from llama_deploy.testing.processes import free_port
-from tests.integration.load import Load, Pace, cut_connections, hold_connections, kill_and_start, load_over
-from tests.integration.numbered import TOPIC
+from llama_deploy.message_queues.base import MessageQueueConfig
+from llama_deploy.testing.message_queue_outages import MessageQueueOutages
+from llama_deploy.testing.queue_load import Pace
+from llama_deploy.testing.tcp_proxy import TcpProxy
+from tests.integration.numbered import TOPIC, publish, take
 from tests.integration.on_kafka import settings
 from tests.servers.kafka import KafkaServer
-from tests.servers.proxy import TcpProxy
-
-PACE = Pace(most_ahead=100)
-"""The store of a durable broker takes one request at a time; publishers without a bound starve the reader."""
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[KafkaServer]:
-    with KafkaServer(tmp_path, durable=True) as server:
-        yield server
+class TestOutages(MessageQueueOutages):
+    kills = 2
+    cuts = 5
+    # The store of a durable broker takes one request at a time; unlimited publishers starve the reader.
+    pace = Pace(max_ahead=100, step=20, step_seconds=60.0, rest_seconds=60.0)
 
+    @pytest.fixture
+    def broker(self, tmp_path: Path) -> Iterator[KafkaServer]:
+        with KafkaServer(tmp_path, durable=True) as broker:
+            yield broker
 
-@pytest.fixture
-async def behind(tmp_path: Path, proxy: TcpProxy) -> AsyncIterator[KafkaServer]:
-    """A broker to which all clients come through the proxy."""
-    server = KafkaServer(tmp_path)
-    server.advertised_port = await proxy.start(server.port)
-    with server:
-        yield server
+    @pytest.fixture
+    def forgetful_broker(self, tmp_path: Path) -> Iterator[KafkaServer]:
+        with KafkaServer(tmp_path) as broker:
+            yield broker
 
+    @pytest.fixture
+    async def proxy(self, broker: KafkaServer) -> AsyncIterator[TcpProxy]:
+        """Kafka tells its clients where to go, so all of them come through the proxy."""
+        async with TcpProxy() as proxy:
+            broker.kill()
+            broker.advertised_port = await proxy.start(broker.port)
+            broker.start()
+            yield proxy
 
-def under_load(server: KafkaServer) -> AbstractAsyncContextManager[Load]:
-    config = settings(server.url, timeout=1.0, retry_seconds=30.0)
-    return load_over(config, config, PACE)
+    def settings(self, port: int, **fields: Any) -> MessageQueueConfig:
+        return settings(f"127.0.0.1:{port}", **{"timeout": 1.0, "retry_seconds": 30.0, **fields})
 
-
-async def test_a_killed_server_loses_nothing_that_it_accepted(server: KafkaServer) -> None:
-    async with under_load(server) as load:
-        await kill_and_start(server, load, times=2)
-
-
-async def test_cut_connections_lose_nothing(behind: KafkaServer, proxy: TcpProxy) -> None:
-    async with under_load(behind) as load:
-        await cut_connections(proxy, load, times=5)
-
-
-async def test_a_slow_connection_works(behind: KafkaServer, proxy: TcpProxy) -> None:
-    async with under_load(behind) as load:
-        proxy.delay = 0.05
-        await load.goes_on()
-
-
-async def test_a_half_open_connection_is_found_and_replaced(
-    behind: KafkaServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        async with under_load(behind) as load:
-            await hold_connections(proxy, caplog)
-            await load.goes_on()
-    assert "is back" in caplog.text
-
-
-async def test_a_server_that_does_not_answer_is_an_error_in_time(server: KafkaServer) -> None:
-    config = settings(server.url, timeout=0.5, retry_seconds=1.0)
-    async with await config.connect() as queue:
-        await queue.publish(QueueMessage(), TOPIC)
-        server.pause()
-        with pytest.raises(UnavailableError, match=str(server.port)):
-            await queue.publish(QueueMessage(), TOPIC)
-        server.resume()
-        await queue.publish(QueueMessage(), TOPIC)
-    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1"):
-        await settings(f"127.0.0.1:{free_port()}", retry_seconds=0.2).connect()
+    async def test_a_reader_starts_over_in_a_topic_that_was_forgotten(
+        self, forgetful_broker: KafkaServer
+    ) -> None:
+        """The offset that was committed lies behind the end of the topic as it is now."""
+        config = self.settings(forgetful_broker.port, partitions=1)
+        async with await config.connect() as queue:
+            await publish(queue, 0)
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=f"127.0.0.1:{forgetful_broker.port}",
+                group_id=TOPIC,
+                enable_auto_commit=False,
+            )
+            await consumer.start()
+            try:
+                consumer.assign([TopicPartition(TOPIC, 0)])
+                await consumer.commit({TopicPartition(TOPIC, 0): 50})
+            finally:
+                await consumer.stop()
+            async with await queue.subscribe(TOPIC) as subscription:
+                await publish(queue, 1)
+                assert await take(subscription, 2) == [0, 1]

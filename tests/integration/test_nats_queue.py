@@ -1,4 +1,4 @@
-"""What happens to NATS JetStream happens to no message; and what only this backend does."""
+"""Outages of NATS JetStream lose no message; and what only this backend does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import RetentionPolicy
 
-from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
+from llama_deploy.errors import ConfigError, PayloadTooLargeError
+from llama_deploy.message_queues.base import MessageQueueConfig
 from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
-from llama_deploy.message_queues.nats.connection import Connection
+from llama_deploy.message_queues.nats.connection import LiveConnection, NatsConnection
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
-from llama_deploy.testing.processes import free_port
-from tests.integration.load import Load, cut_connections, hold_connections, kill_and_start, load_over
+from llama_deploy.testing.message_queue_outages import MessageQueueOutages
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from tests.integration.numbered import TOPIC, number_of, numbered, publish, receive, take
 from tests.servers.nats import NatsServer
-from tests.servers.proxy import TcpProxy
 
 SECRET = "hush/hush"  # noqa: S105 - of a test
 
@@ -39,64 +38,75 @@ def settings(url: str, **fields: Any) -> NatsMessageQueueConfig:
     return NatsMessageQueueConfig(url=url, **{"visibility_timeout": 1.0, **fields})
 
 
-def under_load(publisher_url: str, reader_url: str) -> AbstractAsyncContextManager[Load]:
-    return load_over(settings(publisher_url), settings(reader_url))
+class TestOutages(MessageQueueOutages):
+    max_repeats = 5
+
+    @pytest.fixture
+    def broker(self, server: NatsServer) -> NatsServer:
+        return server
+
+    @pytest.fixture
+    def forgetful_broker(self, server: NatsServer) -> NatsServer:
+        return server
+
+    def settings(self, port: int, **fields: Any) -> MessageQueueConfig:
+        return settings(f"nats://127.0.0.1:{port}", **fields)
+
+    def settings_of_forgetful(self, port: int) -> MessageQueueConfig:
+        return self.settings(port, storage="memory")
 
 
-async def test_a_killed_server_loses_nothing_that_it_accepted(server: NatsServer) -> None:
-    async with under_load(server.url, server.url) as load:
-        await kill_and_start(server, load, times=3)
-    assert max(load.came.values()) <= 5
+@pytest.fixture
+def pings(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Future[bool]]:
+    """The answers to the pings that the driver is asked to send."""
+    answers: list[asyncio.Future[bool]] = []
+    send_ping = Client._send_ping
+
+    async def record(client: Client, answer: asyncio.Future[bool]) -> None:
+        answers.append(answer)
+        await send_ping(client, answer)
+
+    monkeypatch.setattr(Client, "_send_ping", record)
+    return answers
 
 
-async def test_cut_connections_lose_nothing(server: NatsServer, proxy: TcpProxy) -> None:
-    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
-    async with under_load(url, url) as load:
-        await cut_connections(proxy, load, times=20)
+Pings = list[asyncio.Future[bool]]
 
 
-async def test_a_slow_connection_works(server: NatsServer, proxy: TcpProxy) -> None:
-    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
-    async with under_load(url, url) as load:
-        proxy.delay = 0.05
-        await load.goes_on()
-
-
-async def test_a_half_open_connection_is_found_and_replaced(
-    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
-    with caplog.at_level(logging.INFO):
-        async with under_load(url, server.url) as load:
-            await hold_connections(proxy, caplog)
-            await load.goes_on()
-    assert "is back" in caplog.text
+async def next_ping(pings: Pings, proxy: TcpProxy) -> asyncio.Future[bool]:
+    """Hold the connection until a ping is under way; return its answer."""
+    before = len(pings)
+    proxy.hold()
+    await eventually(lambda: len(pings) > before)
+    return pings[-1]
 
 
 async def test_an_answer_that_is_late_costs_no_connection(
-    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+    server: NatsServer, proxy: TcpProxy, pings: Pings, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"nats://127.0.0.1:{await proxy.start(server.port)}"
     async with await NatsMessageQueue.connect(settings(url)) as queue:
         await queue.publish(numbered(0), TOPIC)
-        connection = queue._link._connection
-        pong = await ping_that_is_held(queue, proxy)
+        pong = await next_ping(pings, proxy)
         await asyncio.wait([pong], timeout=2.5)
         proxy.resume()
         await queue.publish(numbered(1), TOPIC)
         async with await queue.subscribe(TOPIC) as subscription:
             assert await take(subscription, 2) == [0, 1]
         # The next ping is a new one, and is answered too.
-        assert await asyncio.wait_for(await ping_that_is_held(queue, proxy, resume=True), 10)
-        assert queue._link._connection is connection
+        pong = await next_ping(pings, proxy)
+        proxy.resume()
+        assert await asyncio.wait_for(pong, 10)
+        assert proxy.accepted == 1
     assert not told(caplog)
 
 
 async def test_closing_in_the_turn_in_which_a_ping_is_answered_ends(
-    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+    server: NatsServer, proxy: TcpProxy, pings: Pings, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue = await NatsMessageQueue.connect(settings(f"nats://127.0.0.1:{await proxy.start(server.port)}"))
-    pong = await ping_that_is_held(queue, proxy, resume=True)
+    pong = await next_ping(pings, proxy)
+    proxy.resume()
     async with asyncio.timeout(10):
         await pong
         await queue.cleanup()
@@ -104,14 +114,16 @@ async def test_closing_in_the_turn_in_which_a_ping_is_answered_ends(
 
 
 async def test_closing_while_a_ping_waits_for_its_answer_loses_nothing(
-    server: NatsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+    server: NatsServer, proxy: TcpProxy, pings: Pings, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def keeps_the_connection() -> bool:
+        return any(task.get_name() == "connection to NATS" for task in asyncio.all_tasks())
+
     queue = await NatsMessageQueue.connect(settings(f"nats://127.0.0.1:{await proxy.start(server.port)}"))
-    keeper = queue._link._keeper
-    assert keeper is not None
-    await ping_that_is_held(queue, proxy)
+    await next_ping(pings, proxy)
+    assert keeps_the_connection()
     closing = asyncio.create_task(queue.cleanup())
-    await eventually(keeper.done, seconds=1.0)
+    await eventually(lambda: not keeps_the_connection(), seconds=1.0)
     proxy.resume()
     async with asyncio.timeout(10):
         await closing
@@ -135,19 +147,6 @@ async def test_closing_ends_though_the_driver_swallows_it_while_it_connects_agai
     await begun.wait()
     async with asyncio.timeout(10):
         await queue.cleanup()
-
-
-async def ping_that_is_held(
-    queue: NatsMessageQueue, proxy: TcpProxy, *, resume: bool = False
-) -> asyncio.Future[bool]:
-    """Hold the connection until a ping of the queue is under way; return its answer."""
-    connection = queue._link._connection
-    assert connection is not None
-    proxy.hold()
-    pongs: list[asyncio.Future[bool]] = await eventually(lambda: list(connection.client._pongs))
-    if resume:
-        proxy.resume()
-    return pongs[-1]
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -186,44 +185,26 @@ async def test_what_a_closed_subscription_held_comes_back_at_once(server: NatsSe
 
 
 async def test_a_cancellation_that_the_driver_swallows_still_ends_the_call(server: NatsServer) -> None:
-    async with await NatsMessageQueue.connect(settings(server.url)) as queue:
-        begun = asyncio.Event()
+    connection = NatsConnection(settings(server.url))
+    await connection.open()
+    begun = asyncio.Event()
 
-        async def swallow(_connection: Connection) -> None:
-            begun.set()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.Event().wait()
+    async def swallow(_live: LiveConnection) -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
 
-        call = asyncio.create_task(queue._link.call(swallow, seconds=None))
-        await begun.wait()
-        call.cancel()
-        await asyncio.wait([call], timeout=10)
-        assert call.cancelled()
-
-
-async def test_a_server_that_does_not_answer_is_an_error_in_time(server: NatsServer) -> None:
-    async with await settings(server.url, retry_seconds=0.5).connect() as queue:
-        await queue.publish(QueueMessage(), TOPIC)
-        server.pause()
-        with pytest.raises(UnavailableError):
-            await queue.publish(QueueMessage(), TOPIC)
-        server.resume()
-    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1"):
-        await settings(f"nats://127.0.0.1:{free_port()}", retry_seconds=0.2).connect()
+    call = asyncio.create_task(connection.call_forever(swallow))
+    await begun.wait()
+    call.cancel()
+    await asyncio.wait([call], timeout=10)
+    assert call.cancelled()
+    await connection.close()
 
 
-async def test_what_memory_loses_is_made_again(server: NatsServer) -> None:
-    async with (
-        await settings(server.url, storage="memory").connect() as queue,
-        await queue.subscribe(TOPIC) as subscription,
-    ):
+async def test_memory_is_not_durable(server: NatsServer) -> None:
+    async with await settings(server.url, storage="memory").connect() as queue:
         assert not queue.durable
-        await queue.publish(QueueMessage(), TOPIC)
-        server.kill()
-        await asyncio.to_thread(server.start)
-        await queue.publish(numbered(1), TOPIC)
-        (delivery,) = await receive(subscription)
-        assert number_of(delivery) == 1
 
 
 async def test_a_message_published_again_is_the_same_message_in_its_topic(server: NatsServer) -> None:

@@ -1,14 +1,12 @@
-"""What happens to RabbitMQ, or to the way to it, happens to no message."""
+"""Outages of RabbitMQ, and of the connections to it, lose no message."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,18 @@ from workflows.events import StartEvent, StopEvent
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
 from llama_deploy.errors import UnavailableError
-from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueue, RabbitMQMessageQueueConfig
+from llama_deploy.message_queues.base import MessageQueueConfig
+from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
+from llama_deploy.testing.message_queue_outages import MessageQueueOutages
+from llama_deploy.testing.queue_load import Pace
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from tests.integration.in_process import LEASE, Stack, result_of
-from tests.integration.load import Load, Pace, cut_connections, hold_connections, kill_and_start, load_over
 from tests.integration.numbered import TOPIC
-from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import RabbitMQServer
 
-# An interrupted reader would wait for the visibility timeout.
-PACE = Pace(most_ahead=500, step_seconds=40.0, rest_seconds=60.0, interrupts=False)
 _NUMBERS = itertools.count()
 
 
@@ -55,51 +53,27 @@ def over(config: RabbitMQMessageQueueConfig, port: int, **fields: Any) -> Rabbit
     return RabbitMQMessageQueueConfig(**{**config.model_dump(), "port": port, **fields})
 
 
-def under_load(
-    publisher: RabbitMQMessageQueueConfig, reader: RabbitMQMessageQueueConfig
-) -> AbstractAsyncContextManager[Load]:
-    return load_over(publisher, reader, PACE)
+class TestOutages(MessageQueueOutages):
+    kills = 2
+    cuts = 10
+    delay = 0.03
+    # An interrupted reader would wait for the visibility timeout.
+    pace = Pace(max_ahead=500, step_seconds=40.0, rest_seconds=60.0, interrupts=False)
 
+    @pytest.fixture
+    def broker(self, server: RabbitMQServer) -> RabbitMQServer:
+        return server
 
-async def test_a_killed_broker_loses_nothing_that_it_accepted(
-    server: RabbitMQServer, config: RabbitMQMessageQueueConfig
-) -> None:
-    async with under_load(config, config) as load:
+    @pytest.fixture(autouse=True)
+    def _exchange(self, config: RabbitMQMessageQueueConfig) -> None:
+        self.config = config
+
+    def settings(self, port: int, **fields: Any) -> MessageQueueConfig:
+        return over(self.config, port, **fields)
+
+    async def ready_to_be_killed(self, broker: RabbitMQServer) -> None:  # type: ignore[override]
         # RabbitMQ itself forgets a queue that it has created in the last three seconds.
-        await eventually(lambda: server.remembers(f"{config.exchange_name}:{TOPIC}"))
-        await kill_and_start(server, load, times=2)
-
-
-async def test_cut_connections_lose_nothing(
-    server: RabbitMQServer, config: RabbitMQMessageQueueConfig, proxy: TcpProxy
-) -> None:
-    config = over(config, await proxy.start(server.port))
-    async with under_load(config, config) as load:
-        await cut_connections(proxy, load, times=10)
-
-
-async def test_a_slow_connection_works(
-    server: RabbitMQServer, config: RabbitMQMessageQueueConfig, proxy: TcpProxy
-) -> None:
-    config = over(config, await proxy.start(server.port))
-    async with under_load(config, config) as load:
-        proxy.delay = 0.03
-        await load.goes_on()
-
-
-@pytest.mark.parametrize("side", ["publisher", "reader"])
-async def test_a_half_open_connection_is_found_and_replaced(
-    server: RabbitMQServer,
-    config: RabbitMQMessageQueueConfig,
-    proxy: TcpProxy,
-    caplog: pytest.LogCaptureFixture,
-    side: str,
-) -> None:
-    held = over(config, await proxy.start(server.port))
-    ends = (held, config) if side == "publisher" else (config, held)
-    with caplog.at_level(logging.INFO):
-        async with under_load(*ends):
-            await hold_connections(proxy, caplog)
+        await eventually(lambda: broker.remembers(f"{self.config.exchange_name}:{TOPIC}"))
 
 
 async def test_a_publication_into_silence_ends(
@@ -108,14 +82,12 @@ async def test_a_publication_into_silence_ends(
     config = over(config, await proxy.start(server.port), heartbeat=60, retry_seconds=0.6)
     async with await config.connect() as queue:
         await queue.publish(QueueMessage(), TOPIC)
-        proxy.hold()
+        proxy.hold(new=False)
         queue_name = re.escape(f"{config.exchange_name}:{TOPIC}")
         with pytest.raises(UnavailableError, match=f"'{queue_name}'.* leader.* alarm") as caught:
             await queue.publish(QueueMessage(), TOPIC)
         assert caught.value.retriable
-        assert isinstance(queue, RabbitMQMessageQueue)
-        assert queue._publishing.present is None, "the next publication would wait for the same silence"
-        proxy.resume()
+        # The silent connection still stands; the next publication uses another one.
         await queue.publish(QueueMessage(), TOPIC)
 
 

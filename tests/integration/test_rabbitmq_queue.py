@@ -30,8 +30,8 @@ from llama_deploy.message_queues.rabbitmq.subscription import RabbitMQSubscripti
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from tests.integration.numbered import TOPIC, number_of, publish, take
-from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import RabbitMQServer
 
 SECRET = "hush/hush@home"  # noqa: S105 - of a test
@@ -191,7 +191,7 @@ class TestLargeMessages:
     async def test_nothing_is_lost_where_a_broker_takes_less_than_is_usual(
         self, queue: AbstractMessageQueue, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(publisher, "_USUALLY_TAKEN", 10 * MOST_BYTES)
+        monkeypatch.setattr(publisher, "_SAFE_BYTES", 10 * MOST_BYTES)
         await self.refused_beside_others(queue)
 
     async def refused_beside_others(self, queue: AbstractMessageQueue) -> None:
@@ -341,7 +341,7 @@ class TestRoom:
             receiving = asyncio.create_task(busy.receive(1))
             # The acknowledgement has left: from here on the broker could send two.
             assert isinstance(busy, RabbitMQSubscription)
-            await eventually(lambda: busy._line is not None and not busy._line.flights)
+            await eventually(lambda: not busy.unsettled)
             await publish(queue, *range(1, 10))
             async with asyncio.timeout(10):
                 assert len(await receiving) == 1

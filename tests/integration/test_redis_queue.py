@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from llama_deploy.errors import ClosedError, ConfigError, QueueFullError
-from llama_deploy.message_queues.redis import queue as redis_queue
+from llama_deploy.message_queues.redis import subscription as redis_subscription
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
 from tests.integration.numbered import TOPIC, number_of, numbered, receive
@@ -113,18 +113,6 @@ async def test_what_comes_back_is_in_the_order_of_the_topic(server: RedisServer,
     assert again == list(range(12))
 
 
-async def test_a_predecessor_cannot_keep_what_was_taken_from_it(server: RedisServer, client: Redis) -> None:
-    async with await settings(server.url, visibility_timeout=3600.0).connect() as queue:
-        await queue.publish(numbered(0), TOPIC)
-        predecessor = await queue.subscribe(TOPIC, member="reader")
-        (lost,) = await receive(predecessor)
-        successor = await queue.subscribe(TOPIC, member="reader")
-        before = await scripts(client)
-        await lost.extend(3600.0)
-        await eventually(lambda: ran_more(client, before))
-        assert (await receive(successor))[0].attempt == 2
-
-
 async def test_what_one_member_gives_back_wakes_another(server: RedisServer, client: Redis) -> None:
     config = settings(server.url, visibility_timeout=3600.0)
     async with (
@@ -148,7 +136,7 @@ async def test_what_one_member_gives_back_wakes_another(server: RedisServer, cli
 async def test_members_that_hold_nothing_are_forgotten_and_what_they_hold_is_not(
     server: RedisServer, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_queue, "_PATIENCE_MS", -1)
+    monkeypatch.setattr(redis_subscription, "_MAX_IDLE_MS", -1)
     async with await settings(server.url, visibility_timeout=3600.0).connect() as queue:
         await queue.publish(numbered(0), TOPIC)
         await client.xgroup_createconsumer(STREAM, "default", "idle")
@@ -163,11 +151,10 @@ async def test_who_waits_at_the_bell_of_a_member_that_is_gone_is_forgotten(
 ) -> None:
     async with await settings(server.url).connect() as queue:
         await (await queue.subscribe(TOPIC)).close()
-        for name in ("reader:before", "idle"):
-            await client.xgroup_createconsumer(BELL, "default", name)
-        async with await queue.subscribe(TOPIC, member="reader"):
+        await client.xgroup_createconsumer(BELL, "default", "idle")
+        async with await queue.subscribe(TOPIC):
             assert await names(client, BELL) == ["idle"]
-        monkeypatch.setattr(redis_queue, "_PATIENCE_MS", -1)
+        monkeypatch.setattr(redis_subscription, "_MAX_IDLE_MS", -1)
         async with await queue.subscribe(TOPIC):
             assert await names(client, BELL) == []
 

@@ -27,13 +27,13 @@ from llama_deploy.message_consumers import RemoteMessageConsumer
 from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQueueServer
 from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.testing.conditions import eventually
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from llama_deploy.types.instance_protocol import Heartbeat
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest, SyncHttpConnection
 from tests.integration.test_connection import Async, Either, SyncInThreads
 from tests.integration.test_simple_queue_server import free_port
 from tests.servers.certificates import Authority
-from tests.servers.proxy import TcpProxy
 
 SECRET = "s3cr3t-value"  # noqa: S105 - made up
 WHO = HttpRequest("GET", "/who")

@@ -1,12 +1,11 @@
-"""What happens to Amazon SQS, or to the way there, happens to no message."""
+"""Outages of Amazon SQS, and of the connections to it, lose no message."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from workflows import Workflow, step
@@ -14,18 +13,16 @@ from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
-from llama_deploy.errors import UnavailableError
-from llama_deploy.message_queues.aws.connection import MOST_ENTRIES
-from llama_deploy.message_queues.base import Delivery
-from llama_deploy.messages import QueueMessage
+from llama_deploy.message_queues.aws.connection import MAX_ENTRIES
+from llama_deploy.message_queues.base import Delivery, MessageQueueConfig
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.conditions import eventually
-from llama_deploy.testing.processes import free_port
+from llama_deploy.testing.message_queue_outages import MessageQueueOutages
+from llama_deploy.testing.queue_load import Pace
+from llama_deploy.testing.tcp_proxy import TcpProxy
 from tests.integration.in_process import LEASE, Stack, result_of
-from tests.integration.load import Load, Pace, cut_connections, hold_connections, load_over
 from tests.integration.numbered import TOPIC, number_of, numbered, publish, receive
-from tests.integration.on_sqs import count_of, plain_client, settings
-from tests.servers.proxy import TcpProxy
+from tests.integration.on_sqs import count_of, settings
 from tests.servers.sqs import SqsServer
 
 
@@ -35,33 +32,17 @@ def server(tmp_path: Path) -> Iterator[SqsServer]:
         yield server
 
 
-def under_load(publisher_url: str, reader_url: str) -> AbstractAsyncContextManager[Load]:
-    publisher, reader = (settings(url, timeout=1.0) for url in (publisher_url, reader_url))
-    return load_over(publisher, reader, Pace(publishers=4, most=10, step=20, rest_seconds=60.0))
+class TestOutages(MessageQueueOutages):
+    keeps_messages = False  # moto keeps everything in memory
+    cuts = 10
+    pace = Pace(publishers=4, max_messages=10, step=20, rest_seconds=60.0)
 
+    @pytest.fixture
+    def broker(self, server: SqsServer) -> SqsServer:
+        return server
 
-async def test_cut_connections_lose_nothing(server: SqsServer, proxy: TcpProxy) -> None:
-    url = f"http://127.0.0.1:{await proxy.start(server.port)}"
-    async with under_load(url, url) as load:
-        await cut_connections(proxy, load, times=10)
-
-
-async def test_a_slow_connection_works(server: SqsServer, proxy: TcpProxy) -> None:
-    url = f"http://127.0.0.1:{await proxy.start(server.port)}"
-    async with under_load(url, url) as load:
-        proxy.delay = 0.05
-        await load.goes_on()
-
-
-async def test_a_half_open_connection_is_found_and_replaced(
-    server: SqsServer, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    url = f"http://127.0.0.1:{await proxy.start(server.port)}"
-    with caplog.at_level(logging.INFO):
-        async with under_load(url, server.endpoint_url) as load:
-            await hold_connections(proxy, caplog)
-            await load.goes_on()
-    assert "is back" in caplog.text
+    def settings(self, port: int, **fields: Any) -> MessageQueueConfig:
+        return settings(f"http://127.0.0.1:{port}", **{"timeout": 1.0, **fields})
 
 
 async def test_what_was_on_its_way_into_a_cut_connection_comes_again(
@@ -93,13 +74,13 @@ async def test_what_has_waited_for_a_further_request_for_too_long_is_the_next_me
         await slow.subscribe(TOPIC) as slow_subscription,
         await queue.subscribe(TOPIC) as subscription,
     ):
-        await publish(queue, *range(MOST_ENTRIES))
+        await publish(queue, *range(MAX_ENTRIES))
         proxy.holds = b'"WaitTimeSeconds": 0'
-        receiving = asyncio.create_task(slow_subscription.receive(2 * MOST_ENTRIES))
-        await eventually(lambda: _are_handed_over(server, MOST_ENTRIES))
+        receiving = asyncio.create_task(slow_subscription.receive(2 * MAX_ENTRIES))
+        await eventually(lambda: _are_handed_over(server, MAX_ENTRIES))
         deliveries: list[Delivery] = []
-        while len(deliveries) < MOST_ENTRIES:
-            batch = await receive(subscription, MOST_ENTRIES)
+        while len(deliveries) < MAX_ENTRIES:
+            batch = await receive(subscription, MAX_ENTRIES)
             for delivery in batch:
                 await delivery.extend(60.0)
             deliveries += batch
@@ -109,46 +90,6 @@ async def test_what_has_waited_for_a_further_request_for_too_long_is_the_next_me
         receiving.cancel()
         for delivery in deliveries:
             await delivery.ack()
-
-
-async def test_a_server_that_does_not_answer_is_an_error_in_time(server: SqsServer) -> None:
-    async with await settings(server.endpoint_url, timeout=0.3, retry_seconds=0.5).connect() as queue:
-        await queue.publish(QueueMessage(), TOPIC)
-        server.pause()
-        with pytest.raises(UnavailableError, match=str(server.port)):
-            await queue.publish(QueueMessage(), TOPIC)
-        server.resume()
-        await queue.publish(QueueMessage(), TOPIC)
-    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1"):
-        await settings(f"http://127.0.0.1:{free_port()}", retry_seconds=0.2).connect()
-
-
-async def test_what_a_server_forgets_is_made_again(server: SqsServer) -> None:
-    async with (
-        await settings(server.endpoint_url).connect() as queue,
-        await queue.subscribe(TOPIC) as subscription,
-        await queue.subscribe(TOPIC, group="second") as second,
-    ):
-        await queue.publish(numbered(0), TOPIC)
-        (lost,) = await receive(subscription)
-        waiting = [asyncio.create_task(receive(each)) for each in (subscription, second)]
-        (_,) = await waiting[1]
-        waiting[1] = asyncio.create_task(receive(second))
-        server.kill()
-        await asyncio.to_thread(server.start)
-        # What is published before its group is there again does not come to it, as with a new group.
-        await eventually(lambda: _has_second_group(server))
-        await queue.publish(numbered(1), TOPIC)
-        await lost.nack()
-        for (delivery,) in await asyncio.gather(*waiting):
-            assert number_of(delivery) == 1
-            await delivery.ack()
-
-
-async def _has_second_group(server: SqsServer) -> bool:
-    async with plain_client(server.endpoint_url) as client:
-        found = await client.list_queues(QueueNamePrefix="group---")
-    return bool(found.get("QueueUrls"))
 
 
 async def _are_handed_over(server: SqsServer, count: int) -> bool:

@@ -52,16 +52,28 @@ class ServerProcess(ABC):
         deadline = time.monotonic() + self.patience_seconds
         while not self._answers():
             if process.poll() is not None or time.monotonic() > deadline:
-                text = self._log.read_text(errors="replace")
-                raise RuntimeError(f"{type(self).__name__} has not started:\n{text[-_TOLD_CHARACTERS:]}")
+                raise RuntimeError(f"{type(self).__name__} has not started:\n{self._last_output()}")
             time.sleep(_LOOK_EVERY_SECONDS)
 
     def kill(self) -> None:
-        """End it as a power cut would, but for what the system holds of its files. Idempotent."""
-        if self._process is not None:
-            self._signal(self._process, signal.SIGKILL)
-            self._process.communicate()  # closes its input as well, where it has one
-            self._process = None
+        """End it as a power cut would, but for what the system holds of its files. Idempotent.
+
+        Raises:
+            RuntimeError: It had ended by itself.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        code = process.poll()
+        self._signal(process, signal.SIGKILL)
+        process.communicate()  # closes its input as well, where it has one
+        if code is not None:
+            raise RuntimeError(
+                f"{type(self).__name__} has ended by itself with {code}:\n{self._last_output()}"
+            )
+
+    def _last_output(self) -> str:
+        return self._log.read_text(errors="replace")[-_TOLD_CHARACTERS:]
 
     def pause(self) -> None:
         """Stop it where it stands; returns when all its threads do, a moment later on a loaded machine."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.message_queues.base import nack_delay
+from llama_deploy.message_queues.consumer_loop import nack_delay
 
 
 def test_pauses_double_up_to_the_longest() -> None:

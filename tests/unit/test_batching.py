@@ -96,6 +96,6 @@ async def test_close_flushes_what_waits_and_refuses_more() -> None:
     await batcher.close()
     await batcher.close()
     assert future.result() == 2
-    with pytest.raises(ClosedError, match="open what owns it") as refused:
+    with pytest.raises(ClosedError, match="open another of what owns it") as refused:
         await batcher.submit(2)
     assert not refused.value.retriable, "it stays closed"

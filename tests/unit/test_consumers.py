@@ -25,7 +25,6 @@ from llama_deploy.message_queues import (
     SimpleMessageQueueConfig,
     Subscription,
 )
-from llama_deploy.message_queues.base import DEFAULT_GROUP
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.application import create_app
 from llama_deploy.web.http_server import HttpServer
@@ -104,20 +103,19 @@ class SlowDelivery(Delivery):
     """A delivery whose extension can fail, or last."""
 
     def __init__(self, *, failures: int = 0, extension_lasts: bool = False) -> None:
-        self.message = QueueMessage()
-        self.attempt = 1
+        super().__init__(QueueMessage(), attempt=1)
         self.extended = asyncio.Event()
         self.log: list[str] = []
         self._failures = failures
         self._extension_lasts = extension_lasts
 
-    async def ack(self) -> None:
+    async def _ack(self) -> None:
         self.log.append("ack")
 
-    async def nack(self, delay: float = 0.0) -> None:
+    async def _nack(self, delay: float) -> None:
         self.log.append(f"nack {delay}")
 
-    async def extend(self, seconds: float) -> None:
+    async def _extend(self, seconds: float) -> None:
         if self._failures:
             self._failures -= 1
             raise UnavailableError(f"no {seconds} seconds today")
@@ -133,17 +131,16 @@ class SlowDelivery(Delivery):
 class OneDeliverySubscription(Subscription):
     """Gives one delivery, and then nothing."""
 
-    visibility_timeout = 0.03
-
     def __init__(self, delivery: Delivery) -> None:
+        super().__init__("t", visibility_timeout=0.03)
         self._deliveries = [delivery]
 
-    async def receive(self, max_messages: int) -> list[Delivery]:
+    async def _receive(self, max_messages: int) -> list[Delivery]:
         if not self._deliveries:
             await asyncio.Event().wait()
         return [self._deliveries.pop() for _ in range(min(max_messages, 1))]
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         pass
 
 
@@ -151,27 +148,23 @@ class OneDeliveryQueue(AbstractMessageQueue):
     """Has one delivery."""
 
     def __init__(self, delivery: Delivery) -> None:
-        super().__init__()
+        super().__init__(SimpleMessageQueueConfig())
         self._delivery = delivery
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         raise QueueFullError(f"{topic} takes no {message.id_}")
 
-    async def subscribe(
+    async def _subscribe(
         self,
         topic: str,  # noqa: ARG002
         *,
-        group: str = DEFAULT_GROUP,  # noqa: ARG002
-        expires_after: float | None = None,  # noqa: ARG002
-        member: str | None = None,  # noqa: ARG002
+        group: str,  # noqa: ARG002
+        expires_after: float | None,  # noqa: ARG002
     ) -> Subscription:
         return OneDeliverySubscription(self._delivery)
 
-    async def cleanup(self) -> None:
+    async def _disconnect(self) -> None:
         pass
-
-    def as_config(self) -> SimpleMessageQueueConfig:
-        return SimpleMessageQueueConfig()
 
 
 async def _consume_until_extended(delivery: SlowDelivery) -> None:

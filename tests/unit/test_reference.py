@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ PAGE = ROOT / "docs" / "reference" / "configuration.md"
 
 def concrete_subclasses(cls: type[BaseSettings]) -> Iterator[type[BaseSettings]]:
     for child in cls.__subclasses__():
-        if child.__module__.startswith("llama_deploy.") and child.model_fields:
+        if child.__module__.startswith("llama_deploy.") and not inspect.isabstract(child):
             yield child
         yield from concrete_subclasses(child)
 

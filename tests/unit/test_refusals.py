@@ -23,10 +23,9 @@ from llama_deploy.errors import (
     TopicNotFoundError,
     UnavailableError,
 )
-from llama_deploy.message_queues import LocalMessageQueue
-from llama_deploy.message_queues import broker_connection as link
+from llama_deploy.message_queues import LocalMessageQueue, broker_connection
 from llama_deploy.message_queues.base import is_refused_for_good
-from llama_deploy.message_queues.broker_connection import BrokerLink
+from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.worker import report_publisher
 from llama_deploy.services.worker.report_publisher import ReportPublisher
@@ -151,10 +150,10 @@ async def test_a_report_that_can_never_be_sent_is_told_to_its_sender(
 async def test_denied_access_is_retried_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(link, "_REFUSED", QUICK)
-    monkeypatch.setattr(link, "_BACKOFF", QUICK)
+    monkeypatch.setattr(broker_connection, "_DENIED_BACKOFF", QUICK)
+    monkeypatch.setattr(broker_connection, "_BACKOFF", QUICK)
     caplog.set_level(logging.INFO)
-    broker = BrokerLink("the broker", retry_seconds=0.1)
+    broker = BrokerConnection("the broker", retry_seconds=0.1)
     failures = [*[ConfigError("no")] * 4, UnavailableError("away"), ConfigError("no")]
 
     async def read() -> str:
@@ -165,7 +164,7 @@ async def test_denied_access_is_retried_and_logged_once(
     async def read_freely() -> str:
         return "free"
 
-    answers = await asyncio.gather(*(broker.outlast(call) for call in (read, read, read_freely)))
+    answers = await asyncio.gather(*(broker.retry_forever(call) for call in (read, read, read_freely)))
     assert answers == ["read", "read", "free"]
     told = [record.getMessage() for record in caplog.records]
     assert sorted(told) == [
@@ -176,9 +175,9 @@ async def test_denied_access_is_retried_and_logged_once(
     ]
     failures[:] = [UnavailableError("away"), ConfigError("no")]
     with pytest.raises(ConfigError):
-        await broker.outlast(read, was_granted=lambda: False)
+        await broker.retry_forever(read, was_granted=lambda: False)
     with pytest.raises(TopicNotFoundError):
-        await broker.outlast(_find_nothing)
+        await broker.retry_forever(_find_nothing)
 
 
 async def _find_nothing() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_deploy.message_queues.aws import AWSMessageQueueConfig
-from llama_deploy.message_queues.aws.sqs_topics import common_head, queue_name
+from llama_deploy.message_queues.aws.topics import common_prefix, queue_name
 
 SECRET = "hush/hush"  # noqa: S105 - of a test
 TOPICS = st.text(alphabet="ab-_.% ü", min_size=1, max_size=12) | st.text(min_size=1, max_size=120)
@@ -108,10 +108,10 @@ def test_each_group_of_each_topic_has_a_queue_of_its_own(topics: list[str], pref
 @given(TOPICS, st.lists(TOPICS, min_size=1, max_size=5), st.sampled_from(["", "p-", "a" * 20]))
 def test_the_queues_beside_a_topic_begin_as_its_own_does(parent: str, ends: list[str], prefix: str) -> None:
     topics = [f"{parent}.{end.replace('.', '-')}" for end in ends]
-    heads = {common_head(prefix, topic) for topic in topics}
+    heads = {common_prefix(prefix, topic) for topic in topics}
     assert len(heads) == 1
     assert all(queue_name(prefix, topic, "default").startswith((*heads,)) for topic in topics)
 
 
 def test_queues_of_other_services_are_not_beside_a_usual_topic() -> None:
-    assert common_head("x-", "llama_deploy.my-service.01a2b3c4") == "x-llama_deploy--my-service--"
+    assert common_prefix("x-", "llama_deploy.my-service.01a2b3c4") == "x-llama_deploy--my-service--"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -162,7 +161,7 @@ class ControlPlane:
     async def _begin(self) -> None:
         # While others run, heartbeats are still received and no message was lost with the queue.
         unsent = None if await self._store.has_company() else await self._continue()
-        self._subscription = await self.queue.subscribe(self.topics.control_plane, member=self._member())
+        self._subscription = await self.queue.subscribe(self.topics.control_plane)
         reports = Reports(self._subscription, self.attempts, lost_after=self._lost_after)
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
@@ -191,14 +190,6 @@ class ControlPlane:
     async def _publish_outbox(self, *, after: int | None) -> None:
         await self._outbox.resend_rest(after)
         await self._relay.run()
-
-    def _member(self) -> str | None:
-        """Return the member name for reading reports, which is that of the previous process."""
-        if not self._store.shared:
-            return f"control plane {self.config.url}"
-        # Control planes behind one address share their URL, and need different names.
-        port = self.config.internal_port if self.config.internal_port is not None else self.config.port
-        return f"control plane {socket.gethostname()}:{port}" if port else None
 
     async def run(self) -> None:
         """Wait until a part fails, and raise its error. Cancel this to stop waiting."""

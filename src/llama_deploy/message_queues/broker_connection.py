@@ -1,9 +1,10 @@
-"""The way to a broker that may be away: calls that outlast an outage, which is told of once."""
+"""A connection to a broker that may be away: calls are retried, and each outage is logged once."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
@@ -16,122 +17,92 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+NEVER: Final = math.inf
 _BACKOFF: Final = Backoff(first=0.05, longest=1.0)
-_REFUSED: Final = Backoff(first=0.1, longest=5.0)
+_DENIED_BACKOFF: Final = Backoff(first=0.1, longest=5.0)
+"""People take a while to correct passwords and permissions on all sides."""
 
 
-class Refusals:
-    """Calls that outlast a broker's refusal of what it has granted before.
-
-    Passwords and permissions are set by people, who take a while to set them right on all sides.
-
-    Args:
-        broker: The broker, with its address and without credentials, for the log.
-    """
-
-    def __init__(self, broker: str) -> None:
-        self._broker = broker
-        self._outage = Outage(on_start=self._log_refusal, on_end=self._log_access)
-
-    async def outlast(
-        self, call: Callable[[], Awaitable[T]], *, was_granted: Callable[[], bool] = lambda: True
-    ) -> T:
-        """Call again, with growing pauses, while the broker refuses credentials or a permission.
-
-        Args:
-            call: The call.
-            was_granted: Asked at a refusal; where nothing was granted before, it is raised.
-
-        Raises:
-            LlamaDeployError: What `call` raises, but `ConfigError` only if nothing was granted before.
-        """
-        return await retry(
-            call,
-            backoff=_REFUSED,
-            retry_on=lambda error: isinstance(error, ConfigError) and was_granted(),
-            outage=self._outage,
-        )
-
-    def _log_refusal(self, error: LlamaDeployError) -> None:
-        logger.warning(
-            "%s denies access that it has granted before; retrying: %s",
-            self._broker,
-            error,
-            extra={"action": "queue_refused"},
-        )
-
-    def _log_access(self) -> None:
-        logger.info("%s grants access again", self._broker, extra={"action": "queue_back"})
-
-
-class BrokerLink:
-    """What the ways to all brokers have in common.
+class BrokerConnection:
+    """What the connections to all brokers have in common.
 
     Args:
-        broker: The broker, with its address and without credentials, for the log.
-        retry_seconds: How long a call that somebody waits for is tried again.
+        broker: The broker, with its address and without credentials, for logs and errors.
+        retry_seconds: How long a call that somebody waits for is retried.
     """
 
     def __init__(self, broker: str, *, retry_seconds: float) -> None:
-        self._broker = broker
+        self.broker = broker
         self._retry_seconds = retry_seconds
-        self._is_lost = False
-        self._refusals = Refusals(broker)
+        self.outage = Outage(on_start=self._log_loss, on_end=self._log_return)
+        """While the broker does not answer."""
+        self._denial = Outage(on_start=self._log_denial, on_end=self._log_access)
 
     def give_up_at(self) -> float:
-        """Return until when, by the loop's clock, a call that begins now is to be tried."""
+        """Return until when, by the loop's clock, a call that begins now is retried."""
         return asyncio.get_running_loop().time() + self._retry_seconds
 
-    async def persist(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None) -> T:
-        """Call again, with growing pauses, while the broker does not answer.
+    async def retry(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None = None) -> T:
+        """Retry a call, with growing pauses, while the broker does not answer.
 
         Args:
-            call: The call.
-            give_up_at: The time, by the loop's clock, after which the error is raised. None: never.
+            call: The call. It may run more than once.
+            give_up_at: Time of the loop's clock after which the error is raised. `NEVER`: it is not raised.
+                None: after `retry_seconds`.
 
         Raises:
             LlamaDeployError: What `call` raises; `UnavailableError` only after `give_up_at`, unless it is not
                 retriable.
         """
-        failures = 0
-        while True:
-            try:
-                result = await self._in_time(call, give_up_at)
-            except UnavailableError as exc:
-                if not exc.retriable:
-                    raise
-                self.note_loss(exc)
-                failures += 1
-                pause = _BACKOFF.delay(failures)
-                if give_up_at is not None and asyncio.get_running_loop().time() + pause > give_up_at:
-                    raise
-                await asyncio.sleep(pause)
-            else:
-                self.note_return()
-                return result
+        give_up_at = self.give_up_at() if give_up_at is None else give_up_at
+        return await retry(
+            partial(self._attempt, call, give_up_at),
+            backoff=_BACKOFF,
+            retry_on=lambda error: isinstance(error, UnavailableError) and error.retriable,
+            give_up_at=give_up_at,
+            outage=self.outage,
+        )
 
-    async def outlast(
+    async def retry_forever(
         self, call: Callable[[], Awaitable[T]], *, was_granted: Callable[[], bool] = lambda: True
     ) -> T:
-        """Do as `persist` without end, and as `Refusals.outlast`."""
-        again = partial(self.persist, call, give_up_at=None)
-        return await self._refusals.outlast(again, was_granted=was_granted)
+        """Retry a call while the broker does not answer, or denies access that it has granted before.
 
-    async def _in_time(self, call: Callable[[], Awaitable[T]], give_up_at: float | None) -> T:
+        Args:
+            call: The call. It may run more than once.
+            was_granted: Asked when access is denied. If it was never granted, the error is raised.
+
+        Raises:
+            LlamaDeployError: What `call` raises, but `ConfigError` only if access was never granted.
+        """
+        return await retry(
+            partial(self.retry, call, give_up_at=NEVER),
+            backoff=_DENIED_BACKOFF,
+            retry_on=lambda error: isinstance(error, ConfigError) and was_granted(),
+            outage=self._denial,
+        )
+
+    async def _attempt(self, call: Callable[[], Awaitable[T]], give_up_at: float) -> T:
+        """Make a call once, until `give_up_at`."""
         try:
-            async with asyncio.timeout_at(give_up_at):
+            async with asyncio.timeout_at(None if give_up_at == NEVER else give_up_at):
                 return await call()
         except TimeoutError as exc:
-            raise UnavailableError(f"{self._broker} has not answered in time") from exc
+            raise UnavailableError(f"{self.broker} has not answered in time") from exc
 
-    def note_loss(self, exc: BaseException) -> None:
-        """Log that the broker is lost, once until it is back; errors of the links name it."""
-        if not self._is_lost:
-            self._is_lost = True
-            logger.warning("the message queue is lost: %s", exc, extra={"action": "queue_lost"})
+    def _log_loss(self, error: LlamaDeployError) -> None:
+        logger.warning("the message queue is lost: %s", error, extra={"action": "queue_lost"})
 
-    def note_return(self) -> None:
-        """Log that the broker is back, if it was lost."""
-        if self._is_lost:
-            self._is_lost = False
-            logger.info("%s is back", self._broker, extra={"action": "queue_back"})
+    def _log_return(self) -> None:
+        logger.info("%s is back", self.broker, extra={"action": "queue_back"})
+
+    def _log_denial(self, error: LlamaDeployError) -> None:
+        logger.warning(
+            "%s denies access that it has granted before; retrying: %s",
+            self.broker,
+            error,
+            extra={"action": "queue_denied"},
+        )
+
+    def _log_access(self) -> None:
+        logger.info("%s grants access again", self.broker, extra={"action": "queue_back"})

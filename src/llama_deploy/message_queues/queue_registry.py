@@ -1,8 +1,8 @@
 """Finds a backend by a name: the `type` of its settings, or the scheme of a URL.
 
-Any installed package adds one with an entry point of the group `llama_deploy.message_queues`: its name is the
-backend's, its value the settings class, and its extras are those of the package that the backend needs. A
-further entry point for each scheme that differs from the type lets it be found by that too.
+Any installed package can add a backend with an entry point in the group `llama_deploy.message_queues`. Its
+name is that of the backend, its value the settings class, and its extras name the package that the backend
+needs. Further entry points add schemes that differ from the type.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def settings_class(name: str) -> type[MessageQueueConfig]:
     """Return the settings class of a backend.
 
     Raises:
-        ConfigError: There is no such backend, its package is faulty, or one that it needs is not installed.
+        ConfigError: The backend is unknown, its package is faulty, or a package that it needs is missing.
     """
     found = entry_points(group=ENTRY_POINT_GROUP, name=name)
     if not found:
@@ -45,21 +45,19 @@ def settings_class(name: str) -> type[MessageQueueConfig]:
 
 
 def config_from_url(url: str) -> MessageQueueConfig:
-    """Return a backend's settings from a URL; what it does not say comes from the environment.
-
-    What it says goes before the environment.
+    """Return a backend's settings from a URL; the environment supplies the rest.
 
     Args:
         url: Such as `rabbitmq://user:password@host/vhost`; its scheme names the backend.
 
     Raises:
-        ConfigError: No scheme, no such backend, or a URL that cannot work.
+        ConfigError: The scheme is missing or unknown, or the URL is not valid.
     """
     scheme, separator, _ = url.partition("://")
     if not separator:
-        # What stands there may be a password.
+        # The text may contain a password.
         schemes = ", ".join(f"{name}://" for name in known_backends())
-        raise ConfigError(f"the address of a message queue begins with one of: {schemes}")
+        raise ConfigError(f"the URL of a message queue begins with one of: {schemes}")
     config_class = settings_class(scheme)
     try:
         return config_class.from_url(url)
@@ -71,25 +69,25 @@ def config_from_url(url: str) -> MessageQueueConfig:
 def config_from_settings(settings: Mapping[str, Any]) -> MessageQueueConfig:
     """Return a backend's settings from JSON values, such as the answer of `GET /queue_config`.
 
-    Where they carry no credentials, those of the environment are used, also when they stand in a URL there.
+    If they have no credentials, those of the environment are used, including those in a URL there.
 
     Args:
         settings: The fields, and the backend's name under `type`.
 
     Raises:
-        ConfigError: No `type`, no such backend, or a value that cannot work.
+        ConfigError: The `type` is missing or unknown, or a value is not valid.
     """
     name = settings.get("type")
     if not isinstance(name, str):
         raise ConfigError(
-            f"message queue settings have a `type`, one of: {', '.join(known_backends())}; not {name!r}"
+            f"message queue settings need a `type`, one of: {', '.join(known_backends())}; not {name!r}"
         )
     config_class = settings_class(name)
     try:
         config = config_class(**settings)
-        told, own = config.private_settings(), _private_settings_of_the_environment(config_class)
-        # What is told may hold a part of the environment's own, from variables for single fields.
-        return config_class(**{**settings, **own}) if told.items() <= own.items() else config
+        given, own = config.private_settings(), _private_settings_of_the_environment(config_class)
+        # The settings may hold some of the environment's own credentials, from variables for single fields.
+        return config_class(**{**settings, **own}) if given.items() <= own.items() else config
     except ValidationError as exc:
         raise ConfigError(
             f"settings of the message queue {name!r}: {describe_validation_error(exc)}"
@@ -100,5 +98,5 @@ def _private_settings_of_the_environment(config_class: type[MessageQueueConfig])
     try:
         return config_class().private_settings()
     except ValidationError:
-        # A variable such as KAFKA_URL may belong to another program, and what is told does without it.
+        # A variable such as KAFKA_URL may belong to another program; the given settings suffice.
         return {}

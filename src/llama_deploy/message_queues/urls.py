@@ -1,15 +1,13 @@
-"""Takes the URLs of brokers apart: where the broker is, and credentials that nobody may see.
+"""Parses the URLs of brokers: where the broker is, and credentials, which are secret.
 
-A password may hold any mark, percent-encoded or as it is (but for a comma where several hosts may stand), so
-the credentials are cut off before anything else is looked at: they end at the last `@`. Nothing of a URL is
-repeated in the text of an error.
+A password may contain any character, percent-encoded or not (except a comma where several hosts are allowed).
+So the credentials are split off first: they end at the last `@`. Errors never repeat any part of a URL.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 
@@ -37,14 +35,14 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class BrokerUrl:
-    """What a URL says."""
+    """A parsed URL."""
 
     addresses: tuple[Address, ...]
     """At least one."""
     username: str | None = field(default=None, repr=False)
-    """None: the URL says none."""
+    """None: the URL has none."""
     password: str | None = field(default=None, repr=False)
-    """None: the URL says none; empty, when it says an empty one."""
+    """None: the URL has none. Empty: it has an empty one."""
 
     @property
     def address(self) -> Address:
@@ -53,30 +51,30 @@ class BrokerUrl:
 
     @property
     def credentials(self) -> dict[str, str]:
-        """Those of `username` and `password` that the URL says."""
+        """Those of `username` and `password` that the URL has."""
         found = {"username": self.username, "password": self.password}
         return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class UrlForm:
-    """The form that a backend's URLs have."""
+    """The form of a backend's URLs."""
 
     expected: str
     """The form in words, for the error about a URL of another one."""
     schemes: Collection[str]
-    """With an empty one, a URL may do without."""
+    """An empty one allows a URL without a scheme."""
     arguments: Collection[str] = ()
-    """What the query may hold."""
+    """The parameters that the query may have."""
     has_several: bool = False
-    """Whether several URLs, divided by commas, may stand together; all but the first may leave their scheme
-    and their credentials out."""
+    """Whether several URLs may be given, separated by commas; only the first one needs scheme and
+    credentials."""
 
     def parse(self, url: str) -> BrokerUrl:
-        """Take `url` apart.
+        """Parse `url`.
 
         Raises:
-            ValueError: It has another form. The text shows nothing of it.
+            ValueError: It has another form. The text repeats nothing of it.
         """
         texts = [text.strip() for text in (url.split(",") if self.has_several else [url])]
         scheme = _split_scheme(texts[0])[0]
@@ -87,39 +85,35 @@ class UrlForm:
             people.append(userinfo if at else None)
             addresses.append(self._address(own or scheme, place))
         if any(person not in (people[0], None) for person in people):
-            raise self.refusal("the same credentials stand before each host, or before the first one only")
+            raise self.invalid("write the same credentials for each host, or for the first one only")
         name, colon, password = (people[0] or "").partition(":")
         if any(mark in name for mark in "/?#"):
-            # As in redis://host?password=a@b, where nobody can tell what is the host.
-            raise self.refusal("marks in a name, and any @ behind the host, are percent-encoded")
+            # As in redis://host?password=a@b, where the host is ambiguous.
+            raise self.invalid("percent-encode special characters in the user name, and any @ after the host")
         return BrokerUrl(tuple(addresses), unquote(name) or None, unquote(password) if colon else None)
 
-    def refusal(self, detail: str = "") -> ValueError:
-        """Return the error about a URL of another form."""
+    def invalid(self, detail: str = "") -> ValueError:
+        """Return the error for a URL of another form."""
         return ValueError(f"url: {self.expected}{detail and '; '}{detail}")
 
     def _address(self, scheme: str, place: str) -> Address:
         """Return the address of a URL that has lost scheme and credentials."""
         if scheme not in self.schemes:
-            raise self.refusal()
+            raise self.invalid()
         try:
             parts = urlsplit(f"//{place}")
             host, port = parts.hostname or "", parts.port
             query = dict(parse_qsl(parts.query, keep_blank_values=True))
         except ValueError:
-            raise self.refusal("a port is a number from 1 to 65535") from None  # which would show the URL
+            raise self.invalid("a port is a number from 1 to 65535") from None  # which would show the URL
         if port == 0 or parts.netloc.endswith(":") or (port is not None and not host):
-            raise self.refusal("a port is a number from 1 to 65535, after a host")
+            raise self.invalid("a port is a number from 1 to 65535 and follows a host")
         if parts.fragment or not query.keys() <= set(self.arguments):
             known = ", ".join(sorted(self.arguments))
-            raise self.refusal(f"its query may hold {known or 'nothing'}; marks in a password are encoded")
+            raise self.invalid(
+                f"the query may have {known or 'no parameters'}; percent-encode ? and # in a password"
+            )
         return Address(scheme, parts.netloc, host, port, parts.path, query)
-
-
-def with_findings(values: Mapping[str, Any], found: Mapping[str, Any], url: str | None) -> dict[str, Any]:
-    """Return the fields of settings: what is given before what was found in their URL, and a new `url`."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return {**found, **given, "url": url}
 
 
 def bracketed(host: str) -> str:

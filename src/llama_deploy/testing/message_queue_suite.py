@@ -28,14 +28,12 @@ import pytest
 import pytest_asyncio
 
 from llama_deploy.errors import ClosedError, QueueFullError, UnavailableError
-from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, Subscription
+from llama_deploy.message_queues.base import AbstractMessageQueue, Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.testing.numbered_messages import DEADLINE, number_of, numbered, publish, receive_one, take
 
 Connect = Callable[[], Awaitable[AbstractMessageQueue]]
 """Opens one more connection to the broker of the present test."""
-
-DEADLINE = 10.0
-"""Seconds within which everything must have happened."""
 
 
 @pytest.mark.asyncio
@@ -49,6 +47,10 @@ class MessageQueueContract:
     """To which the broker of the tests is to be set."""
     max_messages_per_topic: ClassVar[int | None] = 50
     """To which the broker of the tests is to be set. None: the broker has no such bound."""
+    is_ordered: ClassVar[bool] = True
+    """Whether messages of a topic arrive in the order in which they were published."""
+    has_groups: ClassVar[bool] = True
+    """Whether a topic can have several groups."""
     delays_nacks: ClassVar[bool] = True
     """Whether the broker keeps a message back for the `delay` of its nack."""
     dead_letter_topic: ClassVar[str | None] = "{topic}.dead_letters"
@@ -80,7 +82,7 @@ class MessageQueueContract:
         )
         await queue.publish(sent, self.topic)
         async with await queue.subscribe(self.topic) as subscription:
-            delivery = await _next(subscription)
+            delivery = await receive_one(subscription)
             assert delivery.message == sent
             assert delivery.attempt == 1
             await delivery.ack()
@@ -108,37 +110,39 @@ class MessageQueueContract:
     async def test_a_message_waits_for_its_first_subscriber(
         self, queue: AbstractMessageQueue, other: AbstractMessageQueue
     ) -> None:
-        await _publish(queue, self.topic, 3)
+        await publish(queue, self.topic, *range(3))
         async with await other.subscribe(self.topic) as subscription:
-            assert sorted(await _numbers(subscription, 3)) == [0, 1, 2]
+            assert sorted(await take(subscription, 3)) == [0, 1, 2]
 
     async def test_a_waiting_receive_wakes_when_a_message_comes(
         self, queue: AbstractMessageQueue, other: AbstractMessageQueue
     ) -> None:
         async with await other.subscribe(self.topic) as subscription:
-            waiting = asyncio.create_task(_numbers(subscription, 1))
-            await _publish(queue, self.topic, 1)
+            waiting = asyncio.create_task(take(subscription, 1))
+            await publish(queue, self.topic, *range(1))
             assert await waiting == [0]
 
     async def test_order_is_kept(self, queue: AbstractMessageQueue) -> None:
-        if not self._ordered(queue):
+        if not self.is_ordered:
             pytest.skip("the broker keeps no order")
-        await _publish(queue, self.topic, 40)
+        await publish(queue, self.topic, *range(40))
         async with await queue.subscribe(self.topic) as subscription:
-            assert await _numbers(subscription, 40, batch=7) == list(range(40))
+            assert await take(subscription, 40, batch=7) == list(range(40))
 
     async def test_a_batch_is_no_larger_than_asked_for(self, queue: AbstractMessageQueue) -> None:
-        await _publish(queue, self.topic, 5)
+        await publish(queue, self.topic, *range(5))
         async with await queue.subscribe(self.topic) as subscription:
             async with asyncio.timeout(DEADLINE):
                 deliveries = await subscription.receive(2)
             assert 1 <= len(deliveries) <= 2
-            # What one member has no room for is there for another.
+            for delivery in deliveries:
+                await delivery.extend(60.0)
+            # What one member has no capacity for is there for another.
             async with await queue.subscribe(self.topic) as second:
-                rest = await _numbers(second, 5 - len(deliveries))
+                rest = await take(second, 5 - len(deliveries))
             for delivery in deliveries:
                 await delivery.ack()
-            assert sorted([*rest, *(each.message.data["number"] for each in deliveries)]) == [0, 1, 2, 3, 4]
+            assert sorted([*rest, *(number_of(each) for each in deliveries)]) == [0, 1, 2, 3, 4]
 
     async def test_members_of_a_group_share_the_messages(
         self, queue: AbstractMessageQueue, other: AbstractMessageQueue
@@ -149,50 +153,50 @@ class MessageQueueContract:
 
             async def work(subscription: Subscription) -> None:
                 while True:
-                    delivery = await _next(subscription)
-                    got.append(delivery.message.data["number"])
+                    delivery = await receive_one(subscription)
+                    got.append(number_of(delivery))
                     await delivery.ack()
                     if len(got) >= 30:
                         everything.set()
 
             workers = [asyncio.create_task(work(one)), asyncio.create_task(work(two))]
-            await _publish(queue, self.topic, 30)
+            await publish(queue, self.topic, *range(30))
             async with asyncio.timeout(DEADLINE):
                 await everything.wait()
             await _cancel(*workers)
             assert sorted(got) == list(range(30))
 
     async def test_each_group_gets_each_message(self, queue: AbstractMessageQueue) -> None:
-        if not queue.has_groups:
+        if not self.has_groups:
             pytest.skip("the broker has no groups")
         async with (
             await queue.subscribe(self.topic, group="a") as a,
             await queue.subscribe(self.topic, group="b") as b,
         ):
-            await _publish(queue, self.topic, 3)
-            assert sorted(await _numbers(a, 3)) == [0, 1, 2]
-            assert sorted(await _numbers(b, 3)) == [0, 1, 2]
+            await publish(queue, self.topic, *range(3))
+            assert sorted(await take(a, 3)) == [0, 1, 2]
+            assert sorted(await take(b, 3)) == [0, 1, 2]
 
     async def test_an_unsettled_message_comes_back_after_its_visibility_timeout(
         self, queue: AbstractMessageQueue, other: AbstractMessageQueue
     ) -> None:
-        await _publish(queue, self.topic, 1)
+        await publish(queue, self.topic, *range(1))
         async with await queue.subscribe(self.topic) as silent, await other.subscribe(self.topic) as second:
-            await _next(silent)
-            delivery = await _next(second)
+            await receive_one(silent)
+            delivery = await receive_one(second)
             assert delivery.attempt == 2
             await delivery.ack()
 
     async def test_who_was_too_slow_takes_nothing_from_the_next_member(
         self, queue: AbstractMessageQueue, other: AbstractMessageQueue
     ) -> None:
-        await _publish(queue, self.topic, 3)
+        await publish(queue, self.topic, *range(3))
         slow = await queue.subscribe(self.topic)
-        late = [await _next(slow) for _ in range(3)]
+        late = [await receive_one(slow) for _ in range(3)]
         async with await other.subscribe(self.topic) as second:
             deliveries = []
             for _ in late:
-                deliveries.append(await _next(second))
+                deliveries.append(await receive_one(second))
                 await deliveries[-1].extend(60.0)
             await late[0].extend(0.0)
             await late[1].nack()
@@ -203,9 +207,9 @@ class MessageQueueContract:
                 await delivery.ack()
 
     async def test_an_extended_message_stays(self, queue: AbstractMessageQueue) -> None:
-        await _publish(queue, self.topic, 1)
+        await publish(queue, self.topic, *range(1))
         async with await queue.subscribe(self.topic) as subscription:
-            delivery = await _next(subscription)
+            delivery = await receive_one(subscription)
             await delivery.extend(60.0)
             await self._nothing_comes(subscription)
             await delivery.ack()
@@ -213,41 +217,32 @@ class MessageQueueContract:
     async def test_closing_a_subscription_hands_back_what_is_unsettled(
         self, queue: AbstractMessageQueue, other: AbstractMessageQueue
     ) -> None:
-        await _publish(queue, self.topic, 3)
+        await publish(queue, self.topic, *range(3))
         subscription = await queue.subscribe(self.topic)
-        first = await _next(subscription)
-        held = await _next(subscription)
+        first = await receive_one(subscription)
+        held = await receive_one(subscription)
         await first.ack()
         if self.returns_on_close:
             await held.extend(60.0)
         await subscription.close()
         await subscription.close()
         async with await other.subscribe(self.topic) as second:
-            numbers = await _numbers(second, 2)
-        assert sorted([first.message.data["number"], *numbers]) == [0, 1, 2]
+            numbers = await take(second, 2)
+        assert sorted([number_of(first), *numbers]) == [0, 1, 2]
 
     async def test_closing_a_connection_deletes_nothing(
         self, connect: Connect, other: AbstractMessageQueue
     ) -> None:
         queue = await connect()
-        await _publish(queue, self.topic, 3)
+        await publish(queue, self.topic, *range(3))
         subscription = await queue.subscribe(self.topic)
-        await _next(subscription)
+        await receive_one(subscription)
         await queue.close()
         await queue.close()
         with pytest.raises(ClosedError):
             await subscription.receive(1)
         async with await other.subscribe(self.topic) as second:
-            assert sorted(await _numbers(second, 3)) == [0, 1, 2]
-
-    async def test_a_member_of_the_same_name_gets_what_its_predecessor_held(self, connect: Connect) -> None:
-        queue, other = await connect(), await connect()
-        await _publish(queue, self.topic, 3)
-        held = await queue.subscribe(self.topic, member="reader")
-        async with asyncio.timeout(DEADLINE):
-            await held.receive(2)
-        async with await other.subscribe(self.topic, member="reader") as successor:
-            assert sorted(await _numbers(successor, 3)) == [0, 1, 2]
+            assert sorted(await take(second, 3)) == [0, 1, 2]
 
     async def test_a_closed_connection_takes_no_publication(self, connect: Connect) -> None:
         queue = await connect()
@@ -265,73 +260,73 @@ class MessageQueueContract:
             await queue.register_consumer(_Recorder(wanted=1), self.topic)
 
     async def test_a_nacked_message_comes_back(self, queue: AbstractMessageQueue) -> None:
-        await _publish(queue, self.topic, 1)
+        await publish(queue, self.topic, *range(1))
         async with await queue.subscribe(self.topic) as subscription:
-            first = await _next(subscription)
+            first = await receive_one(subscription)
             await first.nack()
-            again = await _next(subscription)
+            again = await receive_one(subscription)
             assert (first.attempt, again.attempt) == (1, 2)
             assert again.message == first.message
             await again.ack()
 
     async def test_a_returned_message_comes_before_later_ones(self, queue: AbstractMessageQueue) -> None:
-        if not self._ordered(queue):
+        if not self.is_ordered:
             pytest.skip("the broker keeps no order")
-        await _publish(queue, self.topic, 4)
+        await publish(queue, self.topic, *range(4))
         async with await queue.subscribe(self.topic) as subscription:
-            first, second = await _next(subscription), await _next(subscription)
+            first, second = await receive_one(subscription), await receive_one(subscription)
             await second.nack()
             await first.nack()
-            assert await _numbers(subscription, 4) == [0, 1, 2, 3]
+            assert await take(subscription, 4) == [0, 1, 2, 3]
 
     async def test_a_nack_can_be_delayed(self, queue: AbstractMessageQueue) -> None:
         if not self.delays_nacks:
             pytest.skip("the broker delays no nacks")
-        await _publish(queue, self.topic, 2)
+        await publish(queue, self.topic, *range(2))
         loop = asyncio.get_running_loop()
         async with await queue.subscribe(self.topic) as subscription:
-            first = await _next(subscription)
+            first = await receive_one(subscription)
             since = loop.time()
             await first.nack(delay=0.4)
-            delayed = first.message.data["number"]
-            assert await _numbers(subscription, 2) == [1 - delayed, delayed]
+            delayed = number_of(first)
+            assert await take(subscription, 2) == [1 - delayed, delayed]
             assert loop.time() - since >= 0.4
 
     async def test_settling_twice_is_harmless(self, queue: AbstractMessageQueue) -> None:
-        await _publish(queue, self.topic, 2)
+        await publish(queue, self.topic, *range(2))
         async with await queue.subscribe(self.topic) as subscription:
-            first = await _next(subscription)
+            first = await receive_one(subscription)
             await first.ack()
             await first.nack()
             await first.ack()
             await first.extend(1.0)
-            assert await _numbers(subscription, 1) == [1 - first.message.data["number"]]
+            assert await take(subscription, 1) == [1 - number_of(first)]
             await self._nothing_comes(subscription)
 
     async def test_what_is_never_acked_becomes_a_dead_letter(self, queue: AbstractMessageQueue) -> None:
-        await _publish(queue, self.topic, 1)
+        await publish(queue, self.topic, *range(1))
         async with await queue.subscribe(self.topic) as subscription:
             for attempt in range(1, self.max_deliveries + 1):
-                delivery = await _next(subscription)
+                delivery = await receive_one(subscription)
                 assert delivery.attempt == attempt
                 await delivery.nack()
-            await queue.publish(QueueMessage(data={"number": 1}), self.topic)
-            assert await _numbers(subscription, 1) == [1]
+            await queue.publish(numbered(1), self.topic)
+            assert await take(subscription, 1) == [1]
         if self.dead_letter_topic is not None:
             async with await queue.subscribe(self.dead_letter_topic.format(topic=self.topic)) as dead:
-                assert await _numbers(dead, 1) == [0]
+                assert await take(dead, 1) == [0]
 
     async def test_a_full_topic_pushes_back(self, queue: AbstractMessageQueue) -> None:
         if self.max_messages_per_topic is None:
             pytest.skip("the broker's topics have no bound")
-        await _publish(queue, self.topic, self.max_messages_per_topic)
+        await publish(queue, self.topic, *range(self.max_messages_per_topic))
         with pytest.raises(QueueFullError) as caught:
             await queue.publish(QueueMessage(), self.topic)
         assert caught.value.retry_after > 0
         assert caught.value.topic == self.topic
         await queue.publish(QueueMessage(), self.topic + ".other")
         async with await queue.subscribe(self.topic) as subscription:
-            assert await _numbers(subscription, 1) == [0]
+            assert await take(subscription, 1) == [0]
             async with asyncio.timeout(DEADLINE):
                 while not await self._accepts(queue):  # noqa: ASYNC110 - the ack may still be on its way
                     await asyncio.sleep(0.01)
@@ -340,17 +335,17 @@ class MessageQueueContract:
         topics = [f"{self.topic}.{number}" for number in range(3)]
         async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as group:
             for number in range(90):
-                message = QueueMessage(data={"number": number})
+                message = numbered(number)
                 group.create_task(queue.publish(message, topics[number % 3]))
         for remainder, topic in enumerate(topics):
             async with await queue.subscribe(topic) as subscription:
-                assert sorted(await _numbers(subscription, 30)) == list(range(remainder, 90, 3))
+                assert sorted(await take(subscription, 30)) == list(range(remainder, 90, 3))
 
     async def test_a_cancelled_receive_loses_nothing(self, queue: AbstractMessageQueue) -> None:
         async with await queue.subscribe(self.topic) as subscription:
             await _cancel(asyncio.create_task(subscription.receive(5)))
-            await _publish(queue, self.topic, 3)
-            assert sorted(await _numbers(subscription, 3)) == [0, 1, 2]
+            await publish(queue, self.topic, *range(3))
+            assert sorted(await take(subscription, 3)) == [0, 1, 2]
 
     async def test_a_consumer_acks_by_returning_and_nacks_by_raising(
         self, queue: AbstractMessageQueue
@@ -358,7 +353,7 @@ class MessageQueueContract:
         consumer = _Recorder(failures=1, wanted=3)
         start_consuming = await queue.register_consumer(consumer, self.topic, concurrency=2)
         consuming = asyncio.create_task(start_consuming())
-        await _publish(queue, self.topic, 3)
+        await publish(queue, self.topic, *range(3))
         async with asyncio.timeout(DEADLINE):
             await consumer.done.wait()
             await queue.deregister_consumer(consumer)
@@ -370,7 +365,7 @@ class MessageQueueContract:
         consumer = _Recorder(wanted=1, seconds=self.visibility_timeout * 2)
         start_consuming = await queue.register_consumer(consumer, self.topic, concurrency=4)
         consuming = asyncio.create_task(start_consuming())
-        await _publish(queue, self.topic, 1)
+        await publish(queue, self.topic, *range(1))
         async with asyncio.timeout(DEADLINE):
             await consumer.done.wait()
         await _cancel(consuming)
@@ -380,12 +375,12 @@ class MessageQueueContract:
         consumer = _Recorder(wanted=1, seconds=3600.0)
         start_consuming = await queue.register_consumer(consumer, self.topic)
         consuming = asyncio.create_task(start_consuming())
-        await _publish(queue, self.topic, 1)
+        await publish(queue, self.topic, *range(1))
         async with asyncio.timeout(DEADLINE):
             await consumer.began.wait()
         await _cancel(consuming)
         async with await queue.subscribe(self.topic) as subscription:
-            assert await _numbers(subscription, 1) == [0]
+            assert await take(subscription, 1) == [0]
 
     async def test_its_settings_lead_to_the_same_broker(self, queue: AbstractMessageQueue) -> None:
         config = queue.as_config()
@@ -397,18 +392,14 @@ class MessageQueueContract:
                 second = await stack.enter_async_context(await config.connect())
             except UnavailableError:
                 pytest.skip("the broker serves this process only")
-            await _publish(queue, self.topic, 1)
+            await publish(queue, self.topic, *range(1))
             subscription = await stack.enter_async_context(await second.subscribe(self.topic))
-            assert await _numbers(subscription, 1) == [0]
+            assert await take(subscription, 1) == [0]
 
     async def _nothing_comes(self, subscription: Subscription) -> None:
         """Show that nothing comes while anything unsettled would come back."""
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(subscription.receive(1), self.visibility_timeout * 1.5)
-
-    @staticmethod
-    def _ordered(queue: AbstractMessageQueue) -> bool:
-        return queue.ordered
 
     async def _accepts(self, queue: AbstractMessageQueue) -> bool:
         try:
@@ -442,28 +433,6 @@ class _Recorder:
         self.processed.append(message.data["number"])
         if len(self.processed) == self._wanted:
             self.done.set()
-
-
-async def _publish(queue: AbstractMessageQueue, topic: str, count: int) -> None:
-    for number in range(count):
-        await queue.publish(QueueMessage(data={"number": number}), topic)
-
-
-async def _next(subscription: Subscription) -> Delivery:
-    async with asyncio.timeout(DEADLINE):
-        (delivery,) = await subscription.receive(1)
-    return delivery
-
-
-async def _numbers(subscription: Subscription, count: int, *, batch: int = 16) -> list[int]:
-    """Receive and acknowledge `count` messages."""
-    numbers: list[int] = []
-    async with asyncio.timeout(DEADLINE):
-        while len(numbers) < count:
-            for delivery in await subscription.receive(min(batch, count - len(numbers))):
-                numbers.append(delivery.message.data["number"])
-                await delivery.ack()
-    return numbers
 
 
 async def _cancel(*tasks: asyncio.Task[object]) -> None:

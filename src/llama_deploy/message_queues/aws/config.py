@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Final, Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
-from llama_deploy.message_queues.urls import UrlForm, with_findings
+from llama_deploy.message_queues.base import AbstractMessageQueue
+from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
+from llama_deploy.message_queues.urls import UrlForm
 
 _CREDENTIALS: Final = frozenset({"aws_access_key_id", "aws_secret_access_key", "aws_session_token"})
 _REGION: Final = r"^[a-z0-9-]+$"
@@ -23,7 +24,7 @@ _ENDPOINT: Final = UrlForm(
 )
 
 
-class AWSMessageQueueConfig(MessageQueueConfig):
+class AWSMessageQueueConfig(BrokerQueueConfig):
     """Settings of a queue on Amazon SQS. Environment variables begin with `AWS_SQS_`, but for `AWS_REGION`.
 
     Without credentials here the SDK looks for them where it always does: in `AWS_ACCESS_KEY_ID`,
@@ -31,21 +32,14 @@ class AWSMessageQueueConfig(MessageQueueConfig):
     container or of the machine.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="AWS_SQS_",
-        frozen=True,
-        use_attribute_docstrings=True,
-        hide_input_in_errors=True,
-        populate_by_name=True,
-    )
+    model_config = SettingsConfigDict(env_prefix="AWS_SQS_", populate_by_name=True)
 
     credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["aws"] = "aws"
     """Tells the backend's settings from those of others."""
     url: str | None = None
-    """Another way to write some of the fields below, which go before it: `aws://us-east-1`, or
-    `aws+http://127.0.0.1:5000?region=us-east-1`, `aws+https://...` for another endpoint. It is taken apart,
-    and None afterwards."""
+    """Sets some of the fields below, unless they are given: `aws://us-east-1`, or
+    `aws+http://127.0.0.1:5000?region=us-east-1`, `aws+https://...` for another endpoint. None after that."""
     aws_region: str = Field(
         default="us-east-1",
         pattern=_REGION,
@@ -65,32 +59,22 @@ class AWSMessageQueueConfig(MessageQueueConfig):
     queue_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,20}$")
     """Begins the names of all queues; keeps installations apart that share an account and a namespace."""
     retention_seconds: int = Field(default=1_209_600, ge=60, le=1_209_600)
-    """How long a new queue keeps a message that nobody acknowledges. At most, and by default, 14 days."""
+    """How long a new queue keeps a message that is not acknowledged. At most, and by default, 14 days."""
     wait_seconds: int = Field(default=20, ge=1, le=20)
-    """How long one request waits at the service for a message. Fewer seconds cost more requests."""
+    """How long one request waits at the service for a message. A shorter wait costs more requests."""
     group_seconds: float = Field(default=5.0, ge=0, le=60)
-    """For how long a publisher relies on what it knows of the groups; who makes a new group waits so long, so
-    that all know of it. The same for all who share the queues. 0: each publication asks."""
+    """How long a publisher caches which groups exist. Creating a group takes as long, so that all publishers
+    know of it: use the same value in all processes. 0: each publication asks."""
     timeout: float = Field(default=5.0, gt=0)
     """Seconds for an answer, beyond `wait_seconds` where a request waits."""
-    retry_seconds: float = Field(default=10.0, ge=0)
-    """How long `publish` and `subscribe` try to reach a service that does not answer, or that throttles,
-    before they raise `UnavailableError`. 0: one try. Receiving tries for ever."""
-    raise_exceptions: bool = False
-    """Whether an error in a consumer ends `start_consuming`, which raises it, after the message went back to
-    the queue. False: it is logged, and consuming goes on."""
-    visibility_timeout: int = Field(default=10, ge=1, le=43_200)
+    visibility_timeout: int = Field(default=10, ge=1, le=43_200)  # the service knows whole seconds
     """Seconds after which a delivery that is neither settled nor extended comes back, from a dead member
     too."""
-    max_deliveries: int = Field(default=10, ge=1)
-    """After so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _take_the_url_apart(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(values.get("url"), str):
-            return values
-        return with_findings(values, _found_in(values["url"]), None)
+    def fields_in(cls, url: str) -> dict[str, Any]:
+        """Find the region, the endpoint and the credentials; the URL itself is not kept."""
+        return dict(_found_in(url))
 
     @field_validator("endpoint_url")
     @classmethod
@@ -118,8 +102,8 @@ class AWSMessageQueueConfig(MessageQueueConfig):
         return super().from_url(re.sub(r"^sqs://", "aws://", url))
 
     @classmethod
-    def said_by(cls, url: str) -> set[str]:
-        """Return the names of the fields that `url` says; a key of its own leaves no session token."""
+    def fields_set_by(cls, url: str) -> set[str]:
+        """A key in the URL excludes the session token of the environment."""
         said = set(_found_in(url))
         return said | (_CREDENTIALS if said & _CREDENTIALS else set())
 
@@ -142,17 +126,8 @@ class AWSMessageQueueConfig(MessageQueueConfig):
             "aws_session_token": token.get_secret_value() if token else None,
         }
 
-    def public_settings(self) -> dict[str, Any]:
-        """Return what another process needs to reach the queue, but for the credentials."""
-        return self.model_dump(mode="json", exclude={*_CREDENTIALS, "raise_exceptions"})
-
     async def connect(self) -> AbstractMessageQueue:
-        """Return a live queue.
-
-        Raises:
-            UnavailableError: The service did not answer for `retry_seconds`.
-            ConfigError: There are no credentials, or the service refuses them.
-        """
+        """Connect, and ask the service for the groups."""
         # The queue is made from these settings, so the import cannot stand above.
         from llama_deploy.message_queues.aws.queue import AWSMessageQueue  # noqa: PLC0415
 
@@ -175,7 +150,7 @@ def _found_in(text: str) -> dict[str, str]:
         endpoint = f"{address.scheme.removeprefix('aws+')}://{address.netloc}{address.path}"
         is_valid = bool(address.host)
     if not is_valid or (region is not None and not re.fullmatch(_REGION, region)):
-        raise _FORM.refusal()
+        raise _FORM.invalid()
     found = {
         "aws_region": region,
         "endpoint_url": endpoint,

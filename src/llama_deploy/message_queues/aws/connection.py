@@ -1,13 +1,12 @@
-"""The way to Amazon SQS: requests, their batches, calls that outlast an outage, what the SDK raises."""
+"""The connections to Amazon SQS: requests, batches of them, and the SDK's errors translated."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final
 
 import aiohttp
 from aiobotocore.config import AioConfig
@@ -15,6 +14,7 @@ from aiobotocore.session import get_session
 from botocore import exceptions as driver
 from botocore.parsers import ResponseParserError
 
+from llama_deploy.batching import split
 from llama_deploy.errors import (
     ConfigError,
     InvalidRequestError,
@@ -24,21 +24,18 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.message_queues.aws.config import AWSMessageQueueConfig
-from llama_deploy.message_queues.broker_connection import BrokerLink
+from llama_deploy.message_queues.broker_connection import BrokerConnection
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 Outcome = LlamaDeployError | None
 
-MOST_ENTRIES: Final = 10
-"""How much one request of a batch may hold (quotas of "Amazon SQS message quotas")."""
-MOST_BYTES: Final = 1024 * 1024
+MAX_ENTRIES: Final = 10
+"""How many messages one request may hold ("Amazon SQS message quotas")."""
+MAX_BYTES: Final = 1024 * 1024
 """How large a message may be, and all messages of a request together."""
 _CONNECTIONS: Final = 1000
-"""How many requests may be under way; each subscription has one that waits."""
+"""How many requests may be in flight; each subscription has one that waits."""
 _MISSING: Final = ("NonExistentQueue", "QueueDoesNotExist")
-_PASSING: Final = (
+_TRANSIENT: Final = (
     "Throttl",
     "OverLimit",
     "TooManyRequests",
@@ -47,7 +44,7 @@ _PASSING: Final = (
     "RequestTimeout",
     "QueueDeletedRecently",
 )
-"""What is in the code of an answer that may be another one soon."""
+"""Parts of the codes of errors that a retry may change."""
 _TOO_LARGE: Final = ("BatchRequestTooLong", "must be shorter than")
 _MISCONFIGURED: Final = (
     driver.NoCredentialsError,
@@ -61,8 +58,8 @@ _MISCONFIGURED: Final = (
 )
 
 
-class SqsLink(BrokerLink):
-    """The way to the service: connections that open by themselves, and the SDK's errors translated."""
+class SqsConnection(BrokerConnection):
+    """Two clients of the SDK, one of them for requests that wait for messages. `open` and `close` it."""
 
     def __init__(self, config: AWSMessageQueueConfig) -> None:
         self.config = config
@@ -72,31 +69,14 @@ class SqsLink(BrokerLink):
         self._client: Any = None
         self._poller: Any = None
 
-    @classmethod
-    async def open(cls, config: AWSMessageQueueConfig) -> Self:
-        """Return a link; nothing was asked of the service yet.
+    async def open(self) -> None:
+        """Create the clients; no request is sent yet.
 
         Raises:
             ConfigError: The SDK cannot work with the settings.
         """
-        link = cls(config)
-        session = get_session()
-        try:
-            for name, patience in (("_client", 0), ("_poller", config.wait_seconds)):
-                options = AioConfig(
-                    connect_timeout=config.timeout,
-                    read_timeout=config.timeout + patience,
-                    max_pool_connections=_CONNECTIONS,
-                    # `persist` tries again, and knows until when.
-                    retries={"total_max_attempts": 1, "mode": "standard"},
-                )
-                client = session.create_client("sqs", config=options, **config.client_options)
-                with link._translated():
-                    setattr(link, name, await link._clients.enter_async_context(client))
-        except BaseException:
-            await link.close()
-            raise
-        return link
+        self._client = await self._create_client(wait=0)
+        self._poller = await self._create_client(wait=self.config.wait_seconds)
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Send one request, once.
@@ -129,21 +109,22 @@ class SqsLink(BrokerLink):
         give_up_at: float,
         forget: Callable[[], None] | None = None,
     ) -> list[Outcome]:
-        """Send entries in as few requests, side by side; again, as long as they fail in passing.
+        """Send entries in as few requests as possible, concurrently; retry those with transient errors.
 
         Args:
             operation: The name of a batch operation.
             entries: Without their `Id`.
             url: Gives the URL of the queue.
-            give_up_at: Until when, by the loop's clock, to try again.
+            give_up_at: Until when, by the loop's clock, to retry.
             forget: Called when there is no such queue, before `url` is asked again. None: that is the
                 outcome.
 
         Returns:
-            For each entry None, or why it was not taken. Never raises.
+            For each entry None, or its error. Never raises.
         """
         send = partial(self._send, operation, url=url, give_up_at=give_up_at, forget=forget)
-        outcomes = await asyncio.gather(*(send(part) for part in _parts(entries)))
+        parts = split(entries, size=_size, max_size=MAX_BYTES, max_items=MAX_ENTRIES)
+        outcomes = await asyncio.gather(*(send(part) for part in parts))
         return [outcome for part in outcomes for outcome in part]
 
     async def close(self) -> None:
@@ -159,7 +140,7 @@ class SqsLink(BrokerLink):
         give_up_at: float,
         forget: Callable[[], None] | None,
     ) -> list[Outcome]:
-        """Send one request, and again those of its entries that failed in passing."""
+        """Send one request, and retry those of its entries that failed with a transient error."""
         outcomes: list[Outcome] = [None] * len(part)
         left = list(range(len(part)))
 
@@ -176,13 +157,12 @@ class SqsLink(BrokerLink):
                 raise UnavailableError(str(exc)) from exc
             for number in left:
                 outcomes[number] = verdicts.get(number)
-            passing = {number: exc for number, exc in verdicts.items() if isinstance(exc, UnavailableError)}
-            left = list(passing)
-            if passing:
-                raise passing[left[0]]
+            left = [number for number, exc in verdicts.items() if isinstance(exc, UnavailableError)]
+            if left:
+                raise verdicts[left[0]]
 
         try:
-            await self.persist(attempt, give_up_at=give_up_at)
+            await self.retry(attempt, give_up_at=give_up_at)
         except LlamaDeployError as exc:
             for number in left:
                 outcomes[number] = outcomes[number] or exc
@@ -191,14 +171,14 @@ class SqsLink(BrokerLink):
     async def _send_once(
         self, operation: str, url: str, part: Sequence[tuple[int, Mapping[str, Any]]]
     ) -> dict[int, LlamaDeployError]:
-        """Send one request; return the entries that were not taken."""
+        """Send one request; return the errors of the entries that were not taken."""
         entries = [{"Id": str(number), **entry} for number, entry in part]
         try:
             answer = await self.call(operation, QueueUrl=url, Entries=entries)
         except (InvalidRequestError, ConfigError) as exc:
             if len(part) == 1:
                 return {part[0][0]: exc}
-            # It was refused as a whole; alone, each entry gets its own verdict.
+            # The request was refused as a whole; alone, each entry gets its own verdict.
             verdicts = await asyncio.gather(*(self._send_once(operation, url, [entry]) for entry in part))
             return {number: error for verdict in verdicts for number, error in verdict.items()}
         return {
@@ -208,6 +188,17 @@ class SqsLink(BrokerLink):
             for failed in answer.get("Failed", ())
         }
 
+    async def _create_client(self, *, wait: int) -> Any:
+        options = AioConfig(
+            connect_timeout=self.config.timeout,
+            read_timeout=self.config.timeout + wait,
+            max_pool_connections=_CONNECTIONS,
+            retries={"total_max_attempts": 1, "mode": "standard"},  # `BrokerConnection.retry` retries
+        )
+        with self._translated():
+            client = get_session().create_client("sqs", config=options, **self.config.client_options)
+            return await self._clients.enter_async_context(client)
+
     async def _call(self, client: Any, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         with self._translated():
             answer: dict[str, Any] = await getattr(client, operation)(**arguments)
@@ -215,7 +206,7 @@ class SqsLink(BrokerLink):
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Raise what the SDK raises as an error of ours; `call` names them."""
+        """Raise the errors of the SDK as ours; `call` names them."""
         try:
             yield
         except driver.ClientError as exc:
@@ -229,29 +220,18 @@ class SqsLink(BrokerLink):
             raise UnavailableError(f"Amazon SQS at {self._address} does not answer: {reason}") from exc
 
     def _meaning(self, code: str, message: str, *, status: int) -> LlamaDeployError:
-        """Return what an answer means that is an error."""
+        """Return the error that an answer means."""
         text = f"Amazon SQS at {self._address} answers {code}: {message}"
         if any(mark in code for mark in _MISSING):
             return TopicNotFoundError(text)
-        if status >= 500 or any(mark in code for mark in _PASSING):  # noqa: PLR2004 - the server's fault
+        if status >= 500 or any(mark in code for mark in _TRANSIENT):  # noqa: PLR2004 - the server's fault
             return UnavailableError(text)
         if any(mark in code or mark in message for mark in _TOO_LARGE):
-            return PayloadTooLargeError(text, limit_bytes=MOST_BYTES)
+            return PayloadTooLargeError(text, limit_bytes=MAX_BYTES)
         if "InvalidMessageContents" in code:
             return InvalidRequestError(text)
         return ConfigError(text)
 
 
-def _parts(entries: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Cut entries into requests of a size that the service takes."""
-    part: list[Mapping[str, Any]] = []
-    size = 0
-    for entry in entries:
-        bytes_ = len(entry.get("MessageBody", "").encode())
-        if part and (len(part) == MOST_ENTRIES or size + bytes_ > MOST_BYTES):
-            yield part
-            part, size = [], 0
-        part.append(entry)
-        size += bytes_
-    if part:
-        yield part
+def _size(entry: Mapping[str, Any]) -> int:
+    return len(entry.get("MessageBody", "").encode())

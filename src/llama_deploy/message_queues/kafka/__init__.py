@@ -16,12 +16,13 @@ What carries the contract, with the pages of Kafka's documentation:
 
 All of it is durable, as far as the replicas are.
 
-What differs. A partition belongs to one member, so as many members get messages as there are partitions. A
-member that is not asking passes what waits in its partitions on to those of others, a few messages at a time.
-A topic has no bound but its retention, and keeps no order. Kafka drops what is older than `retention`, read
-or not; `expires_after` shortens that, the empty topic stays. A member is brought in by a rebalance, which
-takes Kafka up to three seconds for the first and a heartbeat for the others; the messages of a member that
-dies come back after `session_timeout`. They count as not delivered, and so does what a restart gives again.
+What differs. A partition belongs to one member, so at most as many members get messages as there are
+partitions. A member that asks for nothing moves what waits in its partitions to those of others, a few
+messages at a time. A topic is bounded by its retention only, and keeps no order. Kafka drops what is older
+than `retention`, read or not; `expires_after` shortens that, the empty topic stays. A member is brought in
+by a rebalance, which takes Kafka up to three seconds for the first and a heartbeat for the others; the
+messages of a member that dies come back after `session_timeout`. They count as not delivered, and so does
+what a restart gives again.
 """
 
 from llama_deploy.message_queues.kafka.config import KafkaMessageQueueConfig

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ssl
 from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.errors import ConfigError
-from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
-from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, with_findings
+from llama_deploy.message_queues.base import AbstractMessageQueue
+from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
+from llama_deploy.message_queues.urls import BrokerUrl, UrlForm
 from llama_deploy.types.ports import RemotePort
 
 _DEFAULT_PORT: Final = 9092
@@ -22,12 +23,10 @@ _FORM: Final = UrlForm(
 )
 
 
-class KafkaMessageQueueConfig(MessageQueueConfig):
+class KafkaMessageQueueConfig(BrokerQueueConfig):
     """Settings of the queue over Kafka. Environment variables begin with `KAFKA_`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="KAFKA_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix="KAFKA_")
 
     credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["kafka"] = "kafka"
@@ -37,15 +36,15 @@ class KafkaMessageQueueConfig(MessageQueueConfig):
     before, and `kafkas://` means TLS. Credentials in it (`kafka://user:password@host`), the same before
     each host or before the first only, move to the fields below."""
     host: str | None = None
-    """Goes before the hosts of `url`."""
+    """Takes precedence over the hosts of `url`."""
     port: RemotePort | None = None
     """Of `host`, or where `url` names no port. None: 9092."""
     username: str | None = Field(default=None, repr=False)
-    """Who connects, by SASL. None: nobody in particular."""
+    """The SASL user. None: no authentication."""
     password: SecretStr | None = None
     """The password of `username`."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    """How `username` shows who it is."""
+    """How `username` authenticates."""
     secure: bool | None = None
     """Whether to speak TLS. None: as `url` says."""
     cafile: str | None = None
@@ -62,33 +61,21 @@ class KafkaMessageQueueConfig(MessageQueueConfig):
     """Seconds after which the messages of a member that fell silent go to the others. The brokers' setting
     `group.min.session.timeout.ms` allows no less than 6."""
     timeout: float = Field(default=5.0, gt=0)
-    """Seconds for an answer; what takes longer is tried again over another connection."""
+    """Seconds for an answer; what takes longer is retried over another connection."""
     poll_seconds: float = Field(default=1.0, gt=0, le=60)
-    """How long a broker holds a question for messages when there are none. Kafka answers as soon as there is
-    one. A broker that only speaks its protocol may look again after half of this, which is then latency."""
-    retry_seconds: float = Field(default=10.0, gt=0)
-    """How long `publish` and `subscribe` try to reach brokers that do not answer before they raise
-    `UnavailableError`. Receiving tries for ever."""
-    visibility_timeout: float = Field(default=30.0, gt=0)
-    """Seconds after which a delivery that is neither settled nor extended comes back."""
-    max_deliveries: int = Field(default=10, ge=1)
-    """After so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
-    raise_exceptions: bool = False
-    """Whether an error in a consumer ends `start_consuming`, which raises it, after the message went back to
-    the queue. False: it is logged, and consuming goes on."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_credentials_out_of_the_url(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(values.get("url"), str):
-            return values
-        url = _parsed(values["url"])
-        begin = f"{url.address.scheme}://" if url.address.scheme else ""
-        return with_findings(values, url.credentials, begin + ",".join(each.netloc for each in url.addresses))
+    """How long a broker keeps a request for messages open when there are none. Kafka answers as soon as there
+    is one. A broker that only speaks its protocol may look again after half of this: that adds latency."""
 
     @classmethod
-    def said_by(cls, url: str) -> set[str]:
-        """Return the names of the fields that `url` says. Its scheme says whether to speak TLS."""
+    def fields_in(cls, url: str) -> dict[str, Any]:
+        """Find `username` and `password`."""
+        parsed = _parsed(url)
+        begin = f"{parsed.address.scheme}://" if parsed.address.scheme else ""
+        return {**parsed.credentials, "url": begin + ",".join(each.netloc for each in parsed.addresses)}
+
+    @classmethod
+    def fields_set_by(cls, url: str) -> set[str]:
+        """A scheme in the URL says whether to use TLS."""
         parsed = _parsed(url)
         said = {"host"} | parsed.credentials.keys()
         return said | ({"secure"} if parsed.address.scheme else set())
@@ -131,21 +118,14 @@ class KafkaMessageQueueConfig(MessageQueueConfig):
         return options | {"security_protocol": protocol}
 
     def public_settings(self) -> dict[str, Any]:
-        """Return what another process needs to reach the queue, but for the credentials."""
-        hidden = {*_CREDENTIALS, "host", "port", "secure", "raise_exceptions"}
+        """Return the settings with all that says where the brokers are in `url`."""
+        public = super().public_settings()
         scheme = "kafkas" if self.is_secure else "kafka"
-        return {
-            **self.model_dump(mode="json", exclude=hidden),
-            "url": f"{scheme}://{','.join(self.servers)}",
-        }
+        url = f"{scheme}://{','.join(self.servers)}"
+        return {name: public[name] for name in public.keys() - {"host", "port", "secure"}} | {"url": url}
 
     async def connect(self) -> AbstractMessageQueue:
-        """Return a live queue.
-
-        Raises:
-            UnavailableError: No broker answered for `retry_seconds`.
-            ConfigError: They refuse the credentials, or `cafile` cannot be used.
-        """
+        """Connect a producer."""
         # The queue is made from these settings, so the import cannot stand above.
         from llama_deploy.message_queues.kafka.queue import KafkaMessageQueue  # noqa: PLC0415
 
@@ -153,7 +133,7 @@ class KafkaMessageQueueConfig(MessageQueueConfig):
 
 
 def _parsed(text: str) -> BrokerUrl:
-    """Return what a URL says.
+    """Parse a URL.
 
     Raises:
         ValueError: The URL cannot work.
@@ -162,5 +142,5 @@ def _parsed(text: str) -> BrokerUrl:
     if any(
         not each.host or each.path.strip("/") or each.scheme != url.address.scheme for each in url.addresses
     ):
-        raise _FORM.refusal()
+        raise _FORM.invalid()
     return url

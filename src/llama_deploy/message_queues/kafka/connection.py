@@ -1,4 +1,4 @@
-"""The way to Kafka: two clients, calls that outlast an outage, and the driver's errors as ours."""
+"""The connections to Kafka: a producer, an admin client, and the driver's errors translated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as driver
@@ -24,20 +24,18 @@ from llama_deploy.errors import (
     PayloadTooLargeError,
     UnavailableError,
 )
-from llama_deploy.message_queues.broker_connection import BrokerLink
+from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.kafka.config import KafkaMessageQueueConfig
 from llama_deploy.message_queues.kafka.envelope import Envelope
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _CLOSE_SECONDS: Final = 5.0
-_MOST_KNOWN_TOPICS: Final = 10_000
+_MAX_KNOWN_TOPICS: Final = 10_000
 _NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,235}")
 """A topic's name, with room for the suffix of its dead letters."""
 _TOO_LARGE: Final = (driver.MessageSizeTooLargeError, driver.RecordTooLargeError)
-_REFUSALS: Final = (
+_PERMANENT: Final = (
     driver.AuthenticationFailedError,
     driver.AuthenticationMethodNotSupported,
     driver.ClusterAuthorizationFailedError,
@@ -53,18 +51,17 @@ _REFUSALS: Final = (
     driver.TopicAuthorizationFailedError,
     driver.UnsupportedSaslMechanismError,
 )
-"""What will be the same for ever."""
+"""Errors that a retry does not change."""
 
 
-class Link(BrokerLink):
+class KafkaConnection(BrokerConnection):
     """The producer and the admin client of a queue, both opened when they are needed. `close` it."""
 
     def __init__(self, config: KafkaMessageQueueConfig) -> None:
         self.config = config
         self.address = ",".join(config.servers)
         super().__init__(f"Kafka at {self.address}", retry_seconds=config.retry_seconds)
-        self.closed = False
-        """Whether nothing more is to be tried."""
+        self._closed = False
         self._producer: Any = None
         self._admin: Any = None
         self._opening = asyncio.Lock()
@@ -72,23 +69,23 @@ class Link(BrokerLink):
         self._known: set[str] = set()
         self._turns = count(random.randrange(1000))  # noqa: S311 - spreads load
 
-    def options(self, *, patience: float = 0.0) -> dict[str, Any]:
+    def options(self, *, wait: float = 0.0) -> dict[str, Any]:
         """Return the arguments of a client.
 
         Args:
-            patience: Seconds that an answer may take beyond the usual.
+            wait: Seconds for which a request waits at the broker.
         """
-        seconds = self.config.timeout + patience
+        seconds = self.config.timeout + wait
         return self.config.connection_options | {
             "client_id": "llama_deploy",
             "request_timeout_ms": int(seconds * 1000),
         }
 
     async def ping(self) -> None:
-        """Ask a broker for something.
+        """Connect the producer, unless it is connected.
 
         Raises:
-            UnavailableError: None answers.
+            UnavailableError: No broker answers.
             ConfigError: It refuses the credentials.
         """
         await self._open_producer()
@@ -101,8 +98,8 @@ class Link(BrokerLink):
         Args:
             topic: Created if it does not exist.
             body: The message; empty for a note.
-            envelope: What its headers are to say.
-            among: The partitions of which it is to go to one. Empty: all.
+            envelope: What its headers say.
+            among: The partitions to choose from. Empty: all.
 
         Raises:
             PayloadTooLargeError: It is larger than `max_message_bytes`.
@@ -113,7 +110,7 @@ class Link(BrokerLink):
         producer = await self._open_producer()
         try:
             with self.translated():
-                # A producer that cannot reach the brokers waits for what it knows of the topic without end.
+                # A producer that cannot reach the brokers waits for the metadata of the topic without end.
                 async with asyncio.timeout(2 * self.config.timeout):
                     partitions = among or sorted(await producer.partitions_for(topic))
                     partition = partitions[next(self._turns) % len(partitions)]
@@ -166,12 +163,13 @@ class Link(BrokerLink):
                     kind = driver.for_code(error[1])
                     if kind not in (driver.NoError, driver.TopicAlreadyExistsError):
                         raise kind(f"topic {topic!r}: {error[2]}")
-            if len(self._known) >= _MOST_KNOWN_TOPICS:
+            if len(self._known) >= _MAX_KNOWN_TOPICS:
                 self._known.clear()
             self._known.add(topic)
 
     async def close(self) -> None:
         """Close the clients. Idempotent."""
+        self._closed = True
         async with self._opening, self._creating:
             producer, admin = self._producer, self._admin
             self._producer = self._admin = None
@@ -180,14 +178,14 @@ class Link(BrokerLink):
                     await self.finish(client)
 
     async def finish(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Close a client of the driver, be the brokers there or not."""
+        """Close a client of the driver, whether or not the brokers answer."""
         with suppress(LlamaDeployError), self.translated():
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await close()
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Raise what the driver raises as an error of ours."""
+        """Raise the errors of the driver as ours."""
         try:
             yield
         except _TOO_LARGE as exc:
@@ -195,14 +193,14 @@ class Link(BrokerLink):
             raise PayloadTooLargeError(
                 f"a message is larger than the {limit} bytes that Kafka takes: {exc}", limit_bytes=limit
             ) from exc
-        except _REFUSALS as exc:
+        except _PERMANENT as exc:
             raise ConfigError(f"Kafka at {self.address} refuses what the settings ask for: {exc}") from exc
         except (driver.KafkaError, driver.ConsumerStoppedError, OSError, TimeoutError) as exc:
             text = str(exc) or type(exc).__name__
             raise UnavailableError(f"Kafka at {self.address} does not answer: {text}") from exc
 
     async def _open_producer(self) -> Any:
-        if self.closed:
+        if self._closed:
             raise ClosedError(f"the connections to Kafka at {self.address} are closed; connect another queue")
         if self._producer is None:
             async with self._opening:
@@ -241,12 +239,12 @@ class Link(BrokerLink):
 
 
 def check_name(name: str) -> None:
-    """Refuse what Kafka takes for no topic's name.
+    """Check the name of a topic or a group.
 
     Raises:
         InvalidRequestError: It is empty, too long, or has other characters.
     """
     if not _NAME.fullmatch(name) or name in {".", ".."}:
         raise InvalidRequestError(
-            f"Kafka takes no topic {name!r:.300}: a name has 1 to 235 letters, digits and ._-"
+            f"{name!r:.300} is not a name for Kafka; use 1 to 235 letters, digits or ._-"
         )

@@ -1,8 +1,8 @@
 """What the headers of a record say. No I/O, no clock.
 
 A record is a message as it was published, a copy of one, or a note about a copy. A copy is a message that
-comes back: it is for one group. A note is written, behind it in the same partition, by a member that still
-has the message in its hands although the partition it came from has moved to another.
+comes back: it is for one group. A note follows it in the same partition: it is written by a member
+that still works on the message although the partition it came from has moved to another member.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Envelope:
     due: float = 0.0
     """Not to be delivered before, in seconds since the epoch."""
     id: str = ""
-    """Names a copy that somebody has in his hands, for the notes about it. Empty: nobody has."""
+    """Identifies a copy whose message is still in use, for the notes about it. Empty: it is not in use."""
 
     def headers(self) -> list[tuple[str, bytes]]:
         """Return the headers of a record."""
@@ -41,7 +41,7 @@ class Envelope:
 
     @classmethod
     def read(cls, headers: Iterable[tuple[str, bytes]]) -> Envelope:
-        """Read the headers of a record; those of others, and what has no sense, are passed over."""
+        """Read the headers of a record; unknown ones and invalid values are ignored."""
         found = {name: (value or b"").decode(errors="replace") for name, value in headers}
         try:
             attempts, due = int(found.get(_ATTEMPTS, 0)), float(found.get(_DUE, 0.0))

@@ -10,37 +10,40 @@ from typing import Any, Final, Protocol
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 
 from llama_deploy.message_queues.base import DEFAULT_GROUP
-from llama_deploy.message_queues.kafka.connection import Link
+from llama_deploy.message_queues.kafka.connection import KafkaConnection
 
 _NEVER_MS: Final = 2**31 - 1
 
 
-class Resident(Protocol):
-    """Lives in the partitions of a member."""
+class PartitionOwner(Protocol):
+    """Told when the partitions of a member change."""
 
-    async def prepare_to_move(self) -> None:
-        """Let go of all partitions: they are about to be shared out anew."""
+    async def before_rebalance(self) -> None:
+        """Release all partitions: a rebalance begins."""
 
-    def settle_in(self, foreign: Sequence[int]) -> None:
-        """Begin anew, with the partitions of the member; `foreign` are those of others."""
+    def on_forgotten(self, partition: int) -> None:
+        """Start over with a partition whose records the broker has forgotten."""
+
+    def on_rebalanced(self, foreign: Sequence[int]) -> None:
+        """Start over with the partitions of the member; `foreign` are those of others."""
 
 
-class Member:
+class GroupMember:
     """Joins the group when it first reads, and again after it was closed.
 
     Args:
-        link: The way to the brokers.
+        connection: The connection to the brokers.
         topic: The topic.
         group: The group.
-        resident: Told of the partitions.
+        owner: Told of the partitions.
     """
 
-    def __init__(self, link: Link, *, topic: str, group: str, resident: Resident) -> None:
+    def __init__(self, connection: KafkaConnection, *, topic: str, group: str, owner: PartitionOwner) -> None:
         self.group_id = topic if group == DEFAULT_GROUP else f"{topic}:{group}"
-        self._link = link
+        self._connection = connection
         self._topic = topic
-        self._resident = resident
-        self._poll_ms = max(int(link.config.poll_seconds * 1000), 1)
+        self._owner = owner
+        self._poll_ms = max(int(connection.config.poll_seconds * 1000), 1)
         self._consumer: Any = None
 
     async def begin_at_the_end(self) -> None:
@@ -50,21 +53,23 @@ class Member:
             UnavailableError: The brokers do not answer.
             ConfigError: They refuse it.
         """
-        numbers = await self._link.partitions(self._topic)
+        numbers = await self._connection.partitions(self._topic)
         partitions = [TopicPartition(self._topic, number) for number in numbers]
-        consumer = AIOKafkaConsumer(**self._link.options(), group_id=self.group_id, enable_auto_commit=False)
+        consumer = AIOKafkaConsumer(
+            **self._connection.options(), group_id=self.group_id, enable_auto_commit=False
+        )
         try:
-            with self._link.translated():
-                async with asyncio.timeout(self._link.config.timeout):
+            with self._connection.translated():
+                async with asyncio.timeout(self._connection.config.timeout):
                     await consumer.start()
                     consumer.assign(partitions)
                     committed = await asyncio.gather(*map(consumer.committed, partitions))
                     if all(offset is None for offset in committed):
                         await consumer.commit(await consumer.end_offsets(partitions))
         finally:
-            await self._link.finish(consumer.stop)
+            await self._connection.finish(consumer.stop)
 
-    async def read(self, most: int) -> list[Any]:
+    async def read(self, max_records: int) -> list[Any]:
         """Return the next records, the oldest first; none when there are none for a while.
 
         Raises:
@@ -73,10 +78,24 @@ class Member:
         """
         if self._consumer is None:
             await self._join()
-        with self._link.translated():
-            found = await self._consumer.getmany(timeout_ms=self._poll_ms, max_records=most)
+        with self._connection.translated():
+            found = await self._consumer.getmany(timeout_ms=self._poll_ms, max_records=max_records)
+            async with asyncio.timeout(self._connection.config.timeout):
+                await self._start_over()
         # Sorting keeps the order within a partition where two have the same time.
         return sorted(chain.from_iterable(found.values()), key=lambda record: int(record.timestamp))
+
+    async def _start_over(self) -> None:
+        """Read a partition from its beginning if it ends before the position in it.
+
+        Its broker has forgotten records. Kafka answers with an error then, and the driver does the same; a
+        broker that only speaks its protocol may answer with nothing.
+        """
+        for place in self._consumer.assignment():
+            end = self._consumer.highwater(place)
+            if end is not None and await self._consumer.position(place) > end:
+                await self._consumer.seek_to_beginning(place)
+                self._owner.on_forgotten(place.partition)
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Commit an offset for each partition.
@@ -88,8 +107,8 @@ class Member:
         consumer = self._consumer
         if consumer is None or not offsets:
             return
-        with self._link.translated():
-            async with asyncio.timeout(self._link.config.timeout):
+        with self._connection.translated():
+            async with asyncio.timeout(self._connection.config.timeout):
                 await consumer.commit(
                     {TopicPartition(self._topic, number): offset for number, offset in offsets.items()}
                 )
@@ -98,47 +117,47 @@ class Member:
         """Leave the group. Idempotent."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await self._link.finish(consumer.stop)
+            await self._connection.finish(consumer.stop)
 
     async def on_assigned(self, assigned: Iterable[Any]) -> None:
-        """Tell the resident of its partitions."""
+        """Tell the owner of its partitions."""
         if self._consumer is None:  # it is being closed
             return
         own = {place.partition for place in assigned}
         everywhere: set[int] = self._consumer.partitions_for_topic(self._topic) or own
-        self._resident.settle_in(sorted(everywhere - own))
+        self._owner.on_rebalanced(sorted(everywhere - own))
 
     async def on_revoked(self) -> None:
-        """Tell the resident that it loses its partitions."""
-        await self._resident.prepare_to_move()
+        """Tell the owner that it loses its partitions."""
+        await self._owner.before_rebalance()
 
     async def _join(self) -> None:
-        session_ms = int(self._link.config.session_timeout * 1000)
+        session_ms = int(self._connection.config.session_timeout * 1000)
         consumer = AIOKafkaConsumer(
-            **self._link.options(patience=self._link.config.session_timeout),
+            **self._connection.options(wait=self._connection.config.session_timeout),
             group_id=self.group_id,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=session_ms,
             rebalance_timeout_ms=session_ms,
             heartbeat_interval_ms=max(session_ms // 6, 1),
-            # That we do not ask for more only says that our callers are busy.
+            # A member that does not ask for more is only busy.
             max_poll_interval_ms=_NEVER_MS,
             fetch_max_wait_ms=self._poll_ms,
         )
         try:
-            with self._link.translated():
-                async with asyncio.timeout(self._link.config.timeout):
+            with self._connection.translated():
+                async with asyncio.timeout(self._connection.config.timeout):
                     await consumer.start()
         except BaseException:
-            await self._link.finish(consumer.stop)
+            await self._connection.finish(consumer.stop)
             raise
         self._consumer = consumer
         consumer.subscribe([self._topic], listener=_Listener(self))
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has no types
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: GroupMember) -> None:
         self._member = member
 
     async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:

@@ -6,9 +6,9 @@ What carries the contract (the pages are those of the NATS documentation, https:
   message is kept until every group has settled it. A work-queue stream would allow one group only. A topic
   is full by `max_msgs_per_subject` with the discard policy `new`.
 * "Consumers": a group is a durable pull consumer, filtered to its topic, with explicit acknowledgement.
-  Making a topic is making the consumer of its group `default`, before the first message is stored.
-* "Pull consumers", option `no_wait` beside `expires`: one request waits, and is over with the messages that
-  are there at once; nothing is fetched ahead. Idle heartbeats tell a lost request from a quiet topic.
+  Creating a topic means creating the consumer of its group `default`, before the first message is stored.
+* "Pull consumers", options `no_wait` and `expires`: one request waits, and ends with the messages that are
+  there at once; nothing is prefetched. Idle heartbeats distinguish a lost request from a quiet topic.
 * "Acknowledging messages": `+ACK`, `-NAK` with a delay, `+WPI` to extend, `+TERM` for dead letters.
 * "Message deduplication": by topic and message id, so that a publication can be repeated after a loss.
 
@@ -16,9 +16,9 @@ A publication returns when the stream has the message: in a file, which survives
 see `sync_interval` in "Configuring JetStream" for the death of its machine. With `storage="memory"` nothing
 survives. Settlements are sent without waiting; one that is lost lets its message come back.
 
-What differs: the server counts deliveries and the member that gets a message once too often puts it aside.
-A server does not see which member holds what, so the messages of a dead one come back by the visibility
-timeout, which for that reason is short, and the name of a member changes nothing.
+What differs: the server counts deliveries, and the member that gets a message too often moves it to the dead
+letters. A server does not know which member holds what, so the messages of a dead one come back by the
+visibility timeout, which is short for that reason.
 """
 
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig

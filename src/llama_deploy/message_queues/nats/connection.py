@@ -1,4 +1,4 @@
-"""The way from a client to its NATS server: one connection at a time, and another when it is lost."""
+"""The connection from a client to its NATS server, which is replaced when it is lost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, Self, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import nats.errors
 from nats.aio.client import Client, RawCredentials
@@ -14,15 +15,14 @@ from nats.js import api
 from nats.js import errors as js_errors
 from pydantic import SecretStr
 
-from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ClosedError, ConfigError, LlamaDeployError, UnavailableError
+from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 _ANSWER_SECONDS: Final = 5.0
 """How long one request waits for its answer."""
 _CONNECT_SECONDS: Final = 5.0
@@ -33,32 +33,32 @@ _CLOSE_SECONDS: Final = 2.0
 _SILENT: Final = "there is no answer"
 _NEVER_SECONDS: Final = 10 * 365 * 24 * 3600
 _GONE: Final = (js_errors.NotFoundError, js_errors.NoStreamResponseError)
-"""What is answered when stream or group are not there any more."""
+"""Answers when stream or group do not exist any more."""
 
 
-class Connection:
-    """One connection to the broker, from its opening to its loss."""
+class LiveConnection:
+    """One connection to the server, from its opening to its loss."""
 
     def __init__(self) -> None:
         self.client = Client()
         self.js = self.client.jetstream(timeout=_ANSWER_SECONDS)
         self.topics: set[str] = set()
-        """Topics that exist. Not kept longer, for a server that starts again may have lost them."""
+        """Topics that exist; a server that starts again may have lost them."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.has_stream = False
-        self._patiences: set[asyncio.Timeout] = set()
+        self._timeouts: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
     async def lasting(self, until: float | None) -> AsyncIterator[None]:
         """Raise `TimeoutError` at `until`, by the loop's clock, or as soon as the connection is lost."""
-        async with asyncio.timeout_at(until) as patience:
-            self._patiences.add(patience)
+        async with asyncio.timeout_at(until) as timeout:
+            self._timeouts.add(timeout)
             if self.lost.done():
-                patience.reschedule(0.0)
+                timeout.reschedule(0.0)
             try:
                 yield
             finally:
-                self._patiences.discard(patience)
+                self._timeouts.discard(timeout)
 
     async def ping(self, until: float) -> asyncio.Future[bool]:
         """Send a ping, and return its answer, which comes after the arrival of all that was sent before.
@@ -81,7 +81,7 @@ class Connection:
         return pong.done()
 
     def forget(self) -> None:
-        """Look anew whether stream and topics are there."""
+        """Check again whether stream and topics exist."""
         self.has_stream = False
         self.topics.clear()
 
@@ -89,80 +89,61 @@ class Connection:
         """End what waits for an answer over this connection."""
         if not self.lost.done():
             self.lost.set_result(None)
-        for patience in self._patiences:
-            if not patience.expired():
-                patience.reschedule(0.0)
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(0.0)
 
 
-class Link:
-    """The way to the broker: one connection at a time, and another when it is lost. `close` it."""
+Action = Callable[[LiveConnection], Awaitable[T]]
+
+
+class NatsConnection(BrokerConnection):
+    """One live connection at a time; another one when it is lost. `open` it, and `close` it.
+
+    Args:
+        config: The settings.
+    """
 
     def __init__(self, config: NatsMessageQueueConfig) -> None:
-        self.stream = config.stream
+        super().__init__(f"NATS at {config.url}", retry_seconds=config.retry_seconds)
+        self.config = config
         self.durable = False
-        self._config = config
-        self._connection: Connection | None = None
+        self._live: LiveConnection | None = None
         self._changed = asyncio.Event()
-        """Set while there is a connection, and when there will be none any more."""
+        """Set while there is a connection, and when there will be no more."""
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
         self._reason = _SILENT
 
-    @classmethod
-    async def open(cls, config: NatsMessageQueueConfig) -> Self:
-        """Return a link that is connected.
+    async def open(self) -> None:
+        """Connect.
 
         Raises:
-            UnavailableError: Nobody answered for `retry_seconds`.
+            UnavailableError: No server answered for `retry_seconds`.
             ConfigError: The server refuses the credentials or the stream's settings.
         """
-        link = cls(config)
-        link._use(await link._connect(asyncio.get_running_loop().time() + config.retry_seconds))
-        link._keeper = asyncio.create_task(link._keep(), name="connection to NATS")
-        link._keeper.add_done_callback(lambda _: link._changed.set())
-        return link
+        self._use(await self.retry(self._try_to_connect))
+        self._keeper = asyncio.create_task(self._keep(), name="connection to NATS")
+        self._keeper.add_done_callback(lambda _: self._changed.set())
 
-    async def call(self, action: Callable[[Connection], Awaitable[T]], *, seconds: float | None) -> T:
-        """Do `action` over the connection; again, over the next one, when it is lost before the end.
+    async def call(self, action: Action[T]) -> T:
+        """Run `action` with the connection; again, with the next one, for `retry_seconds`.
 
         Args:
-            action: Can be repeated.
-            seconds: How long to try. None: for ever.
+            action: May run more than once.
 
         Raises:
             LlamaDeployError: What `action` raises.
             UnavailableError: No success in time.
             ConfigError: The server refuses.
-            ClosedError: The link is closed.
+            ClosedError: The connection is closed.
         """
-        loop = asyncio.get_running_loop()
-        give_up_at = None if seconds is None else loop.time() + seconds
-        cancellations = _cancellations()
-        failures = 0
-        while True:
-            connection = None
-            try:
-                async with asyncio.timeout_at(give_up_at):
-                    connection = await self._present()
-                async with connection.lasting(give_up_at):
-                    await self._ensure_stream(connection)
-                    result = await action(connection)
-                _heed_cancellation(cancellations)
-                return result  # noqa: TRY300 - the loop goes round for errors only
-            except LlamaDeployError:
-                raise
-            except (js_errors.BadRequestError, nats.errors.BadSubjectError) as exc:
-                raise ConfigError(f"the NATS server at {self._config.url} refuses: {exc}") from exc
-            except (nats.errors.Error, OSError) as exc:
-                _heed_cancellation(cancellations)
-                if connection is not None and isinstance(exc, _GONE):
-                    connection.forget()
-                failures += 1
-                pause = _BACKOFF.delay(failures)
-                if give_up_at is not None and loop.time() + pause > give_up_at:
-                    reason = str(exc) or self._reason
-                    raise UnavailableError(f"no answer of NATS at {self._config.url}: {reason}") from exc
-                await asyncio.sleep(pause)
+        give_up_at = self.give_up_at()
+        return await self.retry(partial(self._call_once, action, give_up_at), give_up_at=give_up_at)
+
+    async def call_forever(self, action: Action[T]) -> T:
+        """Run `action` as `call` does, but without an end, and also while the server refuses."""
+        return await self.retry_forever(partial(self._call_once, action, None))
 
     async def close(self) -> None:
         """Send what was written, and close. Idempotent."""
@@ -172,7 +153,7 @@ class Link:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        connection, self._connection = self._connection, None
+        connection, self._live = self._live, None
         self._changed.set()
         if connection is not None:
             until = asyncio.get_running_loop().time() + _CLOSE_SECONDS
@@ -182,18 +163,38 @@ class Link:
             connection.end()
             await _shut(connection.client)
 
-    async def _present(self) -> Connection:
-        """Wait until there is a connection."""
-        while self._connection is None:
-            if self._closed:
-                raise ClosedError(f"the connection to NATS at {self._config.url} is closed; open a new queue")
-            if self._keeper is not None and self._keeper.done():
-                self._keeper.result()  # raises what nobody has foreseen
-            await self._changed.wait()
-        return self._connection
+    async def _call_once(self, action: Action[T], give_up_at: float | None) -> T:
+        cancellations = _cancellations()
+        connection = await self._present()
+        try:
+            async with connection.lasting(give_up_at):
+                await self._ensure_stream(connection)
+                result = await action(connection)
+        except LlamaDeployError:
+            raise
+        except (js_errors.BadRequestError, nats.errors.BadSubjectError) as exc:
+            raise ConfigError(f"the NATS server at {self.config.url} refuses: {exc}") from exc
+        except (nats.errors.Error, OSError) as exc:
+            _raise_swallowed_cancellation(cancellations)
+            if isinstance(exc, _GONE):
+                connection.forget()
+            reason = str(exc) or self._reason
+            raise UnavailableError(f"NATS at {self.config.url} does not answer: {reason}") from exc
+        _raise_swallowed_cancellation(cancellations)
+        return result
 
-    def _use(self, connection: Connection) -> None:
-        self._connection = connection
+    async def _present(self) -> LiveConnection:
+        """Wait until there is a connection."""
+        while self._live is None:
+            if self._closed:
+                raise ClosedError(f"the connection to NATS at {self.config.url} is closed; open a new queue")
+            if self._keeper is not None and self._keeper.done():
+                self._keeper.result()  # raises an unexpected error
+            await self._changed.wait()
+        return self._live
+
+    def _use(self, connection: LiveConnection) -> None:
+        self._live = connection
         self._changed.set()
 
     async def _keep(self) -> None:
@@ -201,16 +202,19 @@ class Link:
         while True:
             connection = await self._present()
             await self._watch(connection)
-            self._connection = None
+            self._live = None
             self._changed.clear()
             connection.end()
-            logger.warning("the connection to NATS is lost: %s", self._reason, extra={"action": "queue_lost"})
-            await _shut(connection.client)
-            _heed_cancellation()
-            self._use(await self._connect(give_up_at=None))
-            logger.info("NATS at %s is back", self._config.url, extra={"action": "queue_back"})
+            self.outage.began(UnavailableError(f"the connection to {self.broker} has ended: {self._reason}"))
+            try:
+                await _shut(connection.client)
+                _raise_swallowed_cancellation()
+                self._use(await self.retry_forever(self._try_to_connect))
+            finally:
+                self.outage.ended()
+            self.outage.succeeded()
 
-    async def _watch(self, connection: Connection) -> None:
+    async def _watch(self, connection: LiveConnection) -> None:
         """Wait until a connection is lost or half-open."""
         loop = asyncio.get_running_loop()
         pong: asyncio.Future[bool] | None = None
@@ -223,49 +227,28 @@ class Link:
             until = loop.time() + _PING_SECONDS
             if pong is None or pong.done():  # one that is late is waited for: no other comes before it
                 pong = await connection.ping(until)
-                _heed_cancellation()
+                _raise_swallowed_cancellation()
             silent = 0 if await connection.answers(pong, until) else silent + 1
         if not connection.lost.done():
             self._reason = _SILENT
 
-    async def _connect(self, give_up_at: float | None) -> Connection:
-        """Connect, trying again until `give_up_at`, or for ever and whatever the server says."""
-        cancellations = _cancellations()
-        failures = 0
-        while True:
-            try:
-                return await self._try_to_connect()
-            except (UnavailableError, ConfigError) as exc:
-                _heed_cancellation(cancellations)
-                failures += 1
-                pause = _BACKOFF.delay(failures)
-                if give_up_at is not None:
-                    if isinstance(exc, ConfigError) or asyncio.get_running_loop().time() + pause > give_up_at:
-                        raise
-                elif isinstance(exc, ConfigError):
-                    logger.warning("%s", exc, extra={"action": "queue_refused"})
-                await asyncio.sleep(pause)
-
-    async def _try_to_connect(self) -> Connection:
-        connection, cancellations = Connection(), _cancellations()
+    async def _try_to_connect(self) -> LiveConnection:
+        connection, cancellations = LiveConnection(), _cancellations()
         try:
             async with connection.lasting(asyncio.get_running_loop().time() + _CONNECT_SECONDS):
                 await self._open_client(connection)
                 await self._ensure_stream(connection)
-            _heed_cancellation(cancellations)
-        except LlamaDeployError:
+            _raise_swallowed_cancellation(cancellations)
+        except BaseException as exc:
             await _shut(connection.client)
-            raise
-        except Exception as exc:
-            await _shut(connection.client)
+            _raise_swallowed_cancellation(cancellations)
+            if isinstance(exc, LlamaDeployError) or not isinstance(exc, Exception):
+                raise
             raise self._translated(exc) from exc
-        except BaseException:
-            await _shut(connection.client)
-            raise
         return connection
 
-    async def _open_client(self, connection: Connection) -> None:
-        """Connect the driver's client. It connects once: to connect again is the work of the link."""
+    async def _open_client(self, connection: LiveConnection) -> None:
+        """Connect the driver's client. It connects once; reconnecting is the task of `NatsConnection`."""
 
         async def on_error(exc: Exception) -> None:
             self._reason = str(exc) or type(exc).__name__
@@ -278,7 +261,7 @@ class Link:
                 self._reason = str(exc)
             connection.end()
 
-        config, text = self._config, _revealed(self._config.credentials)
+        config, text = self.config, _revealed(self.config.credentials)
         await connection.client.connect(
             config.url.split(","),
             name="llama_deploy",
@@ -294,7 +277,7 @@ class Link:
             token=_revealed(config.token),
             user_credentials=RawCredentials(text) if text is not None and "\n" in text else text,
         )
-        # The driver calls nobody back when a connection breaks while it holds what it could not send.
+        # The driver calls no callback when a connection breaks while it holds unsent data.
         reading: asyncio.Task[None] | None = getattr(connection.client, "_reading_task", None)
         if reading is not None:
             reading.add_done_callback(on_read_end)
@@ -304,15 +287,17 @@ class Link:
         if isinstance(exc, ImportError):
             return ConfigError("the field `credentials` needs a package: pip install 'nats-py[nkeys]'")
         if isinstance(exc, FileNotFoundError | nats.errors.InvalidUserCredentialsError):
-            return ConfigError("the field `credentials` names no credentials file, and is no text of one")
+            return ConfigError(
+                "the field `credentials` is neither the path nor the text of a credentials file"
+            )
         reason = f"{exc or type(exc).__name__}; {self._reason}"
         if "authorization violation" in reason.lower():
-            return ConfigError(f"the NATS server at {self._config.url} refuses the credentials: {reason}")
+            return ConfigError(f"the NATS server at {self.config.url} refuses the credentials: {reason}")
         return UnavailableError(
-            f"NATS with JetStream at {self._config.url} does not answer: {reason}; is it started with -js?"
+            f"NATS with JetStream at {self.config.url} does not answer: {reason}; is it started with -js?"
         )
 
-    async def _ensure_stream(self, connection: Connection) -> None:
+    async def _ensure_stream(self, connection: LiveConnection) -> None:
         """Make the stream unless it exists.
 
         Raises:
@@ -320,12 +305,12 @@ class Link:
         """
         if connection.has_stream:
             return
-        config, subjects = self._config, [f"{self.stream}.>"]
+        config, subjects = self.config, [f"{self.config.stream}.>"]
         try:
-            info = await connection.js.stream_info(self.stream)
+            info = await connection.js.stream_info(self.config.stream)
         except js_errors.NotFoundError:
             wanted = api.StreamConfig(
-                name=self.stream,
+                name=self.config.stream,
                 subjects=subjects,
                 retention=api.RetentionPolicy.INTEREST,
                 storage=api.StorageType(config.storage),
@@ -338,21 +323,25 @@ class Link:
             try:
                 info = await connection.js.add_stream(wanted)
             except (js_errors.BadRequestError, js_errors.ServerError) as exc:
-                raise ConfigError(f"the NATS server refuses the stream {self.stream!r}: {exc}") from exc
+                raise ConfigError(
+                    f"the NATS server refuses the stream {self.config.stream!r}: {exc}"
+                ) from exc
         if info.config.retention != api.RetentionPolicy.INTEREST or info.config.subjects != subjects:
-            raise ConfigError(f"the stream {self.stream!r} exists and is not one for messages; set `stream`")
+            raise ConfigError(
+                f"the stream {self.config.stream!r} exists with other settings; name another as `stream`"
+            )
         self.durable = info.config.storage == api.StorageType.FILE
         connection.has_stream = True
 
 
 def _cancellations() -> int:
-    """Return how often the present task was asked to end."""
+    """Return how often the present task was cancelled."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
 
-def _heed_cancellation(known: int = 0) -> None:
-    """End the present task if it was asked to more often than `known`.
+def _raise_swallowed_cancellation(known: int = 0) -> None:
+    """Raise the cancellation of the present task if it was cancelled more often than `known`.
 
     The driver swallows a cancellation that comes together with an answer, or while it writes.
     """

@@ -1,4 +1,4 @@
-"""What becomes of deliveries, and how the server hears of it."""
+"""Settlements, and how they are sent to the server."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Final
 
 import nats.errors
 
-from llama_deploy.message_queues.nats.connection import Connection
+from llama_deploy.message_queues.nats.connection import LiveConnection
 
 _CONFIRM_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
-    """What becomes of one delivery."""
+class NatsSettlement:
+    """What the server is told about one delivery."""
 
     reply: str
     payload: bytes
     returned: int = 0
     """The sequence of a message that comes back, 0 for one that does not."""
     until: float = math.inf
-    """When it is too late for it, by the loop's clock."""
+    """When the delivery is held no longer, by the loop's clock: the settlement is not sent then."""
 
 
-async def send(connection: Connection, batch: Sequence[Settlement]) -> set[Settlement]:
-    """Send the settlements for which it is not too late; return them."""
+async def send(connection: LiveConnection, batch: Sequence[NatsSettlement]) -> set[NatsSettlement]:
+    """Send the settlements of deliveries that are still held; return them."""
     now = asyncio.get_running_loop().time()
     due = [each for each in batch if each.until > now]
     for settlement in due:
@@ -41,7 +41,7 @@ async def send(connection: Connection, batch: Sequence[Settlement]) -> set[Settl
     return set(due)
 
 
-async def _give_back(connection: Connection, settlement: Settlement) -> None:
+async def _give_back(connection: LiveConnection, settlement: NatsSettlement) -> None:
     """Give a message back and wait until the server confirms it, unless its group is gone."""
     with suppress(nats.errors.TimeoutError, nats.errors.NoRespondersError):
         await connection.client.request(settlement.reply, settlement.payload, timeout=_CONFIRM_SECONDS)

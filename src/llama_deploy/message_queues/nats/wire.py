@@ -1,4 +1,4 @@
-"""Names of subjects and consumers, and the words in which a server is told of a delivery. No I/O."""
+"""Names of subjects and consumers, and the acknowledgement messages of JetStream. No I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from typing import Final
 from urllib.parse import quote
 
-_LONGEST_SECONDS: Final = 7 * 24 * 3600.0
+_MAX_SECONDS: Final = 7 * 24 * 3600.0
 ACK: Final = b"+ACK"
 NAK: Final = b"-NAK"
 PROGRESS: Final = b"+WPI"
@@ -21,16 +21,16 @@ def subject_of(stream: str, topic: str) -> str:
 
 
 def consumer_name(topic: str, group: str) -> str:
-    """Return a name that can be read, and is no other group's."""
+    """Return a readable name that is unique to the group."""
     digest = hashlib.sha256(json.dumps([topic, group]).encode()).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_-]', '_', f'{topic}-{group}')[:100]}-{digest[:16]}"
 
 
 def nanoseconds(seconds: float) -> int:
-    """Return a duration as the server takes it, at most a week."""
-    return int(min(max(seconds, 0.0), _LONGEST_SECONDS) * 1e9)
+    """Return a duration in nanoseconds, at most a week."""
+    return int(min(max(seconds, 0.0), _MAX_SECONDS) * 1e9)
 
 
 def nak(delay: float) -> bytes:
-    """Return the word that gives a message back, not before `delay` seconds."""
+    """Return the payload that returns a message, not before `delay` seconds."""
     return b'%s {"delay": %d}' % (NAK, nanoseconds(delay)) if delay > 0 else NAK

@@ -6,11 +6,12 @@ import re
 from typing import Any, ClassVar, Final, Literal, Self
 from urllib.parse import quote, urlencode, urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
-from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, bracketed, with_findings
+from llama_deploy.message_queues.base import AbstractMessageQueue
+from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
+from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, bracketed
 from llama_deploy.types.ports import RemotePort
 
 _CREDENTIALS: Final = frozenset({"username", "password"})
@@ -21,12 +22,10 @@ _FORM: Final = UrlForm(
 )
 
 
-class RabbitMQMessageQueueConfig(MessageQueueConfig):
+class RabbitMQMessageQueueConfig(BrokerQueueConfig):
     """Settings of the queue over RabbitMQ. Environment variables begin with `RABBITMQ_`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="RABBITMQ_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix="RABBITMQ_")
 
     credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["rabbitmq"] = "rabbitmq"
@@ -38,44 +37,32 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
     exchange_name: str = Field(default="llama-deploy", pattern=r"^[a-zA-Z0-9_.:-]{1,100}$")
     """The exchange, and how the name of each queue begins: systems that share a vhost differ in it."""
     username: str | None = Field(default=None, repr=False)
-    """Who connects; goes before the user of `url`."""
+    """The user; takes precedence over that of `url`."""
     password: SecretStr | None = None
-    """The password of `username`; goes before that of `url`."""
+    """The password of `username`; takes precedence over that of `url`."""
     host: str | None = None
-    """Goes before the host of `url`."""
+    """Takes precedence over the host of `url`."""
     port: RemotePort | None = None
-    """Goes before the port of `url`. Without any it is 5672, or 5671 with TLS."""
+    """Takes precedence over the port of `url`. The default is 5672, or 5671 with TLS."""
     vhost: str | None = None
-    """Goes before the vhost of `url`. Without any it is `/`."""
+    """Takes precedence over the vhost of `url`. The default is `/`."""
     secure: bool | None = None
     """Whether to speak TLS. None: as the scheme of `url` says."""
     heartbeat: int = Field(default=10, ge=1, le=300)
-    """Seconds within which both sides show that they live. The broker gives the messages of a member to
-    others when it has heard nothing for twice as long; a member opens another connection after thrice."""
-    retry_seconds: float = Field(default=10.0, gt=0)
-    """How long `publish` and `subscribe` try to reach a broker that does not answer before they raise
-    `UnavailableError`. Receiving tries for ever."""
-    visibility_timeout: float = Field(default=30.0, gt=0)
-    """Seconds after which a delivery that is neither settled nor extended comes back."""
+    """Seconds between the heartbeats of both sides. After two missing ones the broker gives the messages of a
+    member to others; after three a member opens another connection."""
     ack_timeout: float = Field(default=1800.0, gt=0)
     """Seconds for which the broker lets a delivery be unsettled, its own setting `consumer_timeout`."""
-    max_deliveries: int = Field(default=10, ge=1)
-    """After so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
     max_messages_per_topic: int = Field(default=100_000, ge=1)
     """How many messages of a topic may wait in a group before `publish` raises `QueueFullError`, roughly."""
     max_dead_letters: int = Field(default=1_000, ge=1)
     """How many dead letters each topic keeps; a further one drops the oldest."""
-    raise_exceptions: bool = False
-    """Whether an error in a consumer ends `start_consuming`, which raises it, after the message went back to
-    the queue. False: it is logged, and consuming goes on."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _take_credentials_out_of_the_url(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(values.get("url"), str):
-            return values
-        url = _parsed(values["url"])
-        return with_findings(values, url.credentials, url.address.text)
+    def fields_in(cls, url: str) -> dict[str, Any]:
+        """Find `username` and `password`."""
+        parsed = _parsed(url)
+        return {**parsed.credentials, "url": parsed.address.text}
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -83,8 +70,8 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
         return super().from_url(re.sub(r"^rabbitmq://", "amqp://", url))
 
     @classmethod
-    def said_by(cls, url: str) -> set[str]:
-        """Return the names of the fields that `url` says. It always says whether to speak TLS."""
+    def fields_set_by(cls, url: str) -> set[str]:
+        """The URL always says whether to use TLS."""
         parsed = _parsed(url)
         said = {"host", "secure"} | parsed.credentials.keys()
         said |= {"port"} if parsed.address.port else set()
@@ -112,17 +99,13 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
         return f"{scheme}://{user}:{password}@{rest}?{query}"
 
     def public_settings(self) -> dict[str, Any]:
-        """Return what another process needs to reach the queue, but for the credentials."""
-        hidden = {*_CREDENTIALS, "host", "port", "vhost", "secure", "raise_exceptions"}
-        return {**self.model_dump(mode="json", exclude=hidden), "url": self.address}
+        """Return the settings with all that says where the broker is in `url`."""
+        public = super().public_settings()
+        hidden = {"host", "port", "vhost", "secure"}
+        return {name: public[name] for name in public.keys() - hidden} | {"url": self.address}
 
     async def connect(self) -> AbstractMessageQueue:
-        """Return a live queue.
-
-        Raises:
-            UnavailableError: The broker did not answer for `retry_seconds`.
-            ConfigError: It refuses the credentials, the vhost or the exchange.
-        """
+        """Connect, and declare the exchange."""
         # The queue is made from these settings, so the import cannot stand above.
         from llama_deploy.message_queues.rabbitmq.queue import RabbitMQMessageQueue  # noqa: PLC0415
 
@@ -130,12 +113,12 @@ class RabbitMQMessageQueueConfig(MessageQueueConfig):
 
 
 def _parsed(text: str) -> BrokerUrl:
-    """Return what a URL says.
+    """Parse a URL.
 
     Raises:
         ValueError: The URL cannot work.
     """
     url = _FORM.parse(text)
     if not url.address.host:
-        raise _FORM.refusal()
+        raise _FORM.invalid()
     return url

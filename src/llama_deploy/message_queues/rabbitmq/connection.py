@@ -1,12 +1,11 @@
-"""A connection to RabbitMQ that is opened again when it was lost, and the errors of its driver as ours."""
+"""A connection to RabbitMQ that is reopened when it was lost, and the driver's errors translated."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
@@ -19,16 +18,16 @@ from aio_pika.exceptions import (
 from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed
 
 from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
-from llama_deploy.message_queues.broker_connection import BrokerLink
+from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 2.0
 
 
-class Link(BrokerLink):
+class RabbitMQConnection(BrokerConnection):
     """At most one connection, opened when it is needed. `close` it.
 
     Args:
@@ -45,7 +44,7 @@ class Link(BrokerLink):
 
     @property
     def present(self) -> AbstractConnection | None:
-        """The connection, if there is one; it may be dead without knowing."""
+        """The connection, if there is one; the broker may have stopped answering."""
         connection = self._connection
         return connection if connection is not None and connection.connected.is_set() else None
 
@@ -63,11 +62,10 @@ class Link(BrokerLink):
                 with translated(self.address):
                     connection = await aio_pika.connect(self._url, timeout=_CONNECT_SECONDS)
                 self._connection = connection
-                self.note_return()
             return connection
 
     async def drop(self, connection: AbstractConnection | None) -> None:
-        """Close a connection that is of no more use, so that the next call opens another."""
+        """Close a connection that is no longer usable, so that the next call opens another."""
         if connection is None:
             return
         if self._connection is connection:
@@ -81,13 +79,26 @@ class Link(BrokerLink):
         async with self._connecting:
             await self.drop(self._connection)
 
+    async def _attempt(self, call: Callable[[], Awaitable[T]], give_up_at: float) -> T:
+        """Make a call once, for half of `retry_seconds` at most: a silent connection is then replaced."""
+        connection = self.present
+        until = min(give_up_at, asyncio.get_running_loop().time() + self._retry_seconds / 2)
+        try:
+            with translated(self.address):
+                async with asyncio.timeout_at(until):
+                    return await call()
+        except UnavailableError as exc:
+            if isinstance(exc.__cause__, TimeoutError):
+                await self.drop(connection)
+            raise
+
 
 @contextmanager
 def translated(address: str) -> Iterator[None]:
-    """Turn the errors of the driver into ours.
+    """Raise the errors of the driver as ours.
 
     Args:
-        address: The broker, for the text.
+        address: The broker, for the text of the error.
 
     Raises:
         ConfigError: The broker refuses the credentials or a permission.
@@ -108,7 +119,7 @@ def translated(address: str) -> Iterator[None]:
         text = str(exc) or type(exc).__name__
         raise UnavailableError(f"RabbitMQ at {address} does not answer: {text}") from exc
     except asyncio.CancelledError as exc:
-        # The driver raises this where somebody waits on a connection that it gives up; nobody is cancelled.
+        # The driver raises this in a call over a connection that it gives up; the task is not cancelled.
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise

@@ -1,4 +1,4 @@
-"""How messages leave for RabbitMQ, and how large they may be."""
+"""Publishing to RabbitMQ, and how large messages may be."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from aiormq.abc import AbstractChannel as DriverChannel
 from pamqp.commands import Basic
 
 from llama_deploy.errors import LlamaDeployError, PayloadTooLargeError, QueueFullError
-from llama_deploy.message_queues.rabbitmq.connection import Link, translated
+from llama_deploy.message_queues.rabbitmq.connection import RabbitMQConnection, translated
 
 _CLOSE_SECONDS: Final = 2.0
 _PERSISTENT: Final = 2
-_USUALLY_TAKEN: Final = 128 * 1024
+_SAFE_BYTES: Final = 128 * 1024
 """Bytes of a message that a broker takes, unless somebody has set it to less than any default."""
-_MOST_TRIALS: Final = 64
+_MAX_PROBES: Final = 64
 """How many messages travel over channels of their own at a time; a connection has some 2 000 channels."""
 _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than \D*(\d+)")
 """What a broker says when it closes a channel for the size of a message; at the end is its limit."""
@@ -29,11 +29,11 @@ _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than \D*(\d+)")
 
 @dataclass(slots=True)
 class _Sizes:
-    """What is known of the sizes that the broker at the end of a connection takes."""
+    """Which message sizes the broker behind a connection takes, as far as is known."""
 
     connection: AbstractConnection
-    taken: int = _USUALLY_TAKEN
-    most: int | None = None
+    taken: int = _SAFE_BYTES
+    limit: int | None = None
 
 
 class Publisher:
@@ -43,16 +43,16 @@ class Publisher:
     on it. So all messages share a channel but those that are larger than any it has taken: they travel alone.
 
     Args:
-        link: The connection; its owner closes it.
+        connection: The connection; its owner closes it.
         exchange_name: The exchange.
     """
 
-    def __init__(self, link: Link, exchange_name: str) -> None:
-        self._link = link
+    def __init__(self, connection: RabbitMQConnection, exchange_name: str) -> None:
+        self._connection = connection
         self._exchange_name = exchange_name
         self._shared: tuple[AbstractChannel, DriverChannel] | None = None
         self._opening = asyncio.Lock()
-        self._trials = asyncio.Semaphore(_MOST_TRIALS)
+        self._probes = asyncio.Semaphore(_MAX_PROBES)
         self._sizes: _Sizes | None = None
 
     async def publish(self, body: bytes, topic: str) -> None:
@@ -63,7 +63,7 @@ class Publisher:
             QueueFullError: A group of the topic holds as many messages as it may.
             PayloadTooLargeError: The message is larger than the broker takes.
         """
-        sizes = self._sizes_at(await self._link.connection())
+        sizes = self._sizes_at(await self._connection.connection())
         try:
             async with self._channel(body, topic, sizes) as channel:
                 await channel.basic_publish(
@@ -77,31 +77,31 @@ class Publisher:
             raise
         except DeliveryError as exc:
             raise QueueFullError(
-                f"topic {topic!r} holds as many messages as it may; retry when some are settled",
+                f"topic {topic!r} is full; retry when some of its messages are settled",
                 topic=topic,
             ) from exc
         except ChannelPreconditionFailed as exc:
             told = _TOO_LARGE.search(str(exc))
             if told is None:
                 raise
-            sizes.most = int(told[1])
+            sizes.limit = int(told[1])
             self._check_size(body, topic, sizes)
             raise  # another message was too large, and this one was under way on the same channel
         else:
             sizes.taken = max(sizes.taken, len(body))
 
     def _sizes_at(self, connection: AbstractConnection) -> _Sizes:
-        """Return what is known of a connection: behind another, the broker may have other settings."""
+        """Return the sizes of a connection: behind another one, the broker may have other settings."""
         if self._sizes is None or self._sizes.connection is not connection:
             self._sizes = _Sizes(connection)
         return self._sizes
 
     def _check_size(self, body: bytes, topic: str, sizes: _Sizes) -> None:
-        if sizes.most is not None and len(body) > sizes.most:
+        if sizes.limit is not None and len(body) > sizes.limit:
             raise PayloadTooLargeError(
-                f"a message of {len(body)} bytes for {topic!r} is larger than the {sizes.most} bytes that "
-                f"RabbitMQ at {self._link.address} takes; raise its max_message_size",
-                limit_bytes=sizes.most,
+                f"a message of {len(body)} bytes for {topic!r} is larger than the {sizes.limit} bytes that "
+                f"RabbitMQ at {self._connection.address} takes; raise its max_message_size",
+                limit_bytes=sizes.limit,
             )
 
     @asynccontextmanager
@@ -111,13 +111,13 @@ class Publisher:
         if len(body) <= sizes.taken:
             yield await self._shared_channel()
             return
-        async with self._trials:
+        async with self._probes:
             self._check_size(body, topic, sizes)  # others may have found out meanwhile
             channel = await self._open(sizes.connection)
             try:
                 yield await channel.get_underlay_channel()
             finally:
-                with suppress(LlamaDeployError), translated(self._link.address):
+                with suppress(LlamaDeployError), translated(self._connection.address):
                     async with asyncio.timeout(_CLOSE_SECONDS):
                         await channel.close()
 
@@ -125,7 +125,7 @@ class Publisher:
         if self._shared is None or self._shared[1].is_closed:
             async with self._opening:
                 if self._shared is None or self._shared[1].is_closed:
-                    channel = await self._open(await self._link.connection())
+                    channel = await self._open(await self._connection.connection())
                     self._shared = channel, await channel.get_underlay_channel()
         return self._shared[1]
 

@@ -7,9 +7,9 @@ Valkey):
   deleted (`XDEL`) when every group is done with it, and never before.
 * A group's pending entries (`XPENDING`) are what is unsettled, with the number of their deliveries and the
   time since the last. `XCLAIM` hands what is due to another member; with `JUSTID` it keeps what is worked on.
-* A sorted set beside each group keeps the deadlines that are not just the visibility timeout: of what was
-  extended, and of what was given back, at once or for later. A small stream, the bell, wakes who waits.
-* All that takes more than one command is in `actions.lua` ("Scripting with Lua"): it happens whole or not.
+* A sorted set per group keeps the deadlines that are not the visibility timeout: of extended and of returned
+  messages. A small stream, the bell, wakes waiting members.
+* Whatever takes more than one command is in `actions.lua` ("Scripting with Lua"), which runs atomically.
 
 Durable is what the append-only file holds ("Persistence"): with `appendfsync always` every accepted message,
 with the default `everysec` all but the last second or two. `durable` says whether there is such a file.

@@ -114,29 +114,27 @@ function actions.publish()
   return taken
 end
 
--- ARGV: where the group begins, prefix of the names of the member's predecessors, patience with idle members.
+-- ARGV: where the group begins, how long members may be idle.
 function actions.join()
-  local start, predecessors, patience = ARGV[5], ARGV[6], tonumber(ARGV[7])
+  local start, max_idle = ARGV[5], tonumber(ARGV[6])
   create(topic)
   if group ~= 'default' then redis.pcall('XGROUP', 'CREATE', topic, group, start) end  -- or it is there
   redis.pcall('XGROUP', 'CREATE', bell, group, '$', 'MKSTREAM')
 
-  local function others(consumers)
+  local function idle(consumers)
     local found = {}
     for _, flat in ipairs(consumers) do
       local other = record(flat)
-      other.is_predecessor = predecessors ~= '' and other.name:sub(1, #predecessors) == predecessors
-      other.is_idle = other.idle > patience
-      if other.name ~= member then found[#found + 1] = other end
+      if other.name ~= member and other.idle > max_idle then found[#found + 1] = other end
     end
     return found
   end
 
-  for _, other in ipairs(others(redis.call('XINFO', 'CONSUMERS', topic, group))) do
-    if other.is_predecessor or (other.is_idle and other.pending == 0) then dismiss(other.name) end
+  for _, other in ipairs(idle(redis.call('XINFO', 'CONSUMERS', topic, group))) do
+    if other.pending == 0 then dismiss(other.name) end
   end
-  for _, other in ipairs(others(redis.pcall('XINFO', 'CONSUMERS', bell, group))) do
-    if other.is_predecessor or other.is_idle then turn_away(other.name) end
+  for _, other in ipairs(idle(redis.pcall('XINFO', 'CONSUMERS', bell, group))) do
+    turn_away(other.name)
   end
 end
 

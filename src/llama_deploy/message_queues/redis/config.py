@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final, Literal
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 from redis.asyncio.connection import SSLConnection, parse_url
 
-from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
-from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, bracketed, with_findings
+from llama_deploy.message_queues.base import AbstractMessageQueue
+from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
+from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, bracketed
 from llama_deploy.types.ports import RemotePort
 
 _CREDENTIALS: Final = frozenset({"username", "password"})
@@ -41,12 +42,10 @@ _FORM: Final = UrlForm(
 )
 
 
-class RedisMessageQueueConfig(MessageQueueConfig):
+class RedisMessageQueueConfig(BrokerQueueConfig):
     """Settings of a queue on Redis or Valkey. Environment variables begin with `REDIS_`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="REDIS_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix="REDIS_")
 
     credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["redis"] = "redis"
@@ -56,11 +55,11 @@ class RedisMessageQueueConfig(MessageQueueConfig):
     query holds further arguments of a connection of redis-py, such as `ssl_ca_certs`. Credentials in the URL
     move to `username` and `password`."""
     host: str | None = None
-    """Goes before the host of `url`, unless that is a `unix://` one."""
+    """Takes precedence over the host of `url`, unless that is a `unix://` URL."""
     port: RemotePort | None = None
-    """Goes before the port of `url`."""
+    """Takes precedence over the port of `url`."""
     db: int | None = Field(default=None, ge=0)
-    """The number of the database; goes before that of `url`."""
+    """The number of the database; takes precedence over that of `url`."""
     username: str | None = Field(default=None, repr=False)
     """None: the server's default user. Never leaves the process, as little as `password`."""
     password: SecretStr | None = None
@@ -68,34 +67,25 @@ class RedisMessageQueueConfig(MessageQueueConfig):
     ssl: bool | None = None
     """Whether to speak TLS. None: as the scheme of `url` says."""
     timeout: float = Field(default=5.0, gt=0)
-    """Seconds for an answer. Who waits for messages asks again every twice that, and so finds out when a
-    connection has died without a word."""
-    retry_seconds: float = Field(default=10.0, ge=0)
-    """How long `publish` and `subscribe` try to reach a server that does not answer before they raise
-    `UnavailableError`. 0: one try. Receiving tries for ever."""
-    raise_exceptions: bool = False
-    """An error in a consumer ends `start_consuming`, which raises it, after the message went back to the
-    queue. False: it is logged, and consuming goes on."""
+    """Seconds for an answer. A waiting reader asks again after twice that, and so detects a dead
+    connection."""
     max_messages_per_topic: int = Field(default=100_000, ge=1)
     """How many unsettled messages a topic holds before `publish` raises `QueueFullError`."""
     max_dead_letters: int = Field(default=1_000, ge=1)
     """How many dead letters each topic keeps; a further one drops the oldest."""
-    visibility_timeout: float = Field(default=30.0, ge=0.01, le=3600)
-    """Seconds after which a delivery that is neither settled nor extended comes back."""
-    max_deliveries: int = Field(default=10, ge=1)
-    """After so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_credentials_out_of_the_url(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(values.get("url"), str):
-            return values
-        url = _parsed(values["url"])
-        return with_findings(values, url.credentials, url.address.text)
+    visibility_timeout: float = Field(default=5.0, ge=0.01, le=3600)
+    """Seconds after which a delivery that is neither settled nor extended comes back, from a dead member
+    too."""
 
     @classmethod
-    def said_by(cls, url: str) -> set[str]:
-        """Return the names of the fields that `url` says. It always says whether to speak TLS."""
+    def fields_in(cls, url: str) -> dict[str, Any]:
+        """Find `username` and `password`."""
+        parsed = _parsed(url)
+        return {**parsed.credentials, "url": parsed.address.text}
+
+    @classmethod
+    def fields_set_by(cls, url: str) -> set[str]:
+        """The URL always says whether to use TLS."""
         parsed = _parsed(url)
         address = parsed.address
         said = {"ssl"} | parsed.credentials.keys()
@@ -128,17 +118,8 @@ class RedisMessageQueueConfig(MessageQueueConfig):
             options |= {name: value} if (value := getattr(self, name)) is not None else {}
         return options | ({"password": self.password.get_secret_value()} if self.password else {})
 
-    def public_settings(self) -> dict[str, Any]:
-        """Return what another process needs to reach the queue, beside the credentials."""
-        return self.model_dump(mode="json", exclude={*_CREDENTIALS, "raise_exceptions"})
-
     async def connect(self) -> AbstractMessageQueue:
-        """Return a live queue.
-
-        Raises:
-            UnavailableError: The server did not answer for `retry_seconds`.
-            ConfigError: The server refuses the credentials, or is too old.
-        """
+        """Connect, and check the server's version and settings."""
         # The queue is made from these settings, so the import cannot stand above.
         from llama_deploy.message_queues.redis.queue import RedisMessageQueue  # noqa: PLC0415
 
@@ -146,7 +127,7 @@ class RedisMessageQueueConfig(MessageQueueConfig):
 
 
 def _parsed(text: str) -> BrokerUrl:
-    """Return what a URL says, with the scheme that redis-py knows and without credentials in the query.
+    """Parse a URL, with the scheme that redis-py knows and without credentials in the query.
 
     Raises:
         ValueError: The URL cannot work.
@@ -157,11 +138,11 @@ def _parsed(text: str) -> BrokerUrl:
     clean = replace(address, scheme=address.scheme.replace("valkey", "redis"), query=query)
     number = address.path.strip("/")
     if (address.netloc or not number) if address.scheme == "unix" else (number and not number.isdecimal()):
-        raise _FORM.refusal()
+        raise _FORM.invalid()
     try:
         parse_url(clean.text)
     except ValueError:
-        raise _FORM.refusal("an argument in its query has no such value") from None
+        raise _FORM.invalid("an argument in its query has an invalid value") from None
     return BrokerUrl(
         (clean,),
         address.query.get("username") or url.username,

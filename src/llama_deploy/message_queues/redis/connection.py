@@ -1,4 +1,4 @@
-"""The way to a Redis server: connections, calls that outlast an outage, and what the driver raises."""
+"""The connections to a Redis server: clients, scripts, and the driver's errors translated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from redis import exceptions as driver
 from redis.asyncio import Redis
@@ -16,20 +16,18 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from llama_deploy.errors import ConfigError, QueueFullError, TopicNotFoundError, UnavailableError
-from llama_deploy.message_queues.broker_connection import BrokerLink
+from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.redis.config import RedisMessageQueueConfig
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _SCRIPT: Final = Path(__file__).with_name("actions.lua").read_text(encoding="utf-8")
 _SCRIPT_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-_OLDEST_SERVER: Final = (6, 2)
-_PRACTICALLY_NO_LIMIT: Final = 2**31
-"""Of connections: each subscription has one or two, and the driver may refuse more than 100."""
-_REFUSALS: Final = (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError)
-_REFUSAL_MARKS: Final = (
+_MIN_VERSION: Final = (6, 2)
+_UNLIMITED: Final = 2**31
+"""Connections: each subscription has one or two, and the driver may refuse more than 100."""
+_DENIED: Final = (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError)
+_PERMANENT_MARKS: Final = (
     "WRONGPASS",
     "NOPERM",
     "no permission",
@@ -38,11 +36,11 @@ _REFUSAL_MARKS: Final = (
     "unknown command",
     "DB index",
 )
-"""What is in an answer that will be the same for ever."""
+"""Parts of answers that a retry does not change."""
 
 
-class RedisLink(BrokerLink):
-    """The way to the server: connections that open by themselves, the scripts, the driver's errors."""
+class RedisConnection(BrokerConnection):
+    """Connections that open by themselves, and the scripts that run over them. `close` it."""
 
     def __init__(self, config: RedisMessageQueueConfig) -> None:
         self.config = config
@@ -53,30 +51,27 @@ class RedisLink(BrokerLink):
         super().__init__(f"Redis at {self._address}", retry_seconds=config.retry_seconds)
         self._client = self.client()
 
-    def client(self, *, patience: float = 0.0) -> Redis:
+    def client(self, *, wait: float = 0.0) -> Redis:
         """Return a client; its owner closes it.
 
         Args:
-            patience: Seconds that an answer may take beyond the usual. More than 0: all goes over one
-                connection.
+            wait: Seconds for which its requests wait at the server. More than 0: it has a single connection.
         """
-        options = {"max_connections": _PRACTICALLY_NO_LIMIT} | self.config.connection_options
+        options = {"max_connections": _UNLIMITED} | self.config.connection_options
         options |= {
             "socket_connect_timeout": self.config.timeout,
-            "socket_timeout": self.config.timeout + patience,
+            "socket_timeout": self.config.timeout + wait,
             "socket_keepalive": True,
-            "retry": Retry(NoBackoff(), 0),  # `persist` tries again, and knows until when
+            "retry": Retry(NoBackoff(), 0),  # `BrokerConnection.retry` retries
             "protocol": 2,
             "decode_responses": False,
         }
-        client: Redis = Redis(
-            connection_pool=ConnectionPool(**options), single_connection_client=patience > 0
-        )
+        client: Redis = Redis(connection_pool=ConnectionPool(**options), single_connection_client=wait > 0)
         client.auto_close_connection_pool = True
         return client
 
     async def inspect(self) -> bool:
-        """Look at how the server is set up, warn of what loses messages, and return whether it is durable.
+        """Check the server's settings, warn of those that lose messages, and return whether it is durable.
 
         Raises:
             ConfigError: It is too old.
@@ -85,17 +80,19 @@ class RedisLink(BrokerLink):
             try:
                 info = await self._client.info()
             except TypeError as exc:  # raised by the driver's connection
-                raise ConfigError(f"the query of url holds what is no argument of redis-py: {exc}") from exc
+                raise ConfigError(
+                    f"the query of url holds an argument that redis-py does not know: {exc}"
+                ) from exc
             try:
                 snapshots = (await self._client.config_get("save")).get("save")
             except driver.ResponseError:  # not every user may ask
                 snapshots = None
         version = str(info["redis_version"])
-        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_SERVER:
+        if tuple(int(part) for part in version.split(".")[:2]) < _MIN_VERSION:
             raise ConfigError(f"the server at {self._address} is Redis {version}; 6.2 or later is needed")
         if not info["aof_enabled"] and not snapshots:
             logger.warning(
-                "Redis at %s keeps nothing on disk (appendonly no%s): its messages end with it",
+                "Redis at %s keeps nothing on disk (appendonly no%s): its messages are lost with it",
                 self._address,
                 "" if snapshots is None else ", no save",
                 extra={"action": "queue_not_durable"},
@@ -143,7 +140,7 @@ class RedisLink(BrokerLink):
         except (driver.RedisError, OSError) as exc:
             text = f"Redis at {self._address}: {exc}"
             answer = str(exc) if isinstance(exc, driver.ResponseError) else ""
-            if isinstance(exc, _REFUSALS) or any(mark in answer for mark in _REFUSAL_MARKS):
+            if isinstance(exc, _DENIED) or any(mark in answer for mark in _PERMANENT_MARKS):
                 raise ConfigError(text) from exc
             if "NOGROUP" in answer or "UNBLOCKED" in answer:
                 raise TopicNotFoundError(text) from exc

@@ -1,7 +1,7 @@
 """The core of the simple queue: topics, groups, deliveries and their deadlines, in memory.
 
-It waits for nothing but messages and keeps one timer. The topics stand in `catalogue`, HTTP in `server`, the
-disk in `journal`.
+It has one timer and no I/O of its own: topics are kept by `catalogue`, HTTP is in `queue_server`, the disk in
+`queue_journal`.
 
 A message is in one of these places, for each group of its topic:
 
@@ -16,25 +16,25 @@ publish ──▶ ready ──▶ in flight ──ack──▶ settled
 from __future__ import annotations
 
 import asyncio
-import itertools
-import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 from llama_deploy.errors import ClosedError, ConflictError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
 from llama_deploy.message_queues.simple.catalogue import Catalogue, remember
+from llama_deploy.message_queues.simple.deliveries import Deliveries
 from llama_deploy.message_queues.simple.limits import BrokerLimits
-from llama_deploy.message_queues.simple.queue_journal import Journal, MessageStored, Snapshot
+from llama_deploy.message_queues.simple.queue_journal import Journal, MessageStored, StoredState
 from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
-from llama_deploy.message_queues.simple.timetable import Alarm, Clock, Timetable
+from llama_deploy.message_queues.simple.timetable import Clock, Timetable
 from llama_deploy.message_queues.simple.topic import Entry, Group, Handout, Topic, Waiter
 
 
 @dataclass(frozen=True, slots=True)
 class GroupDepth:
-    """How much a group has before it."""
+    """How many messages a group has."""
 
     ready: int
     delayed: int
@@ -44,38 +44,21 @@ class GroupDepth:
 
 @dataclass(frozen=True, slots=True)
 class TopicDepth:
-    """What a topic holds."""
+    """The messages of a topic."""
 
     messages: int
     size_bytes: int
     groups: dict[str, GroupDepth]
 
 
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """A message in the hands of a consumer."""
-
-    entry: Entry
-    subscription: str
-    alarm: Alarm
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """What a subscription holds or waits for."""
-
-    flights: set[str] = field(default_factory=set)
-    waiters: set[Waiter] = field(default_factory=set)
-
-
 class SimpleBroker:
     """Topics with groups of competing consumers. Use it in one event loop; `close` it.
 
     Args:
-        clock: Tells the time and holds the one timer: the running event loop, but for tests.
-        limits: The bounds.
+        clock: The running event loop; tests bring their own.
+        limits: The limits.
         journal: Where changes are recorded. None: a restart loses everything.
-        snapshot: What the journal held at its start.
+        stored: The content of the journal at the start.
     """
 
     def __init__(
@@ -84,22 +67,17 @@ class SimpleBroker:
         clock: Clock,
         limits: BrokerLimits | None = None,
         journal: Journal | None = None,
-        snapshot: Snapshot | None = None,
+        stored: StoredState | None = None,
     ) -> None:
         self.limits = limits or BrokerLimits()
         self._timetable = Timetable(clock)
         self._journal = journal
         self._topics = Catalogue(timetable=self._timetable, limits=self.limits, journal=journal)
-        self._flights: dict[str, _Flight] = {}
-        self._members: dict[str, _Member] = {}
+        self._deliveries = Deliveries(self._timetable, on_unsettled=partial(self._return, delay=0.0))
         self._closed_subscriptions: dict[str, None] = {}
-        self._named: dict[str, str] = {}
-        # Delivery ids of an earlier life of the broker must mean nothing to this one.
-        self._epoch = uuid.uuid4().hex[:12]
-        self._flight_numbers = itertools.count(1)
         self._closed = False
-        if snapshot is not None:
-            self._topics.restore(snapshot)
+        if stored is not None:
+            self._topics.restore(stored)
 
     @property
     def durable(self) -> bool:
@@ -111,10 +89,10 @@ class SimpleBroker:
 
         Args:
             name: At most 255 characters.
-            expires_after: Seconds without a reader after which the topic is dropped. None keeps what holds.
+            expires_after: Seconds without a reader after which the topic is dropped. None: unchanged.
 
         Raises:
-            InvalidRequestError: Not a name.
+            InvalidRequestError: The name is not valid.
             QueueFullError: There are too many topics.
         """
         topic = self._topics.ensure(name)
@@ -125,7 +103,7 @@ class SimpleBroker:
         """Create a group, if it does not exist. It gets what is published from now on.
 
         Raises:
-            InvalidRequestError: Not a name.
+            InvalidRequestError: The name is not valid.
             TopicNotFoundError: There is no such topic.
         """
         topic = self._topics.get(topic_name)
@@ -133,22 +111,22 @@ class SimpleBroker:
         topic.last_read = self._timetable.now()
 
     async def publish(self, topic_name: str, messages: Sequence[tuple[str, bytes]]) -> int:
-        """Take messages, in this order, and return when they are safe.
+        """Store messages, in this order, and return when they are durable.
 
-        A message whose id is in the topic already is taken as the same one, so that a publisher that did
-        not get its answer can publish again. With a journal, consumers may get a message a moment before
-        it is safe; one that never becomes safe is an error to its publisher and may still be delivered.
+        A message whose id is in the topic already is a duplicate, so a publisher that did not get its answer
+        can publish again. With a journal, consumers may get a message a moment before it is durable; if it
+        cannot be written, its publisher gets an error and the message may still be delivered.
 
         Args:
             topic_name: Created if it does not exist.
             messages: The id and the wire form of each.
 
         Returns:
-            How many were taken: less than all when the topic has no room for the rest.
+            How many were stored: fewer than all when the topic is full.
 
         Raises:
-            QueueFullError: There is no room for even the first.
-            InvalidRequestError: Not a topic's name.
+            QueueFullError: The topic is full.
+            InvalidRequestError: The name of the topic is not valid.
             ClosedError: The broker is closed.
         """
         self._check_open()
@@ -164,7 +142,7 @@ class SimpleBroker:
         if messages and not taken:
             raise QueueFullError(
                 f"topic {topic_name!r} holds {len(topic.messages)} messages ({topic.size_bytes} bytes) and "
-                "takes no more; retry when some are settled",
+                "is full; retry when some are settled",
                 topic=topic_name,
             )
         for group in topic.groups.values():
@@ -193,7 +171,7 @@ class SimpleBroker:
             max_messages: The most messages to take.
             wait: Seconds to wait for the first message.
             visibility: Seconds after which unsettled messages come back. None: the broker's default.
-            subscription: The member, for `release`. Empty: nobody in particular.
+            subscription: The member, for `release`. Empty: none.
 
         Returns:
             The messages, in the topic's order; none if none came in time.
@@ -221,7 +199,7 @@ class SimpleBroker:
         )
         topic.last_read = self._timetable.now()
         if topic.groups[group].ready or wait <= 0:
-            return self._hand_out(topic.groups[group], waiter)
+            return self._deliveries.hand_out(topic.groups[group], waiter)
         try:
             return await self._wait(topic.groups[group], waiter, seconds=wait)
         finally:
@@ -229,16 +207,17 @@ class SimpleBroker:
 
     def has_ready(self, topic_name: str, group: str) -> bool:
         """Return whether `receive` would not wait. False too where there is no such topic or group."""
-        topic = self._topics.find(topic_name)
-        return topic is not None and group in topic.groups and topic.groups[group].ready > 0
+        with suppress(TopicNotFoundError, KeyError):
+            return self._topics.get(topic_name).groups[group].ready > 0
+        return False
 
     def settle(self, settlements: Iterable[Settlement]) -> None:
-        """Settle deliveries. Those that are settled already, or timed out, are passed over."""
+        """Settle deliveries. Those that are settled already, or timed out, are ignored."""
         for settlement in settlements:
             if settlement.action is SettleAction.EXTEND:
-                self._extend(settlement.delivery_id, settlement.seconds)
+                self._deliveries.extend(settlement.delivery_id, settlement.seconds)
                 continue
-            entry = self._land(settlement.delivery_id)
+            entry = self._deliveries.end(settlement.delivery_id)
             if entry is None or not entry.message.open_groups:
                 continue
             match settlement.action:
@@ -247,45 +226,24 @@ class SimpleBroker:
                 case SettleAction.NACK:
                     self._return(entry, delay=settlement.seconds)
                 case SettleAction.REJECT:
-                    self._bury(entry, reason="its consumer could not understand it")
-
-    def take_over(self, topic: str, group: str, *, member: str, subscription: str) -> None:
-        """Let a subscription be the member of this name: what its predecessor holds comes back."""
-        place = f"{topic}\0{group}\0{member}"
-        predecessor = self._named.pop(place, None)
-        if predecessor is not None and predecessor != subscription:
-            self.release(predecessor, closed=True)
-        remember(self._named, place, subscription)
-
-    def introduce(self, topic: str, group: str, *, member: str, subscription: str) -> None:
-        """Learn again, after a restart, which subscription the member of a name is."""
-        place = f"{topic}\0{group}\0{member}"
-        if place not in self._named:
-            remember(self._named, place, subscription)
+                    self._bury(entry, reason="its consumer could not decode it")
 
     def release(self, subscription: str, *, closed: bool = False) -> None:
-        """Give back all that a subscription holds, and end its waiting. Harmless for an unknown one.
+        """Return all that a subscription holds, and end its waiting. An unknown one is ignored.
 
         Args:
             subscription: The member.
-            closed: It will not come back: a request of it that is still on its way is refused.
+            closed: It is closed: its requests that are still on the way are rejected.
         """
         if closed:
             remember(self._closed_subscriptions, subscription, None)
-        member = self._members.get(subscription)
-        if member is None:
-            return
-        for waiter in list(member.waiters):
-            waiter.finish([])
-        for delivery_id in list(member.flights):
-            entry = self._land(delivery_id)
-            if entry is not None:
-                self._put_back(entry)
+        for entry in self._deliveries.release(subscription):
+            self._put_back(entry)
 
     def give_back(self, handouts: Iterable[Handout]) -> None:
         """Take back what did not reach its consumer, as if it had never been handed out."""
         for handout in handouts:
-            entry = self._land(handout.delivery_id)
+            entry = self._deliveries.end(handout.delivery_id)
             if entry is not None:
                 entry.deliveries -= 1
                 self._put_back(entry)
@@ -305,7 +263,7 @@ class SimpleBroker:
         }
 
     def close(self) -> None:
-        """End all waiting and take nothing more. Settling still works. Idempotent; deletes nothing."""
+        """End all waiting and accept no messages. Settling still works. Idempotent; deletes nothing."""
         self._closed = True
         for topic in self._topics:
             for group in topic.groups.values():
@@ -326,7 +284,7 @@ class SimpleBroker:
     async def _wait(self, group: Group, waiter: Waiter, *, seconds: float) -> list[Handout]:
         timeout = self._timetable.add(self._timetable.now() + seconds, partial(waiter.finish, []))
         group.waiters.append(waiter)
-        self._member(waiter.subscription).waiters.add(waiter)
+        self._deliveries.wait(waiter)
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -337,61 +295,14 @@ class SimpleBroker:
             self._timetable.cancel(timeout)
             if waiter in group.waiters:
                 group.waiters.remove(waiter)
-            self._member(waiter.subscription).waiters.discard(waiter)
-            self._forget_idle_member(waiter.subscription)
+            self._deliveries.stop_waiting(waiter)
 
     def _dispatch(self, group: Group) -> None:
-        """Hand what is ready to who waits."""
+        """Hand ready messages to waiting members."""
         while group.waiters and group.ready:
             waiter = group.waiters.popleft()
             if not waiter.future.done():
-                waiter.finish(self._hand_out(group, waiter))
-
-    def _hand_out(self, group: Group, waiter: Waiter) -> list[Handout]:
-        deadline = self._timetable.now() + waiter.visibility
-        handouts: list[Handout] = []
-        for entry in group.take(waiter.max_messages):
-            entry.deliveries += 1
-            delivery_id = f"{self._epoch}-{next(self._flight_numbers)}"
-            alarm = self._timetable.add(deadline, partial(self._on_unsettled, delivery_id))
-            self._flights[delivery_id] = _Flight(entry, waiter.subscription, alarm)
-            handouts.append(Handout(delivery_id, entry.deliveries, entry.message.body))
-        if handouts:
-            group.in_flight += len(handouts)
-            self._member(waiter.subscription).flights.update(handout.delivery_id for handout in handouts)
-        return handouts
-
-    def _land(self, delivery_id: str) -> Entry | None:
-        """Take a message out of its consumer's hands; None if it is there no more."""
-        flight = self._flights.pop(delivery_id, None)
-        if flight is None:
-            return None
-        self._timetable.cancel(flight.alarm)
-        flight.entry.group.in_flight -= 1
-        self._member(flight.subscription).flights.discard(delivery_id)
-        self._forget_idle_member(flight.subscription)
-        return flight.entry
-
-    def _member(self, subscription: str) -> _Member:
-        return self._members.setdefault(subscription, _Member())
-
-    def _forget_idle_member(self, subscription: str) -> None:
-        member = self._members.get(subscription)
-        if member is not None and not member.flights and not member.waiters:
-            del self._members[subscription]
-
-    def _extend(self, delivery_id: str, seconds: float) -> None:
-        flight = self._flights.get(delivery_id)
-        if flight is not None:
-            self._timetable.cancel(flight.alarm)
-            flight.alarm = self._timetable.add(
-                self._timetable.now() + seconds, partial(self._on_unsettled, delivery_id)
-            )
-
-    def _on_unsettled(self, delivery_id: str) -> None:
-        entry = self._land(delivery_id)
-        if entry is not None:
-            self._return(entry, delay=0.0)
+                waiter.finish(self._deliveries.hand_out(group, waiter))
 
     def _return(self, entry: Entry, *, delay: float) -> None:
         """Take back a message on which the work failed."""

@@ -1,4 +1,4 @@
-"""The topics of a broker: how they come to be, what is stored in them, and how they and dead letters go."""
+"""The topics of a broker: creating, storing, dead letters, expiry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama_deploy.message_queues.simple.queue_journal import (
     Journal,
     MessageSettled,
     MessageStored,
-    Snapshot,
+    StoredState,
     TopicCreated,
     TopicDropped,
 )
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _REMEMBERED: Final = 1024
-"""How many entries a memory of what is gone has."""
+"""How many names of expired topics and closed subscriptions are remembered."""
 
 
 class Catalogue:
     """All topics, by name. Every change goes to the journal.
 
     Args:
-        timetable: For the time after which a topic that nobody reads is dropped.
-        limits: The bounds.
+        timetable: For the expiry of topics without readers.
+        limits: The limits.
         journal: Where changes are recorded. None: nowhere.
     """
 
@@ -51,10 +51,6 @@ class Catalogue:
     def __iter__(self) -> Iterator[Topic]:
         return iter(self._topics.values())
 
-    def find(self, name: str) -> Topic | None:
-        """Return a topic, None if there is none of this name."""
-        return self._topics.get(name)
-
     def get(self, name: str) -> Topic:
         """Return a topic.
 
@@ -65,7 +61,7 @@ class Catalogue:
             return self._topics[name]
         except KeyError:
             raise TopicNotFoundError(
-                f"there is no topic {name!r}; publishing or subscribing to it creates it, "
+                f"the topic {name!r} does not exist; publishing or subscribing to it creates it, "
                 "over HTTP also POST /topics/{topic}",
                 topic=name,
             ) from None
@@ -83,8 +79,8 @@ class Catalogue:
         _check_name(name)
         if len(self._topics) >= self._limits.max_topics:
             raise QueueFullError(
-                f"there are {len(self._topics)} topics and no more are created; use fewer names, or give "
-                "topics that only one process reads an expires_after, so that they go with it",
+                f"the limit of {len(self._topics)} topics is reached; use fewer names, or give "
+                "topics that only one process reads an expires_after, so that they are dropped with it",
                 topic=name,
             )
         return self._create(name)
@@ -101,7 +97,7 @@ class Catalogue:
             self._note(GroupCreated(topic.name, name, self._last_seq))
 
     def expire(self, topic: Topic, *, after: float) -> None:
-        """Drop a topic when nobody has read it for so many seconds."""
+        """Drop a topic after so many seconds without a reader."""
         if topic.expires_after != after:
             topic.expires_after = after
             self._watch_idleness(topic)
@@ -131,42 +127,40 @@ class Catalogue:
         )
         name = topic.name[: MAX_NAME_LENGTH - len(DEAD_LETTERS_SUFFIX)] + DEAD_LETTERS_SUFFIX
         # Not bounded by `max_topics`: the message has nowhere else to go.
-        graves = self._topics.get(name) or self._create(name)
-        while len(graves.messages) >= self._limits.max_dead_letters:
-            self._drop_oldest(graves)
-        if message.id not in graves.messages:
-            self._note(self.store(graves, message.id, message.body))
+        dead = self._topics.get(name) or self._create(name)
+        while len(dead.messages) >= self._limits.max_dead_letters:
+            self._drop_oldest(dead)
+        if message.id not in dead.messages:
+            self._note(self.store(dead, message.id, message.body))
         self.finish(entry)
-        return graves
+        return dead
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take what a journal held at its start."""
-        for created in snapshot.topics:
+    def restore(self, stored: StoredState) -> None:
+        """Restore the content of a journal."""
+        for created in stored.topics:
             topic = Topic(created.name, expires_after=created.expires_after)
             self._topics[created.name] = topic
             self._watch_idleness(topic)
-        for group in snapshot.groups:
-            topic = self._restored(group.topic)
+        # The record of a topic may be missing, if the disk was full when it was created.
+        named = {group.topic for group in stored.groups} | {item.topic for item in stored.messages}
+        for name in named - self._topics.keys():
+            self._topics[name] = Topic(name)
+        for group in stored.groups:
+            topic = self._topics[group.topic]
             topic.groups[group.name] = Group(group.name, topic, group.since)
-        for stored in snapshot.messages:
-            topic = self._restored(stored.topic)
-            message = StoredMessage(stored.seq, stored.message_id, stored.body)
+        for item in stored.messages:
+            topic = self._topics[item.topic]
+            message = StoredMessage(item.seq, item.message_id, item.body)
             pending = [
                 group
                 for group in topic.groups.values()
-                if group.since < stored.seq and (stored.seq, group.name) not in snapshot.settled
+                if group.since < item.seq and (item.seq, group.name) not in stored.settled
             ]
             topic.add(message, pending)
-        self._last_seq = snapshot.last_seq
-
-    def _restored(self, name: str) -> Topic:
-        """Return a topic; its own record may be missing, if the disk was full when it was created."""
-        if name not in self._topics:
-            self._topics[name] = Topic(name, expires_after=None)
-        return self._topics[name]
+        self._last_seq = stored.last_seq
 
     def _create(self, name: str) -> Topic:
-        # A topic that expired and is written to again has still no reader: it shall expire again.
+        # A topic that expired and is written to again still has no reader: it expires again.
         topic = Topic(name, expires_after=self._expired.pop(name, None))
         self._topics[name] = topic
         self._watch_idleness(topic)
@@ -181,7 +175,7 @@ class Catalogue:
         topic.remove(message)
         self._note(MessageSettled(message.seq, None))
         logger.warning(
-            "topic %s is full, its oldest message %s is lost",
+            "topic %s is full; its oldest message %s is dropped",
             topic.name,
             message.id,
             extra={"action": "drop_dead_letter", "message_id": message.id, "topic": topic.name},
@@ -193,7 +187,7 @@ class Catalogue:
             self._timetable.add(topic.last_read + topic.expires_after, partial(self._on_idle, topic))
 
     def _on_idle(self, topic: Topic) -> None:
-        """Drop a topic that nobody has read for so long."""
+        """Drop a topic that has expired."""
         if topic.expires_after is None or self._topics.get(topic.name) is not topic:
             return
         now = self._timetable.now()
@@ -208,19 +202,19 @@ class Catalogue:
         remember(self._expired, topic.name, topic.expires_after)
         self._note(TopicDropped(topic.name))
         logger.info(
-            "topic %s was dropped: nobody has read it for %g seconds",
+            "topic %s was dropped after %g seconds without a reader",
             topic.name,
             topic.expires_after,
             extra={"action": "drop_topic", "topic": topic.name},
         )
 
-    def _note(self, *changes: Change) -> None:
+    def _note(self, change: Change) -> None:
         if self._journal is not None:
-            self._journal.note(changes)
+            self._journal.note([change])
 
 
 def remember(memory: dict[str, T], key: str, value: T) -> None:
-    """Put a value into a memory that forgets its oldest."""
+    """Store a value; the oldest one is dropped when there are too many."""
     memory[key] = value
     if len(memory) > _REMEMBERED:
         del memory[next(iter(memory))]
@@ -229,5 +223,5 @@ def remember(memory: dict[str, T], key: str, value: T) -> None:
 def _check_name(name: str) -> None:
     if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
         raise InvalidRequestError(
-            f"{name!r:.80} is not a name: 1 to {MAX_NAME_LENGTH} printable characters are"
+            f"{name!r:.80} is not a valid name; use 1 to {MAX_NAME_LENGTH} printable characters"
         )

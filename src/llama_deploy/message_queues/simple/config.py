@@ -11,7 +11,8 @@ import aiohttp
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+from llama_deploy.message_queues.base import AbstractMessageQueue
+from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
 from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.types.ports import BoundPort
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
@@ -20,12 +21,10 @@ from llama_deploy.web.edge.host_settings import TrustedHostNames
 _CLIENT_KWARGS = frozenset(inspect.signature(aiohttp.ClientSession).parameters) - {"connector", "base_url"}
 
 
-class SimpleMessageQueueConfig(MessageQueueConfig):
+class SimpleMessageQueueConfig(BrokerQueueConfig):
     """Settings of the simple queue. Environment variables begin with `SIMPLE_MESSAGE_QUEUE_`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="SIMPLE_MESSAGE_QUEUE_", frozen=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix="SIMPLE_MESSAGE_QUEUE_")
 
     type: Literal["simple"] = "simple"
     """Tells the backend's settings from those of others."""
@@ -38,9 +37,6 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     `timeout`, the seconds for an answer; `verify`, False to accept every certificate, or the path of a file
     with certificate authorities; `cert`, the paths of a client certificate and its key. Never leaves the
     process."""
-    raise_exceptions: bool = False
-    """For a client: an error in a consumer ends `start_consuming`, which raises it, after the message went
-    back to the queue. False: it is logged, and consuming goes on."""
     allow_remote: bool = False
     """Whether an address may be bound that other machines reach. There is no authentication yet."""
     trusted_hosts: TrustedHostNames = Field(default_factory=list)
@@ -48,9 +44,6 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     A request for another host is answered 421. IP addresses, `localhost` and `host` need no entry."""
     use_ssl: bool = False
     """For a client: speak HTTPS, as to a proxy in front of the server."""
-    retry_seconds: float = Field(default=10.0, ge=0)
-    """For a client: how long `publish` and `subscribe` try to reach a server that does not answer before
-    they raise `UnavailableError`. 0: one try. Receiving tries for ever."""
     journal_path: Path | None = None
     """For a server: the SQLite file that keeps accepted messages over a restart. None: they are lost."""
     max_messages_per_topic: int = Field(default=100_000, ge=1)
@@ -61,10 +54,8 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
     """For a server: how many topics there may be; a further one is refused, unless for dead letters."""
     max_dead_letters: int = Field(default=1_000, ge=1)
     """For a server: how many dead letters each topic keeps; a further one drops the oldest."""
-    visibility_timeout: float = Field(default=30.0, gt=0, le=3600)
+    visibility_timeout: float = Field(default=5.0, gt=0, le=3600)
     """For a server: seconds after which a delivery that is neither settled nor extended comes back."""
-    max_deliveries: int = Field(default=10, ge=1)
-    """For a server: after so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, ge=1)
     """For a server: the most bytes of a request; more is answered with 413."""
 
@@ -114,11 +105,7 @@ class SimpleMessageQueueConfig(MessageQueueConfig):
         return self.model_dump(mode="json", include={"type", "host", "port", "use_ssl"})
 
     async def connect(self) -> AbstractMessageQueue:
-        """Return a client, after the server has answered.
-
-        Raises:
-            UnavailableError: The server does not answer.
-        """
+        """Return a client, after the server has answered."""
         # The client is made from these settings, so the import cannot stand above.
         from llama_deploy.message_queues.simple.http_queue import SimpleMessageQueue  # noqa: PLC0415
 

@@ -1,31 +1,24 @@
-"""The way from a client to its simple queue's server: requests that outlast an outage, and settlements."""
+"""The connection from a client to the server of its simple queue: requests and settlements."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import quote
 
-from llama_deploy.batching import Batcher
-from llama_deploy.errors import ClosedError, LlamaDeployError
-from llama_deploy.message_queues.broker_connection import BrokerLink
+from llama_deploy.errors import ClosedError
+from llama_deploy.message_queues.broker_connection import BrokerConnection
+from llama_deploy.message_queues.settlement_batcher import SettlementBatcher
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
 _ACK_SECONDS: Final = 0.05
-"""How long acknowledgements gather: nobody waits for them, and each request costs both sides."""
 
 
-class ServerLink(BrokerLink):
+class QueueServerConnection(BrokerConnection):
     """Kept-alive connections to one server; opens them when they are first used. `close` it."""
 
     def __init__(self, config: SimpleMessageQueueConfig) -> None:
@@ -34,13 +27,9 @@ class ServerLink(BrokerLink):
         self._http = HttpConnection(settings, options=options)
         self._base_url = config.base_url
         self._closed = False
-        self._settling: Batcher[Settlement, None] = Batcher(
-            self._settle_batch, max_batch=1024, name="queue settler"
+        self._settlements: SettlementBatcher[Settlement] = SettlementBatcher(
+            self._send, name="queue settler", ack_delay=_ACK_SECONDS
         )
-        self._acking: Batcher[Settlement, None] = Batcher(
-            self._settle_batch, max_batch=1024, gather_seconds=_ACK_SECONDS, name="queue acker"
-        )
-        self._last: dict[Batcher[Settlement, None], asyncio.Future[None]] = {}
 
     async def request(
         self,
@@ -65,7 +54,7 @@ class ServerLink(BrokerLink):
         Raises:
             LlamaDeployError: What the answer's problem details name.
             UnavailableError: No connection, or no answer in time.
-            ClosedError: The link is closed.
+            ClosedError: The connection is closed.
         """
         if self._closed:
             raise ClosedError(
@@ -84,41 +73,24 @@ class ServerLink(BrokerLink):
         )
 
     async def settle(self, settlement: Settlement) -> None:
-        """Send a settlement with the next ones that leave, without waiting for the answer. Never raises."""
-        batcher = self._acking if settlement.action is SettleAction.ACK else self._settling
-        try:
-            sent = batcher.submit_nowait(settlement)
-        except LlamaDeployError as exc:
-            logger.warning("a settlement is lost, its message comes back: %s", exc)
-        else:
-            self._last[batcher] = sent
-            sent.add_done_callback(_log_loss)
+        """Send a settlement with the next batch, without waiting for the answer. Never raises."""
+        self._settlements.submit(settlement, is_ack=settlement.action is SettleAction.ACK)
 
     async def wait_settled(self) -> None:
         """Wait until all settlements so far have reached the server, or are lost. Never raises."""
-        if self._last:
-            await asyncio.wait(self._last.values())
+        await self._settlements.wait_sent()
 
     async def close(self) -> None:
         """Send the settlements that wait, and close. Idempotent."""
-        await self._settling.close()
-        await self._acking.close()
+        await self._settlements.close()
         self._closed = True
         await self._http.close()
 
-    async def _settle_batch(self, batch: Sequence[Settlement]) -> list[None]:
-        await self.persist(
-            partial(self.request, "POST", "/deliveries/settle", json=list(batch)),
-            give_up_at=self.give_up_at(),
-        )
-        return [None] * len(batch)
+    async def _send(self, batch: Sequence[Settlement]) -> list[bool]:
+        await self.retry(partial(self.request, "POST", "/deliveries/settle", json=list(batch)))
+        return [True] * len(batch)
 
 
 def path_of(*segments: str) -> str:
     """Return the quoted path of these segments."""
     return "/" + "/".join(quote(segment, safe="") for segment in segments)
-
-
-def _log_loss(sent: asyncio.Future[None]) -> None:
-    if not sent.cancelled() and sent.exception() is not None:
-        logger.warning("settlements are lost, their messages come back: %s", sent.exception())

@@ -31,15 +31,15 @@ class BrokerHost:
             return cls(SimpleBroker(clock=clock, limits=config.limits), None)
         journal = await Journal.open(config.journal_path)
         try:
-            snapshot = await journal.load()
-            broker = SimpleBroker(clock=clock, limits=config.limits, journal=journal, snapshot=snapshot)
+            stored = await journal.load()
+            broker = SimpleBroker(clock=clock, limits=config.limits, journal=journal, stored=stored)
         except BaseException:
             await journal.close()
             raise
         logger.info(
             "restored %d messages in %d topics from %s",
-            len(snapshot.messages),
-            len(snapshot.topics),
+            len(stored.messages),
+            len(stored.topics),
             config.journal_path,
             extra={"action": "restore"},
         )

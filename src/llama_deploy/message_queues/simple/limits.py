@@ -1,4 +1,4 @@
-"""The bounds of the simple queue's broker."""
+"""The limits of the simple queue's broker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_NAME_LENGTH: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class BrokerLimits:
-    """What the broker's memory may hold, and how patient it is."""
+    """What the broker's memory may hold, and how often and how long it waits for a settlement."""
 
     max_messages_per_topic: int = 100_000
     """Ready, delayed and in flight together; a further one is refused."""
@@ -23,5 +23,5 @@ class BrokerLimits:
     """Topics in all; a further one is refused, unless it is to hold dead letters."""
     max_deliveries: int = 10
     """After so many deliveries without an ack a message becomes a dead letter."""
-    visibility_timeout: float = 30.0
+    visibility_timeout: float = 5.0
     """Seconds for which a delivery stays with its consumer, unless the consumer says otherwise."""

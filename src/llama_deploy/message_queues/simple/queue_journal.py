@@ -1,6 +1,6 @@
-"""The simple queue's journal: what a killed queue server had accepted, in an SQLite file.
+"""The simple queue's journal: an SQLite file with all that a killed queue server had accepted.
 
-The file holds the messages that are not settled, and nothing else: settling deletes. Many changes share one
+The file holds only messages that are not settled: settling deletes. Many changes share one
 commit (`synchronous=FULL`), and a publisher is answered after the commit of its messages. Delivery counts
 and delays are not kept: after a restart each message is ready, for the first time.
 """
@@ -11,11 +11,11 @@ import asyncio
 import itertools
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from llama_deploy.batching import Batcher
 from llama_deploy.errors import ConfigError
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 SCHEMA_VERSION: Final = 1
 _MAX_WAITING: Final = 10_000_000
-"""The broker's topics bound what can wait here, so this is no limit of its own."""
+"""The limits of the broker's topics apply first."""
 _FREE_PAGES: Final = 1_000
 """Free pages that are kept for what comes next; twice as many go back to the file system."""
 _VACUUM_PAGES: Final = 4_000
@@ -80,13 +80,11 @@ class TopicDropped(NamedTuple):
 
 
 Change = TopicCreated | GroupCreated | MessageStored | MessageSettled | TopicDropped
-Rows = Sequence[tuple[Any, ...]]
-"""Changes of one kind: each is a tuple of what its statement takes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What a journal holds."""
+class StoredState:
+    """The content of a journal."""
 
     topics: list[TopicCreated]
     groups: list[GroupCreated]
@@ -118,7 +116,7 @@ class Journal:
         """Open the file, created with its folder if it does not exist.
 
         Raises:
-            ConfigError: It is in use by another process, is no journal, or cannot be opened.
+            ConfigError: Another process uses it, it is not a journal, or it cannot be opened.
         """
         # SQLite calls block, so they all happen in this one thread.
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queue-journal")
@@ -129,7 +127,7 @@ class Journal:
             raise
         return cls(database, thread)
 
-    async def load(self) -> Snapshot:
+    async def load(self) -> StoredState:
         """Return what the journal holds."""
         return await _in_thread(self._thread, self._database.load)
 
@@ -156,7 +154,7 @@ class Journal:
 
     async def _flush(self, entries: Sequence[_Entry]) -> list[None]:
         changes = [change for entry in entries for change in entry.changes]
-        # Where nobody waits for the disk, the next commit that somebody waits for brings these along.
+        # Changes that no caller waits for reach the disk with the next commit that one waits for.
         sync = any(entry.awaited for entry in entries)
         await _in_thread(self._thread, lambda: self._database.write(changes, sync=sync))
         return [None] * len(entries)
@@ -205,14 +203,14 @@ class _Database:
             )
         elif version != SCHEMA_VERSION:
             raise ConfigError(
-                f"{path} is no queue journal of version {SCHEMA_VERSION}, which this release reads; "
+                f"{path} is not a queue journal of version {SCHEMA_VERSION}, which this release reads; "
                 "name another file as journal_path"
             )
 
-    def load(self) -> Snapshot:
-        """Read all that there is."""
+    def load(self) -> StoredState:
+        """Read everything."""
         query = self._connection.execute
-        return Snapshot(
+        return StoredState(
             topics=[TopicCreated(*row) for row in query("SELECT name, expires_after_seconds FROM topics")],
             groups=[GroupCreated(*row) for row in query("SELECT topic, name, since FROM groups")],
             messages=[
@@ -229,7 +227,9 @@ class _Database:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for kind, same in itertools.groupby(changes, key=type):
-                _WRITERS[kind](self._connection, list(same))
+                rows = list(same)
+                for statement in _STATEMENTS[kind]:
+                    self._connection.executemany(statement, rows)
             self._connection.execute("COMMIT")
         except BaseException:
             # A full disk has rolled back already.
@@ -264,42 +264,24 @@ def _log_failure(written: asyncio.Future[None]) -> None:
         )
 
 
-def _write_topics(connection: sqlite3.Connection, rows: Rows) -> None:
-    connection.executemany(
-        "INSERT INTO topics VALUES (?, ?) "
-        "ON CONFLICT (name) DO UPDATE SET expires_after_seconds = excluded.expires_after_seconds",
-        rows,
-    )
-
-
-def _write_groups(connection: sqlite3.Connection, rows: Rows) -> None:
-    connection.executemany("INSERT INTO groups VALUES (?, ?, ?)", rows)
-
-
-def _write_messages(connection: sqlite3.Connection, rows: Rows) -> None:
-    connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?)", rows)
-
-
-def _write_settled(connection: sqlite3.Connection, rows: Rows) -> None:
-    gone = [(seq,) for seq, group in rows if group is None]
-    connection.executemany("DELETE FROM messages WHERE seq = ?", gone)
-    connection.executemany("DELETE FROM settled WHERE seq = ?", gone)
-    connection.executemany("INSERT INTO settled VALUES (?, ?)", [row for row in rows if row[1] is not None])
-
-
-def _write_dropped(connection: sqlite3.Connection, rows: Rows) -> None:
-    connection.executemany(
-        "DELETE FROM settled WHERE seq IN (SELECT seq FROM messages WHERE topic = ?)", rows
-    )
-    connection.executemany("DELETE FROM messages WHERE topic = ?", rows)
-    connection.executemany("DELETE FROM groups WHERE topic = ?", rows)
-    connection.executemany("DELETE FROM topics WHERE name = ?", rows)
-
-
-_WRITERS: Final[dict[type[Change], Callable[[sqlite3.Connection, Rows], None]]] = {
-    TopicCreated: _write_topics,
-    GroupCreated: _write_groups,
-    MessageStored: _write_messages,
-    MessageSettled: _write_settled,
-    TopicDropped: _write_dropped,
+_STATEMENTS: Final[Mapping[type[Change], Sequence[str]]] = {
+    TopicCreated: (
+        """INSERT INTO topics VALUES (?, ?)
+           ON CONFLICT (name) DO UPDATE SET expires_after_seconds = excluded.expires_after_seconds""",
+    ),
+    GroupCreated: ("INSERT INTO groups VALUES (?, ?, ?)",),
+    MessageStored: ("INSERT INTO messages VALUES (?, ?, ?, ?)",),
+    # A message that is settled by all groups leaves nothing of those that settled it before.
+    MessageSettled: (
+        "INSERT INTO settled SELECT ?1, ?2 WHERE ?2 IS NOT NULL",
+        "DELETE FROM settled WHERE seq = ?1 AND ?2 IS NULL",
+        "DELETE FROM messages WHERE seq = ?1 AND ?2 IS NULL",
+    ),
+    TopicDropped: (
+        "DELETE FROM settled WHERE seq IN (SELECT seq FROM messages WHERE topic = ?)",
+        "DELETE FROM messages WHERE topic = ?",
+        "DELETE FROM groups WHERE topic = ?",
+        "DELETE FROM topics WHERE name = ?",
+    ),
 }
+"""Run with all changes of one kind, each a tuple of the parameters."""

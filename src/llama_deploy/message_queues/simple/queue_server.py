@@ -46,10 +46,6 @@ class TopicOptions(BaseModel, use_attribute_docstrings=True):
     """The group to create."""
     expires_after: Seconds | None = None
     """Seconds without a reader after which the topic is deleted. None: unchanged; never, for a new topic."""
-    member: Name | None = None
-    """A stable name for the reader. Deliveries to an earlier subscription of the same name are requeued."""
-    subscription: Name | None = None
-    """The subscription that reads as `member`; required with it."""
 
 
 class TopicInfo(BaseModel):
@@ -94,8 +90,6 @@ class ReceiveQuery(BaseModel, use_attribute_docstrings=True):
     """Seconds after which an unsettled message is requeued. None: the server's setting."""
     subscription: str = Field(default="", max_length=MAX_NAME_LENGTH)
     """Identifies the receiver, so that all its messages can be requeued at once."""
-    member: str | None = Field(default=None, max_length=MAX_NAME_LENGTH)
-    """The member name of `subscription`, which a restarted server does not know."""
 
 
 class QueueHealth(BaseModel, use_attribute_docstrings=True):
@@ -264,10 +258,6 @@ class QueueRoutes:
         options = options or TopicOptions()
         self._broker.create_topic(topic, expires_after=options.expires_after)
         self._broker.create_group(topic, options.group)
-        if options.member is not None and options.subscription is not None:
-            self._broker.take_over(
-                topic, options.group, member=options.member, subscription=options.subscription
-            )
         return TopicInfo(
             topic=topic, group=options.group, visibility_timeout=self._broker.limits.visibility_timeout
         )
@@ -301,8 +291,6 @@ class QueueRoutes:
 
     async def hand_out(self, topic: str, query: ReceiveQuery, channel: Receive) -> bytes | None:
         """Do what `receive` says. Return None if the client has disconnected."""
-        if query.member is not None and query.subscription:
-            self._broker.introduce(topic, query.group, member=query.member, subscription=query.subscription)
         receiving = self._broker.receive(
             topic,
             group=query.group,

@@ -55,30 +55,18 @@ class SimpleDelivery(Delivery):
     """A delivery of the simple queue."""
 
     def __init__(self, message: QueueMessage, *, attempt: int, delivery_id: str, settle: Settle) -> None:
-        self.message = message
-        self.attempt = attempt
+        super().__init__(message, attempt=attempt)
         self._delivery_id = delivery_id
         self._settle = settle
-        self._settled = False
 
-    async def ack(self) -> None:
-        """The work is done; the message will not come back. Harmless when settled before."""
-        await self._settle_once(Settlement(self._delivery_id, SettleAction.ACK))
+    async def _ack(self) -> None:
+        await self._settle(Settlement(self._delivery_id, SettleAction.ACK))
 
-    async def nack(self, delay: float = 0.0) -> None:
-        """The work failed; the message comes back, not before `delay` seconds."""
-        await self._settle_once(Settlement(self._delivery_id, SettleAction.NACK, _bounded(delay)))
+    async def _nack(self, delay: float) -> None:
+        await self._settle(Settlement(self._delivery_id, SettleAction.NACK, _bounded(delay)))
 
-    async def extend(self, seconds: float) -> None:
-        """Keep the message `seconds` from now before it counts as unsettled."""
-        if not self._settled:
-            await self._settle(Settlement(self._delivery_id, SettleAction.EXTEND, _bounded(seconds)))
-
-    async def _settle_once(self, settlement: Settlement) -> None:
-        # The first counts here, because settlements may overtake one another on their way.
-        if not self._settled:
-            self._settled = True
-            await self._settle(settlement)
+    async def _extend(self, seconds: float) -> None:
+        await self._settle(Settlement(self._delivery_id, SettleAction.EXTEND, _bounded(seconds)))
 
 
 async def open_delivery(
@@ -89,7 +77,7 @@ async def open_delivery(
         message = decode()
     except MessageDecodeError as exc:
         logger.error(  # noqa: TRY400 - the error is in the message, not in the code that the traceback shows
-            "delivery %s cannot be understood and becomes a dead letter: %s",
+            "delivery %s cannot be decoded and becomes a dead letter: %s",
             delivery_id,
             exc,
             extra={"action": "reject", "delivery_id": delivery_id},

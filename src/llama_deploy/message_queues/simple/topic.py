@@ -34,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Handout:
-    """A message that was handed to a member, who is to settle it by its delivery id."""
+    """A message that was handed to a member, which settles it by its delivery id."""
 
     delivery_id: str
     attempt: int
@@ -95,7 +95,7 @@ class Group:
         return returned + [self._fresh.popleft() for _ in range(fresh)]
 
     def discard(self, message: StoredMessage) -> None:
-        """Take out a message that nobody shall get any more."""
+        """Remove a message that must not be delivered any more."""
         self._fresh = deque(entry for entry in self._fresh if entry.message is not message)
         self._returned = [item for item in self._returned if item[1].message is not message]
         heapq.heapify(self._returned)
@@ -136,7 +136,7 @@ class Topic:
         return True
 
     def remove(self, message: StoredMessage) -> None:
-        """Forget a message, whoever has not settled it."""
+        """Remove a message, whether or not all groups have settled it."""
         message.open_groups = 0
         if self.messages.pop(message.id, None) is not None:
             self.size_bytes -= len(message.body)

@@ -10,48 +10,59 @@ from typing import Self
 
 
 class TcpProxy:
-    """Passes bytes between its clients and some port, until told otherwise. Use it with `async with`."""
+    """Passes bytes between its clients and a port, until told otherwise. Use it with `async with`."""
 
     def __init__(self) -> None:
+        self.port = 0
+        """The port on which it listens, once it is started."""
         self.delay = 0.0
-        """Seconds by which each piece of data is late."""
+        """Seconds by which each piece of data is delayed."""
         self.holds = b""
-        """Data that contain this are held, with what comes after them, until it is empty again."""
+        """Data with these bytes are held, with what comes after them, until this is empty again."""
         self.target_ports: list[int] = []
-        """Where new connections go: to the first one that takes them, each time beginning with the next."""
+        """Where new connections go: to the first port that accepts, in rotation."""
         self._server: asyncio.Server | None = None
         self._passing: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self.accepted = 0
+        """How many connections it has taken so far."""
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._held: list[asyncio.Event] = []
 
     @property
     def connections(self) -> int:
-        """How many clients it has now."""
+        """How many clients are connected."""
         return len(self._passing) // 2
 
     async def start(self, *target_ports: int, tls: ssl.SSLContext | None = None) -> int:
-        """Listen for clients of these ports, over TLS if a context is given; return the port on which."""
+        """Listen for clients of these ports, over TLS if a context is given; return the port."""
         self.target_ports = list(target_ports)
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self.port
 
     def cut(self) -> None:
-        """Break all connections. New ones are taken."""
+        """Break all connections. New ones are accepted."""
         for writer in self._writers:
             writer.transport.abort()
 
-    def hold(self) -> None:
-        """Let all connections stand, old and new, and pass nothing: half-open."""
+    def hold(self, *, new: bool = True) -> None:
+        """Keep the connections open but pass nothing. With `new`, those that come later too."""
         self._flowing.clear()
+        self._held.append(self._flowing)
+        if not new:
+            self._flowing = asyncio.Event()
+            self._flowing.set()
 
     def resume(self) -> None:
-        """Pass on what was held, and what comes."""
-        self._flowing.set()
+        """Pass on what was held, and all that comes."""
+        for flowing in self._held:
+            flowing.set()
+        self._held.clear()
 
     async def close(self) -> None:
-        """Break all connections and take no more."""
+        """Break all connections and accept no more."""
         if self._server is not None:
             self._server.close()
         self.cut()
@@ -69,6 +80,7 @@ class TcpProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self.accepted += 1
         far = await self._connect()
         if far is None:
             writer.transport.abort()
@@ -76,7 +88,7 @@ class TcpProxy:
         far_reader, far_writer = far
         self._writers.add(far_writer)
         for source, sink in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._pass_on(source, sink))
+            task = asyncio.create_task(self._pass_on(source, sink, self._flowing))
             self._passing.add(task)
             task.add_done_callback(self._passing.discard)
 
@@ -87,11 +99,13 @@ class TcpProxy:
                 return await asyncio.open_connection("127.0.0.1", port)
         return None
 
-    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
         try:
             while data := await source.read(65536):
                 await asyncio.sleep(self.delay)
-                await self._flowing.wait()
+                await flowing.wait()
                 while self.holds and self.holds in data:  # noqa: ASYNC110 - a test changes what is waited for
                     await asyncio.sleep(0.01)
                 sink.write(data)

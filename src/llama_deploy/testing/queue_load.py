@@ -1,4 +1,4 @@
-"""Publishers and a reader at work, while a test breaks what is between them."""
+"""Publishers and a reader at work while a test breaks the broker or the connection to it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import pytest
-
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig, Subscription
 from llama_deploy.testing.conditions import eventually
-from tests.integration.numbered import TOPIC, number_of, numbered
-from tests.servers.process import ServerProcess
-from tests.servers.proxy import TcpProxy
+from llama_deploy.testing.numbered_messages import number_of, numbered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +20,12 @@ class Pace:
     """How large a load is, and how long it may take."""
 
     publishers: int = 8
-    most: int = 16
+    max_messages: int = 16
     """How many messages are received at once."""
-    most_ahead: int = sys.maxsize
+    max_ahead: int = sys.maxsize
     """How far the publishers may be ahead of the reader."""
     step: int = 50
-    """How many messages show that it goes on."""
+    """How many messages count as progress."""
     step_seconds: float = 30.0
     """How long they may take."""
     rest_seconds: float = 30.0
@@ -39,20 +35,30 @@ class Pace:
 
 
 USUAL: Final = Pace()
+TOPIC: Final = "namespace.service"
 
 
 class Load:
-    """Publishers and a reader that count what was accepted and what came."""
+    """Publishers and a reader that count what was accepted and what came.
+
+    Args:
+        publisher: Publishes.
+        subscription: Reads.
+        pace: How much, and how fast.
+    """
 
     def __init__(self, publisher: AbstractMessageQueue, subscription: Subscription, pace: Pace) -> None:
         self.accepted: set[int] = set()
+        """The numbers of the messages that the broker has accepted."""
         self.came: Counter[int] = Counter()
+        """How often each number was received."""
         self._publisher = publisher
         self._subscription = subscription
         self._pace = pace
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        """Publish and read."""
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(self._read())
             publishing = [group.create_task(self._publish(number)) for number in range(self._pace.publishers)]
@@ -63,7 +69,7 @@ class Load:
                 await eventually(self._all_came, seconds=self._pace.rest_seconds)
             reading.cancel()
 
-    async def goes_on(self) -> None:
+    async def progress(self) -> None:
         """Wait until some more messages were accepted, and as many more came."""
         accepted, came = len(self.accepted), len(self.came)
         await eventually(
@@ -86,7 +92,7 @@ class Load:
             self.accepted.add(number)
             number += self._pace.publishers
             await eventually(
-                lambda: len(self.accepted) - len(self.came) < self._pace.most_ahead,
+                lambda: len(self.accepted) - len(self.came) < self._pace.max_ahead,
                 seconds=self._pace.rest_seconds,
             )
 
@@ -95,7 +101,7 @@ class Load:
             await self._read_some()
 
     async def _read_some(self) -> None:
-        for delivery in await self._subscription.receive(self._pace.most):
+        for delivery in await self._subscription.receive(self._pace.max_messages):
             self.came[number_of(delivery)] += 1
             await delivery.ack()
 
@@ -110,34 +116,9 @@ async def load_over(
         await reader.connect() as reading,
         await reading.subscribe(TOPIC) as subscription,
     ):
-        assert publishing.durable
         load = Load(publishing, subscription, pace)
         async with load.running():
-            await load.goes_on()
+            await load.progress()
             yield load
-            await load.goes_on()
+            await load.progress()
         await load.read_the_rest()
-
-
-async def kill_and_start(server: ServerProcess, load: Load, *, times: int) -> None:
-    """End a server under a load as a power cut would, again and again; each time the load must go on."""
-    for _ in range(times):
-        server.kill()
-        await asyncio.to_thread(server.start)
-        await load.goes_on()
-
-
-async def cut_connections(proxy: TcpProxy, load: Load, *, times: int) -> None:
-    """Cut the connections under a load, and those that follow; each time the load must go on."""
-    for _ in range(times):
-        proxy.cut()
-        await eventually(lambda: proxy.connections >= 2)
-        proxy.cut()
-        await load.goes_on()
-
-
-async def hold_connections(proxy: TcpProxy, caplog: pytest.LogCaptureFixture) -> None:
-    """Let the connections stand, half-open, until the log tells that one is given up."""
-    proxy.hold()
-    await eventually(lambda: "is lost" in caplog.text, seconds=20)
-    proxy.resume()

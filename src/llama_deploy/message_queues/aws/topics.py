@@ -1,4 +1,4 @@
-"""Which queues of Amazon SQS are a topic: their names, finding and making them, and their end."""
+"""Which queues of Amazon SQS hold a topic: their names, creation and expiry."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from functools import partial
 from typing import Final
 
 from llama_deploy.errors import ConfigError, LlamaDeployError, TopicNotFoundError
-from llama_deploy.message_queues.aws.connection import SqsLink
+from llama_deploy.message_queues.aws.connection import SqsConnection
 from llama_deploy.message_queues.base import DEFAULT_GROUP
 
 logger = logging.getLogger(__name__)
 
-_MOST_CHARACTERS: Final = 80
+_MAX_CHARACTERS: Final = 80
 _DIGEST_CHARACTERS: Final = 16
 _ENDING_CHARACTERS: Final = 3 + _DIGEST_CHARACTERS
 """Of a name that is cut: three hyphens and a digest."""
@@ -29,59 +29,59 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_]+([-.][A-Za-z0-9_]+)*")
 _GROUPS: Final = "group---"
 _MAX_TOPICS: Final = 10_000
 """How many queues are remembered."""
-_NEWS_SECONDS: Final = 1.0
+_PROPAGATION_SECONDS: Final = 1.0
 """After which every server of the service knows of a new queue ("CreateQueue")."""
 _PAGE: Final = 1000
-_SHORTEST_RETENTION: Final = 60
+_MIN_RETENTION: Final = 60
 _EXPIRES_AT: Final = "llama_deploy:expires_at"
 """The tag that says when a queue may be dropped, in seconds since 1970."""
 
 
-class Topics:
-    """The queues of topics and groups, made when they are first used.
+class SqsTopics:
+    """The queues of topics and groups, created when they are first used.
 
-    What is known of the groups of other processes is `group_seconds` old at most.
+    The groups of other processes are cached for `group_seconds`.
     """
 
-    def __init__(self, link: SqsLink) -> None:
-        self._link = link
-        self._prefix = link.config.queue_prefix
+    def __init__(self, connection: SqsConnection) -> None:
+        self._connection = connection
+        self._prefix = connection.config.queue_prefix
         self._urls: dict[str, str] = {}
         self._groups: dict[str, list[str]] = {}
         self._groups_until = -math.inf
-        self._learning = asyncio.Lock()
+        self._loading = asyncio.Lock()
 
     async def url(self, topic: str, group: str = DEFAULT_GROUP) -> str:
-        """Return the URL of the queue of a group, which is made if it does not exist."""
+        """Return the URL of the queue of a group, which is created if it does not exist."""
         name = queue_name(self._prefix, topic, group)
         known = self._urls.get(name)
         if known is None:
-            known = await self._find(name) or await self._make(name)
+            known = await self._find(name) or await self._create(name)
             if len(self._urls) >= _MAX_TOPICS:
                 self._urls.clear()
             self._urls[name] = known
         return known
 
     def forget(self, topic: str, group: str = DEFAULT_GROUP) -> None:
-        """Look anew for the queue of a group before its next use."""
+        """Look again for the queue of a group before its next use."""
         self._urls.pop(queue_name(self._prefix, topic, group), None)
 
     async def groups(self, topic: str) -> list[str]:
         """Return the URLs of the queues of a topic's other groups."""
-        await self.learn_groups()
+        await self.load_groups()
         return self._groups.get(_digest(topic), [])
 
     def forget_groups(self) -> None:
-        """Look anew for groups before the next publication."""
+        """Look again for groups before the next publication."""
         self._groups_until = -math.inf
 
-    async def learn_groups(self) -> None:
-        """Ask for all groups, unless that was done a moment ago."""
+    async def load_groups(self) -> None:
+        """Ask for all groups, unless the cached ones are recent."""
         loop = asyncio.get_running_loop()
-        async with self._learning:
+        async with self._loading:
             if loop.time() < self._groups_until:
                 return
-            until = loop.time() + self._link.config.group_seconds
+            until = loop.time() + self._connection.config.group_seconds
             groups = defaultdict[str, list[str]](list)
             head = self._prefix + _GROUPS
             async for url in self._list(head):
@@ -89,48 +89,48 @@ class Topics:
             self._groups, self._groups_until = groups, until
 
     async def join(self, topic: str, group: str) -> None:
-        """Make topic and group where they do not exist; returns when all publishers know of the group."""
+        """Create topic and group where they do not exist; returns when all publishers know of the group."""
         name = queue_name(self._prefix, topic, group)
         await self.url(topic)
         is_new = group != DEFAULT_GROUP and name not in self._urls and await self._find(name) is None
         await self.url(topic, group)
         if is_new:
             self.forget_groups()
-            await asyncio.sleep(self._link.config.group_seconds + _NEWS_SECONDS)
+            await asyncio.sleep(self._connection.config.group_seconds + _PROPAGATION_SECONDS)
 
     async def keep(self, topic: str, group: str, seconds: float) -> None:
         """Let a queue, and what is in it, expire when it is not kept again within `seconds`."""
         url = await self.url(topic, group)
-        retention = min(max(math.ceil(seconds), _SHORTEST_RETENTION), self._link.config.retention_seconds)
-        await self._link.call(
+        retention = min(max(math.ceil(seconds), _MIN_RETENTION), self._connection.config.retention_seconds)
+        await self._connection.call(
             "set_queue_attributes", QueueUrl=url, Attributes={"MessageRetentionPeriod": str(retention)}
         )
         expires_at = str(math.ceil(time.time() + seconds))
-        await self._link.call("tag_queue", QueueUrl=url, Tags={_EXPIRES_AT: expires_at})
+        await self._connection.call("tag_queue", QueueUrl=url, Tags={_EXPIRES_AT: expires_at})
 
     async def sweep(self, topic: str) -> None:
-        """Drop the expired queues beside that of a topic: of topics that differ in their last part.
+        """Drop the expired queues of topics that differ from this one in their last part.
 
         What is listed with them may be another service's; if it has expired, it is dropped as well.
         """
         own = queue_name(self._prefix, topic, DEFAULT_GROUP)
         try:
-            async for url in self._list(common_head(self._prefix, topic)):
+            async for url in self._list(common_prefix(self._prefix, topic)):
                 if _name(url) == own:
                     continue
-                answer = await self._link.call("list_queue_tags", QueueUrl=url)
+                answer = await self._connection.call("list_queue_tags", QueueUrl=url)
                 expires_at = answer.get("Tags", {}).get(_EXPIRES_AT)
                 if expires_at is not None and float(expires_at) < time.time():
-                    await self._link.call("delete_queue", QueueUrl=url)
+                    await self._connection.call("delete_queue", QueueUrl=url)
                     logger.info("queue %s has expired", _name(url), extra={"action": "topic_expired"})
         except TopicNotFoundError:
-            logger.debug("another process drops the expired queues beside %s", own)
+            logger.debug("another process drops the expired queues next to %s", own)
         except LlamaDeployError as exc:
-            logger.warning("expired queues beside %s are left: %s", own, exc)
+            logger.warning("expired queues next to %s are not dropped: %s", own, exc)
 
     async def _list(self, head: str) -> AsyncIterator[str]:
         """Yield the URLs of the queues whose names begin so."""
-        ask = partial(self._link.call, "list_queues", QueueNamePrefix=head, MaxResults=_PAGE)
+        ask = partial(self._connection.call, "list_queues", QueueNamePrefix=head, MaxResults=_PAGE)
         answer = await ask()
         while True:
             for url in answer.get("QueueUrls", ()):
@@ -141,20 +141,20 @@ class Topics:
 
     async def _find(self, name: str) -> str | None:
         try:
-            return str((await self._link.call("get_queue_url", QueueName=name))["QueueUrl"])
+            return str((await self._connection.call("get_queue_url", QueueName=name))["QueueUrl"])
         except TopicNotFoundError:
             return None
 
-    async def _make(self, name: str) -> str:
-        attributes = {"MessageRetentionPeriod": str(self._link.config.retention_seconds)}
+    async def _create(self, name: str) -> str:
+        attributes = {"MessageRetentionPeriod": str(self._connection.config.retention_seconds)}
         try:
-            answer = await self._link.call("create_queue", QueueName=name, Attributes=attributes)
+            answer = await self._connection.call("create_queue", QueueName=name, Attributes=attributes)
         except ConfigError:
-            # Another process may have made it a moment ago, with a retention of its own.
+            # Another process may have created it a moment ago, with a retention of its own.
             if (url := await self._find(name)) is None:
                 raise
             return url
-        logger.info("queue %s is made", name, extra={"action": "topic_created"})
+        logger.info("queue %s is created", name, extra={"action": "topic_created"})
         return str(answer["QueueUrl"])
 
 
@@ -165,7 +165,7 @@ def queue_name(prefix: str, topic: str, group: str) -> str:
     three hyphens, so that no two topics have the same queue.
     """
     readable = _readable(topic)
-    room = _MOST_CHARACTERS - len(prefix)
+    room = _MAX_CHARACTERS - len(prefix)
     if group != DEFAULT_GROUP:
         whole = f"{_GROUPS}{_digest(topic)}---{_digest(json.dumps([topic, group]))}---{readable}"
         return prefix + whole[:room]
@@ -174,14 +174,14 @@ def queue_name(prefix: str, topic: str, group: str) -> str:
     return f"{prefix}{readable[: room - _ENDING_CHARACTERS]}---{_digest(topic)}"
 
 
-def common_head(prefix: str, topic: str) -> str:
+def common_prefix(prefix: str, topic: str) -> str:
     """Return how the names of all queues begin whose topics differ from this one in their last part only.
 
     It comes from the topics, for a name may end in a digest. The names of others may begin so too: of two
     long or odd services that look alike once they are cut and written with the characters that are allowed.
     """
     parent = topic.rpartition(".")[0]
-    return prefix + _readable(f"{parent}.")[: _MOST_CHARACTERS - len(prefix) - _ENDING_CHARACTERS]
+    return prefix + _readable(f"{parent}.")[: _MAX_CHARACTERS - len(prefix) - _ENDING_CHARACTERS]
 
 
 def _readable(topic: str) -> str:

@@ -1,0 +1,77 @@
+"""What the queues and the settings of all networked brokers share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+
+
+class BrokerQueueConfig(MessageQueueConfig):
+    """Settings of a queue over a broker on the network."""
+
+    retry_seconds: float = Field(default=10.0, ge=0)
+    """How long `publish` and `subscribe` retry while the broker does not answer, before they raise
+    `UnavailableError`. 0: one try. Receiving retries forever."""
+    visibility_timeout: float = Field(default=30.0, gt=0, le=3600)
+    """Seconds after which a delivery that is neither settled nor extended comes back."""
+    max_deliveries: int = Field(default=10, ge=1)
+    """After so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
+
+    @classmethod
+    def fields_in(cls, url: str) -> dict[str, Any]:
+        """Return the fields that a URL holds, with `url` as it is to be kept: without credentials.
+
+        Raises:
+            ValueError: The URL is not valid. The text shows nothing of it.
+        """
+        return {"url": url}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_url(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Move the fields out of the URL; those that are given take precedence."""
+        url = values.get("url")
+        if not isinstance(url, str):
+            return values
+        found = cls.fields_in(url)
+        given = {name: value for name, value in values.items() if value is not None}
+        return {**found, **given, "url": found.get("url")}
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A message that waits to be published together with others."""
+
+    topic: str
+    body: bytes
+    give_up_at: float
+
+
+class BrokerQueue(AbstractMessageQueue):
+    """A queue that connects over the network: `await connect(config)` gives one that is ready."""
+
+    @classmethod
+    async def connect(cls, config: Any) -> Self:
+        """Return a live queue.
+
+        Raises:
+            UnavailableError: The broker did not answer for `retry_seconds`.
+            ConfigError: It refuses the settings, such as the credentials.
+        """
+        queue = cls(config)
+        try:
+            await queue._connect()
+        except BaseException:
+            await queue.cleanup()
+            raise
+        return queue
+
+    @abstractmethod
+    async def _connect(self) -> None:
+        """Open what is needed before the first use; `connect` lists the errors."""

@@ -1,0 +1,128 @@
+"""A channel that consumes one queue of RabbitMQ: what came over it, and which settlements leave when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import takewhile
+from typing import Final
+
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aiormq.abc import AbstractChannel as DriverChannel
+
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.message_queues.rabbitmq.connection import translated
+from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight, Verdict
+
+_CLOSE_SECONDS: Final = 5.0
+MAX_PREFETCH: Final = 1000
+
+
+class ConsumerChannel:
+    """A channel and what came over it. When it is lost, the broker gives that to the group again.
+
+    Args:
+        channel: An open channel.
+        driver: The same channel, as the driver beneath sees it.
+        on_lost: Called when the channel or its consumer ends.
+    """
+
+    def __init__(self, channel: AbstractChannel, driver: DriverChannel, on_lost: Callable[[], None]) -> None:
+        self.consumer: BrokerConsumer | None = None
+        self.flights: dict[int, Flight] = {}
+        """By tag, in order."""
+        self.is_lost = False
+        self._channel = channel
+        self._driver = driver
+        self._on_lost = on_lost
+        channel.close_callbacks.add(self._lose)
+        driver.on_consumer_cancel_callbacks.add(self._lose)
+
+    @classmethod
+    async def open(cls, connection: AbstractConnection, on_lost: Callable[[], None]) -> ConsumerChannel:
+        """Open a channel."""
+        channel = await connection.channel(publisher_confirms=False)
+        return cls(channel, await channel.get_underlay_channel(), on_lost)
+
+    async def consume(
+        self,
+        queue_name: str,
+        consumer: BrokerConsumer,
+        on_message: Callable[[AbstractIncomingMessage], Awaitable[None]],
+    ) -> None:
+        """Let a consumer send the messages of a queue."""
+        self.consumer = consumer
+        await self._channel.set_qos(prefetch_count=consumer.prefetch)
+        queue = await self._channel.get_queue(queue_name, ensure=False)
+        await queue.consume(on_message, consumer_tag=consumer.tag)
+
+    async def cancel_consumer(self) -> None:
+        """End the consumer. When the broker has answered, none of its messages is on the way any more."""
+        if self.consumer is not None:
+            await self._driver.basic_cancel(self.consumer.tag)
+            self.consumer = None
+
+    def fits(self, room: int, *, is_asked: bool, is_due: bool) -> bool:
+        """Return whether the consumer has neither more credit than there is room, nor far too little.
+
+        Args:
+            room: How many messages may come.
+            is_asked: Whether a caller waits for them.
+            is_due: Whether all settlements are sent now, each of which adds credit.
+        """
+        consumer = self.consumer
+        if consumer is None:
+            return True
+        flights = self.flights.values()
+        settled = sum(1 for flight in flights if flight.verdict and flight.consumer is consumer)
+        credit = consumer.credit + settled
+        if not is_due:
+            credit = max(min(credit, room), consumer.credit)
+        return credit <= room and not (is_asked and credit * 2 < min(room, MAX_PREFETCH))
+
+    async def send_settlements(self, room: int, *, is_due: bool) -> None:
+        """Send all settlements when they are due, else those that let in no more than there is room for."""
+        hold = None if is_due else self.consumer
+        allowed = room - hold.credit if hold is not None else 0
+        chosen: list[Flight] = []
+        for flight in self.flights.values():
+            if flight.verdict is None:
+                continue
+            if flight.consumer is hold:
+                if allowed <= 0:
+                    continue
+                allowed -= 1
+            chosen.append(flight)
+        # One acknowledgement covers all before it.
+        in_front = takewhile(lambda flight: flight.verdict is Verdict.ACK, list(self.flights.values()))
+        together = [flight for flight, other in zip(chosen, in_front, strict=False) if flight is other]
+        for flight in chosen:
+            del self.flights[flight.tag]
+            flight.consumer.unsettled -= 1
+        if together:
+            await self._driver.basic_ack(together[-1].tag, multiple=True, wait=False)
+        for flight in chosen[len(together) :]:
+            if flight.verdict is Verdict.ACK:
+                await self._driver.basic_ack(flight.tag, wait=False)
+            else:
+                requeue = flight.verdict is Verdict.NACK
+                await self._driver.basic_reject(flight.tag, requeue=requeue, wait=False)
+
+    def has_settlements(self) -> bool:
+        """Return whether settlements wait to be sent."""
+        return any(flight.verdict for flight in self.flights.values())
+
+    async def close(self, address: str) -> None:
+        """Forget what came, and close the channel if the broker at `address` answers."""
+        for flight in self.flights.values():
+            if flight.delivery is not None:
+                flight.delivery.forget()
+        if not self._channel.is_closed:
+            with suppress(LlamaDeployError), translated(address):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._channel.close()
+
+    def _lose(self, *_: object) -> None:
+        self.is_lost = True
+        self._on_lost()

@@ -1,0 +1,210 @@
+"""The parts that the message queues share, and the small values in their subscriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_deploy.batching import split
+from llama_deploy.errors import ClosedError, UnavailableError
+from llama_deploy.message_queues import (
+    AWSMessageQueueConfig,
+    KafkaMessageQueueConfig,
+    NatsMessageQueueConfig,
+    RabbitMQMessageQueueConfig,
+    RedisMessageQueueConfig,
+    SimpleMessageQueueConfig,
+)
+from llama_deploy.message_queues.base import Delivery, MessageQueueConfig
+from llama_deploy.message_queues.broker_connection import BrokerConnection
+from llama_deploy.message_queues.dead_letters import decode_message, is_exhausted
+from llama_deploy.message_queues.held_deliveries import HeldDeliveries, held_until
+from llama_deploy.message_queues.polling_subscription import PollingSubscription
+from llama_deploy.message_queues.rabbitmq.demand import Demand
+from llama_deploy.message_queues.settlement_batcher import SettlementBatcher
+from llama_deploy.messages import QueueMessage
+from llama_deploy.testing.conditions import eventually
+
+
+@given(st.lists(st.integers(0, 12)), st.integers(1, 5))
+def test_parts_keep_order_and_limits(sizes: list[int], max_items: int) -> None:
+    parts = list(split(sizes, size=lambda each: each, max_size=10, max_items=max_items))
+    assert [each for part in parts for each in part] == sizes
+    assert all(part and len(part) <= max_items for part in parts)
+    assert all(sum(part) <= 10 or len(part) == 1 for part in parts)
+    assert all(len(one) == max_items or sum(one) + two[0] > 10 for one, two in itertools.pairwise(parts))
+
+
+def test_dead_letters_are_never_exhausted() -> None:
+    assert [is_exhausted("topic", deliveries, 3) for deliveries in (2, 3, 4)] == [False, True, True]
+    assert not is_exhausted("topic.dead_letters", 100, 3)
+
+
+def test_what_cannot_be_decoded_is_logged_with_its_topic(caplog: pytest.LogCaptureFixture) -> None:
+    message = QueueMessage()
+    assert decode_message(message.encode(), topic="t") == message
+    assert decode_message(b"no message", topic="orders") is None
+    assert "'orders'" in caplog.text
+
+
+class TestHeldDeliveries:
+    async def test_a_delivery_is_held_until_its_time(self) -> None:
+        held, now = HeldDeliveries[str](), asyncio.get_running_loop().time()
+        held.add("held", now + 60)
+        held.add("late", now - 1)
+        assert (held.until("held"), held.until("late"), held.until("unknown")) == (now + 60, 0.0, 0.0)
+        assert held.remove("held") == now + 60
+        assert held.remove("held") == 0.0
+
+    async def test_clearing_returns_what_was_held(self) -> None:
+        held, now = HeldDeliveries[str](), asyncio.get_running_loop().time()
+        held.add("held", now + 60)
+        held.add("late", now - 1)
+        assert held.clear() == {"held": now + 60}
+        assert held.clear() == {}
+
+    @pytest.mark.parametrize(("was_sent", "is_settled"), [(True, False), (False, False), (True, True)])
+    async def test_only_what_the_broker_has_extended_is_held_longer(
+        self, *, was_sent: bool, is_settled: bool
+    ) -> None:
+        held, now = HeldDeliveries[str](), asyncio.get_running_loop().time()
+        sent = asyncio.get_running_loop().create_future()
+        held.add("one", now + 60)
+        held.extend_when(sent, "one", now + 90)
+        if is_settled:
+            held.remove("one")
+        sent.set_result(was_sent)
+        await asyncio.sleep(0)
+        assert held.until("one") == (0.0 if is_settled else now + 90 if was_sent else now + 60)
+
+    @pytest.mark.parametrize(("seconds", "until"), [(1.0, 0.9), (5.0, 4.5), (60.0, 59.0)])
+    def test_a_hold_ends_before_the_visibility_timeout(self, seconds: float, until: float) -> None:
+        assert held_until(seconds, since=0.0) == pytest.approx(until)
+
+
+class TestSettlementBatcher:
+    async def test_acknowledgements_wait_for_others_and_the_rest_does_not(self) -> None:
+        batches: list[list[str]] = []
+
+        async def send(batch: Sequence[str]) -> list[bool]:
+            batches.append(list(batch))
+            return [True] * len(batch)
+
+        batcher = SettlementBatcher(send, name="test", ack_delay=3600.0)
+        acknowledged = [batcher.submit(f"ack {number}", is_ack=True) for number in range(3)]
+        assert await batcher.submit("nack")
+        assert batches == [["nack"]]
+        assert not any(each.done() for each in acknowledged)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    async def test_what_is_lost_is_said_and_raises_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def send(_batch: Sequence[str]) -> list[bool]:
+            raise UnavailableError("the broker is away")
+
+        batcher = SettlementBatcher(send, name="test")
+        assert not await batcher.submit("one")
+        await batcher.wait_sent()
+        await batcher.close()
+        assert not await batcher.submit("another")
+        assert "the broker is away" in caplog.text
+        assert "closed" in caplog.text
+
+
+class ScriptedSubscription(PollingSubscription):
+    """Answers each request when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__("topic", visibility_timeout=1.0)
+        self.requests: list[asyncio.Future[list[Delivery]]] = []
+
+    async def _fetch(self, max_messages: int) -> list[Delivery]:  # noqa: ARG002
+        self.requests.append(asyncio.get_running_loop().create_future())
+        return await self.requests[-1]
+
+    async def _close(self) -> None:
+        await self._end_poll()
+
+
+class PlainDelivery(Delivery):
+    async def _ack(self) -> None:
+        pass
+
+    async def _nack(self, delay: float) -> None:
+        pass
+
+    async def _extend(self, seconds: float) -> None:
+        pass
+
+
+class TestPollingSubscription:
+    async def test_the_request_of_a_cancelled_receive_is_used_by_the_next(self) -> None:
+        subscription = ScriptedSubscription()
+        first = asyncio.create_task(subscription.receive(1))
+        await eventually(lambda: bool(subscription.requests))
+        first.cancel()
+        second = asyncio.create_task(subscription.receive(1))
+        deliveries: list[Delivery] = [PlainDelivery(QueueMessage(), attempt=n) for n in (1, 2)]
+        subscription.requests[0].set_result(deliveries)
+        assert await second == deliveries[:1]
+        assert await subscription.receive(1) == deliveries[1:]
+        assert len(subscription.requests) == 1
+
+    async def test_closing_ends_a_waiting_receive(self) -> None:
+        subscription = ScriptedSubscription()
+        receiving = asyncio.create_task(subscription.receive(1))
+        await eventually(lambda: bool(subscription.requests))
+        await asyncio.gather(subscription.close(), subscription.close())
+        with pytest.raises(ClosedError, match="topic"):
+            await receiving
+
+
+class TestDemand:
+    async def test_what_a_caller_did_not_get_is_wanted_for_a_moment(self) -> None:
+        changes: list[int] = []
+        demand = Demand(lambda: changes.append(demand.total()))
+        demand.ask(5)
+        demand.ask(2)
+        assert demand.total() == 7
+        demand.withdraw(5)
+        demand.withdraw(2)
+        assert demand.total() == 2
+        await eventually(lambda: demand.total() == 0)
+        assert changes[-1] == 0
+
+    async def test_a_closed_demand_has_no_timer(self) -> None:
+        demand = Demand(lambda: None)
+        demand.keep(3)
+        demand.close()
+        await asyncio.sleep(0)
+        assert demand.total() == 3
+
+
+async def test_an_attempt_ends_with_the_time_of_the_call(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    connection = BrokerConnection("the broker", retry_seconds=0.05)
+    with pytest.raises(UnavailableError, match="the broker has not answered in time"):
+        await connection.retry(asyncio.Event().wait)
+    assert not caplog.records, "its caller has the error"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AWSMessageQueueConfig,
+        KafkaMessageQueueConfig,
+        NatsMessageQueueConfig,
+        RabbitMQMessageQueueConfig,
+        RedisMessageQueueConfig,
+        SimpleMessageQueueConfig,
+    ],
+)
+def test_every_setting_is_described(settings: type[MessageQueueConfig]) -> None:
+    fields = settings.model_json_schema()["properties"]
+    assert [name for name, field in fields.items() if not field.get("description")] == []
