@@ -194,7 +194,7 @@ class TestDeployWorkflow:
                 client_of(control_plane.port or 0) as client,
             ):
                 await until_registered(client, "shout")
-        waiting = [record for record in caplog.records if "waiting for it" in record.getMessage()]
+        waiting = [record for record in caplog.records if record.getMessage().endswith("; retrying")]
         # One of the service, one of this test's own client.
         assert 1 <= len(waiting) <= 2
 
