@@ -10,10 +10,10 @@ import sys
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tests.servers.process import HOST, ServerProcess, inside, missing_package
-from tests.servers.sqs import need_moto
+from tests.servers.sqs import SqsServer, need_moto
 
 _BUCKET: Final = "kafka"
 
@@ -78,6 +78,8 @@ class KafkaServer(ServerProcess):
 
 class _ObjectStore(ServerProcess):
     """Where a durable broker keeps its data."""
+
+    patience_seconds: ClassVar[float] = SqsServer.patience_seconds
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
