@@ -30,6 +30,7 @@ LlamaDeployError
 │   └── ClosedError                      the object is closed in this process
 ├── InternalServerError *                the other side failed
 ├── StoreLockedError                     another process uses the state store
+├── ProtocolVersionError                 instance and control plane are of incompatible releases
 ├── RunMismatchError                     another version of the workflow started the run
 ├── AttemptsExhaustedError               too many instances died while they ran the task
 ├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task is still running
@@ -332,6 +333,21 @@ class StoreLockedError(LlamaDeployError):
         """The file of the store."""
         self.pid = pid
         """The process that uses the store. None: not known."""
+
+
+class ProtocolVersionError(LlamaDeployError):
+    """An instance and a control plane speak different major versions of their protocol."""
+
+    code = "protocol_version"
+
+    def __init__(
+        self, message: str = "", *, version: int | str | None = None, supported: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.version = version
+        """The version of the other side."""
+        self.supported = supported
+        """The version of the side that refuses."""
 
 
 class RunMismatchError(LlamaDeployError):

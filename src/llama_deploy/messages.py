@@ -1,8 +1,9 @@
-"""`QueueMessage`, the envelope of everything that travels over a message queue, and its codec.
+"""`QueueMessage`, the envelope of every message on a queue, and its versioned codec.
 
-On the wire a message is a JSON object with a version, `"v": 1`. An object without one is read as version 1,
-which is the form that 0.6 used. What this release does not know it refuses, so that a message from a newer
-release is put aside whole and never half understood.
+On the wire a message is a JSON object with a major version, `"v": 1`. Without one it is read as version 1,
+the form of 0.6. A reader ignores fields that it does not know, and passes them on when it forwards the
+message. It refuses a major version that it does not know. So services, queues and control planes can be
+upgraded in any order as long as the major version stays.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from llama_deploy.types.json_values import is_deeper
 from llama_deploy.types.validation import describe_validation_error
 
 WIRE_VERSION: Final = 1
-"""The version that this release writes, and the only one that it reads."""
+"""The major version that this release writes, and the only one that it reads."""
 MAX_DEPTH: Final = 180
-"""The most objects and lists inside each other in a message. pydantic's parser reads 201 levels; what carries
-messages wraps them into some more."""
+"""How deep objects and lists may be nested in a message. The JSON parser reads 201 levels, and some queues
+wrap a message in further ones."""
 
 
 class ActionTypes(StrEnum):
@@ -34,11 +35,11 @@ class ActionTypes(StrEnum):
     COMPLETED_TASK = "completed_task"
     """To the control plane: an attempt has ended. Data: `AttemptOutcome`."""
     REQUEST_FOR_HELP = "request_for_help"
-    """Kept for the 0.6 API."""
+    """Kept for the 0.6 API; unused."""
     NEW_TOOL_CALL = "new_tool_call"
-    """Kept for the 0.6 API."""
+    """Kept for the 0.6 API; unused."""
     COMPLETED_TOOL_CALL = "completed_tool_call"
-    """Kept for the 0.6 API."""
+    """Kept for the 0.6 API; unused."""
     TASK_STREAM = "task_stream"
     """To the control plane: events that an attempt streamed. Data: `AttemptEvents`."""
     SEND_EVENT = "send_event"
@@ -54,7 +55,7 @@ def _now() -> str:
 class QueueMessageStats(BaseModel):
     """When a message was published and processed; ISO 8601, UTC."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     publish_time: str | None = Field(default_factory=_now)
     process_start_time: str | None = None
@@ -62,7 +63,7 @@ class QueueMessageStats(BaseModel):
 
     @staticmethod
     def timestamp_str() -> str:
-        """Return the present time in the form of the fields."""
+        """Return the current time in the format of the fields."""
         return _now()
 
 
@@ -71,11 +72,14 @@ def _describe_version(schema: dict[str, Any]) -> None:
 
 
 class QueueMessage(BaseModel):
-    """A message on a queue."""
+    """A message on a queue.
 
-    # Infinity and NaN travel as these words, which the readers of both sides know; null would be a lie.
+    Fields of a newer release are kept in `model_extra`, so that forwarding the message does not lose them.
+    """
+
+    # The JSON parser on both sides reads `Infinity` and `NaN`; the default, null, would lose the number.
     model_config = ConfigDict(
-        extra="forbid", ser_json_inf_nan="constants", json_schema_extra=_describe_version
+        extra="allow", ser_json_inf_nan="constants", json_schema_extra=_describe_version
     )
 
     id_: str = Field(default_factory=generate_id)
@@ -84,17 +88,19 @@ class QueueMessage(BaseModel):
     action: ActionTypes | None = None
     stats: QueueMessageStats = Field(default_factory=QueueMessageStats)
     type: str = "default"
-    """The name of the service that it is for, or `control_plane`; a consumer refuses messages of another
+    """The name of the service that it is for, or `control_plane`. A consumer rejects messages of another
     type."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Metadata beside the data, such as the W3C trace context (`traceparent`)."""
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the message as JSON values, version included.
+        """Return the message as JSON values, including the version.
 
         Raises:
-            SerializationError: `data` holds something that is not JSON.
+            SerializationError: The message holds something that is not JSON.
         """
         try:
-            return {"v": WIRE_VERSION, **self.model_dump(mode="json")}
+            return {**self.model_dump(mode="json"), "v": WIRE_VERSION}
         except (pydantic_core.PydanticSerializationError, ValueError) as exc:
             raise SerializationError(f"message {self.id_} holds data that is not JSON: {exc}") from exc
 
@@ -103,7 +109,7 @@ class QueueMessage(BaseModel):
         """Build a message from decoded JSON.
 
         Raises:
-            MessageDecodeError: Not an object, or a version, field, action or value that is not known.
+            MessageDecodeError: Not an object, an unknown major version, or a field with an invalid value.
         """
         if not isinstance(wire, dict):
             raise MessageDecodeError(f"a message is a JSON object, not {type(wire).__name__}: {wire!r:.80}")
@@ -111,29 +117,29 @@ class QueueMessage(BaseModel):
         version = fields.pop("v", WIRE_VERSION)
         if version != WIRE_VERSION or isinstance(version, bool):
             raise MessageDecodeError(
-                f"message version {version!r} is not known; this release reads version {WIRE_VERSION}"
+                f"the message has wire version {version!r} but this release reads version {WIRE_VERSION}; "
+                "upgrade this process, or downgrade the sender"
             )
         try:
             return cls.model_validate(fields)
         except ValidationError as exc:
-            raise MessageDecodeError(f"not a message: {describe_validation_error(exc)}") from exc
+            raise MessageDecodeError(f"invalid message: {describe_validation_error(exc)}") from exc
 
     def encode(self) -> bytes:
         """Return the message as JSON bytes.
 
         Raises:
-            SerializationError: `data` holds something that is not JSON, or is nested too deep.
+            SerializationError: The message holds something that is not JSON, or is nested too deeply.
         """
-        wire = self.to_wire()
         try:
-            raw = pydantic_core.to_json(wire)
-        except pydantic_core.PydanticSerializationError as exc:
-            raise SerializationError(f"message {self.id_} cannot be written as JSON: {exc}") from exc
-        # Few brackets are few levels, and to count them costs next to nothing.
-        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and is_deeper(wire, MAX_DEPTH):
+            raw = b'{"v":%d,%b' % (WIRE_VERSION, self.model_dump_json().encode()[1:])
+        except (pydantic_core.PydanticSerializationError, ValueError) as exc:
+            raise SerializationError(f"message {self.id_} holds data that is not JSON: {exc}") from exc
+        # A message with few brackets cannot be deep, and counting them is cheap.
+        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and is_deeper(self.to_wire(), MAX_DEPTH):
             raise SerializationError(
-                f"message {self.id_} holds objects and lists nested more than {MAX_DEPTH} deep, which no "
-                "receiver could read; nest less, or send the inner part as a string"
+                f"message {self.id_} nests objects and lists more than {MAX_DEPTH} levels deep, which no "
+                "receiver can read; nest less, or send the inner part as a string"
             )
         return raw
 

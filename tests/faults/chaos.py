@@ -329,7 +329,9 @@ class Chaos:
         lives = [life for each in self._control_planes for life in each.text.split("control plane on http")]
         wrong = []
         for life in lives:
-            refused = re.findall(r"WARNING:\S+refusals:refused .*? of (attempt \d+ of task [\w-]+)", life)
+            refused = re.findall(
+                r"WARNING:\S+rejection_log:rejected .*? of (attempt \d+ of task [\w-]+)", life
+            )
             wrong += [f"refused {n} times at WARNING: {key}" for key, n in Counter(refused).items() if n > 1]
         for program in self._programs():
             # A step that fails on purpose is no fault of the system.

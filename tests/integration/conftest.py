@@ -55,9 +55,11 @@ class Instance:
         assert delivery.message.action is ActionTypes.NEW_TASK
         return TaskDispatch.model_validate(delivery.message.data)
 
+    def claim_request(self, dispatch: TaskDispatch) -> ClaimRequest:
+        return ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self.name)
+
     async def claim(self, dispatch: TaskDispatch) -> ClaimReply:
-        request = ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self.name)
-        (reply,) = await self.server.plane.attempts.claim([request])
+        (reply,) = await self.server.plane.attempts.claim([self.claim_request(dispatch)])
         self.token = reply.token
         return reply
 

@@ -38,13 +38,16 @@ async def running_stack(
     connect: Callable[[], Awaitable[AbstractMessageQueue]] = LocalMessageQueue.start,
     *,
     lease_seconds: float = LEASE,
+    **settings: Any,
 ) -> AsyncIterator[Stack]:
-    """Run a control plane over a queue."""
+    """Run a control plane over a queue, with further settings of `ControlPlaneConfig`."""
     async with (
         await connect() as queue,
         await SQLiteStateStore.connect("sqlite:///:memory:") as store,
         ControlPlaneServer(
-            queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=lease_seconds)
+            queue,
+            state_store=store,
+            config=ControlPlaneConfig(port=0, lease_seconds=lease_seconds, **settings),
         ) as server,
     ):
         yield Stack(queue, store, server)

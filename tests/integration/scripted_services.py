@@ -81,10 +81,11 @@ class Instance:
                 await delivery.ack()
 
     async def _run(self, dispatch: TaskDispatch) -> None:
-        attempt = self._attempts[dispatch.task_id] = Attempt(json.loads(dispatch.input))
+        attempt = self._attempts[dispatch.task_id] = Attempt({})
         claim = await self._gateway.claim(
             ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._id)
         )
+        attempt.arguments = json.loads(claim.input)
         for entry in claim.inbox:
             attempt.inbox.put_nowait(json.loads(entry.event.event_obj_str))
         outcome = AttemptOutcome(

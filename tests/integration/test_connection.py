@@ -204,7 +204,7 @@ async def test_a_refusal_is_an_answer_to_send(connection: Either) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_redirection_is_an_error_and_is_not_followed(connection: Either, method: str) -> None:
     request = HttpRequest(method, "/moved")
-    with pytest.raises(InternalServerError, match="302, a redirection"):
+    with pytest.raises(InternalServerError, match="302, a redirect"):
         await connection.request(request)
     assert (await connection.send(request))[0] == 302
     with pytest.raises(InternalServerError, match="/moved"):

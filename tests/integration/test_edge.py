@@ -205,10 +205,12 @@ async def test_the_queue_beside_a_control_plane_is_reached_under_its_host(tmp_pa
         port=0,
         host="plane.internal",
         internal_host="127.0.0.1",
+        trusted_hosts=["plane.example"],
         state_store_uri=f"sqlite:///{tmp_path}/state.db",
     )
     queue_config = SimpleMessageQueueConfig(port=0)
     async with await LocalStack.start(
         [], control_plane_config=config, message_queue_config=queue_config
     ) as stack:
-        assert (await send(stack.message_queue_url, "GET", "/", {"Host": "plane.internal"})).status == 200
+        for host in ("plane.internal", "plane.example"):
+            assert (await send(stack.message_queue_url, "GET", "/", {"Host": host})).status == 200

@@ -265,7 +265,7 @@ async def test_what_an_old_owner_still_sends_is_refused_and_told_once(
     instance.token = fresh
     await instance.finish(second, result="fresh")
     assert (await get(http, "/tasks/t", wait=10))["result"]["result"] == "fresh"
-    refused = [record for record in caplog.records if getattr(record, "action", "") == "refuse_report"]
+    refused = [record for record in caplog.records if getattr(record, "action", "") == "reject_report"]
     assert [record.levelname for record in refused] == ["WARNING", "DEBUG", "DEBUG", "DEBUG"]
 
 

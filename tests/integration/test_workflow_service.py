@@ -18,9 +18,7 @@ from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 from workflows.handler import WorkflowHandler
 
-from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
-from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
 from llama_deploy.errors import ConfigError, InvalidRequestError, UnavailableError
 from llama_deploy.message_consumers import (
     BaseMessageQueueConsumer,
@@ -28,11 +26,6 @@ from llama_deploy.message_consumers import (
     RemoteMessageConsumer,
 )
 from llama_deploy.message_queues.base import AbstractMessageQueue
-from llama_deploy.message_queues.simple import (
-    SimpleMessageQueue,
-    SimpleMessageQueueConfig,
-    SimpleMessageQueueServer,
-)
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services import (
     BaseService,
@@ -43,7 +36,6 @@ from llama_deploy.services import (
 )
 from llama_deploy.services.values.session_state import STATE_PREFIX
 from llama_deploy.services.worker.ledger import Ledger
-from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
@@ -54,14 +46,13 @@ from llama_deploy.types import (
 )
 from llama_deploy.types.instance_protocol import (
     AttemptOutcome,
-    ClaimRequest,
+    Heartbeat,
+    HeartbeatReply,
     ReleaseReply,
     ReleaseRequest,
-    TaskDispatch,
 )
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.in_process import (
-    LEASE,
     PATIENCE,
     Stack,
     failure_of,
@@ -286,18 +277,14 @@ class Shouter(BaseService):
 
     async def process_message(self, message: QueueMessage) -> None:
         self.taken.append(message)
-        dispatch = TaskDispatch.model_validate(message.data)
-        reply = await self.gateway.claim(
-            ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id="only-shouter")
-        )
         outcome = AttemptOutcome(
-            task_id=dispatch.task_id,
-            attempt=dispatch.attempt,
-            token=reply.token,
+            task_id=message.data["task_id"],
+            attempt=message.data["attempt"],
+            token=message.data["token"],
             first=0,
             events=[],
             status=TaskStatus.SUCCEEDED,
-            value=json.loads(dispatch.input)["text"].upper(),
+            value=json.loads(message.data["input"])["text"].upper(),
         )
         await self.publish(
             QueueMessage(
@@ -500,28 +487,21 @@ async def test_what_json_cannot_hold_fails_the_task_and_is_named(stack: Stack, p
         assert path in message
 
 
-async def test_a_result_that_is_too_large_fails_the_task() -> None:
-    """Over HTTP, because only the server has a limit."""
-    server = SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0))
-    async with server:
-        queue = SimpleMessageQueue(server.local_queue().as_config())
-        async with (
-            queue,
-            await SQLiteStateStore.connect("sqlite:///:memory:") as store,
-            ControlPlaneServer(
-                queue, state_store=store, config=ControlPlaneConfig(port=0, lease_seconds=LEASE)
-            ) as control_plane,
-        ):
-            stack = Stack(queue, store, control_plane)
+class Endless(Workflow):
+    @step
+    async def make(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=ev.letter * 5_000_000)
 
-            class Large(Workflow):
-                @step
-                async def make(self, ev: StartEvent) -> StopEvent:
-                    return StopEvent(result="x" * 5_000_000)
 
-            async with stack.serving(stack.service(Large())):
-                error_type, _ = failure_of(await stack.run())
-                assert error_type == "llama_deploy.errors.PayloadTooLargeError"
+@pytest.mark.parametrize("over", ["http", "calls"])
+async def test_a_result_that_is_too_large_fails_the_task(stack: Stack, over: str) -> None:
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service")
+    gateway = HttpGateway(stack.server.config.url) if over == "http" else stack.server.gateway()
+    async with stack.serving(WorkflowService(Endless(), stack.queue, config, gateway=gateway)):
+        error_type, message = failure_of(await stack.run(letter="x"))
+        assert error_type == "llama_deploy.errors.PayloadTooLargeError"
+        assert "max_body_bytes" in message
+    await gateway.close()
 
 
 @pytest.mark.parametrize("workflow", [Interview(), Steps()])
@@ -775,6 +755,37 @@ async def test_a_blocked_loop_is_reported_with_the_step(
         assert result_of(await stack.run(seconds=3.0)) == "done"
         await until(lambda: "is free again" in caplog.text)
     assert "block_the_loop" in caplog.text
+
+
+class Sleeper(Workflow):
+    @step
+    async def sleep(self, ev: StartEvent) -> StopEvent:
+        await asyncio.sleep(ev.seconds)
+        return StopEvent()
+
+
+class Listening(HttpGateway):
+    """Keeps the heartbeats that it sends."""
+
+    def __init__(self, control_plane_url: str) -> None:
+        super().__init__(control_plane_url)
+        self.beats: list[Heartbeat] = []
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        self.beats.append(heartbeat)
+        return super().beat(heartbeat)
+
+
+async def test_heartbeats_tell_capacity_and_load(stack: Stack) -> None:
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service", max_concurrent_tasks=3)
+    gateway = Listening(stack.server.config.url)
+    async with stack.serving(WorkflowService(Sleeper(), stack.queue, config, gateway=gateway)):
+        await stack.submit(seconds=1.0)
+        await until(lambda: gateway.beats[-1].running == 1)
+        await until(lambda: gateway.beats[-1].running == 0)
+    await gateway.close()
+    assert {beat.slots for beat in gateway.beats} == {3}
+    assert {beat.blocked_seconds for beat in gateway.beats} == {0.0}
 
 
 async def test_over_http_in_either_order_with_the_real_port(stack: Stack) -> None:

@@ -113,6 +113,10 @@ async def test_the_relay_gives_up_what_can_never_be_sent(queue: Moody, error: Ll
     await relay.close()
 
 
+async def never(message: QueueMessage) -> None:
+    raise AssertionError(message)
+
+
 @pytest.mark.parametrize("error", PASSING)
 async def test_reports_wait_out_what_passes(
     queue: Moody, error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -120,7 +124,7 @@ async def test_reports_wait_out_what_passes(
     monkeypatch.setattr(report_publisher, "_BACKOFF", QUICK)
     caplog.set_level(logging.INFO)
     queue.refusals = [error] * 9
-    reports = ReportPublisher(lambda message: queue.publish(message, "topic"))
+    reports = ReportPublisher(lambda message: queue.publish(message, "topic"), upload=never)
     messages = [QueueMessage() for _ in range(3)]
     await asyncio.gather(*(reports.publish(message) for message in messages))
     assert sorted(queue.taken) == sorted(message.id_ for message in messages)
@@ -133,9 +137,14 @@ async def test_reports_wait_out_what_passes(
 async def test_a_report_that_can_never_be_sent_is_told_to_its_sender(
     queue: Moody, error: LlamaDeployError
 ) -> None:
+    async def refuse(message: QueueMessage) -> None:
+        raise error
+
     queue.refusals = [error]
     with pytest.raises(type(error)):
-        await ReportPublisher(lambda message: queue.publish(message, "topic")).publish(QueueMessage())
+        await ReportPublisher(lambda message: queue.publish(message, "topic"), upload=refuse).publish(
+            QueueMessage()
+        )
     assert not queue.taken
 
 

@@ -27,11 +27,13 @@ class ControlPlaneDouble:
         self.answers: list[datetime] = []
         self.fault: Exception | None = None
         self.threads: set[int] = set()
+        self.blocked_seconds: list[float] = []
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         assert heartbeat.instance_id == "instance"
         self.threads.add(threading.get_ident())
         self.beats.append(time.monotonic())
+        self.blocked_seconds.append(heartbeat.blocked_seconds)
         self.heard.append(heartbeat.heard_at)
         if self.away:
             raise UnavailableError("away")
@@ -44,14 +46,18 @@ class ControlPlaneDouble:
 def thread(
     plane: ControlPlaneDouble, on_reply: Callable[[HeartbeatReply], None], *, blocked_limit: float = 60.0
 ) -> HeartbeatThread:
-    return HeartbeatThread(
+    def compose(heard_at: datetime | None) -> Heartbeat:
+        return Heartbeat(instance_id="instance", heard_at=heard_at, blocked_seconds=beating.blocked_seconds)
+
+    beating = HeartbeatThread(
         beat=plane.beat,
-        compose=lambda heard_at: Heartbeat(instance_id="instance", heard_at=heard_at),
+        compose=compose,
         on_reply=on_reply,
         lease_seconds=0.06,
         blocked_limit=blocked_limit,
         name="service",
     )
+    return beating
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -89,6 +95,8 @@ async def test_heartbeats_go_on_while_the_loop_is_blocked_but_not_for_ever(
     during = [beat - begun for beat in plane.beats if beat > begun]
     assert len(during) >= 5
     assert max(during) < 0.8, "silent beyond the limit"
+    assert plane.blocked_seconds[0] == 0.0
+    assert 0.1 <= max(plane.blocked_seconds) < 0.8
     count = len(plane.beats)
     await until(lambda: len(plane.beats) > count and "is free again" in caplog.text)
     await beating.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import ConfigError, PayloadTooLargeError, UnavailableError
+from llama_deploy.errors import ConfigError, EventsMissingError, PayloadTooLargeError, UnavailableError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.run import attempt_reports as reports
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
@@ -21,7 +22,12 @@ from llama_deploy.services.worker import report_publisher
 from llama_deploy.services.worker.attempt import Attempt, WorkflowState
 from llama_deploy.services.worker.report_publisher import ReportPublisher
 from llama_deploy.types import TaskStatus
-from llama_deploy.types.instance_protocol import AttemptEvents, AttemptOutcome, EventPayload
+from llama_deploy.types.instance_protocol import (
+    MAX_REPORT_BYTES,
+    AttemptEvents,
+    AttemptOutcome,
+    EventPayload,
+)
 
 KEY = AttemptKey("task", 2, "secret")
 
@@ -31,6 +37,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.messages: list[QueueMessage] = []
+        self.uploaded: list[QueueMessage] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.errors: list[Exception] = []
@@ -43,9 +50,18 @@ class Wire:
             raise self.errors.pop(0)
         self.messages.append(message)
 
+    async def upload(self, message: QueueMessage) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.uploaded.append(message)
+
     def events(self) -> list[tuple[int, list[Any]]]:
         sent = [AttemptEvents.model_validate(message.data) for message in self.messages]
         return [(item.first, [event.data["n"] for event in item.events]) for item in sent]
+
+
+def publisher_of(wire: Wire) -> ReportPublisher:
+    return ReportPublisher(wire.publish, upload=wire.upload)
 
 
 def event(number: int, padding: int = 0) -> StreamedEvent:
@@ -68,7 +84,7 @@ async def test_the_first_leaves_at_once_and_the_rest_gathers() -> None:
 
 
 async def test_large_events_are_not_gathered_beyond_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "MAX_MESSAGE_CHARACTERS", 250)
+    monkeypatch.setattr(reports, "MAX_BATCH_CHARACTERS", 250)
     wire = Wire()
     sender = AttemptReports(KEY, wire.publish)
     for number in range(7):
@@ -98,7 +114,7 @@ async def test_events_survive_an_absent_queue(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(report_publisher, "_BACKOFF", Backoff(first=0.001, longest=0.001))
     wire = Wire()
     wire.errors = [UnavailableError("away"), ConfigError("a wrong password")]
-    sender = AttemptReports(KEY, ReportPublisher(wire.publish).publish)
+    sender = AttemptReports(KEY, publisher_of(wire).publish)
     await sender.add(event(0))
     await wire.arrived.wait()
     assert await sender.settle() == (1, [])
@@ -141,7 +157,7 @@ async def test_the_end_of_an_attempt_survives_refused_credentials(monkeypatch: p
     wire = Wire()
     wire.errors = [ConfigError("a wrong password")] * 5
     ending = Ending(TaskStatus.SUCCEEDED, value="costly")
-    outcome = await attempt(wire).report(ending, None, ReportPublisher(wire.publish).publish)
+    outcome = await attempt(wire).report(ending, None, publisher_of(wire).publish)
     assert (outcome.status, outcome.value) == (TaskStatus.SUCCEEDED, "costly")
     assert [message.action for message in wire.messages] == [ActionTypes.COMPLETED_TASK]
 
@@ -155,3 +171,96 @@ async def test_an_event_that_is_refused_for_good_fails_the_attempt() -> None:
     outcome = await held.report(Ending(TaskStatus.SUCCEEDED), None, wire.publish)
     assert (outcome.status, outcome.first, outcome.events) == (TaskStatus.FAILED, 0, [])
     assert AttemptOutcome.model_validate(wire.messages[0].data).token == "secret"  # noqa: S105
+
+
+def message_of(size: int) -> QueueMessage:
+    return QueueMessage(data={"text": "x" * size})
+
+
+async def test_a_large_report_is_uploaded_and_a_small_one_is_not() -> None:
+    wire = Wire()
+    publisher = publisher_of(wire)
+    small, large = message_of(MAX_REPORT_BYTES - 1000), message_of(MAX_REPORT_BYTES)
+    await publisher.publish(small)
+    await publisher.publish(large)
+    assert (wire.messages, wire.uploaded) == ([small], [large])
+
+
+async def test_a_report_that_is_too_large_for_the_queue_is_uploaded() -> None:
+    wire = Wire()
+    wire.errors = [PayloadTooLargeError("more than 1 KiB")]
+    message = message_of(2000)
+    await publisher_of(wire).publish(message)
+    assert (wire.messages, wire.uploaded) == ([], [message])
+
+
+async def test_an_upload_waits_for_earlier_reports_and_outages(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(report_publisher, "_BACKOFF", Backoff(first=0.001, longest=0.001))
+    wire = Wire()
+    wire.errors = [EventsMissingError("0 is next"), UnavailableError("away"), EventsMissingError("1 is next")]
+    message = message_of(MAX_REPORT_BYTES)
+    await publisher_of(wire).publish(message)
+    assert wire.uploaded == [message]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "the control plane does not accept reports; retrying: away"
+    ]
+
+
+async def test_an_upload_that_is_too_large_for_the_control_plane_fails() -> None:
+    wire = Wire()
+    wire.errors = [PayloadTooLargeError("more than 4 MiB")]
+    with pytest.raises(PayloadTooLargeError):
+        await publisher_of(wire).publish(message_of(MAX_REPORT_BYTES))
+
+
+@pytest.mark.parametrize("value", ["text", 3, 2.5, True, None, [1, "two"], {"a": {"b": None}}, 1e22, 'a"b'])
+async def test_a_result_travels_once_and_comes_out_as_it_was(value: Any) -> None:
+    wire = Wire()
+    handler = Nothing().run(value=value)
+    await handler
+    event = handler.get_stop_event()
+    assert event is not None
+    await attempt(wire).report(Ending.succeeded(event, handler.ctx), None, wire.publish)
+    outcome = AttemptOutcome.model_validate_json(AttemptOutcome(**wire.messages[0].data).model_dump_json())
+    assert (outcome.result, outcome.terminal_event) == (None, EventPayload(type="StopEvent", data={}))
+    assert (outcome.text, outcome.stop_event) == (
+        str(value),
+        EventPayload(type="StopEvent", data={"result": value}),
+    )
+
+
+class Answer(StopEvent):
+    text: str
+    number: int = 3
+
+
+class Answering(Workflow):
+    @step
+    async def end(self, ev: StartEvent) -> Answer:
+        return Answer(text=ev.get("text"))
+
+
+async def test_a_stop_event_of_the_workflow_travels_once() -> None:
+    wire = Wire()
+    handler = Answering().run(text="42")
+    await handler
+    event = handler.get_stop_event()
+    assert event is not None
+    await attempt(wire).report(Ending.succeeded(event, handler.ctx), None, wire.publish)
+    assert wire.messages[0].encode().count(b'"42"') == 1
+    outcome = AttemptOutcome.model_validate(wire.messages[0].data)
+    assert json.loads(outcome.text) == {"text": "42", "number": 3}
+    assert outcome.stop_event == EventPayload(type="Answer", data={"text": "42", "number": 3})
+
+
+async def test_a_text_that_differs_from_the_value_is_sent_too() -> None:
+    wire = Wire()
+    handler = Nothing().run(value=(1, 2))
+    await handler
+    event = handler.get_stop_event()
+    assert event is not None
+    await attempt(wire).report(Ending.succeeded(event, handler.ctx), None, wire.publish)
+    outcome = AttemptOutcome.model_validate(wire.messages[0].data)
+    assert (outcome.text, outcome.value) == ("(1, 2)", [1, 2])

@@ -26,15 +26,15 @@ class ControlPlaneConfig(BaseSettings):
     session_store_key: str = "sessions"
     """Kept for 0.6 programs."""
     step_interval: float = 0.1
-    """Kept for 0.6 programs; nothing sleeps."""
+    """Kept for 0.6 programs; nothing polls."""
     host: str = "127.0.0.1"
-    """The address under which clients and services reach the control plane."""
+    """The host under which clients and services reach the control plane."""
     port: BoundPort | None = 8000
-    """The port under which they reach it. 0: the system chooses. None: `host` is a name without a port."""
+    """The port under which they reach it. 0: the system chooses one. None: the URL has no port."""
     internal_host: str | None = None
-    """The address to bind, if it is another than `host`."""
+    """The address to bind, if it differs from `host`."""
     internal_port: BoundPort | None = None
-    """The port to bind, if it is another than `port`."""
+    """The port to bind, if it differs from `port`."""
     running: bool = True
     """Kept for 0.6 programs."""
     cors_origins: AllowedOrigins = None
@@ -53,19 +53,19 @@ class ControlPlaneConfig(BaseSettings):
     None: `./.llama_deploy/control_plane_{port}.db`.
     """
     allow_remote: bool = False
-    """Whether an address may be bound that other machines reach. There is no authentication yet."""
+    """Whether to bind an address that other machines can reach. There is no authentication yet."""
     use_tls: bool = False
-    """Whether `url` begins with `https`, as it does behind a proxy that ends TLS."""
+    """Whether `url` starts with `https`, as behind a proxy that ends TLS."""
     lease_seconds: float = Field(default=5.0, gt=0)
-    """How long an instance may be silent before its tasks move on."""
+    """Seconds without a heartbeat after which an instance is lost and its tasks are dispatched again."""
     redispatch_seconds: float = Field(default=15.0, gt=0)
-    """After how long a task that nobody has claimed is handed to the queue again; doubled each time."""
+    """Seconds after which an unclaimed task is dispatched again; doubled each time."""
     retry_backoff_seconds: float = Field(default=1.0, ge=0)
-    """How long a task waits under which a second instance has died; doubled with each further one."""
+    """Seconds that a task waits after its second lost instance; doubled with each further one."""
     retry_backoff_max_seconds: float = Field(default=60.0, ge=0)
-    """The longest such pause."""
+    """The maximum of that wait."""
     max_backlog: int = Field(default=20_000, gt=0)
-    """How many messages may wait for the queue before new tasks are refused with 429."""
+    """How many messages may wait in the outbox before new tasks are rejected with 429."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)
     """The most bytes of a request body; more is answered with 413."""
 

@@ -1,4 +1,4 @@
-"""The way from a service to a control plane in the same process, without HTTP."""
+"""The gateway to a control plane in the same process, without HTTP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.errors import SessionNotFoundError, UnavailableError
+from llama_deploy.errors import PayloadTooLargeError, SessionNotFoundError, UnavailableError
+from llama_deploy.messages import QueueMessage
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import (
     BEAT_TIMEOUT,
@@ -16,6 +17,8 @@ from llama_deploy.types.instance_protocol import (
     HeartbeatReply,
     JournalReply,
     JournalWrite,
+    PartReply,
+    PartRequest,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -23,9 +26,9 @@ from llama_deploy.types.services import Registration
 
 
 class DirectGateway:
-    """What `llama_deploy.services.gateway.ControlPlaneGateway` asks for, by calls. `close` does nothing.
+    """Implements `llama_deploy.services.gateway.ControlPlaneGateway` by calls. `close` does nothing.
 
-    Create it in the loop in which the control plane runs.
+    Create it in the event loop of the control plane.
     """
 
     def __init__(self, plane: ControlPlane) -> None:
@@ -43,25 +46,40 @@ class DirectGateway:
         await self._plane.services.deregister(service_name, instance_id=instance_id)
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
-        """Ask to own an attempt."""
+        """Claim an attempt."""
         return (await self._plane.attempts.claim([request]))[0]
+
+    async def part(self, request: PartRequest) -> PartReply:
+        """Fetch a slice of a part that the reply to a claim omitted."""
+        return await self._plane.attempts.parts.read(request)
 
     async def journal(self, write: JournalWrite) -> JournalReply:
         """Store one step of a run's journal."""
         return (await self._plane.attempts.journal([write]))[0]
 
+    async def report(self, message: QueueMessage) -> None:
+        """Store a report that is too large for the queue."""
+        limit, size = self._plane.config.max_body_bytes, len(message.encode())
+        if size > limit:
+            raise PayloadTooLargeError(
+                f"the report has {size} bytes but the control plane accepts {limit}; send less, or raise"
+                " max_body_bytes",
+                limit_bytes=limit,
+            )
+        await self._plane.uploads.take(message)
+
     async def release(self, request: ReleaseRequest) -> ReleaseReply:
-        """Hand an attempt back."""
+        """Release an attempt."""
         return (await self._plane.attempts.release([request]))[0]
 
     async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Say that an instance is alive."""
+        """Process a heartbeat."""
         return await self._plane.services.heartbeat(heartbeat)
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Like `heartbeat`, from another thread."""
+        """Process a heartbeat from another thread."""
         if self._loop.is_closed():
-            raise UnavailableError("the control plane of this process has stopped")
+            raise UnavailableError("the control plane in this process has stopped")
         future = asyncio.run_coroutine_threadsafe(self.heartbeat(heartbeat), self._loop)
         try:
             return future.result(BEAT_TIMEOUT)
@@ -70,7 +88,7 @@ class DirectGateway:
             raise UnavailableError(f"the control plane did not answer within {BEAT_TIMEOUT} s") from exc
 
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
-        """Return the state of a session, None if there is no such session."""
+        """Return the state of a session, None if the session does not exist."""
         try:
             return (await self._plane.sessions.state(session_id)).state
         except SessionNotFoundError:
@@ -81,4 +99,4 @@ class DirectGateway:
         await self._plane.sessions.merge_state(session_id, state)
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""The control plane without HTTP: its parts, put together."""
+"""The control plane without HTTP: assembles its parts and runs them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from llama_deploy.control_plane.dispatch.outbox_takeover import Takeover
 from llama_deploy.control_plane.dispatch.sweeper import OutboxRelay, Sweeper
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
 from llama_deploy.control_plane.requests.report_consumer import LATE_SECONDS, LOST_AFTER_SECONDS, Reports
+from llama_deploy.control_plane.requests.report_uploads import ReportUploads
 from llama_deploy.control_plane.requests.service_requests import Services
 from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.requests.task_requests import Tasks, task_view
@@ -38,14 +39,14 @@ _OUTBOX_PAGE: Final = 1_000_000
 
 
 def utc_now() -> datetime:
-    """Return the present time, aware, UTC."""
+    """Return the current time, aware, UTC."""
     return datetime.now(UTC)
 
 
 class ControlPlane:
     """A live control plane: `await ControlPlane.start(...)`, then `close` it or use `async with`.
 
-    Its parts are its surface: `sessions`, `tasks`, `services` and `attempts`.
+    Its parts are its surface: `sessions`, `tasks`, `services`, `attempts` and `uploads`.
     """
 
     def __init__(
@@ -108,6 +109,8 @@ class ControlPlane:
         self.attempts = Attempts(
             store=store, writer=self._writer, sessions=self.sessions, orchestrator=orchestrator
         )
+        self._lost_after = LATE_SECONDS if queue.durable else LOST_AFTER_SECONDS
+        self.uploads = ReportUploads(self.attempts, lost_after=self._lost_after)
 
     @classmethod
     async def start(
@@ -120,15 +123,15 @@ class ControlPlane:
         publish_callback: PublishCallback | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> ControlPlane:
-        """Start a control plane and continue what an earlier one on the same store has left.
+        """Start a control plane and resume the work that an earlier one has left in the store.
 
         Args:
-            queue: Carries the messages; stays the caller's to close.
-            store: Keeps the state; stays the caller's to close.
+            queue: The message queue. The caller closes it.
+            store: The state store. The caller closes it.
             config: Settings.
-            orchestrator: Says how often a task is tried, and may keep something of results.
-            publish_callback: Called with each message after the queue has it.
-            clock: Returns the present time, aware, UTC.
+            orchestrator: Sets the maximum of attempts, and may add results to the session's state.
+            publish_callback: Called with each message after it is published.
+            clock: Returns the current time, aware, UTC.
         """
         plane = cls(
             queue=queue,
@@ -142,12 +145,11 @@ class ControlPlane:
         return plane
 
     async def _begin(self) -> None:
-        # With others at work, nobody has stopped hearing heartbeats, and no message was lost with the queue.
+        # While others run, heartbeats are still received and no message was lost with the queue.
         if not await self._store.has_company():
             await self._continue()
         self._subscription = await self.queue.subscribe(self.topics.control_plane, member=self._member())
-        lost_after = LATE_SECONDS if self.queue.durable else LOST_AFTER_SECONDS
-        reports = Reports(self._subscription, self.attempts, lost_after=lost_after)
+        reports = Reports(self._subscription, self.attempts, lost_after=self._lost_after)
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
             asyncio.create_task(self._sweeper.run(), name="sweeper"),
@@ -162,7 +164,7 @@ class ControlPlane:
             ]
 
     async def _continue(self) -> None:
-        """Continue what an earlier control plane has left, as the only one."""
+        """Resume the work in the store, as its only control plane."""
         await self._sweeper.renew_leases()
         unsent = await self._store.read(lambda tx: tx.load_outbox(limit=_OUTBOX_PAGE))
         self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in unsent])
@@ -170,28 +172,28 @@ class ControlPlane:
             await self._sweeper.dispatch_queued()
 
     def _member(self) -> str | None:
-        """Return the name under which this control plane reads reports: that of its predecessor."""
+        """Return the member name for reading reports, which is that of the previous process."""
         if not self._store.shared:
             return f"control plane {self.config.url}"
-        # Control planes behind one address have one URL, and must not be taken for each other.
+        # Control planes behind one address share their URL, and need different names.
         port = self.config.internal_port if self.config.internal_port is not None else self.config.port
         return f"control plane {socket.gethostname()}:{port}" if port else None
 
     async def run(self) -> None:
-        """Wait until a part of it fails, and raise that error. Cancel it to stop waiting."""
+        """Wait until a part fails, and raise its error. Cancel this to stop waiting."""
         done, _ = await asyncio.wait(self._background, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
             raise InternalServerError(
-                f"the part {task.get_name()!r} of the control plane has ended by itself"
+                f"the part {task.get_name()!r} of the control plane has ended unexpectedly"
             )
 
     def wake_waiters(self) -> None:
-        """End all long-polls and streams, because the server is going to stop."""
+        """End all long polls and streams, because the server is about to stop."""
         self._hub.close()
 
     async def close(self) -> None:
-        """Finish the writes under way and stop. Deletes nothing. Idempotent."""
+        """Finish pending writes and stop. Deletes nothing. Idempotent."""
         self._hub.close()
         for task in self._background:
             task.cancel()
@@ -210,9 +212,9 @@ class ControlPlane:
         await self.close()
 
     async def _refuse(self, message: QueueMessage, error: LlamaDeployError) -> None:
-        """End the task whose message the queue refuses for good."""
+        """Fail the task whose message the queue rejects permanently."""
         logger.error(
-            "the queue refuses message %s: %s", message.id_, error, extra={"action": "message_refused"}
+            "the queue rejects message %s: %s", message.id_, error, extra={"action": "message_rejected"}
         )
         if message.action is not ActionTypes.NEW_TASK:
             return

@@ -1,4 +1,4 @@
-"""What other control planes on the same store have done, for those who wait here."""
+"""Changes by other control planes on the same store, for the waiters of this one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class News:
         watched = self._watched(notice)
         for start in range(0, len(watched), _PAGE):
             page = watched[start : start + _PAGE]
-            # Somebody may wait already for a task that is to be submitted yet; such a one is not named.
+            # A waiter may be here before its task is submitted; notices do not name such a task.
             await self._tell(page, missing_is_deleted=not notice.everything)
 
     def _watched(self, notice: Notice) -> Sequence[str]:
@@ -62,7 +62,7 @@ class News:
         except UnavailableError as exc:
             logger.warning("what has changed cannot be read: %s", exc, extra={"action": "news"})
             for task_id in task_ids:
-                self._hub.doubt(task_id)
+                self._hub.invalidate(task_id)
             return
         for task_id in task_ids:
             task = tasks.get(task_id)

@@ -1,4 +1,4 @@
-"""Run the parts of a system: each in a process of its own, or all in one."""
+"""Run the parts of a system, in separate processes or in one."""
 
 from __future__ import annotations
 

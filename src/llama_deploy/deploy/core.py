@@ -1,8 +1,9 @@
-"""The core of a system as one process: message queue and control plane."""
+"""Run the message queue and the control plane in one process."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
@@ -24,23 +25,23 @@ async def deploy_core(
     disable_message_queue: bool = False,  # noqa: FBT001, FBT002 - 0.6 API
     disable_control_plane: bool = False,  # noqa: FBT001, FBT002 - 0.6 API
 ) -> None:
-    """Run the message queue and the control plane until cancelled; then close them in order.
+    """Run the message queue and the control plane until cancelled, then close them in order.
 
-    SIGTERM ends it as a cancellation does, and after it the process.
+    SIGTERM has the effect of a cancellation, and then ends the process.
 
     Args:
         control_plane_config: Settings of the control plane. None: from the environment and the defaults.
-        message_queue_config: Settings of the queue. Of a simple queue, the server runs here; a broker of
-            another kind runs by itself. None: a simple queue, from the environment and the defaults.
+        message_queue_config: Settings of the queue. The server of a simple queue runs here; other brokers run
+            on their own. None: a simple queue, from the environment and the defaults.
         orchestrator_config: Settings of the orchestrator. None: from the environment and the defaults.
-        disable_message_queue: The simple queue's server runs elsewhere.
-        disable_control_plane: The control plane runs elsewhere.
+        disable_message_queue: Do not run the server of the simple queue here.
+        disable_control_plane: Do not run the control plane here.
 
     Raises:
         ConfigError: A setting cannot work, an address cannot be bound, or there is nothing to run.
-        StoreLockedError: Another control plane works on the store.
+        StoreLockedError: Another control plane uses the store.
         UnavailableError: The queue or the store does not answer.
-        Exception: What a part raised that failed.
+        Exception: The error of the part that failed.
     """
     config = control_plane_config or ControlPlaneConfig()
     queue_config = message_queue_config or SimpleMessageQueueConfig()
@@ -48,11 +49,13 @@ async def deploy_core(
     if disable_control_plane and not serves_queue:
         raise ConfigError(
             "deploy_core has nothing to run: the control plane is disabled, and the queue is disabled "
-            "too or is a broker that runs by itself"
+            "or is a broker that runs on its own"
         )
     with drained_on_sigterm():
         async with AsyncExitStack() as stack:
-            queue = await open_queue(stack, queue_config, served=serves_queue, also_reached_as=config.host)
+            queue = await open_queue(
+                stack, queue_config, served=serves_queue, also_reached_as=[config.host, *config.trusted_hosts]
+            )
             if disable_control_plane:
                 await asyncio.Event().wait()
             control_plane = ControlPlaneServer(
@@ -67,16 +70,16 @@ async def open_queue(
     stack: AsyncExitStack,
     config: MessageQueueConfig,
     *,
-    also_reached_as: str,
+    also_reached_as: Sequence[str],
     served: bool = True,
 ) -> AbstractMessageQueue:
-    """Return the queue for a control plane; `stack` closes it, and its server if there is one.
+    """Return the queue for a control plane. `stack` closes it, and its server if there is one.
 
     Args:
-        stack: Closes.
+        stack: Closes what is opened.
         config: Settings of the queue.
-        also_reached_as: The host of the control plane. Instances reach a simple queue that listens on all
-            addresses under it.
+        also_reached_as: The hosts under which the control plane is reached. Instances reach a simple queue
+            that listens on all addresses under the same ones.
         served: Whether the server of a simple queue runs here.
 
     Raises:
@@ -84,7 +87,7 @@ async def open_queue(
         UnavailableError: The broker does not answer.
     """
     if served and isinstance(config, SimpleMessageQueueConfig):
-        hosts = [*config.trusted_hosts, also_reached_as]
+        hosts = [*config.trusted_hosts, *also_reached_as]
         server = await stack.enter_async_context(
             SimpleMessageQueueServer(config.model_copy(update={"trusted_hosts": hosts}))
         )

@@ -1,4 +1,4 @@
-"""Wait for the parts that a part needs."""
+"""Wait until other servers are available."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def until_available(attempt: Callable[[], Awaitable[T]], *, action: str) -
         action: What the attempt does, for the log, such as `registering service echo`.
     """
     outage = Outage(
-        on_start=lambda exc: logger.warning("%s: %s; retrying", action, exc, extra={"action": "wait"}),
+        on_start=lambda exc: logger.warning("%s: %s; waiting for it", action, exc, extra={"action": "wait"}),
         on_end=lambda: logger.info("%s: succeeded", action, extra={"action": "wait_over"}),
     )
     return await retry(

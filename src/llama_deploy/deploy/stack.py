@@ -1,4 +1,4 @@
-"""A whole system in one process."""
+"""Control plane, queue and services in one process."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class HostedWorkflow:
     def named(
         cls, service_name: str, workflow: Workflow, *, max_concurrent_tasks: int | None = None
     ) -> HostedWorkflow:
-        """Return a workflow with the usual settings; the first line of its docstring describes it.
+        """Return a workflow with default settings. The first line of its docstring is its description.
 
         Args:
             service_name: The name under which clients call it.
             workflow: Any workflow.
-            max_concurrent_tasks: How many tasks an instance works on at a time. None: from the environment or
-                the default, as all other settings.
+            max_concurrent_tasks: How many tasks an instance runs at a time. None: from the environment or the
+                default, like all other settings.
         """
         chosen: dict[str, Any] = (
             {} if max_concurrent_tasks is None else {"max_concurrent_tasks": max_concurrent_tasks}
@@ -53,17 +53,16 @@ class HostedWorkflow:
 
 
 def _first_line(cls: type[Workflow]) -> str:
-    """Return what a class says of itself; what its bases say of themselves is of no use here."""
+    """Return the first line of a class's own docstring; that of a base class would not describe it."""
     text = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
     return text.partition("\n")[0]
 
 
 class LocalStack:
-    """A control plane, services and a simple queue, unless there is a broker, in this process.
+    """A control plane, services, and a simple queue unless another broker is used, in this process.
 
-    `await LocalStack.start(...)`, then `close` it. The services reach queue and control plane by calls and
-    listen on no port of their own. Queue and control plane listen too, for clients and for instances in
-    other processes.
+    `await LocalStack.start(...)`, then `close` it. The services call queue and control plane directly and
+    open no ports. Queue and control plane also listen, for clients and for instances in other processes.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class LocalStack:
         self.control_plane = control_plane
         """Its `config` has the real port."""
         self.message_queue = message_queue
-        """Its `as_config()` tells other processes how to reach it."""
+        """Its `as_config()` holds the settings for other processes."""
         self.services = list(services)
         """One instance of each hosted workflow, in the given order."""
         self._parts = list(parts)
@@ -93,25 +92,27 @@ class LocalStack:
         message_queue_config: MessageQueueConfig | None = None,
         orchestrator_config: SimpleOrchestratorConfig | None = None,
     ) -> LocalStack:
-        """Start everything; returns when the services work on tasks.
+        """Start everything. Returns when the services accept tasks.
 
         Args:
             workflows: What to host; may be empty.
-            control_plane_config: Settings of the control plane. Port 0 lets the system choose.
-            message_queue_config: Settings of the queue. A simple one runs here, and port 0 lets the system
-                choose; a broker of another kind runs by itself. None: a simple queue.
+            control_plane_config: Settings of the control plane. With port 0 the system chooses one.
+            message_queue_config: Settings of the queue. A simple queue runs here, and with port 0 the
+                system chooses one; other brokers run on their own. None: a simple queue.
             orchestrator_config: Settings of the orchestrator.
 
         Raises:
             ConfigError: A setting cannot work, or an address cannot be bound.
             UnavailableError: The broker or the database does not answer.
-            StoreLockedError: Another control plane works on the store.
-            InvalidRequestError: A service cannot have its name.
+            StoreLockedError: Another control plane uses the store.
+            InvalidRequestError: The name of a service is invalid.
         """
         config = control_plane_config or ControlPlaneConfig()
         async with AsyncExitStack() as stack:
             queue = await open_queue(
-                stack, message_queue_config or SimpleMessageQueueConfig(), also_reached_as=config.host
+                stack,
+                message_queue_config or SimpleMessageQueueConfig(),
+                also_reached_as=[config.host, *config.trusted_hosts],
             )
             control_plane = await stack.enter_async_context(
                 ControlPlaneServer(queue, orchestrator=SimpleOrchestrator(orchestrator_config), config=config)
@@ -124,7 +125,7 @@ class LocalStack:
                 for hosted in workflows
             ]
             running: list[asyncio.Task[None]] = []
-            # Services drain first, while queue and control plane are there to take what they report.
+            # Services drain first, while queue and control plane still accept their reports.
             stack.push_async_callback(end, running)
             for service in services:
                 running.append(await service.launch_local())
@@ -139,16 +140,16 @@ class LocalStack:
 
     @property
     def control_plane_url(self) -> str:
-        """Where clients and further instances find the control plane."""
+        """The URL of the control plane, for clients and further instances."""
         return self.control_plane.config.url
 
     @property
     def message_queue_url(self) -> str:
-        """Where instances in other processes find the queue; the control plane tells them."""
+        """The URL of the queue. Instances in other processes get it from the control plane."""
         return self.message_queue.as_config().address
 
     async def run(self) -> None:
-        """Wait until a part fails, and raise its error. Cancel it to stop waiting; then `close`."""
+        """Wait until a part fails, and raise its error. Cancel this to stop waiting, then `close`."""
         done, _ = await asyncio.wait(self._parts, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -156,7 +157,7 @@ class LocalStack:
     async def close(self) -> None:
         """Drain the services, then stop the control plane and the queue. Idempotent; deletes nothing.
 
-        Cancelling it makes the services hand back at once what is under way; everything is closed even so.
+        If it is cancelled, the services release running tasks at once. Everything is closed in any case.
         """
         resources, self._resources = self._resources, AsyncExitStack()
         await resources.aclose()

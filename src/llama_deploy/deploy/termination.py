@@ -1,4 +1,4 @@
-"""SIGTERM ends what is deployed in order, as Ctrl-C does."""
+"""Graceful shutdown on SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from types import FrameType
 
 @contextmanager
 def drained_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM cancel the current task, and end the process once all such tasks of it have ended.
+    """Let SIGTERM cancel the current task. The process ends when all tasks in this context have ended.
 
-    The process then ends by the signal, as it would have without this, so that whoever sent it sees what it
-    expects. Further SIGTERMs change nothing. Does nothing outside of the main thread, and where the program
-    handles SIGTERM itself. What was there before is restored.
+    The process then ends by the signal, as it would by default, so that its exit status is the expected one.
+    Further SIGTERMs have no effect. Does nothing outside of the main thread, or if the program handles
+    SIGTERM itself. The previous handler is restored.
     """
     task = asyncio.current_task()
     handler = signal.getsignal(signal.SIGTERM)
@@ -41,7 +41,7 @@ def drained_on_sigterm() -> Iterator[None]:
 
 
 class _CancelTasks:
-    """The signal's handler; several deployments of one process share it."""
+    """The signal handler, which all deployments of a process share."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.tasks: set[asyncio.Task[object]] = set()

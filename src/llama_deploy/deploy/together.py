@@ -1,4 +1,4 @@
-"""Parts that run together: when one fails all end, and the failure is raised."""
+"""Run several parts until one of them ends."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 async def run_together(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run `parts` until one of them ends; the others are cancelled then, and waited for.
+    """Run `parts` until one of them ends, then cancel the others and wait for them.
 
     Raises:
-        Exception: What the part that ended first has raised, as it is.
+        Exception: The error of the part that ended first.
     """
     tasks = [asyncio.create_task(part) for part in parts]
     try:
@@ -24,24 +24,24 @@ async def run_together(*parts: Coroutine[Any, Any, None]) -> None:
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel `tasks` and wait until they have ended, however long they take.
+    """Cancel `tasks` and wait until they have ended, without a time limit.
 
-    Cancelling this call cancels them again, which hurries a service that drains; it does not leave them.
+    Cancelling this call cancels them again, which makes a draining service stop sooner. It still waits.
 
     Raises:
-        asyncio.CancelledError: The call was cancelled; the tasks have ended nevertheless.
+        asyncio.CancelledError: The call was cancelled. All tasks have ended.
     """
     pending = {task for task in tasks if not task.done()}
     for task in pending:
         task.cancel()
-    hurried = False
+    was_cancelled = False
     while pending:
         try:
             _, pending = await asyncio.wait(pending)
         except asyncio.CancelledError:
-            hurried = True
+            was_cancelled = True
             pending = {task for task in pending if not task.done()}
             for task in pending:
                 task.cancel()
-    if hurried:
+    if was_cancelled:
         raise asyncio.CancelledError

@@ -1,4 +1,4 @@
-"""One instance of a workflow service, joined to a control plane elsewhere."""
+"""Run one instance of a workflow service for a control plane in another process."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ async def deploy_workflow(
     *,
     connection: ConnectionSettings | None = None,
 ) -> None:
-    """Run a workflow as a service until cancelled; then drain: end or hand back what is under way.
+    """Run a workflow as a service until cancelled, then drain: finish running tasks or release them.
 
-    Waits until the control plane answers, learns from it which message queue to use, unless that is given,
-    and registers. SIGTERM drains too, and ends the process after it.
+    Waits until the control plane answers, gets the settings of the message queue from it unless they are
+    given, and registers. SIGTERM drains too, and then ends the process.
 
     Args:
         workflow: Any workflow.
         workflow_config: Settings of the service.
-        control_plane_config: Says where the control plane is. None: from the environment and the defaults.
-        message_queue_config: The control plane's queue, with the credentials that it does not tell. None: as
-            it tells, and the credentials from the environment.
+        control_plane_config: Has the URL of the control plane. None: from the environment and the defaults.
+        message_queue_config: The control plane's queue, with credentials, which the control plane does not
+            send. None: its settings, and credentials from the environment.
         connection: How to reach the control plane: the URLs of its replicas, headers, certificates. None: the
             URL of `control_plane_config`, and nothing else.
 
     Raises:
         ConfigError: A setting cannot work, the address cannot be bound, or the server is not a control plane.
-        Exception: What a part raised that failed.
+        Exception: The error of the part that failed.
     """
     control_plane = connection or (control_plane_config or ControlPlaneConfig()).url
     with drained_on_sigterm():
@@ -60,18 +60,18 @@ async def run_workflow(
     message_queue_config: MessageQueueConfig | None = None,
     on_ready: Callable[[WorkflowService], None] | None = None,
 ) -> None:
-    """Like `deploy_workflow`, without a signal handler; a second cancellation hands back at once.
+    """Like `deploy_workflow`, without a signal handler. A second cancellation releases tasks at once.
 
     Args:
         workflow: Any workflow.
-        config: Settings of the service. Port 0 lets the system choose.
+        config: Settings of the service. With port 0 the system chooses one.
         control_plane_url: Such as `http://127.0.0.1:8000`, the URLs of its replicas, or settings.
         message_queue_config: As for `deploy_workflow`.
-        on_ready: Called once, with the service, when it works on tasks.
+        on_ready: Called once, with the service, when it accepts tasks.
 
     Raises:
         ConfigError: As `deploy_workflow`.
-        Exception: What a part raised that failed.
+        Exception: The error of the part that failed.
     """
     async with await connect_queue(control_plane_url, message_queue_config) as queue:
         service = WorkflowService(workflow, queue, config)

@@ -1,4 +1,4 @@
-"""Consumers: what is done with the messages of a topic."""
+"""Consumers process the messages of a topic."""
 
 from __future__ import annotations
 

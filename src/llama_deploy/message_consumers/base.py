@@ -1,4 +1,4 @@
-"""The base of all consumers."""
+"""The base class of consumers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_deploy.types import generate_id
 
 async def _not_registered() -> None:
     raise ConfigError(
-        "the consumer is not registered; set consuming_callable to what register_consumer returns"
+        "the consumer is not registered; set consuming_callable to the result of register_consumer"
     )
 
 
@@ -27,24 +27,24 @@ class BaseMessageQueueConsumer(BaseModel, ABC):
     id_: str = Field(default_factory=generate_id)
     """Identifies the consumer at its queue."""
     message_type: str = "default"
-    """The `type` of the messages that it processes; others are refused."""
+    """The `type` of the messages that it processes. It rejects others."""
     channel: Any = None
-    """Kept for the 0.6 API, where some brokers' objects were put here."""
+    """Kept for the 0.6 API, where it held objects of some brokers."""
     consuming_callable: StartConsumingCallable = Field(default=_not_registered, repr=False)
     """What `start_consuming` runs: the result of the queue's `register_consumer`."""
 
     @abstractmethod
     async def _process_message(self, message: QueueMessage) -> Any:
-        """Process a message. Returning acknowledges it; raising hands it back to the queue."""
+        """Process a message. Returning acknowledges it; raising returns it to the queue."""
 
     async def process_message(self, message: QueueMessage) -> Any:
-        """Process a message and note in its `stats` when that began and ended.
+        """Process a message, and record in its `stats` when that began and ended.
 
         Returns:
-            What the consumer returns; queues ignore it.
+            The result of the consumer. Queues ignore it.
 
         Raises:
-            ValueError: The message is of another type than the consumer's.
+            ValueError: The message has another type than the consumer.
         """
         if message.type != self.message_type:
             raise ValueError(
@@ -60,7 +60,7 @@ class BaseMessageQueueConsumer(BaseModel, ABC):
         """Consume until cancelled or deregistered.
 
         Args:
-            consuming_callable: Goes before the field of this name.
+            consuming_callable: Overrides the field of this name.
 
         Raises:
             ConfigError: The consumer is not registered with a queue.

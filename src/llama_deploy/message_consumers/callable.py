@@ -16,7 +16,7 @@ class CallableMessageConsumer(BaseMessageQueueConsumer):
     """Calls `handler` with each message."""
 
     handler: Callable[[QueueMessage], Any] = Field(repr=False)
-    """A function or a coroutine function. A function runs in the event loop, so it should not block."""
+    """A function or a coroutine function. A function runs in the event loop, so it must not block."""
 
     async def _process_message(self, message: QueueMessage) -> Any:
         result = self.handler(message)

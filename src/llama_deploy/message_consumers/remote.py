@@ -18,7 +18,7 @@ from llama_deploy.web.problems import from_problem
 class RemoteMessageConsumer(BaseMessageQueueConsumer):
     """Posts each message as JSON to `url`, over kept-alive connections. `close` it.
 
-    An answer of 2xx acknowledges the message, anything else hands it back to the queue.
+    A 2xx response acknowledges the message. Any other response returns it to the queue.
     """
 
     url: str
@@ -32,7 +32,7 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
     _path: str = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
-        """Prepare the connection; it opens with the first message."""
+        """Prepare the connection, which opens with the first message."""
         super().model_post_init(context)
         parts = urlsplit(self.url)
         settings, options = ConnectionSettings.from_client_kwargs(
@@ -45,8 +45,8 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
         """Post the message.
 
         Raises:
-            LlamaDeployError: What the answer's problem details name, if it is not 2xx.
-            UnavailableError: No connection, or no answer in time.
+            LlamaDeployError: The error of the response, if it is not 2xx.
+            UnavailableError: No connection, or no response in time.
         """
         request = HttpRequest("POST", self._path, json=message.to_wire())
         status, body = await self._connection.send(request)

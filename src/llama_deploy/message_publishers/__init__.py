@@ -1,4 +1,4 @@
-"""Publishers: what everything that sends messages has in common."""
+"""Publishers send messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mixin of everything that publishes messages."""
+"""The mixin for classes that publish messages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from llama_deploy.messages import QueueMessage
 
 
 class MessageQueuePublisherMixin(ABC):
-    """Gives a class `publish`."""
+    """Adds `publish` to a class."""
 
     @property
     @abstractmethod
     def publisher_id(self) -> str:
-        """Who publishes: it is written into each message."""
+        """Identifies the publisher. Written into each message."""
 
     @property
     @abstractmethod
@@ -24,7 +24,7 @@ class MessageQueuePublisherMixin(ABC):
 
     @property
     def publish_callback(self) -> PublishCallback | None:
-        """Called with each message after the queue has it. None: nothing is."""
+        """Called with each message after the queue has accepted it, or None."""
         return None
 
     @abstractmethod
@@ -32,12 +32,12 @@ class MessageQueuePublisherMixin(ABC):
         """Return the topic for messages of this type."""
 
     async def publish(self, message: QueueMessage, **kwargs: Any) -> None:
-        """Publish a message, with the publisher's id and the present time written into it.
+        """Set the publisher's id and the current time in a message, and publish it.
 
         Args:
             message: The message.
-            **kwargs: `topic` is the topic, by default `get_topic(message.type)`. The rest goes to the queue,
-                which hands it to `publish_callback`.
+            **kwargs: `topic` is the topic, by default `get_topic(message.type)`. The others are passed to
+                `publish_callback`.
 
         Raises:
             QueueFullError: The topic holds as many messages as it may.

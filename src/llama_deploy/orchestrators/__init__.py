@@ -1,4 +1,4 @@
-"""Orchestrators: which service gets a task."""
+"""Orchestrators choose the service for a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides which service gets a task."""
+"""The base class of orchestrators."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from llama_deploy.types import TaskDefinition, TaskResult
 
 
 class BaseOrchestrator(ABC):
-    """Chooses the service for a task, and may keep something of its result in the session's state."""
+    """Chooses the service for a task, and may store parts of its result in the session's state."""
 
     keeps_state: ClassVar[bool] = True
-    """Whether the session's state is to be read for this orchestrator and what it returns to be written.
+    """Whether the orchestrator reads and changes the session's state.
 
-    False spares the reading: `state` is then empty and returned changes are ignored.
+    With False, which is faster, `state` is empty and returned changes are ignored.
     """
     max_attempts: int = 4
-    """How many instances may die under a task before it fails, unless the task says; see `TaskSubmission`."""
+    """After how many lost instances a task fails, unless `TaskSubmission.max_attempts` is set."""
 
     @abstractmethod
     async def get_next_messages(
@@ -27,9 +27,9 @@ class BaseOrchestrator(ABC):
         """Return one message whose `type` is the name of the service, and changes to the session's state.
 
         Raises:
-            InvalidRequestError: The task names no service.
+            InvalidRequestError: The task does not name a service.
         """
 
     @abstractmethod
     async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
-        """Return changes to the session's state after a task has ended."""
+        """Return the changes to the session's state after a task has ended."""

@@ -1,4 +1,4 @@
-"""What an installed package adds, by its entry points."""
+"""Loading of entry points, through which installed packages add backends."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _OURS: Final = "llama-deploy"
 
 
 def load_entry_point(entry_point: EntryPoint, *, what: str) -> object:
-    """Return what an entry point names.
+    """Return the object of an entry point.
 
     Args:
-        entry_point: That of any package.
-        what: What it is to be, such as `message queue`.
+        entry_point: An entry point of any installed package.
+        what: The kind of backend, such as `message queue`.
 
     Raises:
-        ConfigError: It cannot be loaded: a package that it needs is not installed, or it is faulty itself.
+        ConfigError: It cannot be loaded, because a required package is missing or its own import fails.
     """
     name = f"the {what} {entry_point.name!r}"
     try:
@@ -34,7 +34,7 @@ def load_entry_point(entry_point: EntryPoint, *, what: str) -> object:
 
 
 def described(entry_point: EntryPoint) -> str:
-    """Return the entry point and its package as words, for texts that people read."""
+    """Return a description of the entry point and its package, for messages."""
     return f"the entry point {entry_point.value!r} of the package {_package(entry_point)!r}"
 
 

@@ -13,8 +13,8 @@ _RANDOM_BYTES: Final = 10
 def generate_id() -> str:
     """Return a new identifier: a UUID version 7 (RFC 9562, section 5.7) in its usual text form.
 
-    Identifiers that are made later sort later, to the millisecond. So new rows go to one end of a
-    database index, and storing them costs the same however many there are.
+    Later identifiers sort later, to the millisecond. New rows go to one end of a database index, so the cost
+    of an insert does not grow with the table.
     """
     milliseconds = time.time_ns() // 1_000_000
     value = int.from_bytes(milliseconds.to_bytes(6) + os.urandom(_RANDOM_BYTES))

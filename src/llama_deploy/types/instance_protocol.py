@@ -1,19 +1,58 @@
-"""What a service instance and the control plane tell each other about attempts.
+"""The protocol between service instances and the control plane.
 
-An attempt is one try at a task, numbered from 1. Whoever claims it gets a secret `token`; without it
-nothing that is sent for the attempt counts.
+An attempt is one try at a task, numbered from 1. The instance that claims it gets a secret `token`, and the
+control plane rejects everything that is sent for the attempt without it.
 """
 
 from __future__ import annotations
 
+import json
+from enum import StrEnum
 from typing import Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
+from llama_deploy.errors import ProtocolVersionError
 from llama_deploy.types.tasks import EventDefinition, TaskFailure, TaskStatus
 
+PROTOCOL_VERSION: Final = 1
+"""The major version of this protocol.
+
+Within a major version, releases only add fields, which an older side ignores. A change that an older side
+cannot understand increments it. Sides of different major versions reject each other, and tasks wait for
+instances that match.
+"""
+PROTOCOL_HEADER: Final = "LlamaDeploy-Protocol"
+"""Names the version in every request of an instance."""
+MAX_REPORT_BYTES: Final = 192 * 1024
+"""How large a report may be to travel over the queue; a larger one is uploaded through the gateway.
+
+Below the smallest limit of the brokers, which is the 256 KiB of some queues of SQS.
+"""
+MAX_EVENT_CHARACTERS: Final = 32 * 1024
+"""How large an event for a running workflow may be to travel over the queue.
+
+A larger one travels with the answer to a heartbeat. In UTF-8, and as a string within JSON, it stays below the
+limit of every broker.
+"""
 BEAT_TIMEOUT: Final = 5.0
-"""Seconds that a heartbeat waits for its answer; a late one is as good as none."""
+"""Timeout of a heartbeat in seconds."""
+
+
+def check_protocol(version: int | str, *, peer: str) -> None:
+    """Raise `ProtocolVersionError` if the other side speaks another major version.
+
+    Args:
+        version: What it has sent.
+        peer: Names it in the error, such as `the instance`.
+    """
+    if str(version) != str(PROTOCOL_VERSION):
+        raise ProtocolVersionError(
+            f"{peer} speaks version {version} of the protocol between instances and control planes, but"
+            f" this side speaks version {PROTOCOL_VERSION}; upgrade the older of the two",
+            version=version,
+            supported=PROTOCOL_VERSION,
+        )
 
 
 class TaskDispatch(BaseModel):
@@ -23,8 +62,6 @@ class TaskDispatch(BaseModel):
     session_id: str
     agent_id: str
     """The name of the service."""
-    input: str
-    """The run arguments as a JSON object."""
     attempt: int
 
 
@@ -33,7 +70,7 @@ class InboxEntry(BaseModel):
 
     task_id: str
     seq: int
-    """Position in the task's inbox, from 1. An entry that was seen before is ignored."""
+    """Position in the task's inbox, from 1. The receiver ignores an entry that it has seen."""
     event: EventDefinition
 
 
@@ -45,7 +82,7 @@ class TaskCancellation(BaseModel):
 
 
 class EventPayload(BaseModel):
-    """A streamed event without its place in the stream."""
+    """A streamed event without its position in the stream."""
 
     type: str
     data: dict[str, Any]
@@ -58,7 +95,7 @@ class AttemptEvents(BaseModel):
     attempt: int
     token: str
     first: int
-    """How many events of this attempt were sent before these, so that repeats and gaps are seen."""
+    """How many events of this attempt were sent before these; shows duplicates and gaps."""
     events: list[EventPayload]
 
 
@@ -67,18 +104,40 @@ class AttemptOutcome(AttemptEvents):
 
     status: TaskStatus
     """A terminal status."""
-    result: str = ""
+    result: str | None = None
+    """The result as text. None: it follows from the other fields, see `text`."""
     value: Any = None
     value_type: str | None = None
     error: TaskFailure | None = None
     session_state: dict[str, Any] | None = None
     """Top-level keys to merge into the session's state, stored together with the end."""
     terminal_event: EventPayload | None = None
-    """The stop event of the workflow. None: the control plane writes one from the error."""
+    """The stop event of the workflow. None: the control plane derives one from the error."""
+    event_value: Literal["result", "data"] | None = None
+    """Where the stop event repeats the value, which travels once: as its field `result`, or as its data."""
+
+    @property
+    def text(self) -> str:
+        """The result as text; of a failure, its message."""
+        if self.result is not None:
+            return self.result
+        if self.status is not TaskStatus.SUCCEEDED:
+            return self.error.message if self.error is not None else ""
+        return json.dumps(self.value) if self.event_value == "data" else str(self.value)
+
+    @property
+    def stop_event(self) -> EventPayload | None:
+        """The whole stop event."""
+        event = self.terminal_event
+        if event is None or self.event_value is None:
+            return event
+        fields = self.event_value == "data" and isinstance(self.value, dict)
+        data = self.value if fields else {**event.data, "result": self.value}
+        return EventPayload.model_construct(type=event.type, data=data)
 
 
 class RunHeader(BaseModel):
-    """What a run's journal was written by; another program may not be able to go on with it."""
+    """What wrote a run's journal. Another version may not be able to resume the run."""
 
     fingerprint: str
     """A digest of the workflow's steps and events."""
@@ -87,36 +146,36 @@ class RunHeader(BaseModel):
 
 
 class Parking(BaseModel):
-    """The run only waits for something from outside, and leaves its instance until that comes."""
+    """The run only waits for an event or a timer, and leaves its instance until then."""
 
     inbox_seq: int
-    """The last inbox entry that the run has seen; a later one wakes it at once."""
+    """The last inbox entry that the run has seen. A later one wakes it at once."""
     wake_in: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Seconds until a timer of the run is due. None: it has none."""
+    """Seconds until the next timer of the run. None: no timer."""
 
 
 class JournalWrite(AttemptEvents):
     """One step of a run's journal, stored in one transaction or not at all.
 
     The journal belongs to the task and grows over its attempts. Sending the same write again is harmless.
-    The writes of a task follow one another: each is sent after the answer to the one before.
+    Send the writes of a task one at a time, each after the reply to the one before.
     """
 
     seq: int
-    """How many entries the journal has before this write, counted from its beginning, over all attempts."""
+    """How many entries precede this write, counted from the first attempt."""
     entry: str | None = None
-    """What to append; only the service reads it. None: nothing."""
+    """The entry to append, opaque to the control plane. None: no entry."""
     snapshot: str | None = None
     """Replaces all entries before `seq`. None: they stay."""
     state: str | None = None
-    """The run's own state, if it has changed; only the service reads it."""
+    """The run's state if it has changed, opaque to the control plane."""
     consumed: list[int] = Field(default_factory=list)
-    """The inbox entries that the run has taken; they are not given to a later attempt."""
+    """The inbox entries that the run has consumed. Later attempts do not receive them."""
     step_ended: bool = False
     """Whether this records the end of a step for the first time."""
     header: RunHeader
     running_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """How long the run has been running so far, over all attempts, without the time in which it waited."""
+    """How long the run has been running, over all attempts and without its waiting time."""
     parking: Parking | None = None
     """Ends the attempt: the task waits until something wakes it."""
 
@@ -126,13 +185,13 @@ class JournalReply(BaseModel):
 
     stored: bool
     reason: str = ""
-    """Why it was refused."""
+    """Why it was rejected."""
     retriable: bool = False
-    """Whether a refused write may be stored later; otherwise the attempt is over for its sender."""
+    """Whether a rejected write may be stored later. Otherwise the attempt does not belong to its sender."""
 
 
 class RunRecord(BaseModel):
-    """From what a run goes on that an earlier attempt began."""
+    """What a run resumes from that an earlier attempt began."""
 
     header: RunHeader
     snapshot: str | None = None
@@ -145,7 +204,7 @@ class RunRecord(BaseModel):
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is something to go on from, beside the run's events."""
+        """Whether there is a journal to resume from."""
         return self.snapshot is not None or bool(self.entries)
 
 
@@ -157,26 +216,63 @@ class ClaimRequest(BaseModel):
     instance_id: str
 
 
+class AttemptPart(StrEnum):
+    """What an attempt starts from. Each part is a field of `ClaimReply`."""
+
+    INPUT = "input"
+    SESSION_STATE = "session_state"
+    INBOX = "inbox"
+    RUN = "run"
+
+
 class ClaimReply(BaseModel):
     """The answer to a `ClaimRequest`."""
 
     granted: bool
     reason: str = ""
-    """Why the claim was refused."""
+    """Why the claim was rejected."""
     retriable: bool = False
-    """Whether a refused claim may be granted later; otherwise the attempt is nobody's to claim any more."""
+    """Whether a rejected claim may be granted later. Otherwise the attempt cannot be claimed any more."""
     token: str = ""
+    input: str = ""
+    """The run arguments: a JSON object as text."""
     session_state: dict[str, Any] = Field(default_factory=dict)
     inbox: list[InboxEntry] = Field(default_factory=list)
-    """The events sent to the task so far that its run has not consumed, in order."""
+    """The events sent to the task that its run has not consumed, in order."""
     inbox_seq: int = 0
-    """The number of the last event sent to the task so far, consumed or not."""
+    """The `seq` of the last event sent to the task, consumed or not."""
     run: RunRecord | None = None
-    """What earlier attempts have left in the journal. None: the run starts from its beginning."""
+    """What earlier attempts have stored. None: the run starts from its beginning."""
+    omitted: list[str] = Field(default_factory=list)
+    """The parts that are too large for this reply. Fetch them with `PartRequest`."""
+
+
+class PartRequest(BaseModel):
+    """Fetches a slice of a part that the reply to a claim omitted."""
+
+    task_id: str
+    attempt: int
+    token: str
+    part: AttemptPart
+    offset: int = Field(default=0, ge=0)
+    """How many characters of the part's text were received."""
+    digest: str | None = None
+    """`PartReply.digest` of these characters."""
+
+
+class PartReply(BaseModel):
+    """The answer to a `PartRequest`."""
+
+    text: str
+    """The next characters from `offset` on, or from 0 if the text has changed since `PartRequest.digest`."""
+    size: int
+    """How many characters the whole text has."""
+    digest: str
+    """Identifies the whole text."""
 
 
 class ReleaseRequest(BaseModel):
-    """An instance hands an attempt back that it will not finish, as it does when it drains."""
+    """An instance releases an attempt that it will not finish, for example at the end of a drain."""
 
     task_id: str
     attempt: int
@@ -184,7 +280,7 @@ class ReleaseRequest(BaseModel):
 
 
 class HeldAttempt(BaseModel):
-    """An attempt that an instance works on, in its heartbeat."""
+    """An attempt that an instance holds, as its heartbeats list it."""
 
     task_id: str
     attempt: int
@@ -193,29 +289,37 @@ class HeldAttempt(BaseModel):
 
 
 class Heartbeat(BaseModel):
-    """An instance says that it is alive, and what it holds."""
+    """A sign of life of an instance, with the attempts that it holds and its load."""
 
     instance_id: str
     held: list[HeldAttempt] = Field(default_factory=list)
     claiming: list[tuple[str, int]] = Field(default_factory=list)
-    """Task and number of the attempts whose claims wait for their answers."""
+    """Task id and number of the attempts whose claims are under way."""
     heard_at: AwareDatetime | None = None
-    """`HeartbeatReply.at` of the last answer that had come when this was composed; None: of none."""
+    """`HeartbeatReply.at` of the last reply that the instance has received. None: no reply yet."""
+    slots: int | None = Field(default=None, ge=0)
+    """The maximum number of concurrent tasks. None: not reported, by an older release."""
+    running: int = Field(default=0, ge=0)
+    """How many tasks it is running, including those that wait in memory."""
+    blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """For how long its event loop has been blocked; 0 if it is not."""
 
 
 class HeartbeatReply(BaseModel):
     """What the control plane knows that the instance may have missed."""
 
     at: AwareDatetime
-    """When the heartbeat was dealt with, by the control plane's clock."""
+    """When the heartbeat was processed, by the control plane's clock."""
+    protocol: int = PROTOCOL_VERSION
+    """The version that the control plane speaks."""
     known: bool = True
-    """False: the control plane does not know the instance; it must register again."""
+    """False: the instance is not registered and must register again."""
     stale: list[HeldAttempt] = Field(default_factory=list)
-    """Held attempts that the instance does not own (any more): ended, or taken over."""
+    """Held attempts that the instance does not own: ended, or taken over."""
     cancelled: list[TaskCancellation] = Field(default_factory=list)
-    """Held attempts whose cancellation was asked for."""
+    """Held attempts whose cancellation was requested."""
     inbox: list[InboxEntry] = Field(default_factory=list)
-    """Events for held attempts beyond their `inbox_seq` that their runs have not consumed."""
+    """Events for held attempts after their `inbox_seq` that their runs have not consumed."""
 
 
 class ReleaseReply(BaseModel):

@@ -1,43 +1,41 @@
-"""JSON that can be stored, sent on and read again as it is."""
+"""JSON that can be stored, sent and read again without changes."""
 
 from __future__ import annotations
 
 import json
 from typing import Annotated, Any, Final
 
-import pydantic_core
 from pydantic import AfterValidator
 
 from llama_deploy.errors import SerializationError
 
 MAX_STORED_DEPTH: Final = 150
-"""The most objects and lists inside each other in a stored value. pydantic's parser reads 201 levels, and
-what carries stored values wraps them into some more."""
+"""How deep objects and lists may be nested in a stored value. The JSON parser reads 201 levels, and messages
+and answers wrap stored values in further ones."""
 
 
 def encode_json(value: Any) -> str:
     """Return a value as JSON text.
 
     Raises:
-        SerializationError: It holds something that has no form in JSON or UTF-8, such as NaN or a lone
+        SerializationError: It holds something that JSON or UTF-8 cannot represent, such as NaN or a lone
             surrogate, or is nested too deeply.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        # What this cannot write, no answer could hold.
-        pydantic_core.to_json(value)
+        text.encode()  # fails for lone surrogates
     except RecursionError as exc:
-        raise SerializationError("it is nested too deeply") from exc
+        raise SerializationError("the value is nested too deeply") from exc
     except (TypeError, ValueError) as exc:
-        raise SerializationError(f"it cannot be carried as JSON: {exc}") from exc
-    # Few brackets are few levels, and to count them costs next to nothing.
+        raise SerializationError(f"the value cannot be encoded as JSON: {exc}") from exc
+    # A text with few brackets cannot be deep, and counting them is cheap.
     if text.count("{") + text.count("[") > MAX_STORED_DEPTH and is_deeper(value, MAX_STORED_DEPTH):
-        raise SerializationError(f"it is nested more than {MAX_STORED_DEPTH} levels deep; nest less")
+        raise SerializationError(f"the value is nested more than {MAX_STORED_DEPTH} levels deep; nest less")
     return text
 
 
 def is_deeper(value: Any, levels: int) -> bool:
-    """Return whether objects and lists stand inside each other on more levels than that."""
+    """Return whether objects and lists are nested more than `levels` deep."""
     level: list[dict[str, Any] | list[Any]] = [value] if isinstance(value, dict | list) else []
     for _ in range(levels):
         level = [
@@ -60,4 +58,4 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(_storable)]
-"""A JSON object; refuses what `encode_json` does."""
+"""A JSON object that `encode_json` can encode."""

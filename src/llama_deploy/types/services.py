@@ -1,4 +1,4 @@
-"""Services and their instances as they travel."""
+"""Services and their instances on the wire."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class InstanceInfo(BaseModel):
     host: str | None = None
     port: Port | None = None
     alive: bool = True
-    """Whether its heartbeats arrive in time."""
+    """Whether its lease has not expired."""
     last_heartbeat: datetime
 
 
@@ -33,21 +33,23 @@ class ServiceDefinition(BaseModel):
     host: str | None = None
     port: Port | None = None
     instance_id: str | None = None
-    """Set by an instance that registers itself; None registers the name alone."""
+    """Set by an instance that registers itself. None: registers the service name only."""
     input_schema: JsonObject | None = None
-    """JSON schema of the run arguments."""
+    """The JSON schema of the run arguments."""
     output_schema: JsonObject | None = None
-    """JSON schema of the result."""
+    """The JSON schema of the result."""
     accepted_events: list[str] | None = None
-    """Qualified names of the event classes that running workflows take. None: not known; all are taken."""
+    """Qualified names of the event classes that a running workflow accepts. None: not known; accepts all."""
     instances: list[InstanceInfo] = Field(default_factory=list)
     """Filled in by the control plane."""
 
 
 class Registration(BaseModel):
-    """What an instance learns when it registers."""
+    """The answer to the registration of an instance."""
 
     topic_namespace: str = "llama_deploy"
     """The first part of every topic's name."""
+    protocol: int = 1
+    """The version of the protocol for instances that the control plane speaks, see `PROTOCOL_VERSION`."""
     lease_seconds: float = Field(default=5.0, gt=0)
     """How long the instance may be silent before its tasks move on."""

@@ -1,24 +1,24 @@
-"""Sessions as they travel."""
+"""Sessions on the wire."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class SessionPolicy(StrEnum):
-    """What happens to a task that arrives while an earlier one of its session is open."""
+    """What happens to a task that is submitted while an earlier one of its session is open."""
 
     ENQUEUE = "enqueue"
-    """It waits; first in, first out."""
+    """It waits: first in, first out."""
     PARALLEL = "parallel"
-    """It runs beside the others."""
+    """It runs concurrently with the others."""
     REJECT = "reject"
-    """It is refused with `SessionBusyError`."""
+    """It is rejected with `SessionBusyError`."""
     INTERRUPT = "interrupt"
-    """The open ones are cancelled and it runs as soon as they have ended."""
+    """The open ones are cancelled, and it runs as soon as they have ended."""
 
 
 class SessionDefinition(BaseModel):
@@ -37,12 +37,10 @@ class SessionDefinition(BaseModel):
 
 
 class SessionOptions(BaseModel):
-    """What a client may say when it creates a session."""
-
-    model_config = ConfigDict(extra="forbid")
+    """Options for creating a session."""
 
     session_id: str | None = Field(default=None, min_length=1, max_length=200)
-    """None: the control plane chooses. An id that exists already names that session."""
+    """None: the control plane generates an id. The id of an existing session returns that session."""
     policy: SessionPolicy = SessionPolicy.ENQUEUE
 
 
@@ -51,4 +49,4 @@ class SessionState(BaseModel):
 
     state: dict[str, Any]
     version: int
-    """Grows by one with every write, from 0."""
+    """Starts at 0 and increases by one with every write."""

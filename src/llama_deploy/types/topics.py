@@ -1,4 +1,4 @@
-"""Names of the queue's topics."""
+"""The names of the topics on the queue."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 CONTROL_PLANE: Final = "control_plane"
-"""The type of the messages to the control plane; those to a service have its name as their type."""
+"""The type of messages to the control plane. Messages to a service have the service name as their type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +17,13 @@ class Topics:
 
     @property
     def control_plane(self) -> str:
-        """What instances tell the control plane."""
+        """The topic for the reports of instances."""
         return f"{self.namespace}.{CONTROL_PLANE}"
 
     def work(self, service_name: str) -> str:
-        """Attempts that any instance of the service may claim."""
+        """The topic for the attempts of a service, which its instances share."""
         return f"{self.namespace}.{service_name}"
 
     def instance(self, service_name: str, instance_id: str) -> str:
-        """What concerns one instance."""
+        """The topic for events and cancellations of one instance."""
         return f"{self.namespace}.{service_name}.{instance_id}"

@@ -1,4 +1,4 @@
-"""Words for what pydantic finds."""
+"""Descriptions of validation errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 
 def describe_validation_error(exc: ValidationError) -> str:
-    """Return pydantic's findings on one line, each as `field: what is wrong`."""
+    """Return the errors that pydantic found on one line, each as `field: error`."""
     return describe_findings(exc.errors())
 
 
 def describe_findings(findings: Iterable[Mapping[str, Any]]) -> str:
-    """The same for findings as `errors()` of pydantic's and FastAPI's exceptions returns them."""
+    """Describe errors in the format of `errors()` of the exceptions of pydantic and FastAPI."""
     return "; ".join(
         f"{'.'.join(str(part) for part in finding['loc']) or 'value'}: {finding['msg']}"
         for finding in findings

@@ -83,7 +83,7 @@ class ConnectionSettings:
         verify = options.pop("verify", True)
         settings = cls(
             urls=[url],
-            headers=options.pop("headers", None) or {},
+            headers=dict(options.pop("headers", None) or {}),
             ca=verify if isinstance(verify, str | Path) else None,
             client_certificate=options.pop("cert", None),
             verify_tls=verify is not False,

@@ -1,8 +1,8 @@
-"""HTTP connections to a server of ours, one for asyncio and one for threads, with the same surface.
+"""HTTP connections, one for asyncio and one for threads, with the same interface.
 
 Both keep their connections alive, and raise the errors of `llama_deploy.errors`: an answer of 300 or more
-becomes the error that its problem details name, a broken connection `UnavailableError`. Redirections are not
-followed, as a POST would arrive as a GET: they are errors too.
+becomes the error that its problem details name, a broken connection `UnavailableError`. Redirects are not
+followed, because a POST would arrive as a GET: they are errors too.
 
 A request that could not be sent, because no connection was opened, goes to the next replica of the server
 at once. One that may have arrived is not sent again: it raises `UnavailableError`, and the caller decides.
@@ -47,7 +47,7 @@ class HttpRequest:
 
     method: str
     path: str
-    """Relative to the connection's base URL; begins with a slash; already quoted."""
+    """Relative to the connection's base URL; starts with a slash; already quoted."""
     params: Mapping[str, str | int | float] = field(default_factory=dict)
     json: Any = None
     """The body, as JSON values or pydantic models. None: no body."""
@@ -173,7 +173,7 @@ class HttpConnection:
             if self._abandon is not None:
                 self._abandon()
             context = self.settings.tls_context()
-            # Long-polls hold a connection each, so the pool has no limit of its own: callers have theirs.
+            # Every long poll occupies a connection, so the pool has no limit; callers limit themselves.
             connector = aiohttp.TCPConnector(limit=0, ssl=True if context is None else context)
             self._session = aiohttp.ClientSession(
                 connector=connector, headers=self.settings.headers, **self._options

@@ -1,4 +1,4 @@
-"""Run an ASGI application in the current event loop, with a real port and a real readiness."""
+"""Run an ASGI application in the current event loop, and know when it is ready."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from llama_deploy.errors import ConfigError
 
 _BACKLOG: Final = 2048
 _GRACE_SECONDS: Final = 2
-"""How long requests under way may take to end after `close`."""
+"""How long running requests may take to end after `close`."""
 
 
 class HttpServer:
     """A listening HTTP server: `await HttpServer.start(...)`, then `close` it or use `async with`.
 
     Unlike `uvicorn.run` it handles no signals, configures no logging and has no timer of its own, so an idle
-    server costs nothing.
+    server uses no CPU.
     """
 
     def __init__(self, server: uvicorn.Server, listener: socket.socket) -> None:
@@ -39,16 +39,17 @@ class HttpServer:
         Args:
             app: The application.
             host: The address to bind.
-            port: The port to bind; 0 lets the system choose, `port` then tells which.
-            allow_remote: Whether other machines may reach it.
+            port: The port to bind; with 0 the system chooses one, and the attribute `port` has it.
+            allow_remote: Whether other machines may connect.
 
         Raises:
-            ConfigError: The address cannot be bound, or other machines could reach it without `allow_remote`.
+            ConfigError: The address cannot be bound, or it is not a loopback address and `allow_remote` is
+                not set.
         """
         if not allow_remote and not is_loopback(host):
             raise ConfigError(
-                f"{host}:{port} can be reached from other machines, and whoever reaches it can run tasks:"
-                " there is no authentication. Bind 127.0.0.1, or set allow_remote if the network is yours"
+                f"other machines can reach {host}:{port} and run tasks, because there is no authentication;"
+                " bind 127.0.0.1, or set allow_remote if you trust the network"
             )
         config = uvicorn.Config(
             app,
@@ -78,7 +79,7 @@ class HttpServer:
         await self._closed.wait()
 
     async def close(self) -> None:
-        """Stop listening, let requests under way end, run the application's shutdown. Idempotent."""
+        """Stop listening, let running requests end, run the application's shutdown. Idempotent."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -94,7 +95,7 @@ class HttpServer:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from its own machine only; of names, only `localhost` counts."""
+    """Whether an address is a loopback address; of names, only `localhost` is."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -103,7 +104,7 @@ def is_loopback(host: str) -> bool:
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it an answer waits 40 ms.
+    # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it responses are 40 ms late.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

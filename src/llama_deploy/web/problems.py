@@ -1,4 +1,4 @@
-"""Errors over HTTP: problem details after RFC 9457. The one place that knows HTTP status codes."""
+"""Errors over HTTP: problem details (RFC 9457). The only module that knows their status codes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ _STATUS: Final[dict[type[LlamaDeployError], HTTPStatus]] = {
     errors.PayloadTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.InvalidRequestError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ProtocolVersionError: HTTPStatus.BAD_REQUEST,
     errors.SerializationError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
     errors.StateConflictError: HTTPStatus.PRECONDITION_FAILED,
@@ -43,7 +44,7 @@ def _subclasses(cls: type[LlamaDeployError]) -> Iterator[type[LlamaDeployError]]
 _BY_CODE: Final = {
     cls.code: cls
     for cls in _subclasses(LlamaDeployError)
-    # An error that shares its parent's code travels as its parent.
+    # An error that shares its parent's code is sent as its parent.
     if cls.__module__ == errors.__name__ and "code" in vars(cls)
 } | {LlamaDeployError.code: errors.InternalServerError}
 
@@ -69,22 +70,21 @@ def to_problem(error: LlamaDeployError) -> dict[str, Any]:
 
 
 def headers_of(error: LlamaDeployError) -> dict[str, str]:
-    """Return the headers that go with an error: `Retry-After`, in whole seconds, when it is overloaded."""
+    """Return the headers for an error: `Retry-After`, in whole seconds, for an `OverloadedError`."""
     if isinstance(error, errors.OverloadedError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     return {}
 
 
 def from_problem(status: int, body: bytes, *, url: str) -> LlamaDeployError:
-    """Build the error that a response with a status of 300 or more speaks of.
+    """Return the error for a response with a status of 300 or more.
 
-    A redirection is an `InternalServerError`: no server of ours sends any. Another answer that holds no
-    problem details, as from a proxy, becomes `UnavailableError` for 502, 503 and 504, otherwise
-    `InternalServerError`.
+    A redirect is an `InternalServerError`, because our servers send none. A response without problem details,
+    as from a proxy, is an `UnavailableError` for 502, 503 and 504, otherwise an `InternalServerError`.
     """
     if status < HTTPStatus.BAD_REQUEST:
         return errors.InternalServerError(
-            f"{url} answered {status}, a redirection, and these are not followed; use the address it leads to"
+            f"{url} answered {status}, a redirect, which is not followed; use the address it redirects to"
         )
     try:
         problem = pydantic_core.from_json(body)

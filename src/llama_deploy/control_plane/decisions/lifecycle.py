@@ -154,14 +154,14 @@ def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transitio
     events = _new_events(task, outcome)
     result = TaskResult(
         task_id=task.task_id,
-        result=outcome.result,
+        result=outcome.text,
         status=outcome.status,
         value=outcome.value,
         value_type=outcome.value_type,
         error=outcome.error,
         attempts=task.attempt,
     )
-    return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.terminal_event)
+    return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.stop_event)
 
 
 def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
@@ -169,7 +169,7 @@ def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
     if not task.status.is_terminal or task.result is None or task.attempt != outcome.attempt:
         return False
     stored = TaskResult.model_validate_json(task.result)
-    return (stored.status, stored.result, stored.error) == (outcome.status, outcome.result, outcome.error)
+    return (stored.status, stored.result, stored.error) == (outcome.status, outcome.text, outcome.error)
 
 
 def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transition:
@@ -226,8 +226,9 @@ def wake(task: TaskRecord) -> Transition:
 def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
     """Return the outcome of an attempt whose result cannot be kept."""
     failure = TaskFailure(type=_name(type(error)), message=str(error))
-    changes = {"status": TaskStatus.FAILED, "result": str(error), "value": None, "value_type": None}
-    return outcome.model_copy(update={**changes, "error": failure, "terminal_event": None})
+    empty = dict.fromkeys(["value", "value_type", "terminal_event", "event_value"])
+    changes = {"status": TaskStatus.FAILED, "result": str(error), "error": failure}
+    return outcome.model_copy(update={**empty, **changes})
 
 
 def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
@@ -259,7 +260,7 @@ def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Tr
     Raises:
         FencedOutError: The sender does not own the attempt.
     """
-    _check_owner(task, attempt=attempt, token=token)
+    check_owner(task, attempt=attempt, token=token)
     return take_back(task, at=at)
 
 
@@ -315,7 +316,8 @@ def check_open(task: TaskRecord) -> None:
         )
 
 
-def _check_owner(task: TaskRecord, *, attempt: int, token: str) -> None:
+def check_owner(task: TaskRecord, *, attempt: int, token: str) -> None:
+    """Raise `FencedOutError` unless the token is that of the attempt that is running."""
     if task.status is not TaskStatus.RUNNING or task.attempt != attempt or task.token != token:
         raise FencedOutError(
             f"the sender does not own attempt {attempt} of task {task.task_id}:"
@@ -326,7 +328,7 @@ def _check_owner(task: TaskRecord, *, attempt: int, token: str) -> None:
 
 
 def _new_events(task: TaskRecord, sent: AttemptEvents) -> list[EventPayload]:
-    _check_owner(task, attempt=sent.attempt, token=sent.token)
+    check_owner(task, attempt=sent.attempt, token=sent.token)
     if sent.first > task.attempt_events:
         raise EventsMissingError(
             f"events from {sent.first} on of attempt {sent.attempt} of task {task.task_id} arrived,"

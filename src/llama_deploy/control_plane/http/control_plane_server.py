@@ -15,6 +15,7 @@ from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.http.core_routes import CoreEndpoints, core_routes
 from llama_deploy.control_plane.http.instance_routes import instance_routes, instance_shortcuts
+from llama_deploy.control_plane.http.protocol_check import ProtocolCheck
 from llama_deploy.control_plane.http.task_routes import task_routes, task_shortcuts
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import ConfigError
@@ -33,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 class ControlPlaneServer(CoreEndpoints):
-    """The control plane behind HTTP. `launch_server` runs it; or `start` and `close` it, or use `async with`.
+    """The control plane as an HTTP server. Use `launch_server`, `start` and `close`, or `async with`.
 
     Args:
-        message_queue: Carries the messages; stays the caller's to close.
+        message_queue: The message queue. The caller closes it.
         orchestrator: Chooses the service for a task of the 0.6 form. None: a `SimpleOrchestrator`.
-        publish_callback: Called with each message after the queue has it.
-        state_store: Keeps the state; stays the caller's to close. None: opened from the settings.
+        publish_callback: Called with each message after it is published.
+        state_store: The state store. The caller closes it. None: opened from the settings, and closed here.
         config: Settings. None: from the environment and the defaults.
     """
 
@@ -71,21 +72,22 @@ class ControlPlaneServer(CoreEndpoints):
         return self._plane
 
     def gateway(self) -> DirectGateway:
-        """Return the way to this control plane for services in the same process and loop."""
+        """Return a gateway for services in the same process and event loop."""
         return DirectGateway(self.plane)
 
     async def start(self) -> None:
-        """Open the store, continue what was left there, and listen; returns when requests are served.
+        """Open the store, resume the work in it, and listen. Returns when requests are served.
 
         Raises:
             ConfigError: A setting cannot work, or the address cannot be bound.
-            StoreLockedError: Another control plane works on the store.
+            StoreLockedError: Another control plane uses the store.
             UnavailableError: The queue or the store does not answer.
         """
         async with AsyncExitStack() as stack:
             store = self._store
             if store is None:
                 store = await stack.enter_async_context(await open_state_store(self.config.store_uri))
+            stack.callback(self._detach)
             plane = self._plane = await stack.enter_async_context(
                 await ControlPlane.start(
                     queue=self.message_queue,
@@ -101,7 +103,7 @@ class ControlPlaneServer(CoreEndpoints):
                     self._build_app(), host=host, port=port, allow_remote=self.config.allow_remote
                 )
             )
-            # Closed before the HTTP server is, so that long-polls end and do not hold it up.
+            # Runs before the HTTP server closes, so that it need not wait for long polls.
             stack.callback(plane.wake_waiters)
             if self.config.port == 0:
                 self.config = self.config.model_copy(update={"port": http.port})
@@ -114,9 +116,11 @@ class ControlPlaneServer(CoreEndpoints):
             await self.plane.run()
 
     async def close(self) -> None:
-        """Stop serving, finish the writes under way. Deletes nothing. Idempotent."""
+        """Stop serving and finish pending writes. Deletes nothing. Idempotent."""
         resources, self._resources = self._resources, AsyncExitStack()
         await resources.aclose()
+
+    def _detach(self) -> None:
         self._plane = None
 
     async def __aenter__(self) -> Self:
@@ -131,26 +135,26 @@ class ControlPlaneServer(CoreEndpoints):
     # -- the 0.6 API
 
     def as_consumer(self, remote: bool = False) -> BaseMessageQueueConsumer:  # noqa: FBT001, FBT002 - 0.6
-        """Return a consumer that hands messages to this control plane.
+        """Return a consumer that passes messages to this control plane.
 
         Args:
-            remote: Kept for 0.6 programs; the control plane reads its topic itself.
+            remote: Kept for 0.6 programs. The control plane reads its topic itself.
         """
         del remote
         return CallableMessageConsumer(message_type=CONTROL_PLANE, handler=self.process_message)
 
     async def process_message(self, message: QueueMessage) -> None:
-        """Take one report of an instance.
+        """Process one report of an instance.
 
         Raises:
-            LlamaDeployError: It should be sent again.
+            LlamaDeployError: The report must be sent again.
         """
         answer = (await self.plane.attempts.take([message]))[0]
         if answer is not None:
             raise answer
 
     async def register_to_message_queue(self) -> StartConsumingCallable:
-        """Return a callable for 0.6 programs that wait in it; the control plane reads its topic itself."""
+        """Return a callable that waits forever, for 0.6 programs; see `as_consumer`."""
 
         async def wait() -> None:
             await asyncio.Event().wait()
@@ -158,7 +162,7 @@ class ControlPlaneServer(CoreEndpoints):
         return wait
 
     async def health(self) -> dict[str, Any]:
-        """Say that requests are served and the store answers."""
+        """Return `ok` if the store answers."""
         await self.plane.services.all()
         return {"status": "ok", "version": version("llama-deploy")}
 
@@ -183,4 +187,5 @@ class ControlPlaneServer(CoreEndpoints):
             allow_navigation=True,
             max_body_bytes=config.max_body_bytes,
         )
-        return build_edge(app, settings, shortcuts={**task_shortcuts(plane), **instance_shortcuts(plane)})
+        shortcuts = {**task_shortcuts(plane), **instance_shortcuts(plane)}
+        return build_edge(app, settings, shortcuts=shortcuts, layers=[ProtocolCheck])

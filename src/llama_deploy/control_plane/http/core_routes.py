@@ -1,143 +1,27 @@
-"""The routes of the 0.6 API, each of which is also a method of `ControlPlaneServer`."""
+"""The routes of the 0.6 API. Each endpoint is also a method of `ControlPlaneServer`."""
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any, Final
 
-from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 
-from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.http.stream_responses import NDJSON, data_response
-from llama_deploy.control_plane.http.task_routes import Wait
-from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.control_plane.requests.routing import route
-from llama_deploy.errors import InvalidRequestError
-from llama_deploy.orchestrators import BaseOrchestrator
-from llama_deploy.state_stores.base import TaskRecord
-from llama_deploy.types import (
-    EventDefinition,
-    ServiceDefinition,
-    SessionDefinition,
-    SessionOptions,
-    SessionState,
-    TaskDefinition,
-    TaskResult,
-)
-from llama_deploy.types.json_values import JsonObject
+from llama_deploy.control_plane.http.service_endpoints import ServiceEndpoints
+from llama_deploy.control_plane.http.session_endpoints import SessionEndpoints
+from llama_deploy.control_plane.http.stream_responses import NDJSON
 
-_IfMatch = Annotated[str | None, Header(description='The version that was read, such as `"3"`.')]
-_Page = Annotated[int, Query(ge=1, le=10_000)]
+_TASK: Final = "/sessions/{session_id}/tasks/{task_id}"
 
 
-class CoreEndpoints(ABC):
-    """The endpoints of the 0.6 API, as methods."""
-
-    config: ControlPlaneConfig
-    orchestrator: BaseOrchestrator
-
-    @property
-    @abstractmethod
-    def plane(self) -> ControlPlane:
-        """The control plane that answers."""
-
-    async def home(self) -> dict[str, Any]:
-        """Tell what runs here."""
-        return {"running": True, "type": "control_plane", **self.config.public_settings()}
-
-    async def get_message_queue_config(self) -> dict[str, Any]:
-        """Return how to reach the message queue, without credentials."""
-        return self.plane.queue.as_config().public_settings()
-
-    async def register_service(self, service_def: ServiceDefinition) -> dict[str, Any]:
-        """Register a service or an instance of it; returns the settings of the control plane."""
-        await self.plane.services.register(service_def)
-        return self.config.public_settings()
-
-    async def deregister_service(self, service_name: str, instance_id: str | None = None) -> None:
-        """Remove a service, or one instance of it."""
-        await self.plane.services.deregister(service_name, instance_id=instance_id)
-
-    async def get_all_services(self) -> dict[str, ServiceDefinition]:
-        """Return all services by name."""
-        return await self.plane.services.all()
-
-    async def get_service(self, service_name: str) -> ServiceDefinition:
-        """Return a service with its instances."""
-        return await self.plane.services.get(service_name)
-
-    async def create_session(self, options: Annotated[SessionOptions | None, Body()] = None) -> str:
-        """Create a session and return its id."""
-        return await self.plane.sessions.create(options or SessionOptions())
-
-    async def get_all_sessions(self, after: str = "", limit: _Page = 1000) -> dict[str, SessionDefinition]:
-        """Return sessions by id, ordered by it."""
-        return await self.plane.sessions.all(after=after, limit=limit)
-
-    async def get_session(self, session_id: str) -> SessionDefinition:
-        """Return a session."""
-        return await self.plane.sessions.get(session_id)
-
-    async def delete_session(self, session_id: str) -> None:
-        """Delete a session with its tasks."""
-        await self.plane.sessions.delete(session_id)
-
-    async def add_task_to_session(self, session_id: str, task_def: TaskDefinition) -> str:
-        """Accept a task and return its id; it is durable then."""
-        if task_def.session_id not in (None, session_id):
-            raise InvalidRequestError(
-                f"the task names session {task_def.session_id}, the path {session_id}; they must agree"
-            )
-        task = task_def.model_copy(update={"session_id": session_id})
-        submission = await route(self.orchestrator, self.plane.sessions, task)
-        return (await self.plane.tasks.submit(submission)).task_id
-
-    async def get_session_tasks(self, session_id: str) -> list[TaskDefinition]:
-        """Return the tasks of a session in the order in which they were accepted."""
-        return [_definition(task) for task in await self.plane.sessions.tasks(session_id)]
-
-    async def get_current_task(self, session_id: str) -> TaskDefinition | None:
-        """Return the task of a session that was accepted last, or null."""
-        tasks = await self.plane.sessions.tasks(session_id)
-        return _definition(tasks[-1]) if tasks else None
-
-    async def get_task_result(self, session_id: str, task_id: str, wait: Wait = 0.0) -> TaskResult | None:
-        """Return a task's result, or null while it has not ended."""
-        return (await self.plane.tasks.get(task_id, session_id=session_id, wait=wait)).result
-
-    async def get_task_result_stream(self, session_id: str, task_id: str) -> StreamingResponse:
-        """Return the data of a task's events as they come, one a line, the terminal event last."""
-        return data_response(await self.plane.tasks.events(task_id, session_id=session_id))
-
-    async def send_event(self, session_id: str, task_id: str, event_def: EventDefinition) -> None:
-        """Send an event to a task."""
-        await self.plane.tasks.send_event(task_id, event_def, session_id=session_id)
-
-    async def get_session_state(self, session_id: str, response: Response) -> dict[str, Any]:
-        """Return a session's state; the ETag is its version."""
-        return _with_version(await self.plane.sessions.state(session_id), response)
-
-    async def update_session_state(
-        self, session_id: str, state: JsonObject, response: Response
-    ) -> dict[str, Any]:
-        """Overwrite the given keys of a session's state; returns all of it."""
-        return _with_version(await self.plane.sessions.merge_state(session_id, state), response)
-
-    async def replace_session_state(
-        self, session_id: str, state: JsonObject, response: Response, if_match: _IfMatch = None
-    ) -> dict[str, Any]:
-        """Replace a session's state if it still has the version in If-Match."""
-        changed = await self.plane.sessions.replace_state(session_id, state, version=_version(if_match))
-        return _with_version(changed, response)
+class CoreEndpoints(ServiceEndpoints, SessionEndpoints):
+    """All endpoints of the 0.6 API."""
 
 
 def core_routes(endpoints: CoreEndpoints) -> APIRouter:
     """Return the routes of the 0.6 API over the methods of a server."""
     router = APIRouter()
-    in_task = "/sessions/{session_id}/tasks/{task_id}"
     routes: list[tuple[str, str, Callable[..., Any], str]] = [
         ("GET", "/", endpoints.home, "control plane"),
         ("GET", "/queue_config", endpoints.get_message_queue_config, "control plane"),
@@ -152,8 +36,8 @@ def core_routes(endpoints: CoreEndpoints) -> APIRouter:
         ("POST", "/sessions/{session_id}/tasks", endpoints.add_task_to_session, "sessions"),
         ("GET", "/sessions/{session_id}/tasks", endpoints.get_session_tasks, "sessions"),
         ("GET", "/sessions/{session_id}/current_task", endpoints.get_current_task, "sessions"),
-        ("GET", f"{in_task}/result", endpoints.get_task_result, "sessions"),
-        ("POST", f"{in_task}/send_event", endpoints.send_event, "sessions"),
+        ("GET", f"{_TASK}/result", endpoints.get_task_result, "sessions"),
+        ("POST", f"{_TASK}/send_event", endpoints.send_event, "sessions"),
         ("GET", "/sessions/{session_id}/state", endpoints.get_session_state, "sessions"),
         ("POST", "/sessions/{session_id}/state", endpoints.update_session_state, "sessions"),
         ("PUT", "/sessions/{session_id}/state", endpoints.replace_session_state, "sessions"),
@@ -161,7 +45,7 @@ def core_routes(endpoints: CoreEndpoints) -> APIRouter:
     for method, path, endpoint, tag in routes:
         router.add_api_route(path, endpoint, methods=[method], tags=[tag])
     router.add_api_route(
-        f"{in_task}/result_stream",
+        f"{_TASK}/result_stream",
         endpoints.get_task_result_stream,
         methods=["GET"],
         response_class=StreamingResponse,
@@ -169,24 +53,3 @@ def core_routes(endpoints: CoreEndpoints) -> APIRouter:
         tags=["sessions"],
     )
     return router
-
-
-def _definition(task: TaskRecord) -> TaskDefinition:
-    return TaskDefinition(
-        input=task.input, task_id=task.task_id, session_id=task.session_id, agent_id=task.service_name
-    )
-
-
-def _with_version(state: SessionState, response: Response) -> dict[str, Any]:
-    response.headers["ETag"] = f'"{state.version}"'
-    return state.state
-
-
-def _version(if_match: str | None) -> int:
-    match = re.fullmatch(r'"?(\d{1,18})"?', if_match or "")
-    if match is None:
-        raise InvalidRequestError(
-            f'If-Match must hold the version that was read, such as "3", not {if_match!r};'
-            " GET tells it as ETag"
-        )
-    return int(match.group(1))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Body
 from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.messages import QueueMessage
 from llama_deploy.types.instance_protocol import (
     ClaimReply,
     ClaimRequest,
@@ -15,6 +17,8 @@ from llama_deploy.types.instance_protocol import (
     HeartbeatReply,
     JournalReply,
     JournalWrite,
+    PartReply,
+    PartRequest,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -32,21 +36,33 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
     """Return the routes under `/attempts` and `/instances`."""
     router = APIRouter(tags=["instances"])
 
-    @router.post("/attempts/claim", summary="Ask to own attempts")
+    @router.post("/attempts/claim", summary="Claim attempts")
     async def claim(requests: _Claims) -> list[ClaimReply]:
         return await plane.attempts.claim(requests)
 
-    @router.post("/attempts/journal", summary="Store steps of runs, in order, and park runs")
+    @router.post("/attempts/part", summary="Fetch a slice of what the answer to a claim has omitted")
+    async def part(request: PartRequest) -> PartReply:
+        return await plane.attempts.parts.read(request)
+
+    @router.post("/attempts/journal", summary="Append to journals of runs, and park runs")
     async def journal(writes: _Writes) -> list[JournalReply]:
         return await plane.attempts.journal(writes)
 
-    @router.post("/attempts/release", summary="Hand attempts back")
+    @router.post(
+        "/attempts/report",
+        status_code=HTTPStatus.NO_CONTENT,
+        summary="Upload a report that is too large for the queue",
+    )
+    async def report(message: QueueMessage) -> None:
+        await plane.uploads.take(message)
+
+    @router.post("/attempts/release", summary="Release attempts")
     async def release(
         requests: Annotated[list[ReleaseRequest], Body(max_length=1000)],
     ) -> list[ReleaseReply]:
         return await plane.attempts.release(requests)
 
-    @router.post("/instances/heartbeat", summary="Say that an instance is alive")
+    @router.post("/instances/heartbeat", summary="Renew the lease of an instance")
     async def heartbeat(beat: Heartbeat) -> HeartbeatReply:
         return await plane.services.heartbeat(beat)
 

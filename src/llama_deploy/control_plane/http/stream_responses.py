@@ -16,12 +16,12 @@ NDJSON: Final = "application/x-ndjson"
 
 
 def event_response(events: EventStream) -> StreamingResponse:
-    """Return a response of one `TaskEvent` a line; an empty line is a sign of life."""
+    """Return a response with one `TaskEvent` per line. An empty line is a keep-alive."""
     return StreamingResponse(_lines(events), media_type=NDJSON)
 
 
 def data_response(events: EventStream) -> StreamingResponse:
-    """Return a response of the data of one event a line, as 0.6 did."""
+    """Return a response with the data of one event per line, as 0.6 did."""
     return StreamingResponse(_data_lines(events), media_type=NDJSON)
 
 
@@ -30,7 +30,7 @@ async def _lines(events: EventStream) -> AsyncIterator[bytes]:
         async for group in events:
             yield "".join(map(_line, group)).encode() if group else b"\n"
     except TaskNotFoundError:
-        return  # deleted while it was read; the status line has long been sent
+        return  # deleted while it was read; the status line has been sent already
 
 
 async def _data_lines(events: EventStream) -> AsyncIterator[bytes]:
@@ -42,7 +42,7 @@ async def _data_lines(events: EventStream) -> AsyncIterator[bytes]:
 
 
 def _line(event: EventRecord) -> str:
-    """Return the `TaskEvent`; its data is JSON already."""
+    """Return a `TaskEvent` as one line. Its data is JSON already."""
     terminal = "true" if event.terminal else "false"
     kind = json.dumps(event.type)
     return f'{{"index":{event.index},"type":{kind},"data":{event.data},"terminal":{terminal}}}\n'

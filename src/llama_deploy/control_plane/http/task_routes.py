@@ -22,17 +22,17 @@ def task_routes(plane: ControlPlane) -> APIRouter:
     """Return the routes under `/tasks`."""
     router = APIRouter(prefix="/tasks", tags=["tasks"])
 
-    @router.post("", summary="Accept a task, and wait for its end if asked")
+    @router.post("", summary="Submit a task, and wait for its end if requested")
     async def submit(submission: TaskSubmission, wait: Wait = 0.0) -> TaskView:
         return await plane.tasks.submit(submission, wait=wait)
 
-    @router.get("/{task_id}", summary="A task, after its end if asked")
+    @router.get("/{task_id}", summary="Get a task, and wait for its end if requested")
     async def get_task(task_id: str, wait: Wait = 0.0) -> TaskView:
         return await plane.tasks.get(task_id, wait=wait)
 
     @router.get(
         "/{task_id}/events",
-        summary="A task's events as they come, one a line",
+        summary="Stream a task's events as they occur, one per line",
         response_class=StreamingResponse,
         responses={200: {"content": {NDJSON: {"schema": TaskEvent.model_json_schema()}}}},
     )
@@ -43,7 +43,7 @@ def task_routes(plane: ControlPlane) -> APIRouter:
     async def send_event(task_id: str, event: EventDefinition) -> None:
         await plane.tasks.send_event(task_id, event)
 
-    @router.post("/{task_id}/cancel", summary="Ask for a task's end")
+    @router.post("/{task_id}/cancel", summary="Cancel a task")
     async def cancel(task_id: str) -> TaskView:
         return await plane.tasks.cancel(task_id)
 

@@ -1,4 +1,4 @@
-"""Attempts as instances see them: claim, stream, journal, park, finish, hand back."""
+"""Requests of instances for attempts: claim, stream, journal, park, finish, release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Final
 from pydantic import ValidationError
 
 from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.requests.refusal_log import Refusals
+from llama_deploy.control_plane.requests.attempt_parts import AttemptParts, Grant, limited, sizes_of
+from llama_deploy.control_plane.requests.rejection_log import RejectionLog
 from llama_deploy.control_plane.requests.routing import keep_result
 from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.storage.unit import Unit
@@ -43,7 +44,7 @@ _TOKEN_BYTES: Final = 16
 
 
 class Attempts:
-    """Gives attempts to instances, and takes what they make of them."""
+    """Grants attempts to instances, and stores what they report."""
 
     def __init__(
         self, *, store: StateStore, writer: Writer, sessions: Sessions, orchestrator: BaseOrchestrator
@@ -52,22 +53,23 @@ class Attempts:
         self._writer = writer
         self._sessions = sessions
         self._orchestrator = orchestrator
-        self._refusals = Refusals()
+        self._rejections = RejectionLog()
+        self.parts = AttemptParts(store)
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
-        """Decide on claims, in order; a refused one says why."""
-        # Where the store is a server of its own, its death alone would take an unsynced claim back.
+        """Decide on claims, in order. A rejected one says why."""
+        # If the store is a separate server, its crash alone could lose an unsynced claim.
         synced = self._store.shared
         outcomes = await self._writer.write_all([_claim_command(each, synced=synced) for each in requests])
-        return [
+        return limited(
             ClaimReply(granted=False, reason=str(outcome), retriable=outcome.retriable)
             if isinstance(outcome, LlamaDeployError)
             else outcome
             for outcome in outcomes
-        ]
+        )
 
     async def journal(self, writes: Sequence[JournalWrite]) -> list[JournalReply]:
-        """Store writes to the journals of runs, in order; a refused one says why."""
+        """Store writes to the journals of runs, in order. A rejected one says why."""
         outcomes = await self._writer.write_all([_journal_command(write) for write in writes])
         return [self._journal_reply(*pair) for pair in zip(writes, outcomes, strict=True)]
 
@@ -75,11 +77,11 @@ class Attempts:
         if outcome is None:
             return JournalReply(stored=True)
         if not outcome.retriable:
-            self._refusals.note("a journal write", outcome, task_id=write.task_id, attempt=write.attempt)
+            self._rejections.note("a journal write", outcome, task_id=write.task_id, attempt=write.attempt)
         return JournalReply(stored=False, reason=str(outcome), retriable=outcome.retriable)
 
     async def release(self, requests: Sequence[ReleaseRequest]) -> list[ReleaseReply]:
-        """Take attempts back that their owners will not finish."""
+        """Release attempts that their owners will not finish."""
         outcomes = await self._writer.write_all([_release_command(request) for request in requests])
         for outcome in outcomes:
             if isinstance(outcome, LlamaDeployError) and outcome.retriable:
@@ -90,10 +92,9 @@ class Attempts:
         ]
 
     async def take(self, messages: Sequence[QueueMessage]) -> list[LlamaDeployError | None]:
-        """Store what instances report. Returns for each message None, or why it should come again.
+        """Store reports of instances. Return for each message None, or why it should be delivered again.
 
-        What can never fit, because it is malformed or from somebody who does not own the attempt, is
-        logged and counts as done.
+        A malformed report, or one whose sender does not own the attempt, is logged and counts as handled.
         """
         commands: list[Command[None]] = []
         reports: list[tuple[int, AttemptEvents]] = []
@@ -111,13 +112,13 @@ class Attempts:
                 answers[place] = outcome
             elif outcome is not None:
                 what = f"a {messages[place].action} message"
-                self._refusals.note(what, outcome, task_id=report.task_id, attempt=report.attempt)
+                self._rejections.note(what, outcome, task_id=report.task_id, attempt=report.attempt)
         return answers
 
     async def take_back(self, message: QueueMessage) -> None:
         """Take an attempt from its owner, because the queue has lost reports that came before this one.
 
-        The next attempt does not count as a loss. What the owner still sends is refused.
+        It does not count as a lost instance. What the owner still sends is rejected.
         """
         report = _report(message)
 
@@ -148,13 +149,15 @@ class Attempts:
         return _outcome_command(report)
 
 
-def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[ClaimReply]:
-    def run(unit: Unit) -> ClaimReply:
+def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[Grant]:
+    def run(unit: Unit) -> Grant:
         task = unit.task(request.task_id)
         session = unit.session(task.session_id)
         if not unit.is_registered(request.instance_id):
-            # Without a lease nobody would notice that it dies.
-            raise UnavailableError(f"instance {request.instance_id} is not registered; it has to do so first")
+            # An instance without a lease could die unnoticed.
+            raise UnavailableError(
+                f"instance {request.instance_id} is not registered; register it before it claims"
+            )
         claimed = lifecycle.claim(
             task,
             instance_id=request.instance_id,
@@ -163,16 +166,18 @@ def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[ClaimReply
             at=unit.now,
         )
         current = unit.apply(claimed)
-        return ClaimReply(
+        reply = ClaimReply(
             granted=True,
             token=current.token or "",
+            input=current.input,
             session_state=json.loads(session.state),
             inbox=unit.inbox([current.task_id]),
             inbox_seq=current.inbox_length,
             run=unit.runs.record(current),
         )
+        return Grant(reply, sizes_of(reply, session_state=session.state))
 
-    # A claim that a power cut takes back is made again; the token of the lost one is refused.
+    # A claim that is lost in a power cut is made again, and the token of the lost one is rejected.
     return Command(
         run,
         tasks=(request.task_id,),
@@ -187,7 +192,7 @@ def _journal_command(write: JournalWrite) -> Command[None]:
     def run(unit: Unit) -> None:
         unit.apply(lifecycle.journal(unit.task(write.task_id), write, at=unit.now))
 
-    # Parking a run that is to be cancelled is its end.
+    # Parking a run whose cancellation was requested ends it.
     return Command(run, tasks=(write.task_id,), may_end=write.parking is not None)
 
 
@@ -200,10 +205,10 @@ def _release_command(request: ReleaseRequest) -> Command[None]:
 
 
 def _report(message: QueueMessage) -> AttemptEvents:
-    """Return what an instance reports.
+    """Return the report of an instance.
 
     Raises:
-        InvalidRequestError: The message is not such a report.
+        InvalidRequestError: The message is not a valid report.
     """
     try:
         if message.action is ActionTypes.TASK_STREAM:
@@ -211,11 +216,13 @@ def _report(message: QueueMessage) -> AttemptEvents:
         if message.action is ActionTypes.COMPLETED_TASK:
             outcome = AttemptOutcome.model_validate(message.data)
             if not outcome.status.is_terminal:
-                raise InvalidRequestError(f"{outcome.status.value} is no end of a task")
+                raise InvalidRequestError(
+                    f"the status of an outcome must be terminal, not {outcome.status.value!r}"
+                )
             return outcome
     except ValidationError as exc:
         raise InvalidRequestError(f"malformed {message.action}: {describe_validation_error(exc)}") from exc
-    raise InvalidRequestError(f"the control plane takes no {message.action} messages")
+    raise InvalidRequestError(f"the control plane does not accept {message.action} messages")
 
 
 def _events_command(sent: AttemptEvents) -> Command[None]:
@@ -242,14 +249,14 @@ def _outcome_command(outcome: AttemptOutcome) -> Command[None]:
 
 
 def _answer(message: QueueMessage, error: LlamaDeployError) -> LlamaDeployError | None:
-    """Return the error if the message should come again; otherwise log it."""
+    """Return the error if the message should be delivered again; otherwise log it."""
     if error.retriable:
         return error
     logger.warning(
-        "refused %s message %s: %s",
+        "rejected %s message %s: %s",
         message.action,
         message.id_,
         error,
-        extra={"action": "refuse_report", "message_id": message.id_},
+        extra={"action": "reject_report", "message_id": message.id_},
     )
     return None

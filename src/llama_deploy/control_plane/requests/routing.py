@@ -1,4 +1,4 @@
-"""Asking the orchestrator, around the parts that do not know it."""
+"""Applying the orchestrator to tasks and results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from llama_deploy.types.validation import describe_validation_error
 
 
 async def route(orchestrator: BaseOrchestrator, sessions: Sessions, task: TaskDefinition) -> TaskSubmission:
-    """Return the submission for a task of the 0.6 form: its service chosen, its arguments decoded.
+    """Return the submission for a task in the format of 0.6: choose its service, decode its arguments.
 
     Raises:
         InvalidRequestError: The input is not a JSON object, or no service is named.
         ConfigError: The orchestrator did not choose exactly one service.
-        SessionNotFoundError: There is no such session.
+        SessionNotFoundError: The session does not exist.
     """
     arguments = decode_arguments(task.input)
     state = await _state(orchestrator, sessions, task.session_id)
@@ -29,7 +29,7 @@ async def route(orchestrator: BaseOrchestrator, sessions: Sessions, task: TaskDe
     if len(messages) != 1:
         raise ConfigError(
             f"{type(orchestrator).__name__} chose {len(messages)} services for task {task.task_id};"
-            " a task goes to exactly one"
+            " return exactly one message"
         )
     if orchestrator.keeps_state and changes and task.session_id is not None:
         await sessions.merge_state(task.session_id, changes)
@@ -41,16 +41,16 @@ async def route(orchestrator: BaseOrchestrator, sessions: Sessions, task: TaskDe
             session_id=task.session_id,
         )
     except ValidationError as exc:
-        raise InvalidRequestError(f"not a task: {describe_validation_error(exc)}") from exc
+        raise InvalidRequestError(f"invalid task: {describe_validation_error(exc)}") from exc
 
 
 async def keep_result(
     orchestrator: BaseOrchestrator, sessions: Sessions, outcome: AttemptOutcome, *, session_id: str
 ) -> AttemptOutcome:
-    """Return the outcome with what the orchestrator wants to keep of it in the session's state."""
+    """Return the outcome with the changes of the orchestrator to the session's state."""
     result = TaskResult(
         task_id=outcome.task_id,
-        result=outcome.result,
+        result=outcome.text,
         status=outcome.status,
         value=outcome.value,
         value_type=outcome.value_type,
@@ -71,10 +71,10 @@ def decode_arguments(text: str) -> dict[str, Any]:
     try:
         decoded = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise InvalidRequestError(f"input is not JSON: {exc}; it begins with {text[:40]!r}") from exc
+        raise InvalidRequestError(f"the input is not JSON: {exc}; it begins with {text[:40]!r}") from exc
     if not isinstance(decoded, dict):
         raise InvalidRequestError(
-            f"input must be a JSON object with the run arguments by name, not {type(decoded).__name__}"
+            f"the input must be a JSON object with the run arguments by name, not {type(decoded).__name__}"
         )
     return decoded
 

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import accumulate
+from typing import Final
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.storage.unit import Unit
@@ -29,17 +31,19 @@ from llama_deploy.types.json_values import encode_json
 
 logger = logging.getLogger(__name__)
 
-_RESERVED_NAMES = frozenset({"control_plane"})
-"""Their work topic would be one of our own."""
+MAX_INBOX_CHARACTERS: Final = 8 * 1024 * 1024
+"""How many characters of events the answer to one heartbeat may hold, but for a single larger one."""
+_RESERVED_NAMES: Final = frozenset({"control_plane"})
+"""Their work topics would collide with topics of the control plane."""
 
 
 class Services:
-    """Knows which services there are, and which instances of them are alive.
+    """Registers and lists services and their instances, and renews leases.
 
     Args:
-        store: Where they are read.
-        writer: How they are written.
-        clock: Returns the present time, aware, UTC.
+        store: Reads them.
+        writer: Writes them.
+        clock: Returns the current time, aware, UTC.
         lease_seconds: How long an instance may be silent.
     """
 
@@ -57,20 +61,20 @@ class Services:
         self._lease = timedelta(seconds=lease_seconds)
 
     async def register(self, definition: ServiceDefinition) -> None:
-        """Register a service and, if it names one, its instance; again is harmless, the last one counts.
+        """Register a service and, if the definition names one, its instance. The last registration counts.
 
         Raises:
             InvalidRequestError: The name is reserved.
         """
         name = definition.service_name
         if name in _RESERVED_NAMES:
-            raise InvalidRequestError(f"the service name {name!r} is reserved; choose another")
+            raise InvalidRequestError(f"the service name {name!r} is reserved; choose another one")
         bare = definition.model_copy(update={"instances": [], "instance_id": None})
 
         try:
             record = ServiceRecord(name, encode_json(bare.model_dump(mode="json")))
         except ValueError as exc:
-            raise InvalidRequestError(f"the definition cannot be carried as JSON: {exc}") from exc
+            raise InvalidRequestError(f"the service definition cannot be encoded as JSON: {exc}") from exc
 
         def run(unit: Unit) -> None:
             unit.tx.put_services([record])
@@ -89,14 +93,14 @@ class Services:
         await self._writer.write(Command(run, instances=_named(definition.instance_id)))
 
     async def deregister(self, service_name: str, *, instance_id: str | None = None) -> None:
-        """Remove an instance, or, without one, the service with all its instances.
+        """Remove an instance or, with `instance_id` None, the service with all its instances.
 
-        An instance that still owns attempts stays until their outcomes have arrived or its lease has ended.
-        The running tasks of a service that is removed go back to be queued, until it registers again; an
-        instance that lives does that by itself.
+        An instance that still owns attempts stays until their outcomes have arrived or its lease has expired.
+        The running tasks of a removed service return to `queued` and wait until it registers again. Instances
+        that are still alive register by themselves.
 
         Raises:
-            ServiceNotFoundError: There is no such service.
+            ServiceNotFoundError: The service does not exist.
         """
 
         def run(unit: Unit) -> None:
@@ -122,7 +126,7 @@ class Services:
         """Return a service with its instances.
 
         Raises:
-            ServiceNotFoundError: There is no such service.
+            ServiceNotFoundError: The service does not exist.
         """
         services = await self._list([service_name])
         if service_name not in services:
@@ -148,10 +152,11 @@ class Services:
         return await self._store.read(read)
 
     async def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
-        """Renew an instance's lease, and tell it what it may have missed about the attempts it holds.
+        """Renew an instance's lease, and return what it may have missed about the attempts that it holds.
 
-        A task that the instance claimed a lease before the last answer it has heard, and does not hold,
-        moves on: the answer to its claim was lost, or the instance has given it up.
+        The heartbeat should list every task that the instance claimed earlier than one lease before
+        `heard_at`. One that is missing gets its next attempt: the answer to its claim was lost, or the
+        instance has dropped it.
         """
 
         def run(unit: Unit) -> HeartbeatReply:
@@ -180,12 +185,12 @@ class Services:
             return
         known = {*beat.claiming, *((item.task_id, item.attempt) for item in beat.held)}
         for task in unit.instance_tasks([beat.instance_id]):
-            # Not by the present time: the heartbeat may be older than claims that were stored since.
+            # Not compared with now: claims may have been stored since the heartbeat was sent.
             long_ago = task.claimed_at is not None and task.claimed_at + self._lease < beat.heard_at
             if long_ago and (task.task_id, task.attempt) not in known:
                 lost = unit.lose(task)
                 logger.warning(
-                    "instance %s has claimed attempt %d of task %s but does not hold it; the task is %s now",
+                    "instance %s does not hold attempt %d of task %s, which it claimed; the task is now %s",
                     beat.instance_id,
                     task.attempt,
                     task.task_id,
@@ -212,9 +217,14 @@ def _stale(unit: Unit, beat: Heartbeat) -> list[HeldAttempt]:
 
 
 def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
+    """Return the entries that the instance has not seen, as many as one answer may hold."""
     seen = {held.task_id: held.inbox_seq for held in beat.held if _owns(unit, beat, held)}
     behind = [task_id for task_id, seq in seen.items() if unit.task(task_id).inbox_length > seq]
-    return [entry for entry in unit.inbox(behind) if entry.seq > seen[entry.task_id]]
+    missed = [entry for entry in unit.inbox(behind) if entry.seq > seen[entry.task_id]]
+    sizes = accumulate(len(entry.event.event_obj_str) for entry in missed)
+    # The next heartbeat asks for the rest. At least one entry goes, however large it is.
+    fitting = sum(size <= MAX_INBOX_CHARACTERS for size in sizes)
+    return missed[: max(1, fitting)]
 
 
 def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:

@@ -19,11 +19,11 @@ from llama_deploy.types import SessionDefinition, SessionOptions, SessionPolicy,
 from llama_deploy.types.json_values import encode_json
 
 RESERVED_PREFIX: Final = "__"
-"""State keys that begin so belong to the services; clients neither see nor write them."""
+"""State keys with this prefix belong to the services. Clients neither see nor write them."""
 
 
 def new_session(session_id: str, *, policy: SessionPolicy, at: datetime) -> SessionRecord:
-    """Return a session without any state."""
+    """Return a new session with an empty state."""
     return SessionRecord(session_id=session_id, policy=policy, state="{}", version=0, created_at=at)
 
 
@@ -35,7 +35,7 @@ class Sessions:
         self._writer = writer
 
     async def create(self, options: SessionOptions) -> str:
-        """Create a session and return its id. An id that exists names the session that is there."""
+        """Create a session and return its id. If the id exists, the existing session stays as it is."""
         session_id = options.session_id or generate_id()
 
         def run(unit: Unit) -> str:
@@ -46,10 +46,10 @@ class Sessions:
         return await self._writer.write(Command(run, sessions=(session_id,)))
 
     async def delete(self, session_id: str) -> None:
-        """Delete a session with its tasks; what runs of them is stopped as fenced out.
+        """Delete a session with its tasks. Their running attempts are stopped.
 
         Raises:
-            SessionNotFoundError: There is none of this id.
+            SessionNotFoundError: The session does not exist.
         """
         await self._writer.write(
             Command(lambda unit: unit.delete_session(session_id), sessions=(session_id,))
@@ -59,7 +59,7 @@ class Sessions:
         """Return a session.
 
         Raises:
-            SessionNotFoundError: There is none of this id.
+            SessionNotFoundError: The session does not exist.
         """
 
         def read(tx: StoreTransaction) -> SessionDefinition:
@@ -69,7 +69,7 @@ class Sessions:
         return await self._store.read(read)
 
     async def all(self, *, after: str = "", limit: int = 1000) -> dict[str, SessionDefinition]:
-        """Return sessions by id, ordered by it, from the one after `after`."""
+        """Return the sessions whose ids follow `after`, by id and in the order of their ids."""
 
         def read(tx: StoreTransaction) -> dict[str, SessionDefinition]:
             sessions = tx.list_sessions(after=after, limit=limit)
@@ -84,7 +84,7 @@ class Sessions:
         """Return the tasks of a session in the order in which they were accepted.
 
         Raises:
-            SessionNotFoundError: There is none of this id.
+            SessionNotFoundError: The session does not exist.
         """
 
         def read(tx: StoreTransaction) -> list[TaskRecord]:
@@ -97,29 +97,29 @@ class Sessions:
         """Return a session's state without the keys of the services.
 
         Raises:
-            SessionNotFoundError: There is none of this id.
+            SessionNotFoundError: The session does not exist.
         """
         return _state(await self._store.read(lambda tx: _load(tx, session_id)))
 
     async def merge_state(self, session_id: str, changes: dict[str, Any]) -> SessionState:
-        """Overwrite the keys of `changes` in a session's state; the others stay.
+        """Overwrite the keys of `changes` in a session's state, and keep the others.
 
         Raises:
-            SessionNotFoundError: There is none of this id.
-            InvalidRequestError: A reserved key.
-            SerializationError: A value that JSON cannot hold.
+            SessionNotFoundError: The session does not exist.
+            InvalidRequestError: A key has the reserved prefix.
+            SerializationError: A value that cannot be encoded as JSON.
         """
         _check_state(changes)
         return await self._write(session_id, lambda unit: unit.merge_state(session_id, changes))
 
     async def replace_state(self, session_id: str, state: dict[str, Any], *, version: int) -> SessionState:
-        """Replace a session's state but for the reserved keys, if it still has the version that was read.
+        """Replace a session's state, except for the reserved keys, if it still has the version that was read.
 
         Raises:
-            SessionNotFoundError: There is none of this id.
+            SessionNotFoundError: The session does not exist.
             StateConflictError: The state has another version.
-            InvalidRequestError: A reserved key.
-            SerializationError: A value that JSON cannot hold.
+            InvalidRequestError: A key has the reserved prefix.
+            SerializationError: A value that cannot be encoded as JSON.
         """
         _check_state(state)
 
@@ -153,7 +153,7 @@ def _is_reserved(key: str) -> bool:
 def _check_state(state: dict[str, Any]) -> None:
     if taken := [key for key in state if _is_reserved(key)]:
         raise InvalidRequestError(
-            f"keys that begin with {RESERVED_PREFIX!r} belong to the services: {taken}; choose others"
+            f"state keys with the prefix {RESERVED_PREFIX!r} are reserved for services: {taken}; rename them"
         )
     encode_json(state)
 

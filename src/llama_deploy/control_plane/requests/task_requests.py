@@ -1,4 +1,4 @@
-"""Tasks as clients see them: accept, look, wait, send events, cancel."""
+"""Requests of clients for tasks: submit, get, wait, read events, send events, cancel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
 from llama_deploy.errors import (
     ConflictError,
+    InvalidRequestError,
     OverloadedError,
+    SerializationError,
     ServiceNotFoundError,
     SessionNotFoundError,
     TaskNotFoundError,
@@ -32,10 +34,10 @@ from llama_deploy.types import (
 from llama_deploy.types.json_values import encode_json
 
 _MAX_INBOX: Final = 10_000
-"""The most events that can be sent to one task: all that are not consumed travel with its next claim."""
+"""How many events can be sent to one task. Those that are not consumed travel with its next claim."""
 
 EventStream = AsyncIterator[list[EventRecord]]
-"""Groups of events that follow one another; an empty group is a sign of life."""
+"""Batches of events in order. An empty batch is a keep-alive."""
 
 
 def task_view(task: TaskRecord) -> TaskView:
@@ -54,15 +56,15 @@ def task_view(task: TaskRecord) -> TaskView:
 
 
 class Tasks:
-    """Accepts tasks, and tells how they stand.
+    """Accepts tasks and returns their status.
 
     Args:
-        store: Where they are read.
-        writer: How they are written.
-        hub: Where news of them come from.
-        default_max_attempts: For submissions that do not say.
+        store: Reads them.
+        writer: Writes them.
+        hub: Notifies of their changes.
+        default_max_attempts: For submissions without `max_attempts`.
         backlog: Returns how many messages wait for the queue.
-        max_backlog: With how many of them new tasks are refused.
+        max_backlog: From how many waiting messages on new tasks are rejected.
     """
 
     def __init__(
@@ -83,21 +85,21 @@ class Tasks:
         self._max_backlog = max_backlog
 
     async def submit(self, submission: TaskSubmission, *, wait: float = 0.0) -> TaskView:
-        """Accept a task; it is durable when this returns. The same submission again makes no second task.
+        """Accept a task. It is durable when this returns. Submitting it again does not create a second task.
 
         Args:
-            submission: What to run. Without a session, the task gets one of its own.
+            submission: What to run. Without a session id, the task gets a session of its own.
             wait: Seconds to wait for its end.
 
         Raises:
             ServiceNotFoundError: The service is not registered.
             SessionNotFoundError: The named session does not exist.
             SessionBusyError: The session's policy is to reject a second open task.
-            ConflictError: There is another task with this id.
+            ConflictError: A different task has this id.
             OverloadedError: Too many messages wait for the queue.
         """
         if self._backlog() >= self._max_backlog:
-            raise OverloadedError(f"{self._max_backlog} messages wait for the queue; retry later")
+            raise OverloadedError(f"{self._max_backlog} messages are waiting for the queue; retry later")
         with self._hub.watch(submission.task_id) as watch:
             view = await self._accept(submission)
             if view.status.is_terminal or wait <= 0:
@@ -107,7 +109,10 @@ class Tasks:
     async def _accept(self, submission: TaskSubmission) -> TaskView:
         new_session_id = generate_id() if submission.session_id is None else None
         session_id = submission.session_id or new_session_id or ""
-        arguments = encode_json(submission.arguments)
+        try:
+            arguments = encode_json(submission.arguments)
+        except SerializationError as exc:
+            raise InvalidRequestError(f"arguments: {exc}") from exc
 
         def run(unit: Unit) -> TaskRecord:
             known = unit.find_task(submission.task_id)
@@ -131,7 +136,7 @@ class Tasks:
             accepted = unit.add_task(admission.accepted)
             for other in admission.cancel:
                 unit.apply(lifecycle.cancel(unit.task(other.task_id), at=unit.now))
-            # Cancelling the others may have made it this task's turn.
+            # Cancelling the others may have started this task.
             return unit.find_task(accepted.task_id) or accepted
 
         sessions = (session_id,) if new_session_id is None else ()
@@ -139,11 +144,11 @@ class Tasks:
         return task_view(await self._writer.write(command))
 
     async def get(self, task_id: str, *, session_id: str | None = None, wait: float = 0.0) -> TaskView:
-        """Return a task, after its end or after `wait` seconds, whichever is first.
+        """Return a task as soon as it has ended, or after `wait` seconds.
 
         Raises:
-            TaskNotFoundError: There is no such task (in the session, if one is named).
-            SessionNotFoundError: There is no such session.
+            TaskNotFoundError: The task does not exist, or not in the given session.
+            SessionNotFoundError: The session does not exist.
         """
         with self._hub.watch(task_id) as watch:
             view = task_view(await self._find(task_id, session_id))
@@ -152,11 +157,11 @@ class Tasks:
             return await watch.end(wait) or task_view(await self._find(task_id, session_id))
 
     async def events(self, task_id: str, *, session_id: str | None = None, after: int = -1) -> EventStream:
-        """Return the task's events from the one after `after` to the terminal one, as they come.
+        """Stream the task's events, from the one after `after` to the terminal one.
 
         Raises:
-            TaskNotFoundError: There is no such task (in the session, if one is named).
-            SessionNotFoundError: There is no such session.
+            TaskNotFoundError: The task does not exist, or not in the given session.
+            SessionNotFoundError: The session does not exist.
         """
         await self._find(task_id, session_id)
         return follow(self._store, self._hub, task_id, after=after)
@@ -164,16 +169,16 @@ class Tasks:
     async def send_event(
         self, task_id: str, event: EventDefinition, *, session_id: str | None = None
     ) -> None:
-        """Put an event into the task's inbox; the workflow gets it when, and wherever, it runs.
+        """Put an event into the task's inbox, from which the running workflow receives it.
 
-        A parked run is woken by it. An event whose idempotency key was sent to the task before adds nothing,
-        even if the task has ended since.
+        The event wakes a parked run. An event whose idempotency key was sent to the task before is accepted
+        and ignored, even if the task has ended since.
 
         Raises:
-            TaskNotFoundError: There is no such task (in the session, if one is named).
-            SessionNotFoundError: There is no such session.
+            TaskNotFoundError: The task does not exist, or not in the given session.
+            SessionNotFoundError: The session does not exist.
             TaskFinishedError: The task has ended.
-            OverloadedError: The task was sent as many events as it may.
+            OverloadedError: The task has received the maximum number of events.
             InvalidRequestError: The event is malformed, for another service, or of an unknown class.
         """
         task = await self._find(task_id, session_id)
@@ -185,18 +190,20 @@ class Tasks:
                 return
             lifecycle.check_open(current)
             if current.inbox_length >= _MAX_INBOX:
-                raise OverloadedError(f"{_MAX_INBOX} events were sent to task {task_id}; it takes no more")
+                raise OverloadedError(
+                    f"task {task_id} has received {_MAX_INBOX} events, the maximum for one task"
+                )
             unit.add_to_inbox(current, event)
 
         keys = () if event.idempotency_key is None else ((task_id, event.idempotency_key),)
         await self._writer.write(Command(run, tasks=(task_id,), inbox_keys=keys))
 
     async def cancel(self, task_id: str) -> TaskView:
-        """Ask for the task's end; one that runs ends as soon as its instance has stopped it.
+        """Request the end of a task. A running one ends when its instance has stopped it.
 
         Raises:
-            TaskNotFoundError: There is no such task.
-            TaskFinishedError: It has ended otherwise.
+            TaskNotFoundError: The task does not exist.
+            TaskFinishedError: It has ended with another status.
         """
 
         def run(unit: Unit) -> TaskRecord:
@@ -220,15 +227,17 @@ class Tasks:
 
 
 def _same_task(known: TaskRecord, submission: TaskSubmission, arguments: str) -> TaskRecord:
-    """Return the task that was made of this submission before."""
+    """Return the task that an earlier request created from the same submission."""
     same_session = submission.session_id in (None, known.session_id)
     if (known.service_name, known.input) == (submission.service_name, arguments) and same_session:
         return known
-    raise ConflictError(f"task {known.task_id} exists with other arguments; choose another task_id")
+    raise ConflictError(
+        f"task {known.task_id} exists with another service, session or arguments; choose another task_id"
+    )
 
 
 def _unknown_service(name: str) -> ServiceNotFoundError:
     return ServiceNotFoundError(
-        f"no service is registered under the name {name!r}; deploy it, or look at GET /services",
+        f"no service is registered under the name {name!r}; start it, or see GET /services for the others",
         service_name=name,
     )

@@ -29,6 +29,7 @@ from llama_deploy.state_stores.base import (
 )
 from llama_deploy.types import EventDefinition, SessionPolicy, TaskStatus
 from llama_deploy.types.instance_protocol import (
+    MAX_EVENT_CHARACTERS,
     EventPayload,
     InboxEntry,
     JournalWrite,
@@ -345,7 +346,8 @@ class Unit:
         self._inbox.append(InboxRecord(task.task_id, entry.seq, event.model_dump_json(), key))
         if key is not None:
             self._inbox_keys.add((task.task_id, key))
-        if task.status is TaskStatus.RUNNING:
+        # A larger event is brought by the answer to the instance's next heartbeat.
+        if task.status is TaskStatus.RUNNING and len(event.event_obj_str) <= MAX_EVENT_CHARACTERS:
             self._tell_instance(task, ActionTypes.SEND_EVENT, entry)
         return self.apply(lifecycle.wake(task))
 
@@ -413,7 +415,6 @@ class Unit:
             task_id=task.task_id,
             session_id=task.session_id,
             agent_id=task.service_name,
-            input=task.input,
             attempt=task.attempt,
         )
         self._send(task, self._topics.work(task.service_name), ActionTypes.NEW_TASK, dispatch)

@@ -1,1 +1,1 @@
-"""Event streams and who waits for them."""
+"""Event streams and their readers."""

@@ -1,7 +1,7 @@
-"""Waking those who wait: for more of a task's event stream, and for its end.
+"""Notify readers of a task's event stream, and callers that wait for its end.
 
-The hub holds no data. A reader looks into the store, and waits here when there is nothing new; a writer
-wakes it after its transaction. So every reader sees the stored sequence, from any cursor.
+The hub holds no data. A reader reads the store and waits here when there is nothing new; a writer notifies it
+after its transaction. So every reader sees the stored sequence, from any cursor.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import TaskNotFoundError, UnavailableError
+from llama_deploy.retrying import Outage, retry
 from llama_deploy.state_stores.base import EventRecord, StateStore
 from llama_deploy.types import TaskView
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEEP_ALIVE_SECONDS: Final = 15.0
-"""How often a stream on which nothing happens says that it is alive."""
+"""How often an idle stream sends a keep-alive."""
 _PAGE: Final = 500
 _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 
@@ -34,16 +35,16 @@ class Watch:
         self.ended: TaskView | None = None
         self.deleted = False
         self.closing = False
-        self.doubtful = False
-        """Whether something may have happened that could not be read."""
+        self.is_stale = False
+        """Whether the task may have changed in a way that could not be read."""
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
-        """Tell the waiter that something has changed."""
+        """Notify the waiter that something has changed."""
         self._changed.set()
 
     async def changed(self, timeout: float) -> bool:  # noqa: ASYNC109 - a wait that ends in time is an answer
-        """Wait until something changes; False after `timeout` seconds without."""
+        """Wait for a change. Return False if there is none within `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
@@ -53,9 +54,9 @@ class Watch:
         return True
 
     async def end(self, timeout: float) -> TaskView | None:  # noqa: ASYNC109 - as above
-        """Wait until the task has ended; None if it has not after `timeout` seconds, or nobody can tell."""
+        """Wait until the task has ended. Return None after `timeout` seconds, or if that cannot be read."""
         deadline = asyncio.get_running_loop().time() + timeout
-        while self.ended is None and not (self.deleted or self.closing or self.doubtful):
+        while self.ended is None and not (self.deleted or self.closing or self.is_stale):
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0 or not await self.changed(left):
                 break
@@ -70,7 +71,7 @@ class StreamHub:
 
     @contextmanager
     def watch(self, task_id: str) -> Iterator[Watch]:
-        """Wait for a task from now on. Look into the store after this, so that nothing falls between."""
+        """Register a waiter for a task. Read the store after this, so that no change is missed."""
         watch = Watch()
         watches = self._watches.setdefault(task_id, set())
         watches.add(watch)
@@ -82,11 +83,11 @@ class StreamHub:
                 del self._watches[task_id]
 
     def is_watched(self, task_id: str) -> bool:
-        """Whether anybody waits for the task."""
+        """Whether there is a waiter for the task."""
         return task_id in self._watches
 
     def watched(self) -> list[str]:
-        """Return the ids of all tasks that anybody waits for."""
+        """Return the ids of all tasks with waiters."""
         return list(self._watches)
 
     def grown(self, task_id: str) -> None:
@@ -106,14 +107,14 @@ class StreamHub:
             watch.deleted = True
             watch.wake()
 
-    def doubt(self, task_id: str) -> None:
-        """Something may have happened to the task: whoever waits for it has to look himself."""
+    def invalidate(self, task_id: str) -> None:
+        """The task may have changed: its waiters must read the store."""
         for watch in self._watches.get(task_id, ()):
-            watch.doubtful = True
+            watch.is_stale = True
             watch.wake()
 
     def close(self) -> None:
-        """Wake everybody: the control plane stops."""
+        """Notify all waiters that the control plane stops."""
         for watches in self._watches.values():
             for watch in watches:
                 watch.closing = True
@@ -123,28 +124,30 @@ class StreamHub:
 async def follow(
     store: StateStore, hub: StreamHub, task_id: str, *, after: int = -1
 ) -> AsyncIterator[list[EventRecord]]:
-    """Yield the events of a task in order, as they come, until the terminal one.
+    """Yield the events of a task in order, as they occur, until the terminal one.
 
     Args:
-        store: Where they are kept.
-        hub: Where news of them come from.
+        store: Holds the events.
+        hub: Notifies of new events.
         task_id: The task.
         after: Only events whose index is greater.
 
     Yields:
-        Events that follow one another; an empty list about every 15 seconds while nothing happens.
+        Consecutive events; an empty list about every 15 seconds while there are none.
 
     Raises:
-        TaskNotFoundError: There is no such task, or it was deleted meanwhile.
+        TaskNotFoundError: The task does not exist, or it was deleted during the stream.
     """
     cursor = after
     is_over = False
     with hub.watch(task_id) as watch:
-        if task_id not in await _patiently(watch, lambda: store.read(lambda tx: tx.load_tasks([task_id]))):
+        if task_id not in await _read_when_available(
+            watch, lambda: store.read(lambda tx: tx.load_tasks([task_id]))
+        ):
             raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
         while not watch.closing:
             start = cursor
-            events = await _patiently(
+            events = await _read_when_available(
                 watch,
                 lambda: store.read(lambda tx: tx.load_events(task_id, after=start, limit=_PAGE)),  # noqa: B023
             )
@@ -159,30 +162,37 @@ async def follow(
                 raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
             elif is_over:
                 return  # the cursor is beyond the end
-            elif watch.ended is not None or await _patiently(watch, lambda: _has_ended(store, task_id)):
+            elif watch.ended is not None or await _read_when_available(
+                watch, lambda: _has_ended(store, task_id)
+            ):
                 is_over = True
-                continue  # its last events may have come since we looked
+                continue  # its last events may have been stored since they were read
             if not await watch.changed(KEEP_ALIVE_SECONDS):
                 yield []
 
 
-async def _patiently(watch: Watch, read: Callable[[], Awaitable[T]]) -> T:
-    """Read again while the store does not answer: the reader of a stream is told nothing of that.
+async def _read_when_available(watch: Watch, read: Callable[[], Awaitable[T]]) -> T:
+    """Read the store, and retry while it is unavailable: the reader of a stream does not notice.
 
     Raises:
         UnavailableError: The control plane stops.
     """
-    failures = 0
-    while True:
-        try:
-            return await read()
-        except UnavailableError as exc:
-            if watch.closing:
-                raise
-            failures += 1
-            if failures == 1:
-                logger.warning("a stream waits for the store: %s", exc, extra={"action": "stream_waits"})
-        await watch.changed(_BACKOFF.delay(failures))
+
+    async def pause(seconds: float) -> None:
+        await watch.changed(seconds)
+
+    return await retry(
+        read,
+        backoff=_BACKOFF,
+        retry_on=lambda exc: isinstance(exc, UnavailableError) and not watch.closing,
+        outage=Outage(
+            on_start=lambda exc: logger.warning(
+                "a stream waits for the store: %s", exc, extra={"action": "stream_waits"}
+            ),
+            on_end=lambda: logger.info("a stream continues", extra={"action": "stream_continues"}),
+        ),
+        pause=pause,
+    )
 
 
 async def _has_ended(store: StateStore, task_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""The simple queue's server: the broker over HTTP."""
+"""The server of the simple queue: the broker over HTTP."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
-class TopicOptions(BaseModel, extra="forbid", use_attribute_docstrings=True):
+class TopicOptions(BaseModel, use_attribute_docstrings=True):
     """What `POST /topics/{topic}` takes."""
 
     group: Name = DEFAULT_GROUP
     """The group to create."""
     expires_after: Seconds | None = None
-    """Seconds without a reader after which the topic is dropped. None: what held before; at first, never."""
+    """Seconds without a reader after which the topic is deleted. None: unchanged; never, for a new topic."""
     member: Name | None = None
-    """The name under which `subscription` reads; what an earlier one of the name holds comes back."""
+    """A stable name for the reader. Deliveries to an earlier subscription of the same name are requeued."""
     subscription: Name | None = None
-    """Who is going to receive, if `member` is given."""
+    """The subscription that reads as `member`; required with it."""
 
 
 class TopicInfo(BaseModel):
@@ -64,7 +64,7 @@ class Accepted(BaseModel, use_attribute_docstrings=True):
     """What `POST /messages/{topic}` answers."""
 
     accepted: int
-    """How many of the messages were taken, from the first; the topic had no room for the others."""
+    """How many messages were accepted, from the first on. The topic was full for the others."""
 
 
 class Received(BaseModel):
@@ -76,7 +76,7 @@ class Received(BaseModel):
 
 
 class ReceivedBatch(BaseModel):
-    """What `GET /messages/{topic}` answers; empty if none came in time."""
+    """What `GET /messages/{topic}` answers. Empty if no message arrived in time."""
 
     deliveries: list[Received]
 
@@ -85,17 +85,17 @@ class ReceiveQuery(BaseModel, use_attribute_docstrings=True):
     """The query of `GET /messages/{topic}`."""
 
     group: str = DEFAULT_GROUP
-    """The group for which to receive."""
+    """The group that receives."""
     max_messages: int = Field(default=1, alias="max", ge=1, le=MAX_RECEIVED)
-    """The most messages to take."""
+    """The maximum number of messages."""
     wait: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Seconds to wait for the first message, at most 60."""
     visibility: Seconds | None = None
-    """Seconds after which an unsettled message comes back. None: what the server is set to."""
+    """Seconds after which an unsettled message is requeued. None: the server's setting."""
     subscription: str = Field(default="", max_length=MAX_NAME_LENGTH)
-    """Who receives, so that all its messages can come back at once."""
+    """Identifies the receiver, so that all its messages can be requeued at once."""
     member: str | None = Field(default=None, max_length=MAX_NAME_LENGTH)
-    """The name under which `subscription` has joined, which a server that was restarted does not know."""
+    """The member name of `subscription`, which a restarted server does not know."""
 
 
 class QueueHealth(BaseModel, use_attribute_docstrings=True):
@@ -103,7 +103,7 @@ class QueueHealth(BaseModel, use_attribute_docstrings=True):
 
     status: str
     durable: bool
-    """Whether accepted messages survive the server."""
+    """Whether accepted messages survive a restart of the server."""
 
 
 class QueueInfo(QueueHealth):
@@ -118,7 +118,7 @@ class SimpleMessageQueueServer:
     """Serves a simple queue over HTTP: `async with SimpleMessageQueueServer(config) as server`.
 
     Args:
-        config: The settings. Port 0 lets the system choose; `server.config` then tells.
+        config: The settings. With port 0 the system chooses one; `server.config` has it after the start.
     """
 
     def __init__(self, config: SimpleMessageQueueConfig | None = None) -> None:
@@ -126,7 +126,7 @@ class SimpleMessageQueueServer:
         self._running: _Running | None = None
 
     async def start(self) -> None:
-        """Restore the journal and listen; returns when requests are served. Then `config` has the port.
+        """Restore the journal and listen. Returns when requests are served; `config` then has the port.
 
         Raises:
             ConfigError: The address or the journal cannot be used.
@@ -146,10 +146,10 @@ class SimpleMessageQueueServer:
         self.config = self.config.model_copy(update={"port": http.port})
 
     async def close(self) -> None:
-        """End the waiting of consumers, stop listening, close the journal. Idempotent; deletes nothing."""
+        """End long polls, stop listening, close the journal. Idempotent; deletes nothing."""
         running, self._running = self._running, None
         if running is not None:
-            # Long-polls are answered first; the HTTP server would wait for them.
+            # Long polls are answered first, because the HTTP server would wait for them.
             running.host.broker.close()
             await running.http.close()
             await running.host.close()
@@ -164,7 +164,7 @@ class SimpleMessageQueueServer:
             await self._live().http.wait_closed()
 
     def local_queue(self) -> LocalMessageQueue:
-        """Return a queue for code in this process: the same topics, without HTTP. Close it before the server.
+        """Return a queue for code in this process, which does not use HTTP. Close it before the server.
 
         Raises:
             ClosedError: The server is not started, or closed.
@@ -188,7 +188,7 @@ class SimpleMessageQueueServer:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """What there is between `start` and `close`."""
+    """What exists between `start` and `close`."""
 
     host: BrokerHost
     http: HttpServer
@@ -197,7 +197,7 @@ class _Running:
 def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp:
     """Return the HTTP application of a broker, behind the layers of the edge."""
     app = create_app(title="llama_deploy simple message queue")
-    # One schema a model: bodies that are parsed by hand refer to those of the answers.
+    # One schema per model: bodies that are parsed by hand refer to the schemas of responses.
     app.separate_input_output_schemas = False
     routes = QueueRoutes(broker)
     app.get("/", response_model=QueueInfo)(routes.home)
@@ -217,7 +217,7 @@ def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp
 
 
 def queue_shortcuts(routes: QueueRoutes) -> Routes:
-    """Return the shortcuts for what every message passes."""
+    """Return the shortcuts for the routes that every message uses."""
 
     async def publish(call: Call) -> bytes:
         return await routes.take(call.rest, call.body)
@@ -236,13 +236,13 @@ def queue_shortcuts(routes: QueueRoutes) -> Routes:
 
 
 class QueueRoutes:
-    """The handlers. Those of every message read and write their bodies themselves, which is twice as fast."""
+    """The handlers. Those for messages encode and decode bodies themselves, which is twice as fast."""
 
     def __init__(self, broker: SimpleBroker) -> None:
         self._broker = broker
 
     async def home(self) -> QueueInfo:
-        """Tell what this is."""
+        """Return the type of the server and the number of topics."""
         return QueueInfo(
             service_name="message_queue",
             type="simple",
@@ -252,11 +252,11 @@ class QueueRoutes:
         )
 
     async def health(self) -> QueueHealth:
-        """Tell that the server serves."""
+        """Return `ok`."""
         return QueueHealth(status="ok", durable=self._broker.durable)
 
     async def topics(self) -> Mapping[str, TopicDepth]:
-        """Return what each topic holds."""
+        """Return the depth of each topic."""
         return self._broker.depths()
 
     async def create_topic(self, topic: str, options: TopicOptions | None = None) -> TopicInfo:
@@ -273,10 +273,10 @@ class QueueRoutes:
         )
 
     async def publish(self, topic: str, request: Request) -> Response:
-        """Take a message or a list of messages; the topic is created if it does not exist.
+        """Publish a message or a list of messages. The topic is created if it does not exist.
 
-        Answers when they are safe. A list is taken from its first message as far as there is room, 429 says
-        that there was none. A message with the id of one that is in the topic is taken as the same.
+        Answers when they are stored. Of a list, as many messages are accepted as the topic has room for; 429
+        means none. A message with the id of one in the topic is a duplicate, and is accepted without effect.
         """
         return json_response(await self.take(topic, await request.body()))
 
@@ -291,16 +291,16 @@ class QueueRoutes:
     async def receive(
         self, topic: str, request: Request, query: Annotated[ReceiveQuery, Query()]
     ) -> Response:
-        """Take the next messages, waiting up to `wait` seconds (at most 60) for the first.
+        """Receive the next messages, waiting up to `wait` seconds (at most 60) for the first.
 
-        Settle each by its `delivery_id` within `visibility` seconds, otherwise it comes back. When the
-        connection breaks while it waits, all that `subscription` holds comes back at once.
+        Settle each by its `delivery_id` within `visibility` seconds, otherwise it is requeued. If the
+        connection breaks during the wait, all deliveries to `subscription` are requeued at once.
         """
         answer = await self.hand_out(topic, query, request.receive)
         return Response(status_code=HTTPStatus.NO_CONTENT) if answer is None else json_response(answer)
 
     async def hand_out(self, topic: str, query: ReceiveQuery, channel: Receive) -> bytes | None:
-        """Do what `receive` says; None if the client went away."""
+        """Do what `receive` says. Return None if the client has disconnected."""
         if query.member is not None and query.subscription:
             self._broker.introduce(topic, query.group, member=query.member, subscription=query.subscription)
         receiving = self._broker.receive(
@@ -321,18 +321,18 @@ class QueueRoutes:
         return _encode_handouts(handouts)
 
     async def settle(self, settlements: list[Settlement]) -> None:
-        """Settle deliveries; those that are settled already or have timed out are passed over."""
+        """Settle deliveries. Those that are settled already or have timed out are ignored."""
         self._broker.settle(settlements)
 
     async def unsubscribe(self, subscription: str) -> Response:
-        """End a subscription: what it holds comes back at once."""
+        """End a subscription. Its deliveries are requeued at once."""
         self._broker.release(subscription, closed=True)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def _unless_disconnected(
         self, call: Coroutine[None, None, list[Handout]], channel: Receive
     ) -> list[Handout] | None:
-        """Return what `call` returns, or take nothing and return None if the client goes away before."""
+        """Return the result of `call`, or receive nothing and return None if the client disconnects."""
         try:
             async with asyncio.timeout(None) as waiting:
                 watching = asyncio.create_task(_end_with_client(waiting, channel))
@@ -362,7 +362,7 @@ def _decode_messages(body: bytes) -> list[QueueMessage]:
 
 
 def _encode_handouts(handouts: Sequence[Handout]) -> bytes:
-    """Put the stored messages into the answer as they are."""
+    """Embed the stored messages in a response without decoding them."""
     return b'{"deliveries":[%s]}' % b",".join(
         b'{"delivery_id":"%s","attempt":%d,"message":%s}'
         % (handout.delivery_id.encode(), handout.attempt, handout.body)
@@ -371,7 +371,7 @@ def _encode_handouts(handouts: Sequence[Handout]) -> bytes:
 
 
 async def _end_with_client(waiting: asyncio.Timeout, channel: Receive) -> None:
-    """End the waiting at once when the client goes away."""
+    """End the wait as soon as the client disconnects."""
     while (await channel())["type"] != "http.disconnect":
         pass
     waiting.reschedule(0.0)

@@ -20,7 +20,9 @@ from llama_deploy.types.instance_protocol import AttemptEvents, EventPayload
 from llama_deploy.types.topics import CONTROL_PLANE
 
 MAX_MESSAGE_CHARACTERS: Final = 512 * 1024
-"""Events are gathered into messages of about this size; a larger event travels alone."""
+"""Events are gathered into journal writes of about this size; a larger event travels alone."""
+MAX_BATCH_CHARACTERS: Final = 128 * 1024
+"""The same for messages, which are to stay below `MAX_REPORT_BYTES` with all that is around the events."""
 MAX_WAITING: Final = 5_000
 """The most events that are kept; then a step that streams another waits."""
 MAX_WAITING_CHARACTERS: Final = 16 * MAX_MESSAGE_CHARACTERS
@@ -89,8 +91,8 @@ class AttemptReports:
                 self._worker = asyncio.create_task(self._drain(), name=f"events-{self._key.task_id}")
 
     def not_stored(self) -> tuple[int, list[EventPayload]]:
-        """Return how many events are stored, and the others, as many as one message may hold."""
-        return self._first, self._batch(self._first)
+        """Return how many events are stored, and the others, as many as one journal write may hold."""
+        return self._first, self._batch(self._first, MAX_MESSAGE_CHARACTERS)
 
     @property
     def is_crowded(self) -> bool:
@@ -133,7 +135,7 @@ class AttemptReports:
 
     async def _drain(self) -> None:
         while self._count > self._sent and not (self._ending and self._rest_fits()):
-            batch = self._batch(self._sent)
+            batch = self._batch(self._sent, MAX_BATCH_CHARACTERS)
             first = self._sent
             message = QueueMessage(
                 type=CONTROL_PLANE,
@@ -179,13 +181,13 @@ class AttemptReports:
             self.on_crowded()
 
     def _rest_fits(self) -> bool:
-        return sum(event.size for event in self._unsent()) <= MAX_MESSAGE_CHARACTERS
+        return sum(event.size for event in self._unsent()) <= MAX_BATCH_CHARACTERS
 
-    def _batch(self, start: int) -> list[EventPayload]:
+    def _batch(self, start: int, limit: int) -> list[EventPayload]:
         batch: list[EventPayload] = []
         total = 0
         for event in islice(self._kept, start - self._first, None):
-            if batch and total + event.size > MAX_MESSAGE_CHARACTERS:
+            if batch and total + event.size > limit:
                 break
             batch.append(event.payload)
             total += event.size

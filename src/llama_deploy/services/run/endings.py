@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import traceback
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import llama_index_instrumentation
 import workflows
@@ -18,7 +17,7 @@ from workflows.events import StopEvent, WorkflowTimedOutEvent
 from llama_deploy.codec import qualified_name
 from llama_deploy.errors import TaskCancelledError
 from llama_deploy.services.run.step_guard import StepExitError
-from llama_deploy.services.values.payloads import to_json_value, value_type_of
+from llama_deploy.services.values.payloads import measured, to_json_value, value_type_of
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
 
@@ -35,20 +34,20 @@ class Ending:
     """How a run ended."""
 
     status: TaskStatus
-    result: str = ""
+    result: str | None = None
+    """The result as text. None: it follows from the rest, as `AttemptOutcome.text` says."""
     value: Any = None
     value_type: str | None = None
     terminal_event: EventPayload | None = None
+    event_value: Literal["result", "data"] | None = None
+    """Where the terminal event has the value."""
     error: TaskFailure | None = None
     cause: BaseException | None = None
     """What the workflow raised."""
     ctx: Context | None = None
     """The context of a run that succeeded, which holds the workflow's state."""
-
-    @property
-    def size(self) -> int:
-        """About how many characters the ending takes."""
-        return 2 * len(self.result) + 256
+    size: int = 256
+    """About how many bytes the ending takes as JSON."""
 
     @classmethod
     def failed(cls, cause: BaseException) -> Ending:
@@ -79,16 +78,19 @@ class Ending:
         name = type(event).__name__
         plain = type(event) is StopEvent
         result: object = event.result if plain else event
-        value = to_json_value(result)
-        data = {**to_json_value(dict(event.items())), "result": value} if plain else value
+        value, size = measured(result)
+        text = str(result) if plain else None
+        data = to_json_value({key: item for key, item in event.items() if key != "result"}) if plain else {}
         return cls(
             TaskStatus.SUCCEEDED,
-            # The library shows a stop event of the workflow's own by a field that it need not have.
-            result=str(result) if plain else json.dumps(value),
+            # What equals the control plane's own `str(value)` need not travel.
+            result=None if text == str(value) else text,
             value=value,
             value_type=value_type_of(result),
             terminal_event=EventPayload(type=name, data=data),
+            event_value="result" if plain else "data",
             ctx=ctx,
+            size=size + 256,
         )
 
 

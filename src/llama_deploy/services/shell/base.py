@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_consumers import BaseMessageQueueConsumer
 from llama_deploy.message_publishers import MessageQueuePublisherMixin
-from llama_deploy.message_queues.base import StartConsumingCallable
+from llama_deploy.message_queues.base import Consumer, StartConsumingCallable
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
+from llama_deploy.services.shell.claiming_consumer import ClaimingConsumer
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.services import Registration
 from llama_deploy.web.connection_settings import Address
@@ -157,11 +158,18 @@ class BaseService(MessageQueuePublisherMixin, ABC):
     async def register_to_message_queue(self) -> StartConsumingCallable:
         """Join the service's topic; the result consumes until cancelled or deregistered.
 
+        A service whose definition has an `instance_id` claims each attempt before `process_message` sees it:
+        the message's data then has `input`, the run arguments as JSON text, and `token` for the reports.
+
         Raises:
             UnavailableError: The queue does not answer.
         """
         self._consumer = self.as_consumer()
-        return await self.message_queue.register_consumer(self._consumer, self.get_topic(self.service_name))
+        consumer: Consumer = self._consumer
+        instance_id = self.service_definition.instance_id
+        if instance_id is not None:
+            consumer = ClaimingConsumer(consumer, instance_id=instance_id, gateway=lambda: self.gateway)
+        return await self.message_queue.register_consumer(consumer, self.get_topic(self.service_name))
 
     async def deregister_from_message_queue(self) -> None:
         """Stop consuming what `register_to_message_queue` has begun. Idempotent."""

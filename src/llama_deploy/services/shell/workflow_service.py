@@ -338,7 +338,7 @@ class WorkflowService(BaseService):
             gateway=self.gateway,
             process=self.process_call,
             new_mailbox=self._new_mailbox,
-            publish=ReportPublisher(self._publish_report).publish,
+            publish=ReportPublisher(self._publish_report, upload=self.gateway.report).publish,
             register=self.register_to_control_plane,
         )
         try:

@@ -43,10 +43,10 @@ def to_json_value(value: object, *, path: str = "$") -> Any:
         SerializationError: Something in it has no such form: an object of another class, a number that is
             not finite, bytes or a string that are no text, a value that contains itself.
     """
-    return _measured(value, path=path)[0]
+    return measured(value, path=path)[0]
 
 
-def _measured(value: object, *, path: str) -> tuple[Any, int]:
+def measured(value: object, *, path: str = "$") -> tuple[Any, int]:
     """Return `value` as JSON values, and the length of their text in bytes; see `to_json_value`."""
     try:
         return _encode(value)
@@ -116,7 +116,7 @@ def streamed_event(event: Event) -> StreamedEvent:
         SerializationError: A field cannot be carried as JSON; the path begins with the event's class.
     """
     name = type(event).__name__
-    fields, size = _measured(event, path=name)
+    fields, size = measured(event, path=name)
     return StreamedEvent(EventPayload(type=name, data={**fields.pop("_data", {}), **fields}), size)
 
 

@@ -140,6 +140,7 @@ class Attempt:
             value_type=ending.value_type,
             error=ending.error,
             terminal_event=ending.terminal_event,
+            event_value=ending.event_value,
             session_state=session_state,
         )
 

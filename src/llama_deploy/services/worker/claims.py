@@ -1,4 +1,4 @@
-"""Claims: a message that offers an attempt becomes an attempt in the hands of this instance."""
+"""Claiming the attempts that work messages offer."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import UnavailableError
+from llama_deploy.errors import LlamaDeployError, UnavailableError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.mailbox import Mailbox
 from llama_deploy.services.worker.attempt import Attempt, WorkflowState
+from llama_deploy.services.worker.claimed_parts import complete
 from llama_deploy.services.worker.ledger import Ledger
-from llama_deploy.types.instance_protocol import ClaimReply, ClaimRequest, TaskDispatch
+from llama_deploy.types.instance_protocol import (
+    ClaimReply,
+    ClaimRequest,
+    TaskDispatch,
+)
 
 logger = logging.getLogger(__name__)
 
 _BACKOFF: Final = Backoff(first=0.1, longest=1.0)
 _PATIENCE_SECONDS: Final = 5.0
-"""How long a claim that is not answered is made again, well below the visibility timeout of any queue."""
+"""How long an unanswered claim is retried, well below the visibility timeout of any queue."""
 NewMailbox: TypeAlias = Callable[[str, Callable[[int], None]], Mailbox]
-"""Makes the mailbox of a task; its second argument notes what has arrived."""
+"""Creates the mailbox of a task. Its second argument is told the last inbox entry that has arrived."""
 
 
 class Claims:
-    """Asks the control plane for attempts.
+    """Claims attempts for one instance.
 
     Args:
-        instance_id: For whom.
-        gateway: The way to the control plane.
-        ledger: Notes what was granted.
-        new_mailbox: Makes the mailbox of a task.
-        publish: Hands a report to the queue; returns when it has it, raises when it refuses it for good.
-        keeps_journals: Whether all runs are written down; those that an earlier attempt wrote down are
-            in any case.
+        instance_id: The instance.
+        gateway: The connection to the control plane.
+        ledger: Records granted attempts.
+        new_mailbox: Creates the mailbox of a task.
+        publish: Sends a report. Returns when it is accepted, raises when it is rejected permanently.
+        keeps_journals: Whether every run keeps a journal. A run that has one always does.
     """
 
     def __init__(
@@ -59,13 +63,13 @@ class Claims:
         self._keeps_journals = keeps_journals
 
     async def claim(self, dispatch: TaskDispatch) -> Attempt | None:
-        """Ask for an attempt, for some seconds again and again; None if it is not to be had.
+        """Claim an attempt, retrying for some seconds. Return None if it belongs to another instance.
 
-        To give its message back each time would count, and it would come later each time. To keep it for
-        longer would keep it from instances that may reach another control plane.
+        Returning the message to the queue each time would count as a delivery and delay it more and more.
+        Keeping it longer would withhold it from instances that may reach another control plane.
 
         Raises:
-            UnavailableError: The control plane does not answer, or may grant it later.
+            UnavailableError: The control plane does not answer, or may grant the claim later.
         """
         give_up_at = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
         return await retry(partial(self._ask, dispatch), backoff=_BACKOFF, give_up_at=give_up_at)
@@ -73,13 +77,12 @@ class Claims:
     async def _ask(self, dispatch: TaskDispatch) -> Attempt | None:
         place = (dispatch.task_id, dispatch.attempt)
         if self._ledger.knows(*place):
-            return None  # a copy of the message: the attempt is claimed here, or has ended here
+            return None  # a duplicate message: this instance holds the attempt
+        claim = ClaimRequest(
+            task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._instance_id
+        )
         with self._ledger.claiming(*place):
-            reply = await self._gateway.claim(
-                ClaimRequest(
-                    task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._instance_id
-                )
-            )
+            reply = await self._gateway.claim(claim)
             if reply.granted:
                 self._ledger.hold(*place)
         if not reply.granted and reply.retriable:
@@ -87,7 +90,27 @@ class Claims:
         if not reply.granted:
             logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
             return None
-        return self._attempt(dispatch, reply)
+        return await self._granted(dispatch, claim, reply)
+
+    async def _granted(
+        self, dispatch: TaskDispatch, claim: ClaimRequest, reply: ClaimReply
+    ) -> Attempt | None:
+        """Return the attempt with all its parts, or None if it was lost meanwhile."""
+        try:
+            return self._attempt(dispatch, await complete(self._gateway, claim, reply))
+        except BaseException as exc:
+            # The next heartbeat does not list the attempt, so the control plane dispatches the next one.
+            self._ledger.drop(claim.task_id, claim.attempt)
+            if not isinstance(exc, LlamaDeployError):
+                raise
+            logger.warning(
+                "attempt %d of task %s cannot start here: %s",
+                claim.attempt,
+                claim.task_id,
+                exc,
+                extra={"action": "claim_incomplete", "task_id": claim.task_id},
+            )
+            return None
 
     def _attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
         task_id, number = dispatch.task_id, dispatch.attempt
@@ -101,7 +124,7 @@ class Claims:
         return Attempt(
             key=key,
             state=state,
-            input=dispatch.input,
+            input=reply.input,
             mailbox=mailbox,
             reports=AttemptReports(key, self._publish, keep_published=keeps_journal),
             keeps_journal=keeps_journal,

@@ -75,6 +75,11 @@ class HeartbeatThread:
         )
         self._thread.start()
 
+    @property
+    def blocked_seconds(self) -> float:
+        """For how long the loop has been blocked; 0 if it runs. May be read in any thread."""
+        return self._watch.blocked_seconds if self._watch is not None else 0.0
+
     def hurry(self) -> None:
         """Send the next heartbeat now."""
         self._wake.set()

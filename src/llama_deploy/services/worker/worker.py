@@ -356,7 +356,13 @@ class Worker:
     def _compose_heartbeat(self, heard_at: datetime | None) -> Heartbeat:
         held, claiming = self.ledger.snapshot()
         return Heartbeat(
-            instance_id=self._settings.instance_id, held=held, claiming=claiming, heard_at=heard_at
+            instance_id=self._settings.instance_id,
+            held=held,
+            claiming=claiming,
+            heard_at=heard_at,
+            slots=self._settings.max_concurrent_tasks,
+            running=len(self),
+            blocked_seconds=self._heartbeat.blocked_seconds,
         )
 
     def _on_heartbeat_reply(self, reply: HeartbeatReply) -> None:

@@ -74,7 +74,7 @@ class OriginCheck:
             await self._app(scope, receive, send)
             return
         named = origin[:200].decode("latin-1") if is_page else None
-        page = f"of the origin {named!r}" if is_page else f"of another site (Sec-Fetch-Site: {site[:20]!r})"
+        page = "on another site" if named is None else f"of the origin {named!r}"
         error = ForeignOriginError(f"a web page {page} must not use this server{self._hint}", origin=named)
         await problem_response(error)(scope, receive, send)
 

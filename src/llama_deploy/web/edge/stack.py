@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -39,19 +39,27 @@ class EdgeSettings:
 
 
 def build_edge(
-    app: ASGIApp, settings: EdgeSettings, *, shortcuts: Mapping[tuple[str, str], Endpoint] = _NO_SHORTCUTS
+    app: ASGIApp,
+    settings: EdgeSettings,
+    *,
+    shortcuts: Mapping[tuple[str, str], Endpoint] = _NO_SHORTCUTS,
+    layers: Sequence[Callable[[ASGIApp], ASGIApp]] = (),
 ) -> ASGIApp:
     """Return `app` behind all layers: no route, fast or documented, can be reached past one.
 
-    The order: trusted hosts, origins and CORS, trace, authentication, body limit, JSON bodies, shortcuts.
+    The order: trusted hosts, origins and CORS, trace, authentication, body limit, JSON bodies, the
+    server's own layers, shortcuts.
 
     Args:
         app: The application, which documents all routes.
         settings: What is checked.
         shortcuts: Routes that are answered before the application; see `Shortcuts`.
+        layers: The server's own layers, the outermost first.
     """
     origins = settings.cors_origins or ()
     stack: ASGIApp = Shortcuts(app, shortcuts)
+    for layer in reversed(layers):
+        stack = layer(stack)
     stack = JsonBodies(stack)
     stack = BodyLimit(stack, max_body_bytes=settings.max_body_bytes)
     stack = Authentication(stack, authenticator=settings.authenticator)

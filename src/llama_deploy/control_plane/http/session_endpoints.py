@@ -1,0 +1,126 @@
+"""Endpoints of the 0.6 API for sessions and their tasks, as methods of `ControlPlaneServer`."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from typing import Annotated, Any
+
+from fastapi import Body, Header, Query, Response
+from starlette.responses import StreamingResponse
+
+from llama_deploy.control_plane.http.stream_responses import data_response
+from llama_deploy.control_plane.http.task_routes import Wait
+from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.control_plane.requests.routing import route
+from llama_deploy.errors import InvalidRequestError
+from llama_deploy.orchestrators import BaseOrchestrator
+from llama_deploy.state_stores.base import TaskRecord
+from llama_deploy.types import (
+    EventDefinition,
+    SessionDefinition,
+    SessionOptions,
+    SessionState,
+    TaskDefinition,
+    TaskResult,
+)
+from llama_deploy.types.json_values import JsonObject
+
+_IfMatch = Annotated[str | None, Header(description='The version that was read, such as `"3"`.')]
+_Page = Annotated[int, Query(ge=1, le=10_000)]
+
+
+class SessionEndpoints(ABC):
+    """Sessions, their tasks and their state."""
+
+    orchestrator: BaseOrchestrator
+
+    @property
+    @abstractmethod
+    def plane(self) -> ControlPlane:
+        """The control plane that answers."""
+
+    async def create_session(self, options: Annotated[SessionOptions | None, Body()] = None) -> str:
+        """Create a session and return its id."""
+        return await self.plane.sessions.create(options or SessionOptions())
+
+    async def get_all_sessions(self, after: str = "", limit: _Page = 1000) -> dict[str, SessionDefinition]:
+        """Return sessions by id, ordered by it."""
+        return await self.plane.sessions.all(after=after, limit=limit)
+
+    async def get_session(self, session_id: str) -> SessionDefinition:
+        """Return a session."""
+        return await self.plane.sessions.get(session_id)
+
+    async def delete_session(self, session_id: str) -> None:
+        """Delete a session with its tasks."""
+        await self.plane.sessions.delete(session_id)
+
+    async def add_task_to_session(self, session_id: str, task_def: TaskDefinition) -> str:
+        """Accept a task and return its id. The task is durable when this returns."""
+        if task_def.session_id not in (None, session_id):
+            raise InvalidRequestError(
+                f"the task names session {task_def.session_id}, the path {session_id}; send the same id"
+            )
+        task = task_def.model_copy(update={"session_id": session_id})
+        submission = await route(self.orchestrator, self.plane.sessions, task)
+        return (await self.plane.tasks.submit(submission)).task_id
+
+    async def get_session_tasks(self, session_id: str) -> list[TaskDefinition]:
+        """Return the tasks of a session in the order in which they were accepted."""
+        return [_definition(task) for task in await self.plane.sessions.tasks(session_id)]
+
+    async def get_current_task(self, session_id: str) -> TaskDefinition | None:
+        """Return the task of a session that was accepted last, or null."""
+        tasks = await self.plane.sessions.tasks(session_id)
+        return _definition(tasks[-1]) if tasks else None
+
+    async def get_task_result(self, session_id: str, task_id: str, wait: Wait = 0.0) -> TaskResult | None:
+        """Return a task's result, or null while it has not ended."""
+        return (await self.plane.tasks.get(task_id, session_id=session_id, wait=wait)).result
+
+    async def get_task_result_stream(self, session_id: str, task_id: str) -> StreamingResponse:
+        """Return the data of a task's events as they occur, one per line. The terminal event is last."""
+        return data_response(await self.plane.tasks.events(task_id, session_id=session_id))
+
+    async def send_event(self, session_id: str, task_id: str, event_def: EventDefinition) -> None:
+        """Send an event to a task."""
+        await self.plane.tasks.send_event(task_id, event_def, session_id=session_id)
+
+    async def get_session_state(self, session_id: str, response: Response) -> dict[str, Any]:
+        """Return a session's state; the ETag is its version."""
+        return _with_version(await self.plane.sessions.state(session_id), response)
+
+    async def update_session_state(
+        self, session_id: str, state: JsonObject, response: Response
+    ) -> dict[str, Any]:
+        """Overwrite the given keys of a session's state; returns all of it."""
+        return _with_version(await self.plane.sessions.merge_state(session_id, state), response)
+
+    async def replace_session_state(
+        self, session_id: str, state: JsonObject, response: Response, if_match: _IfMatch = None
+    ) -> dict[str, Any]:
+        """Replace a session's state if it still has the version in If-Match."""
+        changed = await self.plane.sessions.replace_state(session_id, state, version=_version(if_match))
+        return _with_version(changed, response)
+
+
+def _definition(task: TaskRecord) -> TaskDefinition:
+    return TaskDefinition(
+        input=task.input, task_id=task.task_id, session_id=task.session_id, agent_id=task.service_name
+    )
+
+
+def _with_version(state: SessionState, response: Response) -> dict[str, Any]:
+    response.headers["ETag"] = f'"{state.version}"'
+    return state.state
+
+
+def _version(if_match: str | None) -> int:
+    match = re.fullmatch(r'"?(\d{1,18})"?', if_match or "")
+    if match is None:
+        raise InvalidRequestError(
+            f'If-Match must be the version that you read, such as "3", not {if_match!r};'
+            " GET returns it as ETag"
+        )
+    return int(match.group(1))

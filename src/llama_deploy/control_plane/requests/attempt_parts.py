@@ -1,0 +1,133 @@
+"""What an attempt starts from, in replies of a limited size.
+
+The answer to a claim holds the input, the session's state, the inbox and the run's journal. What does not fit
+is left out of the answer, and the owner of the attempt fetches it in slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.storage.run_rows import Runs
+from llama_deploy.errors import TaskNotFoundError
+from llama_deploy.state_stores.base import StateStore, StoreTransaction, TaskRecord
+from llama_deploy.types import EventDefinition
+from llama_deploy.types.instance_protocol import (
+    AttemptPart,
+    ClaimReply,
+    InboxEntry,
+    PartReply,
+    PartRequest,
+    RunRecord,
+)
+
+MAX_CLAIM_CHARACTERS: Final = 8 * 1024 * 1024
+"""How much the answers to the claims of one request may hold together."""
+MAX_SLICE_CHARACTERS: Final = 2 * 1024 * 1024
+"""How much of a part one answer may hold."""
+_INBOX: Final = TypeAdapter(list[InboxEntry])
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer to a claim with all its parts, and how many characters each takes."""
+
+    reply: ClaimReply
+    sizes: Mapping[AttemptPart, int]
+
+    def within(self, budget: int) -> tuple[ClaimReply, int]:
+        """Return the answer without the parts that do not fit, and what is left of the budget."""
+        omitted: list[AttemptPart] = []
+        for part, size in self.sizes.items():
+            if size > budget:
+                omitted.append(part)
+            else:
+                budget -= size
+        if not omitted:
+            return self.reply, budget
+        fields = {name: value for name, value in self.reply if name not in omitted}
+        return ClaimReply.model_construct(**{**fields, "omitted": omitted}), budget
+
+
+def sizes_of(reply: ClaimReply, *, session_state: str) -> dict[AttemptPart, int]:
+    """Return how many characters each part of an answer takes, the state's as it is stored."""
+    return {
+        AttemptPart.INPUT: len(reply.input),
+        AttemptPart.SESSION_STATE: len(session_state),
+        AttemptPart.INBOX: sum(len(entry.event.event_obj_str) for entry in reply.inbox),
+        AttemptPart.RUN: 0 if reply.run is None else _size_of_run(reply.run),
+    }
+
+
+def _size_of_run(run: RunRecord) -> int:
+    return sum(map(len, run.entries)) + len(run.snapshot or "") + len(run.state or "")
+
+
+def limited(grants: Iterable[Grant | ClaimReply]) -> list[ClaimReply]:
+    """Return the answers to the claims of one request, together not larger than they may be."""
+    budget = MAX_CLAIM_CHARACTERS
+    replies: list[ClaimReply] = []
+    for each in grants:
+        if isinstance(each, Grant):
+            reply, budget = each.within(budget)
+            replies.append(reply)
+        else:
+            replies.append(each)
+    return replies
+
+
+class AttemptParts:
+    """Reads the parts of an attempt for its owner."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+
+    async def read(self, request: PartRequest) -> PartReply:
+        """Return a slice of the JSON text of a part.
+
+        Raises:
+            TaskNotFoundError: The task was deleted.
+            FencedOutError: The sender does not own the attempt.
+        """
+        text = await self._store.read(lambda tx: _text(tx, request))
+        digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+        # A part that has changed since its first slice was read is read from its beginning.
+        start = request.offset if request.digest in (None, digest) else 0
+        return PartReply(text=text[start : start + MAX_SLICE_CHARACTERS], size=len(text), digest=digest)
+
+
+def _text(tx: StoreTransaction, request: PartRequest) -> str:
+    task = tx.load_tasks([request.task_id]).get(request.task_id)
+    if task is None:
+        raise TaskNotFoundError(f"there is no task {request.task_id}", task_id=request.task_id)
+    lifecycle.check_owner(task, attempt=request.attempt, token=request.token)
+    match request.part:
+        case AttemptPart.INPUT:
+            return task.input
+        case AttemptPart.SESSION_STATE:
+            return tx.load_sessions([task.session_id])[task.session_id].state
+        case AttemptPart.INBOX:
+            return _inbox(tx, task)
+        case AttemptPart.RUN:
+            return _run(tx, task)
+
+
+def _inbox(tx: StoreTransaction, task: TaskRecord) -> str:
+    entries = [
+        InboxEntry(
+            task_id=entry.task_id, seq=entry.seq, event=EventDefinition.model_validate_json(entry.event)
+        )
+        for entry in tx.load_inbox([task.task_id])
+    ]
+    return _INBOX.dump_json(entries).decode()
+
+
+def _run(tx: StoreTransaction, task: TaskRecord) -> str:
+    run = Runs(tx).record(task)
+    return "null" if run is None else run.model_dump_json()

@@ -1,0 +1,168 @@
+"""What does not fit into the answer to a claim is left out of it, and fetched by the attempt's owner."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from workflows import Context, Workflow, step
+from workflows.events import HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
+
+from llama_deploy.control_plane.requests import attempt_parts, service_requests
+from llama_deploy.errors import FencedOutError, TaskNotFoundError
+from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
+from llama_deploy.types import EventDefinition, TaskStatus
+from llama_deploy.types.instance_protocol import AttemptPart, ClaimReply, PartRequest, TaskDispatch
+from llama_deploy.web.http_connection import HttpConnection
+from tests.integration.conftest import Instance, beat, post, submit
+from tests.integration.in_process import result_of, running_stack, until
+
+EVENT = '{"qualified_name": "any.Event", "value": {}}'
+
+
+async def fetch(gateway: ControlPlaneGateway, dispatch: TaskDispatch, token: str, part: AttemptPart) -> str:
+    text, size = "", None
+    while size is None or len(text) < size:
+        reply = await gateway.part(request(dispatch, token, part, offset=len(text)))
+        assert reply.text or not reply.size
+        text, size = text + reply.text, reply.size
+    return text
+
+
+def request(dispatch: TaskDispatch, token: str, part: AttemptPart, **fields: Any) -> PartRequest:
+    return PartRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, token=token, part=part, **fields)
+
+
+async def claim_with_state(http: HttpConnection, instance: Instance) -> tuple[TaskDispatch, ClaimReply]:
+    session_id = await post(http, "/sessions/create")
+    await post(http, f"/sessions/{session_id}/state", {"name": "Zoë"})
+    view = await submit(http, arguments={"text": "x" * 100}, session_id=session_id)
+    await instance.server.plane.tasks.send_event(view["task_id"], EventDefinition(event_obj_str=EVENT))
+    dispatch = await instance.next_dispatch()
+    return dispatch, await instance.claim(dispatch)
+
+
+async def test_a_claim_holds_everything_that_is_small(http: HttpConnection, instance: Instance) -> None:
+    _, reply = await claim_with_state(http, instance)
+
+    assert (reply.input, reply.session_state, reply.omitted) == (
+        json.dumps({"text": "x" * 100}),
+        {"name": "Zoë"},
+        [],
+    )
+    assert [entry.event.event_obj_str for entry in reply.inbox] == [EVENT]
+
+
+@pytest.mark.parametrize("over", ["http", "calls"])
+async def test_the_owner_fetches_in_slices_what_was_omitted(
+    http: HttpConnection, instance: Instance, over: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_parts, "MAX_CLAIM_CHARACTERS", 5)
+    monkeypatch.setattr(attempt_parts, "MAX_SLICE_CHARACTERS", 7)
+    dispatch, reply = await claim_with_state(http, instance)
+    gateway: ControlPlaneGateway = (
+        HttpGateway(instance.server.config.url) if over == "http" else instance.server.gateway()
+    )
+
+    assert sorted(reply.omitted) == ["inbox", "input", "session_state"]
+    assert (reply.input, reply.session_state, reply.inbox) == ("", {}, [])
+    got = {part: await fetch(gateway, dispatch, reply.token, part) for part in AttemptPart}
+    await gateway.close()
+
+    assert json.loads(got[AttemptPart.INPUT]) == {"text": "x" * 100}
+    assert json.loads(got[AttemptPart.SESSION_STATE]) == {"name": "Zoë"}
+    assert [entry["seq"] for entry in json.loads(got[AttemptPart.INBOX])] == [1]
+    assert json.loads(got[AttemptPart.RUN]) is None
+
+
+async def test_the_claims_of_one_request_share_the_limit(
+    http: HttpConnection, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_parts, "MAX_CLAIM_CHARACTERS", 250)
+    for _ in range(3):
+        await submit(http, arguments={"text": "x" * 100})
+    dispatches = [await instance.next_dispatch() for _ in range(3)]
+
+    replies = await instance.server.plane.attempts.claim(
+        [instance.claim_request(dispatch) for dispatch in dispatches]
+    )
+
+    assert [reply.omitted for reply in replies] == [[], [], ["input"]]
+
+
+async def test_a_part_that_changes_while_it_is_read_begins_again(
+    http: HttpConnection, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_parts, "MAX_SLICE_CHARACTERS", 7)
+    dispatch, claimed = await claim_with_state(http, instance)
+    gateway = instance.server.gateway()
+    state = request(dispatch, claimed.token, AttemptPart.SESSION_STATE)
+    before = await gateway.part(state)
+    await post(http, f"/sessions/{dispatch.session_id}/state", {"name": "Bob"})
+
+    after = await gateway.part(state.model_copy(update={"offset": 7, "digest": before.digest}))
+
+    assert after.digest != before.digest
+    assert after.text == '{"name"'
+
+
+async def test_only_the_owner_may_fetch(http: HttpConnection, instance: Instance) -> None:
+    dispatch, claimed = await claim_with_state(http, instance)
+    gateway = instance.server.gateway()
+    with pytest.raises(FencedOutError):
+        await gateway.part(request(dispatch, "guessed", AttemptPart.INPUT))
+    await instance.finish(dispatch)
+    await post(http, f"/sessions/{dispatch.session_id}/delete")
+    with pytest.raises(TaskNotFoundError):
+        await gateway.part(request(dispatch, claimed.token, AttemptPart.INPUT))
+
+
+async def test_the_answer_to_a_heartbeat_holds_a_limited_part_of_the_inbox(
+    http: HttpConnection, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_requests, "MAX_INBOX_CHARACTERS", 2 * len(EVENT))
+    dispatch, _ = await claim_with_state(http, instance)
+    for _ in range(4):
+        await instance.server.plane.tasks.send_event(dispatch.task_id, EventDefinition(event_obj_str=EVENT))
+
+    seen = 1
+    for expected in ([2, 3], [4, 5], []):
+        told = [entry.seq for entry in (await beat(instance, dispatch, inbox_seq=seen)).inbox]
+        assert told == expected
+        seen = told[-1] if told else seen
+    monkeypatch.setattr(service_requests, "MAX_INBOX_CHARACTERS", 1)
+    assert [entry.seq for entry in (await beat(instance, dispatch, inbox_seq=2)).inbox] == [3]
+
+
+class Ask(Workflow):
+    """Counts in the session, and asks a person in its middle."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> InputRequiredEvent:
+        await ctx.store.set("count", await ctx.store.get("count", default=0) + 1)
+        return InputRequiredEvent(prefix=ev.get("question"))
+
+    @step
+    async def answer(self, ctx: Context, ev: HumanResponseEvent) -> StopEvent:
+        return StopEvent(result=f"{ev.response} {await ctx.store.get('count')}")
+
+
+async def test_a_service_starts_from_parts_as_from_a_whole_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt_parts, "MAX_CLAIM_CHARACTERS", 1)
+    monkeypatch.setattr(attempt_parts, "MAX_SLICE_CHARACTERS", 100)
+    async with running_stack() as stack:
+        await stack.service(Ask()).register_to_control_plane()
+        session_id = await stack.session()
+        for count in (1, 2):
+            task_id = await stack.submit("service", session_id, question="why")
+
+            async def is_parked(task_id: str = task_id) -> bool:
+                return (await stack.plane.tasks.get(task_id)).status is TaskStatus.WAITING
+
+            async with stack.serving(stack.service(Ask(), idle_timeout=0.05)):
+                await until(is_parked)
+            await stack.send(task_id, HumanResponseEvent(response="because"))
+            # Another instance goes on from the journal, the inbox and the session's state.
+            async with stack.serving(stack.service(Ask())):
+                assert result_of(await stack.end(task_id)) == f"because {count}"

@@ -1,0 +1,94 @@
+"""Uploaded reports are stored by the rules of those from the queue: in order, once, from the owner only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from llama_deploy.control_plane.requests.report_uploads import ReportUploads
+from llama_deploy.errors import EventsMissingError
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.gateway import HttpGateway
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.types.instance_protocol import AttemptEvents, AttemptOutcome, TaskDispatch
+from llama_deploy.web.http_connection import HttpConnection
+from tests.integration.conftest import Instance, get, read_stream, submit
+
+
+@pytest.fixture
+async def gateway(instance: Instance) -> AsyncIterator[HttpGateway]:
+    gateway = HttpGateway(instance.server.config.url)
+    yield gateway
+    await gateway.close()
+
+
+async def claimed(http: HttpConnection, instance: Instance) -> TaskDispatch:
+    await submit(http)
+    dispatch = await instance.next_dispatch()
+    assert (await instance.claim(dispatch)).granted
+    return dispatch
+
+
+def events(instance: Instance, dispatch: TaskDispatch, first: int, numbers: range) -> QueueMessage:
+    data = AttemptEvents(**instance.events(dispatch, first, numbers))
+    return QueueMessage(action=ActionTypes.TASK_STREAM, data=data.model_dump(mode="json"))
+
+
+def outcome(instance: Instance, dispatch: TaskDispatch, first: int, **fields: Any) -> QueueMessage:
+    data = AttemptOutcome(
+        **{**instance.events(dispatch, first, range(0)), "status": "succeeded", "value": "done", **fields}
+    )
+    return QueueMessage(action=ActionTypes.COMPLETED_TASK, data=data.model_dump(mode="json"))
+
+
+async def numbers_of(http: HttpConnection, task_id: str) -> list[Any]:
+    return [event["data"].get("n") for event in await read_stream(http, f"/tasks/{task_id}/events")]
+
+
+async def test_uploads_and_messages_make_one_stream(
+    http: HttpConnection, instance: Instance, gateway: HttpGateway
+) -> None:
+    dispatch = await claimed(http, instance)
+    await instance.stream(dispatch, first=0, numbers=range(2))
+
+    async def uploaded() -> bool:
+        try:
+            await gateway.report(events(instance, dispatch, 2, range(2, 4)))
+        except EventsMissingError:
+            return False
+        return True
+
+    await eventually(uploaded)
+    await gateway.report(events(instance, dispatch, 1, range(1, 5)))
+    for _ in range(2):  # the answer to the first was lost
+        await gateway.report(outcome(instance, dispatch, 5))
+    assert await numbers_of(http, dispatch.task_id) == [0, 1, 2, 3, 4, None]
+    assert (await get(http, f"/tasks/{dispatch.task_id}"))["result"]["result"] == "done"
+
+
+async def test_what_another_attempt_uploads_changes_nothing(
+    http: HttpConnection, instance: Instance, gateway: HttpGateway
+) -> None:
+    dispatch = await claimed(http, instance)
+    await gateway.report(outcome(instance, dispatch, 0, token="guessed"))
+    assert (await get(http, f"/tasks/{dispatch.task_id}"))["status"] == "running"
+
+
+async def test_reports_that_the_queue_has_lost_end_the_attempt(
+    http: HttpConnection, instance: Instance
+) -> None:
+    dispatch = await claimed(http, instance)
+    uploads = ReportUploads(instance.server.plane.attempts, lost_after=0.2)
+
+    async def taken_back() -> bool:
+        with pytest.raises(EventsMissingError):
+            await uploads.take(events(instance, dispatch, 3, range(3, 4)))
+        view = await get(http, f"/tasks/{dispatch.task_id}")
+        return bool(view["attempt"] == 2)
+
+    assert not await taken_back()
+    await eventually(taken_back)
+    assert (await get(http, f"/tasks/{dispatch.task_id}"))["status"] == "queued"
+    await uploads.take(events(instance, dispatch, 3, range(3, 4)))
