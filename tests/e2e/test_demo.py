@@ -195,4 +195,4 @@ def test_a_demo_that_cannot_start_says_why(tmp_path: Path) -> None:
 
     assert code == 1
     assert "the demo failed: `llamactl serve library.py:library" in output
-    assert "there is no file library.py" in output
+    assert "no file library.py" in output

@@ -65,7 +65,7 @@ class TaskHandle:
             TaskNotFoundError: The task does not exist.
             SerializationError: The value does not match `as_type`.
         """
-        # Only what has ended is known for good.
+        # A task that has ended does not change, so it is not requested again.
         known = self._view if self._view is not None and self._view.result is not None else None
         self._view = await wait_for_end(self._api, self.task_id, self._api.deadline(timeout), known)
         return value_of(result_of(self._view), as_type)
