@@ -82,7 +82,7 @@ async def test_the_same_submission_twice_makes_one_task(http: HttpConnection, in
     first = await submit(http, task_id="mine", arguments={"x": 1})
     again = await submit(http, task_id="mine", arguments={"x": 1})
     assert again == first
-    with pytest.raises(ConflictError, match="other arguments"):
+    with pytest.raises(ConflictError, match="another service, session or arguments"):
         await submit(http, task_id="mine", arguments={"x": 2})
 
 

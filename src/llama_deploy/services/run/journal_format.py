@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from workflows import Context, Workflow
 from workflows.events import Event
 
@@ -17,12 +18,33 @@ from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.instance_protocol import RunHeader, RunRecord
 from llama_deploy.workflow_library import BrokerState
 
+SNAPSHOT_FORMAT: Final = 1
+"""The format that this release writes, and the only one that it reads."""
+
 
 class RunSnapshot(BaseModel):
     """A run as it is written down for its time outside memory."""
 
+    format: int = SNAPSHOT_FORMAT
+    """The major version of this model."""
     run: library.Snapshot
     waits: list[Wait]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_format(cls, fields: Any) -> Any:
+        """Refuse another major version before its fields are read.
+
+        Raises:
+            RunMismatchError: The snapshot has another format.
+        """
+        found = fields.get("format", SNAPSHOT_FORMAT) if isinstance(fields, dict) else SNAPSHOT_FORMAT
+        if found != SNAPSHOT_FORMAT:
+            raise RunMismatchError(
+                f"the snapshot of the run has format {found!r} but this release reads format"
+                f" {SNAPSHOT_FORMAT}; resume the run with an instance of the release that wrote it"
+            )
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
