@@ -389,7 +389,7 @@ async def test_events_reach_the_instance_and_the_one_after_it(
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("not json", "not JSON"),
+        ("not json", "not valid JSON"),
         ("[]", "must hold"),
         ('{"value": {}}', "names no class"),
         ('{"qualified_name": "os.system", "value": {}}', "does not accept events of the class 'os.system'"),

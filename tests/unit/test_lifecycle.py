@@ -34,6 +34,7 @@ from llama_deploy.types.instance_protocol import (
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 BACKOFF = Backoff(1.0, longest=3.0)
 NEAR = [0, 0, 0, -1, 1]
 """From the number that fits, mostly none."""
@@ -76,13 +77,15 @@ class TaskLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.task = new_task()
+        self.task = new_task(status_changed_at=LONG_AGO)
         self.stream: list[EventPayload] = []
         self.sent = 0
         self.claims = 0
         self.ends = 0
         self.journal: list[str | None] = []
         self.is_stored = False
+        self.is_old = False
+        """Whether the attempt has lived for `HARMLESS_AFTER` at the time of a write to the journal."""
         self.deaths = 0
         """How many instances have died that were not forgiven."""
 
@@ -96,8 +99,12 @@ class TaskLife(RuleBasedStateMachine):
             self.is_stored = False
             self.journal = []
         assert self.task.attempt >= before.attempt
+        if self.task.status is before.status:
+            assert self.task.status_changed_at == before.status_changed_at
+        else:
+            assert self.task.status_changed_at > LONG_AGO
         written = transition.journal
-        if written is not None and (written.step_ended or written.parking is not None):
+        if written is not None and (written.parking is not None or (written.step_ended and self.is_old)):
             self.deaths = 0
         if transition.dispatch:
             assert self.task.status is TaskStatus.QUEUED
@@ -105,7 +112,7 @@ class TaskLife(RuleBasedStateMachine):
     @precondition(lambda self: self.task.status is TaskStatus.PENDING)
     @rule()
     def take_turn(self) -> None:
-        self.apply(lifecycle.take_turn(self.task))
+        self.apply(lifecycle.take_turn(self.task, at=NOW))
 
     @rule(instance=st.sampled_from(["a", "b"]), off=st.sampled_from(NEAR))
     def claim(self, instance: str, off: int) -> None:
@@ -167,7 +174,7 @@ class TaskLife(RuleBasedStateMachine):
         count=st.integers(0, 2),
         shift=st.sampled_from([*NEAR, -2]),
         entry=st.sampled_from([None, "entry"]),
-        ends_step=st.booleans(),
+        step_lasts=st.sampled_from([None, timedelta(), lifecycle.HARMLESS_AFTER]),
         parks=st.booleans(),
         unseen=st.booleans(),
     )
@@ -179,11 +186,13 @@ class TaskLife(RuleBasedStateMachine):
         count: int,
         shift: int,
         entry: str | None,
-        ends_step: bool,
+        step_lasts: timedelta | None,
         parks: bool,
         unseen: bool,
     ) -> None:
         before = self.task
+        self.is_old = bool(step_lasts)
+        at = NOW + (step_lasts or timedelta())
         attempt = before.attempt + off
         write = a_write(
             before,
@@ -192,13 +201,13 @@ class TaskLife(RuleBasedStateMachine):
             events=events(count),
             seq=max(before.journal_length + shift, 0),
             entry=entry,
-            step_ended=ends_step,
+            step_ended=step_lasts is not None,
             parking=Parking(inbox_seq=before.inbox_length - unseen) if parks else None,
         )
         transition: list[Transition] = []
 
         def act() -> Transition:
-            transition.append(lifecycle.journal(before, write, at=NOW))
+            transition.append(lifecycle.journal(before, write, at=at))
             return transition[0]
 
         try:
@@ -222,7 +231,7 @@ class TaskLife(RuleBasedStateMachine):
     @rule()
     def wake(self) -> None:
         before = self.task
-        self.apply(lifecycle.wake(before))
+        self.apply(lifecycle.wake(before, at=NOW))
         if before.status is TaskStatus.WAITING:
             assert self.task.status is TaskStatus.QUEUED
             assert (self.task.attempt, self.task.losses) == (before.attempt + 1, before.losses)
@@ -232,7 +241,7 @@ class TaskLife(RuleBasedStateMachine):
     @precondition(lambda self: not self.task.status.is_terminal)
     @rule()
     def receive_an_event(self) -> None:
-        self.apply(lifecycle.wake(replace(self.task, inbox_length=self.task.inbox_length + 1)))
+        self.apply(lifecycle.wake(replace(self.task, inbox_length=self.task.inbox_length + 1), at=NOW))
         assert self.task.status is not TaskStatus.WAITING
 
     @precondition(lambda self: self.task.status is TaskStatus.RUNNING)
@@ -407,7 +416,7 @@ def test_it_fails_when_as_many_instances_have_died_as_may_and_got_no_further(hap
             parking = Parking(inbox_seq=0) if happening == "parks" else None
             write = a_write(task, entry="entry", step_ended=happening == "steps", parking=parking)
             written = lifecycle.journal(task, write, at=NOW + lifecycle.HARMLESS_AFTER)
-            task = lifecycle.wake(written.task).task
+            task = lifecycle.wake(written.task, at=NOW).task
             deaths = deaths if happening == "notes" else 0
         assert task.losses == deaths
         assert task.status.is_terminal is (deaths == task.max_attempts)
@@ -490,7 +499,7 @@ def test_a_run_that_only_waits_leaves_its_instance() -> None:
     assert parked.task.wake_at == NOW + timedelta(seconds=30)
     with pytest.raises(FencedOutError, match="waiting"):
         lifecycle.journal(parked.task, write, at=NOW)
-    woken = lifecycle.wake(parked.task)
+    woken = lifecycle.wake(parked.task, at=NOW)
     assert woken.dispatch
     assert (woken.task.attempt, woken.task.losses, woken.task.wake_at) == (2, 0, None)
     assert woken.task.has_run

@@ -187,23 +187,6 @@ def test_reads_are_merged() -> None:
     assert both == Reads(tasks={"a", "b"}, ending_tasks={"a"}, runs={"b"}, services={"x"})
 
 
-async def test_a_change_of_status_is_dated(writer: Writer, store: SQLiteStateStore) -> None:
-    long_ago = NOW - timedelta(days=1)
-    before = [
-        a_task(name, session_id=name, status=TaskStatus.QUEUED, status_changed_at=long_ago)
-        for name in ("a", "b")
-    ]
-    await store.transact(lambda tx: tx.tasks.insert(before))
-
-    def change(unit: Unit) -> None:
-        unit.apply(Transition(replace(unit.tasks.get("a"), status=TaskStatus.RUNNING)))
-        unit.apply(Transition(replace(unit.tasks.get("b"), dispatches=7)))
-
-    await writer.write(Command(change, Reads.of_tasks("a", "b")))
-    stored = await store.read(lambda tx: tx.tasks.load(["a", "b"]))
-    assert (stored["a"].status_changed_at, stored["b"].status_changed_at) == (NOW, long_ago)
-
-
 async def test_a_written_state_is_dated(writer: Writer, store: SQLiteStateStore) -> None:
     old = replace(a_session("old"), updated_at=NOW - timedelta(days=1))
     await store.transact(lambda tx: tx.sessions.insert([old]))

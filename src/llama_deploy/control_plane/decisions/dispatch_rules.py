@@ -27,12 +27,13 @@ class DispatchPace:
         return at + timedelta(seconds=self.unclaimed.delay(dispatches))
 
 
-def next_turn(open_tasks: Sequence[TaskRecord]) -> Transition | None:
+def next_turn(open_tasks: Sequence[TaskRecord], *, at: datetime) -> Transition | None:
     """Return the turn of a session's next task after another task has ended.
 
     Args:
         open_tasks: The open tasks of the session, oldest first.
+        at: The present time.
     """
     if open_tasks and all(task.status is TaskStatus.PENDING for task in open_tasks):
-        return lifecycle.take_turn(open_tasks[0])
+        return lifecycle.take_turn(open_tasks[0], at=at)
     return None

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import (
@@ -88,7 +88,7 @@ def admit(task: TaskRecord, *, open_tasks: Sequence[TaskRecord], policy: Session
         SessionBusyError: The policy is `reject` and the session has an open task.
     """
     if not open_tasks or policy is SessionPolicy.PARALLEL:
-        return Admission(take_turn(task))
+        return Admission(take_turn(task, at=task.created_at))
     if policy is SessionPolicy.REJECT:
         raise SessionBusyError(
             f"session {task.session_id} has the open task {open_tasks[0].task_id}, and its policy rejects"
@@ -98,9 +98,9 @@ def admit(task: TaskRecord, *, open_tasks: Sequence[TaskRecord], policy: Session
     return Admission(Transition(task), cancel=open_tasks if policy is SessionPolicy.INTERRUPT else ())
 
 
-def take_turn(task: TaskRecord) -> Transition:
+def take_turn(task: TaskRecord, *, at: datetime) -> Transition:
     """It is the task's turn in its session: `pending` → `queued`."""
-    return Transition(replace(task, status=TaskStatus.QUEUED, dispatches=1), dispatch=True)
+    return Transition(_moved(task, TaskStatus.QUEUED, at=at, dispatches=1), dispatch=True)
 
 
 def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: datetime) -> Transition:
@@ -122,9 +122,10 @@ def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: d
             attempt=attempt,
         )
     return Transition(
-        replace(
+        _moved(
             task,
-            status=TaskStatus.RUNNING,
+            TaskStatus.RUNNING,
+            at=at,
             instance_id=instance_id,
             token=token,
             claimed_at=at,
@@ -216,11 +217,11 @@ def _is_harmless(task: TaskRecord, write: JournalWrite, *, at: datetime) -> bool
     return write.parking is not None or (write.step_ended and lived)
 
 
-def wake(task: TaskRecord) -> Transition:
+def wake(task: TaskRecord, *, at: datetime) -> Transition:
     """An event or a timer concerns a run: if it is parked, its next attempt is due."""
     if task.status is not TaskStatus.WAITING:
         return Transition(task)
-    return _next_attempt(task)
+    return _next_attempt(task, at=at)
 
 
 def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
@@ -247,7 +248,7 @@ def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
             message=f"{losses} instances of service {task.service_name} died or went silent under this task",
         )
         return _finish(replace(task, losses=losses), _failed(task, failure), at=at)
-    following = _next_attempt(replace(task, losses=losses))
+    following = _next_attempt(replace(task, losses=losses), at=at)
     if losses == 1:
         return following
     due = at + timedelta(seconds=backoff.delay(losses - 1))
@@ -268,7 +269,7 @@ def take_back(task: TaskRecord, *, at: datetime) -> Transition:
     """The running attempt is taken from its owner, which is not the task's fault: the next one is due."""
     if task.cancel_requested:
         return _finish(task, _cancelled(task), at=at)
-    return _next_attempt(task)
+    return _next_attempt(task, at=at)
 
 
 def refuse(task: TaskRecord, *, attempt: int, error: LlamaDeployError, at: datetime) -> Transition:
@@ -343,11 +344,17 @@ def _grown(task: TaskRecord, count: int) -> TaskRecord:
     return replace(task, stream_length=task.stream_length + count, attempt_events=task.attempt_events + count)
 
 
-def _next_attempt(task: TaskRecord) -> Transition:
+def _moved(task: TaskRecord, status: TaskStatus, *, at: datetime, **changes: Any) -> TaskRecord:
+    """Return the task in another status: the one place where the status of a task changes."""
+    return replace(task, status=status, status_changed_at=at, **changes)
+
+
+def _next_attempt(task: TaskRecord, *, at: datetime) -> Transition:
     return Transition(
-        replace(
+        _moved(
             task,
-            status=TaskStatus.QUEUED,
+            TaskStatus.QUEUED,
+            at=at,
             attempt=task.attempt + 1,
             instance_id=None,
             token=None,
@@ -362,13 +369,14 @@ def _next_attempt(task: TaskRecord) -> Transition:
 
 def _park(task: TaskRecord, parking: Parking, *, at: datetime) -> Transition:
     if task.inbox_length > parking.inbox_seq:
-        return _next_attempt(task)
+        return _next_attempt(task, at=at)
     seconds = parking.wake_in
     sleep = None if seconds is None else timedelta(seconds=min(seconds, _LONGEST_SLEEP.total_seconds()))
     return Transition(
-        replace(
+        _moved(
             task,
-            status=TaskStatus.WAITING,
+            TaskStatus.WAITING,
+            at=at,
             instance_id=None,
             token=None,
             claimed_at=None,
@@ -404,9 +412,10 @@ def _finish(
     events: Sequence[EventPayload] = (),
     stop_event: EventPayload | None = None,
 ) -> Transition:
-    ended = replace(
+    ended = _moved(
         task,
-        status=result.status,
+        result.status,
+        at=at,
         token=None,
         finished_at=at,
         wake_at=None,

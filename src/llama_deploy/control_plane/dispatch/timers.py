@@ -61,7 +61,7 @@ class Timers:
             # An event may have woken it, and it may have parked again since.
             due = [task for task in known if task.wake_at is not None and task.wake_at <= unit.now]
             for task in due:
-                unit.apply(lifecycle.wake(task))
+                unit.apply(lifecycle.wake(task, at=unit.now))
             return len(due)
 
         reads = Reads(free_tasks={task.task_id for task in tasks})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import fields, replace
-from datetime import datetime
+from dataclasses import fields
 from operator import attrgetter
 from typing import Final
 
@@ -24,10 +23,9 @@ _all_but_progress: Final = attrgetter(
 class TaskRows:
     """Tasks: loaded once, changed in memory, written by `flush`."""
 
-    def __init__(self, tx: StoreTransaction, scope: Scope, *, now: datetime) -> None:
+    def __init__(self, tx: StoreTransaction, scope: Scope) -> None:
         self._tx = tx
         self._scope = scope
-        self._now = now
         self._records: dict[str, TaskRecord] = {}
         self._open: dict[str, dict[str, None]] = {}
         """The ids of the open tasks by session, oldest first, of the sessions for which they are known."""
@@ -115,12 +113,10 @@ class TaskRows:
         self._scope.allow(RowKind.TASK, [task.task_id])
         self.put(task)
 
-    def put(self, task: TaskRecord) -> TaskRecord:
-        """Store a changed task, and return it with the time at which its status has changed."""
+    def put(self, task: TaskRecord) -> None:
+        """Store a changed task."""
         self._scope.require(RowKind.TASK, task.task_id)
         before = self._records.get(task.task_id)
-        if before is not None and before.status is not task.status:
-            task = replace(task, status_changed_at=self._now)
         self._records[task.task_id] = task
         if (open_tasks := self._open.get(task.session_id)) is not None:
             if task.status.is_terminal:
@@ -128,12 +124,11 @@ class TaskRows:
             else:
                 open_tasks.setdefault(task.task_id)
         if task.task_id in self._new or task == before:
-            return task
+            return
         if before is not None and _all_but_progress(before) == _all_but_progress(task):
             self._progressed.add(task.task_id)
         else:
             self._changed.add(task.task_id)
-        return task
 
     def append_events(self, task: TaskRecord, events: Sequence[EventPayload]) -> None:
         """Store the last events of a task's stream, whose length already counts them."""

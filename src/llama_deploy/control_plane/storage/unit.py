@@ -58,7 +58,7 @@ class Unit:
         self._committed = Committed()
         self.now = now
         """The time of the transaction."""
-        self.tasks = TaskRows(tx, self._scope, now=now)
+        self.tasks = TaskRows(tx, self._scope)
         self.sessions = SessionRows(tx, self._scope, now=now)
         self.inbox = InboxRows(tx, self._scope, self.tasks)
         self.runs = RunRows(tx, self._scope)
@@ -103,7 +103,7 @@ class Unit:
             due = self._pace.redispatch_at(dispatches=task.dispatches, at=self.now)
             task = replace(task, redispatch_at=due)
             self._outgoing.dispatch(task)
-        task = self.tasks.put(task)
+        self.tasks.put(task)
         if transition.events:
             self.tasks.append_events(task, transition.events)
             self._committed.grown.add(task.task_id)
@@ -119,7 +119,7 @@ class Unit:
             self._outgoing.tell_instance(task, ActionTypes.CANCEL_TASK, cancellation)
         if transition.ended:
             self._committed.ended[task.task_id] = task
-            if (following := next_turn(self.tasks.open_of(task.session_id))) is not None:
+            if (following := next_turn(self.tasks.open_of(task.session_id), at=self.now)) is not None:
                 self.apply(following)
         return task
 
@@ -153,7 +153,7 @@ class Unit:
         # A larger event is brought by the answer to the instance's next heartbeat.
         if task.status is TaskStatus.RUNNING and len(event.event_obj_str) <= MAX_EVENT_CHARACTERS:
             self._outgoing.tell_instance(task, ActionTypes.SEND_EVENT, entry)
-        return self.apply(lifecycle.wake(task))
+        return self.apply(lifecycle.wake(task, at=self.now))
 
     def lose(self, task: TaskRecord) -> TaskRecord:
         """The instance that ran the task is gone."""
