@@ -96,9 +96,9 @@ class SqsSubscription(Subscription):
         """Return whether a message was delivered as often as it may be."""
         return is_exhausted(self.topic, deliveries, self._connection.config.max_deliveries)
 
-    def bury(self, received: ReceivedMessage) -> asyncio.Task[None]:
+    def move_to_dead_letters(self, received: ReceivedMessage) -> asyncio.Task[None]:
         """Move a message to the dead letters; one that cannot be moved comes back."""
-        return self._spawn(self._bury(received), name=f"dead letter of {self.topic}")
+        return self._spawn(self._move_to_dead_letters(received), name=f"dead letter of {self.topic}")
 
     async def _receive(self, max_messages: int) -> list[Delivery]:
         if self._poll is None:
@@ -163,7 +163,7 @@ class SqsSubscription(Subscription):
             exhausted = self.is_exhausted(each.attempt - 1)
             message = None if exhausted else decode_message(each.body, topic=self.topic)
             if message is None:
-                self.bury(each)
+                self.move_to_dead_letters(each)
                 continue
             self.held.add(each.receipt, self._held_until(each))
             deliveries.append(SqsDelivery(self, each, message))
@@ -172,7 +172,7 @@ class SqsSubscription(Subscription):
     def _held_until(self, received: ReceivedMessage) -> float:
         return held_until(self.visibility_timeout, since=received.since)
 
-    async def _bury(self, received: ReceivedMessage) -> None:
+    async def _move_to_dead_letters(self, received: ReceivedMessage) -> None:
         try:
             await self._put(self.topic + DEAD_LETTERS_SUFFIX, received.body)
         except LlamaDeployError as exc:
@@ -231,7 +231,7 @@ class SqsDelivery(Delivery):
         if not until:
             return
         if self._subscription.is_exhausted(self.attempt):
-            await asyncio.wait([self._subscription.bury(self._received)])
+            await asyncio.wait([self._subscription.move_to_dead_letters(self._received)])
         else:
             self._subscription.settle(SqsSettlement(self._received.receipt, self._possible(delay), until))
 

@@ -82,7 +82,7 @@ class NatsSubscription(Subscription):
         )
         self._returning: set[asyncio.Future[bool]] = set()
         """Deliveries that are returned, until the server has confirmed it."""
-        self._burials: set[asyncio.Task[None]] = set()
+        self._moving: set[asyncio.Task[None]] = set()
         self._joined = False
         self._inbox: tuple[LiveConnection, Inbox] | None = None
         self._pull: _Pull | None = None
@@ -109,15 +109,15 @@ class NatsSubscription(Subscription):
         """Return whether a message was delivered as often as it may be."""
         return is_exhausted(self.topic, deliveries, self._connection.config.max_deliveries)
 
-    def bury(self, msg: Msg) -> asyncio.Task[None]:
+    def move_to_dead_letters(self, msg: Msg) -> asyncio.Task[None]:
         """Move a message to the dead letters; one that cannot be moved comes back."""
         self.held.remove(place_of(msg))
-        burial = asyncio.create_task(self._bury(msg), name=f"dead letter of {self.topic}")
-        self._burials.add(burial)
-        burial.add_done_callback(self._burials.discard)
-        return burial
+        moving = asyncio.create_task(self._move_to_dead_letters(msg), name=f"dead letter of {self.topic}")
+        self._moving.add(moving)
+        moving.add_done_callback(self._moving.discard)
+        return moving
 
-    async def _bury(self, msg: Msg) -> None:
+    async def _move_to_dead_letters(self, msg: Msg) -> None:
         if await self._topics.store_dead_letter(self.topic, msg):
             self.settle(NatsSettlement(msg.reply, TERM))
 
@@ -145,7 +145,7 @@ class NatsSubscription(Subscription):
                     await inbox.drain()  # type: ignore[no-untyped-call]
             except (nats.errors.Error, TimeoutError):
                 logger.debug("the server has dropped the requests for %s with their connection", self.topic)
-        await asyncio.gather(*self._burials)
+        await asyncio.gather(*self._moving)
         await self._settlements.close()
 
     async def _ask(self, connection: LiveConnection, max_messages: int) -> None:
@@ -223,7 +223,7 @@ class NatsSubscription(Subscription):
             message = decode_message(msg.data, topic=self.topic)
             if message is not None:
                 return NatsDelivery(self, msg, message)
-        self.bury(msg)
+        self.move_to_dead_letters(msg)
         return None
 
     async def _send(self, batch: Sequence[NatsSettlement]) -> list[bool]:
@@ -250,7 +250,7 @@ class NatsDelivery(Delivery):
         if not until:
             return
         if self._subscription.is_exhausted(self.attempt):
-            await asyncio.wait([self._subscription.bury(self._msg)])
+            await asyncio.wait([self._subscription.move_to_dead_letters(self._msg)])
         else:
             self._settle(nak(delay), returned=self._place[0], until=until)
 

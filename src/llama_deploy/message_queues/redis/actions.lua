@@ -58,7 +58,7 @@ local function finish(id)
   redis.call('XDEL', topic, id)
 end
 
-local function bury(id)
+local function move_to_dead_letters(id)
   local entry = redis.call('XRANGE', topic, id, id)[1]
   if entry then
     create(dead_letters)
@@ -142,7 +142,7 @@ end
 -- Returns how long nothing else is due, how many entries became dead letters, and {id, deliveries, body} of each entry.
 function actions.claim()
   local most_deliveries, room, visibility = tonumber(ARGV[5]), tonumber(ARGV[7]), tonumber(ARGV[8])
-  local at, ids, claimed, buried = now(), {}, {}, 0
+  local at, ids, claimed, dead = now(), {}, {}, 0
   for _, rung in ipairs(redis.call('XPENDING', bell, group, '-', '+', 16)) do redis.call('XACK', bell, group, rung[1]) end
 
   local due = redis.call('ZRANGEBYSCORE', deadlines, 0, at, 'LIMIT', 0, room + PAGE)
@@ -163,8 +163,8 @@ function actions.claim()
     if not entry then
       redis.call('ZREM', deadlines, id)
     elseif entry[4] >= most_deliveries then
-      bury(id)
-      buried = buried + 1
+      move_to_dead_letters(id)
+      dead = dead + 1
     elseif #claimed == room then
       rest = rest + 1
     else
@@ -173,7 +173,7 @@ function actions.claim()
       if found then claimed[#claimed + 1] = {id, entry[4] + 1, record(found[2]).m or ''} else finish(id) end  -- was trimmed away
     end
   end
-  if rest > 0 then return {0, buried, claimed} end
+  if rest > 0 then return {0, dead, claimed} end
 
   local wait = visibility
   local later = redis.call('ZRANGEBYSCORE', deadlines, string.format('(%.3f', at), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
@@ -181,14 +181,14 @@ function actions.claim()
   for _, entry in ipairs(redis.call('XPENDING', topic, group, '-', '+', PAGE)) do
     if entry[3] < visibility then wait = math.min(wait, visibility - entry[3]) end
   end
-  return {math.ceil(wait), buried, claimed}
+  return {math.ceil(wait), dead, claimed}
 end
 
 -- ARGV: the most deliveries, the most dead letters; then for each delivery what is to become of it, its entry, its
 -- number, and for how long. Only an ack may come from who lost the entry to another: the work is done.
 -- Returns how many entries became dead letters.
 function actions.settle()
-  local at, buried, returned = now(), 0, false
+  local at, dead, returned = now(), 0, false
   for i = 7, #ARGV, 4 do
     local wish, id, delivery, duration = unpack(ARGV, i, i + 3)
     local entry = wish ~= 'ack' and find(group, id)
@@ -199,8 +199,8 @@ function actions.settle()
         redis.call('XCLAIM', topic, group, member, 0, id, 'JUSTID')
         redis.call('ZADD', deadlines, at + duration, id)
       elseif wish == 'reject' or entry[4] >= tonumber(ARGV[5]) then
-        bury(id)
-        buried = buried + 1
+        move_to_dead_letters(id)
+        dead = dead + 1
       else
         give_back(id, at + duration)
         returned = true
@@ -208,7 +208,7 @@ function actions.settle()
     end
   end
   if returned then ring() end
-  return buried
+  return dead
 end
 
 function actions.leave()

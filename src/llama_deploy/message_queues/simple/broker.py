@@ -226,7 +226,7 @@ class SimpleBroker:
                 case SettleAction.NACK:
                     self._return(entry, delay=settlement.seconds)
                 case SettleAction.REJECT:
-                    self._bury(entry, reason="its consumer could not decode it")
+                    self._move_to_dead_letters(entry, reason="its consumer could not decode it")
 
     def release(self, subscription: str, *, closed: bool = False) -> None:
         """Return all that a subscription holds, and end its waiting. An unknown one is ignored.
@@ -309,7 +309,9 @@ class SimpleBroker:
         topic = entry.group.topic
         limit = self.limits.max_deliveries
         if entry.deliveries >= limit and not topic.name.endswith(DEAD_LETTERS_SUFFIX):
-            self._bury(entry, reason=f"it was delivered {entry.deliveries} times without an ack")
+            self._move_to_dead_letters(
+                entry, reason=f"it was delivered {entry.deliveries} times without an ack"
+            )
         elif delay > 0:
             entry.group.delayed += 1
             self._timetable.add(self._timetable.now() + delay, partial(self._on_delay_over, entry))
@@ -325,6 +327,6 @@ class SimpleBroker:
             entry.group.put_back(entry)
             self._dispatch(entry.group)
 
-    def _bury(self, entry: Entry, *, reason: str) -> None:
-        for group in self._topics.bury(entry, reason=reason).groups.values():
+    def _move_to_dead_letters(self, entry: Entry, *, reason: str) -> None:
+        for group in self._topics.move_to_dead_letters(entry, reason=reason).groups.values():
             self._dispatch(group)

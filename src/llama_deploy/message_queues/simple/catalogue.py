@@ -114,7 +114,7 @@ class Catalogue:
         gone = entry.group.topic.settle(entry.message)
         self._note(MessageSettled(entry.message.seq, None if gone else entry.group.name))
 
-    def bury(self, entry: Entry, *, reason: str) -> Topic:
+    def move_to_dead_letters(self, entry: Entry, *, reason: str) -> Topic:
         """Put a message aside as a dead letter, and return the topic in which it is now."""
         topic, message = entry.group.topic, entry.message
         logger.error(
