@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, Final
 
 from pydantic import BaseModel, Field
@@ -94,18 +96,19 @@ __all__ = [
     "WorkflowTick",
     "abort",
     "cache_steps",
-    "echo",
-    "echo_sent",
     "empty_context",
     "event_matches",
     "events_of",
     "fingerprint",
     "infer_state_type",
     "install_runtime",
-    "is_echo",
+    "is_placeholder",
+    "library_folders",
     "library_version",
+    "placeholder",
     "restore",
     "resuming",
+    "sent_placeholder",
     "snapshot",
     "state_seed",
     "step_accepts_event",
@@ -409,7 +412,7 @@ def _received(
             continue
         since.append(tick)
         if isinstance(tick, TickAddEvent):
-            if tick.emission is not None and not is_echo(tick):
+            if tick.emission is not None and not is_placeholder(tick):
                 received.setdefault(tick.emission.invocation_id, []).append(tick.event)
         elif isinstance(tick, TickStepResult):
             received.pop(tick.invocation_id or "", None)
@@ -435,18 +438,18 @@ def _begins(state: BrokerState) -> Iterator[tuple[tuple[StepId, str] | None, str
                 yield place, item.invocation_id
 
 
-def echo(tick: TickAddEvent) -> TickAddEvent:
+def placeholder(tick: TickAddEvent) -> TickAddEvent:
     """Return what is sent in place of an event that the run has received before; no step takes it."""
     return TickAddEvent(event=InternalDispatchEvent(), step_id=_NO_STEP, emission=tick.emission)
 
 
-def echo_sent(sent: SentEvent) -> SentEvent:
-    """Do as `echo` in the result of a step."""
+def sent_placeholder(sent: SentEvent) -> SentEvent:
+    """Do as `placeholder` in the result of a step."""
     return sent.model_copy(update={"event": InternalDispatchEvent(), "step_id": _NO_STEP})
 
 
-def is_echo(tick: TickAddEvent) -> bool:
-    """Whether a tick was made by `echo`."""
+def is_placeholder(tick: TickAddEvent) -> bool:
+    """Whether a tick was made by `placeholder`."""
     return tick.step_id == _NO_STEP
 
 
@@ -475,3 +478,14 @@ def abort(handler: WorkflowHandler) -> None:
     adapter = handler._external_adapter  # noqa: SLF001 - `WorkflowHandler.cancel` is deprecated
     if isinstance(adapter, ExternalAsyncioAdapter):
         adapter.abort()
+
+
+def library_folders() -> tuple[str, ...]:
+    """Return the folders of the packages whose frames are in the traceback of every step."""
+    specs = (find_spec(name) for name in ("workflows", "llama_index_instrumentation"))
+    return tuple(
+        folder + os.sep
+        for spec in specs
+        if spec is not None
+        for folder in spec.submodule_search_locations or ()
+    )

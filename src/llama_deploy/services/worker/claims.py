@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import UnavailableError
-from llama_deploy.messages import QueueMessage
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
-from llama_deploy.services.run.mailbox import Mailbox
-from llama_deploy.services.worker.attempt import Attempt, WorkflowState
+from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.types.instance_protocol import ClaimReply, ClaimRequest, TaskDispatch
 
@@ -24,8 +21,6 @@ logger = logging.getLogger(__name__)
 _BACKOFF: Final = Backoff(first=0.1, longest=1.0)
 _PATIENCE_SECONDS: Final = 5.0
 """How long a claim that is not answered is made again, well below the visibility timeout of any queue."""
-NewMailbox: TypeAlias = Callable[[str, Callable[[int], None]], Mailbox]
-"""Makes the mailbox of a task; its second argument notes what has arrived."""
 
 
 class Claims:
@@ -35,10 +30,7 @@ class Claims:
         instance_id: For whom.
         gateway: The way to the control plane.
         ledger: Notes what was granted.
-        new_mailbox: Makes the mailbox of a task.
-        publish: Hands a report to the queue; returns when it has it, raises when it refuses it for good.
-        keeps_journals: Whether all runs are written down; those that an earlier attempt wrote down are
-            in any case.
+        new_attempt: Returns the attempt of a granted claim.
     """
 
     def __init__(
@@ -47,16 +39,12 @@ class Claims:
         instance_id: str,
         gateway: ControlPlaneGateway,
         ledger: Ledger,
-        new_mailbox: NewMailbox,
-        publish: Callable[[QueueMessage], Awaitable[None]],
-        keeps_journals: bool,
+        new_attempt: Callable[[TaskDispatch, ClaimReply], Attempt],
     ) -> None:
         self._instance_id = instance_id
         self._gateway = gateway
         self._ledger = ledger
-        self._new_mailbox = new_mailbox
-        self._publish = publish
-        self._keeps_journals = keeps_journals
+        self._new_attempt = new_attempt
 
     async def claim(self, dispatch: TaskDispatch) -> Attempt | None:
         """Ask for an attempt, for some seconds again and again; None if it is not to be had.
@@ -87,23 +75,4 @@ class Claims:
         if not reply.granted:
             logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
             return None
-        return self._attempt(dispatch, reply)
-
-    def _attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
-        task_id, number = dispatch.task_id, dispatch.attempt
-        key = AttemptKey(task_id, number, reply.token)
-        mailbox = self._new_mailbox(task_id, lambda seq: self._ledger.seen(task_id, number, inbox_seq=seq))
-        mailbox.fill(reply.inbox, seen=reply.inbox_seq)
-        state = WorkflowState(
-            state=reply.session_state, session_id=dispatch.session_id, task_id=task_id, attempt=number
-        )
-        keeps_journal = self._keeps_journals or reply.run is not None
-        return Attempt(
-            key=key,
-            state=state,
-            input=dispatch.input,
-            mailbox=mailbox,
-            reports=AttemptReports(key, self._publish, keep_published=keeps_journal),
-            keeps_journal=keeps_journal,
-            record=reply.run,
-        )
+        return self._new_attempt(dispatch, reply)

@@ -1,16 +1,13 @@
-"""How a run ended, in the form in which it is reported."""
+"""The outcome of a run, in the form in which it is reported."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import traceback
 from dataclasses import dataclass
 from typing import Any, Final
 
-import llama_index_instrumentation
-import workflows
 from workflows import Context
 from workflows.errors import WorkflowTimeoutError
 from workflows.events import StopEvent, WorkflowTimedOutEvent
@@ -21,18 +18,16 @@ from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import to_json_value, value_type_of
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
+from llama_deploy.workflow_library import library_folders
 
 _TRACEBACK_LINES: Final = 20
-_MACHINERY: Final = tuple(
-    os.path.dirname(file) + os.sep  # noqa: PTH120 - the form that frames have
-    for file in (inspect.getfile(workflows), inspect.getfile(llama_index_instrumentation), __file__)
-)
+_FRAMEWORK: Final = (*library_folders(), os.path.dirname(__file__) + os.sep)  # noqa: PTH120 - as in frames
 """Folders whose frames are in the traceback of every step."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How a run ended."""
+class RunOutcome:
+    """The outcome of a run."""
 
     status: TaskStatus
     result: str = ""
@@ -47,16 +42,16 @@ class Ending:
 
     @property
     def size(self) -> int:
-        """About how many characters the ending takes."""
+        """About how many characters the outcome takes."""
         return 2 * len(self.result) + 256
 
     @classmethod
-    def failed(cls, cause: BaseException) -> Ending:
+    def failed(cls, cause: BaseException) -> RunOutcome:
         """The run ended with an exception."""
         return cls(TaskStatus.FAILED, error=describe_failure(cause), cause=cause)
 
     @classmethod
-    def timed_out(cls, event: WorkflowTimedOutEvent, cause: BaseException | None) -> Ending:
+    def timed_out(cls, event: WorkflowTimedOutEvent, cause: BaseException | None) -> RunOutcome:
         """The run exceeded the workflow's own time limit."""
         active = ", ".join(event.active_steps) or "none"
         message = f"timed out after {event.timeout} seconds; active steps: {active}"
@@ -64,13 +59,13 @@ class Ending:
         return cls(TaskStatus.TIMED_OUT, error=error, cause=cause or WorkflowTimeoutError(message))
 
     @classmethod
-    def cancelled(cls) -> Ending:
+    def cancelled(cls) -> RunOutcome:
         """The run was cancelled."""
         error = TaskFailure(type=qualified_name(TaskCancelledError), message="the task was cancelled")
         return cls(TaskStatus.CANCELLED, error=error)
 
     @classmethod
-    def succeeded(cls, event: StopEvent, ctx: Context) -> Ending:
+    def succeeded(cls, event: StopEvent, ctx: Context) -> RunOutcome:
         """The run ended with the workflow's stop event.
 
         Raises:
@@ -99,7 +94,7 @@ def describe_failure(exc: BaseException) -> TaskFailure:
     """
     shown = exc.raised if isinstance(exc, StepExitError) else exc
     trace = traceback.TracebackException.from_exception(exc)
-    own = [frame for frame in trace.stack if not frame.filename.startswith(_MACHINERY)]
+    own = [frame for frame in trace.stack if not frame.filename.startswith(_FRAMEWORK)]
     trace.stack = traceback.StackSummary.from_list(own or trace.stack)
     lines = "".join(trace.format()).splitlines()
     return TaskFailure(

@@ -1,0 +1,168 @@
+"""The host of one run: passes on what happens in the run to its inbox, journal and clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from workflows import Workflow
+from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowIdleEvent
+
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.services.background import BackgroundTasks
+from llama_deploy.services.run.hosting import RunReleasedError
+from llama_deploy.services.run.journal_format import RunHistory
+from llama_deploy.services.run.run_clock import RunClock
+from llama_deploy.services.run.run_ending import RunEnding
+from llama_deploy.services.run.run_inbox import RunInbox
+from llama_deploy.services.run.run_journal import RunJournal
+from llama_deploy.services.run.sent_events import SentEvents
+from llama_deploy.services.run.waits import Wait
+from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
+from llama_deploy.workflow_library import BrokerState, InternalRunAdapter, TickIdleCheck, WorkflowTick
+
+
+@dataclass(frozen=True, slots=True)
+class RunHooks:
+    """What the owner of a run is asked and told while it runs."""
+
+    on_event: Callable[[StreamedEvent], Awaitable[None]]
+    """Takes each event that the workflow streams, in order."""
+    on_waiting: Callable[[], None]
+    """Called when the run begins to wait for something from outside."""
+    hold_lease: Callable[[], Awaitable[None]]
+    """Awaited before steps start. Returns when the run is known to belong to this instance."""
+
+
+class RunObserver:
+    """Observes one run for its host, see `RunHost`. `close` it.
+
+    Args:
+        workflow: The workflow. Other workflows that its own `run` method may run are not observed.
+        history: What earlier attempts have left of the run.
+        inbox: The events that clients send.
+        journal: Where the run is written. None: nowhere.
+        clock: Measures how long the run works.
+        ending: Knows whether the run has been asked to end.
+        hooks: The owner of the run.
+    """
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        *,
+        history: RunHistory,
+        inbox: RunInbox,
+        journal: RunJournal | None,
+        clock: RunClock,
+        ending: RunEnding,
+        hooks: RunHooks,
+    ) -> None:
+        self.workflow = workflow
+        self._history = history
+        self._inbox = inbox
+        self._journal = journal
+        self._clock = clock
+        self._ending = ending
+        self._hooks = hooks
+        self._adapter: InternalRunAdapter | None = None
+        self._must_resume = history.broker is not None
+        self._timers = BackgroundTasks("timers of a run")
+
+    @property
+    def keeps_ticks(self) -> bool:
+        """See `RunHost`."""
+        return self._journal is not None
+
+    @property
+    def broker(self) -> BrokerState | None:
+        """See `RunHost`."""
+        return self._history.broker
+
+    @property
+    def sent(self) -> SentEvents:
+        """See `RunHost`."""
+        return self._history.sent
+
+    def attach(self, adapter: InternalRunAdapter) -> None:
+        """See `RunHost`."""
+        if self._adapter is None:
+            self._clock.work()  # what has delayed the start does not count
+        self._adapter = adapter
+        if self._journal is not None:
+            self._journal.attach(adapter)
+
+    async def on_tick(self, tick: WorkflowTick) -> None:
+        """See `RunHost`."""
+        self._inbox.on_tick(tick)
+        self._history.sent.on_tick(tick)
+        self._history.waits.on_tick(tick)
+        if self._journal is not None:
+            self._journal.on_tick(tick)
+
+    async def after_tick(self, tick: WorkflowTick) -> None:
+        """See `RunHost`."""
+        await self._inbox.after_tick(tick)
+
+    async def before_steps(self, *, starting: bool) -> None:
+        """See `RunHost`."""
+        if self._ending.is_over:
+            raise RunReleasedError
+        if self._must_resume:
+            self._must_resume = False
+            await self._resume()
+        if starting:
+            with self._clock.held():
+                await self._before_start()
+        elif self._journal is not None:
+            await self._journal.before_steps(starting=False)
+
+    async def on_event(self, event: Event) -> None:
+        """See `RunHost`."""
+        self._inbox.on_event(event)
+        if isinstance(event, WorkflowIdleEvent):
+            self._clock.wait()
+            self._hooks.on_waiting()
+        ending = self._ending
+        if isinstance(event, InternalDispatchEvent) or ending.last_event is not None or ending.is_over:
+            return
+        if isinstance(event, StopEvent):
+            ending.ended(event)
+        elif ending.fault is None:
+            try:
+                with self._clock.held():  # the event may have to wait until earlier ones are sent
+                    await self._hooks.on_event(streamed_event(event))
+            except LlamaDeployError as exc:
+                ending.fail(exc)
+            if self._journal is not None:
+                self._journal.make_room()
+
+    async def send(self, tick: WorkflowTick) -> None:
+        """Send the run a tick, if it has begun."""
+        if self._adapter is not None:
+            await self._adapter.send_event(tick)
+
+    def close(self) -> None:
+        """Stop the timers of the run. Idempotent."""
+        self._timers.cancel()
+
+    async def _before_start(self) -> None:
+        """Wait until steps may start: the run belongs to this instance, and what they depend on is stored."""
+        await self._hooks.hold_lease()
+        if self._ending.fault is not None:
+            raise self._ending.fault
+        self._clock.work()
+        if self._journal is not None:
+            await self._journal.before_steps(starting=True)
+
+    async def _resume(self) -> None:
+        """Tell a resumed run what it cannot know: which waits are over, and whether it waits at all."""
+        for wait in self._history.waits.all():
+            self._timers.spawn(self._end_wait(wait))
+        await self.send(TickIdleCheck())
+
+    async def _end_wait(self, wait: Wait) -> None:
+        await asyncio.sleep(max(0.0, wait.due - time.time()))
+        await self.send(wait.tick())
