@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from llama_deploy.errors import SerializationError
+from llama_deploy.workflow_library import UNDECLARED
 
 _SHORT: Final = 60
 _LARGE: Final = 10**_SHORT
@@ -37,8 +38,7 @@ class Fault(Exception):  # noqa: N818 - it never leaves the codec, which turns i
                     path=place,
                 )
             seen[id(container)] = place
-            # Where the library keeps the fields that an event or a state does not declare.
-            place += "" if step == "._data" else step
+            place += "" if step == f".{UNDECLARED}" else step
         return SerializationError(f"{place} {self.reason}", path=place)
 
 

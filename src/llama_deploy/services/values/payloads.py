@@ -22,6 +22,7 @@ from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.types.validation import describe_validation_error
+from llama_deploy.workflow_library import UNDECLARED
 
 _PLAIN: Final = (bool, int, float, str, list, dict)
 _NOT_FROM_OUTSIDE: Final = (StartEvent, StopEvent, InternalDispatchEvent)
@@ -117,7 +118,7 @@ def streamed_event(event: Event) -> StreamedEvent:
     """
     name = type(event).__name__
     fields, size = _measured(event, path=name)
-    return StreamedEvent(EventPayload(type=name, data={**fields.pop("_data", {}), **fields}), size)
+    return StreamedEvent(EventPayload(type=name, data={**fields.pop(UNDECLARED, {}), **fields}), size)
 
 
 class EventRegistry:
@@ -188,7 +189,7 @@ def build_event(cls: type[Event], fields: dict[str, Any]) -> Event:
     """
     # The library's events take private attributes as arguments; only fields without a declaration are ours.
     private = fields.keys() & cls.__private_attributes__.keys()
-    if private - {"_data"} or not isinstance(fields.get("_data", {}), dict):
+    if private - {UNDECLARED} or not isinstance(fields.get(UNDECLARED, {}), dict):
         raise InvalidRequestError(f"{cls.__name__}: {', '.join(sorted(private))}: not a field")
     try:
         return cls.model_validate(fields)
