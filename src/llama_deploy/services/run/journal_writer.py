@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -22,35 +23,26 @@ logger = logging.getLogger(__name__)
 _BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 
 
+@dataclass(slots=True, eq=False)
 class JournalWriter:
-    """Writes one attempt's journal. Each write also stores events that are not stored yet.
+    """Writes one attempt's journal. Each write also stores events that are not stored yet."""
 
-    Args:
-        key: The attempt.
-        header: Identifies the workflow and the library that write.
-        write: Has the control plane store a write.
-        reports: The events that the attempt has streamed.
-        clock: Measures how long the run has worked.
-        size: What earlier attempts have written.
-    """
+    key: AttemptKey
+    header: RunHeader
+    """Identifies the workflow and the library that write."""
+    write: Callable[[JournalWrite], Awaitable[JournalReply]]
+    """Has the control plane store a write."""
+    reports: AttemptReports
+    """The events that the attempt has streamed."""
+    clock: RunClock
+    """Measures how long the run has worked."""
+    size: JournalSize
+    """What is written, beginning with what earlier attempts have written."""
+    _closed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _outage: Outage = field(init=False)
 
-    def __init__(
-        self,
-        *,
-        key: AttemptKey,
-        header: RunHeader,
-        write: Callable[[JournalWrite], Awaitable[JournalReply]],
-        reports: AttemptReports,
-        clock: RunClock,
-        size: JournalSize,
-    ) -> None:
-        self.key = key
-        self.size = size
-        self._header = header
-        self._write = write
-        self._reports = reports
-        self._clock = clock
-        self._closed = asyncio.Event()
+    def __post_init__(self) -> None:
+        """Report outages of this journal."""
         self._outage = Outage(on_start=self._log_outage, on_end=self._log_recovery)
 
     @property
@@ -61,7 +53,7 @@ class JournalWriter:
     @property
     def has_events(self) -> bool:
         """Whether so many events wait that they should be stored now."""
-        return self._reports.is_crowded
+        return self.reports.is_crowded
 
     async def store_events(self) -> None:
         """Store events alone while there are more than one write may hold.
@@ -89,7 +81,7 @@ class JournalWriter:
             RunReleasedError: The writer was closed while it retried.
             LlamaDeployError: The control plane rejects the write.
         """
-        first, events = self._reports.not_stored()
+        first, events = self.reports.not_stored()
         write = JournalWrite(
             task_id=self.key.task_id,
             attempt=self.key.attempt,
@@ -102,21 +94,21 @@ class JournalWriter:
             state=state,
             consumed=list(consumed),
             step_ended=step_ended,
-            header=self._header,
-            running_seconds=self._clock.running_seconds,
+            header=self.header,
+            running_seconds=self.clock.running_seconds,
             parking=parking,
         )
         await retry(partial(self._try, write), backoff=_BACKOFF, outage=self._outage, pause=self._pause)
         if entry is not None:
             self.size.add(entry)
-        self._reports.stored(first + len(events))
+        self.reports.stored(first + len(events))
 
     def close(self) -> None:
         """Stop retrying. Idempotent."""
         self._closed.set()
 
     async def _try(self, write: JournalWrite) -> None:
-        reply = await self._write(write)
+        reply = await self.write(write)
         if reply.stored:
             return
         if reply.retriable:

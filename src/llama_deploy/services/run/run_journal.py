@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from llama_deploy import workflow_library as library
 from llama_deploy.errors import PayloadTooLargeError
@@ -28,40 +29,30 @@ from llama_deploy.workflow_library import InternalRunAdapter, WorkflowTick
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class RunJournal:
-    """Writes one run while it continues. `close` it.
+    """Writes one run while it continues. `close` it."""
 
-    Args:
-        form: Writes the run as text.
-        writer: Has the control plane store it.
-        history: What earlier attempts have left; its waits and sent events are kept up to date by the run.
-        inbox: Knows which inbox entries the run has taken.
-        on_failure: Called with the reason when the journal cannot be written any more.
-    """
+    form: JournalFormat
+    writer: JournalWriter
+    history: RunHistory
+    """What earlier attempts have left. The run keeps its waits and sent events up to date."""
+    inbox: RunInbox
+    on_failure: Callable[[Exception], None]
+    """Called with the reason when the journal cannot be written any more."""
+    fits: bool = field(default=True, init=False)
+    """Whether the control plane accepts a snapshot of this size. If not, the run cannot be parked."""
+    _backlog: Backlog = field(default_factory=Backlog, init=False)
+    _state: str = field(default="", init=False)
+    """The state as it was written last."""
+    _adapter: InternalRunAdapter | None = field(default=None, init=False)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _background: asyncio.Task[None] | None = field(default=None, init=False)
+    _failure: Exception | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        *,
-        form: JournalFormat,
-        writer: JournalWriter,
-        history: RunHistory,
-        inbox: RunInbox,
-        on_failure: Callable[[Exception], None],
-    ) -> None:
-        self._form = form
-        self._writer = writer
-        self._history = history
-        self._inbox = inbox
-        self._on_failure = on_failure
-        self._backlog = Backlog()
-        self._state = history.state or ""
-        """The state as it was written last."""
-        self._adapter: InternalRunAdapter | None = None
-        self._lock = asyncio.Lock()
-        self._background: asyncio.Task[None] | None = None
-        self._failure: Exception | None = None
-        self.fits = True
-        """Whether the control plane accepts a snapshot of this size. If not, the run cannot be parked."""
+    def __post_init__(self) -> None:
+        """Begin with the state that earlier attempts have written."""
+        self._state = self.history.state or ""
 
     def attach(self, adapter: InternalRunAdapter) -> None:
         """Take the library's access to the run, which begins now."""
@@ -80,16 +71,16 @@ class RunJournal:
             SerializationError: A value cannot be written; the path says where.
         """
         # A tick that ends the run does not get here: it travels with the outcome.
-        self._backlog.settle(self._inbox.take_consumed())
+        self._backlog.settle(self.inbox.take_consumed())
         if starting:
             async with self._lock:  # the run may be about to leave
                 if self._backlog.is_ready and self._failure is None:
-                    await self._store(compact=self._writer.size.is_due(self._backlog.settled))
+                    await self._store(compact=self.writer.size.is_due(self._backlog.settled))
         elif self._backlog.is_ready:
             self._store_soon()
         if self._failure is not None:
             raise self._failure
-        if self._writer.is_closed:
+        if self.writer.is_closed:
             # The attempt may have been given to another instance while a write was under way.
             raise RunReleasedError
 
@@ -104,11 +95,11 @@ class RunJournal:
         async with self._lock:
             if self._failure is not None:
                 return False
-            await self._writer.store_events()
-            if not self._inbox.is_quiet:
+            await self.writer.store_events()
+            if not self.inbox.is_quiet:
                 return False  # something has come during earlier writes
             # The control plane wakes the run for every inbox entry above this number.
-            parking = Parking(inbox_seq=self._inbox.seen, wake_in=self._history.waits.seconds_to_next())
+            parking = Parking(inbox_seq=self.inbox.seen, wake_in=self.history.waits.seconds_to_next())
             if not await self._compact(parking=parking):
                 return False
             self._failure = RunReleasedError()
@@ -121,17 +112,17 @@ class RunJournal:
             LlamaDeployError: See `before_steps`.
         """
         async with self._lock:
-            if self._failure is not None or not self._writer.size.seq:
+            if self._failure is not None or not self.writer.size.seq:
                 return
-            await self._writer.store_events()
-            if not self._inbox.is_quiet:
+            await self.writer.store_events()
+            if not self.inbox.is_quiet:
                 return  # it is not known yet whether the run has taken the offered event
             # Without news the state is that of running steps, which run again.
             await self._compact(with_state=self._backlog.has_news)
 
     def stop(self) -> None:
         """Write nothing more, and stop waiting for the control plane. Idempotent."""
-        self._writer.close()
+        self.writer.close()
 
     async def close(self) -> None:
         """Stop, and wait until no write is under way. Idempotent."""
@@ -141,42 +132,42 @@ class RunJournal:
 
     def make_room(self) -> None:
         """Store events in the background if so many wait that steps may have to."""
-        if self._writer.has_events:
+        if self.writer.has_events:
             self._store_soon()
 
     def _store_soon(self) -> None:
         if self._background is None or self._background.done():
-            name = f"journal-{self._writer.key.task_id}"
+            name = f"journal-{self.writer.key.task_id}"
             self._background = asyncio.create_task(self._store_in_background(), name=name)
 
     async def _store_in_background(self) -> None:
         try:
-            while self._backlog.is_ready or self._writer.has_events:
+            while self._backlog.is_ready or self.writer.has_events:
                 async with self._lock:
-                    if self._failure is not None or self._writer.is_closed:
+                    if self._failure is not None or self.writer.is_closed:
                         return
-                    await self._writer.store_events()
+                    await self.writer.store_events()
                     if self._backlog.is_ready:
                         await self._store(compact=False)
         except Exception as exc:  # noqa: BLE001 - reported to the run, which ends with it
             self._failure = self._failure or exc
-            if not self._writer.is_closed:
-                self._on_failure(exc)
+            if not self.writer.is_closed:
+                self.on_failure(exc)
 
     async def _store(self, *, compact: bool) -> None:
-        await self._writer.store_events()
+        await self.writer.store_events()
         if compact:
             self._backlog.is_ready = False
             if await self._compact():
                 return
         ticks, consumed = self._backlog.take()
-        entries = self._form.entries(ticks)
+        entries = self.form.entries(ticks)
         state = await self._changed_state()
         for text in entries[:-1]:
             # The state goes first: what a step has put into it must not be lost when its result is stored.
-            await self._writer.store(entry=self._sealed(text), state=state)
+            await self.writer.store(entry=self._sealed(text), state=state)
             state = None
-        await self._writer.store(
+        await self.writer.store(
             entry=self._sealed(entries[-1]) if entries else None,
             state=state,
             consumed=consumed,
@@ -184,7 +175,7 @@ class RunJournal:
         )
 
     def _sealed(self, entry: str) -> str:
-        return self._form.seal_entry(entry, task_id=self._writer.key.task_id, seq=self._writer.size.seq)
+        return self.form.seal_entry(entry, task_id=self.writer.key.task_id, seq=self.writer.size.seq)
 
     async def _compact(self, *, parking: Parking | None = None, with_state: bool = True) -> bool:
         """Write a snapshot; return whether that was done.
@@ -196,19 +187,19 @@ class RunJournal:
             return False
         made = library.snapshot(
             self._adapter,
-            self._form.writing.serializer,
+            self.form.writing.serializer,
             idle=parking is not None,
-            received=self._history.sent.received,
+            received=self.history.sent.received,
         )
         if made is None:
             return False
         run, forget = made
-        self._backlog.consumed += self._inbox.take_consumed()
-        mark, known_state, task_id = self._backlog.mark(), self._state, self._writer.key.task_id
-        text = RunSnapshot(run=run, waits=self._history.waits.all()).model_dump_json()
+        self._backlog.consumed += self.inbox.take_consumed()
+        mark, known_state, task_id = self._backlog.mark(), self._state, self.writer.key.task_id
+        text = RunSnapshot(run=run, waits=self.history.waits.all()).model_dump_json()
         try:
-            await self._writer.store(
-                snapshot=self._form.seal_snapshot(text, task_id=task_id),
+            await self.writer.store(
+                snapshot=self.form.seal_snapshot(text, task_id=task_id),
                 state=await self._changed_state() if with_state else None,
                 consumed=mark.consumed,
                 step_ended=mark.step_ended,
@@ -225,7 +216,7 @@ class RunJournal:
             return False
         forget()
         self._backlog.drop(mark)
-        self._writer.size.reset(len(text))
+        self.writer.size.reset(len(text))
         return True
 
     async def _changed_state(self) -> str | None:
@@ -233,8 +224,8 @@ class RunJournal:
         store = None if self._adapter is None else self._adapter.get_state_store(())
         if store is None:
             return None
-        text = await self._form.state(store)
+        text = await self.form.state(store)
         if text == self._state:
             return None
         self._state = text
-        return self._form.seal_state(text, task_id=self._writer.key.task_id)
+        return self.form.seal_state(text, task_id=self.writer.key.task_id)

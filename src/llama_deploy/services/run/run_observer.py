@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workflows import Workflow
 from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowIdleEvent
@@ -36,108 +36,90 @@ class RunHooks:
     """Awaited before steps start. Returns when the run is known to belong to this instance."""
 
 
+@dataclass(eq=False)
 class RunObserver:
-    """Observes one run for its host, see `RunHost`. `close` it.
+    """Observes one run for its host, see `RunHost`. `close` it."""
 
-    Args:
-        workflow: The workflow. Other workflows that its own `run` method may run are not observed.
-        history: What earlier attempts have left of the run.
-        inbox: The events that clients send.
-        journal: Where the run is written. None: nowhere.
-        clock: Measures how long the run works.
-        ending: Knows whether the run has been asked to end.
-        hooks: The owner of the run.
-    """
-
-    def __init__(
-        self,
-        workflow: Workflow,
-        *,
-        history: RunHistory,
-        inbox: RunInbox,
-        journal: RunJournal | None,
-        clock: RunClock,
-        ending: RunEnding,
-        hooks: RunHooks,
-    ) -> None:
-        self.workflow = workflow
-        self._history = history
-        self._inbox = inbox
-        self._journal = journal
-        self._clock = clock
-        self._ending = ending
-        self._hooks = hooks
-        self._adapter: InternalRunAdapter | None = None
-        self._must_resume = history.broker is not None
-        self._timers = BackgroundTasks("timers of a run")
+    workflow: Workflow
+    """The workflow. Other workflows that its own `run` method may run are not observed."""
+    history: RunHistory
+    inbox: RunInbox
+    journal: RunJournal | None
+    """None: the run is not written."""
+    clock: RunClock
+    ending: RunEnding
+    hooks: RunHooks
+    _adapter: InternalRunAdapter | None = field(default=None, init=False)
+    _is_resumed: bool = field(default=False, init=False)
+    _timers: BackgroundTasks = field(default_factory=lambda: BackgroundTasks("timers of a run"), init=False)
 
     @property
     def keeps_ticks(self) -> bool:
         """See `RunHost`."""
-        return self._journal is not None
+        return self.journal is not None
 
     @property
     def broker(self) -> BrokerState | None:
         """See `RunHost`."""
-        return self._history.broker
+        return self.history.broker
 
     @property
     def sent(self) -> SentEvents:
         """See `RunHost`."""
-        return self._history.sent
+        return self.history.sent
 
     def attach(self, adapter: InternalRunAdapter) -> None:
         """See `RunHost`."""
         if self._adapter is None:
-            self._clock.work()  # what has delayed the start does not count
+            self.clock.work()  # what has delayed the start does not count
         self._adapter = adapter
-        if self._journal is not None:
-            self._journal.attach(adapter)
+        if self.journal is not None:
+            self.journal.attach(adapter)
 
     async def on_tick(self, tick: WorkflowTick) -> None:
         """See `RunHost`."""
-        self._inbox.on_tick(tick)
-        self._history.sent.on_tick(tick)
-        self._history.waits.on_tick(tick)
-        if self._journal is not None:
-            self._journal.on_tick(tick)
+        self.inbox.on_tick(tick)
+        self.history.sent.on_tick(tick)
+        self.history.waits.on_tick(tick)
+        if self.journal is not None:
+            self.journal.on_tick(tick)
 
     async def after_tick(self, tick: WorkflowTick) -> None:
         """See `RunHost`."""
-        await self._inbox.after_tick(tick)
+        await self.inbox.after_tick(tick)
 
     async def before_steps(self, *, starting: bool) -> None:
         """See `RunHost`."""
-        if self._ending.is_over:
+        if self.ending.is_over:
             raise RunReleasedError
-        if self._must_resume:
-            self._must_resume = False
+        if self.broker is not None and not self._is_resumed:
+            self._is_resumed = True
             await self._resume()
         if starting:
-            with self._clock.held():
+            with self.clock.held():
                 await self._before_start()
-        elif self._journal is not None:
-            await self._journal.before_steps(starting=False)
+        elif self.journal is not None:
+            await self.journal.before_steps(starting=False)
 
     async def on_event(self, event: Event) -> None:
         """See `RunHost`."""
-        self._inbox.on_event(event)
+        self.inbox.on_event(event)
         if isinstance(event, WorkflowIdleEvent):
-            self._clock.wait()
-            self._hooks.on_waiting()
-        ending = self._ending
+            self.clock.wait()
+            self.hooks.on_waiting()
+        ending = self.ending
         if isinstance(event, InternalDispatchEvent) or ending.last_event is not None or ending.is_over:
             return
         if isinstance(event, StopEvent):
             ending.ended(event)
         elif ending.fault is None:
             try:
-                with self._clock.held():  # the event may have to wait until earlier ones are sent
-                    await self._hooks.on_event(streamed_event(event))
+                with self.clock.held():  # the event may have to wait until earlier ones are sent
+                    await self.hooks.on_event(streamed_event(event))
             except LlamaDeployError as exc:
                 ending.fail(exc)
-            if self._journal is not None:
-                self._journal.make_room()
+            if self.journal is not None:
+                self.journal.make_room()
 
     async def send(self, tick: WorkflowTick) -> None:
         """Send the run a tick, if it has begun."""
@@ -150,16 +132,16 @@ class RunObserver:
 
     async def _before_start(self) -> None:
         """Wait until steps may start: the run belongs to this instance, and what they depend on is stored."""
-        await self._hooks.hold_lease()
-        if self._ending.fault is not None:
-            raise self._ending.fault
-        self._clock.work()
-        if self._journal is not None:
-            await self._journal.before_steps(starting=True)
+        await self.hooks.hold_lease()
+        if self.ending.fault is not None:
+            raise self.ending.fault
+        self.clock.work()
+        if self.journal is not None:
+            await self.journal.before_steps(starting=True)
 
     async def _resume(self) -> None:
         """Tell a resumed run what it cannot know: which waits are over, and whether it waits at all."""
-        for wait in self._history.waits.all():
+        for wait in self.history.waits.all():
             self._timers.spawn(self._end_wait(wait))
         await self.send(TickIdleCheck())
 

@@ -84,7 +84,7 @@ class WorkflowRun:
         )
         self.journal = None if open_journal is None else open_journal(self.clock, self._ending.fail)
         self._observer = RunObserver(
-            workflow,
+            workflow=workflow,
             history=history,
             inbox=inbox,
             journal=self.journal,

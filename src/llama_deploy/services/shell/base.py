@@ -10,32 +10,17 @@ from llama_deploy.message_consumers import BaseMessageQueueConsumer
 from llama_deploy.message_publishers import MessageQueuePublisherMixin
 from llama_deploy.message_queues.base import StartConsumingCallable
 from llama_deploy.messages import QueueMessage
-from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.shell.control_plane_member import ControlPlaneMember, HasTopicNamespace
+from llama_deploy.services.shell.control_plane_member import ControlPlaneMember
 
 
 class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
     """A service: it has a name, takes messages from a queue, and registers with the control plane.
 
-    Derive from this class to host something other than a workflow.
-
-    Args:
-        name: See `ControlPlaneMember`.
-        control_plane_url: See `ControlPlaneMember`.
-        control_plane_config: See `ControlPlaneMember`.
-        gateway: See `ControlPlaneMember`.
+    Derive from this class to host something other than a workflow. The arguments are those of
+    `ControlPlaneMember`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        control_plane_url: str | None = None,
-        control_plane_config: HasTopicNamespace | None = None,
-        *,
-        gateway: ControlPlaneGateway | None = None,
-    ) -> None:
-        super().__init__(name, control_plane_url, control_plane_config, gateway=gateway)
-        self._consumer: BaseMessageQueueConsumer | None = None
+    _consumer: BaseMessageQueueConsumer | None = None
 
     @abstractmethod
     def as_consumer(self, remote: bool = False) -> BaseMessageQueueConsumer:  # noqa: FBT001, FBT002 - 0.6 API

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama_deploy.errors import LlamaDeployError
@@ -19,24 +20,19 @@ from llama_deploy.types.topics import CONTROL_PLANE
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
 class OutcomeReporter:
-    """Reports how attempts ended.
+    """Reports how attempts ended."""
 
-    Args:
-        publish: Publishes a message. Returns when the queue has it, raises if it rejects it permanently.
-        ledger: Keeps outcomes until the control plane has confirmed them.
-        patience: Seconds after which an outcome that is not confirmed is published again.
-    """
-
-    def __init__(
-        self, *, publish: Callable[[QueueMessage], Awaitable[None]], ledger: Ledger, patience: float
-    ) -> None:
-        self._publish = publish
-        self._ledger = ledger
-        self._patience = patience
-        self._again: set[tuple[str, int]] = set()
-        """Outcomes that are being published again."""
-        self.tasks = BackgroundTasks("outcomes")
+    publish: Callable[[QueueMessage], Awaitable[None]]
+    """Publishes a message. Returns when the queue has it, raises if it rejects it permanently."""
+    ledger: Ledger
+    """Keeps outcomes until the control plane has confirmed them."""
+    patience: float
+    """Seconds after which an outcome that is not confirmed is published again."""
+    tasks: BackgroundTasks = field(default_factory=lambda: BackgroundTasks("outcomes"), init=False)
+    _again: set[tuple[str, int]] = field(default_factory=set, init=False)
+    """Outcomes that are being published again."""
 
     async def report(
         self,
@@ -56,21 +52,21 @@ class OutcomeReporter:
             session_state: Changes of the session's state.
         """
         try:
-            published = await publish_outcome(key, reports, outcome, session_state, publish=self._publish)
+            published = await publish_outcome(key, reports, outcome, session_state, publish=self.publish)
         except LlamaDeployError:
             logger.exception(
                 "cannot report the outcome of task %s; the task will run again elsewhere",
                 key.task_id,
                 extra={"action": "report_failed", "task_id": key.task_id},
             )
-            self._ledger.drop(key.task_id, key.attempt)
+            self.ledger.drop(key.task_id, key.attempt)
             return False
-        self._ledger.finish(published, size=outcome.size, now=time.monotonic(), patience=self._patience)
+        self.ledger.finish(published, size=outcome.size, now=time.monotonic(), patience=self.patience)
         return True
 
     def publish_overdue(self) -> None:
         """Publish outcomes again, in the background, that the control plane has not confirmed in time."""
-        for outcome in self._ledger.overdue(time.monotonic()):
+        for outcome in self.ledger.overdue(time.monotonic()):
             if (outcome.task_id, outcome.attempt) not in self._again:
                 self.tasks.spawn(self._publish_again(outcome))
 
@@ -78,7 +74,7 @@ class OutcomeReporter:
         key = outcome.task_id, outcome.attempt
         self._again.add(key)
         try:
-            await self._publish(_message(outcome))
+            await self.publish(_message(outcome))
         finally:
             self._again.discard(key)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -27,49 +28,32 @@ INSTANCE_TOPIC_EXPIRES: Final = 600.0
 _INSTANCE_BATCH: Final = 64
 
 
+@dataclass(frozen=True, slots=True)
 class TaskIntake:
-    """Takes tasks from the service's work topic, and what concerns them from the instance's own topic.
+    """Takes tasks from the service's work topic, and what concerns them from the instance's own topic."""
 
-    Args:
-        service_name: The service, for errors and the log.
-        queue: Brings the messages.
-        claims: Asks for the attempts that messages offer.
-        attempts: The attempts under way.
-        slots: Limits how many tasks are taken.
-        work: Executes an attempt.
-        confirm: Asks the control plane to confirm outcomes.
-    """
-
-    def __init__(
-        self,
-        service_name: str,
-        *,
-        queue: AbstractMessageQueue,
-        claims: Claims,
-        attempts: HeldAttempts,
-        slots: WorkSlots,
-        work: Callable[[Attempt], Awaitable[None]],
-        confirm: Callable[[], None],
-    ) -> None:
-        self._service_name = service_name
-        self._queue = queue
-        self._claims = claims
-        self._attempts = attempts
-        self._slots = slots
-        self._work = work
-        self._confirm = confirm
+    service_name: str
+    """The service, for errors and the log."""
+    queue: AbstractMessageQueue
+    claims: Claims
+    attempts: HeldAttempts
+    slots: WorkSlots
+    work: Callable[[Attempt], Awaitable[None]]
+    """Executes an attempt."""
+    confirm: Callable[[], None]
+    """Asks the control plane to confirm outcomes."""
 
     async def take_tasks(self, topic: str) -> None:
         """Take tasks from a topic while there are free slots, and run them; until cancelled."""
-        async with await self._queue.subscribe(topic) as subscription:
+        async with await self.queue.subscribe(topic) as subscription:
             while True:
-                await self._slots.wait_for_free(confirm=self._confirm)
-                for delivery in await subscription.receive(self._slots.free):
-                    self._slots.tasks.spawn(self._take(delivery))
+                await self.slots.wait_for_free(confirm=self.confirm)
+                for delivery in await subscription.receive(self.slots.free):
+                    self.slots.tasks.spawn(self._take(delivery))
 
     async def take_instance_messages(self, topic: str) -> None:
         """Take events and cancellations, which must not wait behind tasks; until cancelled."""
-        async with await self._queue.subscribe(topic, expires_after=INSTANCE_TOPIC_EXPIRES) as subscription:
+        async with await self.queue.subscribe(topic, expires_after=INSTANCE_TOPIC_EXPIRES) as subscription:
             while True:
                 for delivery in await subscription.receive(_INSTANCE_BATCH):
                     try:
@@ -90,15 +74,15 @@ class TaskIntake:
             UnavailableError: The control plane does not answer.
         """
         if message.action is ActionTypes.SEND_EVENT:
-            await self._attempts.deliver([_parse(InboxEntry, message)])
+            await self.attempts.deliver([_parse(InboxEntry, message)])
         elif message.action is ActionTypes.CANCEL_TASK:
-            self._attempts.cancel(_parse(TaskCancellation, message))
+            self.attempts.cancel(_parse(TaskCancellation, message))
         elif message.action is ActionTypes.NEW_TASK:
-            if self._slots.free <= 0:
-                raise OverloadedError(f"service {self._service_name!r} has no free slot; try again later")
+            if self.slots.free <= 0:
+                raise OverloadedError(f"service {self.service_name!r} has no free slot; try again later")
             attempt = await self._claim(message)
             if attempt is not None:
-                self._slots.tasks.spawn(self._execute(attempt))
+                self.slots.tasks.spawn(self._execute(attempt))
         else:
             raise InvalidRequestError(f"a workflow service does not accept {message.action} messages")
 
@@ -127,22 +111,22 @@ class TaskIntake:
         """Ask for the attempt that a message offers. None: it is not available."""
         if message.action is not ActionTypes.NEW_TASK:
             raise InvalidRequestError(f"the work topic does not carry {message.action} messages")
-        attempt = await self._claims.claim(_parse(TaskDispatch, message))
+        attempt = await self.claims.claim(_parse(TaskDispatch, message))
         if attempt is not None:
-            self._attempts.add(attempt)
+            self.attempts.add(attempt)
         return attempt
 
     async def _execute(self, attempt: Attempt) -> None:
         try:
-            await self._work(attempt)
+            await self.work(attempt)
         finally:
-            self._attempts.remove(attempt)
+            self.attempts.remove(attempt)
             await attempt.reports.close()
 
     def _log_dropped(self, message: QueueMessage, exc: LlamaDeployError) -> None:
         logger.warning(
             "service %s dropped message %s: %s",
-            self._service_name,
+            self.service_name,
             message.id_,
             exc,
             extra={"action": "drop_message", "message_id": message.id_},

@@ -116,7 +116,7 @@ class Worker:
             state_hooks=hooks.states,
         )
         self._intake = TaskIntake(
-            settings.service_name,
+            service_name=settings.service_name,
             queue=queue,
             claims=Claims(
                 instance_id=settings.instance_id,
