@@ -114,21 +114,21 @@ def snapshot(
 
     sent = [
         SentBefore(begin=name, events=[serializer.serialize(event) for event in received[name]])
-        for _, name in _begins(state)
+        for _, name in _invocations(state)
         if received.get(name)
     ]
     return Snapshot(run=run, waiters=details, sent=sent), forget
 
 
 def waiters(state: BrokerState) -> Iterator[tuple[StepId, StepWorkerWaiter[Event]]]:
-    """Yield the steps of a run that wait in their middle."""
+    """Yield the steps of a run that wait for an event."""
     for step_id, worker in state.workers.items():
         for waiter in worker.collected_waiters:
             yield step_id, waiter
 
 
 def work_items(state: BrokerState) -> Iterator[tuple[StepId, EventAttempt | InProgressState]]:
-    """Yield what the steps of a run have to work on."""
+    """Yield the events that the steps of a run work on or have to."""
     for step_id, worker in state.workers.items():
         items: list[EventAttempt | InProgressState] = [*worker.queue, *worker.in_progress]
         for item in items:
@@ -136,7 +136,7 @@ def work_items(state: BrokerState) -> Iterator[tuple[StepId, EventAttempt | InPr
 
 
 def _is_busy(state: BrokerState) -> bool:
-    """Whether a step is under way, or will be without anything from outside."""
+    """Whether a step is running, or will run without anything from outside."""
     return bool(state.deliveries) or any(True for _ in work_items(state))
 
 
@@ -148,7 +148,7 @@ def restore(
     state: dict[str, Any],
     serializer: BaseSerializer,
 ) -> Restored:
-    """Return a run from which `resuming` goes on.
+    """Return a run that `resuming` resumes.
 
     Args:
         workflow: The workflow.
@@ -158,7 +158,7 @@ def restore(
         serializer: Reads the ticks and the snapshot.
 
     Raises:
-        ValueError: They do not fit this workflow.
+        ValueError: They do not match this workflow.
         SerializationError: A value in them cannot be read.
     """
     received: dict[str, list[Event]] = {}
@@ -172,23 +172,23 @@ def restore(
             each.begin: [serializer.deserialize(event) for event in each.events] for each in snapshot.sent
         }
     with serializer.validation_context():
-        past = [WorkflowTickAdapter.validate_python(serializer.deserialize(tick)) for tick in ticks]
-    broker, received = _received(broker, past, received)
+        parsed = [WorkflowTickAdapter.validate_python(serializer.deserialize(tick)) for tick in ticks]
+    broker, received = _received(broker, parsed, received)
     _unite(broker)
-    # What the library does first when a run goes on; it gives the same names to the begins of steps.
+    # The library does this first when a run is resumed; it chooses the same invocation ids.
     following, _ = rewind_in_progress(broker, 0.0)
     context = broker.to_serialized(serializer)
     context.state = state
     return Restored(
         Context.from_dict(workflow, context.model_dump(), serializer=serializer),
         broker,
-        past,
+        parsed,
         _renamed(received, broker, following),
     )
 
 
 def _complete(state: BrokerState, details: Sequence[WaiterDetails], serializer: BaseSerializer) -> None:
-    """Give back to waiting steps what the library's own snapshot does not hold."""
+    """Restore what the library's own snapshot omits of waiting steps."""
     known = {(each.step, each.waiter_id): each for each in details}
     for step_id, waiter in waiters(state):
         if (missing := known.get((str(step_id), waiter.waiter_id))) is not None:
@@ -199,12 +199,12 @@ def _complete(state: BrokerState, details: Sequence[WaiterDetails], serializer: 
 def _received(
     state: BrokerState, ticks: Sequence[WorkflowTick], received: dict[str, list[Event]]
 ) -> tuple[BrokerState, dict[str, list[Event]]]:
-    """Return a run after ticks, and what it has received from the steps under way, by names of their begins.
+    """Return a run after ticks, and what it has received from running steps, by invocation id.
 
     Args:
         state: The run before the ticks.
         ticks: The ticks.
-        received: What it had received before.
+        received: What it had received before them.
     """
     since: list[WorkflowTick] = []
     for tick in ticks:
@@ -225,15 +225,17 @@ def _received(
 def _renamed(
     received: dict[str, list[Event]], before: BrokerState, after: BrokerState
 ) -> dict[str, list[Event]]:
-    """Return what was received from steps by the names that they have when they have begun again."""
-    names = {place: name for place, name in _begins(after) if place is not None}
+    """Return what was received from steps by the invocation ids that they have after they began again."""
+    names = {place: name for place, name in _invocations(after) if place is not None}
     return {
-        names[place]: received[name] for place, name in _begins(before) if place in names and name in received
+        names[place]: received[name]
+        for place, name in _invocations(before)
+        if place in names and name in received
     }
 
 
-def _begins(state: BrokerState) -> Iterator[tuple[tuple[StepId, str] | None, str]]:
-    """Yield for each step under way what it works on, which stays, and the name of this begin of it."""
+def _invocations(state: BrokerState) -> Iterator[tuple[tuple[StepId, str] | None, str]]:
+    """Yield what each running step works on, which stays when it begins again, and its invocation id."""
     for step_id, worker in state.workers.items():
         for item in worker.in_progress:
             if item.invocation_id is not None:
@@ -242,7 +244,7 @@ def _begins(state: BrokerState) -> Iterator[tuple[tuple[StepId, str] | None, str
 
 
 def _unite(state: BrokerState) -> None:
-    """Let all that belongs to one work item of a step hold the very same event again."""
+    """Let everything that belongs to one work item of a step refer to the same event object again."""
     events: dict[tuple[StepId, str], Event] = {}
     for step_id, item in (*work_items(state), *waiters(state)):
         if item.work_item_id is not None:

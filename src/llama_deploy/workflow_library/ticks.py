@@ -10,7 +10,7 @@ from workflows.runtime.types.results import SentEvent, StepWorkerFailed, StepWor
 from workflows.runtime.types.step_id import StepId
 from workflows.runtime.types.ticks import TickAddEvent, TickStepResult, WorkflowTick
 
-_NO_STEP: Final = StepId.root("nobody")
+_NO_STEP: Final = StepId.root("__placeholder__")
 
 
 def events_of(tick: WorkflowTick) -> Iterator[tuple[str, Event]]:

@@ -36,7 +36,7 @@ class RunOutcome:
     terminal_event: EventPayload | None = None
     error: TaskFailure | None = None
     cause: BaseException | None = None
-    """What the workflow raised."""
+    """The exception that the workflow raised."""
     ctx: Context | None = None
     """The context of a run that succeeded, which holds the workflow's state."""
 
@@ -47,7 +47,7 @@ class RunOutcome:
 
     @classmethod
     def failed(cls, cause: BaseException) -> RunOutcome:
-        """The run ended with an exception."""
+        """The run failed with an exception."""
         return cls(TaskStatus.FAILED, error=describe_failure(cause), cause=cause)
 
     @classmethod
@@ -69,7 +69,7 @@ class RunOutcome:
         """The run ended with the workflow's stop event.
 
         Raises:
-            SerializationError: The result cannot be carried as JSON.
+            SerializationError: The result cannot be written as JSON.
         """
         name = type(event).__name__
         plain = type(event) is StopEvent
@@ -78,7 +78,7 @@ class RunOutcome:
         data = {**to_json_value(dict(event.items())), "result": value} if plain else value
         return cls(
             TaskStatus.SUCCEEDED,
-            # The library shows a stop event of the workflow's own by a field that it need not have.
+            # The library's text of such an event needs a field that the workflow's own class may not have.
             result=str(result) if plain else json.dumps(value),
             value=value,
             value_type=value_type_of(result),
@@ -88,9 +88,9 @@ class RunOutcome:
 
 
 def describe_failure(exc: BaseException) -> TaskFailure:
-    """Return what clients learn of an exception: its class, its text and the end of its traceback.
+    """Return what clients see of an exception: its class, its text and the end of its traceback.
 
-    The frames of the workflow library and of this package are left out, as they are the same for all.
+    The frames of the workflow library and of this package are omitted: they are the same in every traceback.
     """
     shown = exc.raised if isinstance(exc, StepExitError) else exc
     trace = traceback.TracebackException.from_exception(exc)

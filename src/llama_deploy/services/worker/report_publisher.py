@@ -1,4 +1,4 @@
-"""Publishing reports to a queue that may be away, full, or refuse the credentials for a while."""
+"""Publishes reports to a queue that may be unavailable, full, or reject the credentials for a while."""
 
 from __future__ import annotations
 
