@@ -46,9 +46,7 @@ try:
     )
 
     from llama_deploy.workflow_library.snapshots import (
-        Restored,
         Snapshot,
-        WaiterDetails,
         restore,
         snapshot,
         waiters,
@@ -99,7 +97,6 @@ __all__ = [
     "PendingStart",
     "PendingWorker",
     "PullTask",
-    "Restored",
     "Runtime",
     "Snapshot",
     "StateStore",
@@ -113,7 +110,6 @@ __all__ = [
     "TickWaiterTimeout",
     "UntestedLibraryWarning",
     "WaitForNextTaskResult",
-    "WaiterDetails",
     "WorkflowTick",
     "abort",
     "cache_steps",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 from workflows import Context, Workflow
@@ -18,6 +18,9 @@ from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.instance_protocol import RunHeader, RunRecord
 from llama_deploy.workflow_library import BrokerState, StateStore, WorkflowTick
+
+Part: TypeAlias = Literal["journal", "snapshot", "state"]
+"""What is stored of a run: the entries of its journal, its snapshot, its state."""
 
 
 class RunSnapshot(BaseModel):
@@ -104,17 +107,9 @@ class JournalFormat:
         """
         return await self.states.encode(store) or ""
 
-    def seal_entry(self, text: str, *, task_id: str, seq: int) -> str:
-        """Return the text of an entry as it is stored."""
-        return self.writing.seal(text, context=_entry_context(task_id, seq))
-
-    def seal_snapshot(self, text: str, *, task_id: str) -> str:
-        """Return the text of a `RunSnapshot` as it is stored."""
-        return self.writing.seal(text, context=_snapshot_context(task_id))
-
-    def seal_state(self, text: str, *, task_id: str) -> str:
-        """Return the text of a state as it is stored."""
-        return self.writing.seal(text, context=_state_context(task_id))
+    def seal(self, kind: Part, text: str, *, task_id: str, seq: int | None = None) -> str:
+        """Return a text as it is stored: an entry with its number, a `RunSnapshot`, or a state."""
+        return self.writing.seal(text, context=_context(kind, task_id, seq))
 
     def restore(self, record: RunRecord, *, task_id: str) -> tuple[Context, RunHistory]:
         """Return the context and the history with which a run is resumed.
@@ -128,17 +123,17 @@ class JournalFormat:
         snapshot: RunSnapshot | None = None
         try:
             if record.snapshot is not None:
-                text = self.writing.open(record.snapshot, context=_snapshot_context(task_id))
+                text = self.writing.open(record.snapshot, context=_context("snapshot", task_id))
                 snapshot = RunSnapshot.model_validate_json(text)
             first = record.next_seq - len(record.entries)
             ticks = [
                 tick
                 for seq, entry in enumerate(record.entries, start=first)
-                for tick in self.writing.open(entry, context=_entry_context(task_id, seq)).split("\n")
+                for tick in self.writing.open(entry, context=_context("journal", task_id, seq)).split("\n")
             ]
             state = record.state
             if state is not None:
-                state = self.writing.open(state, context=_state_context(task_id)) or None
+                state = self.writing.open(state, context=_context("state", task_id)) or None
             restored = library.restore(
                 self.workflow,
                 snapshot=None if snapshot is None else snapshot.run,
@@ -176,13 +171,5 @@ class JournalFormat:
             )
 
 
-def _entry_context(task_id: str, seq: int) -> str:
-    return f"journal:{task_id}:{seq}"
-
-
-def _snapshot_context(task_id: str) -> str:
-    return f"snapshot:{task_id}"
-
-
-def _state_context(task_id: str) -> str:
-    return f"state:{task_id}"
+def _context(kind: Part, task_id: str, seq: int | None = None) -> str:
+    return f"{kind}:{task_id}" if seq is None else f"{kind}:{task_id}:{seq}"

@@ -175,7 +175,7 @@ class RunJournal:
         )
 
     def _sealed(self, entry: str) -> str:
-        return self.form.seal_entry(entry, task_id=self.writer.key.task_id, seq=self.writer.size.seq)
+        return self.form.seal("journal", entry, task_id=self.writer.key.task_id, seq=self.writer.size.seq)
 
     async def _compact(self, *, parking: Parking | None = None, with_state: bool = True) -> bool:
         """Write a snapshot; return whether that was done.
@@ -199,7 +199,7 @@ class RunJournal:
         text = RunSnapshot(run=run, waits=self.history.waits.all()).model_dump_json()
         try:
             await self.writer.store(
-                snapshot=self.form.seal_snapshot(text, task_id=task_id),
+                snapshot=self.form.seal("snapshot", text, task_id=task_id),
                 state=await self._changed_state() if with_state else None,
                 consumed=mark.consumed,
                 step_ended=mark.step_ended,
@@ -228,4 +228,4 @@ class RunJournal:
         if text == self._state:
             return None
         self._state = text
-        return self.form.seal_state(text, task_id=self.writer.key.task_id)
+        return self.form.seal("state", text, task_id=self.writer.key.task_id)

@@ -18,8 +18,8 @@ from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.shell.base import BaseService
 from llama_deploy.services.shell.launching import Launch
 from llama_deploy.services.worker.attempt import WorkflowState
-from llama_deploy.services.worker.attempt_executor import SessionStates, StateHooks
-from llama_deploy.services.worker.worker import Worker, WorkerHooks
+from llama_deploy.services.worker.attempt_executor import SessionStates, WorkerHooks
+from llama_deploy.services.worker.worker import Worker
 
 
 class WorkflowCalls(BaseService):
@@ -112,12 +112,11 @@ class WorkflowCalls(BaseService):
 
     def _worker_hooks(self) -> WorkerHooks:
         """Return the methods that a subclass, or the object, overrides."""
-        load, save = self._override("get_workflow_state"), self._override("set_workflow_state")
-        states = None
-        if load is not None or save is not None:
-            states = StateHooks(load or self._states.load, save or self._states.save)
         return WorkerHooks(
-            process=self._override("process_call"), take_tasks=self._override("manage_tasks"), states=states
+            process=self._override("process_call"),
+            take_tasks=self._override("manage_tasks"),
+            load_state=self._override("get_workflow_state"),
+            save_state=self._override("set_workflow_state"),
         )
 
     def _override(self, name: str) -> Callable[..., Any] | None:

@@ -60,11 +60,17 @@ class SessionStates:
 
 
 @dataclass(frozen=True, slots=True)
-class StateHooks:
-    """How the workflow's state is read and written; a service's own methods may replace either."""
+class WorkerHooks:
+    """What a service's own methods replace. None: nothing."""
 
-    load: Callable[[WorkflowState], Awaitable[Context | None]]
-    save: Callable[[Context, WorkflowState], Awaitable[None]]
+    process: Callable[[WorkflowState], Awaitable[None]] | None = None
+    """Executes an attempt and reports it, in place of `Worker.process`."""
+    take_tasks: Callable[[], Awaitable[None]] | None = None
+    """Takes tasks, in place of `Worker.take_tasks`."""
+    load_state: Callable[[WorkflowState], Awaitable[Context | None]] | None = None
+    """Reads the workflow's state, in place of `SessionStates.load`."""
+    save_state: Callable[[Context, WorkflowState], Awaitable[None]] | None = None
+    """Writes the workflow's state, in place of `SessionStates.save`."""
 
 
 class AttemptExecutor:
@@ -75,7 +81,7 @@ class AttemptExecutor:
         publish: Publishes a report. Returns when the queue has it, raises if it rejects it permanently.
         ledger: Notes which inbox entries have arrived.
         keeps_journals: Write all runs to journals. A run that has a journal already is written in any case.
-        state_hooks: Replaces how the workflow's state is read and written. None: `SessionStates`.
+        hooks: May replace how the workflow's state is read and written.
     """
 
     def __init__(
@@ -85,7 +91,7 @@ class AttemptExecutor:
         publish: Callable[[QueueMessage], Awaitable[None]],
         ledger: Ledger,
         keeps_journals: bool,
-        state_hooks: StateHooks | None = None,
+        hooks: WorkerHooks,
     ) -> None:
         self._assembly = assembly
         self._hosted = assembly.hosted
@@ -93,7 +99,8 @@ class AttemptExecutor:
         self._ledger = ledger
         self._keeps_journals = keeps_journals
         self._states = SessionStates(assembly.hosted.states)
-        self._state_hooks = state_hooks or StateHooks(self._states.load, self._states.save)
+        self._load = hooks.load_state or self._states.load
+        self._save = hooks.save_state or self._states.save
 
     def new_attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
         """Return the attempt of a granted claim."""
@@ -133,7 +140,7 @@ class AttemptExecutor:
             outcome = await run.execute()
             if outcome is None or outcome.ctx is None:
                 return outcome, None
-            await self._state_hooks.save(outcome.ctx, attempt.state)
+            await self._save(outcome.ctx, attempt.state)
         except Exception as exc:  # noqa: BLE001 - the boundary of the task: what fails here fails the task
             return RunOutcome.failed(exc), None
         finally:
@@ -153,7 +160,7 @@ class AttemptExecutor:
             self._states.note(call)
         else:
             prepared, history = RunCall.prepare(self._hosted.workflow, call.run_kwargs), RunHistory(record)
-            start = partial(prepared.start, await self._state_hooks.load(call))
+            start = partial(prepared.start, await self._load(call))
         return self._assembly.assemble(
             key=attempt.key,
             start=start,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
 
 from llama_deploy.message_queues.base import AbstractMessageQueue
@@ -15,8 +14,8 @@ from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.assembly import RunAssembly
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.run.run_outcome import RunOutcome
-from llama_deploy.services.worker.attempt import Attempt, WorkflowState
-from llama_deploy.services.worker.attempt_executor import AttemptExecutor, StateHooks
+from llama_deploy.services.worker.attempt import Attempt
+from llama_deploy.services.worker.attempt_executor import AttemptExecutor, WorkerHooks
 from llama_deploy.services.worker.claims import Claims
 from llama_deploy.services.worker.hand_back import hand_back
 from llama_deploy.services.worker.heartbeat import BEATS_PER_LEASE
@@ -36,18 +35,6 @@ _HAND_BACK_SECONDS: Final = 5.0
 """How long handing back unfinished attempts may take when the instance stops."""
 _CONFIRM_EVERY: Final = 500
 """After so many outcomes a heartbeat asks for their confirmation at once, so that few need to be kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerHooks:
-    """What a service's own methods replace."""
-
-    process: Callable[[WorkflowState], Awaitable[None]] | None = None
-    """Executes an attempt and reports it, in place of `Worker.process`."""
-    take_tasks: Callable[[], Awaitable[None]] | None = None
-    """Takes tasks, in place of `Worker.take_tasks`."""
-    states: StateHooks | None = None
-    """Reads and writes the workflow's state."""
 
 
 class Worker:
@@ -95,7 +82,7 @@ class Worker:
             service_name=settings.service_name,
         )
         self._lease = LeaseKeeper(
-            settings,
+            settings=settings,
             beat=gateway.beat,
             ledger=self.ledger,
             attempts=self.attempts,
@@ -113,7 +100,7 @@ class Worker:
             publish=publish,
             ledger=self.ledger,
             keeps_journals=settings.keeps_journals,
-            state_hooks=hooks.states,
+            hooks=hooks,
         )
         self._intake = TaskIntake(
             service_name=settings.service_name,
