@@ -80,12 +80,22 @@ def test_what_comes_after_a_snapshot_was_made_stays() -> None:
     backlog = Backlog()
     backlog.add(END)
     backlog.settle([1, 2])
-    mark = backlog.mark()
-    assert (mark.consumed, mark.step_ended) == ([1, 2], True)
+    mark = backlog.mark([3])
+    assert (mark.consumed, mark.step_ended) == ([1, 2, 3], True)
     backlog.add(QUESTION)
-    backlog.settle([3])
+    backlog.settle([4])
     backlog.drop(mark)
-    assert backlog.take() == ([QUESTION], [3])
+    assert backlog.is_ready
+    assert backlog.take() == ([QUESTION], [4])
+
+
+def test_nothing_is_left_to_write_after_a_snapshot_of_everything() -> None:
+    backlog = Backlog()
+    backlog.add(END)
+    backlog.settle([1])
+    backlog.drop(backlog.mark([]))
+    assert not backlog.is_ready
+    assert not backlog.has_news
 
 
 def test_a_question_does_not_end_a_step() -> None:

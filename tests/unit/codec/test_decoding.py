@@ -169,7 +169,9 @@ def test_a_missing_field_without_a_default_is_named() -> None:
         ("dataclass", Pair, "left"),
         ("namedtuple", Row, "first"),
     ):
-        with pytest.raises(SerializationError, match=f"does not hold '{field}', which {cls.__name__} requires"):
+        with pytest.raises(
+            SerializationError, match=f"does not hold '{field}', which {cls.__name__} requires"
+        ):
             TYPED.decode({TAG: [kind, name_of(cls), {}]})
 
 

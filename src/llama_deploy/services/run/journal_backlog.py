@@ -26,13 +26,13 @@ COMPACT_AFTER_CHARACTERS: Final = 1024 * 1024
 class Backlog:
     """What a run has done that its journal does not hold yet."""
 
-    consumed: list[int] = field(default_factory=list)
-    """The inbox entries that the run has taken."""
     is_ready: bool = False
     """Whether there is something to write."""
     _ticks: list[WorkflowTick] = field(default_factory=list)
     _settled: int = 0
     """How many of the ticks may be written: those after which the run continues."""
+    _consumed: list[int] = field(default_factory=list)
+    """The inbox entries that the run has taken."""
     _has_progress: bool = False
     """Whether the ticks contain progress since the last `settle`."""
 
@@ -54,27 +54,27 @@ class Backlog:
         if self._has_progress or consumed:
             self._has_progress = False
             self._settled = len(self._ticks)
-            self.consumed += consumed
+            self._consumed += consumed
             self.is_ready = True
 
     def take(self) -> tuple[list[WorkflowTick], list[int]]:
         """Remove and return the settled ticks and the consumed inbox entries."""
         ticks, self._ticks, self._settled = self._ticks[: self._settled], self._ticks[self._settled :], 0
-        consumed, self.consumed = self.consumed, []
+        consumed, self._consumed = self._consumed, []
         self.is_ready = False
         return ticks, consumed
 
-    def mark(self) -> BacklogMark:
-        """Return a mark of what the backlog holds now."""
-        return BacklogMark(
-            ticks=len(self._ticks), consumed=list(self.consumed), step_ended=ends_step(self._ticks)
-        )
+    def mark(self, consumed: Sequence[int]) -> BacklogMark:
+        """Add consumed inbox entries, and return a mark of what the backlog holds now."""
+        self._consumed += consumed
+        return BacklogMark(len(self._ticks), list(self._consumed), ends_step(self._ticks))
 
     def drop(self, mark: BacklogMark) -> None:
         """Remove what the backlog held at a mark."""
         del self._ticks[: mark.ticks]
+        del self._consumed[: len(mark.consumed)]
         self._settled = max(0, self._settled - mark.ticks)
-        del self.consumed[: len(mark.consumed)]
+        self.is_ready = self._settled > 0 or bool(self._consumed)
 
     @property
     def settled(self) -> int:

@@ -97,8 +97,9 @@ class RunEnding:
             self._cancel_handler(handler)
         result.cancel()
 
-    def stop_timer(self) -> None:
-        """Stop waiting for the end of `CANCEL_GRACE`. Idempotent."""
+    def finish(self) -> None:
+        """The outcome is decided: nothing more of the run counts. Idempotent."""
+        self.is_over = True
         if self._timer is not None:
             self._timer.cancel()
 

@@ -156,10 +156,8 @@ class RunJournal:
 
     async def _store(self, *, compact: bool) -> None:
         await self.writer.store_events()
-        if compact:
-            self._backlog.is_ready = False
-            if await self._compact():
-                return
+        if compact and await self._compact():
+            return
         ticks, consumed = self._backlog.take()
         entries = self.form.entries(ticks)
         state = await self._changed_state()
@@ -194,8 +192,8 @@ class RunJournal:
         if made is None:
             return False
         run, forget = made
-        self._backlog.consumed += self.inbox.take_consumed()
-        mark, known_state, task_id = self._backlog.mark(), self._state, self.writer.key.task_id
+        mark = self._backlog.mark(self.inbox.take_consumed())
+        known_state, task_id = self._state, self.writer.key.task_id
         text = RunSnapshot(run=run, waits=self.history.waits.all()).model_dump_json()
         try:
             await self.writer.store(

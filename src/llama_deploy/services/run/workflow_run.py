@@ -139,7 +139,7 @@ class WorkflowRun:
             return RunOutcome.failed(exc)
         finally:
             starting.cancel()
-            self._stop_timers()
+            self._end()
 
     async def _begin(self) -> WorkflowHandler:
         try:
@@ -158,14 +158,13 @@ class WorkflowRun:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             return self._ending.outcome(result)
         finally:
-            self._stop_timers()
+            self._end()
             self._background.cancel()
             self._observer.close()
             self._ending.close(result)
 
-    def _stop_timers(self) -> None:
-        self._ending.is_over = True
-        self._ending.stop_timer()
+    def _end(self) -> None:
+        self._ending.finish()
         self.clock.stop()
 
     def _time_out(self) -> None:
