@@ -18,8 +18,9 @@ from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.shell.base import BaseService
 from llama_deploy.services.shell.launching import Launch
 from llama_deploy.services.worker.attempt import WorkflowState
-from llama_deploy.services.worker.attempt_executor import SessionStates, WorkerHooks
+from llama_deploy.services.worker.session_states import SessionStates
 from llama_deploy.services.worker.worker import Worker
+from llama_deploy.services.worker.worker_settings import WorkerHooks
 
 
 class WorkflowCalls(BaseService):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-from workflows import Context
 
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.run.assembly import RunAssembly
@@ -17,60 +14,12 @@ from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.workflow_run import WorkflowRun
 from llama_deploy.services.values.run_arguments import RunCall, parse_arguments
-from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.worker.attempt import Attempt, WorkflowState
 from llama_deploy.services.worker.ledger import Ledger
+from llama_deploy.services.worker.session_states import SessionStates
+from llama_deploy.services.worker.worker_settings import WorkerHooks
 from llama_deploy.types.instance_protocol import ClaimReply, TaskDispatch
 from llama_deploy.workflow_library import resuming
-
-
-class SessionStates:
-    """Reads the workflow's state from a session's state before a run, and writes it back after."""
-
-    def __init__(self, codec: StateCodec) -> None:
-        self._codec = codec
-
-    async def load(self, call: WorkflowState) -> Context | None:
-        """Return a context with the workflow's state. None: the session holds none.
-
-        Raises:
-            SerializationError: The session holds a state that this workflow cannot read.
-            SignatureError: The session holds a state that was not signed with a key of this service.
-        """
-        self.note(call)
-        return self._codec.restore(call.state, session_id=call.session_id)
-
-    async def save(self, ctx: Context, call: WorkflowState) -> None:
-        """Put the workflow's state after a run into `call.state`.
-
-        Raises:
-            SerializationError: A value in the state cannot be written; the path says where.
-        """
-        call.state.update(await self._codec.capture(ctx, call.state, session_id=call.session_id))
-
-    def note(self, call: WorkflowState) -> None:
-        """Note which state the session holds before the run."""
-        call.hash = self._codec.digest(call.state)
-
-    def changes(self, call: WorkflowState) -> dict[str, Any] | None:
-        """Return what to merge into the session's state. None: the run has not changed it."""
-        if self._codec.digest(call.state) == call.hash:
-            return None
-        return {self._codec.key: call.state[self._codec.key]}
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerHooks:
-    """What a service's own methods replace. None: nothing."""
-
-    process: Callable[[WorkflowState], Awaitable[None]] | None = None
-    """Executes an attempt and reports it, in place of `Worker.process`."""
-    take_tasks: Callable[[], Awaitable[None]] | None = None
-    """Takes tasks, in place of `Worker.take_tasks`."""
-    load_state: Callable[[WorkflowState], Awaitable[Context | None]] | None = None
-    """Reads the workflow's state, in place of `SessionStates.load`."""
-    save_state: Callable[[Context, WorkflowState], Awaitable[None]] | None = None
-    """Writes the workflow's state, in place of `SessionStates.save`."""
 
 
 class AttemptExecutor:

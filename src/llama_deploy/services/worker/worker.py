@@ -15,7 +15,7 @@ from llama_deploy.services.run.assembly import RunAssembly
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.worker.attempt import Attempt
-from llama_deploy.services.worker.attempt_executor import AttemptExecutor, WorkerHooks
+from llama_deploy.services.worker.attempt_executor import AttemptExecutor
 from llama_deploy.services.worker.claims import Claims
 from llama_deploy.services.worker.hand_back import hand_back
 from llama_deploy.services.worker.heartbeat import BEATS_PER_LEASE
@@ -25,7 +25,7 @@ from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.outcome_reporter import OutcomeReporter
 from llama_deploy.services.worker.task_intake import TaskIntake
 from llama_deploy.services.worker.work_slots import WorkSlots
-from llama_deploy.services.worker.worker_settings import WorkerSettings
+from llama_deploy.services.worker.worker_settings import WorkerHooks, WorkerSettings
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.topics import Topics
 

@@ -1,9 +1,13 @@
-"""Settings of a worker."""
+"""Settings of a worker, and what a service replaces of it."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from workflows import Context
+
+from llama_deploy.services.worker.attempt import WorkflowState
 from llama_deploy.types.services import Registration
 
 
@@ -25,3 +29,17 @@ class WorkerSettings:
     """Whether a failed task ends `run` with its exception."""
     keeps_journals: bool
     """Whether runs are written to journals, step by step."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHooks:
+    """What a service's own methods replace. None: nothing."""
+
+    process: Callable[[WorkflowState], Awaitable[None]] | None = None
+    """Executes an attempt and reports it, in place of `Worker.process`."""
+    take_tasks: Callable[[], Awaitable[None]] | None = None
+    """Takes tasks, in place of `Worker.take_tasks`."""
+    load_state: Callable[[WorkflowState], Awaitable[Context | None]] | None = None
+    """Reads the workflow's state, in place of `SessionStates.load`."""
+    save_state: Callable[[Context, WorkflowState], Awaitable[None]] | None = None
+    """Writes the workflow's state, in place of `SessionStates.save`."""
