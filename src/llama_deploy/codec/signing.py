@@ -60,8 +60,8 @@ class Signer:
         """Check that this text was signed for this place with one of the keys.
 
         Raises:
-            SignatureError: It was not. The text tells an invalid signature from a missing one, as in what was
-                stored before there were keys.
+            SignatureError: It was not. The text says whether the signature is invalid or missing, as it is
+                missing in what was stored before there were keys.
         """
         if not signature:
             raise SignatureError(

@@ -26,7 +26,7 @@ from llama_deploy.workflow_library import BrokerState, InternalRunAdapter, TickI
 
 @dataclass(frozen=True, slots=True)
 class RunHooks:
-    """What the owner of a run is asked and told while it runs."""
+    """What the owner of a run provides while it runs."""
 
     on_event: Callable[[StreamedEvent], Awaitable[None]]
     """Takes each event that the workflow streams, in order."""
