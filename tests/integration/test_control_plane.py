@@ -79,7 +79,7 @@ async def test_the_same_submission_twice_makes_one_task(http: HttpConnection, in
     first = await submit(http, task_id="mine", arguments={"x": 1})
     again = await submit(http, task_id="mine", arguments={"x": 1})
     assert again == first
-    with pytest.raises(ConflictError, match="other arguments"):
+    with pytest.raises(ConflictError, match="another service, session or arguments"):
         await submit(http, task_id="mine", arguments={"x": 2})
 
 
@@ -386,7 +386,7 @@ async def test_events_reach_the_instance_and_the_one_after_it(
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("not json", "not JSON"),
+        ("not json", "not valid JSON"),
         ("[]", "must hold"),
         ('{"value": {}}', "names no class"),
         ('{"qualified_name": "os.system", "value": {}}', "does not accept events of the class 'os.system'"),

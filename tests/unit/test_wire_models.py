@@ -13,7 +13,9 @@ from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
 import llama_deploy
+from llama_deploy.errors import RunMismatchError
 from llama_deploy.message_consumers import BaseMessageQueueConsumer
+from llama_deploy.services.run.journal_format import RunSnapshot
 
 UNKNOWN: Final = "a_field_of_a_newer_release"
 
@@ -102,3 +104,8 @@ def _known(value: Any) -> Any:
     if isinstance(value, list):
         return [_known(each) for each in value]
     return value
+
+
+def test_a_snapshot_of_another_format_is_refused_before_its_fields_are_read() -> None:
+    with pytest.raises(RunMismatchError, match="format 2 but this release reads format 1; resume"):
+        RunSnapshot.model_validate_json('{"format": 2, "steps": []}')

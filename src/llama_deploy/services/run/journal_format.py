@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from workflows import Context, Workflow
 
 from llama_deploy import workflow_library as library
@@ -19,6 +19,8 @@ from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.instance_protocol import RunHeader, RunRecord
 from llama_deploy.workflow_library import BrokerState, StateStore, WorkflowTick
 
+SNAPSHOT_FORMAT: Final = 1
+"""The format of snapshots that this release writes, and the only one that it reads."""
 Part: TypeAlias = Literal["journal", "snapshot", "state"]
 """What is stored of a run: the entries of its journal, its snapshot, its state."""
 
@@ -26,8 +28,26 @@ Part: TypeAlias = Literal["journal", "snapshot", "state"]
 class RunSnapshot(BaseModel):
     """A run without its state."""
 
+    format: int = SNAPSHOT_FORMAT
+    """The major version of this model."""
     run: library.Snapshot
     waits: list[Wait]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_format(cls, fields: Any) -> Any:
+        """Reject another major version before its fields are read.
+
+        Raises:
+            RunMismatchError: The snapshot has another format.
+        """
+        found = fields.get("format", SNAPSHOT_FORMAT) if isinstance(fields, dict) else SNAPSHOT_FORMAT
+        if found != SNAPSHOT_FORMAT:
+            raise RunMismatchError(
+                f"the snapshot of the run has format {found!r} but this release reads format"
+                f" {SNAPSHOT_FORMAT}; resume the run with an instance of the release that wrote it"
+            )
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
