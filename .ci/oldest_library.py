@@ -19,7 +19,7 @@ TARGET: Final = ROOT / "build" / "oldest_library"
 LIBRARY: Final = "llama-index-workflows"
 TESTS: Final = (
     "tests/unit/codec",
-    "tests/unit/test_service_mailbox.py",
+    "tests/unit/test_service_inbox.py",
     "tests/unit/test_service_runs.py",
     "tests/integration/test_agents.py",
     "tests/integration/test_durable_runs.py",

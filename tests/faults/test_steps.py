@@ -163,7 +163,7 @@ async def test_a_zombie_changes_nothing(system: System) -> None:
         assert [await all_events(handle) for handle in handles] == before
         assert {(await handle.info()).attempt for handle in handles} == {1, 2}
     assert [each for name in names for each in ledger.violations("chain", name, Faults([death]))] == []
-    told = re.findall(r"WARNING:\S+rejection_log:rejected .* of (attempt 1 of task [\w-]+)", core.text)
+    told = re.findall(r"WARNING:\S+:rejected .* of (attempt 1 of task [\w-]+)", core.text)
     assert len(told) == len(set(told))
 
 
@@ -187,7 +187,7 @@ async def test_what_a_stale_attempt_sends_is_refused_and_told_once(system: Syste
         assert await all_events(handle) == events
         assert {event.type for event in events} == {"Progress", "StopEvent"}
     core.wait_for_output(r"rejected")
-    assert len(re.findall(r"WARNING:\S+rejection_log:rejected .* of attempt 1 of task", core.text)) == 1
+    assert len(re.findall(r"WARNING:\S+:rejected .* of attempt 1 of task", core.text)) == 1
 
 
 def token_of(system: System, task_id: str) -> str:

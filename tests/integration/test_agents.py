@@ -248,7 +248,7 @@ async def test_what_a_tool_is_given_beside_its_arguments_may_be_anything(
         ]
     assert result["raw_output"] == {"page": 7, "of": None}
     assert result["raw_input"]["kwargs"] == {"page": 7, "ledger": None}
-    assert "left out what JSON cannot hold" in caplog.text
+    assert "omitted what JSON cannot represent" in caplog.text
     assert "Ledger" in caplog.text
 
 

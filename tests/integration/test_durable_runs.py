@@ -19,7 +19,7 @@ from llama_deploy import workflow_library
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig
-from llama_deploy.services.run import run_journal as journal
+from llama_deploy.services.run import journal_backlog as journal
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
@@ -269,7 +269,7 @@ async def test_a_run_that_waits_leaves_memory_and_comes_back(stack: Stack, workf
         task_id = await stack.submit()
         await until_waiting(stack, task_id)
         assert service._worker is not None
-        await eventually(lambda: len(service._worker or ()) == 0)
+        await eventually(lambda: service._worker is not None and not len(service._worker.attempts))
         assert len(service._worker.ledger) == 0
         view = await stack.plane.tasks.get(task_id)
         assert view.instance_id is None
@@ -467,8 +467,9 @@ async def test_a_run_that_is_too_large_to_leave_stays_in_memory() -> None:
                 task_id = await stack.submit(count=20, size=15_000)
 
                 async def refused() -> bool:
-                    run = next(iter(service._worker._attempts.values())).run if service._worker else None
-                    return run is not None and run.journal is not None and run.journal._is_too_large
+                    assert service._worker is not None
+                    runs = [attempt.run for attempt in service._worker.attempts if attempt.run is not None]
+                    return any(run.journal is not None and not run.journal.fits for run in runs)
 
                 await eventually(refused)
                 await stack.send(task_id, Answer(text="on"))
@@ -476,7 +477,7 @@ async def test_a_run_that_is_too_large_to_leave_stays_in_memory() -> None:
 
 
 async def test_a_long_journal_is_folded_by_its_size(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "FOLD_AFTER_CHARACTERS", 1_000)
+    monkeypatch.setattr(journal, "COMPACT_AFTER_CHARACTERS", 1_000)
     first, second = Many(), Many()
     async with stack.serving(stack.service(first, drain_timeout=0)):
         task_id = await stack.submit()
@@ -579,7 +580,7 @@ async def test_a_question_and_its_answer_are_no_ends_of_steps(stack: Stack) -> N
 async def test_a_snapshot_tells_whether_a_step_has_ended(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "FOLD_AFTER", 1)
+    monkeypatch.setattr(journal, "COMPACT_AFTER_TICKS", 1)
     workflow, gateway = Many(), Noting(stack.plane)
     workflow.gate.set()
     async with stack.serving(served_by(stack, workflow, gateway)):
@@ -615,7 +616,7 @@ async def test_a_run_that_cannot_be_written_down_is_handed_back_all_the_same(sta
 
 
 async def test_a_long_journal_is_folded(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "FOLD_AFTER", 6)
+    monkeypatch.setattr(journal, "COMPACT_AFTER_TICKS", 6)
     first, second = Many(), Many()
     async with stack.serving(stack.service(first, drain_timeout=0)):
         task_id = await stack.submit()

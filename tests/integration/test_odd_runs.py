@@ -182,13 +182,13 @@ def slow_service(stack: Stack, workflow: Workflow, **settings: Any) -> tuple[Wor
 
 def attempt_of(service: WorkflowService) -> Attempt:
     assert service._worker is not None
-    (attempt,) = service._worker._attempts.values()
+    (attempt,) = service._worker.attempts
     return attempt
 
 
 async def until_it_asks(service: WorkflowService) -> Attempt:
     """Wait until the only run waits in memory for an answer; return its attempt."""
-    await eventually(lambda: service._worker is not None and len(service._worker) == 1)
+    await eventually(lambda: service._worker is not None and len(service._worker.attempts) == 1)
     attempt = attempt_of(service)
     await eventually(lambda: attempt.run is not None and attempt.run.clock.is_waiting)
     return attempt
@@ -228,7 +228,7 @@ async def test_a_second_answer_does_not_run_the_step_twice(stack: Stack, late: b
         if late:
             await eventually(lambda: bool(workflow.charged))
         await stack.send(task_id, Answer(text="b"))
-        await eventually(lambda: attempt.mailbox.seen == 2)
+        await eventually(lambda: attempt.inbox.seen == 2)
         await nothing_more(lambda: len(workflow.charged) > 1)
         workflow.gate.set()
         assert result_of(await stack.end(task_id)) == "a"
@@ -244,7 +244,7 @@ async def test_a_second_answer_that_outlives_the_instance_does_not_either(stack:
         await stack.send(task_id, Answer(text="a"))
         await eventually(lambda: bool(first.charged))
         await stack.send(task_id, Answer(text="b"))
-        await eventually(lambda: attempt.mailbox.seen == 2)
+        await eventually(lambda: attempt.inbox.seen == 2)
     async with stack.serving(stack.service(second, allowed_types=ANSWERS)):
         await eventually(lambda: bool(second.charged))
         await nothing_more(lambda: len(second.charged) > 1)
@@ -265,7 +265,7 @@ async def test_a_second_answer_does_not_run_a_step_that_waits_for_its_retry(
         await eventually(lambda: bool(Retries.tried))
         if not stops:
             await stack.send(task_id, Answer(text="b"))
-            await eventually(lambda: attempt.mailbox.seen == 2)
+            await eventually(lambda: attempt.inbox.seen == 2)
             assert result_of(await stack.end(task_id)) == 1
     if stops:
         await stack.send(task_id, Answer(text="b"))
@@ -309,9 +309,9 @@ async def test_an_answer_that_comes_while_the_run_is_about_to_leave_wakes_it(sta
         task_id = await stack.submit()
         await eventually(lambda: gateway.waiting == 1)
         attempt = attempt_of(service)
-        await eventually(lambda: attempt.mailbox._held)
+        await eventually(lambda: attempt.inbox.is_held)
         await stack.send(task_id, Answer(text="Ada"))
-        await eventually(lambda: attempt.mailbox.seen == 1)
+        await eventually(lambda: attempt.inbox.seen == 1)
         gateway.open.set()
         assert result_of(await stack.end(task_id)) == "hello Ada"
 

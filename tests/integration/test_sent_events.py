@@ -10,7 +10,7 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, StartEvent, StopEvent
 
-from llama_deploy.services.run import run_journal as journal
+from llama_deploy.services.run import journal_backlog as journal
 from llama_deploy.testing.conditions import eventually
 from tests.integration.in_process import Stack, result_of, running_stack
 
@@ -88,7 +88,7 @@ async def test_it_may_send_in_another_order_when_it_begins_again(stack: Stack) -
 async def test_what_it_sent_is_known_after_the_journal_was_folded(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "FOLD_AFTER", 3)
+    monkeypatch.setattr(journal, "COMPACT_AFTER_TICKS", 3)
     in_turn = range(ITEMS)
     first, second = Split(in_turn, stands_after=5), Split(in_turn)
     async with stack.serving(stack.service(first, drain_timeout=0)):

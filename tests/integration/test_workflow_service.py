@@ -579,7 +579,7 @@ async def test_a_running_task_is_cancelled(stack: Stack) -> None:
 async def test_a_step_that_ignores_its_cancellation_does_not_hold_the_task(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_deploy.services.run.workflow_run.CANCEL_GRACE", 0.2)
+    monkeypatch.setattr("llama_deploy.services.run.run_ending.CANCEL_GRACE", 0.2)
     workflow = Stubborn()
     async with stack.serving(stack.service(workflow)):
         task_id = await stack.submit()
@@ -592,7 +592,7 @@ async def test_a_step_that_ignores_its_cancellation_does_not_hold_the_task(
 async def test_a_step_that_ignores_the_time_limit_does_not_hold_the_task(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_deploy.services.run.workflow_run.CANCEL_GRACE", 0.2)
+    monkeypatch.setattr("llama_deploy.services.run.run_ending.CANCEL_GRACE", 0.2)
     workflow = Stubborn(timeout=0.1)
     async with stack.serving(stack.service(workflow)):
         assert (await stack.run()).status is TaskStatus.TIMED_OUT

@@ -112,12 +112,13 @@ def test_no_lock_file_records_addresses() -> None:
     assert not [name for name in ("uv.lock", "poetry.lock", "pdm.lock") if (ROOT / name).exists()]
 
 
-def test_only_one_module_uses_what_the_workflow_library_does_not_promise() -> None:
+def test_only_one_package_uses_what_the_workflow_library_does_not_promise() -> None:
     inner = re.compile(
-        r"from workflows\.(runtime|plugins|decorators|context\.)|\._(get_steps|step_config|switch_runtime)\b"
+        r"from workflows\.(_|runtime|plugins|decorators|context\.)"
+        r"|[.\"]_(get_steps|step_config|switch_runtime|external_adapter|runtime_locked|broker_config)\b"
     )
-    users = {path.name for path in (ROOT / "src").rglob("*.py") if inner.search(path.read_text())}
-    assert users == {"workflow_library.py"}
+    users = {path.parent for path in (ROOT / "src").rglob("*.py") if inner.search(path.read_text())}
+    assert users == {ROOT / "src" / "llama_deploy" / "workflow_library"}
 
 
 def test_ci_script_is_executable() -> None:

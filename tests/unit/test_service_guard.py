@@ -79,7 +79,7 @@ def test_a_thread_that_outlives_its_loop_tells_nobody() -> None:
 
     def begin_or_end() -> None: ...
 
-    StepWatch(loop, begin_or_end, begin_or_end).tell(begin_or_end)
+    StepWatch(loop, begin_or_end, begin_or_end).call_threadsafe(begin_or_end)
 
 
 async def test_a_step_that_cancels_itself_fails_its_run() -> None:

@@ -44,14 +44,17 @@ class ControlPlaneDouble:
 
 
 def thread(
-    plane: ControlPlaneDouble, on_reply: Callable[[HeartbeatReply], None], *, blocked_limit: float = 60.0
+    plane: ControlPlaneDouble,
+    on_reply: Callable[[HeartbeatReply, float], None],
+    *,
+    blocked_limit: float = 60.0,
 ) -> HeartbeatThread:
-    def compose(heard_at: datetime | None) -> Heartbeat:
-        return Heartbeat(instance_id="instance", heard_at=heard_at, blocked_seconds=beating.blocked_seconds)
+    def beat(heard_at: datetime | None) -> HeartbeatReply:
+        blocked = beating.blocked_seconds
+        return plane.beat(Heartbeat(instance_id="instance", heard_at=heard_at, blocked_seconds=blocked))
 
     beating = HeartbeatThread(
-        beat=plane.beat,
-        compose=compose,
+        beat=beat,
         on_reply=on_reply,
         lease_seconds=0.06,
         blocked_limit=blocked_limit,
@@ -68,7 +71,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_heartbeats_come_from_another_thread_and_replies_into_the_loop() -> None:
     plane, replies = ControlPlaneDouble(), list[int]()
-    beating = thread(plane, lambda _: replies.append(threading.get_ident()))
+    beating = thread(plane, lambda *_: replies.append(threading.get_ident()))
     beating.start()
     await until(lambda: len(replies) >= 3)
     await beating.close()
@@ -87,7 +90,7 @@ async def test_heartbeats_go_on_while_the_loop_is_blocked_but_not_for_ever(
     monkeypatch.setattr(heartbeat_module, "_PATIENCE", 0.1)
     caplog.set_level(logging.INFO)
     plane = ControlPlaneDouble()
-    beating = thread(plane, lambda _: None, blocked_limit=0.4)
+    beating = thread(plane, lambda *_: None, blocked_limit=0.4)
     beating.start()
     await until(lambda: len(plane.beats) >= 2)
     begun = time.monotonic()
@@ -110,7 +113,7 @@ async def test_an_absent_control_plane_is_logged_once(caplog: pytest.LogCaptureF
     plane = ControlPlaneDouble()
     plane.away = True
     replies: list[HeartbeatReply] = []
-    beating = thread(plane, replies.append)
+    beating = thread(plane, lambda reply, _: replies.append(reply))
     beating.start()
     await until(lambda: len(plane.beats) >= 4)
     assert not replies
@@ -124,7 +127,7 @@ async def test_an_absent_control_plane_is_logged_once(caplog: pytest.LogCaptureF
 async def test_an_unforeseen_error_does_not_end_the_heartbeats(caplog: pytest.LogCaptureFixture) -> None:
     plane, replies = ControlPlaneDouble(), list[HeartbeatReply]()
     plane.fault = RuntimeError("a fault of ours")
-    beating = thread(plane, replies.append)
+    beating = thread(plane, lambda reply, _: replies.append(reply))
     beating.start()
     await until(lambda: len(plane.beats) >= 3)
     plane.fault = None

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
+from workflows.handler import WorkflowHandler
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ConfigError, EventsMissingError, PayloadTooLargeError, UnavailableError
 from llama_deploy.messages import ActionTypes, QueueMessage
-from llama_deploy.services.run import attempt_reports as reports
+from llama_deploy.services.run import attempt_reports as module
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
-from llama_deploy.services.run.endings import Ending
-from llama_deploy.services.run.mailbox import Mailbox
-from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
+from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.worker import report_publisher
-from llama_deploy.services.worker.attempt import Attempt, WorkflowState
+from llama_deploy.services.worker.outcome_reporter import publish_outcome
 from llama_deploy.services.worker.report_publisher import ReportPublisher
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import (
@@ -84,7 +84,7 @@ async def test_the_first_leaves_at_once_and_the_rest_gathers() -> None:
 
 
 async def test_large_events_are_not_gathered_beyond_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "MAX_BATCH_CHARACTERS", 250)
+    monkeypatch.setattr(module, "MAX_BATCH_CHARACTERS", 250)
     wire = Wire()
     sender = AttemptReports(KEY, wire.publish)
     for number in range(7):
@@ -95,7 +95,7 @@ async def test_large_events_are_not_gathered_beyond_a_size(monkeypatch: pytest.M
 
 
 async def test_reading_waits_while_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "MAX_WAITING", 2)
+    monkeypatch.setattr(module, "MAX_WAITING", 2)
     wire = Wire()
     wire.gate.clear()
     sender = AttemptReports(KEY, wire.publish)
@@ -121,30 +121,12 @@ async def test_events_survive_an_absent_queue(monkeypatch: pytest.MonkeyPatch) -
     assert wire.events() == [(0, [0])]
 
 
-class Nothing(Workflow):
-    @step
-    async def end(self, ev: StartEvent) -> StopEvent:
-        return StopEvent(result=ev.get("value"))
-
-
-def attempt(wire: Wire) -> Attempt:
-    workflow = Nothing()
-    return Attempt(
-        key=KEY,
-        state=WorkflowState(),
-        input="{}",
-        mailbox=Mailbox(
-            task_id=KEY.task_id, workflow=workflow, registry=EventRegistry(workflow), on_seen=lambda _: None
-        ),
-        reports=AttemptReports(KEY, wire.publish),
-    )
-
-
 async def test_what_the_queue_refuses_for_good_fails_the_attempt() -> None:
     wire = Wire()
     wire.errors = [PayloadTooLargeError("too large")]
-    ending = Ending(TaskStatus.SUCCEEDED, value="large")
-    outcome = await attempt(wire).report(ending, {"a": 1}, wire.publish)
+    ending = RunOutcome(TaskStatus.SUCCEEDED, value="large")
+    reports = AttemptReports(KEY, wire.publish)
+    outcome = await publish_outcome(KEY, reports, ending, {"a": 1}, publish=wire.publish)
     assert outcome.status is TaskStatus.FAILED
     assert outcome.error is not None
     assert outcome.error.type == "llama_deploy.errors.PayloadTooLargeError"
@@ -156,8 +138,9 @@ async def test_the_end_of_an_attempt_survives_refused_credentials(monkeypatch: p
     monkeypatch.setattr(report_publisher, "_BACKOFF", Backoff(first=0.001, longest=0.001))
     wire = Wire()
     wire.errors = [ConfigError("a wrong password")] * 5
-    ending = Ending(TaskStatus.SUCCEEDED, value="costly")
-    outcome = await attempt(wire).report(ending, None, publisher_of(wire).publish)
+    ending = RunOutcome(TaskStatus.SUCCEEDED, value="costly")
+    reports, publisher = AttemptReports(KEY, wire.publish), publisher_of(wire)
+    outcome = await publish_outcome(KEY, reports, ending, None, publish=publisher.publish)
     assert (outcome.status, outcome.value) == (TaskStatus.SUCCEEDED, "costly")
     assert [message.action for message in wire.messages] == [ActionTypes.COMPLETED_TASK]
 
@@ -165,10 +148,11 @@ async def test_the_end_of_an_attempt_survives_refused_credentials(monkeypatch: p
 async def test_an_event_that_is_refused_for_good_fails_the_attempt() -> None:
     wire = Wire()
     wire.errors = [PayloadTooLargeError("too large")]
-    held = attempt(wire)
-    await held.reports.add(event(0))
+    reports = AttemptReports(KEY, wire.publish)
+    await reports.add(event(0))
     await wire.arrived.wait()
-    outcome = await held.report(Ending(TaskStatus.SUCCEEDED), None, wire.publish)
+    ending = RunOutcome(TaskStatus.SUCCEEDED)
+    outcome = await publish_outcome(KEY, reports, ending, None, publish=wire.publish)
     assert (outcome.status, outcome.first, outcome.events) == (TaskStatus.FAILED, 0, [])
     assert AttemptOutcome.model_validate(wire.messages[0].data).token == "secret"  # noqa: S105
 
@@ -215,14 +199,25 @@ async def test_an_upload_that_is_too_large_for_the_control_plane_fails() -> None
         await publisher_of(wire).publish(message_of(MAX_REPORT_BYTES))
 
 
+class Nothing(Workflow):
+    @step
+    async def end(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=ev.get("value"))
+
+
+async def publish_end_of(handler: WorkflowHandler, wire: Wire) -> None:
+    await handler
+    event = handler.get_stop_event()
+    assert event is not None
+    outcome = RunOutcome.succeeded(event, handler.ctx)
+    await publish_outcome(KEY, AttemptReports(KEY, wire.publish), outcome, None, publish=wire.publish)
+
+
 @pytest.mark.parametrize("value", ["text", 3, 2.5, True, None, [1, "two"], {"a": {"b": None}}, 1e22, 'a"b'])
 async def test_a_result_travels_once_and_comes_out_as_it_was(value: Any) -> None:
     wire = Wire()
     handler = Nothing().run(value=value)
-    await handler
-    event = handler.get_stop_event()
-    assert event is not None
-    await attempt(wire).report(Ending.succeeded(event, handler.ctx), None, wire.publish)
+    await publish_end_of(handler, wire)
     outcome = AttemptOutcome.model_validate_json(AttemptOutcome(**wire.messages[0].data).model_dump_json())
     assert (outcome.result, outcome.terminal_event) == (None, EventPayload(type="StopEvent", data={}))
     assert (outcome.text, outcome.stop_event) == (
@@ -245,10 +240,7 @@ class Answering(Workflow):
 async def test_a_stop_event_of_the_workflow_travels_once() -> None:
     wire = Wire()
     handler = Answering().run(text="42")
-    await handler
-    event = handler.get_stop_event()
-    assert event is not None
-    await attempt(wire).report(Ending.succeeded(event, handler.ctx), None, wire.publish)
+    await publish_end_of(handler, wire)
     assert wire.messages[0].encode().count(b'"42"') == 1
     outcome = AttemptOutcome.model_validate(wire.messages[0].data)
     assert json.loads(outcome.text) == {"text": "42", "number": 3}
@@ -258,9 +250,6 @@ async def test_a_stop_event_of_the_workflow_travels_once() -> None:
 async def test_a_text_that_differs_from_the_value_is_sent_too() -> None:
     wire = Wire()
     handler = Nothing().run(value=(1, 2))
-    await handler
-    event = handler.get_stop_event()
-    assert event is not None
-    await attempt(wire).report(Ending.succeeded(event, handler.ctx), None, wire.publish)
+    await publish_end_of(handler, wire)
     outcome = AttemptOutcome.model_validate(wire.messages[0].data)
     assert (outcome.text, outcome.value) == ("(1, 2)", [1, 2])

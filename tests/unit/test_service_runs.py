@@ -13,7 +13,8 @@ from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
 from llama_deploy.services.run.hosting import host_runs
-from llama_deploy.services.run.mailbox import Mailbox
+from llama_deploy.services.run.run_inbox import RunInbox
+from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.step_guard import guard_steps
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
@@ -56,16 +57,14 @@ def the_run(
     guard_steps(workflow)
     host_runs(workflow)
     return WorkflowRun(
-        workflow=workflow,
+        workflow,
         start=partial(RunCall.prepare(workflow, {}).start, None),
-        mailbox=Mailbox(
+        inbox=RunInbox(
             task_id="task", workflow=workflow, registry=EventRegistry(workflow), on_seen=lambda _: None
         ),
-        on_event=on_event or ignore,
+        hooks=RunHooks(on_event=on_event or ignore, on_waiting=lambda: None, hold_lease=hold_lease),
         label="the run",
         limits=RunLimits(timeout=timeout),
-        on_waiting=lambda: None,
-        hold_lease=hold_lease,
     )
 
 

@@ -49,7 +49,7 @@ async def test_what_a_run_has_left_is_found_again(keys: tuple[SecretStr, ...]) -
 def test_a_state_of_another_form_is_told(held: object, keys: tuple[SecretStr, ...]) -> None:
     codec = states(*keys)
     with pytest.raises(
-        SerializationError, match="was written by an older release; begin a new session"
+        SerializationError, match="was written by an older release; start a new session"
     ) as caught:
         codec.restore({codec.key: held}, session_id="s")
     assert caught.value.path == f"$[{codec.key!r}]"

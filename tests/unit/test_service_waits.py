@@ -19,7 +19,7 @@ def waits_after(timeout: float | None) -> Waits:
     """Return what is known when a step has begun to wait."""
     result: AddWaiter[Event] = AddWaiter(waiter_id="w", timeout=timeout, event_type=Event)
     waits = Waits()
-    waits.note(
+    waits.on_tick(
         TickStepResult(step_id=StepId.from_str("ask"), worker_id=0, event=StartEvent(), result=[result])
     )
     return waits

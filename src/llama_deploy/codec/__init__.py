@@ -1,4 +1,4 @@
-"""JSON that keeps Python's types, without pickle: the form in which events, state and journals are stored."""
+"""JSON that keeps Python types, without pickle. Events, state and journals are stored in this form."""
 
 from __future__ import annotations
 

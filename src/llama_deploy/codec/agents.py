@@ -1,7 +1,7 @@
-"""What the agents of llama_index hold beside what their steps declare, and what its data is.
+"""The classes of llama_index: what its agents keep besides what their steps declare, and what is data.
 
-llama_index is not needed to run this package and never imported: its classes are known by their names, and
-are there if the workflow that is hosted has loaded them.
+This package does not need llama_index and never imports it. It finds the classes by name, if the hosted
+workflow has loaded them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HELD: Final = (
     ("llama_index.core.memory.types", "BaseMemory"),
     ("llama_index.core.agent.react.types", "BaseReasoningStep"),
 )
-"""The roots of what stands in an agent's state: its memory, and what a ReAct agent has thought so far."""
+"""The base classes of what an agent keeps in its state: its memory, and the reasoning of a ReAct agent."""
 
 _DATA: Final = (
     ("llama_index.core.schema", "BaseNode"),
@@ -27,7 +27,7 @@ _DATA: Final = (
     ("llama_index.core.base.llms.types", "ChatMessage"),
     ("llama_index.core.base.llms.types", "BaseContentBlock"),
 )
-"""The roots of what retrievers return and chats are made of."""
+"""The base classes of what retrievers return and of chat messages."""
 
 _RAW_FIELDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
@@ -35,36 +35,37 @@ _RAW_FIELDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "llama_index.core.base.llms.types.ChatMessage": frozenset({"additional_kwargs"}),
     }
 )
-"""Fields for what a tool or the client of an LLM has made, of any class; what matters stands beside them."""
+"""Fields with raw objects of tools and LLM clients, of any class; other fields hold the relevant data."""
 
 _NO_MODEL: Final = (
-    "which holds connections and keys, and is not written down: keep it in the workflow object, not in what "
-    "is carried"
+    "which holds connections and keys, and is not stored: keep it in the workflow object, not in events or "
+    "state"
 )
-_REFUSED: Final[Mapping[str, str]] = MappingProxyType(
+_REJECTED: Final[Mapping[str, str]] = MappingProxyType(
     {
         "llama_index.core.memory.memory.Memory": (
-            "whose messages lie in a database and not in itself: take a `ChatMemoryBuffer`, or keep only its "
-            "`session_id` and make it in each step, with an `async_database_uri` that all instances reach"
+            "whose messages are in a database and not in the object: use a `ChatMemoryBuffer`, or keep only "
+            "its `session_id` and create it in each step, with an `async_database_uri` that all instances "
+            "reach"
         ),
         "llama_index.core.base.llms.base.BaseLLM": _NO_MODEL,
         "llama_index.core.base.embeddings.base.BaseEmbedding": _NO_MODEL,
     }
 )
-"""Classes that look like data and are not, by name; their subclasses too."""
+"""Classes, by name, that look like data and are not. Their subclasses are included."""
 
 LEVELS: Final = 4
-"""How deep containers are looked into for what can be kept of them."""
+"""How deep containers are searched for what can be kept of them."""
 
 
 def agent_types(workflow_class: type) -> Iterator[type]:
-    """Return what the state of an agent may hold; nothing for a workflow that is no agent."""
+    """Return the classes that the state of an agent may contain; none for other workflows."""
     if is_agent(workflow_class):
         yield from _loaded(_HELD)
 
 
 def data_types() -> Iterator[type]:
-    """Return the classes of llama_index that are data and no more; nothing where it is not loaded."""
+    """Return the classes of llama_index that are pure data; none if it is not loaded."""
     yield from _loaded(_DATA)
 
 
@@ -76,20 +77,20 @@ def _loaded(names: Iterable[tuple[str, str]]) -> Iterator[type]:
 
 
 def is_agent(workflow_class: type) -> bool:
-    """Return whether a class of workflows is one of llama_index's agents, or derived from one."""
+    """Return whether a workflow class is an agent of llama_index, or derived from one."""
     return any(base.__module__.startswith(_HOME) for base in workflow_class.__mro__)
 
 
-def refusal(cls: type) -> str | None:
-    """Return why objects of a class are never carried; None if they may be.
+def rejection(cls: type) -> str | None:
+    """Return why objects of a class are never encoded. None: they may be.
 
-    The text goes on after the name of the class.
+    The text follows the name of the class.
     """
-    return next(_of_bases(cls, _REFUSED), None)
+    return next(_of_bases(cls, _REJECTED), None)
 
 
 def raw_fields(cls: type) -> frozenset[str]:
-    """Return the fields of a class that are carried as far as possible, and hold up nobody."""
+    """Return the fields of a class that are encoded as far as possible, and never cause an error."""
     return frozenset().union(*_of_bases(cls, _RAW_FIELDS))
 
 
@@ -100,21 +101,21 @@ def _of_bases(cls: type, table: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def reduced(value: object, *, levels: int = LEVELS) -> Any:
-    """Return as much of a value as JSON holds; an object that has no such form becomes None."""
+    """Return as much of a value as JSON can represent; other objects become None."""
     if levels and isinstance(value, Mapping):
         return {str(key): reduced(item, levels=levels - 1) for key, item in value.items()}
     if levels and isinstance(value, list | tuple):
         return [reduced(item, levels=levels - 1) for item in value]
-    if refusal(type(value)) is not None:
+    if rejection(type(value)) is not None:
         return None
     try:
         return pydantic_core.from_json(pydantic_core.to_json(value, inf_nan_mode="null"))
-    except Exception:  # noqa: BLE001 - the code of anybody's classes, and nothing that must be kept
+    except Exception:  # noqa: BLE001 - code of any class, and nothing that must be kept
         return None
 
 
 def with_reduced_fields(value: Any, *, levels: int = 2 * LEVELS) -> Any:
-    """Return a copy of a value in which the raw fields of all models hold only what JSON does."""
+    """Return a copy of a value in which the raw fields of all models contain only JSON."""
     if not levels:
         return value
 
@@ -127,7 +128,7 @@ def with_reduced_fields(value: Any, *, levels: int = 2 * LEVELS) -> Any:
         model = value.model_copy(update={name: reduced(fields[name]) for name in raw & fields.keys()})
         vars(model).update(reduce_all({name: item for name, item in fields.items() if name not in raw}))
         if model.__pydantic_private__:
-            # The library's events keep what is not declared there.
+            # The library's events keep undeclared fields here.
             model.__pydantic_private__.update(reduce_all(model.__pydantic_private__))
         return model
     if type(value) is dict:

@@ -1,4 +1,4 @@
-"""Which classes a class speaks of in the annotations of its fields."""
+"""Finds the classes in the annotations of a class's fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNRESOLVED = (NameError, AttributeError, TypeError, SyntaxError, ValueError, Im
 
 
 def reachable(classes: Iterable[type]) -> dict[type, None]:
-    """Return the classes and all that their fields are declared to hold, at any depth, in the order found."""
+    """Return the classes and those in their fields' annotations, at any depth, in the order found."""
     found: dict[type, None] = {}
     waiting = list(classes)
     while waiting:
@@ -29,7 +29,7 @@ def reachable(classes: Iterable[type]) -> dict[type, None]:
 
 
 def classes_of_fields(cls: type) -> Iterator[type]:
-    """Return the classes in the annotations of a class's fields, and the generic class behind it."""
+    """Return the classes in the annotations of a class's fields, and its generic origin."""
     if not has_fields(cls):
         return
     if is_model(cls):
@@ -45,7 +45,7 @@ def classes_of_fields(cls: type) -> Iterator[type]:
 
 
 def classes_in(annotation: Any) -> Iterator[type]:
-    """Return the classes that an annotation speaks of, as far as it can be resolved."""
+    """Return the classes in an annotation, as far as it can be resolved."""
     origin = get_origin(annotation)
     if isinstance(annotation, Enum):
         yield type(annotation)
@@ -63,7 +63,7 @@ def classes_in(annotation: Any) -> Iterator[type]:
         if is_carriable(annotation):
             yield annotation
     else:
-        # An alias by `type X = ...`, or a NewType.
+        # An alias, such as `type X = ...`, or a NewType.
         yield from classes_in(
             tuple(
                 inner
@@ -74,7 +74,7 @@ def classes_in(annotation: Any) -> Iterator[type]:
 
 
 def is_carriable(cls: type) -> bool:
-    """Return whether declaring this class means anything: it has fields or members, or is a user's own."""
+    """Return whether declaring this class has an effect: it has fields or members, or is a user's class."""
     module = cls.__module__.partition(".")[0]
     if module == "builtins":
         return False
@@ -87,7 +87,7 @@ def has_fields(cls: type) -> bool:
 
 
 def is_model(cls: type) -> TypeGuard[type[BaseModel]]:
-    """Return whether a class is a pydantic model; the root of all is none."""
+    """Return whether a class is a pydantic model; `BaseModel` itself does not count."""
     return issubclass(cls, BaseModel) and cls is not BaseModel
 
 
@@ -96,12 +96,12 @@ def _is_named_tuple(cls: type) -> bool:
 
 
 def _own_annotations(cls: type) -> Iterator[Any]:
-    """Return the annotations in the body of a class, each resolved on its own: a bad one hides no other."""
+    """Return the annotations in the body of a class, resolved one by one: a broken one hides no others."""
     module = sys.modules.get(cls.__module__)
     for name, annotation in vars(cls).get("__annotations__", {}).items():
         holder = types.SimpleNamespace(__annotations__={name: annotation})
         try:
             hints = typing.get_type_hints(holder, vars(module) if module else {}, dict(vars(cls)))
         except _UNRESOLVED:
-            continue  # such as a name that is imported for type checkers only
+            continue  # for example, a name that is imported for type checkers only
         yield from hints.values()

@@ -1,15 +1,15 @@
-"""From JSON values back to values. No name in the data leads to an import.
+"""Decodes JSON values to Python values. A name in the data never causes an import.
 
-A name is looked up among the declared classes and the builtin exceptions; what is built are objects of these.
-Code that runs on the way, and so has to stand bad data:
+Names are looked up among the declared classes and the builtin exceptions; only objects of these are built.
+The following code runs during decoding, and must therefore withstand bad data:
 
 * of declared classes: `__new__` of models and exceptions, the factories and the copying of defaults,
-  `_missing_` of flags, `__set__` of descriptors that are fields of dataclasses, and how they hash and
-  compare, in sets and as keys;
-* the constructors of builtin exceptions and of the standard library's and pydantic's values.
+  `_missing_` of flags, `__set__` of descriptors that are fields of dataclasses, and hashing and comparison in
+  sets and as keys;
+* the constructors of builtin exceptions and of values of the standard library and pydantic.
 
-Nothing else: no `__init__`, no `__post_init__`, no validator. An exception is also built when it is encoded,
-to see that it can be.
+No `__init__`, `__post_init__` or validator runs. An exception is also built when it is encoded, to check that
+it can be.
 """
 
 from __future__ import annotations
@@ -30,19 +30,18 @@ _BUILDERS: Final[dict[str, Callable[..., object]]] = SPECIAL_KINDS | {
 
 
 class Decoder:
-    """Decodes what an encoder with an equal registry wrote."""
+    """Decodes what an encoder with an equal registry has written."""
 
     def __init__(self, registry: TypeRegistry) -> None:
         self._registry = registry
         self._forms: dict[str, Form | None] = {}
 
     def decode(self, data: Any) -> Any:
-        """Return the value that JSON values hold.
+        """Return the value of JSON values.
 
         Raises:
-            Fault: They were not written by an encoder, or by one that knew other classes.
-            Exception: What the standard library, or the code of a declared class, raises at data that does
-            not fit.
+            Fault: An encoder has not written them, or it knew other classes.
+            Exception: What the standard library, or the code of a declared class, raises for bad data.
         """
         cls = type(data)
         if cls in _PLAIN:
@@ -51,7 +50,7 @@ class Decoder:
             return self._tagged(data) if TAG in data else self._mapping(data)
         if cls is list:
             return self._list(data)
-        raise Fault(f"is a {cls.__name__}, which is no JSON")
+        raise Fault(f"is a {cls.__name__}, which is not JSON")
 
     def _list(self, data: list[Any]) -> list[Any]:
         if _PLAIN.issuperset(map(type, data)):
@@ -59,7 +58,7 @@ class Decoder:
         decoded: list[Any] = []
         try:
             for item in data:
-                # One by one, so that their number tells the place of a fault.
+                # One by one: the number of items is the place of a fault.
                 decoded.append(item if type(item) in _PLAIN else self.decode(item))  # noqa: PERF401
         except Fault as fault:
             fault.within(data, f"[{len(decoded)}]")
@@ -80,13 +79,13 @@ class Decoder:
     def _tagged(self, data: dict[str, Any]) -> Any:
         spec = data[TAG]
         if len(data) != 1 or type(spec) is not list or not spec or type(spec[0]) is not str:
-            raise Fault(f"has the reserved key {TAG!r}, but is not of the form that goes with it")
+            raise Fault(f"has the reserved key {TAG!r}, but not the form that belongs to it")
         kind, *parts = spec
         build = _BUILDERS.get(kind)
         if build is not None:
             return build(*map(self.decode, parts))
         if not parts or type(parts[0]) is not str:
-            raise Fault(f"is of the kind {kind!r}, but names no class")
+            raise Fault(f"is of the kind {kind!r}, but does not name a class")
         if kind == "class":
             return self._class(*parts)
         form = self._form_of(parts[0])

@@ -1,7 +1,7 @@
-"""From values to JSON values: dispatch by exact class, through one table.
+"""Encodes Python values as JSON values: dispatch by exact class, through one table.
 
-What JSON holds stays as it is. All else becomes `{"$": [kind, ...]}`; a user's own object with the key `$` is
-written as a list of pairs, so that no data can be taken for such a tag.
+Plain JSON stays as it is. Everything else becomes `{"$": [kind, ...]}`. A mapping with the key `$` is written
+as a list of pairs, so that data cannot be mistaken for such a tag.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
 
-from llama_deploy.codec.agents import LEVELS, raw_fields, reduced, refusal
+from llama_deploy.codec.agents import LEVELS, raw_fields, reduced, rejection
 from llama_deploy.codec.exceptions import DescribedError, builtin_arguments, describe
 from llama_deploy.codec.faults import Fault, step_to
 from llama_deploy.codec.forms import Form, PrivateAttributes, form_of
@@ -24,15 +24,15 @@ from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_inte
 logger = logging.getLogger(__name__)
 
 TAG: Final = "$"
-"""The one reserved key."""
+"""The reserved key."""
 MAX_DEPTH: Final = 100
-"""The most lists, mappings and objects inside each other.
+"""How deep lists, mappings and objects may be nested.
 
-Their JSON is up to four times as deep, which Python's own parser reads within its limit of recursion.
+Their JSON is up to four times as deep, which Python's parser can read within its recursion limit.
 """
 
-_LONGEST: Final = 1 << 1024
-"""Integers below it are plain; Python refuses to read those of 4300 digits (`sys.set_int_max_str_digits`)."""
+_MAX_PLAIN_INTEGER: Final = 1 << 1024
+"""Smaller integers are plain. Python does not read integers of 4300 digits (`sys.set_int_max_str_digits`)."""
 
 _Handler = Callable[[Any, int], Any]
 
@@ -66,7 +66,7 @@ class Encoder:
         """Return a value as JSON values.
 
         Raises:
-            Fault: Something in it cannot be carried.
+            Fault: Something in it cannot be encoded.
         """
         return self._table[type(value)](value, 0)
 
@@ -80,7 +80,7 @@ class Encoder:
         encoded: list[Any] = []
         try:
             for item in value:
-                # One by one, so that their number tells the place of a fault.
+                # One by one: the number of items is the place of a fault.
                 encoded.append(table[type(item)](item, depth + 1))  # noqa: PERF401
         except Fault as fault:
             fault.within(value, f"[{len(encoded)}]")
@@ -104,7 +104,7 @@ class Encoder:
         return self._pairs(value, depth)
 
     def _pairs(self, value: dict[Any, Any], depth: int) -> Any:
-        """Return a mapping that JSON could not hold, or that would be taken for a tag."""
+        """Encode a mapping that is not plain JSON, or that could be mistaken for a tag."""
         table, key = self._table, None
         pairs: list[Any] = []
         try:
@@ -121,12 +121,12 @@ class Encoder:
         except Fault as fault:
             fault.within(value, "")
             raise
-        # Equal sets are equal texts in every process, whatever their order here.
+        # Equal sets must be equal texts in every process.
         items.sort(key=lambda item: item if type(item) is str else json.dumps(item))
         return {TAG: [type(value).__name__, items]}
 
     def _taken_apart(self, take: Callable[[Any], tuple[object, ...]], *head: str) -> _Handler:
-        """Return a handler that writes the parts of an object after `head`."""
+        """Return a handler that encodes an object as `head` and its parts."""
         table = self._table
 
         def handle(value: Any, depth: int) -> Any:
@@ -139,7 +139,7 @@ class Encoder:
         return handle
 
     def _raw(self, raw: _Raw, depth: int) -> Any:
-        """Return as much of a value as can be carried: itself, or its items, or what JSON holds of it."""
+        """Encode as much of a value as possible: itself, or its items, or what JSON can represent."""
         value, levels = raw.value, raw.levels - 1
         try:
             return self._table[type(value)](value, depth)
@@ -149,18 +149,18 @@ class Encoder:
             if levels and type(value) in (list, tuple):
                 return self._table[type(value)](type(value)(_Raw(item, levels) for item in value), depth)
             logger.debug(
-                "left out what JSON cannot hold of a raw value: %s",
+                "omitted what JSON cannot represent of a raw value: %s",
                 fault.as_error(type(value).__name__),
                 extra={"action": "reduce_value"},
             )
         plain = reduced(value)
         try:
             return self._table[type(plain)](plain, depth)
-        except Fault:  # nested too deeply
+        except Fault:  # it is nested too deeply
             return None
 
     def _private(self, attributes: PrivateAttributes, depth: int) -> Any:
-        """Return private attributes, without those that hold no data and are made anew by their default."""
+        """Encode private attributes, except those that do not hold data and have a default."""
         kept: dict[str, Any] = {}
         for name, item in attributes.held.items():
             cls = type(item)
@@ -169,39 +169,39 @@ class Encoder:
                 kept[name] = item
             elif has_default:
                 logger.debug(
-                    "left out the private attribute %s, which holds a %s",
+                    "omitted the private attribute %s, which holds a %s",
                     name,
                     qualified_name(cls),
                     extra={"action": "leave_out_attribute"},
                 )
             else:
-                fault = Fault(_refusal_of_private(cls))
+                fault = Fault(_rejection_of_private(cls))
                 fault.within(attributes.held, step_to(name))
                 raise fault
         return self._mapping(kept, depth)
 
     def _adopt(self, cls: type) -> _Handler:
-        """Return the handler for a class that was not met before."""
+        """Return the handler for a class that was not seen before."""
         if issubclass(cls, type):
             return self._class
         form = form_of(cls)
         if form is None:
-            raise Fault(_refusal_of(cls))
+            raise Fault(_rejection_of(cls))
         name = self._registry.name_of(cls)
         if not issubclass(cls, BaseException):
             if name is None:
-                raise Fault(self._registry.refusal_of(cls))
+                raise Fault(self._registry.rejection_of(cls))
             return self._taken_apart(_marking(form.take, raw_fields(cls)), form.kind, name)
         return self._error_handler(form if name is not None else None, name or "")
 
     def _class(self, value: type, _: int) -> Any:
         name = self._registry.name_of(value)
         if name is None:
-            raise Fault("is the class itself: " + self._registry.refusal_of(value))
+            raise Fault("is the class itself: " + self._registry.rejection_of(value))
         return {TAG: ["class", name]}
 
     def _error_handler(self, form: Form | None, name: str) -> _Handler:
-        """Return a handler for a class of exceptions: as itself if it is declared, else as a description."""
+        """Return a handler for an exception class: as itself if it is declared, else as a description."""
         itself = self._taken_apart(form.take, form.kind, name) if form is not None else self._builtin_error
 
         def handle(value: BaseException, depth: int) -> Any:
@@ -215,7 +215,7 @@ class Encoder:
     def _builtin_error(self, value: BaseException, depth: int) -> Any:
         arguments = builtin_arguments(value)
         if arguments is None:
-            raise Fault("is an exception that is carried as a description")
+            raise Fault("is an exception that is encoded as a description")
         return {TAG: ["exception", type(value).__name__, self._list(arguments, depth)]}
 
     def _described(self, value: BaseException, _: int) -> Any:
@@ -228,7 +228,7 @@ class _Raw:
 
     value: Any
     levels: int = LEVELS
-    """How deep containers are looked into for what can be carried."""
+    """How deep containers are searched for what can be encoded."""
 
 
 def _marking(
@@ -247,7 +247,7 @@ def _marking(
 
 
 class _Table(dict[type, _Handler]):
-    """The handlers by class; one that is missing is made once."""
+    """The handlers by class. A missing one is created once."""
 
     def __init__(self, adopt: Callable[[type], _Handler]) -> None:
         super().__init__()
@@ -284,7 +284,7 @@ def _text_of(value: str) -> Any:
 
 
 def _integer(value: int, _: int) -> Any:
-    return value if -_LONGEST < value < _LONGEST else {TAG: ["int", *take_integer(value)]}
+    return value if -_MAX_PLAIN_INTEGER < value < _MAX_PLAIN_INTEGER else {TAG: ["int", *take_integer(value)]}
 
 
 def _float(value: float, _: int) -> Any:
@@ -292,10 +292,10 @@ def _float(value: float, _: int) -> Any:
 
 
 _PLAIN_LISTS: Final[dict[type, Callable[[list[Any]], bool]]] = {
-    # Embeddings and texts are long lists of one class; one check in C does for all items.
+    # Embeddings and texts are long lists of one class; one check in C covers all items.
     float: lambda items: all(map(isfinite, items)),
     str: lambda items: all(map(str.isascii, items)),
-    int: lambda items: min(items) > -_LONGEST and max(items) < _LONGEST,
+    int: lambda items: min(items) > -_MAX_PLAIN_INTEGER and max(items) < _MAX_PLAIN_INTEGER,
     bool: lambda _: True,
 }
 
@@ -311,23 +311,23 @@ _CODE: Final = (
 
 
 def _is_no_data(cls: type) -> bool:
-    """Return whether objects of a class that is not in the table are never carried, whatever is declared."""
-    return not issubclass(cls, type) and (form_of(cls) is None or refusal(cls) is not None)
+    """Return whether objects of a class that is not in the table can never be encoded."""
+    return not issubclass(cls, type) and (form_of(cls) is None or rejection(cls) is not None)
 
 
-def _refusal_of_private(cls: type) -> str:
+def _rejection_of_private(cls: type) -> str:
     return (
-        f"is {_what(cls)}: give the private attribute a default to be made anew from, as with "
+        f"is {_what(cls)}: give the private attribute a default, for example with "
         "`PrivateAttr(default_factory=...)`, or keep a reference such as a name or an id instead"
     )
 
 
 def _what(cls: type) -> str:
-    what = "code or a running thing" if issubclass(cls, _CODE) else "which cannot be carried as JSON"
+    what = "which is code or a running operation" if issubclass(cls, _CODE) else "which cannot be stored"
     return f"a {qualified_name(cls)}, {what}"
 
 
-def _refusal_of(cls: type) -> str:
+def _rejection_of(cls: type) -> str:
     return (
         f"is {_what(cls)}: exclude the field, keep a reference such as a name or an id "
         "instead, or make it a model, a dataclass or an enum that the workflow declares"

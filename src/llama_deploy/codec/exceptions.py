@@ -1,4 +1,4 @@
-"""Exceptions as values: what stands for one whose class is not known to the reader."""
+"""Exceptions as values, and what replaces one whose class the reader does not know."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ BUILTIN_ERRORS: Final[dict[str, type[BaseException]]] = {
     for name, cls in vars(builtins).items()
     if isinstance(cls, type) and issubclass(cls, BaseException) and cls.__name__ == name
 }
-"""The exceptions that every reader knows, by name."""
+"""The builtin exceptions by name; every reader knows them."""
 
 
 class DescribedError(Exception):
-    """Stands for an exception that was carried as a description only. Its text is the other's text.
+    """Replaces an exception of which only a description was stored. It has the same text.
 
     Attributes:
         type_name: Qualified name of the exception's class, such as `package.QuotaError`.
@@ -43,7 +43,7 @@ def describe(error: BaseException) -> tuple[str, str]:
 
 
 def builtin_arguments(error: BaseException) -> list[object] | None:
-    """Return the arguments from which a builtin exception is built again; None if that does not work."""
+    """Return the arguments from which a builtin exception can be rebuilt. None: it cannot."""
     cls = type(error)
     if BUILTIN_ERRORS.get(cls.__name__) is not cls:
         return None
@@ -56,9 +56,9 @@ def builtin_arguments(error: BaseException) -> list[object] | None:
 
 
 def arguments_of(error: BaseException) -> list[object]:
-    """Return the arguments from which an exception was built, as far as they are kept."""
+    """Return the arguments with which an exception was built, as far as it keeps them."""
     if isinstance(error, OSError):
-        # It keeps its file names apart from `args`; only what it is pickled from holds all.
+        # It keeps file names outside of `args`; only its pickle form has all arguments.
         reduced = OSError.__reduce__(error)
         if isinstance(reduced, tuple) and isinstance(reduced[1], tuple):
             return list(reduced[1])
@@ -69,8 +69,8 @@ def build_builtin(name: str, arguments: list[object]) -> BaseException:
     """Build a builtin exception.
 
     Raises:
-        ValueError: There is none of this name.
-        TypeError: The arguments do not fit.
+        ValueError: There is no exception with this name.
+        TypeError: The arguments are not valid.
     """
     cls = BUILTIN_ERRORS.get(name)
     if cls is None:

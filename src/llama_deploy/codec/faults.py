@@ -1,6 +1,6 @@
-"""Why a value cannot be carried, and where it stands: gathered while the stack unwinds.
+"""Why a value cannot be encoded or decoded, and where it is.
 
-So the way to a value costs nothing as long as all goes well.
+The path is collected while the stack unwinds, so it costs nothing in the normal case.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Final
 
 from llama_deploy.errors import SerializationError
+from llama_deploy.workflow_library import UNDECLARED
 
 _SHORT: Final = 60
 _LARGE: Final = 10**_SHORT
 
 
 class Fault(Exception):  # noqa: N818 - it never leaves the codec, which turns it into a SerializationError
-    """A value that cannot be carried. `reason` goes on after the name of the place: "is a ..."."""
+    """A value that cannot be encoded or decoded. `reason` follows the name of the place: "is a ..."."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -22,11 +23,11 @@ class Fault(Exception):  # noqa: N818 - it never leaves the codec, which turns i
         self._trail: list[tuple[object, str]] = []
 
     def within(self, container: object, step: str) -> None:
-        """Note that the place lies inside `container`, and the step that leads there from it."""
+        """Note that the place is inside `container`, and the step that leads there."""
         self._trail.append((container, step))
 
     def as_error(self, path: str) -> SerializationError:
-        """Return the public error for a value that stands at `path`."""
+        """Return the public error for a value at `path`."""
         place = path
         seen: dict[int, str] = {}
         for container, step in reversed(self._trail):
@@ -37,8 +38,7 @@ class Fault(Exception):  # noqa: N818 - it never leaves the codec, which turns i
                     path=place,
                 )
             seen[id(container)] = place
-            # Where the library keeps the fields that an event or a state does not declare.
-            place += "" if step == "._data" else step
+            place += "" if step == f".{UNDECLARED}" else step
         return SerializationError(f"{place} {self.reason}", path=place)
 
 
@@ -46,7 +46,7 @@ def step_to(key: object) -> str:
     """Return the step from a mapping to the value under `key`: `.name`, or `['another key']`."""
     if isinstance(key, str) and key.isidentifier():
         return f".{key}"
-    # What a user's class says of itself may be long, or fail; so may an integer of many digits.
+    # The text of a user's class may be long or fail, and so may that of a long integer.
     plain = type(key) in (str, float, bool) or (type(key) is int and -_LARGE < key < _LARGE)
     text = ascii(key) if plain else type(key).__name__
     return f"[{text if len(text) <= _SHORT else text[:_SHORT] + '...'}]"

@@ -1,8 +1,8 @@
-"""How the objects of one class are taken apart and built again, by kind of class.
+"""How the objects of one class are split into parts and rebuilt, by kind of class.
 
-Nothing is validated and no `__init__` runs: what was stored is what comes back. A field that the data does
-not hold gets its default, from its factory if it has one; one that the class does not have is an error,
-because the data would be lost. `codec.decoding` lists the code of a class that runs all the same.
+Nothing is validated and no `__init__` runs: you get back what was stored. A field that is missing in the data
+gets its default, from its factory if it has one. A field that the class does not have is an error, because
+its data would be lost. `codec.decoding` lists the code of a class that does run.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ from llama_deploy.codec.values import expect
 
 _NOTHING: Final = object()
 _LIBRARY: Final = "workflows"
-"""The package whose models keep data of users in private attributes."""
+"""The package whose models keep user data in private attributes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrivateAttributes:
-    """The private attributes of a model, of which some may stay behind."""
+    """The private attributes of a model; some may be omitted."""
 
     held: dict[str, Any]
     """Their values."""
     has_default: dict[str, bool]
-    """Those that a user's class declares, and whether each has a default, with which it is made anew."""
+    """Those that a user's class declares, and whether each has a default to be restored from."""
 
 
 class Form(Protocol):
-    """Takes objects of one class apart, and builds them."""
+    """Splits objects of one class into parts, and rebuilds them."""
 
     kind: str
-    """The kind on the wire."""
+    """The kind in the encoded form."""
 
     def take(self, value: Any) -> tuple[object, ...]:
         """Return the parts of an object, without empty ones at the end.
 
         Raises:
-            Fault: It could not be built again.
+            Fault: It could not be rebuilt.
         """
 
     def build(self, *parts: Any) -> object:
         """Build an object from its parts.
 
         Raises:
-            Fault: The parts do not fit the class.
-            Exception: What the code of the class raises, such as a default's factory.
+            Fault: The parts do not match the class.
+            Exception: What the code of the class raises, such as the factory of a default.
         """
 
 
 def form_of(cls: type) -> Form | None:
-    """Return the form of a class's objects, None if their state does not stand in fields."""
+    """Return the form of a class's objects. None: their state is not in fields."""
     if issubclass(cls, Enum):
         return EnumForm(cls)
     if issubclass(cls, BaseException):
@@ -79,7 +79,7 @@ def form_of(cls: type) -> Form | None:
 class ModelForm:
     """Pydantic models: fields, extras, private attributes, and which fields were set.
 
-    Private attributes of a user's own go out as `PrivateAttributes`, which the encoder may leave behind.
+    Private attributes of a user's class become `PrivateAttributes`, of which the encoder may omit some.
 
     Parts: the fields; the names of those not set; private attributes; extras; attributes without a
     declaration.
@@ -121,7 +121,7 @@ class ModelForm:
         unset = [name for name in (*fields, *(extra or ())) if name not in set_names]
         private = value.__pydantic_private__
         if private and self._containers:
-            # Each event of the library has such a one, which is nearly always empty.
+            # Each event of the library has one, which is nearly always empty.
             containers = self._containers
             private = {
                 name: item for name, item in private.items() if type(item) is not containers.get(name) or item
@@ -143,7 +143,7 @@ class ModelForm:
             raise Fault(f"has no value for {_list(gone)}, and there is no default: give it one")
         if self._lost:
             raise Fault(
-                f"leaves out {_list(self._lost)} (`exclude=True`), and there is no default: give it one"
+                f"excludes {_list(self._lost)} (`exclude=True`), and there is no default: give it one"
             )
         return fields, _others(self._cls, attributes, self._fields)
 
@@ -164,10 +164,10 @@ class ModelForm:
         object.__setattr__(model, "__pydantic_fields_set__", set_names)
         if self._is_root:
             if extra or private:
-                raise Fault(f"holds more than a {cls.__name__} has")
+                raise Fault(f"holds more than a {cls.__name__} can have")
             return model
         if extra and not self._takes_extra:
-            raise Fault(f"holds {_list(extra)}, but {cls.__name__} takes no extra fields")
+            raise Fault(f"holds {_list(extra)}, but {cls.__name__} does not take extra fields")
         object.__setattr__(model, "__pydantic_extra__", dict(extra or {}) if self._takes_extra else None)
         object.__setattr__(model, "__pydantic_private__", self._private(private or {}, fields))
         return model
@@ -178,7 +178,7 @@ class ModelForm:
             if name in fields:
                 complete[name] = fields[name]
             elif field.is_required():
-                raise Fault(f"holds no {name!r}, which {self._cls.__name__} requires")
+                raise Fault(f"does not hold {name!r}, which {self._cls.__name__} requires")
             else:
                 complete[name] = field.get_default(call_default_factory=True, validated_data=complete)
         return complete
@@ -190,7 +190,7 @@ class ModelForm:
         _check_names(self._cls, held, declared)
         complete = dict(held)
         for name, attribute in declared.items():
-            # One without a default stays absent, as it is in a new model.
+            # An attribute without a default stays absent, as in a new model.
             if (
                 name not in held
                 and (default := _default_of(attribute, fields | complete)) is not PydanticUndefined
@@ -200,7 +200,7 @@ class ModelForm:
 
 
 class DataclassForm:
-    """Dataclasses, frozen and slotted ones too. Parts: the fields; undeclared attributes."""
+    """Dataclasses, also frozen and slotted ones. Parts: the fields; undeclared attributes."""
 
     kind = "dataclass"
 
@@ -238,7 +238,7 @@ class DataclassForm:
             elif field.default_factory is not dataclasses.MISSING:
                 object.__setattr__(built, name, field.default_factory())
             elif not _may_be_absent(field):
-                raise Fault(f"holds no {name!r}, which {cls.__name__} requires")
+                raise Fault(f"does not hold {name!r}, which {cls.__name__} requires")
         for name, item in _checked_others(cls, expect(dict, others or {}), self._fields).items():
             object.__setattr__(built, name, item)
         return built
@@ -263,7 +263,7 @@ class NamedTupleForm:
         _check_names(self._cls, fields, self._names)
         missing = [name for name in self._names if name not in fields and name not in self._defaults]
         if missing:
-            raise Fault(f"holds no {_list(missing)}, which {self._cls.__name__} requires")
+            raise Fault(f"does not hold {_list(missing)}, which {self._cls.__name__} requires")
         complete = self._defaults | fields
         return tuple.__new__(self._cls, [complete[name] for name in self._names])
 
@@ -291,7 +291,7 @@ class EnumForm:
 
 
 class ErrorForm:
-    """Declared exceptions. Parts: the arguments; the attributes. Cause, context and traceback stay behind."""
+    """Declared exceptions. Parts: the arguments; the attributes. Cause, context and traceback are omitted."""
 
     kind = "error"
 
@@ -302,17 +302,17 @@ class ErrorForm:
         """Return the parts of an exception.
 
         Raises:
-            Fault: No exception with its text can be built from them, as with those whose class asks for more
-                than its arguments, or keeps more than its attributes.
+            Fault: An exception with the same text cannot be rebuilt from them, for example because its class
+                needs more than the arguments.
         """
         try:
             parts = _trimmed(arguments_of(value), vars(value))
             built = self.build(*parts)
             same = type(built) is type(value) and describe(built) == describe(value)
         except Exception as exc:
-            raise Fault(f"is an exception that cannot be built again: {type(exc).__name__}: {exc}") from exc
+            raise Fault(f"is an exception that cannot be rebuilt: {type(exc).__name__}: {exc}") from exc
         if not same:
-            raise Fault("is an exception that would be another one when it is built again")
+            raise Fault("is an exception that would be different when rebuilt")
         return parts
 
     def build(self, arguments: Any, attributes: Any = None) -> BaseException:
@@ -320,13 +320,13 @@ class ErrorForm:
         error = self._cls.__new__(self._cls, *expect(list, arguments))
         for name in expect(dict, attributes or {}):
             if not isinstance(name, str) or (_is_special(name) and name != "__notes__"):
-                raise Fault(f"holds {name!r}, which is no attribute of an exception")
+                raise Fault(f"holds {name!r}, which cannot be an attribute of an exception")
         vars(error).update(attributes or {})
         return error
 
 
 def _trimmed(*parts: Any) -> tuple[object, ...]:
-    """Return the parts without empty ones at the end; the first stays."""
+    """Return the parts without empty ones at the end. The first part stays."""
     count = len(parts)
     while count > 1 and not parts[count - 1]:
         count -= 1
@@ -334,13 +334,13 @@ def _trimmed(*parts: Any) -> tuple[object, ...]:
 
 
 def _flaw_of(make: Callable[[], object]) -> str | None:
-    """Return why no empty object of a class can be made; None if it can."""
+    """Return why an empty object of a class cannot be created. None: it can."""
     try:
         make()
-    except Exception as exc:  # noqa: BLE001 - the code of anybody's class
+    except Exception as exc:  # noqa: BLE001 - the code of any class
         return (
-            f"cannot be built again, as its class makes no object without its constructor ({exc}): exclude "
-            "the field, or keep what it is made of instead"
+            f"cannot be rebuilt, because its class cannot create an object without its constructor ({exc}): "
+            "exclude the field, or keep the constructor's arguments instead"
         )
     return None
 
@@ -358,7 +358,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _default_of(attribute: ModelPrivateAttr, fields: dict[str, Any]) -> Any:
-    """Return the default of a private attribute; pydantic's own method differs between its versions."""
+    """Return the default of a private attribute; pydantic's own method differs between versions."""
     factory: Any = attribute.default_factory
     if factory is None:
         return copy.deepcopy(attribute.default)
@@ -366,7 +366,7 @@ def _default_of(attribute: ModelPrivateAttr, fields: dict[str, Any]) -> Any:
 
 
 def _may_be_absent(field: dataclasses.Field[Any]) -> bool:
-    """Return whether an object can be built without this field: with its default, or as `__init__` does."""
+    """Return whether an object can be built without this field, with its default or by `__init__`."""
     has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
     return has_default or not field.init
 
@@ -378,9 +378,9 @@ def _check_names(cls: type, held: object, known: Iterable[str]) -> None:
 
 
 def _others(cls: type, attributes: dict[str, Any], fields: Iterable[str]) -> dict[str, Any]:
-    """Return the attributes of an object that are not declared, as a `__post_init__` may set them.
+    """Return the undeclared attributes of an object; a `__post_init__` may set such ones.
 
-    What a `cached_property` keeps is computed again when it is asked for.
+    The value of a `cached_property` is omitted, because it is computed again.
     """
     found = {
         name: item

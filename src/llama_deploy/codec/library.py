@@ -1,4 +1,4 @@
-"""The workflow library's own classes that appear in what is stored: its events, its ticks, its state."""
+"""The workflow library's own classes in stored data: its events, ticks and state."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ GENERIC_EVENTS: Final[frozenset[type]] = frozenset(
         DictState,
     }
 )
-"""Classes that anybody's are derived from: a field of one of them says nothing of what it may hold."""
+"""Base classes of user classes: a field of such a type does not tell which class its value has."""
 
 
 def library_types() -> Iterator[type[BaseModel | BaseException]]:
-    """Return the classes that may appear in any workflow's ticks, snapshots and streams."""
+    """Return the classes that may appear in the ticks, snapshots and streams of any workflow."""
     for value in vars(workflows.events).values():
         if isinstance(value, type) and issubclass(value, Event):
             yield value

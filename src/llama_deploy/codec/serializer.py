@@ -17,7 +17,7 @@ class TypedSerializer(BaseSerializer):
     """Serializes the events, state and ticks of a workflow with their types.
 
     Args:
-        codec: It knows the workflow's classes.
+        codec: Knows the workflow's classes.
     """
 
     def __init__(self, codec: TypedJson) -> None:
@@ -28,28 +28,28 @@ class TypedSerializer(BaseSerializer):
         """Return a value as JSON text.
 
         Raises:
-            SerializationError: Something in it cannot be carried. Its path begins with the value's class.
+            SerializationError: Something in it cannot be encoded. The path begins with the value's class.
         """
         cls = type(value)
         return self._codec.dumps(value, path=cls.__name__ if has_fields(cls) else "$")
 
     def deserialize(self, value: str) -> Any:
-        """Return the value that JSON text holds.
+        """Return the value of JSON text.
 
         Raises:
-            SerializationError: The codec did not write it, or with classes that are not declared here.
+            SerializationError: This codec has not written it, or it names a class that is not declared here.
         """
         return self._codec.loads(value)
 
     @contextmanager
     def validation_context(self) -> Iterator[None]:
-        """Have the library look names of classes up in the codec's registry, where it would import them."""
+        """Let the library look up class names in the codec's registry instead of importing them."""
         with self._names.validation_context():
             yield
 
 
 class _Names(JsonSerializer):
-    """The library's own serializer, reduced to finding classes by name."""
+    """The library's serializer, used only to find classes by name."""
 
     def __init__(self, types: TypeRegistry) -> None:
         super().__init__(allowed_types=())

@@ -1,4 +1,4 @@
-"""Which classes a workflow's values may have: what is declared, and how a name finds its class."""
+"""Which classes a workflow's values may have, and how a class is found by its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final, Generic, Protocol
 from pydantic import BaseModel, RootModel
 from workflows import Workflow
 
-from llama_deploy.codec.agents import agent_types, data_types, refusal
+from llama_deploy.codec.agents import agent_types, data_types, rejection
 from llama_deploy.codec.annotations import has_fields, is_model, reachable
 from llama_deploy.codec.library import GENERIC_EVENTS, library_types
 from llama_deploy.errors import SerializationError
@@ -30,25 +30,24 @@ _GENERIC: Final[frozenset[object]] = GENERIC_EVENTS | {
     *(cls for cls in vars(enum).values() if isinstance(cls, type)),
 }
 _GENERIC_NAMES: Final = frozenset({"llama_index.core.schema.BaseComponent"})
-"""Roots of libraries that this package does not import."""
-_HOMES_OF_LIBRARIES: Final = frozenset({"llama_deploy", "llama_index", "pydantic", "workflows"})
+"""Base classes of libraries that this package does not import."""
+_LIBRARIES: Final = frozenset({"llama_deploy", "llama_index", "pydantic", "workflows"})
 """Packages whose modules have the same name in every process."""
 
 
 def qualified_name(cls: type) -> str:
-    """Return `module.Class`, with the classes and functions that it is nested in."""
+    """Return `module.Class`, including the classes and functions in which it is nested."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 class TypeRegistry:
     """The classes that may be encoded and decoded, by name. It never imports.
 
-    Known are the declared classes and, as far as they are loaded when it is made, their subclasses and what
-    the fields of all these are declared to hold; but of a class that anybody's are derived from, such as
-    `BaseModel`, `Event` or `Exception`, no subclasses. What is loaded later stays unknown, because a process
-    that has done no more than import the workflow could not read it: a service makes its registry when it is
-    made itself, before a step runs. A few classes that only look like data are never known, see
-    `codec.agents`.
+    It knows the declared classes, their subclasses, and the classes in the annotations of their fields, if
+    they are loaded when the registry is created. Subclasses of general base classes such as `BaseModel`,
+    `Event` or `Exception` are not included. A class that is loaded later is not known, because a process that
+    has only imported the workflow could not read it: a service creates its registry before any step runs. A
+    few classes that only look like data are never known, see `codec.agents`.
 
     Args:
         types: The declared classes; see `declared_types`.
@@ -60,15 +59,15 @@ class TypeRegistry:
         self._index(_with_subclasses(types))
 
     def find(self, name: str) -> type | None:
-        """Return the class with this name, None if none is known or several are.
+        """Return the class with this name. None: no class has it, or several.
 
         Args:
-            name: `module.Class`, with or without what the class is nested in. Where the module is another
-                one, as `__main__` is for a script, the bare name does, if only one class is called so.
+            name: `module.Class`, with or without the classes in which it is nested. If the module differs, as
+                `__main__` does for a script, the bare name is enough if only one class has it.
         """
         if name in self._by_name:
             return self._by_name[name]
-        if name.partition(".")[0] in _HOMES_OF_LIBRARIES:
+        if name.partition(".")[0] in _LIBRARIES:
             return None
         return self._by_bare_name.get(name.rpartition(".")[2])
 
@@ -76,7 +75,7 @@ class TypeRegistry:
         """Return the class with this name; see `find`.
 
         Raises:
-            SerializationError: None is known.
+            SerializationError: No such class is known.
         """
         cls = self.find(name)
         if cls is None:
@@ -84,14 +83,14 @@ class TypeRegistry:
         return cls
 
     def name_of(self, cls: type) -> str | None:
-        """Return the name by which `find` finds a class; None if it does not."""
+        """Return the name by which `find` finds a class. None: it does not find it."""
         name = qualified_name(cls)
         return name if self.find(name) is cls else None
 
-    def refusal_of(self, cls: type) -> str:
-        """Say why a class is refused, and what to do; it goes on after the name of a place."""
+    def rejection_of(self, cls: type) -> str:
+        """Return why a class is rejected, and what to do. The text follows the name of a place."""
         name = qualified_name(cls)
-        if (reason := refusal(cls)) is not None:
+        if (reason := rejection(cls)) is not None:
             return f"is a {name}, {reason}"
         if self._by_name.get(name, cls) is not cls:
             return f"is a {name}, and several classes have this name: rename one"
@@ -104,7 +103,7 @@ class TypeRegistry:
             )
         if any(_is_root(base) and self.name_of(base) is not None for base in cls.__mro__):
             return (
-                f"is a {name}, which was not there when the service started, so no other process could read "
+                f"is a {name}, which was not loaded when the service started, so no other process could read "
                 "it: import it at the top of the module of the workflow, name it in `allowed_types` of the "
                 "service, or exclude the field"
             )
@@ -115,7 +114,7 @@ class TypeRegistry:
         )
 
     def unknown(self, name: str) -> str:
-        """Say that no class has this name; it goes on after the name of a place."""
+        """Return that no class has this name. The text follows the name of a place."""
         return (
             f"names the class {name[:200]!r}, which is not declared here: import it at the top of the module "
             "of the workflow, or name it in `allowed_types` of the service"
@@ -123,12 +122,12 @@ class TypeRegistry:
 
     def _index(self, classes: Iterable[type]) -> None:
         for cls in classes:
-            if refusal(cls) is not None:
+            if rejection(cls) is not None:
                 continue
-            # The library writes `module.__name__`, so nested classes have two names.
+            # The library writes `module.__name__`, so a nested class has two names.
             for name in {qualified_name(cls), f"{cls.__module__}.{cls.__name__}"}:
                 self._by_name[name] = cls if self._by_name.get(name, cls) is cls else None
-            if cls.__module__.partition(".")[0] not in _HOMES_OF_LIBRARIES:
+            if cls.__module__.partition(".")[0] not in _LIBRARIES:
                 bare = cls.__name__
                 self._by_bare_name[bare] = cls if self._by_bare_name.get(bare, cls) is cls else None
 
@@ -142,12 +141,12 @@ def _with_subclasses(types: Iterable[type]) -> dict[type, None]:
 
 
 def _is_root(cls: type) -> bool:
-    """Return whether the subclasses of a class are known with it: not if anybody's are derived from it."""
+    """Return whether the subclasses of a class are known with it; not those of a general base class."""
     return not (cls in _GENERIC or qualified_name(cls) in _GENERIC_NAMES or cls.__module__ == "builtins")
 
 
 def _origin_of(cls: type) -> type | None:
-    """Return the generic model that a class is a parametrisation of."""
+    """Return the generic model of which a class is a parametrisation."""
     origin: type | None = cls.__pydantic_generic_metadata__["origin"] if is_model(cls) else None
     return origin
 
@@ -165,10 +164,10 @@ def _subclasses(cls: type) -> Iterator[type]:
 def declared_types(workflow: Workflow, extra: Iterable[type] = ()) -> set[type]:
     """Return the classes that a workflow's values may have.
 
-    These are its events, its state, the library's own events and ticks, what the state of an agent of
-    llama_index holds, llama_index's nodes and messages if it is loaded, `extra`; the models, dataclasses,
-    enums and exceptions that are known by name in the modules where the workflow's classes stand; and what
-    the fields of all these are declared to hold.
+    These are: its events and state; the library's own events and ticks; what the state of an agent of
+    llama_index contains; llama_index's nodes and messages if it is loaded; `extra`; the models, dataclasses,
+    enums and exceptions that are defined or imported in the modules of the workflow's classes; and the
+    classes in the annotations of the fields of all these.
 
     Args:
         workflow: The workflow.
@@ -192,11 +191,11 @@ def declared_types(workflow: Workflow, extra: Iterable[type] = ()) -> set[type]:
 
 
 def _in_modules_of(cls: type) -> Iterator[type]:
-    """Return the classes in the globals of a user's modules in which a class and its bases stand."""
+    """Return the classes in the globals of the user's modules that define a class and its bases."""
     for name in dict.fromkeys(base.__module__ for base in cls.__mro__):
         module = sys.modules.get(name)
         root = name.partition(".")[0]
-        if module is None or root in _HOMES_OF_LIBRARIES or root in sys.stdlib_module_names:
+        if module is None or root in _LIBRARIES or root in sys.stdlib_module_names:
             continue
         for value in list(vars(module).values()):
             if isinstance(value, type) and (has_fields(value) or issubclass(value, Enum | BaseException)):

@@ -1,4 +1,4 @@
-"""The codec as others use it: values to JSON and back."""
+"""The public interface of the codec: values to JSON and back."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ _TOO_DEEP = "is nested too deeply; nest less"
 
 
 class TypedJson:
-    """JSON that keeps Python's types, for the classes that a registry knows.
+    """JSON that keeps Python types, for the classes that a registry knows.
 
-    What JSON holds stays plain. Carried beside it: pydantic models, dataclasses, enums, named tuples and
-    exceptions that the registry knows, and classes themselves; datetime, date, time, timedelta with their
-    zones; UUID, Decimal, paths, bytes, bytearray, tuple, set, frozenset; dicts with keys of any kind; numbers
-    that are not finite. Objects come back as they were, without `__init__` or validators: fields,
-    extras, private attributes and the set of fields that were set. Fields with `exclude=True` are left out
-    and come back as their default. An object that stands in two places comes back as two. An exception that
-    is neither builtin nor known, or that cannot be built again, comes back as a `DescribedError`; its cause,
-    context and traceback stay behind. A time zone of another library comes back as one of the standard
-    library, see `codec.zones`. A private attribute with a default that holds no data, such as a lock, is left
-    out and comes back as its default. Of what tools and clients of LLMs leave in llama_index's objects, as
-    much is carried as can be; see `codec.agents`.
+    Plain JSON stays as it is. Also supported are: pydantic models, dataclasses, enums, named tuples and
+    exceptions that the registry knows, and these classes themselves; datetime, date, time and timedelta with
+    time zones; UUID, Decimal, paths, bytes, bytearray, tuple, set, frozenset; dicts with keys of any kind;
+    numbers that are not finite.
+
+    Objects are restored as they were, without `__init__` or validators: fields, extra fields, private
+    attributes, and which fields were set. Exceptions from this rule:
+
+    * A field with `exclude=True`, or a private attribute that does not hold data, such as a lock, is restored
+      with its default.
+    * An object that occurs in two places becomes two objects.
+    * An exception that is neither builtin nor known, or that cannot be rebuilt, becomes a `DescribedError`.
+      Cause, context and traceback are omitted.
+    * A time zone of another library becomes one of the standard library, see `codec.zones`.
+    * The raw objects of tools and LLM clients in llama_index's objects are kept as far as possible, see
+      `codec.agents`.
 
     Args:
-        types: What may be encoded, and so what may be decoded.
+        types: The classes that can be encoded and decoded.
     """
 
     def __init__(self, types: TypeRegistry) -> None:
@@ -41,14 +46,14 @@ class TypedJson:
         self._decoder = Decoder(types)
 
     def encode(self, value: object, *, path: str = "$") -> Any:
-        """Return `value` as JSON values, all of which UTF-8 can hold.
+        """Return `value` as JSON values; all strings are valid UTF-8.
 
         Args:
-            value: The value. It is not changed, and the result shares nothing mutable with it.
-            path: Where the value stands, for errors.
+            value: The value. It is not changed, and the result does not share mutable objects with it.
+            path: The place of the value, for errors.
 
         Raises:
-            SerializationError: Something in it cannot be carried; text and `path` say what and where.
+            SerializationError: Something in it cannot be encoded; text and `path` say what and where.
         """
         try:
             return self._encoder.encode(value)
@@ -58,7 +63,7 @@ class TypedJson:
             raise SerializationError(f"{path} {_TOO_DEEP}", path=path) from exc
 
     def decode(self, data: Any) -> Any:
-        """Return the value that JSON values hold. No name in them leads to an import.
+        """Return the value of JSON values. A name in them never causes an import.
 
         `codec.decoding` lists the code of declared classes that runs.
 
@@ -66,7 +71,7 @@ class TypedJson:
             data: What `encode` returned, possibly in another process. It is not changed.
 
         Raises:
-            SerializationError: It was not written by this codec, or names a class or a field that is not
+            SerializationError: This codec has not written it, or it names a class or a field that is not
             known here.
         """
         try:
@@ -76,7 +81,7 @@ class TypedJson:
         except RecursionError as exc:
             raise SerializationError(f"$ {_TOO_DEEP}") from exc
         except Exception as exc:
-            # Bad data may break what hashes, compares or fills in objects: anybody's code.
+            # Bad data may break the code of any class: hashing, comparison, defaults.
             raise SerializationError(f"$ cannot be read: {type(exc).__name__}: {exc}") from exc
 
     def dumps(self, value: object, *, path: str = "$") -> str:
@@ -85,11 +90,11 @@ class TypedJson:
         try:
             return pydantic_core.to_json(encoded).decode()
         except pydantic_core.PydanticSerializationError:
-            # It is the faster one, but gives up at 200 levels.
+            # pydantic is faster, but gives up at 200 levels.
             return json.dumps(encoded, ensure_ascii=False, separators=(",", ":"))
 
     def loads(self, text: str) -> Any:
-        """Return the value that JSON text holds; see `decode`.
+        """Return the value of JSON text; see `decode`.
 
         Raises:
             SerializationError: It is not JSON, or as for `decode`.
@@ -101,7 +106,7 @@ def _parse(text: str) -> Any:
     try:
         return pydantic_core.from_json(text)
     except ValueError:
-        # It is the faster one, but gives up at 200 levels.
+        # pydantic is faster, but gives up at 200 levels.
         try:
             return json.loads(text)
         except RecursionError as exc:

@@ -1,4 +1,4 @@
-"""The values of the standard library that the codec carries: each kind with its way out and its way back."""
+"""The values of the standard library that the codec supports, each kind with its encoder and decoder."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from pydantic_core import TzInfo
 
 from llama_deploy.codec.exceptions import DescribedError, build_builtin
 from llama_deploy.codec.faults import Fault
-from llama_deploy.codec.zones import carried_zone, zone_names
+from llama_deploy.codec.zones import stored_zone, zone_names
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ValueKind:
-    """How the values of one class are carried."""
+    """How the values of one class are encoded and decoded."""
 
     name: str
-    """The kind on the wire."""
+    """The kind in the encoded form."""
     cls: type
-    """The class, exactly; a subclass is something else."""
+    """The exact class; subclasses do not count."""
     take: Callable[[Any], tuple[object, ...]]
-    """Returns what a value is built from, as values that the codec carries."""
+    """Returns the parts from which a value is built, as values that the codec supports."""
     build: Callable[..., object]
-    """Builds the value from these; raises `Fault`, TypeError, ValueError or ArithmeticError."""
+    """Builds the value from its parts; raises `Fault`, TypeError, ValueError or ArithmeticError."""
 
 
 def expect(cls: type[T], part: object) -> T:
@@ -56,7 +56,7 @@ def _to_base64(value: bytes | bytearray) -> tuple[object, ...]:
 
 
 def take_text(value: str) -> tuple[object, ...]:
-    """Return the parts of a string that UTF-8 cannot hold, because of lone surrogates."""
+    """Return the parts of a string with lone surrogates, which is not valid UTF-8."""
     return _to_base64(value.encode("utf-8", "surrogatepass"))
 
 
@@ -65,18 +65,18 @@ def _build_text(text: object) -> str:
 
 
 def take_float(value: float) -> tuple[object, ...]:
-    """Return the parts of a number that JSON cannot hold."""
+    """Return the parts of a number that is not finite."""
     return (str(value),)
 
 
 def _build_float(text: object) -> float:
     if text not in ("nan", "inf", "-inf"):
-        raise Fault("holds no number that would be carried so")
+        raise Fault("does not hold a number of this kind")
     return float(expect(str, text))
 
 
 def take_integer(value: int) -> tuple[object, ...]:
-    """Return the parts of an integer too long for JSON's readers."""
+    """Return the parts of an integer that is too long for JSON parsers."""
     return (hex(value),)
 
 
@@ -86,7 +86,7 @@ def _build_integer(text: object) -> int:
 
 def _take_moment(value: datetime | time) -> tuple[object, ...]:
     plain = value.replace(tzinfo=None, fold=0).isoformat()
-    fold, zone = carried_zone(value)
+    fold, zone = stored_zone(value)
     if zone is None:
         return (plain, fold) if fold else (plain,)
     return plain, fold, zone
@@ -136,7 +136,7 @@ def _take_zone(value: zoneinfo.ZoneInfo) -> tuple[object, ...]:
 
 
 def _build_zone(key: object) -> zoneinfo.ZoneInfo:
-    # `ZoneInfo` looks for an unknown name in a package of data, by import; so only known names reach it.
+    # `ZoneInfo` imports a data package to look up an unknown name, so only known names may reach it.
     if expect(str, key) not in zone_names():
         raise Fault(f"names the time zone {key!r}, which this machine does not know")
     return zoneinfo.ZoneInfo(expect(str, key))
@@ -209,7 +209,7 @@ VALUE_KINDS: Final[tuple[ValueKind, ...]] = (
     _named_by_class(pathlib.PureWindowsPath),
     *map(_named_by_class, _url_classes()),
 )
-"""What is dispatched by its class alone."""
+"""The kinds that are chosen by the class of a value."""
 
 SPECIAL_KINDS: Final[dict[str, Callable[..., object]]] = {
     "str": _build_text,
@@ -219,4 +219,4 @@ SPECIAL_KINDS: Final[dict[str, Callable[..., object]]] = {
     "exception": _build_error,
     "described": _build_described,
 }
-"""What the encoder writes where plain JSON, or the rebuilt exception, would not do: how each is built."""
+"""The kinds that the encoder writes for what is neither plain JSON nor of a known class."""

@@ -1,4 +1,4 @@
-"""Time zones: which are carried as themselves, and what is carried for those of other libraries."""
+"""Time zones: which are stored as they are, and what is stored for those of other libraries."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pydantic_core import TzInfo
 from llama_deploy.codec.faults import Fault
 
 zone_names: Final = functools.cache(zoneinfo.available_timezones)
-"""The names of the zones that this machine knows."""
+"""The names of the time zones that this machine knows."""
 
 
-def carried_zone(moment: datetime | time) -> tuple[int, tzinfo | None]:
-    """Return the fold and the zone with which a moment is carried.
+def stored_zone(moment: datetime | time) -> tuple[int, tzinfo | None]:
+    """Return the fold and the time zone with which a moment is stored.
 
-    The zones of the standard library and of pydantic are carried as they are. Another becomes the one of the
-    standard library that has its name and the same offset at that moment, else a fixed offset with the name
-    that it has then.
+    Time zones of the standard library and of pydantic are stored as they are. Another one becomes the one of
+    the standard library with the same name and the same offset at that moment, or else a fixed offset with
+    the name at that moment.
 
     Raises:
-        Fault: It has no offset, as it is with a time of day without a date.
+        Fault: It does not have an offset, for example because a time of day does not have a date.
     """
     zone = moment.tzinfo
     if zone is None or type(zone) in (timezone, TzInfo):
@@ -42,14 +42,14 @@ def carried_zone(moment: datetime | time) -> tuple[int, tzinfo | None]:
     if offset is None:
         cls = type(zone)
         raise Fault(
-            f"has the time zone {cls.__module__}.{cls.__qualname__}, which has no offset there: take one of "
-            "`zoneinfo` or `datetime.timezone`"
+            f"has the time zone {cls.__module__}.{cls.__qualname__}, which does not have an offset there: "
+            "use one of `zoneinfo` or `datetime.timezone`"
         )
     return 0, _fixed(offset, name)
 
 
 def _name_of(zone: tzinfo) -> str | None:
-    """Return the name by which the standard library knows a zone of another one; pytz has it in `zone`."""
+    """Return the standard library's name of another library's time zone; pytz has it in `zone`."""
     for attribute in ("key", "zone"):
         name = getattr(zone, attribute, None)
         if isinstance(name, str) and name in zone_names():

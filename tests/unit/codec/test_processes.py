@@ -47,7 +47,7 @@ def test_what_was_there_at_the_start_is_read_by_another_process(found: dict[str,
 
 def test_a_class_that_appears_later_is_refused_with_what_to_do(refused: dict[str, str]) -> None:
     for name in ("late subclass", "late class itself"):
-        assert "Circle, which was not there when the service started" in refused[name]
+        assert "Circle, which was not loaded when the service started" in refused[name]
         assert "import it at the top of the module of the workflow" in refused[name]
         assert "allowed_types" in refused[name]
 

@@ -170,7 +170,7 @@ def test_a_subclass_is_known_if_it_is_loaded_before_the_registry_is_made() -> No
         radius: int
 
     assert typed.loads(typed.dumps(Square(2))) == Square(2)
-    with pytest.raises(SerializationError, match=r"Circle, which was not there when the service started"):
+    with pytest.raises(SerializationError, match=r"Circle, which was not loaded when the service started"):
         typed.dumps(Circle(2))
     assert typed.types.find(qualified_name(Circle)) is None
 

@@ -1,1 +1,1 @@
-"""One run of a workflow: the library's runtime as its host sees it, journal, mailbox and clock."""
+"""One run of a workflow: its assembly, host in the library's runtime, journal, inbox, clock and ending."""

@@ -1,7 +1,7 @@
 """What an attempt reports to the control plane: its events as they come, and its outcome once.
 
-An event leaves at once when none is under way; what comes meanwhile leaves together with the next message,
-the last ones together with the outcome. So a short task costs one message, and a fast stream few.
+The first event leaves at once. Events that come while a message is on its way are batched into the next
+message, and the last ones travel with the outcome. A short task costs one message, a fast stream a few.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
@@ -20,34 +20,103 @@ from llama_deploy.types.instance_protocol import AttemptEvents, EventPayload
 from llama_deploy.types.topics import CONTROL_PLANE
 
 MAX_MESSAGE_CHARACTERS: Final = 512 * 1024
-"""Events are gathered into journal writes of about this size; a larger event travels alone."""
+"""The size at which a batch of events is stored with the journal; a larger event is stored alone."""
 MAX_BATCH_CHARACTERS: Final = 128 * 1024
-"""The same for messages, which are to stay below `MAX_REPORT_BYTES` with all that is around the events."""
+"""The size at which a batch of events is sent; a larger event travels alone.
+
+Small enough that the whole message stays below `MAX_REPORT_BYTES`.
+"""
 MAX_WAITING: Final = 5_000
-"""The most events that are kept; then a step that streams another waits."""
+"""How many events are kept before a step that streams another one has to wait."""
 MAX_WAITING_CHARACTERS: Final = 16 * MAX_MESSAGE_CHARACTERS
-"""The most that kept events may take."""
+"""How much text is kept before a step that streams another event has to wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptKey:
-    """Whose reports they are."""
+    """Identifies an attempt and proves its ownership."""
 
     task_id: str
     attempt: int
     token: str
 
 
+@dataclass(slots=True)
+class EventBuffer:
+    """The events of an attempt that are kept until they are sent, or stored by the journal."""
+
+    first: int = 0
+    """How many events of the attempt were dropped from the front."""
+    sent: int = 0
+    """How many events of the attempt were sent."""
+    _size: int = 0
+    _events: deque[StreamedEvent] = field(default_factory=deque)
+
+    @property
+    def count(self) -> int:
+        """How many events the attempt has streamed."""
+        return self.first + len(self._events)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next event has to wait."""
+        return len(self._events) >= MAX_WAITING or self._size >= MAX_WAITING_CHARACTERS
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether events should be stored soon to make room."""
+        return len(self._events) >= MAX_WAITING // 4 or self._size > MAX_MESSAGE_CHARACTERS
+
+    @property
+    def rest_fits(self) -> bool:
+        """Whether the unsent events fit into one message."""
+        return sum(event.size for event in self.unsent()) <= MAX_BATCH_CHARACTERS
+
+    def append(self, event: StreamedEvent) -> None:
+        """Add an event at the end."""
+        self._events.append(event)
+        self._size += event.size
+
+    def unsent(self) -> Iterator[StreamedEvent]:
+        """Iterate over the events that were not sent."""
+        return islice(self._events, self.sent - self.first, None)
+
+    def batch(self, start: int, *, limit: int) -> list[EventPayload]:
+        """Return events from number `start` on: as many as have `limit` characters, or one that has more."""
+        batch: list[EventPayload] = []
+        total = 0
+        for event in islice(self._events, start - self.first, None):
+            if batch and total + event.size > limit:
+                break
+            batch.append(event.payload)
+            total += event.size
+        return batch
+
+    def mark_sent(self, count: int) -> None:
+        """Note that the first `count` events of the attempt were sent."""
+        self.sent = max(self.sent, count)
+
+    def drop(self, count: int) -> None:
+        """Drop the first `count` events of the attempt, if they are still kept."""
+        while self.first < count and self._events:
+            self._size -= self._events.popleft().size
+            self.first += 1
+
+    def clear(self) -> None:
+        """Drop all events; the unsent ones are lost."""
+        self._events.clear()
+        self._size = 0
+        self.first = self.sent
+
+
 class AttemptReports:
     """Publishes the events of one attempt, in order, each once. `close` it.
 
-    With `keep_published` events are kept until the run's journal has stored them too, so that a step's events
-    are durable together with its result, whatever the queue loses.
-
     Args:
         key: The attempt.
-        publish: Hands a message to the queue; returns when it has it, raises when it refuses it for good.
-        keep_published: Whether events are kept until `stored` tells of them.
+        publish: Sends a message. Returns when it is accepted, raises when it is rejected permanently.
+        keep_published: Keep published events until the run's journal has stored them too (`stored`). A step's
+            events are then durable together with its result, whatever the queue loses.
     """
 
     def __init__(
@@ -60,135 +129,102 @@ class AttemptReports:
         self._key = key
         self._publish = publish
         self._keep = keep_published
-        self._kept: deque[StreamedEvent] = deque()
-        self._kept_size = 0
-        self._first = 0
-        """The place in the attempt of the first event that is kept."""
-        self._sent = 0
+        self._buffer = EventBuffer()
         self._ending = False
         self._worker: asyncio.Task[None] | None = None
         self._failure: LlamaDeployError | None = None
         self._room = asyncio.Event()
         self._room.set()
         self._turn = asyncio.Lock()
-        self.on_crowded: Callable[[], None] | None = None
-        """Called when events are kept that should be stored soon."""
 
     async def add(self, event: StreamedEvent) -> None:
-        """Take an event; waits while too many are waiting.
+        """Add an event. Waits while the buffer is full.
 
         Raises:
-            LlamaDeployError: An earlier event was refused for good, as one that is too large is.
+            LlamaDeployError: An earlier event was rejected permanently, for example as too large.
         """
-        async with self._turn:  # whoever came first goes on first
+        async with self._turn:  # first come, first served
             await self._room.wait()
             if self._failure is not None:
                 raise self._failure
-            self._kept.append(event)
-            self._kept_size += event.size
-            self._open_or_close()
+            self._buffer.append(event)
+            self._update_room()
             if self._worker is None or self._worker.done():
                 self._worker = asyncio.create_task(self._drain(), name=f"events-{self._key.task_id}")
 
-    def not_stored(self) -> tuple[int, list[EventPayload]]:
-        """Return how many events are stored, and the others, as many as one journal write may hold."""
-        return self._first, self._batch(self._first, MAX_MESSAGE_CHARACTERS)
-
     @property
     def is_crowded(self) -> bool:
-        """Whether so many events are kept that they should be stored soon."""
-        return len(self._kept) >= MAX_WAITING // 4 or self._kept_size > MAX_MESSAGE_CHARACTERS
+        """Whether the journal should store events soon to make room."""
+        return self._keep and self._buffer.is_crowded
+
+    def not_stored(self) -> tuple[int, list[EventPayload]]:
+        """Return how many events are stored, and the following ones, as many as one journal write holds."""
+        first = self._buffer.first
+        return first, self._buffer.batch(first, limit=MAX_MESSAGE_CHARACTERS)
 
     def stored(self, count: int) -> None:
-        """The control plane has stored the first `count` events of the attempt."""
-        self._sent = max(self._sent, count)
-        self._forget(count)
+        """Note that the control plane has stored the first `count` events of the attempt."""
+        self._buffer.mark_sent(count)
+        self._drop(count)
 
     async def settle(self) -> tuple[int, list[EventPayload]]:
-        """Wait until nothing is under way.
+        """Wait until no message is on its way.
 
         Returns:
-            How many events were sent, and the others, which are to travel with the outcome.
+            How many events were sent, and the remaining ones, which travel with the outcome.
 
         Raises:
-            LlamaDeployError: An event was refused for good.
+            LlamaDeployError: An event was rejected permanently.
         """
         self._ending = True
         if self._worker is not None:
             await asyncio.wait([self._worker])
         if self._failure is not None:
             raise self._failure
-        return self._sent, [event.payload for event in self._unsent()]
+        return self._buffer.sent, [event.payload for event in self._buffer.unsent()]
 
     def discard(self) -> int:
-        """Forget the events that were not sent, as one of them cannot be; return how many were sent."""
-        self._kept.clear()
-        self._kept_size = 0
-        self._first = self._sent
-        return self._sent
+        """Drop the unsent events, because one of them cannot be sent. Returns how many were sent."""
+        self._buffer.clear()
+        return self._buffer.sent
 
     async def close(self) -> None:
-        """Stop publishing; events that were not sent are lost. Idempotent."""
+        """Stop publishing; unsent events are lost. Idempotent."""
         if self._worker is not None and not self._worker.done():
             self._worker.cancel()
             await asyncio.wait([self._worker])
 
     async def _drain(self) -> None:
-        while self._count > self._sent and not (self._ending and self._rest_fits()):
-            batch = self._batch(self._sent, MAX_BATCH_CHARACTERS)
-            first = self._sent
-            message = QueueMessage(
-                type=CONTROL_PLANE,
-                action=ActionTypes.TASK_STREAM,
-                data=AttemptEvents(
-                    task_id=self._key.task_id,
-                    attempt=self._key.attempt,
-                    token=self._key.token,
-                    first=first,
-                    events=batch,
-                ).model_dump(mode="json"),
+        buffer = self._buffer
+        while buffer.count > buffer.sent and not (self._ending and buffer.rest_fits):
+            first, batch = buffer.sent, buffer.batch(buffer.sent, limit=MAX_BATCH_CHARACTERS)
+            data = AttemptEvents(
+                task_id=self._key.task_id,
+                attempt=self._key.attempt,
+                token=self._key.token,
+                first=first,
+                events=batch,
             )
             try:
-                await self._publish(message)
+                await self._publish(
+                    QueueMessage(
+                        type=CONTROL_PLANE, action=ActionTypes.TASK_STREAM, data=data.model_dump(mode="json")
+                    )
+                )
             except LlamaDeployError as exc:
                 self._failure = exc
                 self._room.set()
                 return
-            self._sent = max(self._sent, first + len(batch))
+            buffer.mark_sent(first + len(batch))
             if not self._keep:
-                self._forget(self._sent)
+                self._drop(buffer.sent)
 
-    @property
-    def _count(self) -> int:
-        """How many events the attempt has streamed."""
-        return self._first + len(self._kept)
+    def _drop(self, count: int) -> None:
+        self._buffer.drop(count)
+        self._update_room()
 
-    def _unsent(self) -> Iterator[StreamedEvent]:
-        return islice(self._kept, self._sent - self._first, None)
-
-    def _forget(self, count: int) -> None:
-        while self._first < count and self._kept:
-            self._kept_size -= self._kept.popleft().size
-            self._first += 1
-        self._open_or_close()
-
-    def _open_or_close(self) -> None:
-        if len(self._kept) >= MAX_WAITING or self._kept_size >= MAX_WAITING_CHARACTERS:
+    def _update_room(self) -> None:
+        if self._buffer.is_full:
             self._room.clear()
         else:
             self._room.set()
-        if self._keep and self.is_crowded and self.on_crowded is not None:
-            self.on_crowded()
-
-    def _rest_fits(self) -> bool:
-        return sum(event.size for event in self._unsent()) <= MAX_BATCH_CHARACTERS
-
-    def _batch(self, start: int, limit: int) -> list[EventPayload]:
-        batch: list[EventPayload] = []
-        total = 0
-        for event in islice(self._kept, start - self._first, None):
-            if batch and total + event.size > limit:
-                break
-            batch.append(event.payload)
-            total += event.size
-        return batch

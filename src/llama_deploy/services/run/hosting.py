@@ -1,8 +1,8 @@
-"""The runtime on which hosted workflows run: the library's own one, with a host that looks on.
+"""The runtime on which hosted workflows run: the library's own runtime, with a host that observes each run.
 
 The library's control loop is a reducer: a tick (an event that came in, the result of a step) changes the
-run's state and says what is to be done. The host is told of each tick, of each event that is streamed, and,
-before any step starts, that there are steps to start; that is where a run is written down.
+run's state and decides what to do. The host is called for each tick, for each event that is streamed, and
+before steps start. That last call is where a run is written to its journal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workflows import Workflow
 from workflows.context import BaseSerializer
 from workflows.events import Event, StartEvent
 
-from llama_deploy.services.run.sent_events import Sends
+from llama_deploy.services.run.sent_events import SentEvents
 from llama_deploy.workflow_library import (
     BaseInternalRunAdapterDecorator,
     BaseRuntimeDecorator,
@@ -36,47 +36,51 @@ from llama_deploy.workflow_library import (
 )
 
 
+class RunReleasedError(Exception):
+    """The run does not belong to this instance any more; nothing of it may continue here."""
+
+
 class RunHost(Protocol):
-    """What looks on while a workflow runs. Whatever its methods raise ends the run."""
+    """Observes a run. An exception from any of its methods ends the run."""
 
     @property
     def workflow(self) -> Workflow:
-        """Whose run it is."""
+        """The workflow of the run."""
         ...
 
     @property
     def keeps_ticks(self) -> bool:
-        """Whether the library is to keep the run's ticks, from which a snapshot is made."""
+        """Whether the library keeps the run's ticks, from which a snapshot is made."""
         ...
 
     @property
     def broker(self) -> BrokerState | None:
-        """From what the run goes on, in place of what its context holds. None: from that."""
+        """The state from which the run is resumed, in place of the one in its context. None: take that."""
         ...
 
     @property
-    def sends(self) -> Sends:
-        """What the steps of the run have sent: what one sends again is not taken again."""
+    def sent(self) -> SentEvents:
+        """What the steps of the run have sent. An event that a step sends again is not taken again."""
         ...
 
     def attach(self, adapter: InternalRunAdapter) -> None:
-        """The run begins; `adapter` is the library's way into it. Called twice, with the same way."""
+        """The run begins; `adapter` is the library's access to it. Called twice, with the same adapter."""
         ...
 
     async def on_tick(self, tick: WorkflowTick) -> None:
-        """The run's state has changed by `tick`; nothing of what follows from it has happened yet."""
+        """The run's state has changed by `tick`; none of its effects has happened yet."""
         ...
 
     async def after_tick(self, tick: WorkflowTick) -> None:
-        """What follows from `tick` was put in order, but no step was started yet."""
+        """The effects of `tick` are scheduled; no step has started yet."""
         ...
 
     async def before_steps(self, *, starting: bool) -> None:
-        """All ticks that were there are dealt with; `starting` tells whether steps start now."""
+        """All ticks so far are processed; `starting` tells whether steps start now."""
         ...
 
     async def on_event(self, event: Event) -> None:
-        """The run streams an event, the library's internal ones included."""
+        """The run streams an event. The library's internal events are included."""
         ...
 
 
@@ -85,13 +89,13 @@ hosting: ContextVar[RunHost | None] = ContextVar("hosting", default=None)
 
 
 class HostedAdapter(BaseInternalRunAdapterDecorator):
-    """The way of a run into the library's runtime, past its host."""
+    """A run's access to the library's runtime; calls the host on the way."""
 
     def __init__(self, decorated: InternalRunAdapter, host: RunHost) -> None:
         super().__init__(decorated)
         self._host = host
         self._oldest_first: list[NamedTask] = []
-        """What has been started and was not returned as completed."""
+        """Tasks that have started and were not returned as completed."""
         host.attach(decorated)
 
     async def on_tick(self, tick: WorkflowTick) -> None:
@@ -106,12 +110,12 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         await self._host.after_tick(tick)
 
     async def write_to_event_stream(self, event: Event) -> None:
-        """See `RunHost.on_event`. Nobody else reads the stream of a hosted run."""
+        """See `RunHost.on_event`. The library's own stream of a hosted run has no readers."""
         await self._host.on_event(event)
 
     async def send_event(self, tick: WorkflowTick) -> None:
-        """Take what a step sends, or something from outside. See `RunHost.sends`."""
-        await super().send_event(self._host.sends.pass_on(tick))
+        """Take what a step sends, or what comes from outside. See `RunHost.sent`."""
+        await super().send_event(self._host.sent.replace_repeated(tick))
 
     async def wait_for_next_task(
         self,
@@ -129,13 +133,13 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         started: list[NamedTask] = [each.start(asyncio.create_task(each.coro)) for each in pending]
         still = {named.task for named in running}
         self._oldest_first = [named for named in self._oldest_first if named.task in still] + started
-        # The library takes the first one that is done, and lists steps in no order: in a fan-out, finished
-        # ones would wait for those that begin and end after them, and not be stored meanwhile.
+        # The library takes the first task that is done, and lists steps in no order. In a fan-out, finished
+        # steps would wait for steps that begin and end after them, and not be stored meanwhile.
         in_turn = sorted(self._oldest_first, key=lambda named: isinstance(named, PullTask))
         try:
             waited = await super().wait_for_next_task(in_turn, [], timeout)
         except asyncio.CancelledError:
-            # The library would leave alone what it learns of only when this returns.
+            # The library knows these tasks only when this call returns, and would leave them running.
             for known in started:
                 known.task.cancel()
             raise
@@ -143,16 +147,16 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         if done is not None and not done.cancelled() and done.exception() is None:
             result = done.result()
             if isinstance(result, TickStepResult):
-                self._host.sends.clean(result)
+                self._host.sent.replace_in_result(result)
         return WaitForNextTaskResult(done, started)
 
 
 class HostedRuntime(BaseRuntimeDecorator):
-    """The library's basic runtime for runs with a host; others run on it as ever."""
+    """The library's basic runtime, with hosts. Runs without a host behave as usual."""
 
     def __init__(self) -> None:
         super().__init__(BasicRuntime())
-        # A host lives as long as whoever waits for its run.
+        # A host lives as long as something waits for its run.
         self._hosts: WeakValueDictionary[str, RunHost] = WeakValueDictionary()
 
     def run_workflow(
@@ -164,11 +168,11 @@ class HostedRuntime(BaseRuntimeDecorator):
         serialized_state: dict[str, Any] | None = None,
         serializer: BaseSerializer | None = None,
     ) -> ExternalRunAdapter:
-        """Start a run, with the host that this context names, if it names one."""
+        """Start a run, with the host of this context if it has one."""
         host = hosting.get()
         if host is not None and host.workflow is not workflow:
             host = None  # a workflow's own `run` may run others first
-        # The run's steps inherit the context, and may run workflows of their own, which are not hosted.
+        # The run's steps inherit the context. Workflows that they run are not hosted.
         token = hosting.set(None)
         try:
             if host is not None:
@@ -185,14 +189,14 @@ class HostedRuntime(BaseRuntimeDecorator):
             hosting.reset(token)
 
     def get_internal_adapter(self, workflow: Workflow) -> InternalRunAdapter:
-        """Return the way of the run that begins in this context."""
+        """Return the adapter of the run that begins in this context."""
         adapter = super().get_internal_adapter(workflow)
         host = self._hosts.get(adapter.run_id)
         return adapter if host is None else HostedAdapter(adapter, host)
 
 
 def host_runs(workflow: Workflow) -> None:
-    """Let the runs of `workflow` have hosts. Doing it again changes nothing."""
+    """Let the runs of `workflow` have hosts. Idempotent."""
     runtime: Runtime = workflow.runtime
     if not isinstance(runtime, HostedRuntime):
         install_runtime(workflow, HostedRuntime())

@@ -1,29 +1,32 @@
-"""How the runs of a workflow are written down, and how one is restored from what was written."""
+"""How the runs of a workflow are written to their journals, and restored from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, model_validator
 from workflows import Context, Workflow
-from workflows.events import Event
 
 from llama_deploy import workflow_library as library
 from llama_deploy.errors import LlamaDeployError, RunMismatchError, SerializationError
+from llama_deploy.services.run.attempt_reports import MAX_MESSAGE_CHARACTERS
+from llama_deploy.services.run.sent_events import SentEvents
 from llama_deploy.services.run.waits import Wait, Waits
 from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.instance_protocol import RunHeader, RunRecord
-from llama_deploy.workflow_library import BrokerState
+from llama_deploy.workflow_library import BrokerState, StateStore, WorkflowTick
 
 SNAPSHOT_FORMAT: Final = 1
-"""The format that this release writes, and the only one that it reads."""
+"""The format of snapshots that this release writes, and the only one that it reads."""
+Part: TypeAlias = Literal["journal", "snapshot", "state"]
+"""What is stored of a run: the entries of its journal, its snapshot, its state."""
 
 
 class RunSnapshot(BaseModel):
-    """A run as it is written down for its time outside memory."""
+    """A run without its state."""
 
     format: int = SNAPSHOT_FORMAT
     """The major version of this model."""
@@ -33,7 +36,7 @@ class RunSnapshot(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_format(cls, fields: Any) -> Any:
-        """Refuse another major version before its fields are read.
+        """Reject another major version before its fields are read.
 
         Raises:
             RunMismatchError: The snapshot has another format.
@@ -48,14 +51,30 @@ class RunSnapshot(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class RunHistory:
+    """What earlier attempts have left of a run."""
+
+    record: RunRecord | None = None
+    """Its journal. None: there is none."""
+    waits: Waits = field(default_factory=Waits)
+    """The time limits of its waiting steps."""
+    state: str | None = None
+    """The run's own state as text. None: it is empty."""
+    broker: BrokerState | None = None
+    """The library's state of the run. None: it is at its beginning."""
+    sent: SentEvents = field(default_factory=lambda: SentEvents({}))
+    """What the run has received from steps that begin again."""
+
+
+@dataclass(frozen=True, slots=True)
 class JournalFormat:
-    """How the runs of one workflow are written down and read again.
+    """Writes the runs of one workflow as text, and reads them again.
 
     Args:
         workflow: The workflow.
-        writing: How its values are written.
-        states: How its state is.
-        header: Tells what has written it.
+        writing: Writes and signs its values.
+        states: Writes its state.
+        header: Identifies the workflow and the library that write.
     """
 
     workflow: Workflow
@@ -71,29 +90,70 @@ class JournalFormat:
         )
         return cls(workflow, writing, states, header)
 
-    def restore(self, record: RunRecord, *, task_id: str) -> tuple[Context, Past]:
-        """Return a context from which a run goes on, and what is known of its past.
+    def entries(self, ticks: Sequence[WorkflowTick]) -> list[str]:
+        """Return ticks as the texts of journal entries, each small enough for one write.
+
+        A run can be resumed after each of them.
+
+        Raises:
+            SerializationError: A value cannot be written; the path says where.
+        """
+        entries: list[str] = []
+        texts: list[str] = []
+        size = 0
+        for tick in ticks:
+            text = self._tick_text(tick)
+            if texts and size + len(text) > MAX_MESSAGE_CHARACTERS:
+                entries.append("\n".join(texts))
+                texts, size = [], 0
+            texts.append(text)  # JSON text has no line breaks
+            size += len(text)
+        return [*entries, "\n".join(texts)] if texts else entries
+
+    def _tick_text(self, tick: WorkflowTick) -> str:
+        try:
+            return self.writing.write(tick, path="$")
+        except SerializationError:
+            # Name the place in terms of the workflow; its author does not know ticks.
+            for place, event in library.events_of(tick):
+                self.writing.write(event, path=place)
+            raise
+
+    async def state(self, store: StateStore[Any]) -> str:
+        """Return a run's state as text; an empty text for an empty state.
+
+        Raises:
+            SerializationError: A value cannot be written; the path says where.
+        """
+        return await self.states.encode(store) or ""
+
+    def seal(self, kind: Part, text: str, *, task_id: str, seq: int | None = None) -> str:
+        """Return a text as it is stored: an entry with its number, a `RunSnapshot`, or a state."""
+        return self.writing.seal(text, context=_context(kind, task_id, seq))
+
+    def restore(self, record: RunRecord, *, task_id: str) -> tuple[Context, RunHistory]:
+        """Return the context and the history with which a run is resumed.
 
         Raises:
             RunMismatchError: Another workflow, or another version of the library, has begun the run.
-            SignatureError: It was not written by a service with a key of this one.
-            SerializationError: It cannot be read.
+            SignatureError: The journal was not written by a service with a key of this one.
+            SerializationError: The journal cannot be read.
         """
         self._check(record, task_id=task_id)
         snapshot: RunSnapshot | None = None
         try:
             if record.snapshot is not None:
-                text = self.writing.open(record.snapshot, context=f"snapshot:{task_id}")
+                text = self.writing.open(record.snapshot, context=_context("snapshot", task_id))
                 snapshot = RunSnapshot.model_validate_json(text)
             first = record.next_seq - len(record.entries)
             ticks = [
                 tick
                 for seq, entry in enumerate(record.entries, start=first)
-                for tick in self.writing.open(entry, context=f"journal:{task_id}:{seq}").split("\n")
+                for tick in self.writing.open(entry, context=_context("journal", task_id, seq)).split("\n")
             ]
             state = record.state
             if state is not None:
-                state = self.writing.open(state, context=f"state:{task_id}") or None
+                state = self.writing.open(state, context=_context("state", task_id)) or None
             restored = library.restore(
                 self.workflow,
                 snapshot=None if snapshot is None else snapshot.run,
@@ -106,41 +166,30 @@ class JournalFormat:
                 raise
             raise SerializationError(f"the journal of task {task_id} cannot be read: {exc}") from exc
         if not restored.broker.is_running:
-            raise SerializationError(f"the journal of task {task_id} does not hold a run that can go on")
+            raise SerializationError(f"the journal of task {task_id} does not hold a run that can be resumed")
         waits = Waits.restore([] if snapshot is None else snapshot.waits)
         for tick in restored.ticks:
-            waits.note(tick)
-        return restored.context, Past(record, waits, state, restored.broker, restored.received)
+            waits.on_tick(tick)
+        sent = SentEvents(restored.received)
+        return restored.context, RunHistory(record, waits, state, restored.broker, sent)
 
     def _check(self, record: RunRecord, *, task_id: str) -> None:
         begun, here = record.header, self.header
         if begun.fingerprint != here.fingerprint:
             raise RunMismatchError(
                 f"task {task_id} was begun by another version of {self.workflow.workflow_name}: its steps, or"
-                " the events that they take and return, have changed since; let instances of the old version"
-                " end their tasks before they are replaced, or start the task again",
+                " the events that they take and return, have changed since. Let instances of the old version"
+                " finish their tasks before you replace them, or start the task again",
                 task_id=task_id,
             )
         if record.entries and begun.library_version != here.library_version:
             raise RunMismatchError(
                 f"task {task_id} was begun with version {begun.library_version} of llama-index-workflows,"
-                f" and this instance has {here.library_version}; stop the instances of the old version with"
-                " SIGTERM, which writes their runs down in a form that every version reads",
+                f" and this instance has {here.library_version}. Stop the instances of the old version with"
+                " SIGTERM: they then store their runs in a form that every version reads",
                 task_id=task_id,
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What earlier attempts have left of a run."""
-
-    record: RunRecord | None = None
-    """Its journal. None: there is none."""
-    waits: Waits = field(default_factory=Waits)
-    """The time limits of its waiting steps."""
-    state: str | None = None
-    """The run's own state as text. None: it is empty."""
-    broker: BrokerState | None = None
-    """What the library knows of the run. None: it is at its beginning."""
-    received: Mapping[str, Sequence[Event]] = field(default_factory=dict)
-    """What the run has received from steps that begin again, see `Sends`."""
+def _context(kind: Part, task_id: str, seq: int | None = None) -> str:
+    return f"{kind}:{task_id}" if seq is None else f"{kind}:{task_id}:{seq}"

@@ -1,4 +1,4 @@
-"""How long a run has been at work, and how long it only waits."""
+"""Measures how long a run works and how long it waits."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-_LEAST_PAUSE: Final = 1.0
+_MIN_PAUSE: Final = 1.0
 
 
 @dataclass(slots=True)
 class RunClock:
-    """Counts the time in which a run works, without that in which it waits for something from outside.
+    """Measures the time in which a run works, without the time in which it waits for something from outside.
 
-    Time in which it is held up, and none of its steps is at work, does not count either. Rings when the run
-    has worked as long as it may, or has waited so long that it can leave memory. It belongs to the running
-    loop; `stop` it.
+    Time in which the run is held up while none of its steps is running does not count either. Calls back when
+    the run has used up its time limit, or has waited so long that it can leave memory. Use it in the running
+    loop, and `stop` it.
 
     Args:
-        timeout: Seconds that the run may work, over all its attempts. None: without end.
-        idle_timeout: Seconds that it may wait in memory. None: without end.
-        on_timeout: Called once it has worked so long.
-        on_idle: Called each time that it has waited so long.
-        spent: Seconds that it has worked in earlier attempts.
+        timeout: Seconds that the run may work, over all its attempts. None: without limit.
+        idle_timeout: Seconds that it may wait in memory. None: without limit.
+        on_timeout: Called once, when `timeout` is over.
+        on_idle: Called each time that the run has waited for `idle_timeout`.
+        spent: Seconds that the run has worked in earlier attempts.
     """
 
     timeout: float | None
@@ -37,7 +37,7 @@ class RunClock:
     _holds: int = field(default=0, init=False)
     _steps: int = field(default=0, init=False)
     _since: float | None = field(default=None, init=False)
-    """From when on time counts that is not in `spent` yet. None: it does not count now."""
+    """Since when time counts that is not in `spent` yet. None: time does not count now."""
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _is_stopped: bool = field(default=False, init=False)
     is_waiting: bool = field(default=False, init=False)
@@ -61,7 +61,7 @@ class RunClock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While this is open the run cannot go on, through no fault of its own."""
+        """While this context is open, the run cannot continue for an external reason."""
         self._holds += 1
         self._count()
         try:
@@ -71,26 +71,26 @@ class RunClock:
             self._count()
 
     def step_begins(self) -> None:
-        """A step of the run is at work from now on."""
+        """A step of the run has started."""
         self._steps += 1
         self._count()
 
     def step_ends(self) -> None:
-        """A step of the run is at work no more."""
+        """A step of the run has ended."""
         self._steps -= 1
         self._count()
 
     def wait_again(self) -> None:
-        """The run goes on waiting in memory, although `on_idle` was called; ring again later."""
+        """The run stays in memory although `on_idle` was called. Call `on_idle` again later."""
         if self.idle_timeout is not None:
-            self._set(max(self.idle_timeout, _LEAST_PAUSE), self.on_idle)
+            self._set(max(self.idle_timeout, _MIN_PAUSE), self.on_idle)
 
     def stop(self) -> None:
-        """Ring no more. Idempotent."""
+        """Stop calling back. Idempotent."""
         self._is_stopped = True
         self._set(None, self.on_idle)
-        # What a step has left behind may know this clock for long; it is not to keep the run in memory.
-        self.on_timeout = self.on_idle = _ring_nothing
+        # Something that a step has left running may refer to this clock; it must not keep the run in memory.
+        self.on_timeout = self.on_idle = _do_nothing
 
     @property
     def running_seconds(self) -> float:
@@ -99,36 +99,36 @@ class RunClock:
         return self.spent if since is None else self.spent + time.monotonic() - since
 
     def _count(self) -> None:
-        """Let time count from now on, or no more."""
+        """Start or stop counting time."""
         counts = self._is_working and (self._steps > 0 or not self._holds)
         if counts == (self._since is not None):
             return
         if not counts:
-            # The timer stays, for most holds are short; it looks again when it rings.
+            # The timer stays, because most holds are short. It checks again when it fires.
             self.spent, self._since = self.running_seconds, None
             return
         self._since = time.monotonic()
         if self._timer is None:
-            self._look()
+            self._check()
 
-    def _look(self) -> None:
-        """Ring if the run has worked as long as it may, and else look again when it may have."""
+    def _check(self) -> None:
+        """Call back if the time limit is over, else check again when it can be."""
         self._timer = None
         if self.timeout is None or self._since is None:
             return
         left = self.timeout - self.running_seconds
         if left > 0:
-            self._set(left, self._look)
+            self._set(left, self._check)
         else:
             self._set(0.0, self.on_timeout)
 
-    def _set(self, delay: float | None, ring: Callable[[], None]) -> None:
+    def _set(self, delay: float | None, callback: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if delay is not None and not self._is_stopped:
-            self._timer = asyncio.get_running_loop().call_later(delay, ring)
+            self._timer = asyncio.get_running_loop().call_later(delay, callback)
 
 
-def _ring_nothing() -> None:
-    """The bell of a clock that was stopped."""
+def _do_nothing() -> None:
+    """Replaces the callbacks of a stopped clock."""

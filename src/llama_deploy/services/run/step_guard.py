@@ -1,14 +1,14 @@
-"""Keeps a workflow's steps from ending the process, and tells which of them are at work.
+"""Keeps a workflow's steps from ending the process, and reports which of them are running.
 
-asyncio lets `SystemExit` and `KeyboardInterrupt` of a task end the whole loop, and the workflow library
-waits for ever for a step that ends with another `BaseException`, or cancels itself. A guarded step raises an
+With asyncio, a `SystemExit` or `KeyboardInterrupt` in a task ends the whole loop, and the workflow library
+waits forever for a step that ends with another `BaseException` or cancels itself. A guarded step raises an
 ordinary exception instead, so that only its run fails.
 
-Steps are found by `getattr(workflow, name)` at the time of the call, so the guard stands in attributes of
-the workflow instance; its class and other instances stay as they are.
+The library finds a step with `getattr(workflow, name)` when it calls it. The guards are therefore attributes
+of the workflow object; its class and other objects stay unchanged.
 
-What watches a run is told when its steps begin and end. A thread can be asked which step it executes, to
-name the one that holds up the event loop.
+A `StepWatch` is called when a run's steps begin and end. `running_code` finds out which step a thread
+executes, to name the step that blocks the event loop.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MARK: Final = "__llama_deploy_guarded__"
 
 
 class StepExitError(Exception):
-    """A step raised something that would have ended the process or left its run without an end.
+    """A step raised something that would have ended the process, or made its run wait forever.
 
     Attributes:
         raised: What it raised.
@@ -48,29 +48,29 @@ class StepExitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StepWatch:
-    """What is told of the steps of a run."""
+    """What is called when the steps of a run begin and end."""
 
     loop: asyncio.AbstractEventLoop
-    """In which it is told."""
+    """The loop in which it is called."""
     on_begin: Callable[[], None]
     on_end: Callable[[], None]
 
-    def tell(self, what: Callable[[], None]) -> None:
-        """Call one of both from a thread."""
+    def call_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Call `on_begin` or `on_end` from another thread."""
         with suppress(RuntimeError):  # the loop may be closed before a thread ends
-            self.loop.call_soon_threadsafe(what)
+            self.loop.call_soon_threadsafe(callback)
 
 
 watching: ContextVar[StepWatch | None] = ContextVar("watching", default=None)
-"""What is told of the steps of the runs that are started in this context."""
+"""The watch of the runs that are started in this context."""
 
 
 def guard_steps(workflow: Workflow) -> None:
-    """Guard all steps of `workflow`. Doing it again changes nothing."""
+    """Guard all steps of `workflow`. Idempotent."""
     for name, step in steps_of(workflow).items():
         current = vars(workflow).get(name, step)
         if not hasattr(current, _MARK):
-            # The prebuilt agents are pydantic models, which refuse attributes that they do not declare.
+            # The prebuilt agents are pydantic models, which reject attributes that they do not declare.
             vars(workflow)[name] = _guarded(workflow, name, step)
 
 
@@ -80,7 +80,7 @@ def _guarded(workflow: Workflow, name: str, step: Callable[..., Any]) -> Callabl
         _guard_async(name, function) if inspect.iscoroutinefunction(function) else _guard_sync(name, function)
     )
     setattr(guarded, _MARK, True)
-    # Only bound methods count as steps of an instance; free functions are called without one.
+    # The library calls bound methods with the instance, and free functions without.
     return MethodType(guarded, workflow) if inspect.ismethod(step) else guarded
 
 
@@ -113,7 +113,7 @@ def _guard_sync(step_name: str, function: Callable[..., Any]) -> Callable[..., A
     def guarded_step(*args: Any, **kwargs: Any) -> Any:
         watch = watching.get()
         if watch is not None:
-            watch.tell(watch.on_begin)
+            watch.call_threadsafe(watch.on_begin)
         try:
             return function(*args, **kwargs)
         except Exception:
@@ -122,14 +122,14 @@ def _guard_sync(step_name: str, function: Callable[..., Any]) -> Callable[..., A
             raise StepExitError(step_name, exc) from exc
         finally:
             if watch is not None:
-                watch.tell(watch.on_end)
+                watch.call_threadsafe(watch.on_end)
 
     return guarded_step
 
 
 def running_code(thread_id: int) -> str:
-    """Return what a thread executes now: the guarded step, if there is one, and the line."""
-    # The documented way to another thread's stack, though its name begins with an underscore.
+    """Return what a thread executes now: the line, and the guarded step if there is one."""
+    # This is documented, although its name begins with an underscore.
     frame = sys._current_frames().get(thread_id)  # noqa: SLF001
     if frame is None:
         return "code that has just ended"

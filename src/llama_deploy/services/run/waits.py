@@ -21,7 +21,7 @@ from llama_deploy.workflow_library import (
 
 
 class Wait(BaseModel):
-    """A step that waits for an event, at most until a point in time."""
+    """A step that waits for an event until a point in time."""
 
     step: str
     waiter_id: str
@@ -29,7 +29,7 @@ class Wait(BaseModel):
     """Seconds since 1970, the clock of the library's ticks."""
 
     def tick(self) -> WorkflowTick:
-        """Return what tells the run that the time is over; too late, it changes nothing."""
+        """Return the tick that ends the wait. The run ignores it if the event has come."""
         return TickWaiterTimeout(step_id=StepId.from_str(self.step), waiter_id=self.waiter_id)
 
 
@@ -41,11 +41,11 @@ class Waits:
 
     @classmethod
     def restore(cls, waits: Iterable[Wait]) -> Waits:
-        """Return those of a snapshot."""
+        """Return the waits of a snapshot."""
         return cls({(wait.step, wait.waiter_id): wait for wait in waits})
 
-    def note(self, tick: WorkflowTick) -> None:
-        """Learn from a tick which steps begin and cease to wait."""
+    def on_tick(self, tick: WorkflowTick) -> None:
+        """Learn from a tick which steps begin and end to wait."""
         if isinstance(tick, TickWaiterTimeout):
             self._waits.pop((str(tick.step_id), tick.waiter_id), None)
         if not isinstance(tick, TickStepResult):
@@ -56,7 +56,7 @@ class Waits:
                 self._waits.pop((step, result.waiter_id), None)
             elif isinstance(result, AddWaiter) and _is_limit(result.timeout):
                 due = (tick.stamped_at or time.time()) + result.timeout
-                # A step that runs again from its top and waits again has not begun to wait anew.
+                # A step that runs again from its top keeps the time limit of its first wait.
                 self._waits.setdefault(
                     (step, result.waiter_id), Wait(step=step, waiter_id=result.waiter_id, due=due)
                 )
@@ -66,11 +66,11 @@ class Waits:
         return sorted(self._waits.values(), key=lambda wait: wait.due)
 
     def seconds_to_next(self) -> float | None:
-        """Return in how many seconds the nearest wait is over, None if none has an end."""
+        """Return the seconds until the nearest time limit. None: there is none."""
         waits = self.all()
         return max(0.0, waits[0].due - time.time()) if waits else None
 
 
 def _is_limit(timeout: float | None) -> TypeGuard[float]:
-    """Whether a time limit ever ends a wait; infinity, a common way to say none, does not."""
+    """Whether a time limit ends a wait; infinity, a common way to say "no limit", does not."""
     return timeout is not None and math.isfinite(timeout)

@@ -1,4 +1,4 @@
-"""The HTTP edge of a workflow service."""
+"""The HTTP routes of a workflow service."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 def create_service_app(service: WorkflowService) -> FastAPI:
-    """Return the application of a service; it processes tasks while the application runs."""
+    """Return the application of a service, which processes tasks while the application runs."""
     app = create_app(title=f"llama_deploy service {service.service_name}", lifespan=service.lifespan)
 
     @app.get("/")
     async def home() -> dict[str, str]:
-        """Say what the service is and how it is doing."""
+        """Return what the service is and how it is doing."""
         return await service.home()
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Answer."""
+        """Return that the service answers."""
         return {"status": "ok"}
 
     @app.post("/process_message")
     async def process_message(request: Request) -> None:
-        """Take a queue message; an answer other than 2xx hands it back."""
+        """Process a queue message. A status other than 2xx returns it to the queue."""
         await service.process_message(QueueMessage.decode(await request.body()))
 
     return app

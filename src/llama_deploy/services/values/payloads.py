@@ -1,7 +1,7 @@
 """Values of a workflow as JSON: results, streamed events, and the events that clients send.
 
-Encoding is strict: what has no plain form in JSON raises `SerializationError`, which names the place inside
-the value. Decoding builds only classes that the workflow knows; no name in a payload is ever imported.
+Encoding is strict: a value without a plain form in JSON raises `SerializationError`, which names the place
+inside the value. Decoding builds only classes that the workflow declares; no name in a payload is imported.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.types.validation import describe_validation_error
+from llama_deploy.workflow_library import UNDECLARED
 
 _PLAIN: Final = (bool, int, float, str, list, dict)
 _NOT_FROM_OUTSIDE: Final = (StartEvent, StopEvent, InternalDispatchEvent)
-"""Events that begin and end a run, or are the library's own."""
+"""Events that begin or end a run, or are internal to the library."""
 _ENCODING_ERRORS: Final = (pydantic_core.PydanticSerializationError, ValueError, TypeError, RecursionError)
 
 
@@ -33,15 +34,15 @@ def to_json_value(value: object, *, path: str = "$") -> Any:
     """Return `value` as JSON values.
 
     Models and dataclasses become objects; sets and tuples lists; dates, UUIDs, decimals and paths strings;
-    enums their values; bytes the text that they hold in UTF-8.
+    enums their values; bytes the text that they contain in UTF-8.
 
     Args:
         value: The value.
-        path: Where the value stands, for errors.
+        path: The place of the value, for errors.
 
     Raises:
-        SerializationError: Something in it has no such form: an object of another class, a number that is
-            not finite, bytes or a string that are no text, a value that contains itself.
+        SerializationError: Something in it cannot be JSON: an object of another class, a number that is not
+            finite, bytes or a string that are not text, a value that contains itself.
     """
     return measured(value, path=path)[0]
 
@@ -56,13 +57,13 @@ def measured(value: object, *, path: str = "$") -> tuple[Any, int]:
         return _encode(value)
     except _ENCODING_ERRORS as exc:
         place, reason = _find_fault(value, path, exc)
-        raise SerializationError(f"{place} cannot be carried as JSON: {reason}", path=place) from exc
+        raise SerializationError(f"{place} cannot be written as JSON: {reason}", path=place) from exc
 
 
 def _encode(value: object) -> tuple[Any, int]:
     encoded = pydantic_core.to_jsonable_python(value)
     text = pydantic_core.to_json(encoded, inf_nan_mode="constants")
-    # The standard library takes four times as long, so it looks only at what may hold such a number.
+    # The standard library takes four times as long, so it only checks texts that may contain such a number.
     if b"NaN" in text or b"Infinity" in text:
         json.dumps(encoded, allow_nan=False)
     return encoded, len(text)
@@ -70,7 +71,7 @@ def _encode(value: object) -> tuple[Any, int]:
 
 def _find_fault(value: object, path: str, exc: Exception, *, depth: int = 0) -> tuple[str, str]:
     """Return the innermost place that cannot be encoded, and why."""
-    if depth < 50:  # noqa: PLR2004 - deeper than anybody reads, and safe against values that contain themselves
+    if depth < 50:  # noqa: PLR2004 - ends at values that contain themselves
         for step, child in _children(value):
             try:
                 _encode(child)
@@ -96,36 +97,36 @@ def _children(value: object) -> Iterator[tuple[str, object]]:
 
 
 def value_type_of(value: object) -> str | None:
-    """Return the qualified name of a value's class, None for what is plain JSON."""
+    """Return the qualified name of a value's class. None: the value is plain JSON."""
     return None if value is None or type(value) in _PLAIN else qualified_name(type(value))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamedEvent:
-    """An event that a workflow streamed, in the form in which it is sent."""
+    """A streamed event in the form in which it is sent."""
 
     payload: EventPayload
     size: int
-    """About its length as JSON, in bytes."""
+    """Its approximate length as JSON, in bytes."""
 
 
 def streamed_event(event: Event) -> StreamedEvent:
-    """Return a workflow's event as it is streamed: declared fields and others side by side.
+    """Return a workflow's event as it is streamed: declared and undeclared fields side by side.
 
     Raises:
-        SerializationError: A field cannot be carried as JSON; the path begins with the event's class.
+        SerializationError: A field cannot be written as JSON; the path begins with the event's class.
     """
     name = type(event).__name__
     fields, size = measured(event, path=name)
-    return StreamedEvent(EventPayload(type=name, data={**fields.pop("_data", {}), **fields}), size)
+    return StreamedEvent(EventPayload(type=name, data={**fields.pop(UNDECLARED, {}), **fields}), size)
 
 
 class EventRegistry:
     """The event classes that can be sent to a workflow.
 
     Args:
-        workflow: The events that its steps take or return are known.
-        extra: Further classes, such as those that appear only in `ctx.wait_for_event`.
+        workflow: The events that its steps take or return are included.
+        extra: Further classes, such as events that appear only in `ctx.wait_for_event`.
     """
 
     def __init__(self, workflow: Workflow, extra: Iterable[type] = ()) -> None:
@@ -133,12 +134,12 @@ class EventRegistry:
         by_short_name: dict[str, set[type[Event]]] = {}
         classes = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
         if is_agent(type(workflow)):
-            # Tools ask by `ctx.wait_for_event`, and no step of an agent tells for what.
+            # Tools of an agent may wait for these; no step declares them.
             classes.append(HumanResponseEvent)
         for cls in classes:
             if issubclass(cls, _NOT_FROM_OUTSIDE):
                 continue
-            # The library writes `module.__name__`, so nested classes have two names.
+            # The library writes `module.__name__`, so a nested class has two names.
             self._by_name[f"{cls.__module__}.{cls.__name__}"] = cls
             self._by_name[qualified_name(cls)] = cls
             by_short_name.setdefault(cls.__name__, set()).add(cls)
@@ -156,25 +157,25 @@ class EventRegistry:
         writes it, or `{"type": "Class", "value": {...}}`.
 
         Raises:
-            InvalidRequestError: Not of this form, a class that is not known, or fields that do not fit it.
+            InvalidRequestError: It does not have this form, the class is not known, or a field is not valid.
         """
         try:
             wire = pydantic_core.from_json(definition.event_obj_str)
         except ValueError as exc:
             raise InvalidRequestError(f"the event is not JSON: {exc}") from exc
         if not isinstance(wire, dict):
-            raise InvalidRequestError(f"an event is a JSON object, not {type(wire).__name__}")
+            raise InvalidRequestError(f"an event must be a JSON object, not {type(wire).__name__}")
         name = wire.get("qualified_name", wire.get("type"))
         fields = wire.get("value", {})
         if not isinstance(name, str) or not isinstance(fields, dict):
             raise InvalidRequestError(
-                'an event has the form {"qualified_name": "module.Class", "value": {...}}'
+                'an event must have the form {"qualified_name": "module.Class", "value": {...}}'
             )
-        # The class may stand in another module at the sender, as in `__main__` of a script.
+        # The sender may have the class in another module, such as `__main__` of a script.
         cls = self._by_name.get(name) or self._by_name.get(name.rpartition(".")[2])
         if cls is None:
             raise InvalidRequestError(
-                f"the workflow knows no event {name!r}; it knows {', '.join(self.names)}. An event that "
+                f"the workflow has no event {name!r}, only {', '.join(self.names)}. An event that "
                 "appears only in ctx.wait_for_event must be named in `allowed_types` of the service"
             )
         return build_event(cls, fields)
@@ -184,12 +185,12 @@ def build_event(cls: type[Event], fields: dict[str, Any]) -> Event:
     """Build an event from decoded JSON.
 
     Raises:
-        InvalidRequestError: The fields do not fit; pydantic's findings are in the text.
+        InvalidRequestError: The fields are not valid; the text lists pydantic's findings.
     """
-    # The library's events take private attributes as arguments; only fields without a declaration are ours.
+    # The library's events accept private attributes as arguments; only undeclared fields are allowed.
     private = fields.keys() & cls.__private_attributes__.keys()
-    if private - {"_data"} or not isinstance(fields.get("_data", {}), dict):
-        raise InvalidRequestError(f"{cls.__name__}: {', '.join(sorted(private))}: not a field")
+    if private - {UNDECLARED} or not isinstance(fields.get(UNDECLARED, {}), dict):
+        raise InvalidRequestError(f"{cls.__name__}: {', '.join(sorted(private))}: not allowed as fields")
     try:
         return cls.model_validate(fields)
     except ValidationError as exc:

@@ -1,4 +1,4 @@
-"""The arguments of a run: read, checked before anything runs, and handed to the workflow."""
+"""The arguments of a run: parsed, checked before anything runs, and passed to the workflow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from llama_deploy.types.validation import describe_validation_error
 
 _START_EVENT: Final = "start_event"
 _RESERVED: Final = ("ctx", "run_id", _START_EVENT)
-"""Parameters of `Workflow.run` that steer the library; no client may set them."""
+"""Parameters of `Workflow.run` that control the library; clients must not set them."""
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """Read run arguments from a JSON object.
+    """Parse run arguments from a JSON object.
 
     Raises:
-        InvalidRequestError: Not JSON, or not an object.
+        InvalidRequestError: The text is not a JSON object.
     """
     try:
         arguments = pydantic_core.from_json(text)
@@ -33,26 +33,26 @@ def parse_arguments(text: str) -> dict[str, Any]:
         raise InvalidRequestError(f"the run arguments are not JSON: {exc}") from exc
     if not isinstance(arguments, dict):
         raise InvalidRequestError(
-            f"the run arguments are a JSON object of names and values, not {type(arguments).__name__}"
+            f"the run arguments must be a JSON object of names and values, not {type(arguments).__name__}"
         )
     return arguments
 
 
 @dataclass(frozen=True, slots=True)
 class RunCall:
-    """A call of a workflow whose arguments were checked."""
+    """A call of a workflow with checked arguments."""
 
     workflow: Workflow
     arguments: dict[str, Any]
     start_event: StartEvent | None
-    """None: the workflow has a `run` of its own, which takes the arguments by name."""
+    """None: the workflow has a `run` method of its own, which takes the arguments by name."""
 
     @classmethod
     def prepare(cls, workflow: Workflow, arguments: dict[str, Any]) -> RunCall:
         """Check `arguments`, either `{field: value}` or `{"start_event": {field: value}}`.
 
         Raises:
-            InvalidRequestError: They do not fit; the text says which field and why.
+            InvalidRequestError: They are not valid; the text says which field and why.
         """
         fields = _fields_of(workflow, arguments)
         if type(workflow).run is not Workflow.run:
@@ -60,17 +60,17 @@ class RunCall:
             return cls(workflow, fields, None)
         event = build_event(workflow.start_event_class, fields)
         if not isinstance(event, StartEvent):
-            raise InvalidRequestError(f"{type(event).__name__} is no start event")
+            raise InvalidRequestError(f"{type(event).__name__} is not a start event")
         return cls(workflow, {}, event)
 
     async def start(self, ctx: Context | None) -> WorkflowHandler:
         """Start the run.
 
         Args:
-            ctx: Carries the session's state. None: there is none.
+            ctx: Holds the session's state. None: there is none.
 
         Raises:
-            InvalidRequestError: The workflow's own `run` refuses the arguments.
+            InvalidRequestError: The workflow's own `run` rejects the arguments.
             Exception: Whatever that `run` raises.
         """
         if self.start_event is not None:
@@ -87,7 +87,7 @@ class RunCall:
         if not isinstance(started, WorkflowHandler):
             raise TypeError(
                 f"{type(self.workflow).__name__}.run returned {type(started).__name__}; "
-                "a workflow's `run` returns the handler that Workflow.run returned"
+                "a workflow's `run` must return the handler of Workflow.run"
             )
         return started
 
@@ -99,12 +99,12 @@ class RunCall:
 
 
 def _fields_of(workflow: Workflow, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the start event; both accepted forms become one."""
+    """Return the fields of the start event from either of the accepted forms."""
     inner = arguments.get(_START_EVENT)
     declared = _START_EVENT in workflow.start_event_class.model_fields
     if declared or len(arguments) != 1 or not isinstance(inner, dict):
         return arguments
-    # The library's serializer wraps an event so; its class is known here, its name is not looked at.
+    # The library's serializer wraps an event like this. Its class is known here; the name is not used.
     if inner.get("__is_pydantic") and isinstance(inner.get("value"), dict):
         return dict(inner["value"])
     return inner
@@ -114,7 +114,7 @@ def _check_signature(workflow: Workflow, fields: dict[str, Any]) -> None:
     name = f"{type(workflow).__name__}.run"
     taken = [field for field in _RESERVED if field in fields]
     if taken:
-        raise InvalidRequestError(f"{name}: {', '.join(taken)}: not an argument that a client can give")
+        raise InvalidRequestError(f"{name}: {', '.join(taken)}: a client cannot set this argument")
     try:
         inspect.signature(workflow.run).bind(**fields)
     except TypeError as exc:

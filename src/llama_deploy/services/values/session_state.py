@@ -1,10 +1,10 @@
-"""A workflow's own state, `ctx.store`, as text: within a run's journal, and between the tasks of a session.
+"""A workflow's own state, `ctx.store`, as text: in a run's journal, and between the tasks of a session.
 
-The session's state is a JSON object that belongs to the client. Under reserved keys it holds the states of
-workflows, one key for each class of state, so that any service whose workflow has the same class of state
-goes on where another ended, and tasks that end at the same time with states of other classes keep theirs.
-Only the data in the store is carried: queues, waiting steps and results of a finished
-run are not, so a session's state does not grow with its runs.
+A session's state is a JSON object that belongs to the client. Reserved keys contain the states of workflows,
+one key for each class of state. Any service whose workflow has the same class of state continues with it,
+and tasks that end at the same time with states of different classes do not overwrite each other. Only the
+data in the store is kept, not the queues, waiting steps and results of a finished run, so a session's state
+does not grow with its runs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from llama_deploy.services.values.writing import Writing
 from llama_deploy.workflow_library import DictState, StateStore, infer_state_type, state_seed
 
 STATE_PREFIX: Final = "__workflow_state__:"
-"""How the reserved keys begin; the qualified name of the state's class follows."""
+"""The prefix of the reserved keys; the qualified name of the state's class follows."""
 
 
 class StateCodec:
-    """Turns the state of a workflow into text and back.
+    """Converts the state of a workflow to text and back.
 
     Attributes:
-        key: The key of the session's state under which the workflow's is.
+        key: The key of the workflow's state in the session's state.
 
     Args:
         workflow: The workflow.
-        writing: How its values are written.
+        writing: Writes its values.
     """
 
     def __init__(self, workflow: Workflow, writing: Writing) -> None:
@@ -42,10 +42,10 @@ class StateCodec:
         self.key = STATE_PREFIX + qualified_name(self._state_type)
 
     async def encode(self, store: StateStore[Any]) -> str | None:
-        """Return what a store holds as text, None if it is empty.
+        """Return the content of a store as text. None: it is empty.
 
         Raises:
-            SerializationError: The state holds something that cannot be carried; the path says where.
+            SerializationError: A value in the state cannot be written; the path says where.
         """
         state: BaseModel = await store.get_state()
         if isinstance(state, DictState) and not dict(state.items()):
@@ -53,10 +53,10 @@ class StateCodec:
         return self._writing.write(state, path="$")
 
     def seed(self, text: str | None) -> dict[str, Any]:
-        """Return the state in the form in which the library's contexts hold it; empty for None.
+        """Return the state in the form of the library's contexts; empty for None.
 
         Raises:
-            SerializationError: It is no state of this workflow.
+            SerializationError: It is not a state of this workflow.
         """
         if text is None:
             return {}
@@ -68,11 +68,11 @@ class StateCodec:
         return state_seed(text)
 
     def restore(self, session_state: dict[str, Any], *, session_id: str | None) -> Context | None:
-        """Return a context with the state that the session holds, None if it holds none of this class.
+        """Return a context with the workflow's state. None: the session holds no state of this class.
 
         Raises:
-            SerializationError: What it holds cannot be read, or was written by a release with another form.
-            SignatureError: It was not written by a service with a key of this one.
+            SerializationError: The state cannot be read, or was written in an older format.
+            SignatureError: It was not signed with a key of this service.
         """
         held = session_state.get(self.key)
         if held is None:
@@ -80,7 +80,7 @@ class StateCodec:
         path = f"$[{self.key!r}]"
         if not isinstance(held, str) or not self._writing.is_sealed(held):
             raise SerializationError(
-                f"{path} of the session's state was written by an older release; begin a new session",
+                f"{path} of the session's state was written by an older release; start a new session",
                 path=path,
             )
         try:
@@ -88,27 +88,27 @@ class StateCodec:
             return self._writing.context(self._workflow, state=seed)
         except SerializationError as exc:
             raise SerializationError(
-                f"{path} of the session's state is nothing that this service can read: {exc}", path=path
+                f"this service cannot read {path} of the session's state: {exc}", path=path
             ) from exc
 
     async def capture(
         self, ctx: Context, session_state: dict[str, Any], *, session_id: str | None
     ) -> dict[str, Any]:
-        """Return what to merge into the session's state after a run: its key, or nothing.
+        """Return what to merge into the session's state after a run; empty if there is nothing to store.
 
         Raises:
-            SerializationError: The state holds something that cannot be carried; the path says where.
+            SerializationError: A value in the state cannot be written; the path says where.
         """
         text = await self.encode(ctx.store)
         if text is not None:
             return {self.key: self._writing.seal(text, context=self._context(session_id))}
-        # A merge takes no key away, so a state that was emptied becomes null.
+        # A merge cannot remove a key, so a state that was emptied becomes null.
         return {self.key: None} if self.key in session_state else {}
 
     def digest(self, session_state: dict[str, Any]) -> str | None:
-        """Return what tells the state that the session holds from others, None if it holds none.
+        """Return what identifies the state that the session holds. None: it holds none.
 
-        It is the state's signature if the service has a key to sign with, else a digest.
+        This is the state's signature if the service signs, else a digest.
         """
         held = session_state.get(self.key)
         if not isinstance(held, str):

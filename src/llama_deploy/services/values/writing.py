@@ -1,4 +1,4 @@
-"""How a service writes the values of its workflow down, and knows again what it wrote."""
+"""How a service writes the values of its workflow as text, and verifies what it reads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from llama_deploy.workflow_library import empty_context
 
 
 class Writing:
-    """Writes values as typed JSON, and signs what is stored if the service has keys.
+    """Writes values as typed JSON, and signs stored texts if the service has keys.
 
     Args:
-        workflow: Its events and its state are the classes that can be written and read.
+        workflow: Its events and its state can be written and read.
         extra: Further classes.
-        keys: The first signs; what any of them signed is accepted. Empty: nothing is signed.
+        keys: The first key signs; the signature of any key is accepted. Empty: nothing is signed.
     """
 
     def __init__(
@@ -32,15 +32,15 @@ class Writing:
         """Return a value as text.
 
         Raises:
-            SerializationError: It cannot be carried; the text names the place, which begins with `path`.
+            SerializationError: It cannot be written; the text names the place, which begins with `path`.
         """
         return self._json.dumps(value, path=path)
 
     def read(self, text: str) -> object:
-        """Return the value of a text.
+        """Return the value of a text that `write` returned.
 
         Raises:
-            SerializationError: It is damaged, or holds a class that is not declared.
+            SerializationError: It is damaged, or contains a class that is not declared.
         """
         return self._json.loads(text)
 
@@ -49,17 +49,17 @@ class Writing:
         return empty_context(workflow, state=state, serializer=self.serializer)
 
     def seal(self, text: str, *, context: str) -> str:
-        """Return a text with its signature in front of it.
+        """Return a text with its signature before it.
 
         Args:
             text: What is to be stored.
-            context: Where it is to be stored; the signature holds nowhere else.
+            context: Where it is stored; the signature is valid only there.
         """
         signature = "" if self._signer is None else self._signer.sign(text, context=context)
         return f"{signature}\n{text}"
 
     def open(self, sealed: str, *, context: str) -> str:
-        """Return a text that was sealed.
+        """Return the text of a sealed text.
 
         Raises:
             SignatureError: The service has keys, and none of them signed this text for this context.
@@ -71,10 +71,10 @@ class Writing:
 
     @staticmethod
     def is_sealed(text: str) -> bool:
-        """Return whether a text has the line of the signature in front of it, be it empty."""
+        """Return whether a text begins with the line of a signature, which may be empty."""
         return "\n" in text
 
     @staticmethod
     def signature(sealed: str) -> str:
-        """Return the signature of a text that was sealed, empty if there is none."""
+        """Return the signature of a sealed text; empty if it is not signed."""
         return sealed.partition("\n")[0]

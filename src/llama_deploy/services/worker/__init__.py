@@ -1,1 +1,1 @@
-"""The work of one instance: claims, leases, heartbeats, and the attempts that it holds."""
+"""The work of one instance: intake, claims, slots, leases, and the attempts that it holds."""

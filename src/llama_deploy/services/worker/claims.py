@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import LlamaDeployError, UnavailableError
-from llama_deploy.messages import QueueMessage
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
-from llama_deploy.services.run.mailbox import Mailbox
-from llama_deploy.services.worker.attempt import Attempt, WorkflowState
+from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.claimed_parts import complete
 from llama_deploy.services.worker.ledger import Ledger
-from llama_deploy.types.instance_protocol import (
-    ClaimReply,
-    ClaimRequest,
-    TaskDispatch,
-)
+from llama_deploy.types.instance_protocol import ClaimReply, ClaimRequest, TaskDispatch
 
 logger = logging.getLogger(__name__)
 
 _BACKOFF: Final = Backoff(first=0.1, longest=1.0)
 _PATIENCE_SECONDS: Final = 5.0
 """How long an unanswered claim is retried, well below the visibility timeout of any queue."""
-NewMailbox: TypeAlias = Callable[[str, Callable[[int], None]], Mailbox]
-"""Creates the mailbox of a task. Its second argument is told the last inbox entry that has arrived."""
 
 
 class Claims:
@@ -40,9 +31,7 @@ class Claims:
         instance_id: The instance.
         gateway: The connection to the control plane.
         ledger: Records granted attempts.
-        new_mailbox: Creates the mailbox of a task.
-        publish: Sends a report. Returns when it is accepted, raises when it is rejected permanently.
-        keeps_journals: Whether every run keeps a journal. A run that has one always does.
+        new_attempt: Creates the attempt of a granted claim.
     """
 
     def __init__(
@@ -51,16 +40,12 @@ class Claims:
         instance_id: str,
         gateway: ControlPlaneGateway,
         ledger: Ledger,
-        new_mailbox: NewMailbox,
-        publish: Callable[[QueueMessage], Awaitable[None]],
-        keeps_journals: bool,
+        new_attempt: Callable[[TaskDispatch, ClaimReply], Attempt],
     ) -> None:
         self._instance_id = instance_id
         self._gateway = gateway
         self._ledger = ledger
-        self._new_mailbox = new_mailbox
-        self._publish = publish
-        self._keeps_journals = keeps_journals
+        self._new_attempt = new_attempt
 
     async def claim(self, dispatch: TaskDispatch) -> Attempt | None:
         """Claim an attempt, retrying for some seconds. Return None if it belongs to another instance.
@@ -97,7 +82,7 @@ class Claims:
     ) -> Attempt | None:
         """Return the attempt with all its parts, or None if it was lost meanwhile."""
         try:
-            return self._attempt(dispatch, await complete(self._gateway, claim, reply))
+            return self._new_attempt(dispatch, await complete(self._gateway, claim, reply))
         except BaseException as exc:
             # The next heartbeat does not list the attempt, so the control plane dispatches the next one.
             self._ledger.drop(claim.task_id, claim.attempt)
@@ -111,22 +96,3 @@ class Claims:
                 extra={"action": "claim_incomplete", "task_id": claim.task_id},
             )
             return None
-
-    def _attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
-        task_id, number = dispatch.task_id, dispatch.attempt
-        key = AttemptKey(task_id, number, reply.token)
-        mailbox = self._new_mailbox(task_id, lambda seq: self._ledger.seen(task_id, number, inbox_seq=seq))
-        mailbox.fill(reply.inbox, seen=reply.inbox_seq)
-        state = WorkflowState(
-            state=reply.session_state, session_id=dispatch.session_id, task_id=task_id, attempt=number
-        )
-        keeps_journal = self._keeps_journals or reply.run is not None
-        return Attempt(
-            key=key,
-            state=state,
-            input=reply.input,
-            mailbox=mailbox,
-            reports=AttemptReports(key, self._publish, keep_published=keeps_journal),
-            keeps_journal=keeps_journal,
-            record=reply.run,
-        )

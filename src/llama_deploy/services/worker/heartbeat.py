@@ -1,7 +1,7 @@
-"""Heartbeats from a thread of their own, and a watch over the event loop.
+"""Sends heartbeats from a separate thread, and watches the event loop.
 
 A step that blocks the event loop must not look like a dead process, so the lease is renewed from a thread
-that needs no loop. A second thread notices that the loop does not answer, and says which step holds it up.
+that does not need the loop. A second thread detects a blocked loop, and reports which step blocks it.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ from typing import Final
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.run.step_guard import running_code
-from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
+from llama_deploy.types.instance_protocol import HeartbeatReply
 
 logger = logging.getLogger(__name__)
 
 BEATS_PER_LEASE: Final = 3
 _PATIENCE: Final = 1.0
-"""Seconds in which a healthy loop answers."""
+"""Seconds within which a healthy loop answers."""
 _FIRST_RETRY: Final = 0.2
 """Seconds until a heartbeat that failed is tried again; doubled each time, at most the usual interval."""
 
 
 class HeartbeatThread:
-    """Sends heartbeats until `close`. `start` it in the loop that it is to watch.
+    """Sends heartbeats until `close`. `start` it in the loop that it watches.
 
     Args:
-        beat: Sends a heartbeat and returns the answer; called in the thread.
-        compose: Returns the heartbeat to send, given `HeartbeatReply.at` of the last answer; called in the
-            thread.
-        on_reply: Called in the loop with each answer.
-        lease_seconds: A heartbeat is sent three times in this time.
+        beat: Sends a heartbeat and returns the answer, given `HeartbeatReply.at` of the last one. Called in
+            the thread.
+        on_reply: Called in the loop with each answer and the monotonic time at which its heartbeat was sent.
+        lease_seconds: Three heartbeats are sent in this time.
         blocked_limit: Seconds after which heartbeats stop while the loop is blocked.
         name: Names the service in the log.
     """
@@ -43,15 +42,13 @@ class HeartbeatThread:
     def __init__(
         self,
         *,
-        beat: Callable[[Heartbeat], HeartbeatReply],
-        compose: Callable[[datetime | None], Heartbeat],
-        on_reply: Callable[[HeartbeatReply], None],
+        beat: Callable[[datetime | None], HeartbeatReply],
+        on_reply: Callable[[HeartbeatReply, float], None],
         lease_seconds: float,
         blocked_limit: float,
         name: str,
     ) -> None:
         self._beat = beat
-        self._compose = compose
         self._on_reply = on_reply
         self._interval = lease_seconds / BEATS_PER_LEASE
         self._blocked_limit = blocked_limit
@@ -59,9 +56,7 @@ class HeartbeatThread:
         self._wake = threading.Event()
         self._closing = False
         self._failures = 0
-        self._heard_at: datetime | None = None
-        self.answered_at = time.monotonic()
-        """When the last heartbeat whose answer was dealt with was sent, by the monotonic clock."""
+        self._last_reply_at: datetime | None = None
         self._watch: LoopWatch | None = None
         self._thread: threading.Thread | None = None
 
@@ -77,19 +72,19 @@ class HeartbeatThread:
 
     @property
     def blocked_seconds(self) -> float:
-        """For how long the loop has been blocked; 0 if it runs. May be read in any thread."""
-        return self._watch.blocked_seconds if self._watch is not None else 0.0
+        """For how many seconds the loop has been blocked; 0 if it is not. Thread-safe."""
+        return 0.0 if self._watch is None else self._watch.blocked_seconds
 
-    def hurry(self) -> None:
+    def beat_now(self) -> None:
         """Send the next heartbeat now."""
         self._wake.set()
 
     async def close(self) -> None:
-        """Stop; returns when the thread has ended. Idempotent."""
+        """Stop. Returns when the thread has ended. Idempotent."""
         self._closing = True
         self._wake.set()
         if self._watch is not None and self._thread is not None:
-            # The thread may be waiting for an answer that this very loop gives, so the loop goes on.
+            # The thread may wait for an answer that this loop gives, so the loop must not be blocked.
             await asyncio.to_thread(self._thread.join)
             await asyncio.to_thread(self._watch.close)
 
@@ -105,8 +100,8 @@ class HeartbeatThread:
         """Send one heartbeat and return the seconds until the next."""
         sent_at = time.monotonic()
         try:
-            reply = self._beat(self._compose(self._heard_at))
-        except Exception as exc:  # noqa: BLE001 - the boundary of the thread, without which the lease ends
+            reply = self._beat(self._last_reply_at)
+        except Exception as exc:  # noqa: BLE001 - the thread must survive, or the lease ends
             return self._failed(exc)
         if self._failures:
             logger.info(
@@ -115,23 +110,18 @@ class HeartbeatThread:
                 extra={"action": "heartbeat_recovered", "service_name": self._name},
             )
         self._failures = 0
-        self._heard_at = reply.at
+        self._last_reply_at = reply.at
         if not self._closing:
-            _call_in(loop, self._take, reply, sent_at)
+            _call_in(loop, self._on_reply, reply, sent_at)
         return self._interval
-
-    def _take(self, reply: HeartbeatReply, sent_at: float) -> None:
-        self._on_reply(reply)
-        # Only now is done what the answer says.
-        self.answered_at = sent_at
 
     def _failed(self, exc: Exception) -> float:
         if not self._failures and not self._closing:
             foreseen = isinstance(exc, LlamaDeployError | OSError)
             logger.warning(
-                "the control plane does not answer the heartbeats of service %s: %s; trying on"
+                "the control plane does not answer the heartbeats of service %s: %s; retrying"
                 if foreseen
-                else "the heartbeats of service %s fail: %s; trying on",
+                else "the heartbeats of service %s fail: %s; retrying",
                 self._name,
                 exc,
                 exc_info=None if foreseen else exc,
@@ -143,7 +133,7 @@ class HeartbeatThread:
 
 
 class LoopWatch:
-    """A thread that notices when an event loop does not run. `start` it, then `close` it.
+    """A thread that detects a blocked event loop. `start` it, then `close` it.
 
     Args:
         loop: The loop.
@@ -163,7 +153,7 @@ class LoopWatch:
 
     @property
     def blocked_seconds(self) -> float:
-        """For how long the loop has not answered; 0 if it lives. May be read in any thread."""
+        """For how many seconds the loop has been blocked; 0 if it is not. Thread-safe."""
         return time.monotonic() - self._asked_at if self._warned else 0.0
 
     def start(self) -> None:
@@ -171,7 +161,7 @@ class LoopWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching; blocks until the thread has ended. Idempotent."""
+        """Stop watching. Blocks until the thread has ended. Idempotent."""
         self._closing.set()
         self._answered.set()
         self._thread.join()
@@ -191,7 +181,7 @@ class LoopWatch:
         self._warned = True
         logger.warning(
             "the event loop of service %s has been blocked for %.1f s by %s; its other tasks wait. "
-            "Use `await` for what takes long, or make the step a plain function, which runs in a thread",
+            "Use `await` for long operations, or make the step a plain function, which runs in a thread",
             self._name,
             time.monotonic() - self._asked_at,
             running_code(self._thread_id),

@@ -1,7 +1,7 @@
-"""The attempts that an instance holds, as its heartbeats tell them.
+"""The attempts that an instance holds, as its heartbeats list them.
 
-An attempt is held from its claim until the control plane says that it has ended or belongs to somebody else.
-The outcome of a finished one is kept so long, and published again if it seems lost.
+An attempt is held from its claim until the control plane reports that it has ended or belongs to another
+instance. Until then the outcome of a finished attempt is kept, and published again if it seems lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from llama_deploy.types.instance_protocol import AttemptOutcome, HeldAttempt
 
-_LONGEST_PATIENCE: Final = 60.0
+_MAX_PATIENCE: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may be kept of outcomes that are not confirmed yet."""
+    """Limits of the outcomes that are not confirmed yet."""
 
     outcomes: int = 2_000
     characters: int = 64 * 1024 * 1024
@@ -36,11 +36,11 @@ class Limits:
 
 @dataclass(slots=True)
 class Ledger:
-    """What the instance holds. `snapshot` may be called from any thread, all else from the loop's.
+    """What the instance holds. Only `snapshot` is thread-safe.
 
     Args:
-        limits: Beyond them `is_full` is true, and the instance takes no more work until heartbeats have
-            confirmed some outcomes.
+        limits: When they are reached, `is_full` is true, and the instance takes no more work until heartbeats
+            have confirmed some outcomes.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -55,12 +55,12 @@ class Ledger:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many outcomes are kept as may be."""
+        """Whether the limits are reached."""
         return self._finished >= self.limits.outcomes or self._size >= self.limits.characters
 
     @property
     def unconfirmed(self) -> int:
-        """How many outcomes wait for their confirmation."""
+        """How many outcomes are not confirmed yet."""
         return self._finished
 
     def snapshot(self) -> tuple[list[HeldAttempt], list[tuple[str, int]]]:
@@ -74,7 +74,7 @@ class Ledger:
 
     @contextmanager
     def claiming(self, task_id: str, attempt: int) -> Iterator[None]:
-        """Note that an attempt is being claimed, until the block ends; `hold` it there once it is granted."""
+        """Note that an attempt is being claimed while the context is open; `hold` it there once granted."""
         with self._lock:
             self._claiming.add((task_id, attempt))
         try:
@@ -89,10 +89,10 @@ class Ledger:
             self._entries[task_id, attempt] = _Entry(HeldAttempt(task_id=task_id, attempt=attempt))
 
     def seen(self, task_id: str, attempt: int, *, inbox_seq: int) -> None:
-        """Note how much of the attempt's inbox has arrived."""
+        """Note up to which entry the attempt's inbox has arrived."""
         entry = self._entries.get((task_id, attempt))
         if entry is not None and inbox_seq > entry.held.inbox_seq:
-            # Replaced, never changed: the heartbeat's thread may be reading the old one.
+            # Replaced, not changed: the heartbeat's thread may be reading the old one.
             entry.held = entry.held.model_copy(update={"inbox_seq": inbox_seq})
 
     def finish(self, outcome: AttemptOutcome, *, size: int, now: float, patience: float) -> None:
@@ -100,8 +100,8 @@ class Ledger:
 
         Args:
             outcome: The outcome.
-            size: About its length in characters.
-            now: Seconds of a steady clock.
+            size: Its approximate length in characters.
+            now: Monotonic time in seconds.
             patience: Seconds until it is overdue.
         """
         entry = self._entries.get((outcome.task_id, outcome.attempt))
@@ -113,7 +113,7 @@ class Ledger:
         self._size += size
 
     def drop(self, task_id: str, attempt: int) -> None:
-        """Forget an attempt, if it is held."""
+        """Remove an attempt, if it is held."""
         with self._lock:
             entry = self._entries.pop((task_id, attempt), None)
         if entry is not None and entry.outcome is not None:
@@ -121,11 +121,11 @@ class Ledger:
             self._size -= entry.size
 
     def overdue(self, now: float) -> list[AttemptOutcome]:
-        """Return the outcomes to publish again; each time the patience with one doubles."""
+        """Return the outcomes to publish again. The patience with an outcome doubles each time."""
         overdue = []
         for entry in self._entries.values():
             if entry.outcome is not None and entry.publish_again_at <= now:
-                entry.patience = min(2 * entry.patience, _LONGEST_PATIENCE)
+                entry.patience = min(2 * entry.patience, _MAX_PATIENCE)
                 entry.publish_again_at = now + entry.patience
                 overdue.append(entry.outcome)
         return overdue

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ from workflows.events import Event, HumanResponseEvent, StartEvent, StepFailedEv
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy.services.run.hosting import host_runs
-from llama_deploy.services.run.mailbox import Mailbox
+from llama_deploy.services.run.run_inbox import EntrySequence, RunInbox
+from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.step_guard import guard_steps
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
@@ -245,27 +247,27 @@ def _more(fields: dict[str, Any]) -> str:
 
 
 class Hosted:
-    """A run with its mailbox."""
+    """A run with its inbox."""
 
-    def __init__(self, workflow: Workflow) -> None:
+    def __init__(self, workflow: Workflow, *, entries: Sequence[InboxEntry] = (), seen: int = 0) -> None:
         guard_steps(workflow)
         host_runs(workflow)
         self.seen: list[int] = []
-        self.mailbox = Mailbox(
+        self.inbox = RunInbox(
             task_id="task",
             workflow=workflow,
             registry=EventRegistry(workflow, [Reply, Other]),
             on_seen=self.seen.append,
+            entries=entries,
+            seen=seen,
         )
         self.workflow_run = WorkflowRun(
-            workflow=workflow,
+            workflow,
             start=partial(RunCall.prepare(workflow, {}).start, None),
-            mailbox=self.mailbox,
-            on_event=_ignore,
+            inbox=self.inbox,
+            hooks=RunHooks(on_event=_ignore, on_waiting=lambda: None, hold_lease=_hold),
             label="the run",
             limits=RunLimits(timeout=10),
-            on_waiting=lambda: None,
-            hold_lease=_hold,
         )
 
     async def run(self) -> Any:
@@ -279,8 +281,8 @@ class Hosted:
 
     async def put(self, *entries: InboxEntry) -> None:
         for item in entries:
-            if self.mailbox.put(item):
-                await self.mailbox.deliver()
+            if self.inbox.put(item):
+                await self.inbox.deliver()
 
 
 async def brief_moment() -> None:
@@ -304,6 +306,16 @@ async def test_entries_are_heard_once_and_in_order(order: tuple[int, ...]) -> No
     await hosted.put(*(entries[seq] for seq in order), *entries.values())
     assert await hosted.run() == ["a", "b", "end"]
     assert hosted.seen[-1] == 3
+
+
+def test_entries_wait_behind_a_gap_while_there_is_room() -> None:
+    sequence = EntrySequence(seen=1)
+    assert sequence.add(entry(3, "c"), room=1) == []
+    assert sequence.add(entry(4, "d"), room=1) == [], "there is no room, so it must come again"
+    assert [each.seq for each in sequence.add(entry(2, "b"), room=2)] == [2, 3]
+    assert sequence.seen == 3
+    assert [each.seq for each in sequence.add(entry(4, "d"), room=1)] == [4]
+    assert sequence.add(entry(4, "d"), room=1) == [], "it was seen before"
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -345,13 +357,12 @@ async def test_what_was_taken_is_told_once_and_what_was_not_is_kept() -> None:
     )
     workflow.gate.set()
     await hosted.run()
-    assert sorted(hosted.mailbox.take_consumed()) == [2, 3, 4]
-    assert hosted.mailbox.take_consumed() == []
+    assert sorted(hosted.inbox.take_consumed()) == [2, 3, 4]
+    assert hosted.inbox.take_consumed() == []
 
 
-async def test_a_mailbox_goes_on_after_what_earlier_attempts_have_taken() -> None:
-    hosted = Hosted(Listener(timeout=10))
-    hosted.mailbox.fill([entry(2, "a")], seen=3)
+async def test_an_inbox_continues_after_what_earlier_attempts_have_taken() -> None:
+    hosted = Hosted(Listener(timeout=10), entries=[entry(2, "a")], seen=3)
     await hosted.put(entry(3, "taken before"), entry(4, "end"))
     assert await hosted.run() == ["a", "end"]
     assert hosted.seen[-1] == 4
@@ -366,7 +377,7 @@ async def test_a_second_answer_does_not_run_a_step_that_is_about_to_be_tried_aga
     await eventually(lambda: bool(workflow.tried))
     await hosted.put(entry(2, "b"))
     assert await running == ["a", "a"]
-    assert hosted.mailbox.take_consumed() == [1]
+    assert hosted.inbox.take_consumed() == [1]
 
 
 async def test_the_first_answer_counts_when_the_step_is_at_its_next_question() -> None:
@@ -378,10 +389,10 @@ async def test_the_first_answer_counts_when_the_step_is_at_its_next_question() -
     await hosted.put(entry(2, "no", to="approval"))
     await brief_moment()
     assert workflow.begun == 2
-    assert hosted.mailbox.is_quiet
+    assert hosted.inbox.is_quiet
     await hosted.put(entry(3, "home", to="address"))
     assert await running == ["yes", "home", "no"]
-    assert hosted.mailbox.take_consumed() == [1, 3, 2]
+    assert hosted.inbox.take_consumed() == [1, 3, 2]
 
 
 async def test_a_step_that_began_with_the_same_event_does_not_end_the_work_on_an_answer() -> None:

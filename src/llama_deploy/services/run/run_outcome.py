@@ -1,15 +1,12 @@
-"""How a run ended, in the form in which it is reported."""
+"""The outcome of a run, in the form in which it is reported."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import traceback
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import llama_index_instrumentation
-import workflows
 from workflows import Context
 from workflows.errors import WorkflowTimeoutError
 from workflows.events import StopEvent, WorkflowTimedOutEvent
@@ -20,42 +17,40 @@ from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import measured, to_json_value, value_type_of
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
+from llama_deploy.workflow_library import library_folders
 
 _TRACEBACK_LINES: Final = 20
-_MACHINERY: Final = tuple(
-    os.path.dirname(file) + os.sep  # noqa: PTH120 - the form that frames have
-    for file in (inspect.getfile(workflows), inspect.getfile(llama_index_instrumentation), __file__)
-)
+_FRAMEWORK: Final = (*library_folders(), os.path.dirname(__file__) + os.sep)  # noqa: PTH120 - as in frames
 """Folders whose frames are in the traceback of every step."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How a run ended."""
+class RunOutcome:
+    """The outcome of a run."""
 
     status: TaskStatus
     result: str | None = None
-    """The result as text. None: it follows from the rest, as `AttemptOutcome.text` says."""
+    """The result as text. None: it follows from the other fields, see `AttemptOutcome.text`."""
     value: Any = None
     value_type: str | None = None
     terminal_event: EventPayload | None = None
     event_value: Literal["result", "data"] | None = None
-    """Where the terminal event has the value."""
+    """Where the terminal event repeats the value; see `AttemptOutcome`."""
     error: TaskFailure | None = None
     cause: BaseException | None = None
-    """What the workflow raised."""
+    """The exception that the workflow raised."""
     ctx: Context | None = None
     """The context of a run that succeeded, which holds the workflow's state."""
     size: int = 256
-    """About how many bytes the ending takes as JSON."""
+    """The approximate length of the outcome as JSON, in bytes."""
 
     @classmethod
-    def failed(cls, cause: BaseException) -> Ending:
-        """The run ended with an exception."""
+    def failed(cls, cause: BaseException) -> RunOutcome:
+        """The run failed with an exception."""
         return cls(TaskStatus.FAILED, error=describe_failure(cause), cause=cause)
 
     @classmethod
-    def timed_out(cls, event: WorkflowTimedOutEvent, cause: BaseException | None) -> Ending:
+    def timed_out(cls, event: WorkflowTimedOutEvent, cause: BaseException | None) -> RunOutcome:
         """The run exceeded the workflow's own time limit."""
         active = ", ".join(event.active_steps) or "none"
         message = f"timed out after {event.timeout} seconds; active steps: {active}"
@@ -63,17 +58,17 @@ class Ending:
         return cls(TaskStatus.TIMED_OUT, error=error, cause=cause or WorkflowTimeoutError(message))
 
     @classmethod
-    def cancelled(cls) -> Ending:
+    def cancelled(cls) -> RunOutcome:
         """The run was cancelled."""
         error = TaskFailure(type=qualified_name(TaskCancelledError), message="the task was cancelled")
         return cls(TaskStatus.CANCELLED, error=error)
 
     @classmethod
-    def succeeded(cls, event: StopEvent, ctx: Context) -> Ending:
+    def succeeded(cls, event: StopEvent, ctx: Context) -> RunOutcome:
         """The run ended with the workflow's stop event.
 
         Raises:
-            SerializationError: The result cannot be carried as JSON.
+            SerializationError: The result cannot be written as JSON.
         """
         name = type(event).__name__
         plain = type(event) is StopEvent
@@ -83,7 +78,7 @@ class Ending:
         data = to_json_value({key: item for key, item in event.items() if key != "result"}) if plain else {}
         return cls(
             TaskStatus.SUCCEEDED,
-            # What equals the control plane's own `str(value)` need not travel.
+            # The control plane derives the text from the value where it can.
             result=None if text == str(value) else text,
             value=value,
             value_type=value_type_of(result),
@@ -95,13 +90,13 @@ class Ending:
 
 
 def describe_failure(exc: BaseException) -> TaskFailure:
-    """Return what clients learn of an exception: its class, its text and the end of its traceback.
+    """Return what clients see of an exception: its class, its text and the end of its traceback.
 
-    The frames of the workflow library and of this package are left out, as they are the same for all.
+    The frames of the workflow library and of this package are omitted: they are the same in every traceback.
     """
     shown = exc.raised if isinstance(exc, StepExitError) else exc
     trace = traceback.TracebackException.from_exception(exc)
-    own = [frame for frame in trace.stack if not frame.filename.startswith(_MACHINERY)]
+    own = [frame for frame in trace.stack if not frame.filename.startswith(_FRAMEWORK)]
     trace.stack = traceback.StackSummary.from_list(own or trace.stack)
     lines = "".join(trace.format()).splitlines()
     return TaskFailure(

@@ -1,0 +1,139 @@
+"""The bookkeeping of a journal: what is still to be written, and how much is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from llama_deploy.types.instance_protocol import RunRecord
+from llama_deploy.workflow_library import (
+    StepWorkerResult,
+    TickCancelRun,
+    TickStepResult,
+    TickTimeout,
+    TickWaiterTimeout,
+    WorkflowTick,
+)
+
+COMPACT_AFTER_TICKS: Final = 500
+"""After how many ticks a journal is replaced by a snapshot."""
+COMPACT_AFTER_CHARACTERS: Final = 1024 * 1024
+"""After how many characters it is, or after twice the length of the last snapshot if that is more."""
+
+
+@dataclass(slots=True)
+class Backlog:
+    """What a run has done that its journal does not hold yet."""
+
+    is_ready: bool = False
+    """Whether there is something to write."""
+    _ticks: list[WorkflowTick] = field(default_factory=list)
+    _settled: int = 0
+    """How many of the ticks may be written: those after which the run continues."""
+    _consumed: list[int] = field(default_factory=list)
+    """The inbox entries that the run has taken."""
+    _has_progress: bool = False
+    """Whether the ticks contain progress since the last `settle`."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the run has made progress that is not written."""
+        return self._has_progress or self.is_ready
+
+    def add(self, tick: WorkflowTick) -> None:
+        """Add a tick, unless it ends the run from outside: a resumed run must not repeat that."""
+        if isinstance(tick, TickTimeout | TickCancelRun):
+            return
+        self._ticks.append(tick)
+        if isinstance(tick, TickStepResult | TickWaiterTimeout):
+            self._has_progress = True
+
+    def settle(self, consumed: Sequence[int]) -> None:
+        """Release the ticks so far for writing, if they contain progress or inbox entries were consumed."""
+        if self._has_progress or consumed:
+            self._has_progress = False
+            self._settled = len(self._ticks)
+            self._consumed += consumed
+            self.is_ready = True
+
+    def take(self) -> tuple[list[WorkflowTick], list[int]]:
+        """Remove and return the settled ticks and the consumed inbox entries."""
+        ticks, self._ticks, self._settled = self._ticks[: self._settled], self._ticks[self._settled :], 0
+        consumed, self._consumed = self._consumed, []
+        self.is_ready = False
+        return ticks, consumed
+
+    def mark(self, consumed: Sequence[int]) -> BacklogMark:
+        """Add consumed inbox entries, and return a mark of what the backlog holds now."""
+        self._consumed += consumed
+        return BacklogMark(len(self._ticks), list(self._consumed), ends_step(self._ticks))
+
+    def drop(self, mark: BacklogMark) -> None:
+        """Remove what the backlog held at a mark."""
+        del self._ticks[: mark.ticks]
+        del self._consumed[: len(mark.consumed)]
+        self._settled = max(0, self._settled - mark.ticks)
+        self.is_ready = self._settled > 0 or bool(self._consumed)
+
+    @property
+    def settled(self) -> int:
+        """How many ticks may be written."""
+        return self._settled
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogMark:
+    """What a backlog held at one moment."""
+
+    ticks: int
+    consumed: list[int]
+    step_ended: bool
+
+
+@dataclass(slots=True)
+class JournalSize:
+    """How much is written of a run since its last snapshot."""
+
+    seq: int
+    """How many entries were written, over all attempts."""
+    ticks: int
+    characters: int
+    limit: int
+    """How many characters are enough for the next snapshot."""
+
+    @classmethod
+    def of(cls, record: RunRecord | None) -> JournalSize:
+        """Return the size of what earlier attempts have written."""
+        entries = [] if record is None else record.entries
+        return cls(
+            seq=0 if record is None else record.next_seq,
+            ticks=sum(entry.count("\n") for entry in entries),
+            characters=sum(map(len, entries)),
+            limit=COMPACT_AFTER_CHARACTERS,
+        )
+
+    def add(self, entry: str) -> None:
+        """Count an entry that was written."""
+        self.seq += 1
+        self.ticks += entry.count("\n")
+        self.characters += len(entry)
+
+    def reset(self, snapshot_length: int) -> None:
+        """Count from a snapshot that was written."""
+        self.ticks = self.characters = 0
+        self.limit = max(COMPACT_AFTER_CHARACTERS, 2 * snapshot_length)
+
+    def is_due(self, more_ticks: int) -> bool:
+        """Whether a snapshot should replace the entries instead of writing that many more ticks."""
+        return self.ticks + more_ticks >= COMPACT_AFTER_TICKS or self.characters >= self.limit
+
+
+def ends_step(ticks: Sequence[WorkflowTick]) -> bool:
+    """Whether a step has ended among the ticks. A question or an error that may be retried is not an end."""
+    return any(
+        isinstance(each, StepWorkerResult)
+        for tick in ticks
+        if isinstance(tick, TickStepResult)
+        for each in tick.result
+    )

@@ -1,0 +1,143 @@
+"""Has the control plane store the writes of one attempt's journal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import FencedOutError, LlamaDeployError, UnavailableError
+from llama_deploy.retrying import Outage, retry
+from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
+from llama_deploy.services.run.hosting import RunReleasedError
+from llama_deploy.services.run.journal_backlog import JournalSize
+from llama_deploy.services.run.run_clock import RunClock
+from llama_deploy.types.instance_protocol import JournalReply, JournalWrite, Parking, RunHeader
+
+logger = logging.getLogger(__name__)
+
+_BACKOFF: Final = Backoff(first=0.1, longest=5.0)
+
+
+@dataclass(slots=True, eq=False)
+class JournalWriter:
+    """Writes one attempt's journal. Each write also stores events that are not stored yet."""
+
+    key: AttemptKey
+    header: RunHeader
+    """Identifies the workflow and the library that write."""
+    write: Callable[[JournalWrite], Awaitable[JournalReply]]
+    """Has the control plane store a write."""
+    reports: AttemptReports
+    """The events that the attempt has streamed."""
+    clock: RunClock
+    """Measures how long the run has worked."""
+    size: JournalSize
+    """What is written, beginning with what earlier attempts have written."""
+    _closed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _outage: Outage = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Report outages of this journal."""
+        self._outage = Outage(on_start=self._log_outage, on_end=self._log_recovery)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed.is_set()
+
+    @property
+    def has_events(self) -> bool:
+        """Whether so many events wait that they should be stored now."""
+        return self.reports.is_crowded
+
+    async def store_events(self) -> None:
+        """Store events alone while there are more than one write may hold.
+
+        Raises:
+            LlamaDeployError: See `store`.
+        """
+        while self.has_events:
+            await self.store()
+
+    async def store(
+        self,
+        *,
+        entry: str | None = None,
+        snapshot: str | None = None,
+        state: str | None = None,
+        consumed: Sequence[int] = (),
+        step_ended: bool = False,
+        parking: Parking | None = None,
+    ) -> None:
+        """Store one write; retries while the control plane does not answer. See `JournalWrite`.
+
+        Raises:
+            FencedOutError: The attempt belongs to another instance.
+            RunReleasedError: The writer was closed while it retried.
+            LlamaDeployError: The control plane rejects the write.
+        """
+        first, events = self.reports.not_stored()
+        write = JournalWrite(
+            task_id=self.key.task_id,
+            attempt=self.key.attempt,
+            token=self.key.token,
+            first=first,
+            events=events,
+            seq=self.size.seq,
+            entry=entry,
+            snapshot=snapshot,
+            state=state,
+            consumed=list(consumed),
+            step_ended=step_ended,
+            header=self.header,
+            running_seconds=self.clock.running_seconds,
+            parking=parking,
+        )
+        await retry(partial(self._try, write), backoff=_BACKOFF, outage=self._outage, pause=self._pause)
+        if entry is not None:
+            self.size.add(entry)
+        self.reports.stored(first + len(events))
+
+    def close(self) -> None:
+        """Stop retrying. Idempotent."""
+        self._closed.set()
+
+    async def _try(self, write: JournalWrite) -> None:
+        reply = await self.write(write)
+        if reply.stored:
+            return
+        if reply.retriable:
+            raise UnavailableError(reply.reason)
+        raise FencedOutError(
+            f"the control plane rejected the journal of task {self.key.task_id}: {reply.reason}",
+            task_id=self.key.task_id,
+            attempt=self.key.attempt,
+        )
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        except TimeoutError:
+            return
+        raise RunReleasedError
+
+    def _log_outage(self, error: LlamaDeployError) -> None:
+        logger.warning(
+            "task %s waits until its journal can be written: %s",
+            self.key.task_id,
+            error,
+            extra={"action": "journal_retry", "task_id": self.key.task_id},
+        )
+
+    def _log_recovery(self) -> None:
+        logger.info(
+            "the journal of task %s is written again",
+            self.key.task_id,
+            extra={"action": "journal_recovered", "task_id": self.key.task_id},
+        )

@@ -1,0 +1,206 @@
+"""The events that clients send to one running workflow.
+
+Entries may arrive twice, late or out of order, over the instance's topic or with the answer to a heartbeat.
+Each is given to the workflow once, in the order of the inbox.
+
+The library drops an event that no step takes at that moment. An answer that comes before the workflow asks
+for it with `ctx.wait_for_event` would be lost. The inbox keeps such an event, and offers it again whenever a
+step has ended or begun to wait. One event is offered at a time, and it is known whether the run has taken it
+before any step starts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from workflows import Workflow
+from workflows.events import Event, UnhandledEvent, WorkflowIdleEvent
+
+from llama_deploy.errors import InvalidRequestError
+from llama_deploy.services.run.questions import Questions
+from llama_deploy.services.values.payloads import EventRegistry
+from llama_deploy.types.instance_protocol import InboxEntry
+from llama_deploy.workflow_library import BrokerState, TickAddEvent, TickStepResult, WorkflowTick
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 1_000
+"""How many events may wait here until the workflow takes them; the control plane keeps the rest."""
+
+
+@dataclass(slots=True)
+class EntrySequence:
+    """Puts inbox entries in order, and drops those that were seen before."""
+
+    seen: int = 0
+    """The number of the last entry up to which all have arrived."""
+    _ahead: dict[int, InboxEntry] = field(default_factory=dict)
+    """Entries behind a gap."""
+
+    def add(self, entry: InboxEntry, *, room: int) -> list[InboxEntry]:
+        """Add an entry and return the entries that are next in order.
+
+        Args:
+            entry: The entry.
+            room: How many entries may wait behind a gap. An entry that finds no room is dropped: `seen` does
+                not count it, so the control plane sends it again.
+        """
+        if entry.seq > self.seen and len(self._ahead) < room:
+            self._ahead.setdefault(entry.seq, entry)
+        following: list[InboxEntry] = []
+        while (next_entry := self._ahead.pop(self.seen + 1, None)) is not None:
+            self.seen += 1
+            following.append(next_entry)
+        return following
+
+
+@dataclass(slots=True, eq=False)
+class _Offer:
+    """An event that was sent to the run."""
+
+    seq: int
+    event: Event
+    has_arrived: bool = False
+    """Whether the run has come to it."""
+    was_dropped: bool = False
+    """Whether no step has taken it."""
+
+
+class RunInbox:
+    """Gives the events of a task's inbox to its run.
+
+    Args:
+        task_id: The task, for the log.
+        workflow: The task's workflow, whose steps may take events too.
+        registry: Decodes events.
+        on_seen: Called with the number of the last entry up to which all have arrived.
+        entries: The entries at the start, in order: those that the run has not taken.
+        seen: The number of the last entry that the control plane had at the start.
+    """
+
+    def __init__(
+        self,
+        *,
+        task_id: str,
+        workflow: Workflow,
+        registry: EventRegistry,
+        on_seen: Callable[[int], None],
+        entries: Sequence[InboxEntry] = (),
+        seen: int = 0,
+    ) -> None:
+        self._task_id = task_id
+        self._registry = registry
+        self._on_seen = on_seen
+        self._send: Callable[[Event], Awaitable[None]] | None = None
+        self.is_held = False
+        self._sequence = EntrySequence(max([seen, *(entry.seq for entry in entries)]))
+        self._questions = Questions(workflow)
+        self._waiting: deque[_Offer] = deque()
+        self._dropped: deque[_Offer] = deque()
+        self._offered: _Offer | None = None
+        self._taken: list[int] = []
+        for entry in entries:
+            self._decode(entry)
+        on_seen(self.seen)
+
+    @property
+    def seen(self) -> int:
+        """The number of the last entry up to which all have arrived."""
+        return self._sequence.seen
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether there is nothing that the run could take now."""
+        return self._offered is None and self._next() is None
+
+    def put(self, entry: InboxEntry) -> bool:
+        """Add an entry, unless it was seen before. Returns whether events wait for `deliver`."""
+        entries = self._sequence.add(entry, room=MAX_WAITING - len(self._waiting) - len(self._dropped))
+        for following in entries:
+            self._decode(following)
+        if entries:
+            self._on_seen(self.seen)
+        return bool(self._waiting)
+
+    def resume(self, run: BrokerState) -> None:
+        """Learn what the steps of a run that an earlier attempt has begun wait for."""
+        self._questions.resume(run)
+
+    async def open(self, send: Callable[[Event], Awaitable[None]]) -> None:
+        """Deliver what has come, and from now on what comes, with `send`: the run has started."""
+        self._send = send
+        await self.deliver()
+
+    def hold(self) -> None:
+        """Deliver nothing until `release`."""
+        self.is_held = True
+
+    async def release(self) -> None:
+        """Deliver what has come since `hold`."""
+        self.is_held = False
+        await self.deliver()
+
+    async def deliver(self) -> None:
+        """Offer the run the next event, unless it has not yet come to an earlier one."""
+        if self._send is None or self.is_held or self._offered is not None:
+            return
+        offer = self._next()
+        if offer is not None:
+            self._waiting.remove(offer)
+            self._offered = offer
+            await self._send(offer.event)
+
+    def take_consumed(self) -> list[int]:
+        """Return the numbers of the entries that the run has taken since the last call."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    def on_tick(self, tick: WorkflowTick) -> None:
+        """Learn that the run has come to an event, to the end of a wait, or to the result of a step."""
+        if isinstance(tick, TickAddEvent) and self._offered is not None:
+            # The event of a tick is the same object that was sent.
+            self._offered.has_arrived = tick.event is self._offered.event
+        self._questions.on_tick(tick)
+
+    def on_event(self, event: Event) -> None:
+        """Learn that no step has taken the offered event, or that no step is running."""
+        if isinstance(event, WorkflowIdleEvent):
+            self._questions.on_idle()
+        if isinstance(event, UnhandledEvent) and self._offered is not None and self._offered.has_arrived:
+            self._offered.was_dropped = True
+
+    async def after_tick(self, tick: WorkflowTick) -> None:
+        """Settle the offered event, or offer dropped events again when a step has ended."""
+        offered = self._offered
+        if offered is not None and offered.has_arrived:
+            self._offered = None
+            if offered.was_dropped:
+                self._dropped.append(_Offer(offered.seq, offered.event))
+            else:
+                self._taken.append(offered.seq)
+        elif isinstance(tick, TickStepResult):
+            # In front of later ones, to keep the order of the inbox.
+            self._waiting.extendleft(reversed(self._dropped))
+            self._dropped.clear()
+        await self.deliver()
+
+    def _next(self) -> _Offer | None:
+        """Return the first event that can be offered now."""
+        return next((offer for offer in self._waiting if self._questions.wants(offer.event)), None)
+
+    def _decode(self, entry: InboxEntry) -> None:
+        try:
+            self._waiting.append(_Offer(entry.seq, self._registry.decode(entry.event)))
+        except InvalidRequestError as exc:
+            self._taken.append(entry.seq)
+            logger.warning(
+                "dropped event %d for task %s: %s",
+                entry.seq,
+                self._task_id,
+                exc,
+                extra={"action": "drop_event", "task_id": self._task_id},
+            )

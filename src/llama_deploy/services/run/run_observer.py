@@ -1,0 +1,150 @@
+"""The host of one run: passes on what happens in the run to its inbox, journal and clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from workflows import Workflow
+from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowIdleEvent
+
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.services.background import BackgroundTasks
+from llama_deploy.services.run.hosting import RunReleasedError
+from llama_deploy.services.run.journal_format import RunHistory
+from llama_deploy.services.run.run_clock import RunClock
+from llama_deploy.services.run.run_ending import RunEnding
+from llama_deploy.services.run.run_inbox import RunInbox
+from llama_deploy.services.run.run_journal import RunJournal
+from llama_deploy.services.run.sent_events import SentEvents
+from llama_deploy.services.run.waits import Wait
+from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
+from llama_deploy.workflow_library import BrokerState, InternalRunAdapter, TickIdleCheck, WorkflowTick
+
+
+@dataclass(frozen=True, slots=True)
+class RunHooks:
+    """What the owner of a run provides while it runs."""
+
+    on_event: Callable[[StreamedEvent], Awaitable[None]]
+    """Takes each event that the workflow streams, in order."""
+    on_waiting: Callable[[], None]
+    """Called when the run begins to wait for something from outside."""
+    hold_lease: Callable[[], Awaitable[None]]
+    """Awaited before steps start. Returns when the run is known to belong to this instance."""
+
+
+@dataclass(eq=False)
+class RunObserver:
+    """Observes one run for its host, see `RunHost`. `close` it."""
+
+    workflow: Workflow
+    """The workflow. Other workflows that its own `run` method may run are not observed."""
+    history: RunHistory
+    inbox: RunInbox
+    journal: RunJournal | None
+    """None: the run is not written."""
+    clock: RunClock
+    ending: RunEnding
+    hooks: RunHooks
+    _adapter: InternalRunAdapter | None = field(default=None, init=False)
+    _is_resumed: bool = field(default=False, init=False)
+    _timers: BackgroundTasks = field(default_factory=lambda: BackgroundTasks("timers of a run"), init=False)
+
+    @property
+    def keeps_ticks(self) -> bool:
+        """See `RunHost`."""
+        return self.journal is not None
+
+    @property
+    def broker(self) -> BrokerState | None:
+        """See `RunHost`."""
+        return self.history.broker
+
+    @property
+    def sent(self) -> SentEvents:
+        """See `RunHost`."""
+        return self.history.sent
+
+    def attach(self, adapter: InternalRunAdapter) -> None:
+        """See `RunHost`."""
+        if self._adapter is None:
+            self.clock.work()  # what has delayed the start does not count
+        self._adapter = adapter
+        if self.journal is not None:
+            self.journal.attach(adapter)
+
+    async def on_tick(self, tick: WorkflowTick) -> None:
+        """See `RunHost`."""
+        self.inbox.on_tick(tick)
+        self.history.sent.on_tick(tick)
+        self.history.waits.on_tick(tick)
+        if self.journal is not None:
+            self.journal.on_tick(tick)
+
+    async def after_tick(self, tick: WorkflowTick) -> None:
+        """See `RunHost`."""
+        await self.inbox.after_tick(tick)
+
+    async def before_steps(self, *, starting: bool) -> None:
+        """See `RunHost`."""
+        if self.ending.is_over:
+            raise RunReleasedError
+        if self.broker is not None and not self._is_resumed:
+            self._is_resumed = True
+            await self._resume()
+        if starting:
+            with self.clock.held():
+                await self._before_start()
+        elif self.journal is not None:
+            await self.journal.before_steps(starting=False)
+
+    async def on_event(self, event: Event) -> None:
+        """See `RunHost`."""
+        self.inbox.on_event(event)
+        if isinstance(event, WorkflowIdleEvent):
+            self.clock.wait()
+            self.hooks.on_waiting()
+        ending = self.ending
+        if isinstance(event, InternalDispatchEvent) or ending.last_event is not None or ending.is_over:
+            return
+        if isinstance(event, StopEvent):
+            ending.ended(event)
+        elif ending.fault is None:
+            try:
+                with self.clock.held():  # the event may have to wait until earlier ones are sent
+                    await self.hooks.on_event(streamed_event(event))
+            except LlamaDeployError as exc:
+                ending.fail(exc)
+            if self.journal is not None:
+                self.journal.make_room()
+
+    async def send(self, tick: WorkflowTick) -> None:
+        """Send the run a tick, if it has begun."""
+        if self._adapter is not None:
+            await self._adapter.send_event(tick)
+
+    def close(self) -> None:
+        """Stop the timers of the run. Idempotent."""
+        self._timers.cancel()
+
+    async def _before_start(self) -> None:
+        """Wait until steps may start: the run belongs to this instance, and what they depend on is stored."""
+        await self.hooks.hold_lease()
+        if self.ending.fault is not None:
+            raise self.ending.fault
+        self.clock.work()
+        if self.journal is not None:
+            await self.journal.before_steps(starting=True)
+
+    async def _resume(self) -> None:
+        """Tell a resumed run what it cannot know: which waits are over, and whether it waits at all."""
+        for wait in self.history.waits.all():
+            self._timers.spawn(self._end_wait(wait))
+        await self.send(TickIdleCheck())
+
+    async def _end_wait(self, wait: Wait) -> None:
+        await asyncio.sleep(max(0.0, wait.due - time.time()))
+        await self.send(wait.tick())

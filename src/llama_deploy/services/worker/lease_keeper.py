@@ -1,0 +1,119 @@
+"""Keeps an instance's leases: sends heartbeats, and does what the answers say."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.services.background import BackgroundTasks
+from llama_deploy.services.worker.heartbeat import HeartbeatThread
+from llama_deploy.services.worker.held_attempts import HeldAttempts
+from llama_deploy.services.worker.ledger import Ledger
+from llama_deploy.services.worker.worker_settings import WorkerSettings
+from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class LeaseKeeper:
+    """Renews the leases of an instance from `start` to `close`."""
+
+    settings: WorkerSettings
+    beat: Callable[[Heartbeat], HeartbeatReply]
+    """Sends a heartbeat; called in a thread."""
+    ledger: Ledger
+    attempts: HeldAttempts
+    register: Callable[[], Awaitable[None]]
+    """Registers the instance again."""
+    on_reply: Callable[[], None]
+    """Called after each answer was processed."""
+    _heartbeat: HeartbeatThread = field(init=False)
+    _tasks: BackgroundTasks = field(init=False)
+    _is_closed: bool = field(default=False, init=False)
+    _renewed_at: float = field(default_factory=time.monotonic, init=False)
+    """When the last heartbeat whose answer was processed was sent."""
+    _renewed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+
+    def __post_init__(self) -> None:
+        """Create the thread that sends heartbeats."""
+        self._tasks = BackgroundTasks(f"service {self.settings.service_name}")
+        self._heartbeat = HeartbeatThread(
+            beat=self._beat,
+            on_reply=self._process,
+            lease_seconds=self.settings.registration.lease_seconds,
+            blocked_limit=self.settings.blocked_limit,
+            name=self.settings.service_name,
+        )
+
+    def start(self) -> None:
+        """Begin to send heartbeats."""
+        self._heartbeat.start()
+
+    def beat_now(self) -> None:
+        """Send the next heartbeat now."""
+        self._heartbeat.beat_now()
+
+    async def hold(self) -> None:
+        """Return when the control plane has answered within the lease.
+
+        If this process was suspended for longer, other instances may have its tasks.
+        """
+        while time.monotonic() - self._renewed_at > self.settings.registration.lease_seconds:
+            self._renewed.clear()
+            self._heartbeat.beat_now()
+            await self._renewed.wait()
+
+    async def close(self) -> None:
+        """Stop. Idempotent."""
+        self._is_closed = True
+        await self._heartbeat.close()
+        self._tasks.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _beat(self, last_reply_at: datetime | None) -> HeartbeatReply:
+        held, claiming = self.ledger.snapshot()
+        return self.beat(
+            Heartbeat(
+                instance_id=self.settings.instance_id,
+                held=held,
+                claiming=claiming,
+                heard_at=last_reply_at,
+                slots=self.settings.max_concurrent_tasks,
+                running=len(self.attempts),
+                blocked_seconds=self._heartbeat.blocked_seconds,
+            )
+        )
+
+    def _process(self, reply: HeartbeatReply, sent_at: float) -> None:
+        if self._is_closed:
+            return
+        if not reply.known:
+            self._tasks.spawn(self._register_again())
+        for held in reply.stale:
+            self.ledger.drop(held.task_id, held.attempt)
+            self.attempts.abandon(held)
+        for cancellation in reply.cancelled:
+            self.attempts.cancel(cancellation)
+        if reply.inbox:
+            self._tasks.spawn(self.attempts.deliver(reply.inbox))
+        self._renewed_at = sent_at
+        self._renewed.set()
+        self.on_reply()
+
+    async def _register_again(self) -> None:
+        try:
+            await self.register()
+        except LlamaDeployError as exc:
+            logger.warning(
+                "the control plane does not know service %s, and registering it failed: %s",
+                self.settings.service_name,
+                exc,
+                extra={"action": "register_failed", "service_name": self.settings.service_name},
+            )

@@ -1,0 +1,138 @@
+"""Publishes the outcomes of attempts, again if one seems lost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.background import BackgroundTasks
+from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
+from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.worker.ledger import Ledger
+from llama_deploy.types.instance_protocol import AttemptOutcome, EventPayload
+from llama_deploy.types.topics import CONTROL_PLANE
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeReporter:
+    """Reports how attempts ended."""
+
+    publish: Callable[[QueueMessage], Awaitable[None]]
+    """Sends a message. Returns when it is accepted, raises when it is rejected permanently."""
+    ledger: Ledger
+    """Keeps outcomes until the control plane has confirmed them."""
+    patience: float
+    """Seconds after which an outcome that is not confirmed is published again."""
+    tasks: BackgroundTasks = field(default_factory=lambda: BackgroundTasks("outcomes"), init=False)
+    _again: set[tuple[str, int]] = field(default_factory=set, init=False)
+    """Outcomes that are being published again."""
+
+    async def report(
+        self,
+        key: AttemptKey,
+        reports: AttemptReports,
+        outcome: RunOutcome,
+        session_state: dict[str, Any] | None,
+    ) -> bool:
+        """Publish an attempt's outcome, and keep it until the control plane has confirmed it.
+
+        Returns whether that was possible.
+
+        Args:
+            key: The attempt.
+            reports: Its events; those not sent yet travel with the outcome.
+            outcome: Its outcome.
+            session_state: Changes of the session's state.
+        """
+        try:
+            published = await publish_outcome(key, reports, outcome, session_state, publish=self.publish)
+        except LlamaDeployError:
+            logger.exception(
+                "cannot report the outcome of task %s; the task will run again elsewhere",
+                key.task_id,
+                extra={"action": "report_failed", "task_id": key.task_id},
+            )
+            self.ledger.drop(key.task_id, key.attempt)
+            return False
+        self.ledger.finish(published, size=outcome.size, now=time.monotonic(), patience=self.patience)
+        return True
+
+    def publish_overdue(self) -> None:
+        """Publish outcomes again, in the background, that the control plane has not confirmed in time."""
+        for outcome in self.ledger.overdue(time.monotonic()):
+            if (outcome.task_id, outcome.attempt) not in self._again:
+                self.tasks.spawn(self._publish_again(outcome))
+
+    async def _publish_again(self, outcome: AttemptOutcome) -> None:
+        key = outcome.task_id, outcome.attempt
+        self._again.add(key)
+        try:
+            await self.publish(_message(outcome))
+        finally:
+            self._again.discard(key)
+
+
+async def publish_outcome(
+    key: AttemptKey,
+    reports: AttemptReports,
+    outcome: RunOutcome,
+    session_state: dict[str, Any] | None,
+    *,
+    publish: Callable[[QueueMessage], Awaitable[None]],
+) -> AttemptOutcome:
+    """Publish an attempt's outcome with the events that were not sent yet.
+
+    If something is rejected permanently, for example a result that is too large, the attempt fails.
+
+    Raises:
+        LlamaDeployError: Even the failure is rejected.
+    """
+    try:
+        first, events = await reports.settle()
+    except LlamaDeployError as exc:
+        outcome, session_state, first, events = RunOutcome.failed(exc), None, reports.discard(), []
+    published = _attempt_outcome(key, outcome, session_state, first=first, events=events)
+    try:
+        await publish(_message(published))
+    except LlamaDeployError as exc:
+        published = _attempt_outcome(key, RunOutcome.failed(exc), None, first=first, events=[])
+        await publish(_message(published))
+    return published
+
+
+def _attempt_outcome(
+    key: AttemptKey,
+    outcome: RunOutcome,
+    session_state: dict[str, Any] | None,
+    *,
+    first: int,
+    events: Sequence[EventPayload],
+) -> AttemptOutcome:
+    return AttemptOutcome(
+        task_id=key.task_id,
+        attempt=key.attempt,
+        token=key.token,
+        first=first,
+        events=list(events),
+        status=outcome.status,
+        result=outcome.result,
+        value=outcome.value,
+        value_type=outcome.value_type,
+        error=outcome.error,
+        terminal_event=outcome.terminal_event,
+        event_value=outcome.event_value,
+        session_state=session_state,
+    )
+
+
+def _message(outcome: AttemptOutcome) -> QueueMessage:
+    return QueueMessage(
+        type=CONTROL_PLANE, action=ActionTypes.COMPLETED_TASK, data=outcome.model_dump(mode="json")
+    )

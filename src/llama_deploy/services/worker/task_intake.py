@@ -1,0 +1,140 @@
+"""Takes messages from the topics of an instance: tasks, events and cancellations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, OverloadedError
+from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.worker.attempt import Attempt
+from llama_deploy.services.worker.claims import Claims
+from llama_deploy.services.worker.held_attempts import HeldAttempts
+from llama_deploy.services.worker.work_slots import WorkSlots
+from llama_deploy.types.instance_protocol import InboxEntry, TaskCancellation, TaskDispatch
+from llama_deploy.types.validation import describe_validation_error
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=BaseModel)
+
+INSTANCE_TOPIC_EXPIRES: Final = 600.0
+"""Seconds after which the queue may delete the topic of an instance that is gone."""
+_INSTANCE_BATCH: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIntake:
+    """Takes tasks from the service's work topic, and what concerns them from the instance's own topic."""
+
+    service_name: str
+    """The service, for errors and the log."""
+    queue: AbstractMessageQueue
+    claims: Claims
+    attempts: HeldAttempts
+    slots: WorkSlots
+    work: Callable[[Attempt], Awaitable[None]]
+    """Executes an attempt."""
+    confirm: Callable[[], None]
+    """Asks the control plane to confirm outcomes."""
+
+    async def take_tasks(self, topic: str) -> None:
+        """Take tasks from a topic while there are free slots, and run them; until cancelled."""
+        async with await self.queue.subscribe(topic) as subscription:
+            while True:
+                await self.slots.wait_for_free(confirm=self.confirm)
+                for delivery in await subscription.receive(self.slots.free):
+                    self.slots.tasks.spawn(self._take(delivery))
+
+    async def take_instance_messages(self, topic: str) -> None:
+        """Take events and cancellations, which must not wait behind tasks; until cancelled."""
+        async with await self.queue.subscribe(topic, expires_after=INSTANCE_TOPIC_EXPIRES) as subscription:
+            while True:
+                for delivery in await subscription.receive(_INSTANCE_BATCH):
+                    try:
+                        await self.accept(delivery.message)
+                    except LlamaDeployError as exc:
+                        self._log_dropped(delivery.message, exc)
+                    # What is lost here comes again with the answer to the next heartbeat.
+                    await delivery.ack()
+
+    async def accept(self, message: QueueMessage) -> None:
+        """Begin a task, or pass an event or a cancellation to a running one.
+
+        Returns when the task is claimed; it then runs in the background.
+
+        Raises:
+            InvalidRequestError: The message is not for an instance of a service.
+            OverloadedError: There is no free slot.
+            UnavailableError: The control plane does not answer.
+        """
+        if message.action is ActionTypes.SEND_EVENT:
+            await self.attempts.deliver([_parse(InboxEntry, message)])
+        elif message.action is ActionTypes.CANCEL_TASK:
+            self.attempts.cancel(_parse(TaskCancellation, message))
+        elif message.action is ActionTypes.NEW_TASK:
+            if self.slots.free <= 0:
+                raise OverloadedError(f"service {self.service_name!r} has no free slot; try again later")
+            attempt = await self._claim(message)
+            if attempt is not None:
+                self.slots.tasks.spawn(self._execute(attempt))
+        else:
+            raise InvalidRequestError(f"a workflow service does not accept {message.action} messages")
+
+    async def _take(self, delivery: Delivery) -> None:
+        """Claim the attempt that a delivery offers, and run it. The claim's answer settles the delivery."""
+        try:
+            attempt = await self._claim(delivery.message)
+        except InvalidRequestError as exc:
+            self._log_dropped(delivery.message, exc)
+            await delivery.ack()
+            return
+        except LlamaDeployError as exc:
+            logger.warning(
+                "message %s is returned to the queue: %s",
+                delivery.message.id_,
+                exc,
+                extra={"action": "nack", "message_id": delivery.message.id_},
+            )
+            await delivery.nack()
+            return
+        await delivery.ack()
+        if attempt is not None:
+            await self._execute(attempt)
+
+    async def _claim(self, message: QueueMessage) -> Attempt | None:
+        """Ask for the attempt that a message offers. None: it is not available."""
+        if message.action is not ActionTypes.NEW_TASK:
+            raise InvalidRequestError(f"the work topic does not carry {message.action} messages")
+        attempt = await self.claims.claim(_parse(TaskDispatch, message))
+        if attempt is not None:
+            self.attempts.add(attempt)
+        return attempt
+
+    async def _execute(self, attempt: Attempt) -> None:
+        try:
+            await self.work(attempt)
+        finally:
+            self.attempts.remove(attempt)
+            await attempt.reports.close()
+
+    def _log_dropped(self, message: QueueMessage, exc: LlamaDeployError) -> None:
+        logger.warning(
+            "service %s dropped message %s: %s",
+            self.service_name,
+            message.id_,
+            exc,
+            extra={"action": "drop_message", "message_id": message.id_},
+        )
+
+
+def _parse(model: type[M], message: QueueMessage) -> M:
+    try:
+        return model.model_validate(message.data)
+    except ValidationError as exc:
+        raise InvalidRequestError(f"malformed {message.action}: {describe_validation_error(exc)}") from exc

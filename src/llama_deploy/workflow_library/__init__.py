@@ -1,0 +1,138 @@
+"""Everything of the workflow library that is not its public API; other packages of ours use it from here.
+
+The library documents runtimes as plug-ins, but a runtime needs names that may move between minor versions.
+Importing this package checks them against the installed version. The tests of durable runs go through all of
+it, with the oldest and the newest version that is allowed.
+
+Raises:
+    ConfigError: At import, if the installed version lacks something.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llama_deploy.workflow_library.versions import (
+    UntestedLibraryWarning,
+    library_version,
+    unsupported,
+    warn_if_untested,
+)
+
+try:
+    from workflows._event_matching import event_matches, step_accepts_event
+    from workflows.context.state_store import DictState, StateStore, infer_state_type
+    from workflows.events import DictLikeModel
+    from workflows.plugins.basic import BasicRuntime
+    from workflows.runtime.runtime_decorators import BaseInternalRunAdapterDecorator, BaseRuntimeDecorator
+    from workflows.runtime.types.internal_state import BrokerState
+    from workflows.runtime.types.named_task import NamedTask, PendingStart, PendingWorker, PullTask
+    from workflows.runtime.types.plugin import (
+        ExternalRunAdapter,
+        InternalRunAdapter,
+        Runtime,
+        WaitForNextTaskResult,
+    )
+    from workflows.runtime.types.results import AddWaiter, DeleteWaiter, EmissionKey, StepWorkerResult
+    from workflows.runtime.types.step_id import StepId
+    from workflows.runtime.types.ticks import (
+        TickAddEvent,
+        TickCancelRun,
+        TickIdleCheck,
+        TickStepResult,
+        TickTimeout,
+        TickWaiterTimeout,
+        WorkflowTick,
+    )
+
+    from llama_deploy.workflow_library.snapshots import (
+        Snapshot,
+        restore,
+        snapshot,
+        waiters,
+        work_items,
+    )
+    from llama_deploy.workflow_library.steps import (
+        abort,
+        cache_steps,
+        empty_context,
+        fingerprint,
+        install_runtime,
+        library_folders,
+        resuming,
+        state_seed,
+        step_configs,
+        steps_of,
+        take_timeout,
+    )
+    from llama_deploy.workflow_library.ticks import (
+        events_of,
+        is_placeholder,
+        placeholder,
+        sent_placeholder,
+        will_try_again,
+    )
+except ImportError as exc:
+    raise unsupported(str(exc)) from exc
+
+warn_if_untested()
+
+UNDECLARED: Final = "_data"
+"""The private attribute with the undeclared fields of the library's events and states."""
+
+__all__ = [
+    "UNDECLARED",
+    "AddWaiter",
+    "BaseInternalRunAdapterDecorator",
+    "BaseRuntimeDecorator",
+    "BasicRuntime",
+    "BrokerState",
+    "DeleteWaiter",
+    "DictLikeModel",
+    "DictState",
+    "EmissionKey",
+    "ExternalRunAdapter",
+    "InternalRunAdapter",
+    "NamedTask",
+    "PendingStart",
+    "PendingWorker",
+    "PullTask",
+    "Runtime",
+    "Snapshot",
+    "StateStore",
+    "StepId",
+    "StepWorkerResult",
+    "TickAddEvent",
+    "TickCancelRun",
+    "TickIdleCheck",
+    "TickStepResult",
+    "TickTimeout",
+    "TickWaiterTimeout",
+    "UntestedLibraryWarning",
+    "WaitForNextTaskResult",
+    "WorkflowTick",
+    "abort",
+    "cache_steps",
+    "empty_context",
+    "event_matches",
+    "events_of",
+    "fingerprint",
+    "infer_state_type",
+    "install_runtime",
+    "is_placeholder",
+    "library_folders",
+    "library_version",
+    "placeholder",
+    "restore",
+    "resuming",
+    "sent_placeholder",
+    "snapshot",
+    "state_seed",
+    "step_accepts_event",
+    "step_configs",
+    "steps_of",
+    "take_timeout",
+    "waiters",
+    "will_try_again",
+    "work_items",
+]
