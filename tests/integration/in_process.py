@@ -93,7 +93,7 @@ class Stack:
     async def events(self, task_id: str) -> list[TaskEvent]:
         pages = [page async for page in await self.plane.tasks.events(task_id)]
         return [
-            TaskEvent(index=item.index, type=item.type, data=json.loads(item.data), terminal=item.terminal)
+            TaskEvent(index=item.position, type=item.type, data=json.loads(item.data), terminal=item.terminal)
             for page in pages
             for item in page
         ]

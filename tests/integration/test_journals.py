@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,7 +152,7 @@ async def test_losses_before_the_end_of_a_step_do_not_count(http: HttpConnection
     async def live_long() -> None:
         def run(unit: Unit) -> None:
             task = unit.tasks.get("t")
-            unit.apply(Transition(replace(task, claimed_at=unit.now - HARMLESS_AFTER)))
+            unit.apply(Transition(task._replace(claimed_at=unit.now - HARMLESS_AFTER)))
 
         await instance.server.plane._writer.write(Command(run, Reads.of_tasks("t")))
 

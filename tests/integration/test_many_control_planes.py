@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -328,7 +328,7 @@ async def test_a_task_that_two_replicas_find_due_is_handed_out_once(postgresql_u
         async def stored() -> TaskRecord:
             return (await store.read(lambda tx: tx.tasks.load(["t"])))["t"]
 
-        due = replace(await stored(), redispatch_at=utc_now())
+        due = (await stored())._replace(redispatch_at=utc_now())
         await store.transact(lambda tx: tx.tasks.update([due]))
         await asyncio.gather(*(plane._dispatcher.dispatch([due]) for plane in planes))
         await eventually(lambda: not any(plane._relay.is_waiting("llama_deploy.idle") for plane in planes))

@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -214,7 +213,7 @@ async def test_transactions_that_wait_in_a_circle_both_end(
             have[mine].reached.set()
             have[other].wait()
             (wanted,) = tx.sessions.load([other]).values()
-            tx.sessions.update([replace(each, version=each.version + 1) for each in (session, wanted)])
+            tx.sessions.update([each._replace(version=each.version + 1) for each in (session, wanted)])
 
         return work
 
@@ -434,7 +433,7 @@ async def test_the_password_is_never_shown(
     for shown in (repr(store), repr(store._engine), repr(store._address), vars(store).__repr__()):
         assert "secret" not in shown
     caplog.set_level(logging.DEBUG)
-    secret_input = replace(a_task(), input='{"token": "secret"}', token="secret")
+    secret_input = a_task()._replace(input='{"token": "secret"}', token="secret")
     errors: list[BaseException | None] = []
     for _ in range(2):
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
@@ -32,11 +31,11 @@ class EndingStore(SQLiteStateStore):
     def _end(tx: StoreTransaction) -> None:
         tx.events.insert([EventRecord("t1", n, "Number", "{}", terminal=n == 2) for n in range(3)])
         ended = a_task(status=TaskStatus.SUCCEEDED)
-        tx.tasks.update([replace(ended, stream_length=3, finished_at=NOW, result="{}")])
+        tx.tasks.update([ended._replace(stream_length=3, finished_at=NOW, result="{}")])
 
 
 async def test_events_that_come_with_the_end_while_a_reader_looks_are_read() -> None:
     async with await EndingStore.connect("sqlite:///:memory:") as store:
         await store.transact(lambda tx: tx.tasks.insert([a_task()]))
         groups = [group async for group in follow(store, StreamHub(), "t1")]
-    assert [event.index for group in groups for event in group] == [0, 1, 2]
+    assert [event.position for group in groups for event in group] == [0, 1, 2]

@@ -9,7 +9,6 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -462,7 +461,7 @@ async def test_a_session_without_state_is_not_written(stack: Stack) -> None:
 async def test_state_that_cannot_be_read_fails_the_task(stack: Stack, held: Any) -> None:
     session = await stack.session()
     key = f"{STATE_PREFIX}workflows.context.state_store.DictState"
-    forged = replace(await stack.stored(session), state=json.dumps({key: held}))
+    forged = (await stack.stored(session))._replace(state=json.dumps({key: held}))
     await stack.store.transact(lambda tx: tx.sessions.update([forged]))
     async with stack.serving(stack.service(Counter())):
         error_type, message = failure_of(await stack.run("service", session))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -52,7 +51,7 @@ def new_task(**changes: object) -> TaskRecord:
         status_changed_at=NOW,
         max_attempts=3,
     )
-    return replace(task, **changes)  # type: ignore[arg-type]
+    return task._replace(**changes)  # type: ignore[arg-type]
 
 
 def events(count: int) -> list[EventPayload]:
@@ -241,7 +240,7 @@ class TaskLife(RuleBasedStateMachine):
     @precondition(lambda self: not self.task.status.is_terminal)
     @rule()
     def receive_an_event(self) -> None:
-        self.apply(lifecycle.wake(replace(self.task, inbox_length=self.task.inbox_length + 1), at=NOW))
+        self.apply(lifecycle.wake(self.task._replace(inbox_length=self.task.inbox_length + 1), at=NOW))
         assert self.task.status is not TaskStatus.WAITING
 
     @precondition(lambda self: self.task.status is TaskStatus.RUNNING)
@@ -346,7 +345,7 @@ def test_attempts_after_the_second_loss_are_held_back_longer_each_time() -> None
     task = new_task(max_attempts=10)
     pauses = []
     for losses in range(1, 6):
-        task = replace(task, status=TaskStatus.RUNNING, instance_id="a", token="t")
+        task = task._replace(status=TaskStatus.RUNNING, instance_id="a", token="t")
         lost = lifecycle.lose(task, at=NOW, backoff=BACKOFF)
         task = lost.task
         assert (task.status, task.losses) == (TaskStatus.QUEUED, losses)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -173,7 +172,7 @@ async def test_the_tasks_of_a_declared_instance_may_end(
     for _ in range(3):
         running = a_task("t1", status=TaskStatus.RUNNING, instance_id="i1")
         stored = (await store.read(lambda tx: tx.tasks.load(["t1"])))["t1"]
-        changed = Transition(replace(running, losses=stored.losses, attempt=stored.attempt))
+        changed = Transition(running._replace(losses=stored.losses, attempt=stored.attempt))
         await writer.write(Command(lambda unit, it=changed: unit.apply(it), Reads.of_tasks("t1")))  # type: ignore[misc]
         await writer.write(Command(lose, Reads(instances={"i1"})))
     assert committed[-1].ended["t1"].status is TaskStatus.FAILED
@@ -188,7 +187,7 @@ def test_reads_are_merged() -> None:
 
 
 async def test_a_written_state_is_dated(writer: Writer, store: SQLiteStateStore) -> None:
-    old = replace(a_session("old"), updated_at=NOW - timedelta(days=1))
+    old = a_session("old")._replace(updated_at=NOW - timedelta(days=1))
     await store.transact(lambda tx: tx.sessions.insert([old]))
     await writer.write(
         Command(lambda unit: unit.sessions.merge_state("old", {"x": 1}), Reads(sessions={"old"}))

@@ -1,10 +1,13 @@
-"""The rows of a state store."""
+"""The rows of a state store.
+
+They are named tuples, because a task is copied several times in each transaction: `_replace` takes a tenth of
+the time that `dataclasses.replace` takes for a frozen dataclass of this width.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from llama_deploy.types import SessionPolicy, TaskStatus
 
@@ -30,8 +33,7 @@ FIXED: Final = frozenset(
 """The fields of a `TaskRecord` that never change."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRecord:
+class SessionRecord(NamedTuple):
     """A session."""
 
     session_id: str
@@ -46,8 +48,7 @@ class SessionRecord:
     tenant: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
+class TaskRecord(NamedTuple):
     """A task."""
 
     task_id: str
@@ -116,12 +117,11 @@ PROGRESS: Final = (
 """The fields of a `TaskRecord` that `TaskRepository.update_progress` overwrites."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventRecord:
+class EventRecord(NamedTuple):
     """One event of a task's stream."""
 
     task_id: str
-    index: int
+    position: int
     """From 0, without gaps."""
     type: str
     data: str
@@ -129,8 +129,7 @@ class EventRecord:
     terminal: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class InboxRecord:
+class InboxRecord(NamedTuple):
     """An event that was sent to a task."""
 
     task_id: str
@@ -142,8 +141,7 @@ class InboxRecord:
     """Unique among those of the task, None aside."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunHeadRecord:
+class RunHeadRecord(NamedTuple):
     """What a run resumes from, together with the journal entries after it."""
 
     task_id: str
@@ -155,8 +153,7 @@ class RunHeadRecord:
     """The major version of how snapshot, state and entries are to be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class JournalRecord:
+class JournalRecord(NamedTuple):
     """One entry of a run's journal."""
 
     task_id: str
@@ -165,8 +162,7 @@ class JournalRecord:
     entry: str
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRecord:
+class OutboxRecord(NamedTuple):
     """A message that is to be published, stored in the same transaction as the change that it reports."""
 
     message_id: str
@@ -177,8 +173,7 @@ class OutboxRecord:
     """When another control plane may publish it. None: at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceRecord:
+class ServiceRecord(NamedTuple):
     """A service."""
 
     service_name: str
@@ -187,8 +182,7 @@ class ServiceRecord:
     tenant: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceRecord:
+class InstanceRecord(NamedTuple):
     """A running copy of a service."""
 
     instance_id: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -43,7 +42,7 @@ def a_task(
         status_changed_at=NOW,
         max_attempts=3,
     )
-    return replace(task, **changes)
+    return task._replace(**changes)
 
 
 def an_instance(instance_id: str = "i1", *, service_name: str = "greeter") -> InstanceRecord:

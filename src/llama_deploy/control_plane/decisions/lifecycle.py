@@ -113,7 +113,7 @@ def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: d
         FencedOutError: Another attempt is due, or another instance owns this one, or the task has ended.
     """
     if task.status is TaskStatus.RUNNING and (task.attempt, task.instance_id) == (attempt, instance_id):
-        return Transition(replace(task, claimed_at=at))
+        return Transition(task._replace(claimed_at=at))
     if task.status is not TaskStatus.QUEUED or task.attempt != attempt:
         raise FencedOutError(
             f"attempt {attempt} of task {task.task_id} cannot be claimed: the task is {task.status.value}"
@@ -197,8 +197,7 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
             task_id=task.task_id,
             expected=task.journal_length,
         )
-    task = replace(
-        task,
+    task = task._replace(
         has_run=True,
         journal_length=task.journal_length + (write.entry is not None),
         running_seconds=write.running_seconds,
@@ -247,12 +246,12 @@ def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
             type=_name(AttemptsExhaustedError),
             message=f"{losses} instances of service {task.service_name} died or went silent under this task",
         )
-        return _finish(replace(task, losses=losses), _failed(task, failure), at=at)
-    following = _next_attempt(replace(task, losses=losses), at=at)
+        return _finish(task._replace(losses=losses), _failed(task, failure), at=at)
+    following = _next_attempt(task._replace(losses=losses), at=at)
     if losses == 1:
         return following
     due = at + timedelta(seconds=backoff.delay(losses - 1))
-    return Transition(replace(following.task, dispatches=0, redispatch_at=due))
+    return Transition(following.task._replace(dispatches=0, redispatch_at=due))
 
 
 def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Transition:
@@ -291,7 +290,7 @@ def cancel(task: TaskRecord, *, at: datetime) -> Transition:
         return Transition(task)
     check_open(task)
     if task.status is TaskStatus.RUNNING:
-        return Transition(replace(task, cancel_requested=True), notify_cancel=True)
+        return Transition(task._replace(cancel_requested=True), notify_cancel=True)
     return _finish(task, _cancelled(task), at=at)
 
 
@@ -299,7 +298,7 @@ def dispatch_again(task: TaskRecord) -> Transition:
     """The attempt was not claimed for long, or was delayed: it is published (again)."""
     if task.status is not TaskStatus.QUEUED:
         return Transition(task)
-    return Transition(replace(task, dispatches=task.dispatches + 1), dispatch=True)
+    return Transition(task._replace(dispatches=task.dispatches + 1), dispatch=True)
 
 
 def is_held_back(task: TaskRecord) -> bool:
@@ -341,12 +340,12 @@ def _new_events(task: TaskRecord, sent: AttemptEvents) -> list[EventPayload]:
 
 
 def _grown(task: TaskRecord, count: int) -> TaskRecord:
-    return replace(task, stream_length=task.stream_length + count, attempt_events=task.attempt_events + count)
+    return task._replace(stream_length=task.stream_length + count, attempt_events=task.attempt_events + count)
 
 
 def _moved(task: TaskRecord, status: TaskStatus, *, at: datetime, **changes: Any) -> TaskRecord:
     """Return the task in another status: the one place where the status of a task changes."""
-    return replace(task, status=status, status_changed_at=at, **changes)
+    return task._replace(status=status, status_changed_at=at, **changes)
 
 
 def _next_attempt(task: TaskRecord, *, at: datetime) -> Transition:

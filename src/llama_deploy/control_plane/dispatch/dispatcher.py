@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -127,7 +126,7 @@ class Dispatcher:
             for each in waiting:
                 task = unit.tasks.find(each.task_id)
                 if task is not None and task.status is TaskStatus.QUEUED and late(task):
-                    unit.apply(Transition(replace(task, redispatch_at=soon)))
+                    unit.apply(Transition(task._replace(redispatch_at=soon)))
 
         queued = await self._store.read(lambda tx: tx.tasks.queued(limit=_PAGE))
         waiting = [task for task in queued if late(task)]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -75,7 +75,7 @@ class Leases:
         def renew(tx: StoreTransaction) -> None:
             found = tx.instances.load()
             tx.instances.put(
-                [replace(item, lease_expires_at=until) for item in found if item.lease_expires_at < until]
+                [item._replace(lease_expires_at=until) for item in found if item.lease_expires_at < until]
             )
 
         if await self._store.read(lambda tx: tx.instances.load()):

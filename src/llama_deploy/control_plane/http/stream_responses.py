@@ -45,4 +45,4 @@ def _line(event: EventRecord) -> str:
     """Return a `TaskEvent` as one line. Its data is JSON already."""
     terminal = "true" if event.terminal else "false"
     kind = json.dumps(event.type)
-    return f'{{"index":{event.index},"type":{kind},"data":{event.data},"terminal":{terminal}}}\n'
+    return f'{{"index":{event.position},"type":{kind},"data":{event.data},"terminal":{terminal}}}\n'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import Final
@@ -168,7 +167,7 @@ class Services:
             instance = unit.instances.find(beat.instance_id)
             if instance is None:
                 return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
-            renewed = replace(instance, last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
+            renewed = instance._replace(last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
             unit.instances.put(renewed)
             self._release_forgotten(unit, beat)
             return HeartbeatReply(

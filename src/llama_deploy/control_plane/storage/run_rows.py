@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from llama_deploy.control_plane.storage.reads import RowKind, Scope
 from llama_deploy.errors import UnavailableError
@@ -57,7 +56,7 @@ class RunRows:
         )
         if (before := self._heads.get(task_id)) is not None:
             snapshot = before.snapshot if head.snapshot is None else head.snapshot
-            head = replace(head, snapshot=snapshot, state=before.state if head.state is None else head.state)
+            head = head._replace(snapshot=snapshot, state=before.state if head.state is None else head.state)
         self._heads[task_id] = head
         if write.snapshot is not None:
             self._trimmed[task_id] = write.seq

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -62,8 +61,8 @@ class SessionRows:
     def put_state(self, session: SessionRecord, state: dict[str, Any]) -> SessionRecord:
         """Replace a session's state."""
         self._scope.require(RowKind.SESSION, session.session_id)
-        changed = replace(
-            session, state=encode_json(state), version=session.version + 1, updated_at=self._now
+        changed = session._replace(
+            state=encode_json(state), version=session.version + 1, updated_at=self._now
         )
         self._records[session.session_id] = changed
         if session.session_id not in self._new:

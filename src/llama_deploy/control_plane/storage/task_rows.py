@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import fields
 from operator import attrgetter
 from typing import Final
 
@@ -15,9 +14,7 @@ from llama_deploy.state_stores.records import PROGRESS, EventRecord, TaskRecord
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
 
-_all_but_progress: Final = attrgetter(
-    *(item.name for item in fields(TaskRecord) if item.name not in PROGRESS)
-)
+_all_but_progress: Final = attrgetter(*(name for name in TaskRecord._fields if name not in PROGRESS))
 
 
 class TaskRows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Self
 
@@ -101,7 +101,7 @@ class Unit:
         task = transition.task
         if transition.dispatch:
             due = self._pace.redispatch_at(dispatches=task.dispatches, at=self.now)
-            task = replace(task, redispatch_at=due)
+            task = task._replace(redispatch_at=due)
             self._outgoing.dispatch(task)
         self.tasks.put(task)
         if transition.events:
@@ -148,7 +148,7 @@ class Unit:
 
     def add_to_inbox(self, task: TaskRecord, event: EventDefinition) -> TaskRecord:
         """Append an event to a task's inbox, and tell the instance that runs it, or wake its parked run."""
-        task = replace(task, inbox_length=task.inbox_length + 1)
+        task = task._replace(inbox_length=task.inbox_length + 1)
         entry = self.inbox.add(task, event)
         # A larger event is brought by the answer to the instance's next heartbeat.
         if task.status is TaskStatus.RUNNING and len(event.event_obj_str) <= MAX_EVENT_CHARACTERS:
@@ -162,7 +162,7 @@ class Unit:
     def postpone(self, task: TaskRecord) -> None:
         """Decide later whether an attempt has to be published again."""
         due = self._pace.redispatch_at(dispatches=1, at=self.now)
-        self.apply(Transition(replace(task, redispatch_at=due)))
+        self.apply(Transition(task._replace(redispatch_at=due)))
 
     def note_due(self, at: datetime) -> None:
         """Something becomes due then."""

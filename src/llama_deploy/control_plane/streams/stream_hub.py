@@ -153,7 +153,7 @@ async def follow(
                 lambda: store.read(lambda tx: tx.events.load(task_id, after=start, limit=_PAGE)),  # noqa: B023
             )
             if events:
-                cursor = events[-1].index
+                cursor = events[-1].position
                 yield events
                 if events[-1].terminal:
                     return

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import sqlalchemy as sa
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-R = TypeVar("R", bound="DataclassInstance")
+R = TypeVar("R", bound=NamedTuple)
 
 
 class Mapper(Generic[R]):
     """Turns records into rows and back; the fields of the record are columns of the table."""
 
     def __init__(self, record_type: type[R], table: sa.Table) -> None:
-        self._record_type: Callable[..., R] = record_type
-        self.names = tuple(field.name for field in fields(record_type))
+        self._make = record_type._make
+        self.names: tuple[str, ...] = record_type._fields
         """The fields, in their order."""
         self.columns = [table.c[name] for name in self.names]
         """The columns, in the order of the fields."""
-        self._values: Callable[[R], tuple[object, ...]] = attrgetter(*self.names)
 
     def record(self, row: Sequence[object]) -> R:
         """Return the record of a row that has these columns."""
-        return self._record_type(*row)
+        return self._make(row)
 
     def rows(self, records: Sequence[R]) -> list[dict[str, object]]:
         """Return the parameters that store records."""
-        return [dict(zip(self.names, self._values(record), strict=True)) for record in records]
+        return [dict(zip(self.names, record, strict=True)) for record in records]
 
 
 @dataclass(frozen=True, slots=True)

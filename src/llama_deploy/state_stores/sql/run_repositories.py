@@ -29,8 +29,8 @@ _JOURNAL = Mapper(JournalRecord, journal)
 
 _EVENTS_AFTER = Query.unlocked(
     sa.select(*_EVENT.columns)
-    .where(events.c.task_id == sa.bindparam("task_id"), events.c.index > sa.bindparam("after"))
-    .order_by(events.c.index)
+    .where(events.c.task_id == sa.bindparam("task_id"), events.c.position > sa.bindparam("after"))
+    .order_by(events.c.position)
     .limit(limit)
 )
 _INSERT_EVENTS = sa.insert(events)

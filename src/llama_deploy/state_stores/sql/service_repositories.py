@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -69,7 +68,7 @@ class SQLOutbox(OutboxRepository):
 
     def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
         found = self._access.connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit}).all()
-        taken = [replace(_OUTBOX.record(row), relay_at=until) for row in found]
+        taken = [_OUTBOX.record(row)._replace(relay_at=until) for row in found]
         self._access.write(_UPDATE_OUTBOX, [{KEY: item.message_id, "relay_at": until} for item in taken])
         return taken
 

@@ -152,7 +152,7 @@ events = sa.Table(
     "events",
     metadata,
     sa.Column("task_id", sa.Text, primary_key=True),
-    sa.Column("index", sa.BigInteger, primary_key=True),
+    sa.Column("position", sa.BigInteger, primary_key=True),
     sa.Column("type", sa.Text, nullable=False),
     sa.Column("data", sa.Text, nullable=False),
     sa.Column("terminal", sa.Boolean, nullable=False),

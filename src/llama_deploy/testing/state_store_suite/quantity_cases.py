@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import (
     EventRecord,
@@ -77,10 +75,10 @@ class QuantityTests(StoreTests):
             tx.runs.insert_journal([JournalRecord(name, seq, "{}") for name in names for seq in (0, 1)])
             tx.runs.trim_journal(dict.fromkeys(names, 1))
             tx.outbox.insert([OutboxRecord(name, "topic", "{}") for name in names])
-            tx.tasks.update([replace(task, attempt=2) for task in tx.tasks.load(names).values()])
+            tx.tasks.update([task._replace(attempt=2) for task in tx.tasks.load(names).values()])
 
         await store.transact(fill)
-        expected = [replace(task, attempt=2) for task in tasks]
+        expected = [task._replace(attempt=2) for task in tasks]
         assert await store.read(lambda tx: tx.tasks.of_sessions(sessions)) == expected
         assert await store.read(lambda tx: tx.tasks.of_instances(sessions)) == expected
         assert len(await store.read(lambda tx: tx.inbox.load(names))) == _MANY

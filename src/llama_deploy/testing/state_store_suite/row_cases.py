@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
@@ -43,9 +42,9 @@ class RowTests(StoreTests):
         ]
         await store.transact(lambda tx: tx.outbox.insert(messages))
         taken = await store.transact(lambda tx: tx.outbox.take(now=NOW, until=until, limit=2))
-        assert taken == [replace(item, relay_at=until) for item in messages[1:3]]
+        assert taken == [item._replace(relay_at=until) for item in messages[1:3]]
         rest = await store.transact(lambda tx: tx.outbox.take(now=NOW, until=until))
-        assert rest == [replace(messages[3], relay_at=until)]
+        assert rest == [messages[3]._replace(relay_at=until)]
         assert [*(await store.read(lambda tx: tx.outbox.load())).values()] == [messages[0], *taken, *rest]
 
     # -- services and instances
@@ -72,8 +71,8 @@ class RowTests(StoreTests):
         assert await store.read(lambda tx: tx.instances.load()) == [other]
 
     async def test_instances_are_put_over_those_of_the_same_id(self, store: StateStore) -> None:
-        later = replace(
-            an_instance(), host="127.0.0.1", port=65535, lease_expires_at=NOW + timedelta(hours=1)
+        later = an_instance()._replace(
+            host="127.0.0.1", port=65535, lease_expires_at=NOW + timedelta(hours=1)
         )
         await store.transact(lambda tx: tx.instances.put([an_instance(), an_instance("i2")]))
         await store.transact(lambda tx: tx.instances.put([later]))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -50,7 +49,7 @@ class TaskTests(StoreTests):
             tx.sessions.update([changed, unknown])
 
         await store.transact(work)
-        expected = [replace(changed, created_at=NOW, tenant=""), a_session("s2")]
+        expected = [changed._replace(created_at=NOW, tenant=""), a_session("s2")]
         assert await store.read(lambda tx: tx.sessions.page()) == expected
 
     async def test_sessions_are_listed_in_pages(self, store: StateStore) -> None:
@@ -126,8 +125,8 @@ class TaskTests(StoreTests):
         assert found == {"full": full, "plain": a_task("plain")}
 
     async def test_a_time_in_another_zone_is_the_same_time(self, store: StateStore) -> None:
-        elsewhere = replace(
-            a_session(), created_at=datetime.fromisoformat("2026-02-03T06:05:06.789012+02:00")
+        elsewhere = a_session()._replace(
+            created_at=datetime.fromisoformat("2026-02-03T06:05:06.789012+02:00")
         )
         await store.transact(lambda tx: tx.sessions.insert([elsewhere]))
         [found] = await store.read(lambda tx: tx.sessions.page())
@@ -179,7 +178,7 @@ class TaskTests(StoreTests):
         await store.transact(work)
         fixed: dict[str, Any] = {name: getattr(first, name) for name in FIXED}
         assert all(getattr(changed, name) != value for name, value in fixed.items())
-        expected = replace(changed, **fixed)
+        expected = changed._replace(**fixed)
         found = await store.read(lambda tx: tx.tasks.load(["t1", "t2", "unknown"]))
         assert found == {"t1": expected, "t2": a_task("t2")}
 
@@ -193,7 +192,7 @@ class TaskTests(StoreTests):
             "running_seconds": 5.5,
         }
         first = a_task("t1")
-        changed = replace(first, status=TaskStatus.FAILED, attempt=9, result="{}", **progress)
+        changed = first._replace(status=TaskStatus.FAILED, attempt=9, result="{}", **progress)
 
         def work(tx: StoreTransaction) -> None:
             tx.tasks.insert([first, a_task("t2")])
@@ -202,7 +201,7 @@ class TaskTests(StoreTests):
         await store.transact(work)
         assert set(progress) == set(PROGRESS)
         found = await store.read(lambda tx: tx.tasks.load(["t1", "t2", "unknown"]))
-        assert found == {"t1": replace(first, **progress), "t2": a_task("t2")}
+        assert found == {"t1": first._replace(**progress), "t2": a_task("t2")}
 
     async def test_the_tasks_of_sessions_come_in_the_order_of_insertion(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> None:
@@ -219,7 +218,7 @@ class TaskTests(StoreTests):
         def work(tx: StoreTransaction) -> None:
             tx.tasks.insert([a_task(status.value, status=status) for status in TaskStatus])
             ended = [a_task(status.value, status=status) for status in TaskStatus if status.is_terminal]
-            tx.tasks.update([replace(task, finished_at=NOW) for task in ended])
+            tx.tasks.update([task._replace(finished_at=NOW) for task in ended])
 
         await store.transact(work)
         found = await store.read(lambda tx: tx.tasks.of_sessions(["s1"], open_only=True))
@@ -264,13 +263,13 @@ class TaskTests(StoreTests):
     async def test_sleeping_tasks_come_by_their_timer(self, store: StateStore) -> None:
         def parked(task_id: str, seconds: int | None) -> TaskRecord:
             at = None if seconds is None else NOW + timedelta(seconds=seconds)
-            return replace(a_task(task_id, status=TaskStatus.WAITING), wake_at=at)
+            return a_task(task_id, status=TaskStatus.WAITING)._replace(wake_at=at)
 
         tasks = [
             parked("late", 9),
             parked("early", 1),
             parked("no timer", None),
-            replace(a_task("queued", status=TaskStatus.QUEUED), wake_at=NOW),
+            a_task("queued", status=TaskStatus.QUEUED)._replace(wake_at=NOW),
             parked("early too", 1),
         ]
         await store.transact(lambda tx: tx.tasks.insert(tasks))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -112,7 +111,7 @@ class TransactionTests(StoreTests):
 
         def increment(tx: StoreTransaction) -> None:
             session = tx.sessions.load(["s1"])["s1"]
-            tx.sessions.update([replace(session, version=session.version + 1)])
+            tx.sessions.update([session._replace(version=session.version + 1)])
 
         await asyncio.gather(*(store.transact(increment) for _ in range(200)))
         assert (await store.read(lambda tx: tx.sessions.load(["s1"])))["s1"].version == 200

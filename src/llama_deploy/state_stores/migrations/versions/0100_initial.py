@@ -106,11 +106,11 @@ def _create_streams() -> None:
     op.create_table(
         "events",
         sa.Column("task_id", sa.Text(), nullable=False),
-        sa.Column("index", sa.BigInteger(), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("type", sa.Text(), nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
         sa.Column("terminal", sa.Boolean(), nullable=False),
-        sa.PrimaryKeyConstraint("task_id", "index", name="pk_events"),
+        sa.PrimaryKeyConstraint("task_id", "position", name="pk_events"),
         sqlite_with_rowid=False,
     )
     op.create_table(
