@@ -240,7 +240,7 @@ async def test_one_idempotency_key_over_three_replicas_is_one_task(cluster: Clus
             *(each.server.plane.tasks.submit(submission) for each in cluster.replicas)
         )
         assert len({view.session_id for view in accepted}) == 1
-    with pytest.raises(ConflictError, match="other arguments"):
+    with pytest.raises(ConflictError, match="another service, session or arguments"):
         await submit(cluster.replicas[1].http, task_id="mine-0", arguments={"name": "other"})
 
 
