@@ -109,7 +109,9 @@ def run_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     pairs = [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()
     ]
-    return shlex.join(["llamactl", *_server(url), "run", name, *pairs])
+    command = shlex.join(["llamactl", *_server(url), "run", name, *pairs])
+    # Without a declared start event, the arguments are not known here.
+    return command if pairs else f"{command} [KEY=VALUE]..."
 
 
 def _server(url: str) -> list[str]:

@@ -66,10 +66,11 @@ def main_options(
     verbose: Verbose = False,
     _version: Version = False,
 ) -> None:
-    """Serve workflows and run tasks. Put these options before the command.
+    """Serve workflows and run tasks.
 
-    Set LLAMA_DEPLOY_API_KEY in the environment to authenticate, and LLAMA_DEPLOY_CA to the path of a PEM file
-    with the certificate authorities to trust.
+    The options below come before the command: `llamactl -s URL status`. LLAMA_DEPLOY_API_KEY in the
+    environment is sent as a bearer token, for a proxy that checks it. LLAMA_DEPLOY_CA is the path of a PEM
+    file with the certificate authorities to trust.
     """
     context.obj = Settings(
         servers=split_urls(server),
@@ -92,14 +93,17 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     queue: Queue = None,
     store: OptionalStore = None,
     data_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="The directory for tasks and sessions, without --store.")
+        Path, typer.Option(metavar="DIR", help="The directory for tasks and sessions; not used with --store.")
     ] = Path(".llama_deploy"),
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
     queue_port: QueuePort = 8001,
     max_concurrent_tasks: Concurrency = None,
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Allow an address that other machines can reach.")
+        bool,
+        typer.Option(
+            "--allow-remote", help="Allow a --host that other machines can reach. There is no authentication."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -169,7 +173,7 @@ def run(
         ),
     ] = None,
     session: Annotated[
-        str | None, typer.Option(metavar="ID", help="A session. Without it, the task gets its own.")
+        str | None, typer.Option(metavar="ID", help="The session to run in. Default: a new one.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

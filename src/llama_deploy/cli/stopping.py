@@ -55,7 +55,7 @@ class _Stop:
     def terminate(self) -> None:
         """Drain; a repeated signal has no effect."""
         if self._requests == 0:
-            self._request("Stopping after the running tasks have finished.")
+            self._request("Waiting for running tasks, then stopping.")
 
     def interrupt(self) -> None:
         """Drain, then hand back tasks, then exit."""
@@ -63,7 +63,7 @@ class _Stop:
             return
         if self._requests == 0:
             self._request(
-                "Stopping after the running tasks have finished. Press Ctrl-C again to hand them back now."
+                "Waiting for running tasks, then stopping. Press Ctrl-C again to hand them back now."
             )
         elif self._requests == 1:
             self._request("Handing back the running tasks. Press Ctrl-C again to exit now.")

@@ -35,7 +35,7 @@ class Client:
             print(await task.result())
         ```
 
-    A new client does no I/O; it connects with its first call. Close it, or use it with `async with`.
+    Creating a client does no I/O; it connects on the first call. Close it, or use it with `async with`.
 
     Args:
         control_plane_url: The URL of the control plane, or the URLs of its replicas: if one does not
@@ -166,7 +166,7 @@ class Client:
             session: A session or its id. None: the task gets its own session.
             task_id: The task's id. If you submit the same task again under the same id, you get the first
                 one. None: a random id.
-            max_attempts: How many instances may die while they run the task before it fails; see
+            max_attempts: The task fails when this many instances have died while running it; see
                 `TaskSubmission` for what counts. None: the control plane's default.
             arguments: Run arguments whose names are parameters of this method.
             **run_kwargs: All other run arguments of the workflow.
@@ -176,7 +176,8 @@ class Client:
             SessionNotFoundError: The session does not exist.
             SessionBusyError: The session's policy is `reject` and another task is open.
             ConflictError: Another task has this `task_id`, with another service, session or arguments.
-            InvalidRequestError: The arguments do not match what the service accepts.
+            InvalidRequestError: The submission is malformed. The worker checks the arguments; wrong ones fail
+                the task.
             SerializationError: An argument cannot be converted to JSON.
             UnavailableError: The control plane did not respond for the client's `timeout`.
         """

@@ -75,7 +75,7 @@ class WorkSlots:
         self._is_draining = True
         self._attempts.park_idle()
         logger.info(
-            "service %s is draining: %d tasks have %.0f s to end",
+            "service %s is draining; running tasks: %d, time to finish: %.0f s",
             self._service_name,
             len(self.tasks),
             timeout,
