@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import traceback
 from typing import Any
 
 import pytest
@@ -66,3 +67,24 @@ async def test_an_argument_that_cannot_be_used_is_named(name: str, value: Any) -
         settings(**{name: value})
     with pytest.raises(ConfigError, match=f"{name} must be "):
         await SimpleMessageQueue.connect(SimpleMessageQueueConfig(client_kwargs={name: value}))
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("user:S3cret@host:8000", "credentials"),
+        ("https://user:S3cret@host:8000", "credentials"),
+        ("https://user:S3/cret@host:8000", "credentials"),
+        ("http://host:8000/?token=S3cret", "query"),
+        ("http://host:8000/#S3cret", "fragment"),
+        ("S3cret", "http://"),
+        ("ftp://S3cret", "http://"),
+        ("http://S3cret:port", "port"),
+        ("http://S3cret:0", "port"),
+        ("http://[S3cret", "malformed"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_described_and_not_shown(url: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as refused:
+        ConnectionSettings(urls=[url])
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value)).lower()

@@ -141,19 +141,34 @@ Address: TypeAlias = str | Sequence[str] | ConnectionSettings
 
 
 def _check_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        raise ConfigError("the URL to connect to is malformed; write it as http://host:port") from None
-    if parts.username is not None or parts.password is not None:
+    """Return the URL without slashes at its end. Errors do not show it: it may hold secrets."""
+    if "@" in url:
         raise ConfigError(
-            f"the URL of {parts.hostname} holds credentials, which would appear in errors; give them as"
+            "the URL to connect to holds credentials, which would appear in errors; give them as"
             " headers={'Authorization': ...}"
         )
-    if not usable or parts.query or parts.fragment:
-        raise ConfigError(f"{url!r} is not the base URL of a server; write it as http://host:port")
+    if reason := _reason_against(url):
+        raise ConfigError(f"the URL to connect to {reason}; write it as http://host:port")
     return url.rstrip("/")
+
+
+def _reason_against(url: str) -> str:
+    """Return why a URL is not the base URL of a server, nothing if it is one."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "is malformed"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "does not begin with http:// or https:// and a host"
+    try:
+        usable = parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        return "has a port that is not a number from 1 to 65535"
+    if parts.query or parts.fragment:
+        return "has a query or a fragment"
+    return ""
 
 
 def _headers(value: Any) -> dict[str, str]:
