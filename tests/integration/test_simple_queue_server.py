@@ -248,7 +248,6 @@ NO_CLEAN_JSON = {
         ("/topics/t", b"%s"),
         ("/topics/t", b'{"group":%s}'),
         ("/topics/t", b'{"expires_after":%s}'),
-        ("/topics/t", b'{"group":%s}'),
         ("/deliveries/settle", b"%s"),
         ("/deliveries/settle", b'[{"delivery_id":%s,"action":"ack"}]'),
         ("/deliveries/settle", b'[{"delivery_id":"x","action":"nack","seconds":%s}]'),
