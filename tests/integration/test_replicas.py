@@ -345,12 +345,25 @@ async def test_a_workflow_is_deployed_with_several_control_planes(tmp_path: Path
         await asyncio.wait([deployed])
 
 
-async def test_a_simple_queue_is_reached_over_tls_with_a_client_certificate(authority: Authority) -> None:
+@pytest.mark.parametrize("form", ["files", "context and one file"])
+async def test_a_simple_queue_is_reached_over_tls_with_a_client_certificate(
+    authority: Authority, tmp_path: Path, form: str
+) -> None:
     own = authority.issue("client")
+    both = tmp_path / "both.pem"
+    both.write_bytes(own.certificate.read_bytes() + own.key.read_bytes())
     tls = authority.server_context(authority.issue("server"), asks_clients=True)
     async with SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0)) as server, TcpProxy() as proxy:
         port = await proxy.start(server.config.port, tls=tls)
-        options = {"verify": str(authority.file), "cert": [str(own.certificate), str(own.key)]}
+        forms: dict[str, dict[str, Any]] = {
+            "files": {"verify": str(authority.file), "cert": [str(own.certificate), str(own.key)]},
+            "context and one file": {
+                "verify": ssl.create_default_context(cafile=authority.file),
+                "cert": both,
+                "timeout": None,
+            },
+        }
+        options = forms[form]
         config = SimpleMessageQueueConfig(port=port, use_ssl=True, client_kwargs=options)
         async with await SimpleMessageQueue.connect(config) as queue:
             await queue.publish(QueueMessage(), "t")

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -466,11 +467,17 @@ def test_rows_that_are_read_are_locked_where_there_are_row_locks() -> None:
         "sqlite://host/path.db",
         "sqlite:///a.db?mode=ro",
         "sqlite+aiosqlite:///a.db",
+        "sqlite://u:S3cret@host/path.db",
+        "sqlite://u:S3cret@host:port/path.db",
+        "sqlite://:S3cret@/path.db",
+        "sqlite:///a.db?key=S3cret",
+        "S3cret",
     ],
 )
-async def test_an_address_that_is_no_file_is_refused(uri: str) -> None:
-    with pytest.raises(ConfigError, match="sqlite:///"):
+async def test_an_address_that_is_no_file_is_refused_and_not_shown(uri: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite:///") as refused:
         await SQLiteStateStore.connect(uri)
+    assert "S3cret" not in "".join(traceback.format_exception(refused.value))
 
 
 async def test_a_folder_is_refused(tmp_path: Path) -> None:

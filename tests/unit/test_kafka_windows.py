@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_deploy.message_queues import KafkaMessageQueueConfig
 from llama_deploy.message_queues.base import Delivery
+from llama_deploy.message_queues.kafka.backlog import Backlog
+from llama_deploy.message_queues.kafka.connection import KafkaConnection
 from llama_deploy.message_queues.kafka.envelope import DONE, Envelope
 from llama_deploy.message_queues.kafka.intake import Intake
 from llama_deploy.message_queues.kafka.pass_on_timer import PassOnTimer
@@ -203,3 +207,20 @@ def test_a_released_assignment_takes_deliveries_back_unless_their_copies_are_wri
     assignment.settle(entries[0])
     assignment.rebalanced([1, 2])
     assert (assignment.foreign, assignment.is_moving) == ([1, 2], False)
+
+
+async def test_messages_of_a_forgotten_partition_are_not_handed_out() -> None:
+    body = MESSAGE.encode()
+    backlog = Backlog(KafkaConnection(KafkaMessageQueueConfig()), topic="topic", group="group")
+    delayed = Record(0, 3, body, Envelope(due=time.time() + 0.05).headers())
+    backlog.take([*(Record(0, offset, body, []) for offset in range(3)), delayed, Record(1, 0, body, [])])
+    (in_hand,) = backlog.hand_out(1)
+    backlog.forget(0)
+    await in_hand.extend(0.0)
+    await in_hand.ack()
+    assert not await happens_within(lambda: len(backlog.ready) > 1, seconds=0.2)
+    assert len(backlog.hand_out(10)) == 1, "that of the other partition"
+    backlog.take([Record(0, 0, body, [])])
+    assert len(backlog.hand_out(10)) == 1
+    assert backlog.assignment.offsets_to_commit() == {}
+    backlog.release()

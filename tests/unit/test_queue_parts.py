@@ -26,6 +26,7 @@ from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.dead_letters import decode_message, is_exhausted
 from llama_deploy.message_queues.held_deliveries import HeldDeliveries, held_until
 from llama_deploy.message_queues.polling_subscription import PollingSubscription
+from llama_deploy.message_queues.rabbitmq.connection import RabbitMQConnection
 from llama_deploy.message_queues.rabbitmq.demand import Demand
 from llama_deploy.message_queues.settlement_batcher import SettlementBatcher
 from llama_deploy.messages import QueueMessage
@@ -192,6 +193,33 @@ async def test_an_attempt_ends_with_the_time_of_the_call(caplog: pytest.LogCaptu
     with pytest.raises(UnavailableError, match="the broker has not answered in time"):
         await connection.retry(asyncio.Event().wait)
     assert not caplog.records, "its caller has the error"
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        BrokerConnection("the broker", retry_seconds=0),
+        RabbitMQConnection(RabbitMQMessageQueueConfig(retry_seconds=0), "test"),
+    ],
+)
+async def test_without_retries_a_call_has_time_for_one_try(connection: BrokerConnection) -> None:
+    tries = 0
+
+    async def answer() -> str:
+        nonlocal tries
+        tries += 1
+        await asyncio.sleep(0.01)
+        return "answer"
+
+    async def fail() -> None:
+        await answer()
+        raise UnavailableError("away")
+
+    assert await connection.retry(answer) == "answer"
+    assert await connection.retry_forever(answer) == "answer"
+    with pytest.raises(UnavailableError, match="away"):
+        await connection.retry(fail)
+    assert tries == 3
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,10 @@ def _check_urls(text: str) -> str:
     for url in split_urls(text):
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise typer.BadParameter(f"{url!r} is not a URL; use one such as {DEFAULT_SERVER}")
+            # The text is not shown: it may hold a password.
+            raise typer.BadParameter(
+                f"a URL must begin with http:// or https:// and name a host; use one such as {DEFAULT_SERVER}"
+            )
     return text
 
 

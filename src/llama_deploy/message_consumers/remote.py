@@ -24,9 +24,9 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
     url: str
     """Such as `http://127.0.0.1:8002/process_message`."""
     client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """`headers` and other arguments of `aiohttp.ClientSession`; `timeout`, the seconds for an answer;
-    `verify`, False to accept every certificate, or the path of a file with certificate authorities; `cert`,
-    the paths of a client certificate and its key."""
+    """`headers` and other arguments of `aiohttp.ClientSession`; `timeout`, the seconds for an answer, or
+    None; `verify`, False to accept every certificate, the path of a file with certificate authorities, or an
+    `ssl.SSLContext`; `cert`, the path of a client certificate with its key, or the paths of both."""
 
     _connection: HttpConnection = PrivateAttr()
     _path: str = PrivateAttr()

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 NEVER: Final = math.inf
 _BACKOFF: Final = Backoff(first=0.05, longest=1.0)
+_ONE_TRY_SECONDS: Final = 10.0
+"""How long a call may take that is not retried."""
 _DENIED_BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 """People take a while to correct passwords and permissions on all sides."""
 
@@ -28,19 +30,20 @@ class BrokerConnection:
 
     Args:
         broker: The broker, with its address and without credentials, for logs and errors.
-        retry_seconds: How long a call that somebody waits for is retried.
+        retry_seconds: How long a call that somebody waits for is retried. 0: it is tried once.
     """
 
     def __init__(self, broker: str, *, retry_seconds: float) -> None:
         self.broker = broker
-        self._retry_seconds = retry_seconds
+        self._retries = retry_seconds > 0
+        self._call_seconds = retry_seconds or _ONE_TRY_SECONDS
         self.outage = Outage(on_start=self._log_loss, on_end=self._log_return)
         """While the broker does not answer."""
         self._denial = Outage(on_start=self._log_denial, on_end=self._log_access)
 
     def give_up_at(self) -> float:
-        """Return until when, by the loop's clock, a call that begins now is retried."""
-        return asyncio.get_running_loop().time() + self._retry_seconds
+        """Return until when, by the loop's clock, a call that begins now may take with all its retries."""
+        return asyncio.get_running_loop().time() + self._call_seconds
 
     async def retry(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None = None) -> T:
         """Retry a call, with growing pauses, while the broker does not answer.
@@ -55,10 +58,11 @@ class BrokerConnection:
                 retriable.
         """
         give_up_at = self.give_up_at() if give_up_at is None else give_up_at
+        retries = self._retries or give_up_at == NEVER
         return await retry(
             partial(self._attempt, call, give_up_at),
             backoff=_BACKOFF,
-            retry_on=lambda error: isinstance(error, UnavailableError) and error.retriable,
+            retry_on=lambda error: retries and isinstance(error, UnavailableError) and error.retriable,
             give_up_at=give_up_at,
             outage=self.outage,
         )

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
@@ -310,14 +310,25 @@ def _database_path(uri: str) -> Path | None:
     """Return the database's absolute path, or None for one in memory."""
     try:
         url = sa.make_url(uri)
-    except sa_exc.ArgumentError as exc:
-        raise ConfigError(f"{uri!r} is not the address of a state store: {exc}") from exc
-    if url.drivername != "sqlite" or url.host or url.query or not url.database:
-        raise ConfigError(
-            f"{uri!r} is not the address of an SQLite state store: write sqlite:///relative/path.db, "
-            "sqlite:////absolute/path.db or sqlite:///:memory:"
-        )
+    except (sa_exc.ArgumentError, ValueError):
+        _refuse_address("it cannot be read")  # the cause would show it
+    if url.drivername != "sqlite":
+        _refuse_address("its scheme is not sqlite")
+    if url.username or url.password or url.host:
+        _refuse_address("it names a user, a password or a host")
+    if url.query:
+        _refuse_address(f"it sets {', '.join(sorted(url.query))}, and nothing can be set")
+    if not url.database:
+        _refuse_address("it does not name a file")
     return None if url.database == ":memory:" else Path(url.database).resolve()
+
+
+def _refuse_address(reason: str) -> NoReturn:
+    """Raise an error without the address: it may hold a password."""
+    raise ConfigError(
+        f"this is not the address of an SQLite state store: {reason}; write sqlite:///relative/path.db, "
+        "sqlite:////absolute/path.db or sqlite:///:memory:"
+    ) from None
 
 
 def _schema_revision(path: Path) -> str | None:

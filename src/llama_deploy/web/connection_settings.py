@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from llama_deploy.errors import ConfigError
 
 DEFAULT_TIMEOUT: Final = 30.0
 """Seconds for an answer, beyond what the server was asked to wait."""
+
+_UNLIMITED: Final = 1e9
+"""Seconds that never pass."""
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[^\x00\r\n]*")
@@ -47,6 +51,8 @@ class ConnectionSettings:
     encrypted. None: the client shows no certificate."""
     verify_tls: bool = True
     """False accepts every certificate of the server."""
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    """Used in place of a context made from `ca` and `verify_tls`. A client certificate is loaded into it."""
     timeout: float = DEFAULT_TIMEOUT
     """Seconds until an answer is complete; for a stream, between two parts of it."""
 
@@ -60,6 +66,8 @@ class ConnectionSettings:
                 raise ConfigError(f"the header {name!r} has a name or value that HTTP cannot carry")
         if self.ca is not None and not self.verify_tls:
             raise ConfigError("ca and verify_tls=False contradict each other; give one of them")
+        if self.tls is not None and (self.ca is not None or not self.verify_tls):
+            raise ConfigError("tls replaces ca and verify_tls; give either tls or the others")
 
     @classmethod
     def of(cls, address: Address) -> ConnectionSettings:
@@ -76,18 +84,27 @@ class ConnectionSettings:
 
         Args:
             url: The base URL.
-            kwargs: `headers`, `timeout` and `cert` (a certificate and its key) are read, and `verify`: False,
-                or the path of a file with certificate authorities.
+            kwargs: These are read; all others are returned.
+                `headers`: A mapping.
+                `timeout`: Seconds, or None for no limit.
+                `cert`: The path of a PEM file with a certificate and its key, or the paths of both.
+                `verify`: True, False, the path of a file with certificate authorities, or an `SSLContext`.
+
+        Raises:
+            ConfigError: The URL or one of these arguments cannot be used.
         """
         options = dict(kwargs)
         verify = options.pop("verify", True)
+        if not isinstance(verify, bool | str | Path | ssl.SSLContext):
+            raise ConfigError("verify must be True, False, the path of a CA file, or an ssl.SSLContext")
         settings = cls(
             urls=[url],
-            headers=dict(options.pop("headers", None) or {}),
+            headers=_headers(options.pop("headers", None)),
             ca=verify if isinstance(verify, str | Path) else None,
-            client_certificate=options.pop("cert", None),
+            client_certificate=_client_certificate(options.pop("cert", None)),
             verify_tls=verify is not False,
-            timeout=float(options.pop("timeout", DEFAULT_TIMEOUT)),
+            tls=verify if isinstance(verify, ssl.SSLContext) else None,
+            timeout=_timeout(options.pop("timeout", DEFAULT_TIMEOUT)),
         )
         return settings, options
 
@@ -98,9 +115,9 @@ class ConnectionSettings:
             ConfigError: A file cannot be used.
         """
         if self.verify_tls and self.ca is None and self.client_certificate is None:
-            return None
+            return self.tls
         try:
-            context = ssl.create_default_context(cafile=self.ca)
+            context = self.tls or ssl.create_default_context(cafile=self.ca)
         except OSError as exc:  # also what OpenSSL raises
             raise ConfigError(f"ca={str(self.ca)!r} holds no certificates that can be used: {exc}") from exc
         if not self.verify_tls:
@@ -124,16 +141,62 @@ Address: TypeAlias = str | Sequence[str] | ConnectionSettings
 
 
 def _check_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        raise ConfigError("the URL to connect to is malformed; write it as http://host:port") from None
-    if parts.username is not None or parts.password is not None:
+    """Return the URL without slashes at its end. Errors do not show it: it may hold secrets."""
+    if "@" in url:
         raise ConfigError(
-            f"the URL of {parts.hostname} holds credentials, which would appear in errors; give them as"
+            "the URL to connect to holds credentials, which would appear in errors; give them as"
             " headers={'Authorization': ...}"
         )
-    if not usable or parts.query or parts.fragment:
-        raise ConfigError(f"{url!r} is not the base URL of a server; write it as http://host:port")
+    if reason := _reason_against(url):
+        raise ConfigError(f"the URL to connect to {reason}; write it as http://host:port")
     return url.rstrip("/")
+
+
+def _reason_against(url: str) -> str:
+    """Return why a URL is not the base URL of a server, nothing if it is one."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "is malformed"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "does not begin with http:// or https:// and a host"
+    try:
+        usable = parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        return "has a port that is not a number from 1 to 65535"
+    if parts.query or parts.fragment:
+        return "has a query or a fragment"
+    return ""
+
+
+def _headers(value: Any) -> dict[str, str]:
+    """Return the argument `headers`."""
+    try:
+        headers = dict(value or {})
+    except (TypeError, ValueError):
+        headers = {None: None}
+    if not all(isinstance(text, str) for pair in headers.items() for text in pair):
+        raise ConfigError("headers must be a mapping of names to values, all of them strings")
+    return headers
+
+
+def _client_certificate(value: Any) -> tuple[Path | str, Path | str] | None:
+    """Return the argument `cert` as the files with the certificate and its key."""
+    if value is None:
+        return None
+    files = (value, value) if isinstance(value, str | Path) else value
+    if not isinstance(files, tuple | list) or [isinstance(file, str | Path) for file in files] != [True] * 2:
+        raise ConfigError("cert must be the path of a PEM file with a certificate and its key, or both paths")
+    certificate, key = files
+    return certificate, key
+
+
+def _timeout(value: Any) -> float:
+    """Return the argument `timeout` as seconds."""
+    if value is None:
+        return _UNLIMITED
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError("timeout must be a positive number of seconds, or None for no limit")
+    return float(value)

@@ -86,7 +86,7 @@ class Backlog:
 
     def keep(self, entry: Entry, seconds: float) -> None:
         """Let a delivery come back in so many seconds, unless it is settled or extended before."""
-        if not self.copies.decide(entry, time.time() + seconds):
+        if not self.copies.decide(entry, time.time() + seconds) and self.assignment.holds(entry):
             entry.stop_timer()
             entry.timer = self._loop.call_later(seconds, self._expire, entry)
 
@@ -129,6 +129,12 @@ class Backlog:
         """Leave what is not settled to the next members of the partitions."""
         self.ready.clear()
         self.assignment.release()
+        self.look_for_room()
+
+    def forget(self, partition: int) -> None:
+        """Drop what was read of a partition whose records the broker has forgotten."""
+        self.ready = deque(entry for entry in self.ready if entry.partition != partition)
+        self.assignment.forget(partition)
         self.look_for_room()
 
     def look_for_room(self) -> None:

@@ -79,9 +79,10 @@ class GroupMember:
         if self._consumer is None:
             await self._join()
         with self._connection.translated():
-            found = await self._consumer.getmany(timeout_ms=self._poll_ms, max_records=max_records)
             async with asyncio.timeout(self._connection.config.timeout):
                 await self._start_over()
+            # Last, because a rebalance or a new start during an await would make the records outdated.
+            found = await self._consumer.getmany(timeout_ms=self._poll_ms, max_records=max_records)
         # Sorting keeps the order within a partition where two have the same time.
         return sorted(chain.from_iterable(found.values()), key=lambda record: int(record.timestamp))
 

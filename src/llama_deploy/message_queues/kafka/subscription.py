@@ -73,7 +73,7 @@ class KafkaSubscription(Subscription):
 
     def on_forgotten(self, partition: int) -> None:
         """Start over with a partition whose records the broker has forgotten."""
-        self._backlog.assignment.windows.pop(partition, None)
+        self._backlog.forget(partition)
 
     def on_rebalanced(self, foreign: Sequence[int]) -> None:
         """Start over with the partitions of the member; `foreign` are those of others."""
@@ -110,7 +110,7 @@ class KafkaSubscription(Subscription):
         try:
             while True:
                 await self._backlog.has_room.wait()
-                # Nothing may come between: the records are of the member's present partitions.
+                # No await may come between: the records are of the member's present partitions.
                 self._backlog.take(await repeat(self._read_once))
                 repeat = self._connection.retry_forever  # what is refused from now on was granted before
                 self._pass_on_timer.start()

@@ -82,6 +82,11 @@ class Window:
         """Return the offset to commit: all before it is settled."""
         return next(iter(self.entries), self.next_offset)
 
+    def stop_timers(self) -> None:
+        """Cancel the timers of all entries."""
+        for entry in self.entries.values():
+            entry.stop_timer()
+
     def stranded(self) -> Iterator[Entry]:
         """Return what is handed out, or lies before what is or was.
 
@@ -145,11 +150,15 @@ class Assignment:
         self.foreign = list(foreign)
         self.is_moving = False
 
+    def forget(self, partition: int) -> None:
+        """Drop the window of a partition. What is handed out can still be settled or given back."""
+        if (window := self.windows.pop(partition, None)) is not None:
+            window.stop_timers()
+
     def stop_timers(self) -> None:
         """Cancel the timers of all entries."""
         for window in self.windows.values():
-            for entry in window.entries.values():
-                entry.stop_timer()
+            window.stop_timers()
 
     def release(self) -> None:
         """Leave what is not settled to the next members of the partitions."""

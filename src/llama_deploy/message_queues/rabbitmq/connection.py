@@ -80,9 +80,9 @@ class RabbitMQConnection(BrokerConnection):
             await self.drop(self._connection)
 
     async def _attempt(self, call: Callable[[], Awaitable[T]], give_up_at: float) -> T:
-        """Make a call once, for half of `retry_seconds` at most: a silent connection is then replaced."""
+        """Make a call once, for half of its time at most: a silent connection is then replaced."""
         connection = self.present
-        until = min(give_up_at, asyncio.get_running_loop().time() + self._retry_seconds / 2)
+        until = min(give_up_at, asyncio.get_running_loop().time() + self._call_seconds / 2)
         try:
             with translated(self.address):
                 async with asyncio.timeout_at(until):

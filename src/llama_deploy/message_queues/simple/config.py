@@ -34,9 +34,9 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     """The server's port. 0, for a server: the system chooses one."""
     client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     """For a client: `headers`, `cookies`, `trust_env` and other arguments of `aiohttp.ClientSession`;
-    `timeout`, the seconds for an answer; `verify`, False to accept every certificate, or the path of a file
-    with certificate authorities; `cert`, the paths of a client certificate and its key. Never leaves the
-    process."""
+    `timeout`, the seconds for an answer, or None; `verify`, False to accept every certificate, the path of
+    a file with certificate authorities, or an `ssl.SSLContext`; `cert`, the path of a client certificate with
+    its key, or the paths of both. Never leaves the process."""
     allow_remote: bool = False
     """Whether an address may be bound that other machines reach. There is no authentication yet."""
     trusted_hosts: TrustedHostNames = Field(default_factory=list)
@@ -65,8 +65,6 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
         unknown = sorted(set(value) - _CLIENT_KWARGS - {"cert", "verify"})
         if unknown:
             raise ValueError(f"not an argument of aiohttp.ClientSession: {', '.join(unknown)}")
-        if not isinstance(value.get("timeout", 1.0), int | float):
-            raise ValueError("timeout: a number of seconds is expected")  # noqa: TRY004 - pydantic wants this one
         return value
 
     @classmethod
