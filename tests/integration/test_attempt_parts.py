@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from workflows import Context, Workflow, step
 from workflows.events import HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
+from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.requests import attempt_parts, service_requests
-from llama_deploy.errors import FencedOutError, TaskNotFoundError
+from llama_deploy.errors import (
+    ConfigError,
+    FencedOutError,
+    LlamaDeployError,
+    NotFoundError,
+    ProtocolVersionError,
+    TaskNotFoundError,
+)
+from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
-from llama_deploy.types import EventDefinition, TaskStatus
-from llama_deploy.types.instance_protocol import AttemptPart, ClaimReply, PartRequest, TaskDispatch
+from llama_deploy.services.worker import claimed_parts
+from llama_deploy.types import EventDefinition, TaskStatus, TaskSubmission, TaskView
+from llama_deploy.types.instance_protocol import (
+    AttemptPart,
+    ClaimReply,
+    ClaimRequest,
+    PartReply,
+    PartRequest,
+    TaskDispatch,
+)
 from llama_deploy.web.http_connection import HttpConnection
 from tests.integration.conftest import Instance, beat, post, submit
-from tests.integration.in_process import result_of, running_stack, until
+from tests.integration.in_process import Stack, result_of, running_stack, until
 
 EVENT = '{"qualified_name": "any.Event", "value": {}}'
 
@@ -166,3 +185,79 @@ async def test_a_service_starts_from_parts_as_from_a_whole_claim(monkeypatch: py
             # Another instance goes on from the journal, the inbox and the session's state.
             async with stack.serving(stack.service(Ask())):
                 assert result_of(await stack.end(task_id)) == f"because {count}"
+
+
+class Length(Workflow):
+    @step
+    async def measure(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=len(ev.get("text")))
+
+
+class Faulty(DirectGateway):
+    """Fails to fetch parts with some errors first, and names unknown parts in some claims."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(stack.plane)
+        self.errors: list[LlamaDeployError] = []
+        self.unknown: list[str] = []
+
+    async def part(self, request: PartRequest) -> PartReply:
+        if self.errors:
+            raise self.errors.pop(0)
+        return await super().part(request)
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        reply = await super().claim(request)
+        omitted = [self.unknown.pop(0), *reply.omitted] if self.unknown else reply.omitted
+        return reply.model_copy(update={"omitted": omitted})
+
+
+@asynccontextmanager
+async def faulty(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Stack, Faulty]]:
+    """Run a service whose claims omit everything."""
+    monkeypatch.setattr(attempt_parts, "MAX_CLAIM_CHARACTERS", 1)
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service")
+    async with running_stack() as stack:
+        gateway = Faulty(stack)
+        async with stack.serving(WorkflowService(Length(), stack.queue, config, gateway=gateway)):
+            yield stack, gateway
+
+
+async def run_uncharged(stack: Stack) -> TaskView:
+    """Run a task that would fail if one of its attempts was counted as lost."""
+    submission = TaskSubmission(service_name="service", arguments={"text": "x" * 100}, max_attempts=1)
+    return await stack.end((await stack.plane.tasks.submit(submission)).task_id)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConfigError("the certificate is being replaced"), ProtocolVersionError("other"), NotFoundError("none")],
+)
+async def test_parts_are_fetched_again_while_the_control_plane_is_deployed_wrongly(
+    monkeypatch: pytest.MonkeyPatch, error: LlamaDeployError
+) -> None:
+    async with faulty(monkeypatch) as (stack, gateway):
+        gateway.errors = [error] * 3
+        view = await run_uncharged(stack)
+    assert (result_of(view), view.attempt) == (100, 1)
+
+
+async def test_an_attempt_whose_parts_cannot_be_fetched_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claimed_parts, "_PATIENCE_SECONDS", 0.2)
+    async with faulty(monkeypatch) as (stack, gateway):
+        gateway.errors = [ConfigError("a wrong certificate")] * 3
+        view = await run_uncharged(stack)
+    assert result_of(view) == 100
+    assert view.attempt > 1
+
+
+async def test_an_attempt_with_a_part_of_a_newer_release_is_released(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with faulty(monkeypatch) as (stack, gateway):
+        gateway.unknown = ["budget"]
+        view = await run_uncharged(stack)
+    assert (result_of(view), view.attempt) == (100, 2)
+    (warning,) = (each for each in caplog.records if each.__dict__.get("action") == "claim_incomplete")
+    assert "'budget'" in warning.getMessage()
+    assert "upgrade this instance" in warning.getMessage()

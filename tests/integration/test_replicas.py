@@ -28,6 +28,7 @@ from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQ
 from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.tcp_proxy import TcpProxy
+from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import Heartbeat
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest, SyncHttpConnection
@@ -316,6 +317,23 @@ async def test_a_gateway_goes_on_when_its_control_plane_is_gone(server: ControlP
                 return False
 
         await eventually(answered)
+        await gateway.close()
+
+
+@pytest.mark.parametrize("lease_seconds", [1.5])
+async def test_a_heartbeat_reaches_another_replica_within_the_lease(
+    server: ControlPlaneServer, lease_seconds: float
+) -> None:
+    async with two_ways(server) as (first, urls):
+        gateway = HttpGateway(ConnectionSettings(urls=urls))
+        await gateway.register(ServiceDefinition(service_name="echo", instance_id="one"))
+        beat = Heartbeat(instance_id="one")
+        await asyncio.to_thread(gateway.beat, beat)
+        first.hold()
+        async with asyncio.timeout(lease_seconds):
+            with pytest.raises(UnavailableError):
+                await asyncio.to_thread(gateway.beat, beat)
+            assert (await asyncio.to_thread(gateway.beat, beat)).known
         await gateway.close()
 
 

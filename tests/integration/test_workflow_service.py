@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from llama_deploy.message_consumers import (
     CallableMessageConsumer,
     RemoteMessageConsumer,
 )
+from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQueueServer
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services import (
@@ -492,15 +494,33 @@ class Endless(Workflow):
         return StopEvent(result=ev.letter * 5_000_000)
 
 
-@pytest.mark.parametrize("over", ["http", "calls"])
-async def test_a_result_that_is_too_large_fails_the_task(stack: Stack, over: str) -> None:
+@asynccontextmanager
+async def serving_over(stack: Stack, workflow: Workflow, over: str) -> AsyncIterator[None]:
     config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service")
     gateway = HttpGateway(stack.server.config.url) if over == "http" else stack.server.gateway()
-    async with stack.serving(WorkflowService(Endless(), stack.queue, config, gateway=gateway)):
+    async with stack.serving(WorkflowService(workflow, stack.queue, config, gateway=gateway)):
+        yield
+    await gateway.close()
+
+
+@pytest.mark.parametrize("over", ["http", "calls"])
+async def test_a_result_that_is_too_large_for_the_control_plane_comes_over_the_queue(
+    stack: Stack, over: str
+) -> None:
+    async with serving_over(stack, Endless(), over):
+        assert len(result_of(await stack.run(letter="x"))) == 5_000_000
+
+
+@pytest.mark.parametrize("over", ["http", "calls"])
+async def test_a_result_that_is_too_large_for_the_queue_too_fails_the_task(over: str) -> None:
+    async with (
+        SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0)) as queue_server,
+        running_stack(queue_server.config.connect) as stack,
+        serving_over(stack, Endless(), over),
+    ):
         error_type, message = failure_of(await stack.run(letter="x"))
         assert error_type == "llama_deploy.errors.PayloadTooLargeError"
         assert "max_body_bytes" in message
-    await gateway.close()
 
 
 @pytest.mark.parametrize("workflow", [Interview(), Steps()])

@@ -12,7 +12,16 @@ from workflows.events import StartEvent, StopEvent
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import ConfigError, EventsMissingError, PayloadTooLargeError, UnavailableError
+from llama_deploy.errors import (
+    ConfigError,
+    EventsMissingError,
+    LlamaDeployError,
+    NotFoundError,
+    PayloadTooLargeError,
+    ProtocolVersionError,
+    UnavailableError,
+    UntrustedHostError,
+)
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.run import attempt_reports as module
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
@@ -192,11 +201,40 @@ async def test_an_upload_waits_for_earlier_reports_and_outages(
     ]
 
 
-async def test_an_upload_that_is_too_large_for_the_control_plane_fails() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("the certificate is being replaced"),
+        ProtocolVersionError("another release", version=2, supported=1),
+        NotFoundError("no such path"),
+        UntrustedHostError("unknown host"),
+    ],
+)
+async def test_an_upload_waits_while_the_control_plane_is_deployed_wrongly(
+    error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_publisher, "_BACKOFF", Backoff(first=0.001, longest=0.001))
+    wire = Wire()
+    wire.errors = [error] * 5
+    message = message_of(MAX_REPORT_BYTES)
+    await publisher_of(wire).publish(message)
+    assert (wire.messages, wire.uploaded) == ([], [message])
+
+
+async def test_a_report_that_is_too_large_for_the_control_plane_goes_over_the_queue() -> None:
     wire = Wire()
     wire.errors = [PayloadTooLargeError("more than 4 MiB")]
+    message = message_of(MAX_REPORT_BYTES)
+    await publisher_of(wire).publish(message)
+    assert (wire.messages, wire.uploaded) == ([message], [])
+
+
+async def test_a_report_that_is_too_large_for_both_ways_fails() -> None:
+    wire = Wire()
+    wire.errors = [PayloadTooLargeError("more than 4 MiB"), PayloadTooLargeError("more than 8 MiB")]
     with pytest.raises(PayloadTooLargeError):
         await publisher_of(wire).publish(message_of(MAX_REPORT_BYTES))
+    assert (wire.messages, wire.uploaded) == ([], [])
 
 
 class Nothing(Workflow):

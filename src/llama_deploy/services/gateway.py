@@ -23,6 +23,7 @@ from llama_deploy.messages import QueueMessage
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import (
     BEAT_TIMEOUT,
+    BEATS_PER_LEASE,
     PROTOCOL_HEADER,
     PROTOCOL_VERSION,
     ClaimReply,
@@ -151,6 +152,7 @@ class HttpGateway:
     def __init__(self, control_plane: Address) -> None:
         self._connection = HttpConnection(control_plane)
         self._heartbeats = SyncHttpConnection(control_plane, pool_size=1)
+        self._beat_timeout = BEAT_TIMEOUT
         self._claims: Batcher[ClaimRequest, ClaimReply] = Batcher(self._claim_all, name="claims")
         self._journal: Batcher[JournalWrite, JournalReply] = Batcher(self._journal_all, name="journal")
         self._releases: Batcher[ReleaseRequest, ReleaseReply] = Batcher(self._release_all, name="releases")
@@ -160,6 +162,9 @@ class HttpGateway:
         request = _post("/services/register", definition)
         registration = self._read(_REGISTRATION, await self._connection.request(request), request)
         check_protocol(registration.protocol, peer=f"the control plane {self._connection.base_url}")
+        if len(self._connection.settings.urls) > 1:
+            # A replica that does not answer must leave time to try the next one before the lease ends.
+            self._beat_timeout = min(BEAT_TIMEOUT, registration.lease_seconds / BEATS_PER_LEASE)
         return registration
 
     async def deregister(self, service_name: str, instance_id: str | None = None) -> None:
@@ -194,7 +199,7 @@ class HttpGateway:
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """See `ControlPlaneGateway`."""
-        request = _post("/instances/heartbeat", heartbeat, timeout=BEAT_TIMEOUT)
+        request = _post("/instances/heartbeat", heartbeat, timeout=self._beat_timeout)
         reply = self._read(_HEARTBEAT_REPLY, self._heartbeats.request(request), request)
         check_protocol(reply.protocol, peer=f"the control plane {self._connection.base_url}")
         return reply

@@ -35,8 +35,10 @@ MAX_EVENT_CHARACTERS: Final = 32 * 1024
 A larger one travels with the answer to a heartbeat. In UTF-8, and as a string within JSON, it stays below the
 limit of every broker.
 """
+BEATS_PER_LEASE: Final = 3
+"""How many heartbeats an instance sends while its lease lasts."""
 BEAT_TIMEOUT: Final = 5.0
-"""Timeout of a heartbeat in seconds."""
+"""Timeout of a heartbeat in seconds. Shorter if another replica of the control plane can be tried."""
 
 
 def check_protocol(version: int | str, *, peer: str) -> None:

@@ -50,6 +50,8 @@ class ClaimingConsumer:
             raise UnavailableError(reply.reason)
         if not reply.granted:
             return None
-        reply = await complete(gateway, claim, reply)
-        data = {**message.data, "input": reply.input, "token": reply.token}
+        whole = await complete(gateway, claim, reply)
+        if whole is None:
+            return None
+        data = {**message.data, "input": whole.input, "token": whole.token}
         return await self._inner.process_message(message.model_copy(update={"data": data}))

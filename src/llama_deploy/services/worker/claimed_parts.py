@@ -2,27 +2,73 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from llama_deploy.backoff import Backoff
+from llama_deploy.errors import (
+    ClosedError,
+    ConflictError,
+    InvalidRequestError,
+    LlamaDeployError,
+    ProtocolVersionError,
+    TaskNotFoundError,
+)
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.types.instance_protocol import AttemptPart, ClaimReply, ClaimRequest, PartRequest
+from llama_deploy.types.instance_protocol import (
+    AttemptPart,
+    ClaimReply,
+    ClaimRequest,
+    PartRequest,
+    ReleaseRequest,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _BACKOFF: Final = Backoff(first=0.1, longest=1.0)
+_PATIENCE_SECONDS: Final = 5.0
+"""How long an error that somebody must correct is retried, such as a wrong certificate."""
+_UNKNOWN_PART_SECONDS: Final = 1.0
+"""Pause before an attempt with an unknown part is released, since this instance may get the next one too."""
 
 
-async def complete(gateway: ControlPlaneGateway, claim: ClaimRequest, reply: ClaimReply) -> ClaimReply:
+async def complete(gateway: ControlPlaneGateway, claim: ClaimRequest, reply: ClaimReply) -> ClaimReply | None:
     """Return the answer to a claim that was granted, with the parts that it omits.
 
-    Retries until the control plane answers: the heartbeats hold the lease meanwhile.
-
-    Raises:
-        FencedOutError: The attempt does not belong to this instance any more.
-        TaskNotFoundError: The task was deleted.
+    Retries while the control plane does not answer: the heartbeats hold the lease meanwhile. If the parts
+    cannot be fetched, releases the attempt, which does not count as a loss, and returns None. Also returns
+    None if the attempt does not belong to this instance any more.
     """
+    try:
+        return await _with_parts(gateway, claim, reply)
+    except LlamaDeployError as exc:
+        logger.warning(
+            "attempt %d of task %s cannot start here: %s",
+            claim.attempt,
+            claim.task_id,
+            exc,
+            extra={"action": "claim_incomplete", "task_id": claim.task_id},
+        )
+        if not isinstance(exc, ConflictError | TaskNotFoundError):
+            await _release(gateway, claim, reply.token)
+        return None
+
+
+async def _with_parts(gateway: ControlPlaneGateway, claim: ClaimRequest, reply: ClaimReply) -> ClaimReply:
+    unknown = sorted(set(reply.omitted) - set(AttemptPart))
+    if unknown:
+        await asyncio.sleep(_UNKNOWN_PART_SECONDS)
+        raise ProtocolVersionError(
+            f"the control plane requires the part {', '.join(unknown)!r}, which this release does not know;"
+            " upgrade this instance to the release of the control plane"
+        )
     omitted = [part for part in AttemptPart if part in reply.omitted]
     parts = {part.value: await _fetch(gateway, claim, reply.token, part) for part in omitted}
     return reply if not parts else ClaimReply.model_validate({**dict(reply), **parts})
@@ -40,9 +86,39 @@ async def _fetch(gateway: ControlPlaneGateway, claim: ClaimRequest, token: str, 
             offset=len(text),
             digest=digest,
         )
-        reply = await retry(partial(gateway.part, request), backoff=_BACKOFF)
+        reply = await _persistently(partial(gateway.part, request))
         text = text + reply.text if reply.digest == digest else reply.text
         digest = reply.digest
         if len(text) >= reply.size:
             # The input travels as text: the control plane does not look into it.
             return text if part is AttemptPart.INPUT else json.loads(text)
+
+
+async def _release(gateway: ControlPlaneGateway, claim: ClaimRequest, token: str) -> None:
+    request = ReleaseRequest(task_id=claim.task_id, attempt=claim.attempt, token=token)
+    extra = {"action": "release", "task_id": claim.task_id}
+    try:
+        answer = await _persistently(partial(gateway.release, request))
+    except LlamaDeployError as exc:
+        logger.warning(
+            "could not release task %s, which moves on when the lease ends: %s",
+            claim.task_id,
+            exc,
+            extra=extra,
+        )
+    else:
+        logger.info("released task %s: %s", claim.task_id, answer.outcome, extra=extra)
+
+
+async def _persistently(call: Callable[[], Awaitable[T]]) -> T:
+    """Retry while the control plane does not answer, and for some seconds if it answers with other errors."""
+    return await retry(
+        partial(retry, call, backoff=_BACKOFF),
+        backoff=_BACKOFF,
+        retry_on=_is_transient,
+        give_up_at=asyncio.get_running_loop().time() + _PATIENCE_SECONDS,
+    )
+
+
+def _is_transient(error: LlamaDeployError) -> bool:
+    return not isinstance(error, ConflictError | TaskNotFoundError | InvalidRequestError | ClosedError)

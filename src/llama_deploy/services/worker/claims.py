@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import LlamaDeployError, UnavailableError
+from llama_deploy.errors import UnavailableError
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.worker.attempt import Attempt
@@ -80,19 +80,14 @@ class Claims:
     async def _granted(
         self, dispatch: TaskDispatch, claim: ClaimRequest, reply: ClaimReply
     ) -> Attempt | None:
-        """Return the attempt with all its parts, or None if it was lost meanwhile."""
+        """Return the attempt with all its parts, or None if it was released or lost meanwhile."""
+        attempt = None
         try:
-            return self._new_attempt(dispatch, await complete(self._gateway, claim, reply))
-        except BaseException as exc:
-            # The next heartbeat does not list the attempt, so the control plane dispatches the next one.
-            self._ledger.drop(claim.task_id, claim.attempt)
-            if not isinstance(exc, LlamaDeployError):
-                raise
-            logger.warning(
-                "attempt %d of task %s cannot start here: %s",
-                claim.attempt,
-                claim.task_id,
-                exc,
-                extra={"action": "claim_incomplete", "task_id": claim.task_id},
-            )
-            return None
+            whole = await complete(self._gateway, claim, reply)
+            if whole is not None:
+                attempt = self._new_attempt(dispatch, whole)
+        finally:
+            if attempt is None:
+                # A heartbeat that does not list an attempt tells the control plane to dispatch the next one.
+                self._ledger.drop(claim.task_id, claim.attempt)
+        return attempt

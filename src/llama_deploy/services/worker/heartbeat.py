@@ -16,11 +16,10 @@ from typing import Final
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.run.step_guard import running_code
-from llama_deploy.types.instance_protocol import HeartbeatReply
+from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, HeartbeatReply
 
 logger = logging.getLogger(__name__)
 
-BEATS_PER_LEASE: Final = 3
 _PATIENCE: Final = 1.0
 """Seconds within which a healthy loop answers."""
 _FIRST_RETRY: Final = 0.2

@@ -24,8 +24,8 @@ _IN_ORDER: Final = Backoff(first=0.02, longest=1.0)
 class ReportPublisher:
     """Sends reports, and retries while their receiver does not accept them.
 
-    A report of more than `MAX_REPORT_BYTES`, or one that is too large for the queue, is uploaded to the
-    control plane. So no report depends on the size of a message that the broker takes.
+    A report of more than `MAX_REPORT_BYTES` is uploaded to the control plane, a smaller one goes over the
+    queue. One that is too large for its way goes the other way.
 
     Args:
         publish: Publishes a message, once.
@@ -53,27 +53,36 @@ class ReportPublisher:
         Raises:
             LlamaDeployError: The message is rejected permanently, or the queue or the gateway is closed.
         """
-        if len(message.encode()) <= MAX_REPORT_BYTES:
+        ways = [self._send, self._upload_in_order]
+        if len(message.encode()) > MAX_REPORT_BYTES:
+            ways.reverse()
+        first, second = ways
+        try:
+            await first(message)
+        except PayloadTooLargeError as exc:
+            logger.debug("sending a report the other way: %s", exc, extra={"action": "report_too_large"})
             try:
-                await retry(
-                    partial(self._publish, message),
-                    backoff=_BACKOFF,
-                    retry_on=_is_transient,
-                    outage=self._queue_outage,
-                )
-            except PayloadTooLargeError as exc:
-                logger.debug("uploading a report: %s", exc, extra={"action": "upload_report"})
-            else:
-                return
-        await retry(partial(self._upload_in_order, message), backoff=_BACKOFF, outage=self._upload_outage)
+                await second(message)
+            except PayloadTooLargeError as last:
+                raise PayloadTooLargeError(f"{exc}; {last}", limit_bytes=last.limit_bytes) from last
+
+    async def _send(self, message: QueueMessage) -> None:
+        await retry(
+            partial(self._publish, message),
+            backoff=_BACKOFF,
+            retry_on=_is_transient,
+            outage=self._queue_outage,
+        )
 
     async def _upload_in_order(self, message: QueueMessage) -> None:
         """Upload a message, and wait until the reports before it have come over the queue."""
-        await retry(
+        in_order = partial(
+            retry,
             partial(self._upload, message),
             backoff=_IN_ORDER,
             retry_on=lambda error: isinstance(error, EventsMissingError),
         )
+        await retry(in_order, backoff=_BACKOFF, retry_on=_is_transient, outage=self._upload_outage)
 
 
 def _is_transient(error: LlamaDeployError) -> bool:

@@ -18,7 +18,6 @@ from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.attempt_executor import AttemptExecutor
 from llama_deploy.services.worker.claims import Claims
 from llama_deploy.services.worker.hand_back import hand_back
-from llama_deploy.services.worker.heartbeat import BEATS_PER_LEASE
 from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.lease_keeper import LeaseKeeper
 from llama_deploy.services.worker.ledger import Ledger
@@ -27,6 +26,7 @@ from llama_deploy.services.worker.task_intake import TaskIntake
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.services.worker.worker_settings import WorkerHooks, WorkerSettings
 from llama_deploy.types import TaskStatus
+from llama_deploy.types.instance_protocol import BEATS_PER_LEASE
 from llama_deploy.types.topics import Topics
 
 logger = logging.getLogger(__name__)
