@@ -12,6 +12,8 @@ from workflows.events import HumanResponseEvent, InputRequiredEvent, StartEvent,
 from llama_deploy.control_plane.requests import attempt_parts, service_requests
 from llama_deploy.errors import FencedOutError, TaskNotFoundError
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
+from llama_deploy.state_stores.records import RUN_FORMAT, RunHeadRecord
+from llama_deploy.testing.records import a_session, a_task
 from llama_deploy.types import EventDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import AttemptPart, ClaimReply, PartRequest, TaskDispatch
 from llama_deploy.web.http_connection import HttpConnection
@@ -52,6 +54,22 @@ async def test_a_claim_holds_everything_that_is_small(http: HttpConnection, inst
         [],
     )
     assert [entry.event.event_obj_str for entry in reply.inbox] == [EVENT]
+
+
+async def test_a_run_of_another_release_leaves_its_attempt_unclaimed(instance: Instance) -> None:
+    task = a_task("t", service_name="echo", status=TaskStatus.QUEUED, attempt=2, losses=1, has_run=True)
+    head = RunHeadRecord(
+        task_id="t", fingerprint="f", library_version="1", snapshot=None, state=None, format=RUN_FORMAT + 1
+    )
+    store = instance.server.plane._store
+    await store.transact(
+        lambda tx: (tx.sessions.insert([a_session()]), tx.tasks.insert([task]), tx.runs.put([head]))
+    )
+
+    reply = await instance.claim(TaskDispatch(task_id="t", session_id="s1", agent_id="echo", attempt=2))
+
+    assert (reply.granted, reply.retriable) == (False, True)
+    assert (await store.read(lambda tx: tx.tasks.load(["t"])))["t"] == task
 
 
 @pytest.mark.parametrize("over", ["http", "calls"])
