@@ -111,8 +111,8 @@ class OutboxReader:
         if len(self._unreadable) > _MAX_NOTED:
             del self._unreadable[next(iter(self._unreadable))]
         logger.warning(
-            "message %s for topic %s stays in the outbox, because it cannot be read: %s; start a control plane"
-            " of the release that has written it",
+            "message %s for topic %s stays in the outbox, because it cannot be read: %s; start a control"
+            " plane of the release that has written it",
             item.message_id,
             item.topic,
             error,

@@ -24,7 +24,7 @@ class ReportGaps:
         self._gaps: dict[tuple[str, int], _Gap] = {}
 
     def close(self, message: QueueMessage) -> None:
-        """A report was handled, so none before it is missing. Data that does not name an attempt is ignored."""
+        """A report was handled, so none before it is missing. A malformed one is ignored."""
         match message.data:
             case {"task_id": str(task_id), "attempt": int(attempt)}:
                 self._gaps.pop((task_id, attempt), None)
