@@ -51,3 +51,13 @@ async def test_the_key_of_another_tenant_is_not_an_id(
     )
     with pytest.raises(InvalidRequestError):
         await http.request(HttpRequest(method, path.replace(SEPARATOR, "%1F"), json=body))
+
+
+async def test_sessions_are_listed_by_the_id_that_clients_see(
+    http: HttpConnection, server: ControlPlaneServer
+) -> None:
+    await server.plane._store.transact(lambda tx: tx.sessions.insert([a_session(FOREIGN)]))
+    listed = await http.request(HttpRequest("GET", "/sessions"))
+    assert {key: item["session_id"] for key, item in listed.items()} == {"t": "t"}
+    with pytest.raises(InvalidRequestError):
+        await http.request(HttpRequest("GET", "/sessions", params={"after": FOREIGN}))

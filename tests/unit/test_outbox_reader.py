@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -42,39 +42,76 @@ async def queue() -> AsyncIterator[GatedQueue]:
         yield queue
 
 
-async def test_the_outbox_is_published_in_pages(queue: GatedQueue) -> None:
-    async def on_refused(_: QueueMessage, error: Exception) -> None:
-        raise AssertionError(error)
+async def on_refused(_: QueueMessage, error: Exception) -> None:
+    raise AssertionError(error)
 
-    messages = [QueueMessage() for _ in range(COUNT)]
+
+@pytest.fixture
+async def store() -> AsyncIterator[SQLiteStateStore]:
     async with await SQLiteStateStore.connect("sqlite:///:memory:") as store:
-        await store.transact(
-            lambda tx: tx.outbox.insert(
-                [OutboxRecord(message.id_, "topic", message.encode().decode()) for message in messages]
-            )
-        )
-        writer = Writer(
-            store,
-            clock=lambda: NOW,
-            topics=Topics("test"),
-            pace=DispatchPace(unclaimed=Backoff(10, longest=60), lost=Backoff(1, longest=60)),
-            after_commit=lambda _: None,
-        )
-        held = []
+        yield store
 
-        def on_sent(message_ids: object) -> None:
-            held.append(relay.backlog)
 
-        relay = OutboxRelay(queue, on_sent=on_sent, on_refused=on_refused)
-        reader = OutboxReader(store=store, writer=writer, relay=relay, clock=lambda: NOW)
-        resending = asyncio.create_task(reader.resend_rest(await reader.resend_page()))
-        await eventually(lambda: not relay.has_room)
-        assert relay.backlog <= MAX_HELD
-        assert not resending.done()
-        queue.gate.set()
-        await resending
+@pytest.fixture
+async def writer(store: SQLiteStateStore) -> AsyncIterator[Writer]:
+    writer = Writer(
+        store,
+        clock=lambda: NOW,
+        topics=Topics("test"),
+        pace=DispatchPace(unclaimed=Backoff(10, longest=60), lost=Backoff(1, longest=60)),
+        after_commit=lambda _: None,
+    )
+    yield writer
+    await writer.close()
+
+
+async def fill(store: SQLiteStateStore, messages: Sequence[tuple[str, str]]) -> None:
+    await store.transact(
+        lambda tx: tx.outbox.insert([OutboxRecord(key, "topic", text) for key, text in messages])
+    )
+
+
+async def test_the_outbox_is_published_in_pages(
+    queue: GatedQueue, store: SQLiteStateStore, writer: Writer
+) -> None:
+    messages = [QueueMessage() for _ in range(COUNT)]
+    await fill(store, [(message.id_, message.encode().decode()) for message in messages])
+    held = []
+
+    def on_sent(message_ids: object) -> None:
+        held.append(relay.backlog)
+
+    relay = OutboxRelay(queue, on_sent=on_sent, on_refused=on_refused)
+    reader = OutboxReader(store=store, writer=writer, relay=relay, clock=lambda: NOW)
+    resending = asyncio.create_task(reader.resend_rest(await reader.resend_page()))
+    await eventually(lambda: not relay.has_room)
+    assert relay.backlog <= MAX_HELD
+    assert not resending.done()
+    queue.gate.set()
+    await resending
+    await eventually(lambda: relay.backlog == 0)
+    assert max(held) <= MAX_HELD
+    assert queue.published == [message.id_ for message in messages]
+    await relay.close()
+
+
+async def test_messages_that_cannot_be_read_stay_and_do_not_block_the_others(
+    queue: GatedQueue, store: SQLiteStateStore, writer: Writer, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = [(f"newer-{number}", '{"v": 2}') for number in range(600)]
+    message = QueueMessage()
+    await fill(store, [*newer, (message.id_, message.encode().decode())])
+    queue.gate.set()
+    relay = OutboxRelay(queue, on_sent=writer.forget_sent, on_refused=on_refused)
+    reader = OutboxReader(store=store, writer=writer, relay=relay, clock=lambda: NOW)
+    for _ in range(2):
+        await reader.resend_rest(await reader.resend_page())
         await eventually(lambda: relay.backlog == 0)
-        assert max(held) <= MAX_HELD
-        assert queue.published == [message.id_ for message in messages]
-        await relay.close()
-        await writer.close()
+        await writer.flush_sent()
+
+    assert queue.published == [message.id_]
+    left = await store.read(lambda tx: tx.outbox.load(after=0, limit=1000))
+    assert [row.message_id for row in left.values()] == [key for key, _ in newer]
+    logged = [record for record in caplog.records if "newer-0 " in record.getMessage()]
+    assert len(logged) == 1
+    await relay.close()

@@ -71,7 +71,7 @@ def test_only_the_message_itself_is_refused_for_good(error: BaseException | None
     assert is_refused_for_good(error) == (error in FINAL)
 
 
-@pytest.mark.parametrize("error", [*PASSING, ClosedError("closed")])
+@pytest.mark.parametrize("error", PASSING)
 async def test_the_relay_waits_out_what_passes(
     queue: Moody, error: LlamaDeployError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,6 +110,29 @@ async def test_the_relay_gives_up_what_can_never_be_sent(queue: Moody, error: Ll
     await eventually(lambda: relay.backlog == 0)
     assert (refused, sent) == ([(message.id_, error)], [message.id_])
     await relay.close()
+
+
+async def test_the_relay_ends_when_the_queue_is_closed(queue: Moody) -> None:
+    queue.refusals = [ClosedError("closed")]
+    relay = OutboxRelay(queue, on_sent=lambda _: None, on_refused=never_refused)
+    relay.send([Outgoing("topic", QueueMessage())])
+    with pytest.raises(ClosedError):
+        await relay.run()
+    assert not queue.taken
+    await relay.close()
+
+
+async def test_a_closed_relay_leaves_messages_in_the_outbox(queue: Moody) -> None:
+    relay = OutboxRelay(queue, on_sent=lambda _: None, on_refused=never_refused)
+    await relay.close()
+    tasks = asyncio.all_tasks()
+    relay.send([Outgoing("topic", QueueMessage())])
+    assert asyncio.all_tasks() == tasks
+    assert relay.backlog == 0
+
+
+async def never_refused(message: QueueMessage, error: LlamaDeployError) -> None:
+    raise AssertionError(message, error)
 
 
 async def never(message: QueueMessage) -> None:

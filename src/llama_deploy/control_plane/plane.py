@@ -245,7 +245,7 @@ class ControlPlane:
             self._hub.grown(task_id)
         for task_id, task in committed.ended.items():
             if self._hub.is_watched(task_id):
-                self._hub.ended(task_view(task))
+                self._hub.ended(task_id, task_view(task))
         for task_id in committed.deleted:
             self._hub.deleted(task_id)
         if committed.due is not None:

@@ -67,7 +67,7 @@ class News:
         for task_id in task_ids:
             task = tasks.get(task_id)
             if task is not None and task.status.is_terminal:
-                self._hub.ended(task_view(task))
+                self._hub.ended(task_id, task_view(task))
             elif task is None and missing_is_deleted:
                 self._hub.deleted(task_id)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -13,7 +13,7 @@ from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
 from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.control_plane.storage.writer import Writer
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import LlamaDeployError, MessageDecodeError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.retrying import Outage, retry
 from llama_deploy.state_stores.base import StateStore
@@ -27,10 +27,15 @@ _BACKOFF: Final = Backoff(first=_INTERVAL_SECONDS, longest=_INTERVAL_SECONDS)
 _KEEP: Final = timedelta(seconds=5)
 """How long a message that was taken over is left to the control plane that took it."""
 _PAGE: Final = 500
+_MAX_NOTED: Final = 10_000
+"""How many messages that cannot be read are remembered, so that each is logged once."""
 
 
 class OutboxReader:
     """Hands messages from the outbox to the relay, which holds a bounded number of them.
+
+    A message that this release cannot read stays in the outbox, for a control plane of the release that has
+    written it.
 
     Args:
         store: Holds the outbox.
@@ -47,6 +52,8 @@ class OutboxReader:
         self._relay = relay
         self._clock = clock
         self._outage = Outage(on_start=_log_start, on_end=_log_end)
+        self._unreadable: dict[str, None] = {}
+        """The ids of messages that cannot be read and are logged."""
 
     async def resend_page(self, *, after: int = 0) -> int | None:
         """Publish a page of the whole outbox, as the only control plane on its store.
@@ -88,7 +95,29 @@ class OutboxReader:
             logger.info("%d messages are taken over", len(taken), extra={"action": "takeover"})
 
     def _send(self, messages: Iterable[OutboxRecord]) -> None:
-        self._relay.send([Outgoing(item.topic, QueueMessage.decode(item.message)) for item in messages])
+        self._relay.send(list(self._readable(messages)))
+
+    def _readable(self, messages: Iterable[OutboxRecord]) -> Iterator[Outgoing]:
+        for item in messages:
+            try:
+                yield Outgoing(item.topic, QueueMessage.decode(item.message))
+            except MessageDecodeError as exc:
+                self._note_unreadable(item, exc)
+
+    def _note_unreadable(self, item: OutboxRecord, error: MessageDecodeError) -> None:
+        if item.message_id in self._unreadable:
+            return
+        self._unreadable[item.message_id] = None
+        if len(self._unreadable) > _MAX_NOTED:
+            del self._unreadable[next(iter(self._unreadable))]
+        logger.warning(
+            "message %s for topic %s stays in the outbox, because it cannot be read: %s; start a control"
+            " plane of the release that has written it",
+            item.message_id,
+            item.topic,
+            error,
+            extra={"action": "outbox_unreadable", "message_id": item.message_id},
+        )
 
 
 def _log_start(error: LlamaDeployError) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.storage.outgoing import Outgoing
-from llama_deploy.errors import InternalServerError, LlamaDeployError
+from llama_deploy.errors import ClosedError, InternalServerError, LlamaDeployError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, is_refused_for_good
 from llama_deploy.messages import QueueMessage
 from llama_deploy.retrying import Outage, retry
@@ -27,7 +27,8 @@ _BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 class OutboxRelay:
     """Publishes stored messages, in order for each topic, until the queue has them.
 
-    Any error that is not the fault of the message itself is retried, such as rejected credentials.
+    Any error that is not the fault of the message itself is retried, such as rejected credentials. Only
+    `ClosedError` is not: `run` raises it.
 
     Args:
         queue: The message queue.
@@ -54,6 +55,7 @@ class OutboxRelay:
         self._pending: set[str] = set()
         """The ids of the messages that wait or are being published."""
         self._progress = asyncio.Event()
+        self._is_closed = False
 
     @property
     def backlog(self) -> int:
@@ -74,7 +76,12 @@ class OutboxRelay:
                 self._failure.result()
 
     def send(self, outgoing: Sequence[Outgoing]) -> None:
-        """Publish messages that are stored in the outbox; one that waits already is left out."""
+        """Publish messages that are stored in the outbox; one that waits already is left out.
+
+        After `close` this does nothing: the messages stay in the outbox.
+        """
+        if self._is_closed:
+            return
         for item in outgoing:
             if item.message.id_ in self._pending:
                 continue
@@ -95,6 +102,7 @@ class OutboxRelay:
 
     async def close(self) -> None:
         """Stop. Messages that were not published stay in the outbox. Idempotent."""
+        self._is_closed = True
         workers = list(self._workers.values())
         for worker in workers:
             worker.cancel()
@@ -122,7 +130,7 @@ class OutboxRelay:
         )
         publish = partial(self._publish_batch, topic, waiting)
         while waiting:
-            await retry(publish, backoff=_BACKOFF, retry_on=lambda _: True, outage=outage)
+            await retry(publish, backoff=_BACKOFF, retry_on=_is_transient, outage=outage)
         del self._workers[topic], self._waiting[topic]
 
     async def _publish_batch(self, topic: str, waiting: deque[QueueMessage]) -> None:
@@ -165,3 +173,7 @@ class OutboxRelay:
         except LlamaDeployError as exc:
             return exc
         return None
+
+
+def _is_transient(error: LlamaDeployError) -> bool:
+    return not isinstance(error, ClosedError)

@@ -45,7 +45,7 @@ class SessionEndpoints(ABC):
         """Create a session and return its id."""
         return await self.plane.sessions.create(options or SessionOptions())
 
-    async def get_all_sessions(self, after: str = "", limit: _Page = 1000) -> dict[str, SessionDefinition]:
+    async def get_all_sessions(self, after: Key = "", limit: _Page = 1000) -> dict[str, SessionDefinition]:
         """Return sessions by id, ordered by it."""
         return await self.plane.sessions.all(after=after, limit=limit)
 

@@ -96,11 +96,16 @@ class AttemptParts:
             TaskNotFoundError: The task was deleted.
             FencedOutError: The sender does not own the attempt.
         """
-        text = await self._store.read(lambda tx: _text(tx, request))
-        digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
-        # A part that has changed since its first slice was read is read from its beginning.
-        start = request.offset if request.digest in (None, digest) else 0
-        return PartReply(text=text[start : start + MAX_SLICE_CHARACTERS], size=len(text), digest=digest)
+        # The store runs this in a thread of its own, so a large part does not block the event loop.
+        return await self._store.read(lambda tx: _slice(tx, request))
+
+
+def _slice(tx: StoreTransaction, request: PartRequest) -> PartReply:
+    text = _text(tx, request)
+    digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    # A part that has changed since its first slice was read is read from its beginning.
+    start = request.offset if request.digest in (None, digest) else 0
+    return PartReply(text=text[start : start + MAX_SLICE_CHARACTERS], size=len(text), digest=digest)
 
 
 def _text(tx: StoreTransaction, request: PartRequest) -> str:

@@ -166,16 +166,17 @@ def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[Grant]:
             token=secrets.token_urlsafe(_TOKEN_BYTES),
             at=unit.now,
         )
-        current = unit.apply(claimed)
+        # The answer first: if a part cannot be read, the attempt must stay unclaimed.
         reply = ClaimReply(
             granted=True,
-            token=current.token or "",
-            input=current.input,
+            token=claimed.task.token or "",
+            input=task.input,
             session_state=json.loads(session.state),
-            inbox=unit.inbox.unconsumed([current.task_id]),
-            inbox_seq=current.inbox_length,
-            run=unit.runs.record(current),
+            inbox=unit.inbox.unconsumed([task.task_id]),
+            inbox_seq=task.inbox_length,
+            run=unit.runs.record(task),
         )
+        unit.apply(claimed)
         return Grant(reply, sizes_of(reply, session_state=session.state))
 
     # A claim that is lost in a power cut is made again, and the token of the lost one is rejected.

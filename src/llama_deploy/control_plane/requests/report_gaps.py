@@ -21,11 +21,13 @@ class ReportGaps:
 
     def __init__(self, *, lost_after: float) -> None:
         self._lost_after = lost_after
-        self._gaps: dict[tuple[object, object], _Gap] = {}
+        self._gaps: dict[tuple[str, int], _Gap] = {}
 
     def close(self, message: QueueMessage) -> None:
-        """A report was stored, so none before it is missing."""
-        self._gaps.pop(_attempt_of(message), None)
+        """A report was handled, so none before it is missing. A malformed one is ignored."""
+        match message.data:
+            case {"task_id": str(task_id), "attempt": int(attempt)}:
+                self._gaps.pop((task_id, attempt), None)
 
     def is_lost(self, message: QueueMessage, missing: EventsMissingError) -> bool:
         """Note what is missing before a report, and return whether it counts as lost.
@@ -33,7 +35,7 @@ class ReportGaps:
         Another control plane may have stored what filled an earlier gap, so a gap is identified by the number
         of its first event.
         """
-        attempt, now = _attempt_of(message), time.monotonic()
+        attempt, now = (message.data["task_id"], message.data["attempt"]), time.monotonic()
         gap = self._gaps.get(attempt)
         if gap is None or gap.expected != missing.expected:
             gap = self._gaps[attempt] = _Gap(missing.expected, since=now)
@@ -49,7 +51,3 @@ class _Gap:
     expected: int | None
     """The number of the first event that is missing."""
     since: float
-
-
-def _attempt_of(message: QueueMessage) -> tuple[object, object]:
-    return message.data.get("task_id"), message.data.get("attempt")

@@ -74,14 +74,16 @@ class Sessions:
         return await self._store.read(read)
 
     async def all(self, *, after: str = "", limit: int = 1000) -> dict[str, SessionDefinition]:
-        """Return the sessions whose ids follow `after`, by id and in the order of their ids."""
+        """Return the sessions whose keys follow `after`, by id and in the order of their keys."""
 
         def read(tx: StoreTransaction) -> dict[str, SessionDefinition]:
             sessions = tx.sessions.page(after=after, limit=limit)
             tasks: dict[str, list[TaskRecord]] = {session.session_id: [] for session in sessions}
             for task in tx.tasks.of_sessions(list(tasks)):
                 tasks[task.session_id].append(task)
-            return {item.session_id: _definition(item, tasks[item.session_id]) for item in sessions}
+            return {
+                public_id(item.session_id): _definition(item, tasks[item.session_id]) for item in sessions
+            }
 
         return await self._store.read(read)
 

@@ -45,8 +45,10 @@ EventStream = AsyncIterator[list[EventRecord]]
 
 def task_view(task: TaskRecord) -> TaskView:
     """Return a task as clients see it."""
+    task_id = public_id(task.task_id)
+    result = None if task.result is None else TaskResult.model_validate_json(task.result)
     return TaskView(
-        task_id=public_id(task.task_id),
+        task_id=task_id,
         session_id=public_id(task.session_id),
         service_name=task.service_name,
         status=task.status,
@@ -54,7 +56,7 @@ def task_view(task: TaskRecord) -> TaskView:
         instance_id=task.instance_id,
         created_at=task.created_at,
         finished_at=task.finished_at,
-        result=TaskResult.model_validate_json(task.result) if task.result is not None else None,
+        result=result and result.model_copy(update={"task_id": task_id}),
     )
 
 

@@ -96,9 +96,9 @@ class StreamHub:
         for watch in self._watches.get(task_id, ()):
             watch.wake()
 
-    def ended(self, view: TaskView) -> None:
-        """The task has ended."""
-        for watch in self._watches.get(view.task_id, ()):
+    def ended(self, task_id: str, view: TaskView) -> None:
+        """The task has ended; `view` shows it to clients."""
+        for watch in self._watches.get(task_id, ()):
             watch.ended = view
             watch.wake()
 

@@ -124,12 +124,15 @@ def _fill(prepared: _Prepared, parameters: Parameters) -> list[Any]:
         for name, singles in prepared.expanded.items():
             parameters.update(zip(singles, parameters[name], strict=True))
     return [
-        parameters[name] if process is None else process(parameters[name]) for name, process in prepared.binds
+        value if (value := parameters[name]) is None or process is None else process(value)
+        for name, process in prepared.binds
     ]
 
 
 def _ours(row: Sequence[Any], results: Sequence[tuple[int, _Process]]) -> list[Any]:
     values = list(row)
     for place, process in results:
-        values[place] = process(values[place])
+        # NULL is None in every column type of ours, and most columns of a task are NULL most of the time.
+        if (value := values[place]) is not None:
+            values[place] = process(value)
     return values
