@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from llama_deploy.control_plane.requests.report_consumer import Reports
 from llama_deploy.control_plane.requests.report_uploads import ReportUploads
 from llama_deploy.errors import EventsMissingError
 from llama_deploy.messages import ActionTypes, QueueMessage
@@ -76,19 +79,53 @@ async def test_what_another_attempt_uploads_changes_nothing(
     assert (await get(http, f"/tasks/{dispatch.task_id}"))["status"] == "running"
 
 
+async def test_an_upload_that_waits_sends_probes_and_never_gives_the_attempt_up(
+    http: HttpConnection, instance: Instance
+) -> None:
+    dispatch = await claimed(http, instance)
+    attempts = instance.server.plane.attempts
+    probes: list[QueueMessage] = []
+    uploads = ReportUploads(attempts, probe_after=0.1, publish=probes.append)
+    upload = events(instance, dispatch, 3, range(3, 4))
+
+    async def probed() -> bool:
+        with pytest.raises(EventsMissingError):
+            await uploads.take(upload)
+        return len(probes) >= 2
+
+    await eventually(probed)
+    view = await get(http, f"/tasks/{dispatch.task_id}")
+    assert (view["status"], view["attempt"]) == ("running", 1)
+    # The queue delivers again: first what was missing, then the probes, which store nothing.
+    await attempts.take([events(instance, dispatch, 0, range(3))])
+    assert await attempts.take(probes) == [None] * len(probes)
+    await uploads.take(upload)
+    await instance.finish(dispatch, first=4)
+    assert await numbers_of(http, dispatch.task_id) == [0, 1, 2, 3, None]
+
+
 async def test_reports_that_the_queue_has_lost_end_the_attempt(
     http: HttpConnection, instance: Instance
 ) -> None:
     dispatch = await claimed(http, instance)
-    uploads = ReportUploads(instance.server.plane.attempts, lost_after=0.2)
+    plane = instance.server.plane
+    topic = "probes"
+    async with await instance.server.message_queue.subscribe(topic) as subscription:
+        relay: set[asyncio.Task[None]] = set()
 
-    async def taken_back() -> bool:
-        with pytest.raises(EventsMissingError):
-            await uploads.take(events(instance, dispatch, 3, range(3, 4)))
-        view = await get(http, f"/tasks/{dispatch.task_id}")
-        return bool(view["attempt"] == 2)
+        def publish(message: QueueMessage) -> None:
+            relay.add(asyncio.create_task(instance.server.message_queue.publish(message, topic)))
 
-    assert not await taken_back()
-    await eventually(taken_back)
+        uploads = ReportUploads(plane.attempts, probe_after=0.1, publish=publish)
+        reports = asyncio.create_task(Reports(subscription, plane.attempts, lost_after=0.2).consume())
+
+        async def taken_back() -> bool:
+            with suppress(EventsMissingError):
+                await uploads.take(events(instance, dispatch, 3, range(3, 4)))
+            view = await get(http, f"/tasks/{dispatch.task_id}")
+            return bool(view["attempt"] == 2)
+
+        await eventually(taken_back)
+        reports.cancel()
+        await asyncio.wait([reports, *relay])
     assert (await get(http, f"/tasks/{dispatch.task_id}"))["status"] == "queued"
-    await uploads.take(events(instance, dispatch, 3, range(3, 4)))

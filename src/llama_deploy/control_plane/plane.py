@@ -25,6 +25,7 @@ from llama_deploy.control_plane.requests.report_uploads import ReportUploads
 from llama_deploy.control_plane.requests.service_requests import Services
 from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.requests.task_requests import Tasks, task_view
+from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -124,7 +125,11 @@ class ControlPlane:
             store=store, writer=self._writer, sessions=self.sessions, orchestrator=orchestrator
         )
         self._lost_after = LATE_SECONDS if queue.durable else LOST_AFTER_SECONDS
-        self.uploads = ReportUploads(self.attempts, lost_after=self._lost_after)
+        self.uploads = ReportUploads(
+            self.attempts,
+            probe_after=self._lost_after,
+            publish=lambda message: self._relay.send([Outgoing(self.topics.control_plane, message)]),
+        )
 
     @classmethod
     async def start(
