@@ -41,8 +41,8 @@ class ControlPlaneConfig(BaseSettings):
     """Origins of web pages that may use the control plane, such as `https://app.example.com`; `*` is every
     origin. None: only pages that the control plane serves itself."""
     trusted_hosts: TrustedHostNames = Field(default_factory=list)
-    """Further names under which the control plane is reached, such as `deploy.example.com` or
-    `*.example.com`; `*` is every name. A request for another host is answered 421.
+    """Additional names under which the control plane is reached, such as `deploy.example.com` or
+    `*.example.com`; `*` is every name. A request for another host gets 421.
 
     IP addresses, `localhost`, `host` and `internal_host` need no entry."""
     topic_namespace: str = "llama_deploy"
@@ -67,7 +67,7 @@ class ControlPlaneConfig(BaseSettings):
     max_backlog: int = Field(default=20_000, gt=0)
     """How many messages may wait in the outbox before new tasks are rejected with 429."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)
-    """The most bytes of a request body; more is answered with 413."""
+    """Maximum size of a request body in bytes; larger requests get 413."""
 
     @property
     def url(self) -> str:

@@ -21,7 +21,7 @@ class BrokerQueueConfig(MessageQueueConfig):
     visibility_timeout: float = Field(default=30.0, gt=0, le=3600)
     """Seconds after which a delivery that is neither settled nor extended comes back."""
     max_deliveries: int = Field(default=10, ge=1)
-    """After so many deliveries without an ack a message goes to `{topic}.dead_letters`."""
+    """After this many deliveries without an ack, a message goes to `{topic}.dead_letters`."""
 
     @classmethod
     def fields_in(cls, url: str) -> dict[str, Any]:

@@ -36,10 +36,11 @@ class AWSMessageQueueConfig(BrokerQueueConfig):
 
     credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["aws"] = "aws"
-    """Tells the backend's settings from those of others."""
+    """Identifies the backend."""
     url: str | None = None
     """Sets some of the fields below, unless they are given: `aws://us-east-1`, or
-    `aws+http://127.0.0.1:5000?region=us-east-1`, `aws+https://...` for another endpoint. None after that."""
+    `aws+http://127.0.0.1:5000?region=us-east-1`, `aws+https://...` for another endpoint.
+    After construction it is None."""
     aws_region: str = Field(
         default="us-east-1",
         pattern=_REGION,

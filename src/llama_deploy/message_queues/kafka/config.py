@@ -30,7 +30,7 @@ class KafkaMessageQueueConfig(BrokerQueueConfig):
 
     credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["kafka"] = "kafka"
-    """Tells the backend's settings from those of others."""
+    """Identifies the backend."""
     url: str = "localhost:9092"
     """Where to ask for the brokers: `host:port`, several with commas between them; `kafka://` may stand
     before, and `kafkas://` means TLS. Credentials in it (`kafka://user:password@host`), the same before
@@ -50,13 +50,13 @@ class KafkaMessageQueueConfig(BrokerQueueConfig):
     cafile: str | None = None
     """The authorities that may sign the brokers' certificates, a PEM file. None: those of the system."""
     partitions: int = Field(default=16, ge=1)
-    """How many partitions a new topic gets: so many members of a group can share it."""
+    """The partitions of a new topic: at most this many members of a group can share it."""
     replication_factor: int | None = Field(default=None, ge=1)
     """How many brokers keep a new topic. None: as many as the brokers' `default.replication.factor` says."""
     retention: float = Field(default=7 * 24 * 3600.0, ge=1)
     """Seconds for which a new topic keeps its messages, settled or not."""
     max_message_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
-    """The largest message, and that of a new topic."""
+    """Maximum size of a message in bytes, also set on new topics."""
     session_timeout: float = Field(default=6.0, gt=0)
     """Seconds after which the messages of a member that fell silent go to the others. The brokers' setting
     `group.min.session.timeout.ms` allows no less than 6."""

@@ -26,7 +26,7 @@ class NatsMessageQueueConfig(BrokerQueueConfig):
 
     credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["nats"] = "nats"
-    """Tells the backend's settings from those of others."""
+    """Identifies the backend."""
     url: str = "nats://localhost:4222"
     """Where the servers are: one URL or several, divided by commas; `nats://`, `tls://`, `ws://` or `wss://`.
     A `user:password@` or `token@` in it, the same before each host or before the first only, moves to the
@@ -41,7 +41,8 @@ class NatsMessageQueueConfig(BrokerQueueConfig):
     """A credentials file (JWT and seed), its path or its text. Needs the package `nkeys`."""
     stream: str = Field(default="llama_deploy", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """The stream that holds all topics; its subjects begin with its name. `storage`, `replicas`,
-    `max_messages_per_topic` and `duplicate_window` apply when it is created; an existing one keeps its."""
+    `max_messages_per_topic` and `duplicate_window` apply when it is created; an existing stream keeps its
+    own settings."""
     storage: Literal["file", "memory"] = "file"
     """Where a new stream keeps its messages: `file` survives a restart of the server, `memory` does not."""
     replicas: int = Field(default=1, ge=1, le=5)

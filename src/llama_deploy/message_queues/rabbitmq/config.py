@@ -29,13 +29,14 @@ class RabbitMQMessageQueueConfig(BrokerQueueConfig):
 
     credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["rabbitmq"] = "rabbitmq"
-    """Tells the backend's settings from those of others."""
+    """Identifies the backend."""
     url: str = "amqp://localhost/"
     """Where the broker is: `amqp://user:password@host:port/vhost`, or `amqps://`. The user and the password
     move to the fields below; without any they are `guest`. The query may name `cafile`, `certfile`, `keyfile`
     and `no_verify_ssl=1`."""
     exchange_name: str = Field(default="llama-deploy", pattern=r"^[a-zA-Z0-9_.:-]{1,100}$")
-    """The exchange, and how the name of each queue begins: systems that share a vhost differ in it."""
+    """The exchange, and how the name of each queue begins: use a different one for each system that shares
+    a vhost."""
     username: str | None = Field(default=None, repr=False)
     """The user; takes precedence over that of `url`."""
     password: SecretStr | None = None

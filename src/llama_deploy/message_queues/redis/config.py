@@ -49,7 +49,7 @@ class RedisMessageQueueConfig(BrokerQueueConfig):
 
     credential_fields: ClassVar[frozenset[str]] = _CREDENTIALS
     type: Literal["redis"] = "redis"
-    """Tells the backend's settings from those of others."""
+    """Identifies the backend."""
     url: str = "redis://localhost:6379"
     """`redis://host:port/db`, `rediss://` for TLS, or `unix:///path?db=0`; `valkey` is read as `redis`. The
     query holds further arguments of a connection of redis-py, such as `ssl_ca_certs`. Credentials in the URL
@@ -61,7 +61,7 @@ class RedisMessageQueueConfig(BrokerQueueConfig):
     db: int | None = Field(default=None, ge=0)
     """The number of the database; takes precedence over that of `url`."""
     username: str | None = Field(default=None, repr=False)
-    """None: the server's default user. Never leaves the process, as little as `password`."""
+    """None: the server's default user. Like `password`, never leaves the process."""
     password: SecretStr | None = None
     """None: no authentication."""
     ssl: bool | None = None

@@ -27,7 +27,7 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     model_config = SettingsConfigDict(env_prefix="SIMPLE_MESSAGE_QUEUE_")
 
     type: Literal["simple"] = "simple"
-    """Tells the backend's settings from those of others."""
+    """Identifies the backend."""
     host: str = "127.0.0.1"
     """Where the server listens, and where its clients find it."""
     port: BoundPort = 8001
@@ -41,7 +41,7 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     """Whether an address may be bound that other machines reach. There is no authentication yet."""
     trusted_hosts: TrustedHostNames = Field(default_factory=list)
     """For a server: further names under which it is reached, such as `queue.example.com`; `*` is every name.
-    A request for another host is answered 421. IP addresses, `localhost` and `host` need no entry."""
+    A request for another host gets 421. IP addresses, `localhost` and `host` need no entry."""
     use_ssl: bool = False
     """For a client: speak HTTPS, as to a proxy in front of the server."""
     journal_path: Path | None = None
@@ -57,7 +57,7 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     visibility_timeout: float = Field(default=5.0, gt=0, le=3600)
     """For a server: seconds after which a delivery that is neither settled nor extended comes back."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, ge=1)
-    """For a server: the most bytes of a request; more is answered with 413."""
+    """For a server: maximum size of a request in bytes; larger ones get 413."""
 
     @field_validator("client_kwargs")
     @classmethod

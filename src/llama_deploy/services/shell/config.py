@@ -49,8 +49,8 @@ class WorkflowServiceConfig(BaseSettings):
     allow_remote: bool = False
     """Whether the service may bind an address that other machines can reach. It has no authentication."""
     trusted_hosts: TrustedHostNames = Field(default_factory=list)
-    """Further names under which the service is reached, such as `service.example.com`; `*` is every name. A
-    request for another host is answered 421.
+    """Additional names under which the service is reached, such as `service.example.com`; `*` is every
+    name. A request for another host gets 421.
 
     IP addresses, `localhost`, `host` and `internal_host` need no entry.
     """
