@@ -17,7 +17,7 @@ from llama_deploy.testing.records import a_session, a_task
 from llama_deploy.testing.state_store_suite.base import StoreTests
 from llama_deploy.types import TaskStatus
 
-_MANY = 4_000
+_MANY = 10_000
 
 
 class QuantityTests(StoreTests):
