@@ -12,6 +12,7 @@ import typer
 import uvloop
 
 from llama_deploy.cli.error_messages import ExitCode
+from llama_deploy.deploy.garbage import seldom_collecting
 
 _SAME_PRESS_SECONDS: Final = 0.3
 """Ctrl-C twice within this time counts once: a terminal and a wrapper may both send the signal."""
@@ -23,7 +24,7 @@ def run_until_stopped(serving: Coroutine[Any, Any, None]) -> None:
     The first signal cancels it, and services drain. A second Ctrl-C cancels it again, and services hand back
     their tasks. A third one exits at once; the tasks move to other instances when the leases expire.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, seldom_collecting():
         runner.run(_until_stopped(serving))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from workflows import Workflow
 
 from llama_deploy.control_plane import ControlPlaneConfig
+from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.readiness import connect_queue, until_available
 from llama_deploy.deploy.termination import drained_on_sigterm
 from llama_deploy.deploy.together import run_together
@@ -43,7 +44,7 @@ async def deploy_workflow(
         Exception: The error of the part that failed.
     """
     control_plane = connection or (control_plane_config or ControlPlaneConfig()).url
-    with drained_on_sigterm():
+    with drained_on_sigterm(), seldom_collecting():
         await run_workflow(
             workflow,
             workflow_config,
