@@ -1,8 +1,14 @@
-"""Compares this checkout with another revision: alternating pairs of runs, and a bound for their ratio."""
+"""Compares this checkout with another revision: pairs of runs that take turns, and a bound for their ratio.
+
+Both systems of a pair run at the same time, but only one has work. They take turns about every second, so
+that a slow phase of the machine affects both. Both are measured by the benchmarks of this checkout.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -10,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,9 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import ROOT
+from benchmarks.side import Slice
 
 TREES: Final = ROOT / "build" / "against"
-MEASUREMENTS: Final = ("latency", "throughput")
+SLICES: Final = 8
+"""How often each side of a pair is measured."""
 CONFIDENCE: Final = 0.95
 MIN_PAIRS: Final = 5
 """Fewer pairs give no bound with this confidence."""
@@ -131,7 +139,8 @@ def upper_bound(ratios: Sequence[float]) -> float:
 def compare(revision: str, *, pairs: int, quick: bool, console: Console) -> Pairs:
     """Measure the other revision and this checkout in turns.
 
-    Which of them comes first alternates, so that a machine that slows down favours neither.
+    Which of them comes first alternates. Each pair has new processes, because how the memory of a process is
+    laid out changes its speed.
 
     Raises:
         ValueError: There are too few pairs for a bound, or git does not know the revision.
@@ -142,35 +151,94 @@ def compare(revision: str, *, pairs: int, quick: bool, console: Console) -> Pair
     trees = {"before": _unpack(commit), "now": ROOT}
     found = Pairs(commit)
     for number in range(pairs):
-        order = ("before", "now") if number % 2 == 0 else ("now", "before")
-        runs = {side: _run(trees[side], quick=quick, failures=found.failures) for side in order}
+        try:
+            before, now = _run_pair(trees, quick=quick)
+        except SideFailedError as exc:
+            found.failures.append(str(exc))
+            continue
+        found.failures += [*before.failures, *now.failures]
+        old, new = before.figures(), now.figures()
         for limit in LIMITS:
-            old, new = (runs[side].get(limit.figure) for side in ("before", "now"))
-            if old and new:
-                found.values.setdefault(limit.figure, []).append((old, new))
-        latest = ", ".join(
-            f"{item.figure} {item.ratio(*found.values[item.figure][-1]):.3f}"
-            for item in LIMITS
-            if item.figure in found.values
-        )
+            found.values.setdefault(limit.figure, []).append((old[limit.figure], new[limit.figure]))
+        latest = ", ".join(f"{item.figure} {found.ratios(item)[-1]:.3f}" for item in LIMITS)
         console.print(f"pair {number + 1} of {pairs}: {latest}")
     return found
 
 
-def _run(tree: Path, *, quick: bool, failures: list[str]) -> dict[str, float]:
-    """Run the benchmark of a tree with that tree's code, and return its figures."""
-    report = TREES / "run.json"
-    report.unlink(missing_ok=True)
-    command = [sys.executable, str(tree / "benchmarks" / "run.py"), f"--json={report}"]
-    command += [f"--only={name}" for name in MEASUREMENTS] + ["--quick"] * quick
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tree), str(tree / "src")))}
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-    if not report.exists():
-        failures.append(f"{tree}: the benchmark ended with {done.returncode}: {done.stderr[-500:]}")
-        return {}
-    content = json.loads(report.read_text(encoding="utf-8"))
-    failures.extend(f"{tree}: {failure}" for failure in content["tasks"]["failures"])
-    return {name: item["value"] for name, item in content["figures"].items() if item["value"] is not None}
+class SideFailedError(Exception):
+    """The process that measures one side has ended too early."""
+
+
+class Side:
+    """The system of one revision, and the client that measures it, which is a process of its own."""
+
+    def __init__(self, tree: Path, *, quick: bool) -> None:
+        self._tree = tree
+        self._slices: list[Slice] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.side", *["--quick"] * quick],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(tree / "src")))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong in the slices."""
+        return [f"{self._tree}: {failure}" for item in self._slices for failure in item.failures]
+
+    def wait_until_ready(self) -> None:
+        """Wait until the system has started and is warm."""
+        self._answer()
+
+    def measure(self) -> None:
+        """Measure one slice."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and so has its output
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        self._slices.append(Slice(**json.loads(self._answer())))
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        if line := self._process.stdout.readline():
+            return line
+        raise SideFailedError(f"{self._tree}: the benchmark ended with {self._process.wait()}")
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of all slices together."""
+        tasks = sum(item.tasks for item in self._slices)
+
+        def p50(name: str) -> float:
+            return 1000 * statistics.median(itertools.chain(*(item.latencies[name] for item in self._slices)))
+
+        return {
+            "cpu_ms": 1000 * sum(item.cpu_seconds for item in self._slices) / tasks,
+            "session_run_p50_ms": p50("session_run"),
+            "submit_result_p50_ms": p50("submit_result"),
+            "tasks_per_second": tasks / sum(item.seconds for item in self._slices),
+        }
+
+    def stop(self) -> None:
+        """End it, and wait for its end."""
+        self._process.communicate()
+
+
+def _run_pair(trees: Mapping[str, Path], *, quick: bool) -> tuple[Side, Side]:
+    """Measure both sides in turns."""
+    before, now = (Side(trees[name], quick=quick) for name in ("before", "now"))
+    try:
+        before.wait_until_ready()
+        now.wait_until_ready()
+        for number in range(1 if quick else SLICES):
+            for side in (before, now) if number % 2 == 0 else (now, before):
+                side.measure()
+    finally:
+        before.stop()
+        now.stop()
+    return before, now
 
 
 def _unpack(commit: str) -> Path:

@@ -15,15 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 import psutil
 
+import llama_deploy
 from llama_deploy.client import Client
-from llama_deploy.errors import LlamaDeployError
 from llama_deploy.types import ServiceDefinition
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 
 HOST: Final = "127.0.0.1"
 ROOT: Final = Path(__file__).resolve().parent.parent
+SOURCE: Final = Path(llama_deploy.__file__).resolve().parent.parent
+"""Where the package comes from that is measured: this checkout, or another revision."""
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 15.0
 LOOK_SECONDS: Final = 0.02
@@ -148,7 +150,7 @@ def part_environment(settings: Mapping[str, str]) -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if not name.upper().startswith(SETTINGS_PREFIXES)
     }
-    return {**kept, **settings, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
+    return {**kept, **settings, "PYTHONPATH": os.pathsep.join((str(ROOT), str(SOURCE)))}
 
 
 async def until_ready(parts: Sequence[Part], url: str, ready: Callable[[Services], bool]) -> None:
@@ -157,12 +159,12 @@ async def until_ready(parts: Sequence[Part], url: str, ready: Callable[[Services
     Raises:
         PartFailedError: One of the parts has ended, or it takes too long.
     """
-    connection = HttpConnection(url)
     try:
-        async with asyncio.timeout(START_SECONDS):
+        async with asyncio.timeout(START_SECONDS), aiohttp.ClientSession() as session:
             while True:
-                with contextlib.suppress(LlamaDeployError):
-                    answer = await connection.request(HttpRequest("GET", "/services"))
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(f"{url}/services") as response:
+                        answer = await response.json()
                     if ready({name: ServiceDefinition.model_validate(item) for name, item in answer.items()}):
                         return
                 for part in parts:
@@ -171,8 +173,6 @@ async def until_ready(parts: Sequence[Part], url: str, ready: Callable[[Services
     except TimeoutError as exc:
         names = ", ".join(part.name for part in parts)
         raise PartFailedError(f"not ready after {START_SECONDS:.0f} s: {names}") from exc
-    finally:
-        await connection.close()
 
 
 class Stack:

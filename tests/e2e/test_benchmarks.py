@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.against import LIMITS, Side, SideFailedError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,3 +121,26 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], reason: str, tmp_p
     done = run(*arguments, json_to=tmp_path / "none.json")
     assert done.returncode == 2
     assert reason in done.stderr
+
+
+def test_one_side_of_a_comparison_of_revisions_finds_every_figure() -> None:
+    side = Side(ROOT, quick=True)
+    try:
+        side.wait_until_ready()
+        side.measure()
+    finally:
+        side.stop()
+    assert side.failures == []
+    assert set(side.figures()) == {limit.figure for limit in LIMITS}
+
+
+def test_a_side_that_does_not_start_is_an_error(tmp_path: Path) -> None:
+    package = tmp_path / "src" / "llama_deploy"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    side = Side(tmp_path, quick=True)
+    try:
+        with pytest.raises(SideFailedError, match=str(tmp_path)):
+            side.wait_until_ready()
+    finally:
+        side.stop()
