@@ -12,8 +12,7 @@ from llama_deploy.client.paths import service_path, session_path
 from llama_deploy.types import ServiceDefinition, SessionDefinition, TaskDefinition
 from llama_deploy.web.http_connection import HttpRequest
 
-_SERVICE: Final = TypeAdapter(Service)
-_TASK: Final = TypeAdapter[TaskDefinition | None](TaskDefinition | None)
+_TASK: Final = TypeAdapter[TaskDefinition | None](TaskDefinition | None).validate_python
 
 
 class HasUrl(Protocol):
@@ -95,7 +94,9 @@ class AsyncLlamaDeployClient:
         Raises:
             ServiceNotFoundError: The service is not registered.
         """
-        return await self._core.api.call(HttpRequest("GET", service_path(service_name)), _SERVICE)
+        return await self._core.api.call(
+            HttpRequest("GET", service_path(service_name)), Service.model_validate
+        )
 
     async def register_service(self, service_def: ServiceDefinition) -> Service:
         """Register a service, or replace its definition."""

@@ -13,8 +13,7 @@ from llama_deploy.client.paths import service_path, session_path
 from llama_deploy.types import ServiceDefinition, SessionDefinition, TaskDefinition
 from llama_deploy.web.http_connection import HttpRequest
 
-_SERVICE: Final = TypeAdapter(Service)
-_TASK: Final = TypeAdapter[TaskDefinition | None](TaskDefinition | None)
+_TASK: Final = TypeAdapter[TaskDefinition | None](TaskDefinition | None).validate_python
 
 
 class HasUrl(Protocol):
@@ -96,7 +95,7 @@ class LlamaDeployClient:
         Raises:
             ServiceNotFoundError: The service is not registered.
         """
-        return self._core.api.call(HttpRequest("GET", service_path(service_name)), _SERVICE)
+        return self._core.api.call(HttpRequest("GET", service_path(service_name)), Service.model_validate)
 
     def register_service(self, service_def: ServiceDefinition) -> Service:
         """Register a service, or replace its definition."""

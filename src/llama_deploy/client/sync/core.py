@@ -15,7 +15,6 @@ from llama_deploy.client.paths import session_path, session_task_path
 from llama_deploy.client.payload_encoding import (
     build_session_options,
     build_submission,
-    decode_answer,
     encode_arguments,
     encode_event,
     encode_json_object,
@@ -33,17 +32,16 @@ from llama_deploy.types import (
     TaskDefinition,
     TaskResult,
 )
-from llama_deploy.web.http_connection import HttpRequest
+from llama_deploy.web.http_connection import HttpRequest, read_answer
 
 _PAGE: Final = 1000
 
-_SERVICES: Final = TypeAdapter(dict[str, Service])
-_ID: Final = TypeAdapter(str)
-_SESSION: Final = TypeAdapter(SessionDefinition)
-_SESSIONS: Final = TypeAdapter(dict[str, SessionDefinition])
-_STATE: Final = TypeAdapter(dict[str, Any])
-_TASKS: Final = TypeAdapter(list[TaskDefinition])
-_RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None)
+_SERVICES: Final = TypeAdapter(dict[str, Service]).validate_python
+_ID: Final = TypeAdapter(str).validate_python
+_SESSIONS: Final = TypeAdapter(dict[str, SessionDefinition]).validate_python
+_STATE: Final = TypeAdapter(dict[str, Any]).validate_python
+_TASKS: Final = TypeAdapter(list[TaskDefinition]).validate_python
+_RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None).validate_python
 
 
 class Core:
@@ -132,7 +130,7 @@ class SessionCollection:
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        definition = self._api.call(HttpRequest("GET", session_path(id)), _SESSION)
+        definition = self._api.call(HttpRequest("GET", session_path(id)), SessionDefinition.model_validate)
         return SyncSession(self._api, definition.session_id)
 
     def get_or_create(
@@ -303,4 +301,4 @@ class SyncSession:
         tag = answer.headers.get("etag", "").strip('"')
         if not tag.isdecimal():
             raise InternalServerError(f"the response to {request.path} has no state version in `ETag`")
-        return SessionState(state=decode_answer(answer.value, _STATE, source=request.path), version=int(tag))
+        return SessionState(state=read_answer(answer.value, _STATE, source=request.path), version=int(tag))

@@ -12,17 +12,16 @@ from pydantic import TypeAdapter
 
 from llama_deploy.client.deadline import Deadline, pause_after
 from llama_deploy.client.event_streams import LineStream
-from llama_deploy.client.payload_encoding import decode_answer
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.client.sync.waiting import Sleep, sleep
 from llama_deploy.errors import OverloadedError, UnavailableError
-from llama_deploy.web.http_connection import HttpAnswer, HttpRequest
+from llama_deploy.web.http_connection import HttpAnswer, HttpRequest, read_answer
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ANYTHING: Final = TypeAdapter[Any](Any)
+ANYTHING: Final = TypeAdapter[Any](Any).validate_python
 """The type of a response that nobody reads, or that may be any JSON."""
 
 
@@ -72,7 +71,7 @@ class ServerApi:
         """
         return self._connection.answer(request)
 
-    def call(self, request: HttpRequest, returns: TypeAdapter[T]) -> T:
+    def call(self, request: HttpRequest, returns: Callable[[Any], T]) -> T:
         """Send a request once and return the decoded response.
 
         Raises:
@@ -81,15 +80,17 @@ class ServerApi:
             UnavailableError: The server did not respond.
         """
         answer = self._connection.answer(request)
-        return decode_answer(answer.value, returns, source=request.path)
+        return read_answer(answer.value, returns, source=request.path)
 
-    def call_until(self, deadline: Deadline, build: Callable[[], HttpRequest], returns: TypeAdapter[T]) -> T:
+    def call_until(
+        self, deadline: Deadline, build: Callable[[], HttpRequest], returns: Callable[[Any], T]
+    ) -> T:
         """Like `call`, but retry until the deadline while the server is unavailable or overloaded.
 
         Args:
             deadline: When to give up and raise the last error.
             build: Returns the request for each attempt. The server must treat all of them as one request.
-            returns: The expected response.
+            returns: Returns the response as the expected type; see `read_answer`.
         """
         failures = 0
         while True:
