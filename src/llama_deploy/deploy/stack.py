@@ -14,10 +14,10 @@ from workflows import Workflow
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.deploy.core import open_queue
-from llama_deploy.deploy.together import end
 from llama_deploy.message_queues import AbstractMessageQueue, MessageQueueConfig, SimpleMessageQueueConfig
 from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
+from llama_deploy.services.background import end
 
 
 @dataclass(frozen=True, slots=True)

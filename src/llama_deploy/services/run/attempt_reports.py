@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.values.payloads import StreamedEvent
-from llama_deploy.types.instance_protocol import AttemptEvents, EventPayload
+from llama_deploy.types.instance_protocol import AttemptEvents, AttemptOutcome, EventPayload
 from llama_deploy.types.topics import CONTROL_PLANE
 
 MAX_MESSAGE_CHARACTERS: Final = 512 * 1024
@@ -109,6 +110,13 @@ class EventBuffer:
         self.first = self.sent
 
 
+def report_message(report: AttemptEvents) -> QueueMessage:
+    """Return the message that carries a report to the control plane."""
+    ends = isinstance(report, AttemptOutcome)
+    action = ActionTypes.COMPLETED_TASK if ends else ActionTypes.TASK_STREAM
+    return QueueMessage(type=CONTROL_PLANE, action=action, data=report.model_dump(mode="json"))
+
+
 class AttemptReports:
     """Publishes the events of one attempt, in order, each once. `close` it.
 
@@ -188,6 +196,30 @@ class AttemptReports:
         self._buffer.clear()
         return self._buffer.sent
 
+    async def finish(self, outcome: RunOutcome, session_state: dict[str, Any] | None) -> AttemptOutcome:
+        """Publish the attempt's outcome with the events that were not sent yet.
+
+        If something is rejected permanently, for example a result that is too large, the attempt fails.
+
+        Args:
+            outcome: How the run has ended.
+            session_state: Changes of the session's state.
+
+        Raises:
+            LlamaDeployError: Even the failure is rejected.
+        """
+        try:
+            first, events = await self.settle()
+        except LlamaDeployError as exc:
+            outcome, session_state, first, events = RunOutcome.failed(exc), None, self.discard(), []
+        published = self._outcome(outcome, session_state, first=first, events=events)
+        try:
+            await self._publish(report_message(published))
+        except LlamaDeployError as exc:
+            published = self._outcome(RunOutcome.failed(exc), None, first=first, events=[])
+            await self._publish(report_message(published))
+        return published
+
     async def close(self) -> None:
         """Stop publishing; unsent events are lost. Idempotent."""
         if self._worker is not None and not self._worker.done():
@@ -198,7 +230,7 @@ class AttemptReports:
         buffer = self._buffer
         while buffer.count > buffer.sent and not (self._ending and buffer.rest_fits):
             first, batch = buffer.sent, buffer.batch(buffer.sent, limit=MAX_BATCH_CHARACTERS)
-            data = AttemptEvents(
+            report = AttemptEvents(
                 task_id=self._key.task_id,
                 attempt=self._key.attempt,
                 token=self._key.token,
@@ -206,11 +238,7 @@ class AttemptReports:
                 events=batch,
             )
             try:
-                await self._publish(
-                    QueueMessage(
-                        type=CONTROL_PLANE, action=ActionTypes.TASK_STREAM, data=data.model_dump(mode="json")
-                    )
-                )
+                await self._publish(report_message(report))
             except LlamaDeployError as exc:
                 self._failure = exc
                 self._room.set()
@@ -218,6 +246,30 @@ class AttemptReports:
             buffer.mark_sent(first + len(batch))
             if not self._keep:
                 self._drop(buffer.sent)
+
+    def _outcome(
+        self,
+        outcome: RunOutcome,
+        session_state: dict[str, Any] | None,
+        *,
+        first: int,
+        events: list[EventPayload],
+    ) -> AttemptOutcome:
+        return AttemptOutcome(
+            task_id=self._key.task_id,
+            attempt=self._key.attempt,
+            token=self._key.token,
+            first=first,
+            events=events,
+            status=outcome.status,
+            result=outcome.result,
+            value=outcome.value,
+            value_type=outcome.value_type,
+            error=outcome.error,
+            terminal_event=outcome.terminal_event,
+            event_value=outcome.event_value,
+            session_state=session_state,
+        )
 
     def _drop(self, count: int) -> None:
         self._buffer.drop(count)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from llama_deploy.errors import ConfigError
+from llama_deploy.services.background import end
 
 
 class Launch:
@@ -38,7 +39,7 @@ class Launch:
         try:
             yield task
         finally:
-            await _end(task)
+            await end([task])
 
     def listen(self) -> None:
         """The service can be reached from now on."""
@@ -60,7 +61,7 @@ class Launch:
         try:
             await asyncio.wait({task})
         finally:
-            await _end(task)
+            await end([task])
         return task
 
     def begin_consuming(self) -> None:
@@ -75,13 +76,3 @@ class Launch:
     def end_consuming(self) -> None:
         """End `wait_consuming`. Idempotent."""
         self._consuming_ended.set()
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end. Each cancellation of this call cancels the task again."""
-    task.cancel()
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            task.cancel()

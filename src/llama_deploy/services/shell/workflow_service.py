@@ -23,9 +23,9 @@ from llama_deploy.message_consumers import (
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.background import run_to_completion
+from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
-from llama_deploy.services.shell.config import WorkflowServiceConfig
 from llama_deploy.services.shell.service_routes import create_service_app, service_edge
 from llama_deploy.services.shell.workflow_calls import WorkflowCalls
 from llama_deploy.services.worker.report_publisher import ReportPublisher
@@ -139,24 +139,13 @@ class WorkflowService(WorkflowCalls):
             Exception: What a task raised, if `raise_exceptions` is set.
         """
         await self._registered.wait()
-        config = self.config
 
         async def publish_report(message: QueueMessage) -> None:
             await self.publish(message, topic=self.topics.control_plane)
 
         self._worker = Worker(
             self._hosted,
-            WorkerSettings(
-                service_name=self.service_name,
-                instance_id=self.instance_id,
-                registration=self._registration,
-                max_concurrent_tasks=config.max_concurrent_tasks,
-                drain_timeout=config.drain_timeout,
-                blocked_limit=config.blocked_limit,
-                idle_timeout=config.idle_timeout,
-                raise_exceptions=config.raise_exceptions,
-                keeps_journals=config.durability == "step",
-            ),
+            WorkerSettings(config=self.config, instance_id=self.instance_id, registration=self._registration),
             queue=self.message_queue,
             gateway=self.gateway,
             publish=ReportPublisher(publish_report, upload=self.gateway.report).publish,

@@ -17,6 +17,7 @@ from llama_deploy.errors import (
     LlamaDeployError,
     ProtocolVersionError,
     TaskNotFoundError,
+    UnavailableError,
 )
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
@@ -40,12 +41,20 @@ _UNKNOWN_PART_SECONDS: Final = 1.0
 
 
 async def complete(gateway: ControlPlaneGateway, claim: ClaimRequest, reply: ClaimReply) -> ClaimReply | None:
-    """Return the answer to a claim that was granted, with the parts that it omits.
+    """Return the answer to a claim with the parts that it omits. None: the claim was rejected.
 
     Retries while the control plane does not answer: the heartbeats hold the lease meanwhile. If the parts
     cannot be fetched, releases the attempt, which does not count as a loss, and returns None. Also returns
     None if the attempt does not belong to this instance any more.
+
+    Raises:
+        UnavailableError: The claim was rejected, but may be granted later.
     """
+    if not reply.granted and reply.retriable:
+        raise UnavailableError(reply.reason)
+    if not reply.granted:
+        logger.debug("attempt %d of task %s: %s", claim.attempt, claim.task_id, reply.reason)
+        return None
     try:
         return await _with_parts(gateway, claim, reply)
     except LlamaDeployError as exc:

@@ -20,13 +20,23 @@ class WorkSlots:
         limit: How many tasks the instance may work on.
         ledger: An instance with too many unconfirmed outcomes has no free slots.
         attempts: The attempts under way.
+        confirm: Asks the control plane to confirm outcomes.
         service_name: The service, for the log.
     """
 
-    def __init__(self, limit: int, *, ledger: Ledger, attempts: HeldAttempts, service_name: str) -> None:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        ledger: Ledger,
+        attempts: HeldAttempts,
+        confirm: Callable[[], None],
+        service_name: str,
+    ) -> None:
         self._limit = limit
         self._ledger = ledger
         self._attempts = attempts
+        self._confirm = confirm
         self._service_name = service_name
         self._is_draining = False
         self._changed = asyncio.Event()
@@ -48,24 +58,20 @@ class WorkSlots:
         """Wake what waits for a slot or for confirmed outcomes."""
         self._changed.set()
 
-    async def wait_for_free(self, *, confirm: Callable[[], None]) -> None:
-        """Wait until there is a free slot.
-
-        Args:
-            confirm: Asks the control plane to confirm outcomes.
-        """
+    async def wait_for_free(self) -> None:
+        """Wait until there is a free slot."""
         while self.free <= 0:
             self._changed.clear()
             if self._ledger.is_full:
-                confirm()
+                self._confirm()
             self._attempts.park_idle()
             await self._changed.wait()
 
-    async def wait_for_confirmation(self, *, confirm: Callable[[], None]) -> None:
-        """Wait until the control plane has confirmed every outcome; see `wait_for_free`."""
+    async def wait_for_confirmation(self) -> None:
+        """Wait until the control plane has confirmed every outcome."""
         while self._ledger.unconfirmed:
             self._changed.clear()
-            confirm()
+            self._confirm()
             await self._changed.wait()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - tasks that take longer are left running
