@@ -43,7 +43,9 @@ class Answers:
 @asynccontextmanager
 async def keeping(answers: Answers, ledger: Ledger) -> AsyncIterator[LeaseKeeper]:
     settings = WorkerSettings(
-        config=WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service"),
+        config=WorkflowServiceConfig(
+            host="127.0.0.1", port=0, service_name="service", max_concurrent_tasks=1
+        ),
         instance_id="instance",
         registration=Registration(lease_seconds=0.1),
     )

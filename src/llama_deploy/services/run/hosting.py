@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 from workflows import Workflow
 from workflows.context import BaseSerializer
 from workflows.events import Event, StartEvent
 
-from llama_deploy.services.run.sent_events import SentEvents
+from llama_deploy.services.run.run_observer import RunObserver
 from llama_deploy.workflow_library import (
     BaseInternalRunAdapterDecorator,
     BaseRuntimeDecorator,
@@ -35,63 +35,14 @@ from llama_deploy.workflow_library import (
     install_runtime,
 )
 
-
-class RunReleasedError(Exception):
-    """The run does not belong to this instance any more; nothing of it may continue here."""
-
-
-class RunHost(Protocol):
-    """Observes a run. An exception from any of its methods ends the run."""
-
-    @property
-    def workflow(self) -> Workflow:
-        """The workflow of the run."""
-        ...
-
-    @property
-    def keeps_ticks(self) -> bool:
-        """Whether the library keeps the run's ticks, from which a snapshot is made."""
-        ...
-
-    @property
-    def broker(self) -> BrokerState | None:
-        """The state from which the run is resumed, in place of the one in its context. None: take that."""
-        ...
-
-    @property
-    def sent(self) -> SentEvents:
-        """What the steps of the run have sent. An event that a step sends again is not taken again."""
-        ...
-
-    def attach(self, adapter: InternalRunAdapter) -> None:
-        """The run begins; `adapter` is the library's access to it. Called twice, with the same adapter."""
-        ...
-
-    async def on_tick(self, tick: WorkflowTick) -> None:
-        """The run's state has changed by `tick`; none of its effects has happened yet."""
-        ...
-
-    async def after_tick(self, tick: WorkflowTick) -> None:
-        """The effects of `tick` are scheduled; no step has started yet."""
-        ...
-
-    async def before_steps(self, *, starting: bool) -> None:
-        """All ticks so far are processed; `starting` tells whether steps start now."""
-        ...
-
-    async def on_event(self, event: Event) -> None:
-        """The run streams an event. The library's internal events are included."""
-        ...
-
-
-hosting: ContextVar[RunHost | None] = ContextVar("hosting", default=None)
+hosting: ContextVar[RunObserver | None] = ContextVar("hosting", default=None)
 """The host of the run that is started next in this context."""
 
 
 class HostedAdapter(BaseInternalRunAdapterDecorator):
     """A run's access to the library's runtime; calls the host on the way."""
 
-    def __init__(self, decorated: InternalRunAdapter, host: RunHost) -> None:
+    def __init__(self, decorated: InternalRunAdapter, host: RunObserver) -> None:
         super().__init__(decorated)
         self._host = host
         self._oldest_first: list[NamedTask] = []
@@ -99,22 +50,22 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         host.attach(decorated)
 
     async def on_tick(self, tick: WorkflowTick) -> None:
-        """See `RunHost.on_tick`."""
+        """See `RunObserver.on_tick`."""
         if self._host.keeps_ticks:
             await super().on_tick(tick)
         await self._host.on_tick(tick)
 
     async def after_tick(self, tick: WorkflowTick) -> None:
-        """See `RunHost.after_tick`."""
+        """See `RunObserver.after_tick`."""
         await super().after_tick(tick)
         await self._host.after_tick(tick)
 
     async def write_to_event_stream(self, event: Event) -> None:
-        """See `RunHost.on_event`. The library's own stream of a hosted run has no readers."""
+        """See `RunObserver.on_event`. The library's own stream of a hosted run has no readers."""
         await self._host.on_event(event)
 
     async def send_event(self, tick: WorkflowTick) -> None:
-        """Take what a step sends, or what comes from outside. See `RunHost.sent`."""
+        """Take what a step sends, or what comes from outside. See `RunObserver.sent`."""
         await super().send_event(self._host.sent.replace_repeated(tick))
 
     async def wait_for_next_task(
@@ -123,7 +74,7 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         pending: list[PendingStart],
         timeout: float | None = None,  # noqa: ASYNC109 - the library's signature
     ) -> WaitForNextTaskResult:
-        """See `RunHost.before_steps`."""
+        """See `RunObserver.before_steps`."""
         try:
             await self._host.before_steps(starting=any(isinstance(each, PendingWorker) for each in pending))
         except BaseException:
@@ -157,7 +108,7 @@ class HostedRuntime(BaseRuntimeDecorator):
     def __init__(self) -> None:
         super().__init__(BasicRuntime())
         # A host lives as long as something waits for its run.
-        self._hosts: WeakValueDictionary[str, RunHost] = WeakValueDictionary()
+        self._hosts: WeakValueDictionary[str, RunObserver] = WeakValueDictionary()
 
     def run_workflow(
         self,

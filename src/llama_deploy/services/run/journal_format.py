@@ -10,6 +10,7 @@ from pydantic import BaseModel, model_validator
 from workflows import Context, Workflow
 
 from llama_deploy import workflow_library as library
+from llama_deploy.batching import split
 from llama_deploy.errors import LlamaDeployError, RunMismatchError, SerializationError
 from llama_deploy.services.run.attempt_reports import MAX_MESSAGE_CHARACTERS
 from llama_deploy.services.run.sent_events import SentEvents
@@ -98,17 +99,9 @@ class JournalFormat:
         Raises:
             SerializationError: A value cannot be written; the path says where.
         """
-        entries: list[str] = []
-        texts: list[str] = []
-        size = 0
-        for tick in ticks:
-            text = self._tick_text(tick)
-            if texts and size + len(text) > MAX_MESSAGE_CHARACTERS:
-                entries.append("\n".join(texts))
-                texts, size = [], 0
-            texts.append(text)  # JSON text has no line breaks
-            size += len(text)
-        return [*entries, "\n".join(texts)] if texts else entries
+        texts = map(self._tick_text, ticks)
+        # JSON text has no line breaks.
+        return ["\n".join(part) for part in split(texts, size=len, max_size=MAX_MESSAGE_CHARACTERS)]
 
     def _tick_text(self, tick: WorkflowTick) -> str:
         try:

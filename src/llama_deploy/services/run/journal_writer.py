@@ -13,9 +13,9 @@ from llama_deploy.backoff import Backoff
 from llama_deploy.errors import FencedOutError, LlamaDeployError, UnavailableError
 from llama_deploy.retrying import Outage, retry
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
-from llama_deploy.services.run.hosting import RunReleasedError
 from llama_deploy.services.run.journal_backlog import JournalSize
 from llama_deploy.services.run.run_clock import RunClock
+from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite, Parking, RunHeader
 
 logger = logging.getLogger(__name__)

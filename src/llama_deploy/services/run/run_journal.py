@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 
 from llama_deploy import workflow_library as library
 from llama_deploy.errors import PayloadTooLargeError
-from llama_deploy.services.run.hosting import RunReleasedError
 from llama_deploy.services.run.journal_backlog import Backlog, ends_step
 from llama_deploy.services.run.journal_format import JournalFormat, RunHistory, RunSnapshot
 from llama_deploy.services.run.journal_writer import JournalWriter
+from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.types.instance_protocol import Parking
 from llama_deploy.workflow_library import InternalRunAdapter, WorkflowTick

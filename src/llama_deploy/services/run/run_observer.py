@@ -12,10 +12,9 @@ from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowId
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.background import BackgroundTasks
-from llama_deploy.services.run.hosting import RunReleasedError
 from llama_deploy.services.run.journal_format import RunHistory
 from llama_deploy.services.run.run_clock import RunClock
-from llama_deploy.services.run.run_ending import RunEnding
+from llama_deploy.services.run.run_ending import RunEnding, RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.sent_events import SentEvents
@@ -38,7 +37,7 @@ class RunHooks:
 
 @dataclass(eq=False)
 class RunObserver:
-    """Observes one run for its host, see `RunHost`. `close` it."""
+    """Observes one run. An exception from `attach`, a tick, a step or an event ends the run. `close` it."""
 
     workflow: Workflow
     """The workflow. Other workflows that its own `run` method may run are not observed."""
@@ -55,21 +54,21 @@ class RunObserver:
 
     @property
     def keeps_ticks(self) -> bool:
-        """See `RunHost`."""
+        """Whether the library keeps the run's ticks, from which a snapshot is made."""
         return self.journal is not None
 
     @property
     def broker(self) -> BrokerState | None:
-        """See `RunHost`."""
+        """The state from which the run is resumed, in place of the one in its context. None: take that."""
         return self.history.broker
 
     @property
     def sent(self) -> SentEvents:
-        """See `RunHost`."""
+        """What the steps of the run have sent. An event that a step sends again is not taken again."""
         return self.history.sent
 
     def attach(self, adapter: InternalRunAdapter) -> None:
-        """See `RunHost`."""
+        """The run begins; `adapter` is the library's access to it. Called twice, with the same adapter."""
         if self._adapter is None:
             self.clock.work()  # what has delayed the start does not count
         self._adapter = adapter
@@ -77,7 +76,7 @@ class RunObserver:
             self.journal.attach(adapter)
 
     async def on_tick(self, tick: WorkflowTick) -> None:
-        """See `RunHost`."""
+        """The run's state has changed by `tick`; none of its effects has happened yet."""
         self.inbox.on_tick(tick)
         self.history.sent.on_tick(tick)
         self.history.waits.on_tick(tick)
@@ -85,11 +84,11 @@ class RunObserver:
             self.journal.on_tick(tick)
 
     async def after_tick(self, tick: WorkflowTick) -> None:
-        """See `RunHost`."""
+        """The effects of `tick` are scheduled; no step has started yet."""
         await self.inbox.after_tick(tick)
 
     async def before_steps(self, *, starting: bool) -> None:
-        """See `RunHost`."""
+        """All ticks so far are processed; `starting` tells whether steps start now."""
         if self.ending.is_over:
             raise RunReleasedError
         if self.broker is not None and not self._is_resumed:
@@ -102,7 +101,7 @@ class RunObserver:
             await self.journal.before_steps(starting=False)
 
     async def on_event(self, event: Event) -> None:
-        """See `RunHost`."""
+        """The run streams an event. The library's internal events are included."""
         self.inbox.on_event(event)
         if isinstance(event, WorkflowIdleEvent):
             self.clock.wait()
