@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types import EventDefinition, ServiceDefinition
+from llama_deploy.types.json_values import decode_object
 
 
 def check_event(event: EventDefinition, service_name: str, definition: ServiceDefinition | None) -> None:
@@ -16,11 +15,8 @@ def check_event(event: EventDefinition, service_name: str, definition: ServiceDe
     """
     if event.agent_id not in (None, service_name):
         raise InvalidRequestError(f"the task belongs to service {service_name!r}, not to {event.agent_id!r}")
-    try:
-        decoded = json.loads(event.event_obj_str)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidRequestError(f"event_obj_str is not valid JSON: {exc}") from exc
-    if not isinstance(decoded, dict) or not isinstance(decoded.get("value"), dict):
+    decoded = decode_object(event.event_obj_str, what="event_obj_str")
+    if not isinstance(decoded.get("value"), dict):
         raise InvalidRequestError(
             'event_obj_str must hold {"qualified_name": "module.Class", "value": {field: ...}}'
         )

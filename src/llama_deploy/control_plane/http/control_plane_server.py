@@ -89,7 +89,7 @@ class ControlPlaneServer(CoreEndpoints):
                 store = await stack.enter_async_context(await open_state_store(self.config.store_uri))
             stack.callback(self._detach)
             plane = self._plane = await stack.enter_async_context(
-                await ControlPlane.start(
+                ControlPlane(
                     queue=self.message_queue,
                     store=store,
                     config=self.config,

@@ -21,6 +21,7 @@ from llama_deploy.codec.agents import is_agent, with_reduced_fields
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
+from llama_deploy.types.json_values import decode_object
 from llama_deploy.types.validation import describe_validation_error
 from llama_deploy.workflow_library import UNDECLARED
 
@@ -159,12 +160,7 @@ class EventRegistry:
         Raises:
             InvalidRequestError: It does not have this form, the class is not known, or a field is not valid.
         """
-        try:
-            wire = pydantic_core.from_json(definition.event_obj_str)
-        except ValueError as exc:
-            raise InvalidRequestError(f"the event is not JSON: {exc}") from exc
-        if not isinstance(wire, dict):
-            raise InvalidRequestError(f"an event must be a JSON object, not {type(wire).__name__}")
+        wire = decode_object(definition.event_obj_str, what="the event")
         name = wire.get("qualified_name", wire.get("type"))
         fields = wire.get("value", {})
         if not isinstance(name, str) or not isinstance(fields, dict):

@@ -20,12 +20,13 @@ from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
-from llama_deploy.services.values.run_arguments import RunCall, parse_arguments
+from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.services.values.session_state import WorkflowState
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.worker_settings import WorkerHooks
 from llama_deploy.types.instance_protocol import ClaimReply, JournalReply, JournalWrite, TaskDispatch
+from llama_deploy.types.json_values import decode_object
 from llama_deploy.workflow_library import resuming
 
 
@@ -97,7 +98,7 @@ class AttemptExecutor:
     async def _prepare(self, attempt: Attempt) -> WorkflowRun:
         """Return the run of an attempt, from the beginning or from where an earlier attempt left it."""
         hosted, record, call = self.hosted, attempt.record, attempt.state
-        call.run_kwargs = parse_arguments(attempt.input)
+        call.run_kwargs = decode_object(attempt.input, what="the input with the run arguments")
         if record is not None and record.goes_on:
             context, history = hosted.journals.restore(record, task_id=attempt.key.task_id)
             if history.broker is not None:
