@@ -46,7 +46,7 @@ from llama_deploy.types.instance_protocol import (
 
 _LONGEST_SLEEP: Final = timedelta(days=3650)
 """A run with a later timer is woken at this time too, and parks again."""
-_NO_OWNER: Final = {"instance_id": None, "token": None, "claimed_at": None, "wake_at": None}
+_NO_OWNER: Final = {"instance_id": None, "token": None, "claimed_at": None}
 HARMLESS_AFTER: Final = timedelta(minutes=1)
 """When an attempt of this age finishes a step, the losses before it are forgiven."""
 
@@ -332,14 +332,8 @@ def _moved(task: TaskRecord, status: TaskStatus, *, at: datetime, **changes: Any
 
 
 def _next_attempt(task: TaskRecord, *, at: datetime) -> Transition:
-    changes = {
-        **_NO_OWNER,
-        "attempt": task.attempt + 1,
-        "attempt_events": 0,
-        "dispatches": 1,
-        "wake_at": None,
-    }
-    return Transition(_moved(task, TaskStatus.QUEUED, at=at, **changes), dispatch=True)
+    changes = {"attempt": task.attempt + 1, "attempt_events": 0, "dispatches": 1, "wake_at": None}
+    return Transition(_moved(task, TaskStatus.QUEUED, at=at, **_NO_OWNER, **changes), dispatch=True)
 
 
 def _park(task: TaskRecord, parking: Parking, *, at: datetime) -> Transition:
@@ -348,7 +342,7 @@ def _park(task: TaskRecord, parking: Parking, *, at: datetime) -> Transition:
     seconds = parking.wake_in
     sleep = None if seconds is None else timedelta(seconds=min(seconds, _LONGEST_SLEEP.total_seconds()))
     wake_at = None if sleep is None else at + sleep
-    return Transition(_moved(task, TaskStatus.WAITING, at=at, **{**_NO_OWNER, "wake_at": wake_at}))
+    return Transition(_moved(task, TaskStatus.WAITING, at=at, **_NO_OWNER, wake_at=wake_at))
 
 
 def _failure(error: type[LlamaDeployError], message: str) -> TaskFailure:
