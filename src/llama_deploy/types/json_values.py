@@ -48,7 +48,7 @@ def decode_object(text: str, *, what: str) -> dict[str, Any]:
     try:
         value = pydantic_core.from_json(text)
     except ValueError as exc:
-        raise InvalidRequestError(f"{what} is not JSON: {exc}; it begins with {text[:40]!r}") from exc
+        raise InvalidRequestError(f"{what} is not valid JSON: {exc}; it begins with {text[:40]!r}") from exc
     if not isinstance(value, dict):
         raise InvalidRequestError(f"{what} must be a JSON object, not {type(value).__name__}")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -37,25 +38,15 @@ class Connection(Protocol):
         """Close all connections."""
 
 
+@dataclass(frozen=True, slots=True)
 class ServerApi:
-    """Calls one server.
+    """Calls one server."""
 
-    Args:
-        connection: The connection to the server. `close` closes it.
-        settings: The client's settings.
-        sleep: Waits for the given seconds.
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        settings: ClientSettings,
-        *,
-        sleep: Sleep = sleep,
-    ) -> None:
-        self._connection = connection
-        self.settings = settings
-        self.sleep = sleep
+    connection: Connection
+    """The connection to the server. `close` closes it."""
+    settings: ClientSettings
+    sleep: Sleep = sleep
+    """Waits for the given seconds."""
 
     def deadline(self, timeout: float | None = None) -> Deadline:
         """Return the deadline of a call that starts now; None is the client's `timeout`."""
@@ -68,7 +59,7 @@ class ServerApi:
             LlamaDeployError: The error that the server returned.
             UnavailableError: The server did not respond.
         """
-        return await self._connection.answer(request)
+        return await self.connection.answer(request)
 
     async def call(self, request: HttpRequest, returns: Callable[[Any], T]) -> T:
         """Send a request once and return the decoded response.
@@ -78,7 +69,7 @@ class ServerApi:
             InternalServerError: The response does not have the expected form.
             UnavailableError: The server did not respond.
         """
-        answer = await self._connection.answer(request)
+        answer = await self.connection.answer(request)
         return read_answer(answer.value, returns, source=request.path)
 
     async def call_until(
@@ -115,7 +106,7 @@ class ServerApi:
         while True:
             error: UnavailableError | None = None
             try:
-                async with self._connection.stream(stream.request()) as lines, aclosing(lines):
+                async with self.connection.stream(stream.request()) as lines, aclosing(lines):
                     async for line in lines:
                         item = stream.feed(line)
                         if item is not None:
@@ -129,4 +120,4 @@ class ServerApi:
 
     async def close(self) -> None:
         """Close the connection. Idempotent; a later call opens it again."""
-        await self._connection.close()
+        await self.connection.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -38,25 +39,15 @@ class Connection(Protocol):
         """Close all connections."""
 
 
+@dataclass(frozen=True, slots=True)
 class ServerApi:
-    """Calls one server.
+    """Calls one server."""
 
-    Args:
-        connection: The connection to the server. `close` closes it.
-        settings: The client's settings.
-        sleep: Waits for the given seconds.
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        settings: ClientSettings,
-        *,
-        sleep: Sleep = sleep,
-    ) -> None:
-        self._connection = connection
-        self.settings = settings
-        self.sleep = sleep
+    connection: Connection
+    """The connection to the server. `close` closes it."""
+    settings: ClientSettings
+    sleep: Sleep = sleep
+    """Waits for the given seconds."""
 
     def deadline(self, timeout: float | None = None) -> Deadline:
         """Return the deadline of a call that starts now; None is the client's `timeout`."""
@@ -69,7 +60,7 @@ class ServerApi:
             LlamaDeployError: The error that the server returned.
             UnavailableError: The server did not respond.
         """
-        return self._connection.answer(request)
+        return self.connection.answer(request)
 
     def call(self, request: HttpRequest, returns: Callable[[Any], T]) -> T:
         """Send a request once and return the decoded response.
@@ -79,7 +70,7 @@ class ServerApi:
             InternalServerError: The response does not have the expected form.
             UnavailableError: The server did not respond.
         """
-        answer = self._connection.answer(request)
+        answer = self.connection.answer(request)
         return read_answer(answer.value, returns, source=request.path)
 
     def call_until(
@@ -116,7 +107,7 @@ class ServerApi:
         while True:
             error: UnavailableError | None = None
             try:
-                with self._connection.stream(stream.request()) as lines, closing(lines):
+                with self.connection.stream(stream.request()) as lines, closing(lines):
                     for line in lines:
                         item = stream.feed(line)
                         if item is not None:
@@ -130,4 +121,4 @@ class ServerApi:
 
     def close(self) -> None:
         """Close the connection. Idempotent; a later call opens it again."""
-        self._connection.close()
+        self.connection.close()

@@ -51,7 +51,7 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
 
     async def on_tick(self, tick: WorkflowTick) -> None:
         """See `RunObserver.on_tick`."""
-        if self._host.keeps_ticks:
+        if self._host.journal is not None:
             await super().on_tick(tick)
         await self._host.on_tick(tick)
 
@@ -65,8 +65,8 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         await self._host.on_event(event)
 
     async def send_event(self, tick: WorkflowTick) -> None:
-        """Take what a step sends, or what comes from outside. See `RunObserver.sent`."""
-        await super().send_event(self._host.sent.replace_repeated(tick))
+        """Take what a step sends, or what comes from outside. See `SentEvents`."""
+        await super().send_event(self._host.history.sent.replace_repeated(tick))
 
     async def wait_for_next_task(
         self,
@@ -98,7 +98,7 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         if done is not None and not done.cancelled() and done.exception() is None:
             result = done.result()
             if isinstance(result, TickStepResult):
-                self._host.sent.replace_in_result(result)
+                self._host.history.sent.replace_in_result(result)
         return WaitForNextTaskResult(done, started)
 
 
@@ -131,7 +131,7 @@ class HostedRuntime(BaseRuntimeDecorator):
             return super().run_workflow(
                 run_id,
                 workflow,
-                (None if host is None else host.broker) or init_state,
+                (None if host is None else host.history.broker) or init_state,
                 start_event=start_event,
                 serialized_state=serialized_state,
                 serializer=serializer,

@@ -17,10 +17,9 @@ from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_ending import RunEnding, RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
-from llama_deploy.services.run.sent_events import SentEvents
 from llama_deploy.services.run.waits import Wait
 from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
-from llama_deploy.workflow_library import BrokerState, InternalRunAdapter, TickIdleCheck, WorkflowTick
+from llama_deploy.workflow_library import InternalRunAdapter, TickIdleCheck, WorkflowTick
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +43,13 @@ class RunObserver:
     history: RunHistory
     inbox: RunInbox
     journal: RunJournal | None
-    """None: the run is not written."""
+    """None: the run is not written, and the library need not keep its ticks."""
     clock: RunClock
     ending: RunEnding
     hooks: RunHooks
     _adapter: InternalRunAdapter | None = field(default=None, init=False)
     _is_resumed: bool = field(default=False, init=False)
     _timers: BackgroundTasks = field(default_factory=lambda: BackgroundTasks("timers of a run"), init=False)
-
-    @property
-    def keeps_ticks(self) -> bool:
-        """Whether the library keeps the run's ticks, from which a snapshot is made."""
-        return self.journal is not None
-
-    @property
-    def broker(self) -> BrokerState | None:
-        """The state from which the run is resumed, in place of the one in its context. None: take that."""
-        return self.history.broker
-
-    @property
-    def sent(self) -> SentEvents:
-        """What the steps of the run have sent. An event that a step sends again is not taken again."""
-        return self.history.sent
 
     def attach(self, adapter: InternalRunAdapter) -> None:
         """The run begins; `adapter` is the library's access to it. Called twice, with the same adapter."""
@@ -91,7 +75,7 @@ class RunObserver:
         """All ticks so far are processed; `starting` tells whether steps start now."""
         if self.ending.is_over:
             raise RunReleasedError
-        if self.broker is not None and not self._is_resumed:
+        if self.history.broker is not None and not self._is_resumed:
             self._is_resumed = True
             await self._resume()
         if starting:

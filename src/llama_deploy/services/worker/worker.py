@@ -206,7 +206,7 @@ class Worker:
         events.cancel()
         try:
             async with asyncio.timeout(_HAND_BACK_SECONDS):
-                await hand_back(list(self.attempts), ledger=self.ledger, gateway=self._gateway)
+                await hand_back(list(self.attempts), ledger=self.ledger, send=self._gateway.release)
                 await asyncio.wait({work, events})
                 # After this, outcomes are not published again.
                 await self._slots.wait_for_confirmation()
