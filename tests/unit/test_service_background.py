@@ -9,7 +9,7 @@ import pytest
 
 from llama_deploy.services.background import BackgroundTasks, run_to_completion
 from llama_deploy.services.worker.held_attempts import HeldAttempts
-from llama_deploy.services.worker.ledger import Ledger, Limits
+from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import AttemptOutcome
@@ -92,7 +92,7 @@ async def test_a_task_takes_a_slot_until_it_ends() -> None:
 
 
 async def test_unconfirmed_outcomes_take_all_slots_and_are_asked_for() -> None:
-    ledger = Ledger(Limits(outcomes=1))
+    ledger = Ledger(max_outcomes=1)
     ledger.hold("task", 1)
     ledger.finish(OUTCOME, size=1, now=0.0, patience=1.0)
     asked: list[bool] = []

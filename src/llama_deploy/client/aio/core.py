@@ -63,7 +63,7 @@ class ServiceCollection:
 
     async def list(self) -> list[Service]:
         """Return the registered services, ordered by name."""
-        self.items = await self._api.call(HttpRequest("GET", "/services"), _SERVICES)
+        self.items = await self._api.get("/services", _SERVICES)
         return [self.items[name] for name in sorted(self.items)]
 
     async def register(self, service_def: ServiceDefinition) -> Service:
@@ -72,7 +72,7 @@ class ServiceCollection:
         Raises:
             InvalidRequestError: The definition is not valid.
         """
-        await self._api.call(HttpRequest("POST", "/services/register", json=service_def), ANYTHING)
+        await self._api.post("/services/register", ANYTHING, json=service_def)
         return Service.model_validate(service_def.model_dump())
 
     async def deregister(self, name: str) -> None:
@@ -81,8 +81,7 @@ class ServiceCollection:
         Raises:
             ServiceNotFoundError: The service is not registered.
         """
-        request = HttpRequest("POST", "/services/deregister", params={"service_name": name})
-        await self._api.call(request, ANYTHING)
+        await self._api.post("/services/deregister", ANYTHING, service_name=name)
 
 
 class SessionCollection:
@@ -99,8 +98,8 @@ class SessionCollection:
         """Return the sessions with their tasks and state, ordered by id; one request per thousand."""
         found: list[SessionDefinition] = []
         while True:
-            params: dict[str, str | int] = {"after": found[-1].session_id if found else "", "limit": _PAGE}
-            page = await self._api.call(HttpRequest("GET", "/sessions", params=params), _SESSIONS)
+            after = found[-1].session_id if found else ""
+            page = await self._api.get("/sessions", _SESSIONS, after=after, limit=_PAGE)
             found.extend(page[session_id] for session_id in sorted(page))
             if len(page) < _PAGE:
                 return found
@@ -119,9 +118,7 @@ class SessionCollection:
 
     async def _create(self, session_id: str | None, policy: SessionPolicy | str) -> Session:
         options = build_session_options(session_id, policy)
-        return Session(
-            self._api, await self._api.call(HttpRequest("POST", "/sessions/create", json=options), _ID)
-        )
+        return Session(self._api, await self._api.post("/sessions/create", _ID, json=options))
 
     async def get(self, id: str) -> Session:  # noqa: A002 - 0.6 API
         """Return an existing session.
@@ -129,9 +126,7 @@ class SessionCollection:
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        definition = await self._api.call(
-            HttpRequest("GET", session_path(id)), SessionDefinition.model_validate
-        )
+        definition = await self._api.get(session_path(id), SessionDefinition.model_validate)
         return Session(self._api, definition.session_id)
 
     async def get_or_create(
@@ -157,7 +152,7 @@ class SessionCollection:
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        await self._api.call(HttpRequest("POST", session_path(id) + "/delete"), ANYTHING)
+        await self._api.post(session_path(id) + "/delete", ANYTHING)
 
 
 class Session:
@@ -225,7 +220,7 @@ class Session:
 
     async def get_tasks(self) -> list[TaskDefinition]:
         """Return the session's tasks, in the order in which they were accepted."""
-        return await self._api.call(HttpRequest("GET", session_path(self.id) + "/tasks"), _TASKS)
+        return await self._api.get(session_path(self.id) + "/tasks", _TASKS)
 
     async def get_task_result(self, task_id: str) -> TaskResult | None:
         """Return the result of a task, None while it has not ended. A failure is returned, not raised.
@@ -233,8 +228,7 @@ class Session:
         Raises:
             TaskNotFoundError: The session has no such task.
         """
-        request = HttpRequest("GET", session_task_path(self.id, task_id) + "/result")
-        return await self._api.call(request, _RESULT)
+        return await self._api.get(session_task_path(self.id, task_id) + "/result", _RESULT)
 
     def get_task_result_stream(self, task_id: str) -> EventData:
         """Return the data of the task's events, from the first to the terminal one.

@@ -72,6 +72,14 @@ class ServerApi:
         answer = await self.connection.answer(request)
         return read_answer(answer.value, returns, source=request.path)
 
+    async def get(self, path: str, returns: Callable[[Any], T], **params: str | int) -> T:
+        """Like `call`, with a GET request."""
+        return await self.call(HttpRequest("GET", path, params=params), returns)
+
+    async def post(self, path: str, returns: Callable[[Any], T], json: Any = None, **params: str) -> T:
+        """Like `call`, with a POST request."""
+        return await self.call(HttpRequest("POST", path, json=json, params=params), returns)
+
     async def call_until(
         self, deadline: Deadline, build: Callable[[], HttpRequest], returns: Callable[[Any], T]
     ) -> T:

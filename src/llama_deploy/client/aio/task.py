@@ -15,7 +15,6 @@ from llama_deploy.client.paths import task_path
 from llama_deploy.client.payload_encoding import encode_event
 from llama_deploy.client.task_results import result_of, value_of
 from llama_deploy.types import TaskEvent, TaskStatus, TaskView
-from llama_deploy.web.http_connection import HttpRequest
 
 T = TypeVar("T", default=Any)
 
@@ -71,9 +70,7 @@ class TaskHandle:
         Raises:
             TaskNotFoundError: The task does not exist.
         """
-        self._view = await self._api.call(
-            HttpRequest("GET", task_path(self.task_id)), TaskView.model_validate
-        )
+        self._view = await self._api.get(task_path(self.task_id), TaskView.model_validate)
         self.session_id = self._view.session_id
         return self._view
 
@@ -127,7 +124,5 @@ class TaskHandle:
         Raises:
             TaskNotFoundError: The task does not exist.
         """
-        self._view = await self._api.call(
-            HttpRequest("POST", task_path(self.task_id) + "/cancel"), TaskView.model_validate
-        )
+        self._view = await self._api.post(task_path(self.task_id) + "/cancel", TaskView.model_validate)
         return self._view

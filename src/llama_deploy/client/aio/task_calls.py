@@ -86,7 +86,7 @@ async def send_event(api: ServerApi, path: str, event: EventDefinition, deadline
     sent once, because a retry could deliver it twice.
     """
     if event.idempotency_key is None:
-        await api.call(HttpRequest("POST", path, json=event), ANYTHING)
+        await api.post(path, ANYTHING, json=event)
         return
 
     def build() -> HttpRequest:

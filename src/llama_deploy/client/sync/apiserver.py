@@ -33,7 +33,7 @@ class ApiServer:
     def status(self) -> ApiServerStatus:
         """Return the API server's status; `DOWN` if it cannot be reached."""
         try:
-            return self._api.call(HttpRequest("GET", "/status/"), ApiServerStatus.model_validate)
+            return self._api.get("/status/", ApiServerStatus.model_validate)
         except UnavailableError as exc:
             return ApiServerStatus(status=ApiServerCondition.DOWN, status_message=str(exc))
 
@@ -73,12 +73,12 @@ class DeploymentCollection:
         Raises:
             NotFoundError: The deployment does not exist.
         """
-        found = self._api.call(HttpRequest("GET", deployment_path(name)), DeploymentDefinition.model_validate)
+        found = self._api.get(deployment_path(name), DeploymentDefinition.model_validate)
         return Deployment(self._api, found.name)
 
     def list(self) -> list[Deployment]:
         """Return the deployments."""
-        found = self._api.call(HttpRequest("GET", "/deployments/"), _DEPLOYMENTS)
+        found = self._api.get("/deployments/", _DEPLOYMENTS)
         return [Deployment(self._api, definition.name) for definition in found]
 
 
@@ -119,14 +119,13 @@ class DeploymentTasks:
     def create(self, task_def: TaskDefinition) -> DeploymentTask:
         """Submit a task."""
         params = _session_param(task_def.session_id)
-        request = HttpRequest("POST", self._path + "/create", params=params, json=task_def)
-        return DeploymentTask(
-            self._api, self._deployment, self._api.call(request, TaskDefinition.model_validate)
-        )
+        path = self._path + "/create"
+        task = self._api.post(path, TaskDefinition.model_validate, json=task_def, **params)
+        return DeploymentTask(self._api, self._deployment, task)
 
     def list(self) -> list[DeploymentTask]:
         """Return the deployment's tasks."""
-        found = self._api.call(HttpRequest("GET", self._path), _TASKS)
+        found = self._api.get(self._path, _TASKS)
         return [DeploymentTask(self._api, self._deployment, task) for task in found]
 
 
@@ -144,9 +143,7 @@ class DeploymentTask:
 
     def results(self) -> TaskResult:
         """Return the task's result."""
-        return self._api.call(
-            HttpRequest("GET", self._path + "/results", params=self._params), TaskResult.model_validate
-        )
+        return self._api.get(self._path + "/results", TaskResult.model_validate, **self._params)
 
     def events(self) -> Generator[dict[str, Any]]:
         """Yield the data of the task's events as they arrive."""
@@ -155,8 +152,8 @@ class DeploymentTask:
     def send_event(self, ev: BaseModel, service_name: str) -> EventDefinition:
         """Send a workflow event to the task and return the event as it was sent."""
         event = encode_event(ev, service_name=service_name)
-        request = HttpRequest("POST", self._path + "/events", params=self._params, json=event)
-        return self._api.call(request, EventDefinition.model_validate)
+        path = self._path + "/events"
+        return self._api.post(path, EventDefinition.model_validate, json=event, **self._params)
 
 
 class DeploymentSessions:
@@ -168,16 +165,15 @@ class DeploymentSessions:
 
     def create(self) -> SessionDefinition:
         """Create a session."""
-        return self._api.call(HttpRequest("POST", self._path + "/create"), SessionDefinition.model_validate)
+        return self._api.post(self._path + "/create", SessionDefinition.model_validate)
 
     def list(self) -> list[SessionDefinition]:
         """Return the deployment's sessions."""
-        return self._api.call(HttpRequest("GET", self._path), _SESSIONS)
+        return self._api.get(self._path, _SESSIONS)
 
     def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
         """Delete a session."""
-        params = _session_param(id)
-        self._api.call(HttpRequest("POST", self._path + "/delete", params=params), ANYTHING)
+        self._api.post(self._path + "/delete", ANYTHING, **_session_param(id))
 
 
 def _session_param(session_id: str | None) -> dict[str, str]:

@@ -64,7 +64,7 @@ class ServiceCollection:
 
     def list(self) -> list[Service]:
         """Return the registered services, ordered by name."""
-        self.items = self._api.call(HttpRequest("GET", "/services"), _SERVICES)
+        self.items = self._api.get("/services", _SERVICES)
         return [self.items[name] for name in sorted(self.items)]
 
     def register(self, service_def: ServiceDefinition) -> Service:
@@ -73,7 +73,7 @@ class ServiceCollection:
         Raises:
             InvalidRequestError: The definition is not valid.
         """
-        self._api.call(HttpRequest("POST", "/services/register", json=service_def), ANYTHING)
+        self._api.post("/services/register", ANYTHING, json=service_def)
         return Service.model_validate(service_def.model_dump())
 
     def deregister(self, name: str) -> None:
@@ -82,8 +82,7 @@ class ServiceCollection:
         Raises:
             ServiceNotFoundError: The service is not registered.
         """
-        request = HttpRequest("POST", "/services/deregister", params={"service_name": name})
-        self._api.call(request, ANYTHING)
+        self._api.post("/services/deregister", ANYTHING, service_name=name)
 
 
 class SessionCollection:
@@ -100,8 +99,8 @@ class SessionCollection:
         """Return the sessions with their tasks and state, ordered by id; one request per thousand."""
         found: list[SessionDefinition] = []
         while True:
-            params: dict[str, str | int] = {"after": found[-1].session_id if found else "", "limit": _PAGE}
-            page = self._api.call(HttpRequest("GET", "/sessions", params=params), _SESSIONS)
+            after = found[-1].session_id if found else ""
+            page = self._api.get("/sessions", _SESSIONS, after=after, limit=_PAGE)
             found.extend(page[session_id] for session_id in sorted(page))
             if len(page) < _PAGE:
                 return found
@@ -120,9 +119,7 @@ class SessionCollection:
 
     def _create(self, session_id: str | None, policy: SessionPolicy | str) -> SyncSession:
         options = build_session_options(session_id, policy)
-        return SyncSession(
-            self._api, self._api.call(HttpRequest("POST", "/sessions/create", json=options), _ID)
-        )
+        return SyncSession(self._api, self._api.post("/sessions/create", _ID, json=options))
 
     def get(self, id: str) -> SyncSession:  # noqa: A002 - 0.6 API
         """Return an existing session.
@@ -130,7 +127,7 @@ class SessionCollection:
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        definition = self._api.call(HttpRequest("GET", session_path(id)), SessionDefinition.model_validate)
+        definition = self._api.get(session_path(id), SessionDefinition.model_validate)
         return SyncSession(self._api, definition.session_id)
 
     def get_or_create(
@@ -156,7 +153,7 @@ class SessionCollection:
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        self._api.call(HttpRequest("POST", session_path(id) + "/delete"), ANYTHING)
+        self._api.post(session_path(id) + "/delete", ANYTHING)
 
 
 class SyncSession:
@@ -224,7 +221,7 @@ class SyncSession:
 
     def get_tasks(self) -> list[TaskDefinition]:
         """Return the session's tasks, in the order in which they were accepted."""
-        return self._api.call(HttpRequest("GET", session_path(self.id) + "/tasks"), _TASKS)
+        return self._api.get(session_path(self.id) + "/tasks", _TASKS)
 
     def get_task_result(self, task_id: str) -> TaskResult | None:
         """Return the result of a task, None while it has not ended. A failure is returned, not raised.
@@ -232,8 +229,7 @@ class SyncSession:
         Raises:
             TaskNotFoundError: The session has no such task.
         """
-        request = HttpRequest("GET", session_task_path(self.id, task_id) + "/result")
-        return self._api.call(request, _RESULT)
+        return self._api.get(session_task_path(self.id, task_id) + "/result", _RESULT)
 
     def get_task_result_stream(self, task_id: str) -> EventData:
         """Return the data of the task's events, from the first to the terminal one.

@@ -73,6 +73,14 @@ class ServerApi:
         answer = self.connection.answer(request)
         return read_answer(answer.value, returns, source=request.path)
 
+    def get(self, path: str, returns: Callable[[Any], T], **params: str | int) -> T:
+        """Like `call`, with a GET request."""
+        return self.call(HttpRequest("GET", path, params=params), returns)
+
+    def post(self, path: str, returns: Callable[[Any], T], json: Any = None, **params: str) -> T:
+        """Like `call`, with a POST request."""
+        return self.call(HttpRequest("POST", path, json=json, params=params), returns)
+
     def call_until(
         self, deadline: Deadline, build: Callable[[], HttpRequest], returns: Callable[[Any], T]
     ) -> T:

@@ -16,7 +16,6 @@ from llama_deploy.client.sync.server_api import ServerApi
 from llama_deploy.client.sync.task_calls import send_event, wait_for_end
 from llama_deploy.client.task_results import result_of, value_of
 from llama_deploy.types import TaskEvent, TaskStatus, TaskView
-from llama_deploy.web.http_connection import HttpRequest
 
 T = TypeVar("T", default=Any)
 
@@ -72,7 +71,7 @@ class SyncTaskHandle:
         Raises:
             TaskNotFoundError: The task does not exist.
         """
-        self._view = self._api.call(HttpRequest("GET", task_path(self.task_id)), TaskView.model_validate)
+        self._view = self._api.get(task_path(self.task_id), TaskView.model_validate)
         self.session_id = self._view.session_id
         return self._view
 
@@ -126,7 +125,5 @@ class SyncTaskHandle:
         Raises:
             TaskNotFoundError: The task does not exist.
         """
-        self._view = self._api.call(
-            HttpRequest("POST", task_path(self.task_id) + "/cancel"), TaskView.model_validate
-        )
+        self._view = self._api.post(task_path(self.task_id) + "/cancel", TaskView.model_validate)
         return self._view

@@ -83,7 +83,7 @@ def send_event(api: ServerApi, path: str, event: EventDefinition, deadline: Dead
     sent once, because a retry could deliver it twice.
     """
     if event.idempotency_key is None:
-        api.call(HttpRequest("POST", path, json=event), ANYTHING)
+        api.post(path, ANYTHING, json=event)
         return
 
     def build() -> HttpRequest:

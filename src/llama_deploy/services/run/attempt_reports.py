@@ -191,11 +191,6 @@ class AttemptReports:
             raise self._failure
         return self._buffer.sent, [event.payload for event in self._buffer.unsent()]
 
-    def discard(self) -> int:
-        """Drop the unsent events, because one of them cannot be sent. Returns how many were sent."""
-        self._buffer.clear()
-        return self._buffer.sent
-
     async def finish(self, outcome: RunOutcome, session_state: dict[str, Any] | None) -> AttemptOutcome:
         """Publish the attempt's outcome with the events that were not sent yet.
 
@@ -211,7 +206,8 @@ class AttemptReports:
         try:
             first, events = await self.settle()
         except LlamaDeployError as exc:
-            outcome, session_state, first, events = RunOutcome.failed(exc), None, self.discard(), []
+            self._buffer.clear()
+            outcome, session_state, first, events = RunOutcome.failed(exc), None, self._buffer.sent, []
         published = self._outcome(outcome, session_state, first=first, events=events)
         try:
             await self._publish(report_message(published))

@@ -50,18 +50,13 @@ class JournalWriter:
         """Whether `close` was called."""
         return self._closed.is_set()
 
-    @property
-    def has_events(self) -> bool:
-        """Whether so many events wait that they should be stored now."""
-        return self.reports.is_crowded
-
     async def store_events(self) -> None:
         """Store events alone while there are more than one write may hold.
 
         Raises:
             LlamaDeployError: See `store`.
         """
-        while self.has_events:
+        while self.reports.is_crowded:
             await self.store()
 
     async def store(

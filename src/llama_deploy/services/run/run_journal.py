@@ -132,7 +132,7 @@ class RunJournal:
 
     def make_room(self) -> None:
         """Store events in the background if so many wait that steps may have to."""
-        if self.writer.has_events:
+        if self.writer.reports.is_crowded:
             self._store_soon()
 
     def _store_soon(self) -> None:
@@ -142,7 +142,7 @@ class RunJournal:
 
     async def _store_in_background(self) -> None:
         try:
-            while self._backlog.is_ready or self.writer.has_events:
+            while self._backlog.is_ready or self.writer.reports.is_crowded:
                 async with self._lock:
                     if self._failure is not None or self.writer.is_closed:
                         return

@@ -23,7 +23,8 @@ class Launch:
         self._process = process
         self._name = name
         self._task: asyncio.Task[None] | None = None
-        self._listening = asyncio.Event()
+        self.listening = asyncio.Event()
+        """Set when the service can be reached."""
         self._consuming_ended = asyncio.Event()
 
     def begin(self) -> asyncio.Task[None]:
@@ -40,14 +41,6 @@ class Launch:
             yield task
         finally:
             await end([task])
-
-    def listen(self) -> None:
-        """The service can be reached from now on."""
-        self._listening.set()
-
-    async def wait_listening(self) -> None:
-        """Wait until the service can be reached."""
-        await self._listening.wait()
 
     async def wait_for_end(self) -> asyncio.Task[None]:
         """Wait until the processing loop ends, and return its task. Cancelling this call drains.

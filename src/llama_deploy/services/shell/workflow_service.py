@@ -160,7 +160,7 @@ class WorkflowService(WorkflowCalls):
 
     async def launch_local(self) -> asyncio.Task[None]:
         """Start the service in the running loop, without HTTP. Cancel the task to stop it."""
-        self._launch.listen()
+        self._launch.listening.set()
         return self._launch.begin()
 
     async def launch_server(self) -> None:
@@ -180,14 +180,14 @@ class WorkflowService(WorkflowCalls):
             self._port = config.port or server.port
             if self._registered.is_set() and not config.port:
                 await self.register_to_control_plane()
-            self._launch.listen()
+            self._launch.listening.set()
             processing = await self._launch.wait_for_end()
         if not processing.cancelled():
             processing.result()
 
     async def wait_listening(self) -> None:
         """Wait until the service is launched and, with `launch_server`, its port is open and known."""
-        await self._launch.wait_listening()
+        await self._launch.listening.wait()
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:  # noqa: ARG002 - FastAPI passes itself
