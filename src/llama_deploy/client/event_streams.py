@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pydantic_core
-from pydantic import TypeAdapter
 
 from llama_deploy.client.deadline import Clock, Deadline, pause_after
 from llama_deploy.client.paths import task_path
 from llama_deploy.errors import InternalServerError, UnavailableError
 from llama_deploy.types import TaskEvent
-from llama_deploy.web.http_connection import HttpRequest, read_answer
+from llama_deploy.web.http_connection import HttpRequest, as_object, read_answer
 
 T = TypeVar("T")
-
-_OBJECT: Final = TypeAdapter(dict[str, Any]).validate_python
 
 
 class LineStream(ABC, Generic[T]):
@@ -125,7 +122,7 @@ class ObjectStream(LineStream[dict[str, Any]]):
 
     def feed(self, line: bytes) -> dict[str, Any] | None:
         """Return the object in a line; None for a keep-alive."""
-        return read_answer(_decode(line), _OBJECT, source=self._request.path) if line.strip() else None
+        return read_answer(_decode(line), as_object, source=self._request.path) if line.strip() else None
 
     def interrupted(self, error: UnavailableError | None) -> float | None:
         """Stop reading; raise the error if there is one."""

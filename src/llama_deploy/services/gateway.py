@@ -41,6 +41,7 @@ from llama_deploy.web.http_connection import (
     HttpConnection,
     HttpRequest,
     SyncHttpConnection,
+    as_object,
     read_answer,
 )
 
@@ -121,7 +122,6 @@ _HEADERS: Final = {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
 _CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply]).validate_python
 _JOURNAL_REPLIES: Final = TypeAdapter(list[JournalReply]).validate_python
 _RELEASE_REPLIES: Final = TypeAdapter(list[ReleaseReply]).validate_python
-_STATE: Final = TypeAdapter(dict[str, Any]).validate_python
 
 
 class HttpGateway:
@@ -198,7 +198,7 @@ class HttpGateway:
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
         """See `ControlPlaneGateway`."""
         try:
-            return await self._call(HttpRequest("GET", _state_path(session_id), headers=_HEADERS), _STATE)
+            return await self._call(HttpRequest("GET", _state_path(session_id), headers=_HEADERS), as_object)
         except SessionNotFoundError:
             return None
 

@@ -57,11 +57,16 @@ def check_protocol(version: int | str, *, peer: str) -> None:
         )
 
 
-class OwnedAttempt(BaseModel):
-    """The attempt that its owner reports on or asks about."""
+class AttemptReference(BaseModel):
+    """Names an attempt."""
 
     task_id: str
     attempt: int
+
+
+class OwnedAttempt(AttemptReference):
+    """The attempt that its owner reports on or asks about."""
+
     token: str
     """Proves the ownership."""
 
@@ -85,11 +90,8 @@ class InboxEntry(BaseModel):
     event: EventDefinition
 
 
-class TaskCancellation(BaseModel):
+class TaskCancellation(AttemptReference):
     """Data of a `cancel_task` message."""
-
-    task_id: str
-    attempt: int
 
 
 class EventPayload(BaseModel):
@@ -229,11 +231,9 @@ class RunRecord(BaseModel):
         return self.snapshot is not None or bool(self.entries)
 
 
-class ClaimRequest(BaseModel):
+class ClaimRequest(AttemptReference):
     """An instance asks to own an attempt."""
 
-    task_id: str
-    attempt: int
     instance_id: str
 
 
@@ -293,11 +293,9 @@ class ReleaseRequest(OwnedAttempt):
     """An instance releases an attempt that it will not finish, for example at the end of a drain."""
 
 
-class HeldAttempt(BaseModel):
+class HeldAttempt(AttemptReference):
     """An attempt that an instance holds, as its heartbeats list it."""
 
-    task_id: str
-    attempt: int
     inbox_seq: int = 0
     """The last inbox entry that the instance has seen."""
 

@@ -26,7 +26,7 @@ from urllib.parse import urlencode
 import aiohttp
 import pydantic_core
 import urllib3
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from llama_deploy.errors import InternalServerError, UnavailableError
 from llama_deploy.types.validation import describe_validation_error
@@ -71,6 +71,10 @@ class HttpAnswer:
     """The decoded JSON, None if there was no body."""
     headers: Mapping[str, str]
     """Their names may be given in any case."""
+
+
+as_object: Final = TypeAdapter(dict[str, Any]).validate_python
+"""Returns decoded JSON as an object."""
 
 
 def read_answer(value: Any, returns: Callable[[Any], T], *, source: str) -> T:

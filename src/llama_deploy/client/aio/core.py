@@ -31,14 +31,13 @@ from llama_deploy.types import (
     TaskDefinition,
     TaskResult,
 )
-from llama_deploy.web.http_connection import HttpRequest, read_answer
+from llama_deploy.web.http_connection import HttpRequest, as_object, read_answer
 
 _PAGE: Final = 1000
 
 _SERVICES: Final = TypeAdapter(dict[str, Service]).validate_python
 _ID: Final = TypeAdapter(str).validate_python
 _SESSIONS: Final = TypeAdapter(dict[str, SessionDefinition]).validate_python
-_STATE: Final = TypeAdapter(dict[str, Any]).validate_python
 _TASKS: Final = TypeAdapter(list[TaskDefinition]).validate_python
 _RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None).validate_python
 
@@ -298,4 +297,4 @@ class Session:
         tag = answer.headers.get("etag", "").strip('"')
         if not tag.isdecimal():
             raise InternalServerError(f"the response to {request.path} has no state version in `ETag`")
-        return SessionState(state=read_answer(answer.value, _STATE, source=request.path), version=int(tag))
+        return SessionState(state=read_answer(answer.value, as_object, source=request.path), version=int(tag))

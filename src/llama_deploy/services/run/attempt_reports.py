@@ -117,33 +117,28 @@ def report_message(report: AttemptEvents) -> QueueMessage:
     return QueueMessage(type=CONTROL_PLANE, action=action, data=report.model_dump(mode="json"))
 
 
+@dataclass(slots=True, eq=False)
 class AttemptReports:
-    """Publishes the events of one attempt, in order, each once. `close` it.
+    """Publishes the events of one attempt, in order, each once. `close` it."""
 
-    Args:
-        key: The attempt.
-        publish: Sends a message. Returns when it is accepted, raises when it is rejected permanently.
-        keep_published: Keep published events until the run's journal has stored them too (`stored`). A step's
-            events are then durable together with its result, whatever the queue loses.
+    key: AttemptKey
+    publish: Callable[[QueueMessage], Awaitable[None]]
+    """Sends a message. Returns when it is accepted, raises when it is rejected permanently."""
+    keep_published: bool = False
+    """Keep published events until the run's journal has stored them too (`stored`).
+
+    A step's events are then durable together with its result, whatever the queue loses.
     """
+    _buffer: EventBuffer = field(default_factory=EventBuffer, init=False)
+    _ending: bool = field(default=False, init=False)
+    _worker: asyncio.Task[None] | None = field(default=None, init=False)
+    _failure: LlamaDeployError | None = field(default=None, init=False)
+    _room: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
-    def __init__(
-        self,
-        key: AttemptKey,
-        publish: Callable[[QueueMessage], Awaitable[None]],
-        *,
-        keep_published: bool = False,
-    ) -> None:
-        self._key = key
-        self._publish = publish
-        self._keep = keep_published
-        self._buffer = EventBuffer()
-        self._ending = False
-        self._worker: asyncio.Task[None] | None = None
-        self._failure: LlamaDeployError | None = None
-        self._room = asyncio.Event()
+    def __post_init__(self) -> None:
+        """Begin with room for events."""
         self._room.set()
-        self._turn = asyncio.Lock()
 
     async def add(self, event: StreamedEvent) -> None:
         """Add an event. Waits while the buffer is full.
@@ -158,12 +153,12 @@ class AttemptReports:
             self._buffer.append(event)
             self._update_room()
             if self._worker is None or self._worker.done():
-                self._worker = asyncio.create_task(self._drain(), name=f"events-{self._key.task_id}")
+                self._worker = asyncio.create_task(self._drain(), name=f"events-{self.key.task_id}")
 
     @property
     def is_crowded(self) -> bool:
         """Whether the journal should store events soon to make room."""
-        return self._keep and self._buffer.is_crowded
+        return self.keep_published and self._buffer.is_crowded
 
     def not_stored(self) -> tuple[int, list[EventPayload]]:
         """Return how many events are stored, and the following ones, as many as one journal write holds."""
@@ -210,10 +205,10 @@ class AttemptReports:
             outcome, session_state, first, events = RunOutcome.failed(exc), None, self._buffer.sent, []
         published = self._outcome(outcome, session_state, first=first, events=events)
         try:
-            await self._publish(report_message(published))
+            await self.publish(report_message(published))
         except LlamaDeployError as exc:
             published = self._outcome(RunOutcome.failed(exc), None, first=first, events=[])
-            await self._publish(report_message(published))
+            await self.publish(report_message(published))
         return published
 
     async def close(self) -> None:
@@ -227,20 +222,20 @@ class AttemptReports:
         while buffer.count > buffer.sent and not (self._ending and buffer.rest_fits):
             first, batch = buffer.sent, buffer.batch(buffer.sent, limit=MAX_BATCH_CHARACTERS)
             report = AttemptEvents(
-                task_id=self._key.task_id,
-                attempt=self._key.attempt,
-                token=self._key.token,
+                task_id=self.key.task_id,
+                attempt=self.key.attempt,
+                token=self.key.token,
                 first=first,
                 events=batch,
             )
             try:
-                await self._publish(report_message(report))
+                await self.publish(report_message(report))
             except LlamaDeployError as exc:
                 self._failure = exc
                 self._room.set()
                 return
             buffer.mark_sent(first + len(batch))
-            if not self._keep:
+            if not self.keep_published:
                 self._drop(buffer.sent)
 
     def _outcome(
@@ -252,9 +247,9 @@ class AttemptReports:
         events: list[EventPayload],
     ) -> AttemptOutcome:
         return AttemptOutcome(
-            task_id=self._key.task_id,
-            attempt=self._key.attempt,
-            token=self._key.token,
+            task_id=self.key.task_id,
+            attempt=self.key.attempt,
+            token=self.key.token,
             first=first,
             events=events,
             status=outcome.status,

@@ -18,7 +18,7 @@ from llama_deploy.services.run.waits import Wait, Waits
 from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.instance_protocol import RunHeader, RunRecord
-from llama_deploy.workflow_library import BrokerState, StateStore, WorkflowTick
+from llama_deploy.workflow_library import BrokerState, WorkflowTick
 
 SNAPSHOT_FORMAT: Final = 1
 """The format of snapshots that this release writes, and the only one that it reads."""
@@ -83,14 +83,6 @@ class JournalFormat:
     states: StateCodec
     header: RunHeader
 
-    @classmethod
-    def of(cls, workflow: Workflow, *, writing: Writing, states: StateCodec) -> JournalFormat:
-        """Return the format of a workflow's runs."""
-        header = RunHeader(
-            fingerprint=library.fingerprint(workflow), library_version=library.library_version()
-        )
-        return cls(workflow, writing, states, header)
-
     def entries(self, ticks: Sequence[WorkflowTick]) -> list[str]:
         """Return ticks as the texts of journal entries, each small enough for one write.
 
@@ -111,14 +103,6 @@ class JournalFormat:
             for place, event in library.events_of(tick):
                 self.writing.write(event, path=place)
             raise
-
-    async def state(self, store: StateStore[Any]) -> str:
-        """Return a run's state as text; an empty text for an empty state.
-
-        Raises:
-            SerializationError: A value cannot be written; the path says where.
-        """
-        return await self.states.encode(store) or ""
 
     def seal(self, kind: Part, text: str, *, task_id: str, seq: int | None = None) -> str:
         """Return a text as it is stored: an entry with its number, a `RunSnapshot`, or a state."""

@@ -222,7 +222,7 @@ class RunJournal:
         store = None if self._adapter is None else self._adapter.get_state_store(())
         if store is None:
             return None
-        text = await self.form.state(store)
+        text = await self.form.states.encode(store) or ""
         if text == self._state:
             return None
         self._state = text

@@ -7,6 +7,7 @@ import logging
 import pkgutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -21,7 +22,6 @@ from llama_deploy.message_consumers import (
     RemoteMessageConsumer,
 )
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback
-from llama_deploy.messages import QueueMessage
 from llama_deploy.services.background import run_to_completion
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway
@@ -140,15 +140,13 @@ class WorkflowService(WorkflowCalls):
         """
         await self._registered.wait()
 
-        async def publish_report(message: QueueMessage) -> None:
-            await self.publish(message, topic=self.topics.control_plane)
-
+        publish = partial(self.publish, topic=self.topics.control_plane)
         self._worker = Worker(
             self._hosted,
             WorkerSettings(config=self.config, instance_id=self.instance_id, registration=self._registration),
             queue=self.message_queue,
             gateway=self.gateway,
-            publish=ReportPublisher(publish_report, upload=self.gateway.report).publish,
+            publish=ReportPublisher(publish, upload=self.gateway.report).publish,
             register=self.register_to_control_plane,
             hooks=self._worker_hooks(),
         )

@@ -21,7 +21,6 @@ from llama_deploy.codec.agents import is_agent, with_reduced_fields
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
-from llama_deploy.types.json_values import decode_object
 from llama_deploy.types.validation import describe_validation_error
 from llama_deploy.workflow_library import UNDECLARED
 
@@ -160,13 +159,7 @@ class EventRegistry:
         Raises:
             InvalidRequestError: It does not have this form, the class is not known, or a field is not valid.
         """
-        wire = decode_object(definition.event_obj_str, what="the event")
-        name = wire.get("qualified_name", wire.get("type"))
-        fields = wire.get("value", {})
-        if not isinstance(name, str) or not isinstance(fields, dict):
-            raise InvalidRequestError(
-                'an event must have the form {"qualified_name": "module.Class", "value": {...}}'
-            )
+        name, fields = definition.content()
         # The sender may have the class in another module, such as `__main__` of a script.
         cls = self._by_name.get(name) or self._by_name.get(name.rpartition(".")[2])
         if cls is None:

@@ -18,7 +18,7 @@ from workflows import Context, Workflow
 from llama_deploy.codec import qualified_name
 from llama_deploy.errors import SerializationError
 from llama_deploy.services.values.writing import Writing
-from llama_deploy.workflow_library import DictState, StateStore, infer_state_type, state_seed
+from llama_deploy.workflow_library import DictState, StateStore, empty_context, infer_state_type, state_seed
 
 STATE_PREFIX: Final = "__workflow_state__:"
 """The prefix of the reserved keys; the qualified name of the state's class follows."""
@@ -104,7 +104,7 @@ class StateCodec:
             )
         try:
             seed = self.seed(self._writing.open(held, context=self._context(call)))
-            return self._writing.context(self._workflow, state=seed)
+            return empty_context(self._workflow, state=seed, serializer=self._writing.serializer)
         except SerializationError as exc:
             raise SerializationError(
                 f"this service cannot read {path} of the session's state: {exc}", path=path

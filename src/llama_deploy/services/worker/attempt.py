@@ -11,7 +11,7 @@ from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.workflow_run import WorkflowRun
 from llama_deploy.services.values.session_state import WorkflowState
-from llama_deploy.types.instance_protocol import InboxEntry, RunRecord
+from llama_deploy.types.instance_protocol import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,6 @@ class Attempt:
         self.is_abandoned = self.is_cancelled = True
         if self.run is not None:
             self.run.abandon()
-
-    async def put(self, entry: InboxEntry) -> None:
-        """Add an entry of the inbox."""
-        if self.inbox.put(entry):
-            await self.inbox.deliver()
 
     async def write_snapshot(self) -> None:
         """Replace the run's journal by a snapshot, which any version of the workflow library can read.

@@ -17,7 +17,7 @@ from typing import Final
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.run.step_guard import running_code
-from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, HeartbeatReply
+from llama_deploy.types.instance_protocol import HeartbeatReply
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class HeartbeatThread:
     thread."""
     on_reply: Callable[[HeartbeatReply, float], None]
     """Called in the loop with each answer and the monotonic time at which its heartbeat was sent."""
-    lease_seconds: float
-    """`BEATS_PER_LEASE` heartbeats are sent in this time."""
+    interval: float
+    """Seconds between two heartbeats."""
     blocked_limit: float
     """Seconds after which heartbeats stop while the loop is blocked."""
     name: str
@@ -48,10 +48,6 @@ class HeartbeatThread:
     _last_reply_at: datetime | None = field(default=None, init=False)
     _watch: LoopWatch | None = field(default=None, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
-
-    @property
-    def _interval(self) -> float:
-        return self.lease_seconds / BEATS_PER_LEASE
 
     def start(self) -> None:
         """Start the thread. The first heartbeat is sent at once."""
@@ -84,7 +80,7 @@ class HeartbeatThread:
     def _run(self, loop: asyncio.AbstractEventLoop, watch: LoopWatch) -> None:
         while not self._closing:
             self._wake.clear()
-            pause = self._interval
+            pause = self.interval
             if watch.blocked_seconds < self.blocked_limit:
                 pause = self._send(loop)
             self._wake.wait(pause)
@@ -106,7 +102,7 @@ class HeartbeatThread:
         self._last_reply_at = reply.at
         if not self._closing:
             _call_in(loop, self.on_reply, reply, sent_at)
-        return self._interval
+        return self.interval
 
     def _failed(self, exc: Exception) -> float:
         if not self._failures and not self._closing:
@@ -120,7 +116,7 @@ class HeartbeatThread:
                 exc_info=None if foreseen else exc,
                 extra={"action": "heartbeat_failed", "service_name": self.name},
             )
-        delay = min(_FIRST_RETRY * 2 ** min(self._failures, 16), self._interval)
+        delay = min(_FIRST_RETRY * 2 ** min(self._failures, 16), self.interval)
         self._failures += 1
         return float(delay)
 

@@ -15,7 +15,7 @@ from llama_deploy.services.worker.heartbeat import HeartbeatThread
 from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.worker_settings import WorkerSettings
-from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
+from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, Heartbeat, HeartbeatReply
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class LeaseKeeper:
         self._heartbeat = HeartbeatThread(
             beat=self._beat,
             on_reply=self._process,
-            lease_seconds=self.settings.registration.lease_seconds,
+            interval=self.settings.registration.lease_seconds / BEATS_PER_LEASE,
             blocked_limit=self.settings.config.blocked_limit,
             name=self.settings.config.service_name,
         )
