@@ -143,8 +143,6 @@ async def follow(
     cursor = after
     is_over = False
     with hub.watch(task_id) as watch:
-        if task_id not in await _read_when_available(store, watch, lambda tx: tx.tasks.load([task_id])):
-            raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
         while not watch.closing:
             load = partial(_load_events, task_id=task_id, after=cursor)
             events = await _read_when_available(store, watch, load)
@@ -199,5 +197,5 @@ def _load_events(tx: StoreTransaction, *, task_id: str, after: int) -> list[Even
 def _has_ended(tx: StoreTransaction, *, task_id: str) -> bool:
     task = tx.tasks.load([task_id]).get(task_id)
     if task is None:
-        raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
+        raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
     return task.status.is_terminal

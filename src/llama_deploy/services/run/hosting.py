@@ -13,8 +13,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from workflows import Workflow
-from workflows.context import BaseSerializer
-from workflows.events import Event, StartEvent
+from workflows.events import Event
 
 from llama_deploy.services.run.run_observer import RunObserver
 from llama_deploy.workflow_library import (
@@ -111,13 +110,7 @@ class HostedRuntime(BaseRuntimeDecorator):
         self._hosts: WeakValueDictionary[str, RunObserver] = WeakValueDictionary()
 
     def run_workflow(
-        self,
-        run_id: str,
-        workflow: Workflow,
-        init_state: BrokerState,
-        start_event: StartEvent | None = None,
-        serialized_state: dict[str, Any] | None = None,
-        serializer: BaseSerializer | None = None,
+        self, run_id: str, workflow: Workflow, init_state: BrokerState, *rest: Any, **options: Any
     ) -> ExternalRunAdapter:
         """Start a run, with the host of this context if it has one."""
         host = hosting.get()
@@ -128,14 +121,8 @@ class HostedRuntime(BaseRuntimeDecorator):
         try:
             if host is not None:
                 self._hosts[run_id] = host
-            return super().run_workflow(
-                run_id,
-                workflow,
-                (None if host is None else host.history.broker) or init_state,
-                start_event=start_event,
-                serialized_state=serialized_state,
-                serializer=serializer,
-            )
+            state = (None if host is None else host.history.broker) or init_state
+            return super().run_workflow(run_id, workflow, state, *rest, **options)
         finally:
             hosting.reset(token)
 
