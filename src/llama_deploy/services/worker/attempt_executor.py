@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from llama_deploy.messages import QueueMessage
+from llama_deploy.retrying import Outage
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.run.journal_backlog import JournalSize
 from llama_deploy.services.run.journal_format import RunHistory
-from llama_deploy.services.run.journal_writer import JournalWriter
+from llama_deploy.services.run.journal_writer import JournalWriter, journal_outage
 from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
@@ -48,6 +49,7 @@ class AttemptExecutor:
     """See `RunHooks`."""
     hold_lease: Callable[[], Awaitable[None]]
     """See `RunHooks`."""
+    _outage: Outage = field(default_factory=journal_outage, init=False)
 
     def new_attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
         """Return the attempt of a granted claim."""
@@ -130,6 +132,7 @@ class AttemptExecutor:
             reports=attempt.reports,
             clock=clock,
             size=JournalSize.of(history.record),
+            outage=self._outage,
         )
         return RunJournal(
             form=form, writer=writer, history=history, inbox=attempt.inbox, on_failure=on_failure
