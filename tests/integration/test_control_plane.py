@@ -390,7 +390,7 @@ async def test_events_reach_the_instance_and_the_one_after_it(
     ("text", "match"),
     [
         ("not json", "not valid JSON"),
-        ("[]", "must hold"),
+        ("[]", "must be a JSON object"),
         ('{"value": {}}', "names no class"),
         ('{"qualified_name": "os.system", "value": {}}', "does not accept events of the class 'os.system'"),
     ],

@@ -24,8 +24,9 @@ from llama_deploy import (
 )
 from llama_deploy.deploy import HostedWorkflow, LocalStack
 from llama_deploy.deploy.readiness import connect_queue, with_real_host
-from llama_deploy.deploy.together import end, run_together
+from llama_deploy.deploy.together import run_together
 from llama_deploy.errors import ConfigError, StoreLockedError, UnavailableError
+from llama_deploy.services.background import end
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 

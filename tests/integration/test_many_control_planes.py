@@ -330,9 +330,9 @@ async def test_a_task_that_two_replicas_find_due_is_handed_out_once(postgresql_u
 
         due = (await stored())._replace(redispatch_at=utc_now())
         await store.transact(lambda tx: tx.tasks.update([due]))
-        await asyncio.gather(*(plane._dispatcher.dispatch([due]) for plane in planes))
+        await asyncio.gather(*(plane._sweeps.dispatcher.dispatch([due]) for plane in planes))
         await eventually(lambda: not any(plane._relay.is_waiting("llama_deploy.idle") for plane in planes))
-        await planes[0]._dispatcher.dispatch([due])
+        await planes[0]._sweeps.dispatcher.dispatch([due])
         assert (await stored()).dispatches == due.dispatches + 1
 
 

@@ -992,6 +992,6 @@ async def test_handing_back_that_fails_is_a_warning(stack: Stack, caplog: pytest
     async with stack.serving(service):
         await stack.submit()
         await until(lambda: workflow.now == 1)
-    (record,) = [record for record in caplog.records if getattr(record, "action", "") == "hand_back"]
+    (record,) = [record for record in caplog.records if getattr(record, "action", "") == "release"]
     assert record.levelno == logging.WARNING
     assert "nobody answers" in record.getMessage()

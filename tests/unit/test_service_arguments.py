@@ -10,7 +10,8 @@ from workflows.events import StartEvent, StopEvent
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.errors import InvalidRequestError
-from llama_deploy.services.values.run_arguments import RunCall, parse_arguments
+from llama_deploy.services.values.run_arguments import RunCall
+from llama_deploy.types.json_values import decode_object
 
 
 class Begin(StartEvent):
@@ -43,7 +44,7 @@ class Open(Loose):
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", "5", "null", '"text"', "{"])
 def test_only_json_objects_are_arguments(text: str) -> None:
     with pytest.raises(InvalidRequestError):
-        parse_arguments(text)
+        decode_object(text, what="the input")
 
 
 def test_arguments_become_the_start_event() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from collections.abc import Callable
 
 import pytest
 
 from llama_deploy.services.background import BackgroundTasks, run_to_completion
 from llama_deploy.services.worker.held_attempts import HeldAttempts
-from llama_deploy.services.worker.ledger import Ledger, Limits
+from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import AttemptOutcome
@@ -66,8 +66,12 @@ async def test_work_ends_although_its_caller_is_cancelled() -> None:
     assert done.is_set()
 
 
-def slots(limit: int, ledger: Ledger) -> WorkSlots:
-    return WorkSlots(limit, ledger=ledger, attempts=HeldAttempts(), service_name="service")
+def nothing_to_confirm() -> None:
+    pytest.fail("nothing is unconfirmed")
+
+
+def slots(limit: int, ledger: Ledger, confirm: Callable[[], None] = nothing_to_confirm) -> WorkSlots:
+    return WorkSlots(limit, ledger=ledger, attempts=HeldAttempts(), confirm=confirm, service_name="service")
 
 
 async def test_a_task_takes_a_slot_until_it_ends() -> None:
@@ -79,7 +83,7 @@ async def test_a_task_takes_a_slot_until_it_ends() -> None:
 
     taken.tasks.spawn(work())
     assert taken.free == 0
-    waiting = asyncio.create_task(taken.wait_for_free(confirm=partial(pytest.fail, "nothing is unconfirmed")))
+    waiting = asyncio.create_task(taken.wait_for_free())
     await asyncio.sleep(0)
     assert not waiting.done()
     gate.set()
@@ -88,20 +92,21 @@ async def test_a_task_takes_a_slot_until_it_ends() -> None:
 
 
 async def test_unconfirmed_outcomes_take_all_slots_and_are_asked_for() -> None:
-    ledger = Ledger(Limits(outcomes=1))
+    ledger = Ledger(max_outcomes=1)
     ledger.hold("task", 1)
     ledger.finish(OUTCOME, size=1, now=0.0, patience=1.0)
-    taken, asked = slots(3, ledger), list[bool]()
+    asked: list[bool] = []
 
     def confirm() -> None:
         asked.append(True)
         ledger.drop("task", 1)
         taken.changed()
 
+    taken = slots(3, ledger, confirm)
     assert taken.free == 0
-    await asyncio.wait_for(taken.wait_for_free(confirm=confirm), 10)
+    await asyncio.wait_for(taken.wait_for_free(), 10)
     assert (taken.free, asked) == (3, [True])
-    await asyncio.wait_for(taken.wait_for_confirmation(confirm=confirm), 10)
+    await asyncio.wait_for(taken.wait_for_confirmation(), 10)
     assert asked == [True], "there is nothing left to confirm"
 
 

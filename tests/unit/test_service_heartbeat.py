@@ -56,7 +56,7 @@ def thread(
     beating = HeartbeatThread(
         beat=beat,
         on_reply=on_reply,
-        lease_seconds=0.06,
+        interval=0.02,
         blocked_limit=blocked_limit,
         name="service",
     )

@@ -281,8 +281,7 @@ class Hosted:
 
     async def put(self, *entries: InboxEntry) -> None:
         for item in entries:
-            if self.inbox.put(item):
-                await self.inbox.deliver()
+            await self.inbox.put(item)
 
 
 async def brief_moment() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_deploy.services.worker.ledger import Ledger, Limits
+from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import AttemptOutcome
 
@@ -67,7 +67,7 @@ def test_an_unconfirmed_outcome_is_published_again_with_growing_patience() -> No
 
 
 def test_it_is_full_by_number_or_by_size() -> None:
-    ledger = Ledger(Limits(outcomes=2, characters=100))
+    ledger = Ledger(max_outcomes=2, max_characters=100)
     for task_id, size in (("a", 10), ("b", 10), ("c", 200)):
         ledger.hold(task_id, 1)
         assert not ledger.is_full

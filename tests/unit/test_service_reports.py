@@ -28,7 +28,6 @@ from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.worker import report_publisher
-from llama_deploy.services.worker.outcome_reporter import publish_outcome
 from llama_deploy.services.worker.report_publisher import ReportPublisher
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import (
@@ -135,7 +134,7 @@ async def test_what_the_queue_refuses_for_good_fails_the_attempt() -> None:
     wire.errors = [PayloadTooLargeError("too large")]
     ending = RunOutcome(TaskStatus.SUCCEEDED, value="large")
     reports = AttemptReports(KEY, wire.publish)
-    outcome = await publish_outcome(KEY, reports, ending, {"a": 1}, publish=wire.publish)
+    outcome = await reports.finish(ending, {"a": 1})
     assert outcome.status is TaskStatus.FAILED
     assert outcome.error is not None
     assert outcome.error.type == "llama_deploy.errors.PayloadTooLargeError"
@@ -148,8 +147,8 @@ async def test_the_end_of_an_attempt_survives_refused_credentials(monkeypatch: p
     wire = Wire()
     wire.errors = [ConfigError("a wrong password")] * 5
     ending = RunOutcome(TaskStatus.SUCCEEDED, value="costly")
-    reports, publisher = AttemptReports(KEY, wire.publish), publisher_of(wire)
-    outcome = await publish_outcome(KEY, reports, ending, None, publish=publisher.publish)
+    reports = AttemptReports(KEY, publisher_of(wire).publish)
+    outcome = await reports.finish(ending, None)
     assert (outcome.status, outcome.value) == (TaskStatus.SUCCEEDED, "costly")
     assert [message.action for message in wire.messages] == [ActionTypes.COMPLETED_TASK]
 
@@ -161,7 +160,7 @@ async def test_an_event_that_is_refused_for_good_fails_the_attempt() -> None:
     await reports.add(event(0))
     await wire.arrived.wait()
     ending = RunOutcome(TaskStatus.SUCCEEDED)
-    outcome = await publish_outcome(KEY, reports, ending, None, publish=wire.publish)
+    outcome = await reports.finish(ending, None)
     assert (outcome.status, outcome.first, outcome.events) == (TaskStatus.FAILED, 0, [])
     assert AttemptOutcome.model_validate(wire.messages[0].data).token == "secret"  # noqa: S105
 
@@ -248,7 +247,7 @@ async def publish_end_of(handler: WorkflowHandler, wire: Wire) -> None:
     event = handler.get_stop_event()
     assert event is not None
     outcome = RunOutcome.succeeded(event, handler.ctx)
-    await publish_outcome(KEY, AttemptReports(KEY, wire.publish), outcome, None, publish=wire.publish)
+    await AttemptReports(KEY, wire.publish).finish(outcome, None)
 
 
 @pytest.mark.parametrize("value", ["text", 3, 2.5, True, None, [1, "two"], {"a": {"b": None}}, 1e22, 'a"b'])

@@ -10,7 +10,7 @@ from workflows import Context, Workflow, step
 from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.errors import SerializationError, SignatureError
-from llama_deploy.services.values.session_state import StateCodec
+from llama_deploy.services.values.session_state import StateCodec, WorkflowState
 from llama_deploy.services.values.writing import Writing
 
 KEY = SecretStr("a key of sufficient length")
@@ -33,29 +33,31 @@ async def captured(codec: StateCodec) -> dict[str, Any]:
     handler = Counting().run()
     await handler
     assert handler.ctx is not None
-    return await codec.capture(handler.ctx, {}, session_id="s")
+    call = WorkflowState(session_id="s")
+    await codec.save(handler.ctx, call)
+    return call.state
 
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])
 async def test_what_a_run_has_left_is_found_again(keys: tuple[SecretStr, ...]) -> None:
     codec = states(*keys)
-    context = codec.restore(await captured(codec), session_id="s")
+    context = await codec.load(WorkflowState(state=await captured(codec), session_id="s"))
     assert context is not None
     assert await context.store.get("count") == 1
 
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])
 @pytest.mark.parametrize("held", [{"state": {"count": 1}}, '{"count": 1}', ""])
-def test_a_state_of_another_form_is_told(held: object, keys: tuple[SecretStr, ...]) -> None:
+async def test_a_state_of_another_form_is_told(held: object, keys: tuple[SecretStr, ...]) -> None:
     codec = states(*keys)
     with pytest.raises(
         SerializationError, match="was written by an older release; start a new session"
     ) as caught:
-        codec.restore({codec.key: held}, session_id="s")
+        await codec.load(WorkflowState(state={codec.key: held}, session_id="s"))
     assert caught.value.path == f"$[{codec.key!r}]"
 
 
 async def test_a_state_without_signature_is_refused_once_there_is_a_key() -> None:
     unsigned = await captured(states())
     with pytest.raises(SignatureError, match="it is not signed"):
-        states(KEY).restore(unsigned, session_id="s")
+        await states(KEY).load(WorkflowState(state=unsigned, session_id="s"))

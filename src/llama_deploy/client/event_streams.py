@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pydantic_core
-from pydantic import TypeAdapter
 
 from llama_deploy.client.deadline import Clock, Deadline, pause_after
 from llama_deploy.client.paths import task_path
-from llama_deploy.client.payload_encoding import decode_answer
 from llama_deploy.errors import InternalServerError, UnavailableError
 from llama_deploy.types import TaskEvent
-from llama_deploy.web.http_connection import HttpRequest
+from llama_deploy.web.http_connection import HttpRequest, as_object, read_answer
 
 T = TypeVar("T")
-
-_EVENT: Final = TypeAdapter(TaskEvent)
-_OBJECT: Final = TypeAdapter(dict[str, Any])
 
 
 class LineStream(ABC, Generic[T]):
@@ -88,7 +83,9 @@ class EventStream(LineStream[TaskEvent]):
         self._reset()
         if not line.strip():
             return None
-        event = decode_answer(_decode(line), _EVENT, source=task_path(self.task_id) + "/events")
+        event = read_answer(
+            _decode(line), TaskEvent.model_validate, source=task_path(self.task_id) + "/events"
+        )
         if event.index <= self.after:
             return None
         self.after = event.index
@@ -125,7 +122,7 @@ class ObjectStream(LineStream[dict[str, Any]]):
 
     def feed(self, line: bytes) -> dict[str, Any] | None:
         """Return the object in a line; None for a keep-alive."""
-        return decode_answer(_decode(line), _OBJECT, source=self._request.path) if line.strip() else None
+        return read_answer(_decode(line), as_object, source=self._request.path) if line.strip() else None
 
     def interrupted(self, error: UnavailableError | None) -> float | None:
         """Stop reading; raise the error if there is one."""

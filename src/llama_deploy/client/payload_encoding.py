@@ -9,7 +9,7 @@ import pydantic
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
-from llama_deploy.errors import InternalServerError, InvalidRequestError, SerializationError
+from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import (
     EventDefinition,
     SessionOptions,
@@ -144,23 +144,3 @@ def build_session_options(session_id: str | None, policy: SessionPolicy | str) -
     except ValueError as exc:
         known = ", ".join(SessionPolicy)
         raise InvalidRequestError(f"unknown session policy {policy!r}; use one of: {known}") from exc
-
-
-def decode_answer(value: Any, returns: TypeAdapter[T], *, source: str) -> T:
-    """Return a server's decoded JSON as the expected type.
-
-    Args:
-        value: The decoded JSON.
-        returns: The expected type.
-        source: The path of the request, for the error.
-
-    Raises:
-        InternalServerError: The JSON does not match the expected type.
-    """
-    try:
-        return returns.validate_python(value)
-    except pydantic.ValidationError as exc:
-        raise InternalServerError(
-            f"the response to {source} has an unexpected form: {describe_validation_error(exc)}; "
-            "check that the URL leads to a llama_deploy server of a compatible version"
-        ) from exc

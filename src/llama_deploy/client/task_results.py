@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, cast
+
+from typing_extensions import TypeVar
 
 from llama_deploy.client.deadline import Deadline
 from llama_deploy.client.payload_encoding import decode_result
 from llama_deploy.errors import TaskCancelledError, TaskEndedError, TaskFailedError, TaskTimeoutError
 from llama_deploy.types import TaskFailure, TaskResult, TaskStatus, TaskView
 
-T = TypeVar("T")
+T = TypeVar("T", default=Any)
 
 _ENDINGS: Final = {
     TaskStatus.SUCCEEDED: "succeeded",
@@ -48,22 +50,14 @@ def result_of(view: TaskView) -> TaskResult:
     )
 
 
-@overload
-def value_of(result: TaskResult, as_type: None) -> Any: ...
-
-
-@overload
-def value_of(result: TaskResult, as_type: type[T]) -> T: ...
-
-
-def value_of(result: TaskResult, as_type: type[T] | None) -> Any:
+def value_of(result: TaskResult, as_type: type[T] | None) -> T:
     """Return the value of a result, as JSON or as `as_type`.
 
     Raises:
         SerializationError: The value does not match `as_type`.
     """
     if as_type is None:
-        return result.value
+        return cast("T", result.value)
     return decode_result(result.value, as_type, task_id=result.task_id)
 
 

@@ -10,10 +10,8 @@ from pydantic import TypeAdapter
 from llama_deploy.client import Client, Service, Session
 from llama_deploy.client.paths import service_path, session_path
 from llama_deploy.types import ServiceDefinition, SessionDefinition, TaskDefinition
-from llama_deploy.web.http_connection import HttpRequest
 
-_SERVICE: Final = TypeAdapter(Service)
-_TASK: Final = TypeAdapter[TaskDefinition | None](TaskDefinition | None)
+_TASK: Final = TypeAdapter[TaskDefinition | None](TaskDefinition | None).validate_python
 
 
 class HasUrl(Protocol):
@@ -34,7 +32,7 @@ class AsyncSessionClient(Session):
 
     async def get_current_task(self) -> TaskDefinition | None:
         """Return the session's last task, None if it has none."""
-        return await self._api.call(HttpRequest("GET", session_path(self.id) + "/current_task"), _TASK)
+        return await self._api.get(session_path(self.id) + "/current_task", _TASK)
 
 
 class AsyncLlamaDeployClient:
@@ -95,7 +93,7 @@ class AsyncLlamaDeployClient:
         Raises:
             ServiceNotFoundError: The service is not registered.
         """
-        return await self._core.api.call(HttpRequest("GET", service_path(service_name)), _SERVICE)
+        return await self._core.api.get(service_path(service_name), Service.model_validate)
 
     async def register_service(self, service_def: ServiceDefinition) -> Service:
         """Register a service, or replace its definition."""

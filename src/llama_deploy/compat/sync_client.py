@@ -11,10 +11,8 @@ from pydantic import TypeAdapter
 from llama_deploy.client import Service, SyncClient, SyncSession
 from llama_deploy.client.paths import service_path, session_path
 from llama_deploy.types import ServiceDefinition, SessionDefinition, TaskDefinition
-from llama_deploy.web.http_connection import HttpRequest
 
-_SERVICE: Final = TypeAdapter(Service)
-_TASK: Final = TypeAdapter[TaskDefinition | None](TaskDefinition | None)
+_TASK: Final = TypeAdapter[TaskDefinition | None](TaskDefinition | None).validate_python
 
 
 class HasUrl(Protocol):
@@ -35,7 +33,7 @@ class SessionClient(SyncSession):
 
     def get_current_task(self) -> TaskDefinition | None:
         """Return the session's last task, None if it has none."""
-        return self._api.call(HttpRequest("GET", session_path(self.id) + "/current_task"), _TASK)
+        return self._api.get(session_path(self.id) + "/current_task", _TASK)
 
 
 class LlamaDeployClient:
@@ -96,7 +94,7 @@ class LlamaDeployClient:
         Raises:
             ServiceNotFoundError: The service is not registered.
         """
-        return self._core.api.call(HttpRequest("GET", service_path(service_name)), _SERVICE)
+        return self._core.api.get(service_path(service_name), Service.model_validate)
 
     def register_service(self, service_def: ServiceDefinition) -> Service:
         """Register a service, or replace its definition."""

@@ -72,15 +72,11 @@ class DirectGateway:
         """Release an attempt."""
         return (await self._plane.attempts.release([request]))[0]
 
-    async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Process a heartbeat."""
-        return await self._plane.services.heartbeat(heartbeat)
-
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """Process a heartbeat from another thread."""
         if self._loop.is_closed():
             raise UnavailableError("the control plane in this process has stopped")
-        future = asyncio.run_coroutine_threadsafe(self.heartbeat(heartbeat), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._plane.services.heartbeat(heartbeat), self._loop)
         try:
             return future.result(BEAT_TIMEOUT)
         except TimeoutError as exc:

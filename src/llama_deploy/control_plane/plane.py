@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
-from types import TracebackType
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from llama_deploy.backoff import Backoff
@@ -48,9 +47,18 @@ def utc_now() -> datetime:
 
 
 class ControlPlane:
-    """A live control plane: `await ControlPlane.start(...)`, then `close` it or use `async with`.
+    """A control plane. Use it with `async with`, in the running loop.
 
-    Its parts are its surface: `sessions`, `tasks`, `services`, `attempts` and `uploads`.
+    Entering it resumes the work that an earlier one has left in the store. Its parts are its surface:
+    `sessions`, `tasks`, `services`, `attempts` and `uploads`.
+
+    Args:
+        queue: The message queue. The caller closes it.
+        store: The state store. The caller closes it.
+        config: Settings.
+        orchestrator: Sets the maximum of attempts, and may add results to the session's state.
+        publish_callback: Called with each message after it is published.
+        clock: Returns the current time, aware, UTC.
     """
 
     def __init__(
@@ -67,7 +75,6 @@ class ControlPlane:
         self.queue = queue
         self.topics = Topics(config.topic_namespace)
         self._store = store
-        self._clock = clock
         self._hub = StreamHub()
         self._writer = Writer(
             store,
@@ -86,23 +93,20 @@ class ControlPlane:
             publish_callback=publish_callback,
         )
         self._outbox = OutboxReader(store=store, writer=self._writer, relay=self._relay, clock=clock)
-        self._leases = Leases(
-            store=store, writer=self._writer, clock=clock, lease_seconds=config.lease_seconds
-        )
-        self._dispatcher = Dispatcher(
-            store=store,
-            writer=self._writer,
-            clock=clock,
-            lease_seconds=config.lease_seconds,
-            is_waiting=lambda service_name: self._relay.is_waiting(self.topics.work(service_name)),
-        )
+        lease = timedelta(seconds=config.lease_seconds)
         self._sweeps = SweepLoop(
-            leases=self._leases,
+            dispatcher=Dispatcher(
+                store=store,
+                writer=self._writer,
+                clock=clock,
+                lease=lease,
+                is_waiting=lambda service_name: self._relay.is_waiting(self.topics.work(service_name)),
+            ),
             timers=Timers(store=store, writer=self._writer, clock=clock),
-            dispatcher=self._dispatcher,
+            leases=Leases(store=store, writer=self._writer, clock=clock, lease_seconds=config.lease_seconds),
             clock=clock,
-            lease_seconds=config.lease_seconds,
-            max_pause_seconds=config.redispatch_seconds,
+            lease=lease,
+            max_pause=timedelta(seconds=config.redispatch_seconds),
         )
         self._background: list[asyncio.Task[None]] = []
         self._subscription: Subscription | None = None
@@ -115,12 +119,7 @@ class ControlPlane:
             backlog=lambda: self._relay.backlog,
             max_backlog=config.max_backlog,
         )
-        self.services = Services(
-            store=store,
-            writer=self._writer,
-            clock=clock,
-            lease_seconds=config.lease_seconds,
-        )
+        self.services = Services(store=store, writer=self._writer, clock=clock, lease=lease)
         self.attempts = Attempts(
             store=store, writer=self._writer, sessions=self.sessions, orchestrator=orchestrator
         )
@@ -131,39 +130,7 @@ class ControlPlane:
             publish=lambda message: self._relay.send([Outgoing(self.topics.control_plane, message)]),
         )
 
-    @classmethod
-    async def start(
-        cls,
-        *,
-        queue: AbstractMessageQueue,
-        store: StateStore,
-        config: ControlPlaneConfig,
-        orchestrator: BaseOrchestrator,
-        publish_callback: PublishCallback | None = None,
-        clock: Callable[[], datetime] = utc_now,
-    ) -> ControlPlane:
-        """Start a control plane and resume the work that an earlier one has left in the store.
-
-        Args:
-            queue: The message queue. The caller closes it.
-            store: The state store. The caller closes it.
-            config: Settings.
-            orchestrator: Sets the maximum of attempts, and may add results to the session's state.
-            publish_callback: Called with each message after it is published.
-            clock: Returns the current time, aware, UTC.
-        """
-        plane = cls(
-            queue=queue,
-            store=store,
-            config=config,
-            orchestrator=orchestrator,
-            publish_callback=publish_callback,
-            clock=clock,
-        )
-        await plane._begin()
-        return plane
-
-    async def _begin(self) -> None:
+    async def __aenter__(self) -> Self:
         # While others run, heartbeats are still received and no message was lost with the queue.
         unsent = None if await self._store.has_company() else await self._continue()
         self._subscription = await self.queue.subscribe(self.topics.control_plane)
@@ -179,6 +146,7 @@ class ControlPlane:
                 asyncio.create_task(news.run(), name="news"),
                 asyncio.create_task(self._outbox.take_over(), name="takeover"),
             ]
+        return self
 
     async def _continue(self) -> int | None:
         """Resume the work in the store, as its only control plane.
@@ -186,10 +154,10 @@ class ControlPlane:
         Returns:
             The position of the outbox from which messages are still to be published. None: there are none.
         """
-        await self._leases.renew_all()
+        await self._sweeps.leases.renew_all()
         unsent = await self._outbox.resend_page()
         if not self.queue.durable:
-            await self._dispatcher.dispatch_all()
+            await self._sweeps.dispatcher.dispatch_all()
         return unsent
 
     async def _publish_outbox(self, *, after: int | None) -> None:
@@ -220,12 +188,7 @@ class ControlPlane:
         await self._relay.close()
         await self._writer.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     async def _refuse(self, message: QueueMessage, error: LlamaDeployError) -> None:

@@ -13,7 +13,7 @@ from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueC
 from llama_deploy.message_queues.queue_registry import config_from_settings
 from llama_deploy.retrying import Outage, retry
 from llama_deploy.web.connection_settings import Address
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest, as_object, read_answer
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +81,12 @@ def _check_same_type(config: MessageQueueConfig, settings: Mapping[str, Any]) ->
 async def _queue_settings(connection: HttpConnection) -> dict[str, Any]:
     url = connection.base_url
     try:
-        settings = await connection.request(HttpRequest("GET", "/queue_config"))
+        answer = await connection.request(HttpRequest("GET", "/queue_config"))
+        settings = read_answer(answer, as_object, source=url)
     except (InternalServerError, NotFoundError) as exc:
         raise ConfigError(
             f"{url} does not answer as a control plane does: {exc}; give the URL of one"
         ) from exc
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{url} does not answer as a control plane does; give the URL of one")
     return with_real_host(settings, connection.base_url)
 
 

@@ -7,17 +7,16 @@ import inspect
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from workflows import Workflow
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.deploy.core import open_queue
-from llama_deploy.deploy.together import end
 from llama_deploy.message_queues import AbstractMessageQueue, MessageQueueConfig, SimpleMessageQueueConfig
 from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
+from llama_deploy.services.background import end
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,7 @@ def _first_line(cls: type[Workflow]) -> str:
     return text.partition("\n")[0]
 
 
+@dataclass(slots=True, eq=False)
 class LocalStack:
     """A control plane, services, and a simple queue unless another broker is used, in this process.
 
@@ -65,23 +65,14 @@ class LocalStack:
     open no ports. Queue and control plane also listen, for clients and for instances in other processes.
     """
 
-    def __init__(
-        self,
-        *,
-        control_plane: ControlPlaneServer,
-        message_queue: AbstractMessageQueue,
-        services: Sequence[WorkflowService],
-        parts: Sequence[asyncio.Task[None]],
-        resources: AsyncExitStack,
-    ) -> None:
-        self.control_plane = control_plane
-        """Its `config` has the real port."""
-        self.message_queue = message_queue
-        """Its `as_config()` holds the settings for other processes."""
-        self.services = list(services)
-        """One instance of each hosted workflow, in the given order."""
-        self._parts = list(parts)
-        self._resources = resources
+    control_plane: ControlPlaneServer
+    """Its `config` has the real port."""
+    message_queue: AbstractMessageQueue
+    """Its `as_config()` holds the settings for other processes."""
+    services: list[WorkflowService]
+    """One instance of each hosted workflow, in the given order."""
+    _parts: list[asyncio.Task[None]]
+    _resources: AsyncExitStack
 
     @classmethod
     async def start(
@@ -130,13 +121,7 @@ class LocalStack:
             for service in services:
                 running.append(await service.launch_local())
                 await service.register_to_control_plane()
-            return cls(
-                control_plane=control_plane,
-                message_queue=queue,
-                services=services,
-                parts=[watching, *running],
-                resources=stack.pop_all(),
-            )
+            return cls(control_plane, queue, services, [watching, *running], stack.pop_all())
 
     @property
     def control_plane_url(self) -> str:
@@ -165,7 +150,5 @@ class LocalStack:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from typing import Any
+
+from llama_deploy.services.background import end
 
 
 async def run_together(*parts: Coroutine[Any, Any, None]) -> None:
@@ -21,27 +23,3 @@ async def run_together(*parts: Coroutine[Any, Any, None]) -> None:
         await end(tasks)
     for task in failed:
         task.result()
-
-
-async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel `tasks` and wait until they have ended, without a time limit.
-
-    Cancelling this call cancels them again, which makes a draining service stop sooner. It still waits.
-
-    Raises:
-        asyncio.CancelledError: The call was cancelled. All tasks have ended.
-    """
-    pending = {task for task in tasks if not task.done()}
-    for task in pending:
-        task.cancel()
-    was_cancelled = False
-    while pending:
-        try:
-            _, pending = await asyncio.wait(pending)
-        except asyncio.CancelledError:
-            was_cancelled = True
-            pending = {task for task in pending if not task.done()}
-            for task in pending:
-                task.cancel()
-    if was_cancelled:
-        raise asyncio.CancelledError

@@ -1,10 +1,10 @@
-"""Tasks that run beside their caller: held until they end, or protected from cancellation."""
+"""Tasks that run beside their caller: held until they end, ended, or protected from cancellation."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -63,4 +63,28 @@ async def run_to_completion(work: Coroutine[None, None, None]) -> None:
             cancelled = True
     task.result()
     if cancelled:
+        raise asyncio.CancelledError
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel `tasks` and wait until they have ended, without a time limit.
+
+    Cancelling this call cancels them again, which makes a draining service stop sooner. It still waits.
+
+    Raises:
+        asyncio.CancelledError: The call was cancelled. All tasks have ended.
+    """
+    pending = {task for task in tasks if not task.done()}
+    for task in pending:
+        task.cancel()
+    was_cancelled = False
+    while pending:
+        try:
+            _, pending = await asyncio.wait(pending)
+        except asyncio.CancelledError:
+            was_cancelled = True
+            pending = {task for task in pending if not task.done()}
+            for task in pending:
+                task.cancel()
+    if was_cancelled:
         raise asyncio.CancelledError

@@ -6,19 +6,15 @@ another implementation, for use within one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import quote
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
-from llama_deploy.batching import Batcher
-from llama_deploy.errors import (
-    InternalServerError,
-    LlamaDeployError,
-    PayloadTooLargeError,
-    SessionNotFoundError,
-)
+from llama_deploy.batching import Batcher, split
+from llama_deploy.errors import LlamaDeployError, PayloadTooLargeError, SessionNotFoundError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import (
@@ -39,9 +35,15 @@ from llama_deploy.types.instance_protocol import (
     check_protocol,
 )
 from llama_deploy.types.services import Registration
-from llama_deploy.types.validation import describe_validation_error
 from llama_deploy.web.connection_settings import Address
-from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest, SyncHttpConnection
+from llama_deploy.web.http_connection import (
+    JSON_HEADERS,
+    HttpConnection,
+    HttpRequest,
+    SyncHttpConnection,
+    as_object,
+    read_answer,
+)
 
 T = TypeVar("T")
 
@@ -55,15 +57,12 @@ class ControlPlaneGateway(Protocol):
 
     async def register(self, definition: ServiceDefinition) -> Registration:
         """Register a service, or an instance of it if `instance_id` is set. Registering again updates it."""
-        ...
 
     async def deregister(self, service_name: str, instance_id: str | None = None) -> None:
         """Remove one instance, or with `instance_id` None the service with all its instances."""
-        ...
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Claim an attempt."""
-        ...
 
     async def part(self, request: PartRequest) -> PartReply:
         """Fetch a slice of a part that the reply to a claim omitted.
@@ -72,7 +71,6 @@ class ControlPlaneGateway(Protocol):
             FencedOutError: The attempt does not belong to the sender any more.
             TaskNotFoundError: The task was deleted.
         """
-        ...
 
     async def journal(self, write: JournalWrite) -> JournalReply:
         """Store one step of a run's journal. It is durable if the reply says `stored`.
@@ -84,7 +82,6 @@ class ControlPlaneGateway(Protocol):
             PayloadTooLargeError: The write is larger than the control plane accepts.
             OverloadedError: Too many writes are waiting.
         """
-        ...
 
     async def report(self, message: QueueMessage) -> None:
         """Upload a `task_stream` or `completed_task` message that is too large for the queue.
@@ -95,19 +92,15 @@ class ControlPlaneGateway(Protocol):
             EventsMissingError: Earlier reports of the attempt are still on their way. Try again later.
             PayloadTooLargeError: The report is larger than the control plane accepts.
         """
-        ...
 
     async def release(self, request: ReleaseRequest) -> ReleaseReply:
         """Release an attempt that this instance will not finish."""
-        ...
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """Send a heartbeat. Blocks; call it from another thread than that of the event loop."""
-        ...
 
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
         """Return the state of a session, None if the session does not exist."""
-        ...
 
     async def update_session_state(self, session_id: str, state: dict[str, Any]) -> None:
         """Merge `state` into the state of a session.
@@ -115,11 +108,9 @@ class ControlPlaneGateway(Protocol):
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        ...
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
-        ...
 
 
 _JOURNAL_REQUEST_BYTES: Final = 1024 * 1024
@@ -128,13 +119,9 @@ _JOURNAL_REQUEST_BYTES: Final = 1024 * 1024
 A quarter of the default of `ControlPlaneConfig.max_body_bytes`.
 """
 _HEADERS: Final = {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
-_CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply])
-_JOURNAL_REPLIES: Final = TypeAdapter(list[JournalReply])
-_RELEASE_REPLIES: Final = TypeAdapter(list[ReleaseReply])
-_PART_REPLY: Final = TypeAdapter(PartReply)
-_REGISTRATION: Final = TypeAdapter(Registration)
-_HEARTBEAT_REPLY: Final = TypeAdapter(HeartbeatReply)
-_STATE: Final[TypeAdapter[dict[str, Any]]] = TypeAdapter(dict[str, Any])
+_CLAIM_REPLIES: Final = TypeAdapter(list[ClaimReply]).validate_python
+_JOURNAL_REPLIES: Final = TypeAdapter(list[JournalReply]).validate_python
+_RELEASE_REPLIES: Final = TypeAdapter(list[ReleaseReply]).validate_python
 
 
 class HttpGateway:
@@ -153,14 +140,18 @@ class HttpGateway:
         self._connection = HttpConnection(control_plane)
         self._heartbeats = SyncHttpConnection(control_plane, pool_size=1)
         self._beat_timeout = BEAT_TIMEOUT
-        self._claims: Batcher[ClaimRequest, ClaimReply] = Batcher(self._claim_all, name="claims")
+        self._claims: Batcher[ClaimRequest, ClaimReply] = Batcher(
+            partial(self._send_all, "/attempts/claim", _CLAIM_REPLIES), name="claims"
+        )
         self._journal: Batcher[JournalWrite, JournalReply] = Batcher(self._journal_all, name="journal")
-        self._releases: Batcher[ReleaseRequest, ReleaseReply] = Batcher(self._release_all, name="releases")
+        self._releases: Batcher[ReleaseRequest, ReleaseReply] = Batcher(
+            partial(self._send_all, "/attempts/release", _RELEASE_REPLIES), name="releases"
+        )
 
     async def register(self, definition: ServiceDefinition) -> Registration:
         """See `ControlPlaneGateway`."""
         request = _post("/services/register", definition)
-        registration = self._read(_REGISTRATION, await self._connection.request(request), request)
+        registration = await self._call(request, Registration.model_validate)
         check_protocol(registration.protocol, peer=f"the control plane {self._connection.base_url}")
         if len(self._connection.settings.urls) > 1:
             # A replica that does not answer must leave time to try the next one before the lease ends.
@@ -182,8 +173,7 @@ class HttpGateway:
 
     async def part(self, request: PartRequest) -> PartReply:
         """See `ControlPlaneGateway`."""
-        sent = _post("/attempts/part", request)
-        return self._read(_PART_REPLY, await self._connection.request(sent), sent)
+        return await self._call(_post("/attempts/part", request), PartReply.model_validate)
 
     async def journal(self, write: JournalWrite) -> JournalReply:
         """See `ControlPlaneGateway`."""
@@ -200,15 +190,15 @@ class HttpGateway:
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """See `ControlPlaneGateway`."""
         request = _post("/instances/heartbeat", heartbeat, timeout=self._beat_timeout)
-        reply = self._read(_HEARTBEAT_REPLY, self._heartbeats.request(request), request)
+        answer = self._heartbeats.request(request)
+        reply = self._read(request, answer, HeartbeatReply.model_validate)
         check_protocol(reply.protocol, peer=f"the control plane {self._connection.base_url}")
         return reply
 
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
         """See `ControlPlaneGateway`."""
-        request = HttpRequest("GET", _state_path(session_id), headers=_HEADERS)
         try:
-            return self._read(_STATE, await self._connection.request(request), request)
+            return await self._call(HttpRequest("GET", _state_path(session_id), headers=_HEADERS), as_object)
         except SessionNotFoundError:
             return None
 
@@ -224,24 +214,24 @@ class HttpGateway:
         await self._connection.close()
         self._heartbeats.close()
 
-    async def _claim_all(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply | BaseException]:
-        request = _post("/attempts/claim", list(requests))
-        replies = self._read(_CLAIM_REPLIES, await self._connection.request(request), request)
-        return [*replies]
+    async def _send_all(
+        self, path: str, returns: Callable[[Any], list[T]], requests: Sequence[BaseModel]
+    ) -> Sequence[T]:
+        return await self._call(_post(path, list(requests)), returns)
 
     async def _journal_all(self, writes: Sequence[JournalWrite]) -> list[JournalReply | BaseException]:
         """Send writes in order, in requests of limited size."""
         outcomes: list[JournalReply | BaseException] = []
-        for bodies in _cut([write.model_dump_json().encode() for write in writes]):
-            outcomes += await self._journal_some(bodies)
+        bodies = [write.model_dump_json().encode() for write in writes]
+        for some in split(bodies, size=len, max_size=_JOURNAL_REQUEST_BYTES):
+            outcomes += await self._journal_some(some)
         return outcomes
 
     async def _journal_some(self, bodies: Sequence[bytes]) -> Sequence[JournalReply | BaseException]:
         """Send writes in one request or, if that is too large for the server, each in its own."""
-        body = b"[%b]" % b",".join(bodies)
-        request = _post_bytes("/attempts/journal", body)
+        request = _post_bytes("/attempts/journal", b"[%b]" % b",".join(bodies))
         try:
-            return self._read(_JOURNAL_REPLIES, await self._connection.request(request), request)
+            return await self._call(request, _JOURNAL_REPLIES)
         except PayloadTooLargeError as exc:
             if len(bodies) == 1:
                 return [exc]
@@ -250,19 +240,11 @@ class HttpGateway:
             # The writes in other requests have outcomes of their own.
             return [exc] * len(bodies)
 
-    async def _release_all(self, requests: Sequence[ReleaseRequest]) -> list[ReleaseReply | BaseException]:
-        request = _post("/attempts/release", list(requests))
-        replies = self._read(_RELEASE_REPLIES, await self._connection.request(request), request)
-        return [*replies]
+    async def _call(self, request: HttpRequest, returns: Callable[[Any], T]) -> T:
+        return self._read(request, await self._connection.request(request), returns)
 
-    def _read(self, adapter: TypeAdapter[T], answer: Any, request: HttpRequest) -> T:
-        try:
-            return adapter.validate_python(answer)
-        except ValidationError as exc:
-            raise InternalServerError(
-                f"{self._connection.base_url}{request.path} did not answer like a control plane; check the "
-                f"URL: {describe_validation_error(exc)}"
-            ) from exc
+    def _read(self, request: HttpRequest, answer: Any, returns: Callable[[Any], T]) -> T:
+        return read_answer(answer, returns, source=self._connection.base_url + request.path)
 
 
 def _post(path: str, json: Any, *, timeout: float | None = None) -> HttpRequest:
@@ -271,20 +253,6 @@ def _post(path: str, json: Any, *, timeout: float | None = None) -> HttpRequest:
 
 def _post_bytes(path: str, content: bytes) -> HttpRequest:
     return HttpRequest("POST", path, content=content, headers={**JSON_HEADERS, **_HEADERS})
-
-
-def _cut(bodies: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield the bodies in order, in groups of the maximum size of a request."""
-    group: list[bytes] = []
-    size = 0
-    for body in bodies:
-        if group and size + len(body) > _JOURNAL_REQUEST_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(body)
-        size += len(body)
-    if group:
-        yield group
 
 
 def _state_path(session_id: str) -> str:

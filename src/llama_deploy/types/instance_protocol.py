@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, Field
 
 from llama_deploy.errors import ProtocolVersionError
-from llama_deploy.types.tasks import EventDefinition, TaskFailure, TaskStatus
+from llama_deploy.types.tasks import EventDefinition, TaskFailure, TaskResult, TaskStatus
 
 PROTOCOL_VERSION: Final = 1
 """The major version of this protocol.
@@ -57,6 +57,20 @@ def check_protocol(version: int | str, *, peer: str) -> None:
         )
 
 
+class AttemptReference(BaseModel):
+    """Names an attempt."""
+
+    task_id: str
+    attempt: int
+
+
+class OwnedAttempt(AttemptReference):
+    """The attempt that its owner reports on or asks about."""
+
+    token: str
+    """Proves the ownership."""
+
+
 class TaskDispatch(BaseModel):
     """Data of a `new_task` message: an attempt that any instance of the service may claim."""
 
@@ -76,11 +90,8 @@ class InboxEntry(BaseModel):
     event: EventDefinition
 
 
-class TaskCancellation(BaseModel):
+class TaskCancellation(AttemptReference):
     """Data of a `cancel_task` message."""
-
-    task_id: str
-    attempt: int
 
 
 class EventPayload(BaseModel):
@@ -90,12 +101,9 @@ class EventPayload(BaseModel):
     data: dict[str, Any]
 
 
-class AttemptEvents(BaseModel):
+class AttemptEvents(OwnedAttempt):
     """Data of a `task_stream` message: events that an attempt streamed."""
 
-    task_id: str
-    attempt: int
-    token: str
     first: int
     """How many events of this attempt were sent before these; shows duplicates and gaps."""
     events: list[EventPayload]
@@ -126,6 +134,19 @@ class AttemptOutcome(AttemptEvents):
         if self.status is not TaskStatus.SUCCEEDED:
             return self.error.message if self.error is not None else ""
         return json.dumps(self.value) if self.event_value == "data" else str(self.value)
+
+    @property
+    def task_result(self) -> TaskResult:
+        """The result of the task that ends with this."""
+        return TaskResult(
+            task_id=self.task_id,
+            result=self.text,
+            status=self.status,
+            value=self.value,
+            value_type=self.value_type,
+            error=self.error,
+            attempts=self.attempt,
+        )
 
     @property
     def stop_event(self) -> EventPayload | None:
@@ -210,11 +231,9 @@ class RunRecord(BaseModel):
         return self.snapshot is not None or bool(self.entries)
 
 
-class ClaimRequest(BaseModel):
+class ClaimRequest(AttemptReference):
     """An instance asks to own an attempt."""
 
-    task_id: str
-    attempt: int
     instance_id: str
 
 
@@ -249,12 +268,9 @@ class ClaimReply(BaseModel):
     """The parts that are too large for this reply. Fetch them with `PartRequest`."""
 
 
-class PartRequest(BaseModel):
+class PartRequest(OwnedAttempt):
     """Fetches a slice of a part that the reply to a claim omitted."""
 
-    task_id: str
-    attempt: int
-    token: str
     part: AttemptPart
     offset: int = Field(default=0, ge=0)
     """How many characters of the part's text were received."""
@@ -273,19 +289,13 @@ class PartReply(BaseModel):
     """Identifies the whole text."""
 
 
-class ReleaseRequest(BaseModel):
+class ReleaseRequest(OwnedAttempt):
     """An instance releases an attempt that it will not finish, for example at the end of a drain."""
 
-    task_id: str
-    attempt: int
-    token: str
 
-
-class HeldAttempt(BaseModel):
+class HeldAttempt(AttemptReference):
     """An attempt that an instance holds, as its heartbeats list it."""
 
-    task_id: str
-    attempt: int
     inbox_seq: int = 0
     """The last inbox entry that the instance has seen."""
 

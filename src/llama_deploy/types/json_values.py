@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Final
 
+import pydantic_core
 from pydantic import AfterValidator
 
-from llama_deploy.errors import SerializationError
+from llama_deploy.errors import InvalidRequestError, SerializationError
 
 MAX_STORED_DEPTH: Final = 150
 """How deep objects and lists may be nested in a stored value. The JSON parser reads 201 levels, and messages
@@ -32,6 +33,25 @@ def encode_json(value: Any) -> str:
     if text.count("{") + text.count("[") > MAX_STORED_DEPTH and is_deeper(value, MAX_STORED_DEPTH):
         raise SerializationError(f"the value is nested more than {MAX_STORED_DEPTH} levels deep; nest less")
     return text
+
+
+def decode_object(text: str, *, what: str) -> dict[str, Any]:
+    """Return the JSON object in a text.
+
+    Args:
+        text: The text.
+        what: Names it in the error.
+
+    Raises:
+        InvalidRequestError: The text is not JSON, or not an object.
+    """
+    try:
+        value = pydantic_core.from_json(text)
+    except ValueError as exc:
+        raise InvalidRequestError(f"{what} is not valid JSON: {exc}; it begins with {text[:40]!r}") from exc
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"{what} must be a JSON object, not {type(value).__name__}")
+    return value
 
 
 def is_deeper(value: Any, levels: int) -> bool:

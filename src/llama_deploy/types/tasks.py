@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
+from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types.ids import generate_id
+from llama_deploy.types.json_values import decode_object
 from llama_deploy.types.keys import PublicId
 
 
@@ -154,3 +156,21 @@ class EventDefinition(BaseModel):
 
     None: the event is not deduplicated.
     """
+
+    def content(self) -> tuple[str, dict[str, Any]]:
+        """Return the name of the event's class, and its fields.
+
+        The name is in `qualified_name`, as the workflow library writes it, or in `type`.
+
+        Raises:
+            InvalidRequestError: The event does not have this form.
+        """
+        wire = decode_object(self.event_obj_str, what="event_obj_str")
+        name, fields = wire.get("qualified_name", wire.get("type")), wire.get("value")
+        if not isinstance(fields, dict):
+            raise InvalidRequestError(
+                'event_obj_str must hold {"qualified_name": "module.Class", "value": {field: ...}}'
+            )
+        if not isinstance(name, str) or not name:
+            raise InvalidRequestError("event_obj_str names no class: it needs a qualified_name")
+        return name, fields

@@ -46,29 +46,23 @@ def create_app(
         lifespan=lifespan,
         responses={"4XX": {"model": Problem, "description": "Problem details", "content": {MEDIA_TYPE: {}}}},
     )
-    app.add_exception_handler(LlamaDeployError, _on_own_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_unexpected_error)
+    app.exception_handler(LlamaDeployError)(_on_own_error)
+    app.exception_handler(RequestValidationError)(_on_validation_error)
+    app.exception_handler(HTTPException)(_on_http_exception)
+    app.exception_handler(Exception)(_on_unexpected_error)
     return app
 
 
-async def _on_own_error(_request: Request, exc: Exception) -> Response:
-    if not isinstance(exc, LlamaDeployError):
-        raise exc
+async def _on_own_error(_request: Request, exc: LlamaDeployError) -> Response:
     return problem_response(exc)
 
 
-async def _on_validation_error(_request: Request, exc: Exception) -> Response:
-    if not isinstance(exc, RequestValidationError):
-        raise exc
+async def _on_validation_error(_request: Request, exc: RequestValidationError) -> Response:
     return problem_response(InvalidRequestError(f"{UNEXPECTED_FORM}: {describe_findings(exc.errors())}"))
 
 
-async def _on_http_exception(_request: Request, exc: Exception) -> Response:
+async def _on_http_exception(_request: Request, exc: HTTPException) -> Response:
     """Answer what the framework itself refuses, such as an unknown path, in the same form."""
-    if not isinstance(exc, HTTPException):
-        raise exc
     body: dict[str, Any] = {
         "type": TYPE_PREFIX + "http",
         "title": exc.detail,

@@ -15,22 +15,26 @@ import asyncio
 import io
 import ssl
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
 import pydantic_core
 import urllib3
+from pydantic import TypeAdapter, ValidationError
 
 from llama_deploy.errors import InternalServerError, UnavailableError
+from llama_deploy.types.validation import describe_validation_error
 from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT, Address, ConnectionSettings
 from llama_deploy.web.problems import from_problem
 from llama_deploy.web.replicas import Replicas
+
+T = TypeVar("T")
 
 JSON_HEADERS: Final = {"Content-Type": "application/json"}
 """For a request whose `content` is JSON already."""
@@ -67,6 +71,30 @@ class HttpAnswer:
     """The decoded JSON, None if there was no body."""
     headers: Mapping[str, str]
     """Their names may be given in any case."""
+
+
+as_object: Final = TypeAdapter(dict[str, Any]).validate_python
+"""Returns decoded JSON as an object."""
+
+
+def read_answer(value: Any, returns: Callable[[Any], T], *, source: str) -> T:
+    """Return a server's decoded JSON as the expected type.
+
+    Args:
+        value: The decoded JSON.
+        returns: Validates it; raises `pydantic.ValidationError`.
+        source: The URL or the path of the request, for the error.
+
+    Raises:
+        InternalServerError: The JSON does not match the expected type.
+    """
+    try:
+        return returns(value)
+    except ValidationError as exc:
+        raise InternalServerError(
+            f"the response to {source} has an unexpected form: {describe_validation_error(exc)}; "
+            "check that the URL leads to a llama_deploy server of a compatible version"
+        ) from exc
 
 
 def _encode(request: HttpRequest) -> tuple[bytes | None, dict[str, str]]:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import ipaddress
 import socket
-from types import TracebackType
 from typing import Final, Self
 
 import uvicorn
@@ -88,9 +87,7 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
 

@@ -32,9 +32,9 @@ from llama_deploy import (
 )
 from llama_deploy.client import TaskHandle
 from llama_deploy.control_plane import ControlPlaneServer
-from llama_deploy.deploy.together import end
 from llama_deploy.errors import TaskFinishedError
 from llama_deploy.message_queues import SimpleMessageQueueServer
+from llama_deploy.services.background import end
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self
+
+from typing_extensions import TypeVar
 
 from llama_deploy.client.aio import task_calls
 from llama_deploy.client.aio.apiserver import ApiServer
@@ -18,7 +19,7 @@ from llama_deploy.client.sync.client import SyncClient  # asyncio only
 from llama_deploy.client.task_results import value_of
 from llama_deploy.web.http_connection import HttpConnection
 
-T = TypeVar("T")
+T = TypeVar("T", default=Any)
 
 
 class Client:
@@ -192,32 +193,6 @@ class Client:
         view = await task_calls.submit(api, submission, api.deadline())
         return TaskHandle(api, task_id=view.task_id, session_id=view.session_id, view=view)
 
-    @overload
-    async def run(
-        self,
-        service_name: str,
-        /,
-        *,
-        session: Session | str | None = None,
-        timeout: float | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        as_type: type[T],
-        **run_kwargs: Any,
-    ) -> T: ...
-
-    @overload
-    async def run(
-        self,
-        service_name: str,
-        /,
-        *,
-        session: Session | str | None = None,
-        timeout: float | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        as_type: None = None,
-        **run_kwargs: Any,
-    ) -> Any: ...
-
     async def run(
         self,
         service_name: str,
@@ -228,7 +203,7 @@ class Client:
         arguments: Mapping[str, Any] | None = None,
         as_type: type[T] | None = None,
         **run_kwargs: Any,
-    ) -> Any:
+    ) -> T:
         """Run a task and return its value: `submit` and `TaskHandle.result` in one request.
 
         Example:
@@ -272,9 +247,7 @@ class Client:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
 

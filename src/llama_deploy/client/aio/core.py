@@ -17,7 +17,6 @@ from llama_deploy.client.paths import session_path, session_task_path
 from llama_deploy.client.payload_encoding import (
     build_session_options,
     build_submission,
-    decode_answer,
     encode_arguments,
     encode_event,
     encode_json_object,
@@ -32,17 +31,15 @@ from llama_deploy.types import (
     TaskDefinition,
     TaskResult,
 )
-from llama_deploy.web.http_connection import HttpRequest
+from llama_deploy.web.http_connection import HttpRequest, as_object, read_answer
 
 _PAGE: Final = 1000
 
-_SERVICES: Final = TypeAdapter(dict[str, Service])
-_ID: Final = TypeAdapter(str)
-_SESSION: Final = TypeAdapter(SessionDefinition)
-_SESSIONS: Final = TypeAdapter(dict[str, SessionDefinition])
-_STATE: Final = TypeAdapter(dict[str, Any])
-_TASKS: Final = TypeAdapter(list[TaskDefinition])
-_RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None)
+_SERVICES: Final = TypeAdapter(dict[str, Service]).validate_python
+_ID: Final = TypeAdapter(str).validate_python
+_SESSIONS: Final = TypeAdapter(dict[str, SessionDefinition]).validate_python
+_TASKS: Final = TypeAdapter(list[TaskDefinition]).validate_python
+_RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None).validate_python
 
 
 class Core:
@@ -65,7 +62,7 @@ class ServiceCollection:
 
     async def list(self) -> list[Service]:
         """Return the registered services, ordered by name."""
-        self.items = await self._api.call(HttpRequest("GET", "/services"), _SERVICES)
+        self.items = await self._api.get("/services", _SERVICES)
         return [self.items[name] for name in sorted(self.items)]
 
     async def register(self, service_def: ServiceDefinition) -> Service:
@@ -74,7 +71,7 @@ class ServiceCollection:
         Raises:
             InvalidRequestError: The definition is not valid.
         """
-        await self._api.call(HttpRequest("POST", "/services/register", json=service_def), ANYTHING)
+        await self._api.post("/services/register", ANYTHING, json=service_def)
         return Service.model_validate(service_def.model_dump())
 
     async def deregister(self, name: str) -> None:
@@ -83,8 +80,7 @@ class ServiceCollection:
         Raises:
             ServiceNotFoundError: The service is not registered.
         """
-        request = HttpRequest("POST", "/services/deregister", params={"service_name": name})
-        await self._api.call(request, ANYTHING)
+        await self._api.post("/services/deregister", ANYTHING, service_name=name)
 
 
 class SessionCollection:
@@ -101,8 +97,8 @@ class SessionCollection:
         """Return the sessions with their tasks and state, ordered by id; one request per thousand."""
         found: list[SessionDefinition] = []
         while True:
-            params: dict[str, str | int] = {"after": found[-1].session_id if found else "", "limit": _PAGE}
-            page = await self._api.call(HttpRequest("GET", "/sessions", params=params), _SESSIONS)
+            after = found[-1].session_id if found else ""
+            page = await self._api.get("/sessions", _SESSIONS, after=after, limit=_PAGE)
             found.extend(page[session_id] for session_id in sorted(page))
             if len(page) < _PAGE:
                 return found
@@ -121,9 +117,7 @@ class SessionCollection:
 
     async def _create(self, session_id: str | None, policy: SessionPolicy | str) -> Session:
         options = build_session_options(session_id, policy)
-        return Session(
-            self._api, await self._api.call(HttpRequest("POST", "/sessions/create", json=options), _ID)
-        )
+        return Session(self._api, await self._api.post("/sessions/create", _ID, json=options))
 
     async def get(self, id: str) -> Session:  # noqa: A002 - 0.6 API
         """Return an existing session.
@@ -131,7 +125,7 @@ class SessionCollection:
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        definition = await self._api.call(HttpRequest("GET", session_path(id)), _SESSION)
+        definition = await self._api.get(session_path(id), SessionDefinition.model_validate)
         return Session(self._api, definition.session_id)
 
     async def get_or_create(
@@ -157,7 +151,7 @@ class SessionCollection:
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        await self._api.call(HttpRequest("POST", session_path(id) + "/delete"), ANYTHING)
+        await self._api.post(session_path(id) + "/delete", ANYTHING)
 
 
 class Session:
@@ -225,7 +219,7 @@ class Session:
 
     async def get_tasks(self) -> list[TaskDefinition]:
         """Return the session's tasks, in the order in which they were accepted."""
-        return await self._api.call(HttpRequest("GET", session_path(self.id) + "/tasks"), _TASKS)
+        return await self._api.get(session_path(self.id) + "/tasks", _TASKS)
 
     async def get_task_result(self, task_id: str) -> TaskResult | None:
         """Return the result of a task, None while it has not ended. A failure is returned, not raised.
@@ -233,8 +227,7 @@ class Session:
         Raises:
             TaskNotFoundError: The session has no such task.
         """
-        request = HttpRequest("GET", session_task_path(self.id, task_id) + "/result")
-        return await self._api.call(request, _RESULT)
+        return await self._api.get(session_task_path(self.id, task_id) + "/result", _RESULT)
 
     def get_task_result_stream(self, task_id: str) -> EventData:
         """Return the data of the task's events, from the first to the terminal one.
@@ -304,4 +297,4 @@ class Session:
         tag = answer.headers.get("etag", "").strip('"')
         if not tag.isdecimal():
             raise InternalServerError(f"the response to {request.path} has no state version in `ETag`")
-        return SessionState(state=decode_answer(answer.value, _STATE, source=request.path), version=int(tag))
+        return SessionState(state=read_answer(answer.value, as_object, source=request.path), version=int(tag))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -12,16 +13,15 @@ from pydantic import TypeAdapter
 from llama_deploy.client.aio.waiting import Sleep, sleep
 from llama_deploy.client.deadline import Deadline, pause_after
 from llama_deploy.client.event_streams import LineStream
-from llama_deploy.client.payload_encoding import decode_answer
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.errors import OverloadedError, UnavailableError
-from llama_deploy.web.http_connection import HttpAnswer, HttpRequest
+from llama_deploy.web.http_connection import HttpAnswer, HttpRequest, read_answer
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ANYTHING: Final = TypeAdapter[Any](Any)
+ANYTHING: Final = TypeAdapter[Any](Any).validate_python
 """The type of a response that nobody reads, or that may be any JSON."""
 
 
@@ -38,25 +38,15 @@ class Connection(Protocol):
         """Close all connections."""
 
 
+@dataclass(frozen=True, slots=True)
 class ServerApi:
-    """Calls one server.
+    """Calls one server."""
 
-    Args:
-        connection: The connection to the server. `close` closes it.
-        settings: The client's settings.
-        sleep: Waits for the given seconds.
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        settings: ClientSettings,
-        *,
-        sleep: Sleep = sleep,
-    ) -> None:
-        self._connection = connection
-        self.settings = settings
-        self.sleep = sleep
+    connection: Connection
+    """The connection to the server. `close` closes it."""
+    settings: ClientSettings
+    sleep: Sleep = sleep
+    """Waits for the given seconds."""
 
     def deadline(self, timeout: float | None = None) -> Deadline:
         """Return the deadline of a call that starts now; None is the client's `timeout`."""
@@ -69,9 +59,9 @@ class ServerApi:
             LlamaDeployError: The error that the server returned.
             UnavailableError: The server did not respond.
         """
-        return await self._connection.answer(request)
+        return await self.connection.answer(request)
 
-    async def call(self, request: HttpRequest, returns: TypeAdapter[T]) -> T:
+    async def call(self, request: HttpRequest, returns: Callable[[Any], T]) -> T:
         """Send a request once and return the decoded response.
 
         Raises:
@@ -79,18 +69,26 @@ class ServerApi:
             InternalServerError: The response does not have the expected form.
             UnavailableError: The server did not respond.
         """
-        answer = await self._connection.answer(request)
-        return decode_answer(answer.value, returns, source=request.path)
+        answer = await self.connection.answer(request)
+        return read_answer(answer.value, returns, source=request.path)
+
+    async def get(self, path: str, returns: Callable[[Any], T], **params: str | int) -> T:
+        """Like `call`, with a GET request."""
+        return await self.call(HttpRequest("GET", path, params=params), returns)
+
+    async def post(self, path: str, returns: Callable[[Any], T], json: Any = None, **params: str) -> T:
+        """Like `call`, with a POST request."""
+        return await self.call(HttpRequest("POST", path, json=json, params=params), returns)
 
     async def call_until(
-        self, deadline: Deadline, build: Callable[[], HttpRequest], returns: TypeAdapter[T]
+        self, deadline: Deadline, build: Callable[[], HttpRequest], returns: Callable[[Any], T]
     ) -> T:
         """Like `call`, but retry until the deadline while the server is unavailable or overloaded.
 
         Args:
             deadline: When to give up and raise the last error.
             build: Returns the request for each attempt. The server must treat all of them as one request.
-            returns: The expected response.
+            returns: Returns the response as the expected type; see `read_answer`.
         """
         failures = 0
         while True:
@@ -116,7 +114,7 @@ class ServerApi:
         while True:
             error: UnavailableError | None = None
             try:
-                async with self._connection.stream(stream.request()) as lines, aclosing(lines):
+                async with self.connection.stream(stream.request()) as lines, aclosing(lines):
                     async for line in lines:
                         item = stream.feed(line)
                         if item is not None:
@@ -130,4 +128,4 @@ class ServerApi:
 
     async def close(self) -> None:
         """Close the connection. Idempotent; a later call opens it again."""
-        await self._connection.close()
+        await self.connection.close()

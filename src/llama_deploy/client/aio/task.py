@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from pydantic import BaseModel
+from typing_extensions import TypeVar
 
 from llama_deploy.client.aio.server_api import ServerApi
-from llama_deploy.client.aio.task_calls import VIEW, send_event, wait_for_end
+from llama_deploy.client.aio.task_calls import send_event, wait_for_end
 from llama_deploy.client.event_streams import EventStream
 from llama_deploy.client.paths import task_path
 from llama_deploy.client.payload_encoding import encode_event
 from llama_deploy.client.task_results import result_of, value_of
 from llama_deploy.types import TaskEvent, TaskStatus, TaskView
-from llama_deploy.web.http_connection import HttpRequest
 
-T = TypeVar("T")
+T = TypeVar("T", default=Any)
 
 
 class TaskHandle:
@@ -44,13 +44,7 @@ class TaskHandle:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.task_id}>"
 
-    @overload
-    async def result(self, *, timeout: float | None = None) -> Any: ...
-
-    @overload
-    async def result(self, *, timeout: float | None = None, as_type: type[T]) -> T: ...
-
-    async def result(self, *, timeout: float | None = None, as_type: type[T] | None = None) -> Any:
+    async def result(self, *, timeout: float | None = None, as_type: type[T] | None = None) -> T:
         """Wait until the task ends and return its value.
 
         Args:
@@ -76,7 +70,7 @@ class TaskHandle:
         Raises:
             TaskNotFoundError: The task does not exist.
         """
-        self._view = await self._api.call(HttpRequest("GET", task_path(self.task_id)), VIEW)
+        self._view = await self._api.get(task_path(self.task_id), TaskView.model_validate)
         self.session_id = self._view.session_id
         return self._view
 
@@ -130,5 +124,5 @@ class TaskHandle:
         Raises:
             TaskNotFoundError: The task does not exist.
         """
-        self._view = await self._api.call(HttpRequest("POST", task_path(self.task_id) + "/cancel"), VIEW)
+        self._view = await self._api.post(task_path(self.task_id) + "/cancel", TaskView.model_validate)
         return self._view

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import TypeAdapter
-
 from llama_deploy.client.aio.server_api import ANYTHING, ServerApi
 from llama_deploy.client.deadline import Deadline
 from llama_deploy.client.paths import task_path
@@ -22,8 +20,6 @@ _GRACE: Final = 5.0
 _EARLY: Final = 0.5
 """A response without a result before this part of the wait is early."""
 _PAUSE_WHEN_EARLY: Final = 0.1
-
-VIEW: Final = TypeAdapter(TaskView)
 
 
 async def submit(
@@ -44,7 +40,7 @@ async def submit(
             timeout=answer_timeout(deadline, seconds),
         )
 
-    return await api.call_until(deadline, build, VIEW)
+    return await api.call_until(deadline, build, TaskView.model_validate)
 
 
 async def run(api: ServerApi, submission: TaskSubmission, deadline: Deadline) -> TaskResult:
@@ -74,7 +70,7 @@ async def wait_for_end(
         if view is not None and left <= 0:
             raise wait_timed_out(task_id, deadline, f"it {describe_status(view.status)}")
         try:
-            view = await api.call_until(deadline, build, VIEW)
+            view = await api.call_until(deadline, build, TaskView.model_validate)
         except (UnavailableError, OverloadedError) as exc:
             raise wait_timed_out(task_id, deadline, str(exc)) from exc
         if view.result is None and left - deadline.remaining() < _EARLY * min(left, MAX_WAIT):
@@ -90,7 +86,7 @@ async def send_event(api: ServerApi, path: str, event: EventDefinition, deadline
     sent once, because a retry could deliver it twice.
     """
     if event.idempotency_key is None:
-        await api.call(HttpRequest("POST", path, json=event), ANYTHING)
+        await api.post(path, ANYTHING, json=event)
         return
 
     def build() -> HttpRequest:

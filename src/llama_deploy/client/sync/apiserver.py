@@ -18,15 +18,9 @@ from llama_deploy.errors import UnavailableError
 from llama_deploy.types import EventDefinition, SessionDefinition, TaskDefinition, TaskResult
 from llama_deploy.web.http_connection import HttpRequest
 
-_STATUS: Final = TypeAdapter(ApiServerStatus)
-_DEPLOYMENT: Final = TypeAdapter(DeploymentDefinition)
-_DEPLOYMENTS: Final = TypeAdapter(list[DeploymentDefinition])
-_TASK: Final = TypeAdapter(TaskDefinition)
-_TASKS: Final = TypeAdapter(list[TaskDefinition])
-_RESULT: Final = TypeAdapter(TaskResult)
-_EVENT: Final = TypeAdapter(EventDefinition)
-_SESSION: Final = TypeAdapter(SessionDefinition)
-_SESSIONS: Final = TypeAdapter(list[SessionDefinition])
+_DEPLOYMENTS: Final = TypeAdapter(list[DeploymentDefinition]).validate_python
+_TASKS: Final = TypeAdapter(list[TaskDefinition]).validate_python
+_SESSIONS: Final = TypeAdapter(list[SessionDefinition]).validate_python
 
 
 class ApiServer:
@@ -39,7 +33,7 @@ class ApiServer:
     def status(self) -> ApiServerStatus:
         """Return the API server's status; `DOWN` if it cannot be reached."""
         try:
-            return self._api.call(HttpRequest("GET", "/status/"), _STATUS)
+            return self._api.get("/status/", ApiServerStatus.model_validate)
         except UnavailableError as exc:
             return ApiServerStatus(status=ApiServerCondition.DOWN, status_message=str(exc))
 
@@ -70,7 +64,7 @@ class DeploymentCollection:
             headers={"Content-Type": content_type},
             timeout=self._api.settings.timeout,
         )
-        created = self._api.call(request, _DEPLOYMENT)
+        created = self._api.call(request, DeploymentDefinition.model_validate)
         return Deployment(self._api, created.name)
 
     def get(self, name: str) -> Deployment:
@@ -79,12 +73,12 @@ class DeploymentCollection:
         Raises:
             NotFoundError: The deployment does not exist.
         """
-        found = self._api.call(HttpRequest("GET", deployment_path(name)), _DEPLOYMENT)
+        found = self._api.get(deployment_path(name), DeploymentDefinition.model_validate)
         return Deployment(self._api, found.name)
 
     def list(self) -> list[Deployment]:
         """Return the deployments."""
-        found = self._api.call(HttpRequest("GET", "/deployments/"), _DEPLOYMENTS)
+        found = self._api.get("/deployments/", _DEPLOYMENTS)
         return [Deployment(self._api, definition.name) for definition in found]
 
 
@@ -125,12 +119,13 @@ class DeploymentTasks:
     def create(self, task_def: TaskDefinition) -> DeploymentTask:
         """Submit a task."""
         params = _session_param(task_def.session_id)
-        request = HttpRequest("POST", self._path + "/create", params=params, json=task_def)
-        return DeploymentTask(self._api, self._deployment, self._api.call(request, _TASK))
+        path = self._path + "/create"
+        task = self._api.post(path, TaskDefinition.model_validate, json=task_def, **params)
+        return DeploymentTask(self._api, self._deployment, task)
 
     def list(self) -> list[DeploymentTask]:
         """Return the deployment's tasks."""
-        found = self._api.call(HttpRequest("GET", self._path), _TASKS)
+        found = self._api.get(self._path, _TASKS)
         return [DeploymentTask(self._api, self._deployment, task) for task in found]
 
 
@@ -148,7 +143,7 @@ class DeploymentTask:
 
     def results(self) -> TaskResult:
         """Return the task's result."""
-        return self._api.call(HttpRequest("GET", self._path + "/results", params=self._params), _RESULT)
+        return self._api.get(self._path + "/results", TaskResult.model_validate, **self._params)
 
     def events(self) -> Generator[dict[str, Any]]:
         """Yield the data of the task's events as they arrive."""
@@ -157,8 +152,8 @@ class DeploymentTask:
     def send_event(self, ev: BaseModel, service_name: str) -> EventDefinition:
         """Send a workflow event to the task and return the event as it was sent."""
         event = encode_event(ev, service_name=service_name)
-        request = HttpRequest("POST", self._path + "/events", params=self._params, json=event)
-        return self._api.call(request, _EVENT)
+        path = self._path + "/events"
+        return self._api.post(path, EventDefinition.model_validate, json=event, **self._params)
 
 
 class DeploymentSessions:
@@ -170,16 +165,15 @@ class DeploymentSessions:
 
     def create(self) -> SessionDefinition:
         """Create a session."""
-        return self._api.call(HttpRequest("POST", self._path + "/create"), _SESSION)
+        return self._api.post(self._path + "/create", SessionDefinition.model_validate)
 
     def list(self) -> list[SessionDefinition]:
         """Return the deployment's sessions."""
-        return self._api.call(HttpRequest("GET", self._path), _SESSIONS)
+        return self._api.get(self._path, _SESSIONS)
 
     def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
         """Delete a session."""
-        params = _session_param(id)
-        self._api.call(HttpRequest("POST", self._path + "/delete", params=params), ANYTHING)
+        self._api.post(self._path + "/delete", ANYTHING, **_session_param(id))
 
 
 def _session_param(session_id: str | None) -> dict[str, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self
+
+from typing_extensions import TypeVar
 
 from llama_deploy.client.payload_encoding import build_submission, encode_arguments
 from llama_deploy.client.settings import ClientSettings
@@ -18,7 +19,7 @@ from llama_deploy.client.sync.task import SyncTaskHandle
 from llama_deploy.client.task_results import value_of
 from llama_deploy.web.http_connection import SyncHttpConnection
 
-T = TypeVar("T")
+T = TypeVar("T", default=Any)
 
 
 class SyncClient:
@@ -175,32 +176,6 @@ class SyncClient:
         view = task_calls.submit(api, submission, api.deadline())
         return SyncTaskHandle(api, task_id=view.task_id, session_id=view.session_id, view=view)
 
-    @overload
-    def run(
-        self,
-        service_name: str,
-        /,
-        *,
-        session: SyncSession | str | None = None,
-        timeout: float | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        as_type: type[T],
-        **run_kwargs: Any,
-    ) -> T: ...
-
-    @overload
-    def run(
-        self,
-        service_name: str,
-        /,
-        *,
-        session: SyncSession | str | None = None,
-        timeout: float | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        as_type: None = None,
-        **run_kwargs: Any,
-    ) -> Any: ...
-
     def run(
         self,
         service_name: str,
@@ -211,7 +186,7 @@ class SyncClient:
         arguments: Mapping[str, Any] | None = None,
         as_type: type[T] | None = None,
         **run_kwargs: Any,
-    ) -> Any:
+    ) -> T:
         """Run a task and return its value: `submit` and `SyncTaskHandle.result` in one request.
 
         Example:
@@ -251,9 +226,7 @@ class SyncClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
 

@@ -15,7 +15,6 @@ from llama_deploy.client.paths import session_path, session_task_path
 from llama_deploy.client.payload_encoding import (
     build_session_options,
     build_submission,
-    decode_answer,
     encode_arguments,
     encode_event,
     encode_json_object,
@@ -33,17 +32,15 @@ from llama_deploy.types import (
     TaskDefinition,
     TaskResult,
 )
-from llama_deploy.web.http_connection import HttpRequest
+from llama_deploy.web.http_connection import HttpRequest, as_object, read_answer
 
 _PAGE: Final = 1000
 
-_SERVICES: Final = TypeAdapter(dict[str, Service])
-_ID: Final = TypeAdapter(str)
-_SESSION: Final = TypeAdapter(SessionDefinition)
-_SESSIONS: Final = TypeAdapter(dict[str, SessionDefinition])
-_STATE: Final = TypeAdapter(dict[str, Any])
-_TASKS: Final = TypeAdapter(list[TaskDefinition])
-_RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None)
+_SERVICES: Final = TypeAdapter(dict[str, Service]).validate_python
+_ID: Final = TypeAdapter(str).validate_python
+_SESSIONS: Final = TypeAdapter(dict[str, SessionDefinition]).validate_python
+_TASKS: Final = TypeAdapter(list[TaskDefinition]).validate_python
+_RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None).validate_python
 
 
 class Core:
@@ -66,7 +63,7 @@ class ServiceCollection:
 
     def list(self) -> list[Service]:
         """Return the registered services, ordered by name."""
-        self.items = self._api.call(HttpRequest("GET", "/services"), _SERVICES)
+        self.items = self._api.get("/services", _SERVICES)
         return [self.items[name] for name in sorted(self.items)]
 
     def register(self, service_def: ServiceDefinition) -> Service:
@@ -75,7 +72,7 @@ class ServiceCollection:
         Raises:
             InvalidRequestError: The definition is not valid.
         """
-        self._api.call(HttpRequest("POST", "/services/register", json=service_def), ANYTHING)
+        self._api.post("/services/register", ANYTHING, json=service_def)
         return Service.model_validate(service_def.model_dump())
 
     def deregister(self, name: str) -> None:
@@ -84,8 +81,7 @@ class ServiceCollection:
         Raises:
             ServiceNotFoundError: The service is not registered.
         """
-        request = HttpRequest("POST", "/services/deregister", params={"service_name": name})
-        self._api.call(request, ANYTHING)
+        self._api.post("/services/deregister", ANYTHING, service_name=name)
 
 
 class SessionCollection:
@@ -102,8 +98,8 @@ class SessionCollection:
         """Return the sessions with their tasks and state, ordered by id; one request per thousand."""
         found: list[SessionDefinition] = []
         while True:
-            params: dict[str, str | int] = {"after": found[-1].session_id if found else "", "limit": _PAGE}
-            page = self._api.call(HttpRequest("GET", "/sessions", params=params), _SESSIONS)
+            after = found[-1].session_id if found else ""
+            page = self._api.get("/sessions", _SESSIONS, after=after, limit=_PAGE)
             found.extend(page[session_id] for session_id in sorted(page))
             if len(page) < _PAGE:
                 return found
@@ -122,9 +118,7 @@ class SessionCollection:
 
     def _create(self, session_id: str | None, policy: SessionPolicy | str) -> SyncSession:
         options = build_session_options(session_id, policy)
-        return SyncSession(
-            self._api, self._api.call(HttpRequest("POST", "/sessions/create", json=options), _ID)
-        )
+        return SyncSession(self._api, self._api.post("/sessions/create", _ID, json=options))
 
     def get(self, id: str) -> SyncSession:  # noqa: A002 - 0.6 API
         """Return an existing session.
@@ -132,7 +126,7 @@ class SessionCollection:
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        definition = self._api.call(HttpRequest("GET", session_path(id)), _SESSION)
+        definition = self._api.get(session_path(id), SessionDefinition.model_validate)
         return SyncSession(self._api, definition.session_id)
 
     def get_or_create(
@@ -158,7 +152,7 @@ class SessionCollection:
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        self._api.call(HttpRequest("POST", session_path(id) + "/delete"), ANYTHING)
+        self._api.post(session_path(id) + "/delete", ANYTHING)
 
 
 class SyncSession:
@@ -226,7 +220,7 @@ class SyncSession:
 
     def get_tasks(self) -> list[TaskDefinition]:
         """Return the session's tasks, in the order in which they were accepted."""
-        return self._api.call(HttpRequest("GET", session_path(self.id) + "/tasks"), _TASKS)
+        return self._api.get(session_path(self.id) + "/tasks", _TASKS)
 
     def get_task_result(self, task_id: str) -> TaskResult | None:
         """Return the result of a task, None while it has not ended. A failure is returned, not raised.
@@ -234,8 +228,7 @@ class SyncSession:
         Raises:
             TaskNotFoundError: The session has no such task.
         """
-        request = HttpRequest("GET", session_task_path(self.id, task_id) + "/result")
-        return self._api.call(request, _RESULT)
+        return self._api.get(session_task_path(self.id, task_id) + "/result", _RESULT)
 
     def get_task_result_stream(self, task_id: str) -> EventData:
         """Return the data of the task's events, from the first to the terminal one.
@@ -303,4 +296,4 @@ class SyncSession:
         tag = answer.headers.get("etag", "").strip('"')
         if not tag.isdecimal():
             raise InternalServerError(f"the response to {request.path} has no state version in `ETag`")
-        return SessionState(state=decode_answer(answer.value, _STATE, source=request.path), version=int(tag))
+        return SessionState(state=read_answer(answer.value, as_object, source=request.path), version=int(tag))

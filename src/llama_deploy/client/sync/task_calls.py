@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import TypeAdapter
-
 from llama_deploy.client.deadline import Deadline
 from llama_deploy.client.paths import task_path
 from llama_deploy.client.sync.server_api import ANYTHING, ServerApi
@@ -23,8 +21,6 @@ _GRACE: Final = 5.0
 _EARLY: Final = 0.5
 """A response without a result before this part of the wait is early."""
 _PAUSE_WHEN_EARLY: Final = 0.1
-
-VIEW: Final = TypeAdapter(TaskView)
 
 
 def submit(api: ServerApi, submission: TaskSubmission, deadline: Deadline, *, wait: bool = False) -> TaskView:
@@ -43,7 +39,7 @@ def submit(api: ServerApi, submission: TaskSubmission, deadline: Deadline, *, wa
             timeout=answer_timeout(deadline, seconds),
         )
 
-    return api.call_until(deadline, build, VIEW)
+    return api.call_until(deadline, build, TaskView.model_validate)
 
 
 def run(api: ServerApi, submission: TaskSubmission, deadline: Deadline) -> TaskResult:
@@ -71,7 +67,7 @@ def wait_for_end(api: ServerApi, task_id: str, deadline: Deadline, view: TaskVie
         if view is not None and left <= 0:
             raise wait_timed_out(task_id, deadline, f"it {describe_status(view.status)}")
         try:
-            view = api.call_until(deadline, build, VIEW)
+            view = api.call_until(deadline, build, TaskView.model_validate)
         except (UnavailableError, OverloadedError) as exc:
             raise wait_timed_out(task_id, deadline, str(exc)) from exc
         if view.result is None and left - deadline.remaining() < _EARLY * min(left, MAX_WAIT):
@@ -87,7 +83,7 @@ def send_event(api: ServerApi, path: str, event: EventDefinition, deadline: Dead
     sent once, because a retry could deliver it twice.
     """
     if event.idempotency_key is None:
-        api.call(HttpRequest("POST", path, json=event), ANYTHING)
+        api.post(path, ANYTHING, json=event)
         return
 
     def build() -> HttpRequest:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types import EventDefinition, ServiceDefinition
 
@@ -16,17 +14,7 @@ def check_event(event: EventDefinition, service_name: str, definition: ServiceDe
     """
     if event.agent_id not in (None, service_name):
         raise InvalidRequestError(f"the task belongs to service {service_name!r}, not to {event.agent_id!r}")
-    try:
-        decoded = json.loads(event.event_obj_str)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidRequestError(f"event_obj_str is not valid JSON: {exc}") from exc
-    if not isinstance(decoded, dict) or not isinstance(decoded.get("value"), dict):
-        raise InvalidRequestError(
-            'event_obj_str must hold {"qualified_name": "module.Class", "value": {field: ...}}'
-        )
-    name = decoded.get("qualified_name", decoded.get("type"))
-    if not isinstance(name, str) or not name:
-        raise InvalidRequestError("event_obj_str names no class: it needs a qualified_name")
+    name, _ = event.content()
     known = definition.accepted_events if definition is not None else None
     # The class may stand in another module at the client, so its own name decides.
     if known is not None and _class_name(name) not in {_class_name(item) for item in known}:

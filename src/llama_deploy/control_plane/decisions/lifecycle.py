@@ -46,6 +46,7 @@ from llama_deploy.types.instance_protocol import (
 
 _LONGEST_SLEEP: Final = timedelta(days=3650)
 """A run with a later timer is woken at this time too, and parks again."""
+_NO_OWNER: Final = {"instance_id": None, "token": None, "claimed_at": None}
 HARMLESS_AFTER: Final = timedelta(minutes=1)
 """When an attempt of this age finishes a step, the losses before it are forgiven."""
 
@@ -121,17 +122,10 @@ def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: d
             task_id=task.task_id,
             attempt=attempt,
         )
-    return Transition(
-        _moved(
-            task,
-            TaskStatus.RUNNING,
-            at=at,
-            instance_id=instance_id,
-            token=token,
-            claimed_at=at,
-            attempt_events=0,
-        )
+    claimed = _moved(
+        task, TaskStatus.RUNNING, at=at, instance_id=instance_id, token=token, claimed_at=at, attempt_events=0
     )
+    return Transition(claimed)
 
 
 def take_events(task: TaskRecord, sent: AttemptEvents) -> Transition:
@@ -153,16 +147,8 @@ def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transitio
         EventsMissingError: Earlier events of the attempt have not arrived.
     """
     events = _new_events(task, outcome)
-    result = TaskResult(
-        task_id=task.task_id,
-        result=outcome.text,
-        status=outcome.status,
-        value=outcome.value,
-        value_type=outcome.value_type,
-        error=outcome.error,
-        attempts=task.attempt,
-    )
-    return _finish(_grown(task, len(events)), result, at=at, events=events, stop_event=outcome.stop_event)
+    grown = _grown(task, len(events))
+    return _finish(grown, outcome.task_result, at=at, events=events, stop_event=outcome.stop_event)
 
 
 def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
@@ -225,7 +211,7 @@ def wake(task: TaskRecord, *, at: datetime) -> Transition:
 
 def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
     """Return the outcome of an attempt whose result cannot be stored."""
-    failure = TaskFailure(type=_name(type(error)), message=str(error))
+    failure = _failure(type(error), str(error))
     empty = dict.fromkeys(["value", "value_type", "terminal_event", "event_value"])
     changes = {"status": TaskStatus.FAILED, "result": str(error), "error": failure}
     return outcome.model_copy(update={**empty, **changes})
@@ -242,11 +228,9 @@ def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
         return _finish(task, _cancelled(task), at=at)
     losses = task.losses + 1
     if losses >= task.max_attempts:
-        failure = TaskFailure(
-            type=_name(AttemptsExhaustedError),
-            message=f"{losses} instances of service {task.service_name} died or went silent under this task",
-        )
-        return _finish(task._replace(losses=losses), _failed(task, failure), at=at)
+        reason = f"{losses} instances of service {task.service_name} died or went silent under this task"
+        result = _failed(task, _failure(AttemptsExhaustedError, reason))
+        return _finish(task._replace(losses=losses), result, at=at)
     following = _next_attempt(task._replace(losses=losses), at=at)
     if losses == 1:
         return following
@@ -275,8 +259,7 @@ def refuse(task: TaskRecord, *, attempt: int, error: LlamaDeployError, at: datet
     """The queue rejects the attempt's message permanently: `queued` → `failed`."""
     if task.status is not TaskStatus.QUEUED or task.attempt != attempt:
         return Transition(task)
-    message = f"the task cannot be sent to its service: {error}"
-    failure = TaskFailure(type=_name(type(error)), message=message)
+    failure = _failure(type(error), f"the task cannot be sent to its service: {error}")
     return _finish(task, _failed(task, failure), at=at)
 
 
@@ -349,21 +332,8 @@ def _moved(task: TaskRecord, status: TaskStatus, *, at: datetime, **changes: Any
 
 
 def _next_attempt(task: TaskRecord, *, at: datetime) -> Transition:
-    return Transition(
-        _moved(
-            task,
-            TaskStatus.QUEUED,
-            at=at,
-            attempt=task.attempt + 1,
-            instance_id=None,
-            token=None,
-            claimed_at=None,
-            wake_at=None,
-            attempt_events=0,
-            dispatches=1,
-        ),
-        dispatch=True,
-    )
+    changes = {"attempt": task.attempt + 1, "attempt_events": 0, "dispatches": 1, "wake_at": None}
+    return Transition(_moved(task, TaskStatus.QUEUED, at=at, **_NO_OWNER, **changes), dispatch=True)
 
 
 def _park(task: TaskRecord, parking: Parking, *, at: datetime) -> Transition:
@@ -371,25 +341,16 @@ def _park(task: TaskRecord, parking: Parking, *, at: datetime) -> Transition:
         return _next_attempt(task, at=at)
     seconds = parking.wake_in
     sleep = None if seconds is None else timedelta(seconds=min(seconds, _LONGEST_SLEEP.total_seconds()))
-    return Transition(
-        _moved(
-            task,
-            TaskStatus.WAITING,
-            at=at,
-            instance_id=None,
-            token=None,
-            claimed_at=None,
-            wake_at=None if sleep is None else at + sleep,
-        )
-    )
+    wake_at = None if sleep is None else at + sleep
+    return Transition(_moved(task, TaskStatus.WAITING, at=at, **_NO_OWNER, wake_at=wake_at))
 
 
-def _name(error: type[LlamaDeployError]) -> str:
-    return f"{error.__module__}.{error.__qualname__}"
+def _failure(error: type[LlamaDeployError], message: str) -> TaskFailure:
+    return TaskFailure(type=f"{error.__module__}.{error.__qualname__}", message=message)
 
 
 def _cancelled(task: TaskRecord) -> TaskResult:
-    failure = TaskFailure(type=_name(TaskCancelledError), message="the task was cancelled")
+    failure = _failure(TaskCancelledError, "the task was cancelled")
     return _failed(task, failure, status=TaskStatus.CANCELLED)
 
 

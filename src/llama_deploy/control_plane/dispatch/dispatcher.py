@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -27,43 +28,33 @@ _MIN_PAUSE: Final = timedelta(seconds=0.25)
 """The shortest pause between two sweeps that have found less than a page."""
 
 
+@dataclass(frozen=True, slots=True)
 class Dispatcher:
     """Publishes attempts again that are not claimed, and delayed attempts when they are due.
 
     A transaction that makes an attempt ready publishes it itself, by `decisions.dispatch_rules`.
-
-    Args:
-        store: Where queued tasks are read.
-        writer: How they are changed.
-        clock: Returns the present time, aware, UTC.
-        lease_seconds: How long an instance may be silent.
-        is_waiting: Whether messages for a service wait to be published, so that repeating them is useless.
     """
 
-    def __init__(
-        self,
-        *,
-        store: StateStore,
-        writer: Writer,
-        clock: Callable[[], datetime],
-        lease_seconds: float,
-        is_waiting: Callable[[str], bool],
-    ) -> None:
-        self._store = store
-        self._writer = writer
-        self._clock = clock
-        self._lease = timedelta(seconds=lease_seconds)
-        self._is_waiting = is_waiting
+    store: StateStore
+    """Where queued tasks are read."""
+    writer: Writer
+    """How they are changed."""
+    clock: Callable[[], datetime]
+    """Returns the present time, aware, UTC."""
+    lease: timedelta
+    """How long an instance may be silent."""
+    is_waiting: Callable[[str], bool]
+    """Whether messages for a service wait to be published, so that repeating them is useless."""
 
     async def sweep(self) -> datetime | None:
         """Publish the attempts that are due, and return when the next one is. None: there is none."""
-        now = self._clock()
+        now = self.clock()
 
         def read(tx: StoreTransaction) -> tuple[list[TaskRecord], list[TaskRecord]]:
             first = tx.tasks.queued(limit=1)
             return first, tx.tasks.queued(due_before=now, limit=_PAGE) if first else []
 
-        first, due = await self._store.read(read)
+        first, due = await self.store.read(read)
         await self.dispatch(due)
         if len(due) == _PAGE:
             return now
@@ -72,7 +63,7 @@ class Dispatcher:
 
     async def dispatch_all(self) -> None:
         """Publish every queued attempt again, because the queue has lost all its messages."""
-        queued = await self._store.read(lambda tx: tx.tasks.queued(limit=_MAX_AT_START))
+        queued = await self.store.read(lambda tx: tx.tasks.queued(limit=_MAX_AT_START))
         tasks = [task for task in queued if not lifecycle.is_held_back(task)]
         for start in range(0, len(tasks), _PAGE):
             await self.dispatch(tasks[start : start + _PAGE], due_only=False)
@@ -86,7 +77,7 @@ class Dispatcher:
         """
         if not tasks:
             return
-        waiting = {task.service_name for task in tasks if self._is_waiting(task.service_name)}
+        waiting = {task.service_name for task in tasks if self.is_waiting(task.service_name)}
 
         def run(unit: Unit) -> int:
             known = [task for each in tasks if (task := unit.tasks.find(each.task_id)) is not None]
@@ -102,7 +93,7 @@ class Dispatcher:
                     count += 1
             return count
 
-        if count := await self._writer.write(Command(run, _free(tasks))):
+        if count := await self.writer.write(Command(run, _free(tasks))):
             logger.info("%d unclaimed tasks are published again", count, extra={"action": "dispatch_again"})
 
     async def expedite(self, service_names: Collection[str]) -> None:
@@ -110,7 +101,7 @@ class Dispatcher:
 
         The instance may only be paused, and the queue may have delivered messages to it.
         """
-        soon = self._clock() + self._lease
+        soon = self.clock() + self.lease
         if not service_names:
             return
 
@@ -128,10 +119,10 @@ class Dispatcher:
                 if task is not None and task.status is TaskStatus.QUEUED and late(task):
                     unit.apply(Transition(task._replace(redispatch_at=soon)))
 
-        queued = await self._store.read(lambda tx: tx.tasks.queued(limit=_PAGE))
+        queued = await self.store.read(lambda tx: tx.tasks.queued(limit=_PAGE))
         waiting = [task for task in queued if late(task)]
         if waiting:
-            await self._writer.write(Command(run, _free(waiting)))
+            await self.writer.write(Command(run, _free(waiting)))
 
 
 def _free(tasks: Sequence[TaskRecord]) -> Reads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -31,29 +32,24 @@ _MAX_NOTED: Final = 10_000
 """How many messages that cannot be read are remembered, so that each is logged once."""
 
 
+@dataclass(slots=True, eq=False)
 class OutboxReader:
     """Hands messages from the outbox to the relay, which holds a bounded number of them.
 
     A message that this release cannot read stays in the outbox, for a control plane of the release that has
     written it.
-
-    Args:
-        store: Holds the outbox.
-        writer: Deletes messages that were published.
-        relay: Publishes.
-        clock: Returns the present time, aware, UTC.
     """
 
-    def __init__(
-        self, *, store: StateStore, writer: Writer, relay: OutboxRelay, clock: Callable[[], datetime]
-    ) -> None:
-        self._store = store
-        self._writer = writer
-        self._relay = relay
-        self._clock = clock
-        self._outage = Outage(on_start=_log_start, on_end=_log_end)
-        self._unreadable: dict[str, None] = {}
-        """The ids of messages that cannot be read and are logged."""
+    store: StateStore
+    """Holds the outbox."""
+    writer: Writer
+    """Deletes messages that were published."""
+    relay: OutboxRelay
+    clock: Callable[[], datetime]
+    """Returns the present time, aware, UTC."""
+    _outage: Outage = field(default_factory=lambda: Outage(on_start=_log_start, on_end=_log_end), init=False)
+    _unreadable: dict[str, None] = field(default_factory=dict, init=False)
+    """The ids of messages that cannot be read and are logged."""
 
     async def resend_page(self, *, after: int = 0) -> int | None:
         """Publish a page of the whole outbox, as the only control plane on its store.
@@ -64,14 +60,14 @@ class OutboxReader:
         Returns:
             The position at which this page ended. None: it was the last one.
         """
-        page = await self._store.read(lambda tx: tx.outbox.load(after=after, limit=_PAGE))
+        page = await self.store.read(lambda tx: tx.outbox.load(after=after, limit=_PAGE))
         self._send(page.values())
         return max(page) if len(page) == _PAGE else None
 
     async def resend_rest(self, after: int | None) -> None:
         """Publish the pages that follow, each as soon as the relay has room for it."""
         while after is not None:
-            await self._relay.wait_for_room()
+            await self.relay.wait_for_room()
             resend = partial(self.resend_page, after=after)
             after = await retry(resend, backoff=_BACKOFF, retry_on=lambda _: True, outage=self._outage)
 
@@ -83,11 +79,11 @@ class OutboxReader:
 
     async def _take_over_page(self) -> None:
         # Otherwise others would take over messages that were published from here.
-        await self._writer.flush_sent()
-        if not self._relay.has_room:
+        await self.writer.flush_sent()
+        if not self.relay.has_room:
             return
-        now = self._clock()
-        taken = await self._store.transact(
+        now = self.clock()
+        taken = await self.store.transact(
             lambda tx: tx.outbox.take(now=now, until=now + _KEEP, limit=_PAGE), synced=False
         )
         self._send(taken)
@@ -95,7 +91,7 @@ class OutboxReader:
             logger.info("%d messages are taken over", len(taken), extra={"action": "takeover"})
 
     def _send(self, messages: Iterable[OutboxRecord]) -> None:
-        self._relay.send(list(self._readable(messages)))
+        self.relay.send(list(self._readable(messages)))
 
     def _readable(self, messages: Iterable[OutboxRecord]) -> Iterator[Outgoing]:
         for item in messages:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -24,38 +25,30 @@ _MAX_WAITING: Final = 1000
 _BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 
 
+@dataclass(slots=True, eq=False)
 class OutboxRelay:
     """Publishes stored messages, in order for each topic, until the queue has them.
 
     Any error that is not the fault of the message itself is retried, such as rejected credentials. Only
-    `ClosedError` is not: `run` raises it.
-
-    Args:
-        queue: The message queue.
-        on_sent: Called with the ids of messages that the queue has accepted, or has rejected for good.
-        on_refused: Called with a message that the queue rejects for good, and the error.
-        publish_callback: Called with each message that the queue has accepted.
+    `ClosedError` is not: `run` raises it. Create it in the running loop.
     """
 
-    def __init__(
-        self,
-        queue: AbstractMessageQueue,
-        *,
-        on_sent: Callable[[Sequence[str]], None],
-        on_refused: Callable[[QueueMessage, LlamaDeployError], Awaitable[None]],
-        publish_callback: PublishCallback | None = None,
-    ) -> None:
-        self._queue = queue
-        self._publish_callback = publish_callback
-        self._on_sent = on_sent
-        self._on_refused = on_refused
-        self._waiting: dict[str, deque[QueueMessage]] = {}
-        self._workers: dict[str, asyncio.Task[None]] = {}
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending: set[str] = set()
-        """The ids of the messages that wait or are being published."""
-        self._progress = asyncio.Event()
-        self._is_closed = False
+    queue: AbstractMessageQueue
+    on_sent: Callable[[Sequence[str]], None]
+    """Called with the ids of messages that the queue has accepted, or has rejected for good."""
+    on_refused: Callable[[QueueMessage, LlamaDeployError], Awaitable[None]]
+    """Called with a message that the queue rejects for good, and the error."""
+    publish_callback: PublishCallback | None = None
+    """Called with each message that the queue has accepted."""
+    _waiting: dict[str, deque[QueueMessage]] = field(default_factory=dict, init=False)
+    _workers: dict[str, asyncio.Task[None]] = field(default_factory=dict, init=False)
+    _failure: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future(), init=False
+    )
+    _pending: set[str] = field(default_factory=set, init=False)
+    """The ids of the messages that wait or are being published."""
+    _progress: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _is_closed: bool = field(default=False, init=False)
 
     @property
     def backlog(self) -> int:
@@ -137,7 +130,7 @@ class OutboxRelay:
         """Publish the first messages of a topic; put those that fail back and raise their error."""
         batch = [waiting.popleft() for _ in range(min(len(waiting), _MAX_BATCH))]
         outcomes = await asyncio.gather(
-            *(self._queue.publish(message, topic, self._publish_callback) for message in batch),
+            *(self.queue.publish(message, topic, self.publish_callback) for message in batch),
             return_exceptions=True,
         )
         unsent, error = await self._settle(batch, outcomes)
@@ -163,13 +156,13 @@ class OutboxRelay:
                 last = error
         self._pending.difference_update(done)
         self._progress.set()
-        self._on_sent(done)
+        self.on_sent(done)
         return unsent, last
 
     async def _reject(self, message: QueueMessage, error: LlamaDeployError) -> LlamaDeployError | None:
         """Report that a message is rejected for good; return the error if that has to be repeated."""
         try:
-            await self._on_refused(message, error)
+            await self.on_refused(message, error)
         except LlamaDeployError as exc:
             return exc
         return None

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -16,42 +17,30 @@ from llama_deploy.errors import LlamaDeployError
 
 logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS: Final = 1.0
+_RETRY_PAUSE: Final = timedelta(seconds=1)
 _LATE_SECONDS: Final = 1.0
 """A sweep that starts so late means that this process was paused, and may have missed heartbeats."""
 
 
+@dataclass(slots=True, eq=False)
 class SweepLoop:
-    """Sweeps whenever a lease can expire, or a timer or an attempt can be due.
+    """Sweeps whenever a lease can expire, or a timer or an attempt can be due."""
 
-    Args:
-        leases: Swept last.
-        timers: Swept second.
-        dispatcher: Swept first.
-        clock: Returns the present time, aware, UTC.
-        lease_seconds: How long an instance may be silent.
-        max_pause_seconds: The longest pause between two sweeps.
-    """
-
-    def __init__(
-        self,
-        *,
-        leases: Leases,
-        timers: Timers,
-        dispatcher: Dispatcher,
-        clock: Callable[[], datetime],
-        lease_seconds: float,
-        max_pause_seconds: float,
-    ) -> None:
-        self._leases = leases
-        self._timers = timers
-        self._dispatcher = dispatcher
-        self._clock = clock
-        self._retry_pause = timedelta(seconds=min(lease_seconds, _RETRY_SECONDS))
-        self._max_pause = timedelta(seconds=max_pause_seconds)
-        self._woken = asyncio.Event()
-        self._until: datetime | None = None
-        """When the next sweep begins by itself; None while one is under way."""
+    dispatcher: Dispatcher
+    """Swept first."""
+    timers: Timers
+    """Swept second."""
+    leases: Leases
+    """Swept last."""
+    clock: Callable[[], datetime]
+    """Returns the present time, aware, UTC."""
+    lease: timedelta
+    """How long an instance may be silent."""
+    max_pause: timedelta
+    """The longest pause between two sweeps."""
+    _woken: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _until: datetime | None = field(default=None, init=False)
+    """When the next sweep begins by itself; None while one is under way."""
 
     def wake(self, due: datetime | None = None) -> None:
         """Something becomes due, at `due` if that is known: sweep in time."""
@@ -60,7 +49,7 @@ class SweepLoop:
 
     def note_missed_heartbeats(self) -> None:
         """Heartbeats may have been lost, perhaps everywhere: renew all leases before any of them expires."""
-        self._leases.note_missed_heartbeats()
+        self.leases.note_missed_heartbeats()
         self._woken.set()
 
     async def run(self) -> None:
@@ -72,24 +61,24 @@ class SweepLoop:
                 pause = await self._sweep()
             except LlamaDeployError as exc:
                 logger.warning("a sweep failed; retrying: %s", exc, extra={"action": "sweep"})
-                self._leases.note_missed_heartbeats()
-                pause = self._retry_pause
+                self.leases.note_missed_heartbeats()
+                pause = min(self.lease, _RETRY_PAUSE)
             await self._sleep(pause)
 
     async def _sweep(self) -> timedelta:
         """Do what is due, and return how long nothing else can be."""
-        dues = [await self._dispatcher.sweep(), await self._timers.sweep()]
-        leases = await self._leases.sweep()
-        await self._dispatcher.expedite(leases.silent_services)
-        now = self._clock()
+        dues = [await self.dispatcher.sweep(), await self.timers.sweep()]
+        leases = await self.leases.sweep()
+        await self.dispatcher.expedite(leases.silent_services)
+        now = self.clock()
         pauses = [due - now for due in (*dues, leases.next_at) if due is not None]
-        return max(min([*pauses, self._max_pause]), timedelta())
+        return max(min([*pauses, self.max_pause]), timedelta())
 
     async def _sleep(self, pause: timedelta) -> None:
-        due = self._until = self._clock() + pause
+        due = self._until = self.clock() + pause
         with suppress(TimeoutError):
             async with asyncio.timeout(pause.total_seconds()):
                 await self._woken.wait()
-        if (self._clock() - due).total_seconds() > _LATE_SECONDS:
+        if (self.clock() - due).total_seconds() > _LATE_SECONDS:
             logger.warning("this process was paused; leases are renewed", extra={"action": "renew_leases"})
-            self._leases.note_missed_heartbeats()
+            self.leases.note_missed_heartbeats()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -21,29 +22,26 @@ _MIN_PAUSE: Final = timedelta(seconds=0.25)
 """After which due timers are looked at again that another control plane is deciding on."""
 
 
+@dataclass(frozen=True, slots=True)
 class Timers:
-    """Wakes parked runs.
+    """Wakes parked runs."""
 
-    Args:
-        store: Where their tasks are read.
-        writer: How they are changed.
-        clock: Returns the present time, aware, UTC.
-    """
-
-    def __init__(self, *, store: StateStore, writer: Writer, clock: Callable[[], datetime]) -> None:
-        self._store = store
-        self._writer = writer
-        self._clock = clock
+    store: StateStore
+    """Where their tasks are read."""
+    writer: Writer
+    """How they are changed."""
+    clock: Callable[[], datetime]
+    """Returns the present time, aware, UTC."""
 
     async def sweep(self) -> datetime | None:
         """Wake the runs whose timers are due, and return when the next one is. None: there is none."""
-        now = self._clock()
+        now = self.clock()
 
         def read(tx: StoreTransaction) -> tuple[list[TaskRecord], list[TaskRecord]]:
             first = tx.tasks.sleeping(limit=1)
             return first, tx.tasks.sleeping(due_before=now, limit=_PAGE) if first else []
 
-        first, due = await self._store.read(read)
+        first, due = await self.store.read(read)
         await self._wake(due)
         if len(due) == _PAGE:
             return now
@@ -65,5 +63,5 @@ class Timers:
             return len(due)
 
         reads = Reads(free_tasks={task.task_id for task in tasks})
-        if count := await self._writer.write(Command(run, reads)):
+        if count := await self.writer.write(Command(run, reads)):
             logger.info("%d parked tasks resume: their timers are due", count, extra={"action": "wake"})

@@ -6,14 +6,14 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from importlib.metadata import version
-from types import TracebackType
 from typing import Any, Self
 
 from starlette.types import ASGIApp
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
-from llama_deploy.control_plane.http.core_routes import CoreEndpoints, core_routes
+from llama_deploy.control_plane.http.core_endpoints import CoreEndpoints
+from llama_deploy.control_plane.http.core_routes import core_routes
 from llama_deploy.control_plane.http.instance_routes import instance_routes, instance_shortcuts
 from llama_deploy.control_plane.http.protocol_check import ProtocolCheck
 from llama_deploy.control_plane.http.task_routes import task_routes, task_shortcuts
@@ -89,7 +89,7 @@ class ControlPlaneServer(CoreEndpoints):
                 store = await stack.enter_async_context(await open_state_store(self.config.store_uri))
             stack.callback(self._detach)
             plane = self._plane = await stack.enter_async_context(
-                await ControlPlane.start(
+                ControlPlane(
                     queue=self.message_queue,
                     store=store,
                     config=self.config,
@@ -127,9 +127,7 @@ class ControlPlaneServer(CoreEndpoints):
         await self.start()
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     # -- the 0.6 API

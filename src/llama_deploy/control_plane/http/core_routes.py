@@ -8,15 +8,10 @@ from typing import Any, Final
 from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 
-from llama_deploy.control_plane.http.service_endpoints import ServiceEndpoints
-from llama_deploy.control_plane.http.session_endpoints import SessionEndpoints
+from llama_deploy.control_plane.http.core_endpoints import CoreEndpoints
 from llama_deploy.control_plane.http.stream_responses import NDJSON
 
 _TASK: Final = "/sessions/{session_id}/tasks/{task_id}"
-
-
-class CoreEndpoints(ServiceEndpoints, SessionEndpoints):
-    """All endpoints of the 0.6 API."""
 
 
 def core_routes(endpoints: CoreEndpoints) -> APIRouter:

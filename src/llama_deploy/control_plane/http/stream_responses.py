@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from starlette.responses import StreamingResponse
@@ -17,28 +17,26 @@ NDJSON: Final = "application/x-ndjson"
 
 def event_response(events: EventStream) -> StreamingResponse:
     """Return a response with one `TaskEvent` per line. An empty line is a keep-alive."""
-    return StreamingResponse(_lines(events), media_type=NDJSON)
+    return StreamingResponse(_lines(events, _line, keep_alive=b"\n"), media_type=NDJSON)
 
 
 def data_response(events: EventStream) -> StreamingResponse:
     """Return a response with the data of one event per line, as 0.6 did."""
-    return StreamingResponse(_data_lines(events), media_type=NDJSON)
+    return StreamingResponse(_lines(events, _data_line, keep_alive=b""), media_type=NDJSON)
 
 
-async def _lines(events: EventStream) -> AsyncIterator[bytes]:
+async def _lines(
+    events: EventStream, line: Callable[[EventRecord], str], *, keep_alive: bytes
+) -> AsyncIterator[bytes]:
     try:
         async for group in events:
-            yield "".join(map(_line, group)).encode() if group else b"\n"
+            yield "".join(map(line, group)).encode() if group else keep_alive
     except TaskNotFoundError:
         return  # deleted while it was read; the status line has been sent already
 
 
-async def _data_lines(events: EventStream) -> AsyncIterator[bytes]:
-    try:
-        async for group in events:
-            yield "".join(event.data + "\n" for event in group).encode()
-    except TaskNotFoundError:
-        return
+def _data_line(event: EventRecord) -> str:
+    return event.data + "\n"
 
 
 def _line(event: EventRecord) -> str:

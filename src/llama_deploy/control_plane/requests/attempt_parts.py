@@ -42,19 +42,6 @@ class Grant:
     reply: ClaimReply
     sizes: Mapping[AttemptPart, int]
 
-    def within(self, budget: int) -> tuple[ClaimReply, int]:
-        """Return the answer without the parts that do not fit, and what is left of the budget."""
-        omitted: list[AttemptPart] = []
-        for part, size in self.sizes.items():
-            if size > budget:
-                omitted.append(part)
-            else:
-                budget -= size
-        if not omitted:
-            return self.reply, budget
-        fields = {name: value for name, value in self.reply if name not in omitted}
-        return ClaimReply.model_construct(**{**fields, "omitted": omitted}), budget
-
 
 def sizes_of(reply: ClaimReply, *, session_state: str) -> dict[AttemptPart, int]:
     """Return how many characters each part of an answer takes, the state's as it is stored."""
@@ -71,15 +58,21 @@ def _size_of_run(run: RunRecord) -> int:
 
 
 def limited(grants: Iterable[Grant | ClaimReply]) -> list[ClaimReply]:
-    """Return the answers to the claims of one request, together not larger than they may be."""
+    """Return the answers to the claims of one request, without the parts that are too large together."""
     budget = MAX_CLAIM_CHARACTERS
     replies: list[ClaimReply] = []
     for each in grants:
-        if isinstance(each, Grant):
-            reply, budget = each.within(budget)
-            replies.append(reply)
-        else:
-            replies.append(each)
+        reply, sizes = (each.reply, each.sizes) if isinstance(each, Grant) else (each, {})
+        omitted: list[AttemptPart] = []
+        for part, size in sizes.items():
+            if size > budget:
+                omitted.append(part)
+            else:
+                budget -= size
+        if omitted:
+            fields = {name: value for name, value in reply if name not in omitted}
+            reply = ClaimReply.model_construct(**{**fields, "omitted": omitted})
+        replies.append(reply)
     return replies
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import Final
@@ -33,28 +34,16 @@ _RESERVED_NAMES: Final = frozenset({"control_plane"})
 """Their work topics would collide with topics of the control plane."""
 
 
+@dataclass(frozen=True, slots=True)
 class Services:
-    """Registers and lists services and their instances, and renews leases.
+    """Registers and lists services and their instances, and renews leases."""
 
-    Args:
-        store: Reads them.
-        writer: Writes them.
-        clock: Returns the current time, aware, UTC.
-        lease_seconds: How long an instance may be silent.
-    """
-
-    def __init__(
-        self,
-        *,
-        store: StateStore,
-        writer: Writer,
-        clock: Callable[[], datetime],
-        lease_seconds: float,
-    ) -> None:
-        self._store = store
-        self._writer = writer
-        self._clock = clock
-        self._lease = timedelta(seconds=lease_seconds)
+    store: StateStore
+    writer: Writer
+    clock: Callable[[], datetime]
+    """Returns the current time, aware, UTC."""
+    lease: timedelta
+    """How long an instance may be silent."""
 
     async def register(self, definition: ServiceDefinition) -> None:
         """Register a service and, if the definition names one, its instance. The last registration counts.
@@ -81,12 +70,12 @@ class Services:
                     host=definition.host,
                     port=definition.port,
                     last_heartbeat=unit.now,
-                    lease_expires_at=unit.now + self._lease,
+                    lease_expires_at=unit.now + self.lease,
                 )
                 unit.instances.put(instance)
                 unit.note_due(instance.lease_expires_at)
 
-        await self._writer.write(
+        await self.writer.write(
             Command(run, Reads(services={name}, instances=_named(definition.instance_id)))
         )
 
@@ -119,11 +108,11 @@ class Services:
         while True:
             instance_ids = _named(instance_id) or await self._instances_of(service_name)
             # An instance that has registered since then has to be declared too.
-            if await self._writer.write(Command(run, Reads(services={service_name}, instances=instance_ids))):
+            if await self.writer.write(Command(run, Reads(services={service_name}, instances=instance_ids))):
                 return
 
     async def _instances_of(self, service_name: str) -> frozenset[str]:
-        found = await self._store.read(lambda tx: tx.instances.load(service_names=[service_name]))
+        found = await self.store.read(lambda tx: tx.instances.load(service_names=[service_name]))
         return frozenset(instance.instance_id for instance in found)
 
     async def get(self, service_name: str) -> ServiceDefinition:
@@ -142,7 +131,7 @@ class Services:
         return await self._list(None)
 
     async def _list(self, names: list[str] | None) -> dict[str, ServiceDefinition]:
-        now = self._clock()
+        now = self.clock()
 
         def read(tx: StoreTransaction) -> dict[str, ServiceDefinition]:
             services = {
@@ -153,7 +142,7 @@ class Services:
                 services[instance.service_name].instances.append(_instance_info(instance, now))
             return services
 
-        return await self._store.read(read)
+        return await self.store.read(read)
 
     async def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
         """Renew an instance's lease, and return what it may have missed about the attempts that it holds.
@@ -167,7 +156,7 @@ class Services:
             instance = unit.instances.find(beat.instance_id)
             if instance is None:
                 return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
-            renewed = instance._replace(last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
+            renewed = instance._replace(last_heartbeat=unit.now, lease_expires_at=unit.now + self.lease)
             unit.instances.put(renewed)
             self._release_forgotten(unit, beat)
             return HeartbeatReply(
@@ -182,7 +171,7 @@ class Services:
             )
 
         reads = Reads(tasks={held.task_id for held in beat.held}, instances={beat.instance_id})
-        return await self._writer.write(Command(run, reads))
+        return await self.writer.write(Command(run, reads))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         if beat.heard_at is None:
@@ -190,7 +179,7 @@ class Services:
         known = {*beat.claiming, *((item.task_id, item.attempt) for item in beat.held)}
         for task in unit.tasks.of_instances([beat.instance_id]):
             # Not compared with now: claims may have been stored since the heartbeat was sent.
-            long_ago = task.claimed_at is not None and task.claimed_at + self._lease < beat.heard_at
+            long_ago = task.claimed_at is not None and task.claimed_at + self.lease < beat.heard_at
             if long_ago and (task.task_id, task.attempt) not in known:
                 lost = unit.lose(task)
                 logger.warning(

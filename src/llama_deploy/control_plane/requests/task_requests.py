@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from llama_deploy.control_plane.decisions import lifecycle
@@ -60,34 +61,20 @@ def task_view(task: TaskRecord) -> TaskView:
     )
 
 
+@dataclass(frozen=True, slots=True)
 class Tasks:
-    """Accepts tasks and returns their status.
+    """Accepts tasks and returns their status."""
 
-    Args:
-        store: Reads them.
-        writer: Writes them.
-        hub: Notifies of their changes.
-        default_max_attempts: For submissions without `max_attempts`.
-        backlog: Returns how many messages wait for the queue.
-        max_backlog: From how many waiting messages on new tasks are rejected.
-    """
-
-    def __init__(
-        self,
-        *,
-        store: StateStore,
-        writer: Writer,
-        hub: StreamHub,
-        default_max_attempts: int,
-        backlog: Callable[[], int],
-        max_backlog: int,
-    ) -> None:
-        self._store = store
-        self._writer = writer
-        self._hub = hub
-        self._default_max_attempts = default_max_attempts
-        self._backlog = backlog
-        self._max_backlog = max_backlog
+    store: StateStore
+    writer: Writer
+    hub: StreamHub
+    """Notifies of their changes."""
+    default_max_attempts: int
+    """For submissions without `max_attempts`."""
+    backlog: Callable[[], int]
+    """Returns how many messages wait for the queue."""
+    max_backlog: int
+    """From how many waiting messages on new tasks are rejected."""
 
     async def submit(self, submission: TaskSubmission, *, wait: float = 0.0) -> TaskView:
         """Accept a task. It is durable when this returns. Submitting it again does not create a second task.
@@ -103,9 +90,9 @@ class Tasks:
             ConflictError: A different task has this id.
             OverloadedError: Too many messages wait for the queue.
         """
-        if self._backlog() >= self._max_backlog:
-            raise OverloadedError(f"{self._max_backlog} messages are waiting for the queue; retry later")
-        with self._hub.watch(submission.task_id) as watch:
+        if self.backlog() >= self.max_backlog:
+            raise OverloadedError(f"{self.max_backlog} messages are waiting for the queue; retry later")
+        with self.hub.watch(submission.task_id) as watch:
             view = await self._accept(submission)
             if view.status.is_terminal or wait <= 0:
                 return view
@@ -133,7 +120,7 @@ class Tasks:
                 status=TaskStatus.PENDING,
                 created_at=unit.now,
                 status_changed_at=unit.now,
-                max_attempts=submission.max_attempts or self._default_max_attempts,
+                max_attempts=submission.max_attempts or self.default_max_attempts,
             )
             if new_session_id is not None:
                 unit.add_session(new_session(new_session_id, policy=SessionPolicy.ENQUEUE, at=unit.now))
@@ -150,7 +137,7 @@ class Tasks:
             sessions={session_id} if new_session_id is None else set(),
             services={submission.service_name},
         )
-        return task_view(await self._writer.write(Command(run, reads)))
+        return task_view(await self.writer.write(Command(run, reads)))
 
     async def get(self, task_id: str, *, session_id: str | None = None, wait: float = 0.0) -> TaskView:
         """Return a task as soon as it has ended, or after `wait` seconds.
@@ -159,7 +146,7 @@ class Tasks:
             TaskNotFoundError: The task does not exist, or not in the given session.
             SessionNotFoundError: The session does not exist.
         """
-        with self._hub.watch(task_id) as watch:
+        with self.hub.watch(task_id) as watch:
             view = task_view(await self._find(task_id, session_id))
             if view.status.is_terminal or wait <= 0:
                 return view
@@ -173,7 +160,7 @@ class Tasks:
             SessionNotFoundError: The session does not exist.
         """
         await self._find(task_id, session_id)
-        return follow(self._store, self._hub, task_id, after=after)
+        return follow(self.store, self.hub, task_id, after=after)
 
     async def send_event(
         self, task_id: str, event: EventDefinition, *, session_id: str | None = None
@@ -205,7 +192,7 @@ class Tasks:
             unit.add_to_inbox(current, event)
 
         keys = set() if event.idempotency_key is None else {(task_id, event.idempotency_key)}
-        await self._writer.write(Command(run, Reads(tasks={task_id}, inbox_keys=keys)))
+        await self.writer.write(Command(run, Reads(tasks={task_id}, inbox_keys=keys)))
 
     async def cancel(self, task_id: str) -> TaskView:
         """Request the end of a task. A running one ends when its instance has stopped it.
@@ -218,19 +205,19 @@ class Tasks:
         def run(unit: Unit) -> TaskRecord:
             return unit.apply(lifecycle.cancel(unit.tasks.get(task_id), at=unit.now))
 
-        return task_view(await self._writer.write(Command(run, Reads.of_tasks(task_id, may_end=True))))
+        return task_view(await self.writer.write(Command(run, Reads.of_tasks(task_id, may_end=True))))
 
     async def _find(self, task_id: str, session_id: str | None) -> TaskRecord:
-        task = (await self._store.read(lambda tx: tx.tasks.load([task_id]))).get(task_id)
+        task = (await self.store.read(lambda tx: tx.tasks.load([task_id]))).get(task_id)
         if task is not None and session_id in (None, task.session_id):
             return task
-        if session_id is not None and not await self._store.read(lambda tx: tx.sessions.load([session_id])):
+        if session_id is not None and not await self.store.read(lambda tx: tx.sessions.load([session_id])):
             raise SessionNotFoundError(f"there is no session {session_id}", session_id=session_id)
         where = f" in session {session_id}" if session_id is not None else ""
         raise TaskNotFoundError(f"there is no task {task_id}{where}", task_id=task_id)
 
     async def _definition(self, service_name: str) -> ServiceDefinition | None:
-        services = await self._store.read(lambda tx: tx.services.load([service_name]))
+        services = await self.store.read(lambda tx: tx.services.load([service_name]))
         record = services.get(service_name)
         return ServiceDefinition.model_validate_json(record.definition) if record is not None else None
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, TypeVar
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import TaskNotFoundError, UnavailableError
 from llama_deploy.retrying import Outage, retry
-from llama_deploy.state_stores.base import StateStore
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import EventRecord
 from llama_deploy.types import TaskView
 
@@ -142,16 +143,9 @@ async def follow(
     cursor = after
     is_over = False
     with hub.watch(task_id) as watch:
-        if task_id not in await _read_when_available(
-            watch, lambda: store.read(lambda tx: tx.tasks.load([task_id]))
-        ):
-            raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
         while not watch.closing:
-            start = cursor
-            events = await _read_when_available(
-                watch,
-                lambda: store.read(lambda tx: tx.events.load(task_id, after=start, limit=_PAGE)),  # noqa: B023
-            )
+            load = partial(_load_events, task_id=task_id, after=cursor)
+            events = await _read_when_available(store, watch, load)
             if events:
                 cursor = events[-1].position
                 yield events
@@ -164,7 +158,7 @@ async def follow(
             elif is_over:
                 return  # the cursor is beyond the end
             elif watch.ended is not None or await _read_when_available(
-                watch, lambda: _has_ended(store, task_id)
+                store, watch, partial(_has_ended, task_id=task_id)
             ):
                 is_over = True
                 continue  # its last events may have been stored since they were read
@@ -172,7 +166,7 @@ async def follow(
                 yield []
 
 
-async def _read_when_available(watch: Watch, read: Callable[[], Awaitable[T]]) -> T:
+async def _read_when_available(store: StateStore, watch: Watch, work: Callable[[StoreTransaction], T]) -> T:
     """Read the store, and retry while it is unavailable: the reader of a stream does not notice.
 
     Raises:
@@ -183,7 +177,7 @@ async def _read_when_available(watch: Watch, read: Callable[[], Awaitable[T]]) -
         await watch.changed(seconds)
 
     return await retry(
-        read,
+        partial(store.read, work),
         backoff=_BACKOFF,
         retry_on=lambda exc: isinstance(exc, UnavailableError) and not watch.closing,
         outage=Outage(
@@ -196,8 +190,12 @@ async def _read_when_available(watch: Watch, read: Callable[[], Awaitable[T]]) -
     )
 
 
-async def _has_ended(store: StateStore, task_id: str) -> bool:
-    task = (await store.read(lambda tx: tx.tasks.load([task_id]))).get(task_id)
+def _load_events(tx: StoreTransaction, *, task_id: str, after: int) -> list[EventRecord]:
+    return tx.events.load(task_id, after=after, limit=_PAGE)
+
+
+def _has_ended(tx: StoreTransaction, *, task_id: str) -> bool:
+    task = tx.tasks.load([task_id]).get(task_id)
     if task is None:
-        raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
+        raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
     return task.status.is_terminal

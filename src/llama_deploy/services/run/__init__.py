@@ -1,1 +1,1 @@
-"""One run of a workflow: its assembly, host in the library's runtime, journal, inbox, clock and ending."""
+"""One run of a workflow: its host in the library's runtime, journal, inbox, clock and ending."""

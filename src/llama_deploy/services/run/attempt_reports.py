@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.values.payloads import StreamedEvent
-from llama_deploy.types.instance_protocol import AttemptEvents, EventPayload
+from llama_deploy.types.instance_protocol import AttemptEvents, AttemptOutcome, EventPayload
 from llama_deploy.types.topics import CONTROL_PLANE
 
 MAX_MESSAGE_CHARACTERS: Final = 512 * 1024
@@ -109,33 +110,35 @@ class EventBuffer:
         self.first = self.sent
 
 
+def report_message(report: AttemptEvents) -> QueueMessage:
+    """Return the message that carries a report to the control plane."""
+    ends = isinstance(report, AttemptOutcome)
+    action = ActionTypes.COMPLETED_TASK if ends else ActionTypes.TASK_STREAM
+    return QueueMessage(type=CONTROL_PLANE, action=action, data=report.model_dump(mode="json"))
+
+
+@dataclass(slots=True, eq=False)
 class AttemptReports:
-    """Publishes the events of one attempt, in order, each once. `close` it.
+    """Publishes the events of one attempt, in order, each once. `close` it."""
 
-    Args:
-        key: The attempt.
-        publish: Sends a message. Returns when it is accepted, raises when it is rejected permanently.
-        keep_published: Keep published events until the run's journal has stored them too (`stored`). A step's
-            events are then durable together with its result, whatever the queue loses.
+    key: AttemptKey
+    publish: Callable[[QueueMessage], Awaitable[None]]
+    """Sends a message. Returns when it is accepted, raises when it is rejected permanently."""
+    keep_published: bool = False
+    """Keep published events until the run's journal has stored them too (`stored`).
+
+    A step's events are then durable together with its result, whatever the queue loses.
     """
+    _buffer: EventBuffer = field(default_factory=EventBuffer, init=False)
+    _ending: bool = field(default=False, init=False)
+    _worker: asyncio.Task[None] | None = field(default=None, init=False)
+    _failure: LlamaDeployError | None = field(default=None, init=False)
+    _room: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
-    def __init__(
-        self,
-        key: AttemptKey,
-        publish: Callable[[QueueMessage], Awaitable[None]],
-        *,
-        keep_published: bool = False,
-    ) -> None:
-        self._key = key
-        self._publish = publish
-        self._keep = keep_published
-        self._buffer = EventBuffer()
-        self._ending = False
-        self._worker: asyncio.Task[None] | None = None
-        self._failure: LlamaDeployError | None = None
-        self._room = asyncio.Event()
+    def __post_init__(self) -> None:
+        """Begin with room for events."""
         self._room.set()
-        self._turn = asyncio.Lock()
 
     async def add(self, event: StreamedEvent) -> None:
         """Add an event. Waits while the buffer is full.
@@ -150,12 +153,12 @@ class AttemptReports:
             self._buffer.append(event)
             self._update_room()
             if self._worker is None or self._worker.done():
-                self._worker = asyncio.create_task(self._drain(), name=f"events-{self._key.task_id}")
+                self._worker = asyncio.create_task(self._drain(), name=f"events-{self.key.task_id}")
 
     @property
     def is_crowded(self) -> bool:
         """Whether the journal should store events soon to make room."""
-        return self._keep and self._buffer.is_crowded
+        return self.keep_published and self._buffer.is_crowded
 
     def not_stored(self) -> tuple[int, list[EventPayload]]:
         """Return how many events are stored, and the following ones, as many as one journal write holds."""
@@ -183,10 +186,30 @@ class AttemptReports:
             raise self._failure
         return self._buffer.sent, [event.payload for event in self._buffer.unsent()]
 
-    def discard(self) -> int:
-        """Drop the unsent events, because one of them cannot be sent. Returns how many were sent."""
-        self._buffer.clear()
-        return self._buffer.sent
+    async def finish(self, outcome: RunOutcome, session_state: dict[str, Any] | None) -> AttemptOutcome:
+        """Publish the attempt's outcome with the events that were not sent yet.
+
+        If something is rejected permanently, for example a result that is too large, the attempt fails.
+
+        Args:
+            outcome: How the run has ended.
+            session_state: Changes of the session's state.
+
+        Raises:
+            LlamaDeployError: Even the failure is rejected.
+        """
+        try:
+            first, events = await self.settle()
+        except LlamaDeployError as exc:
+            self._buffer.clear()
+            outcome, session_state, first, events = RunOutcome.failed(exc), None, self._buffer.sent, []
+        published = self._outcome(outcome, session_state, first=first, events=events)
+        try:
+            await self.publish(report_message(published))
+        except LlamaDeployError as exc:
+            published = self._outcome(RunOutcome.failed(exc), None, first=first, events=[])
+            await self.publish(report_message(published))
+        return published
 
     async def close(self) -> None:
         """Stop publishing; unsent events are lost. Idempotent."""
@@ -198,26 +221,46 @@ class AttemptReports:
         buffer = self._buffer
         while buffer.count > buffer.sent and not (self._ending and buffer.rest_fits):
             first, batch = buffer.sent, buffer.batch(buffer.sent, limit=MAX_BATCH_CHARACTERS)
-            data = AttemptEvents(
-                task_id=self._key.task_id,
-                attempt=self._key.attempt,
-                token=self._key.token,
+            report = AttemptEvents(
+                task_id=self.key.task_id,
+                attempt=self.key.attempt,
+                token=self.key.token,
                 first=first,
                 events=batch,
             )
             try:
-                await self._publish(
-                    QueueMessage(
-                        type=CONTROL_PLANE, action=ActionTypes.TASK_STREAM, data=data.model_dump(mode="json")
-                    )
-                )
+                await self.publish(report_message(report))
             except LlamaDeployError as exc:
                 self._failure = exc
                 self._room.set()
                 return
             buffer.mark_sent(first + len(batch))
-            if not self._keep:
+            if not self.keep_published:
                 self._drop(buffer.sent)
+
+    def _outcome(
+        self,
+        outcome: RunOutcome,
+        session_state: dict[str, Any] | None,
+        *,
+        first: int,
+        events: list[EventPayload],
+    ) -> AttemptOutcome:
+        return AttemptOutcome(
+            task_id=self.key.task_id,
+            attempt=self.key.attempt,
+            token=self.key.token,
+            first=first,
+            events=events,
+            status=outcome.status,
+            result=outcome.result,
+            value=outcome.value,
+            value_type=outcome.value_type,
+            error=outcome.error,
+            terminal_event=outcome.terminal_event,
+            event_value=outcome.event_value,
+            session_state=session_state,
+        )
 
     def _drop(self, count: int) -> None:
         self._buffer.drop(count)

@@ -14,7 +14,8 @@ from llama_deploy.services.run.step_guard import guard_steps
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
-from llama_deploy.workflow_library import cache_steps, take_timeout
+from llama_deploy.types.instance_protocol import RunHeader
+from llama_deploy.workflow_library import cache_steps, fingerprint, library_version, take_timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,11 @@ class HostedWorkflow:
         host_runs(workflow)
         writing = Writing(workflow, extra=extra, keys=list(keys))
         states = StateCodec(workflow, writing)
+        header = RunHeader(fingerprint=fingerprint(workflow), library_version=library_version())
         return cls(
             workflow=workflow,
             events=EventRegistry(workflow, extra),
             states=states,
-            journals=JournalFormat.of(workflow, writing=writing, states=states),
+            journals=JournalFormat(workflow, writing, states, header),
             timeout=take_timeout(workflow),
         )

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 from workflows import Workflow
-from workflows.context import BaseSerializer
-from workflows.events import Event, StartEvent
+from workflows.events import Event
 
-from llama_deploy.services.run.sent_events import SentEvents
+from llama_deploy.services.run.run_observer import RunObserver
 from llama_deploy.workflow_library import (
     BaseInternalRunAdapterDecorator,
     BaseRuntimeDecorator,
@@ -35,63 +34,14 @@ from llama_deploy.workflow_library import (
     install_runtime,
 )
 
-
-class RunReleasedError(Exception):
-    """The run does not belong to this instance any more; nothing of it may continue here."""
-
-
-class RunHost(Protocol):
-    """Observes a run. An exception from any of its methods ends the run."""
-
-    @property
-    def workflow(self) -> Workflow:
-        """The workflow of the run."""
-        ...
-
-    @property
-    def keeps_ticks(self) -> bool:
-        """Whether the library keeps the run's ticks, from which a snapshot is made."""
-        ...
-
-    @property
-    def broker(self) -> BrokerState | None:
-        """The state from which the run is resumed, in place of the one in its context. None: take that."""
-        ...
-
-    @property
-    def sent(self) -> SentEvents:
-        """What the steps of the run have sent. An event that a step sends again is not taken again."""
-        ...
-
-    def attach(self, adapter: InternalRunAdapter) -> None:
-        """The run begins; `adapter` is the library's access to it. Called twice, with the same adapter."""
-        ...
-
-    async def on_tick(self, tick: WorkflowTick) -> None:
-        """The run's state has changed by `tick`; none of its effects has happened yet."""
-        ...
-
-    async def after_tick(self, tick: WorkflowTick) -> None:
-        """The effects of `tick` are scheduled; no step has started yet."""
-        ...
-
-    async def before_steps(self, *, starting: bool) -> None:
-        """All ticks so far are processed; `starting` tells whether steps start now."""
-        ...
-
-    async def on_event(self, event: Event) -> None:
-        """The run streams an event. The library's internal events are included."""
-        ...
-
-
-hosting: ContextVar[RunHost | None] = ContextVar("hosting", default=None)
+hosting: ContextVar[RunObserver | None] = ContextVar("hosting", default=None)
 """The host of the run that is started next in this context."""
 
 
 class HostedAdapter(BaseInternalRunAdapterDecorator):
     """A run's access to the library's runtime; calls the host on the way."""
 
-    def __init__(self, decorated: InternalRunAdapter, host: RunHost) -> None:
+    def __init__(self, decorated: InternalRunAdapter, host: RunObserver) -> None:
         super().__init__(decorated)
         self._host = host
         self._oldest_first: list[NamedTask] = []
@@ -99,23 +49,23 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         host.attach(decorated)
 
     async def on_tick(self, tick: WorkflowTick) -> None:
-        """See `RunHost.on_tick`."""
-        if self._host.keeps_ticks:
+        """See `RunObserver.on_tick`."""
+        if self._host.journal is not None:
             await super().on_tick(tick)
         await self._host.on_tick(tick)
 
     async def after_tick(self, tick: WorkflowTick) -> None:
-        """See `RunHost.after_tick`."""
+        """See `RunObserver.after_tick`."""
         await super().after_tick(tick)
         await self._host.after_tick(tick)
 
     async def write_to_event_stream(self, event: Event) -> None:
-        """See `RunHost.on_event`. The library's own stream of a hosted run has no readers."""
+        """See `RunObserver.on_event`. The library's own stream of a hosted run has no readers."""
         await self._host.on_event(event)
 
     async def send_event(self, tick: WorkflowTick) -> None:
-        """Take what a step sends, or what comes from outside. See `RunHost.sent`."""
-        await super().send_event(self._host.sent.replace_repeated(tick))
+        """Take what a step sends, or what comes from outside. See `SentEvents`."""
+        await super().send_event(self._host.history.sent.replace_repeated(tick))
 
     async def wait_for_next_task(
         self,
@@ -123,7 +73,7 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         pending: list[PendingStart],
         timeout: float | None = None,  # noqa: ASYNC109 - the library's signature
     ) -> WaitForNextTaskResult:
-        """See `RunHost.before_steps`."""
+        """See `RunObserver.before_steps`."""
         try:
             await self._host.before_steps(starting=any(isinstance(each, PendingWorker) for each in pending))
         except BaseException:
@@ -147,7 +97,7 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         if done is not None and not done.cancelled() and done.exception() is None:
             result = done.result()
             if isinstance(result, TickStepResult):
-                self._host.sent.replace_in_result(result)
+                self._host.history.sent.replace_in_result(result)
         return WaitForNextTaskResult(done, started)
 
 
@@ -157,16 +107,10 @@ class HostedRuntime(BaseRuntimeDecorator):
     def __init__(self) -> None:
         super().__init__(BasicRuntime())
         # A host lives as long as something waits for its run.
-        self._hosts: WeakValueDictionary[str, RunHost] = WeakValueDictionary()
+        self._hosts: WeakValueDictionary[str, RunObserver] = WeakValueDictionary()
 
     def run_workflow(
-        self,
-        run_id: str,
-        workflow: Workflow,
-        init_state: BrokerState,
-        start_event: StartEvent | None = None,
-        serialized_state: dict[str, Any] | None = None,
-        serializer: BaseSerializer | None = None,
+        self, run_id: str, workflow: Workflow, init_state: BrokerState, *rest: Any, **options: Any
     ) -> ExternalRunAdapter:
         """Start a run, with the host of this context if it has one."""
         host = hosting.get()
@@ -177,14 +121,8 @@ class HostedRuntime(BaseRuntimeDecorator):
         try:
             if host is not None:
                 self._hosts[run_id] = host
-            return super().run_workflow(
-                run_id,
-                workflow,
-                (None if host is None else host.broker) or init_state,
-                start_event=start_event,
-                serialized_state=serialized_state,
-                serializer=serializer,
-            )
+            state = (None if host is None else host.history.broker) or init_state
+            return super().run_workflow(run_id, workflow, state, *rest, **options)
         finally:
             hosting.reset(token)
 

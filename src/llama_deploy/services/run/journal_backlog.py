@@ -28,9 +28,9 @@ class Backlog:
 
     is_ready: bool = False
     """Whether there is something to write."""
+    settled: int = 0
+    """How many ticks may be written: those after which the run continues."""
     _ticks: list[WorkflowTick] = field(default_factory=list)
-    _settled: int = 0
-    """How many of the ticks may be written: those after which the run continues."""
     _consumed: list[int] = field(default_factory=list)
     """The inbox entries that the run has taken."""
     _has_progress: bool = False
@@ -53,13 +53,13 @@ class Backlog:
         """Release the ticks so far for writing, if they contain progress or inbox entries were consumed."""
         if self._has_progress or consumed:
             self._has_progress = False
-            self._settled = len(self._ticks)
+            self.settled = len(self._ticks)
             self._consumed += consumed
             self.is_ready = True
 
     def take(self) -> tuple[list[WorkflowTick], list[int]]:
         """Remove and return the settled ticks and the consumed inbox entries."""
-        ticks, self._ticks, self._settled = self._ticks[: self._settled], self._ticks[self._settled :], 0
+        ticks, self._ticks, self.settled = self._ticks[: self.settled], self._ticks[self.settled :], 0
         consumed, self._consumed = self._consumed, []
         self.is_ready = False
         return ticks, consumed
@@ -73,13 +73,8 @@ class Backlog:
         """Remove what the backlog held at a mark."""
         del self._ticks[: mark.ticks]
         del self._consumed[: len(mark.consumed)]
-        self._settled = max(0, self._settled - mark.ticks)
-        self.is_ready = self._settled > 0 or bool(self._consumed)
-
-    @property
-    def settled(self) -> int:
-        """How many ticks may be written."""
-        return self._settled
+        self.settled = max(0, self.settled - mark.ticks)
+        self.is_ready = self.settled > 0 or bool(self._consumed)
 
 
 @dataclass(frozen=True, slots=True)

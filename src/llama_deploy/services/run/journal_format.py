@@ -10,6 +10,7 @@ from pydantic import BaseModel, model_validator
 from workflows import Context, Workflow
 
 from llama_deploy import workflow_library as library
+from llama_deploy.batching import split
 from llama_deploy.errors import LlamaDeployError, RunMismatchError, SerializationError
 from llama_deploy.services.run.attempt_reports import MAX_MESSAGE_CHARACTERS
 from llama_deploy.services.run.sent_events import SentEvents
@@ -17,7 +18,7 @@ from llama_deploy.services.run.waits import Wait, Waits
 from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.instance_protocol import RunHeader, RunRecord
-from llama_deploy.workflow_library import BrokerState, StateStore, WorkflowTick
+from llama_deploy.workflow_library import BrokerState, WorkflowTick
 
 SNAPSHOT_FORMAT: Final = 1
 """The format of snapshots that this release writes, and the only one that it reads."""
@@ -82,14 +83,6 @@ class JournalFormat:
     states: StateCodec
     header: RunHeader
 
-    @classmethod
-    def of(cls, workflow: Workflow, *, writing: Writing, states: StateCodec) -> JournalFormat:
-        """Return the format of a workflow's runs."""
-        header = RunHeader(
-            fingerprint=library.fingerprint(workflow), library_version=library.library_version()
-        )
-        return cls(workflow, writing, states, header)
-
     def entries(self, ticks: Sequence[WorkflowTick]) -> list[str]:
         """Return ticks as the texts of journal entries, each small enough for one write.
 
@@ -98,17 +91,9 @@ class JournalFormat:
         Raises:
             SerializationError: A value cannot be written; the path says where.
         """
-        entries: list[str] = []
-        texts: list[str] = []
-        size = 0
-        for tick in ticks:
-            text = self._tick_text(tick)
-            if texts and size + len(text) > MAX_MESSAGE_CHARACTERS:
-                entries.append("\n".join(texts))
-                texts, size = [], 0
-            texts.append(text)  # JSON text has no line breaks
-            size += len(text)
-        return [*entries, "\n".join(texts)] if texts else entries
+        texts = map(self._tick_text, ticks)
+        # JSON text has no line breaks.
+        return ["\n".join(part) for part in split(texts, size=len, max_size=MAX_MESSAGE_CHARACTERS)]
 
     def _tick_text(self, tick: WorkflowTick) -> str:
         try:
@@ -118,14 +103,6 @@ class JournalFormat:
             for place, event in library.events_of(tick):
                 self.writing.write(event, path=place)
             raise
-
-    async def state(self, store: StateStore[Any]) -> str:
-        """Return a run's state as text; an empty text for an empty state.
-
-        Raises:
-            SerializationError: A value cannot be written; the path says where.
-        """
-        return await self.states.encode(store) or ""
 
     def seal(self, kind: Part, text: str, *, task_id: str, seq: int | None = None) -> str:
         """Return a text as it is stored: an entry with its number, a `RunSnapshot`, or a state."""

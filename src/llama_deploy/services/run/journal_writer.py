@@ -10,12 +10,12 @@ from functools import partial
 from typing import Final
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import FencedOutError, LlamaDeployError, UnavailableError
+from llama_deploy.errors import FencedOutError, UnavailableError
 from llama_deploy.retrying import Outage, retry
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
-from llama_deploy.services.run.hosting import RunReleasedError
 from llama_deploy.services.run.journal_backlog import JournalSize
 from llama_deploy.services.run.run_clock import RunClock
+from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite, Parking, RunHeader
 
 logger = logging.getLogger(__name__)
@@ -38,22 +38,14 @@ class JournalWriter:
     """Measures how long the run has worked."""
     size: JournalSize
     """What is written, beginning with what earlier attempts have written."""
+    outage: Outage
+    """Told while writes are retried; see `journal_outage`."""
     _closed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _outage: Outage = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Report outages of this journal."""
-        self._outage = Outage(on_start=self._log_outage, on_end=self._log_recovery)
 
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed.is_set()
-
-    @property
-    def has_events(self) -> bool:
-        """Whether so many events wait that they should be stored now."""
-        return self.reports.is_crowded
 
     async def store_events(self) -> None:
         """Store events alone while there are more than one write may hold.
@@ -61,7 +53,7 @@ class JournalWriter:
         Raises:
             LlamaDeployError: See `store`.
         """
-        while self.has_events:
+        while self.reports.is_crowded:
             await self.store()
 
     async def store(
@@ -98,7 +90,7 @@ class JournalWriter:
             running_seconds=self.clock.running_seconds,
             parking=parking,
         )
-        await retry(partial(self._try, write), backoff=_BACKOFF, outage=self._outage, pause=self._pause)
+        await retry(partial(self._try, write), backoff=_BACKOFF, outage=self.outage, pause=self._pause)
         if entry is not None:
             self.size.add(entry)
         self.reports.stored(first + len(events))
@@ -127,17 +119,12 @@ class JournalWriter:
             return
         raise RunReleasedError
 
-    def _log_outage(self, error: LlamaDeployError) -> None:
-        logger.warning(
-            "task %s waits until its journal can be written: %s",
-            self.key.task_id,
-            error,
-            extra={"action": "journal_retry", "task_id": self.key.task_id},
-        )
 
-    def _log_recovery(self) -> None:
-        logger.info(
-            "the journal of task %s is written again",
-            self.key.task_id,
-            extra={"action": "journal_recovered", "task_id": self.key.task_id},
-        )
+def journal_outage() -> Outage:
+    """Return what logs once that journals cannot be written, for all the runs of an instance."""
+    return Outage(
+        on_start=lambda error: logger.warning(
+            "runs wait until their journals can be written: %s", error, extra={"action": "journal_retry"}
+        ),
+        on_end=lambda: logger.info("journals are written again", extra={"action": "journal_recovered"}),
+    )

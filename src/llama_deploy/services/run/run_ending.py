@@ -11,7 +11,6 @@ from workflows.events import StopEvent, WorkflowCancelledEvent, WorkflowFailedEv
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.errors import FencedOutError
-from llama_deploy.services.run.hosting import RunReleasedError
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.workflow_library import abort
@@ -20,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 CANCEL_GRACE: Final = 5.0
 """Seconds that steps may take to end after their run was cancelled or has ended."""
+
+
+class RunReleasedError(Exception):
+    """The run does not belong to this instance any more; nothing of it may continue here."""
 
 
 class RunEnding:

@@ -117,14 +117,15 @@ class RunInbox:
         """Whether there is nothing that the run could take now."""
         return self._offered is None and self._next() is None
 
-    def put(self, entry: InboxEntry) -> bool:
-        """Add an entry, unless it was seen before. Returns whether events wait for `deliver`."""
+    async def put(self, entry: InboxEntry) -> None:
+        """Add an entry, unless it was seen before, and deliver what can be delivered."""
         entries = self._sequence.add(entry, room=MAX_WAITING - len(self._waiting) - len(self._dropped))
         for following in entries:
             self._decode(following)
         if entries:
             self._on_seen(self.seen)
-        return bool(self._waiting)
+        if self._waiting:
+            await self.deliver()
 
     def resume(self, run: BrokerState) -> None:
         """Learn what the steps of a run that an earlier attempt has begun wait for."""

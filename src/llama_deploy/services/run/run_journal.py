@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 
 from llama_deploy import workflow_library as library
 from llama_deploy.errors import PayloadTooLargeError
-from llama_deploy.services.run.hosting import RunReleasedError
 from llama_deploy.services.run.journal_backlog import Backlog, ends_step
 from llama_deploy.services.run.journal_format import JournalFormat, RunHistory, RunSnapshot
 from llama_deploy.services.run.journal_writer import JournalWriter
+from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.types.instance_protocol import Parking
 from llama_deploy.workflow_library import InternalRunAdapter, WorkflowTick
@@ -132,7 +132,7 @@ class RunJournal:
 
     def make_room(self) -> None:
         """Store events in the background if so many wait that steps may have to."""
-        if self.writer.has_events:
+        if self.writer.reports.is_crowded:
             self._store_soon()
 
     def _store_soon(self) -> None:
@@ -142,7 +142,7 @@ class RunJournal:
 
     async def _store_in_background(self) -> None:
         try:
-            while self._backlog.is_ready or self.writer.has_events:
+            while self._backlog.is_ready or self.writer.reports.is_crowded:
                 async with self._lock:
                     if self._failure is not None or self.writer.is_closed:
                         return
@@ -222,7 +222,7 @@ class RunJournal:
         store = None if self._adapter is None else self._adapter.get_state_store(())
         if store is None:
             return None
-        text = await self.form.state(store)
+        text = await self.form.states.encode(store) or ""
         if text == self._state:
             return None
         self._state = text

@@ -12,16 +12,14 @@ from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowId
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.background import BackgroundTasks
-from llama_deploy.services.run.hosting import RunReleasedError
 from llama_deploy.services.run.journal_format import RunHistory
 from llama_deploy.services.run.run_clock import RunClock
-from llama_deploy.services.run.run_ending import RunEnding
+from llama_deploy.services.run.run_ending import RunEnding, RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
-from llama_deploy.services.run.sent_events import SentEvents
 from llama_deploy.services.run.waits import Wait
 from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
-from llama_deploy.workflow_library import BrokerState, InternalRunAdapter, TickIdleCheck, WorkflowTick
+from llama_deploy.workflow_library import InternalRunAdapter, TickIdleCheck, WorkflowTick
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +36,14 @@ class RunHooks:
 
 @dataclass(eq=False)
 class RunObserver:
-    """Observes one run for its host, see `RunHost`. `close` it."""
+    """Observes one run. An exception from `attach`, a tick, a step or an event ends the run. `close` it."""
 
     workflow: Workflow
     """The workflow. Other workflows that its own `run` method may run are not observed."""
     history: RunHistory
     inbox: RunInbox
     journal: RunJournal | None
-    """None: the run is not written."""
+    """None: the run is not written, and the library need not keep its ticks."""
     clock: RunClock
     ending: RunEnding
     hooks: RunHooks
@@ -53,23 +51,8 @@ class RunObserver:
     _is_resumed: bool = field(default=False, init=False)
     _timers: BackgroundTasks = field(default_factory=lambda: BackgroundTasks("timers of a run"), init=False)
 
-    @property
-    def keeps_ticks(self) -> bool:
-        """See `RunHost`."""
-        return self.journal is not None
-
-    @property
-    def broker(self) -> BrokerState | None:
-        """See `RunHost`."""
-        return self.history.broker
-
-    @property
-    def sent(self) -> SentEvents:
-        """See `RunHost`."""
-        return self.history.sent
-
     def attach(self, adapter: InternalRunAdapter) -> None:
-        """See `RunHost`."""
+        """The run begins; `adapter` is the library's access to it. Called twice, with the same adapter."""
         if self._adapter is None:
             self.clock.work()  # what has delayed the start does not count
         self._adapter = adapter
@@ -77,7 +60,7 @@ class RunObserver:
             self.journal.attach(adapter)
 
     async def on_tick(self, tick: WorkflowTick) -> None:
-        """See `RunHost`."""
+        """The run's state has changed by `tick`; none of its effects has happened yet."""
         self.inbox.on_tick(tick)
         self.history.sent.on_tick(tick)
         self.history.waits.on_tick(tick)
@@ -85,14 +68,14 @@ class RunObserver:
             self.journal.on_tick(tick)
 
     async def after_tick(self, tick: WorkflowTick) -> None:
-        """See `RunHost`."""
+        """The effects of `tick` are scheduled; no step has started yet."""
         await self.inbox.after_tick(tick)
 
     async def before_steps(self, *, starting: bool) -> None:
-        """See `RunHost`."""
+        """All ticks so far are processed; `starting` tells whether steps start now."""
         if self.ending.is_over:
             raise RunReleasedError
-        if self.broker is not None and not self._is_resumed:
+        if self.history.broker is not None and not self._is_resumed:
             self._is_resumed = True
             await self._resume()
         if starting:
@@ -102,7 +85,7 @@ class RunObserver:
             await self.journal.before_steps(starting=False)
 
     async def on_event(self, event: Event) -> None:
-        """See `RunHost`."""
+        """The run streams an event. The library's internal events are included."""
         self.inbox.on_event(event)
         if isinstance(event, WorkflowIdleEvent):
             self.clock.wait()

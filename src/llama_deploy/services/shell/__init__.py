@@ -1,1 +1,1 @@
-"""The service as its users see it: base class, settings, the workflow service, its HTTP routes."""
+"""The service as its users see it: base class, the workflow service, its HTTP routes."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llama_deploy.errors import UnavailableError
 from llama_deploy.message_queues.base import Consumer
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.gateway import ControlPlaneGateway
@@ -45,12 +44,7 @@ class ClaimingConsumer:
         claim = ClaimRequest(
             task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._instance_id
         )
-        reply = await gateway.claim(claim)
-        if not reply.granted and reply.retriable:
-            raise UnavailableError(reply.reason)
-        if not reply.granted:
-            return None
-        whole = await complete(gateway, claim, reply)
+        whole = await complete(gateway, claim, await gateway.claim(claim))
         if whole is None:
             return None
         data = {**message.data, "input": whole.input, "token": whole.token}

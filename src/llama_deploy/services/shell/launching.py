@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from llama_deploy.errors import ConfigError
+from llama_deploy.services.background import end
 
 
 class Launch:
@@ -22,7 +23,8 @@ class Launch:
         self._process = process
         self._name = name
         self._task: asyncio.Task[None] | None = None
-        self._listening = asyncio.Event()
+        self.listening = asyncio.Event()
+        """Set when the service can be reached."""
         self._consuming_ended = asyncio.Event()
 
     def begin(self) -> asyncio.Task[None]:
@@ -38,15 +40,7 @@ class Launch:
         try:
             yield task
         finally:
-            await _end(task)
-
-    def listen(self) -> None:
-        """The service can be reached from now on."""
-        self._listening.set()
-
-    async def wait_listening(self) -> None:
-        """Wait until the service can be reached."""
-        await self._listening.wait()
+            await end([task])
 
     async def wait_for_end(self) -> asyncio.Task[None]:
         """Wait until the processing loop ends, and return its task. Cancelling this call drains.
@@ -60,7 +54,7 @@ class Launch:
         try:
             await asyncio.wait({task})
         finally:
-            await _end(task)
+            await end([task])
         return task
 
     def begin_consuming(self) -> None:
@@ -75,13 +69,3 @@ class Launch:
     def end_consuming(self) -> None:
         """End `wait_consuming`. Idempotent."""
         self._consuming_ended.set()
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end. Each cancellation of this call cancels the task again."""
-    task.cancel()
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            task.cancel()

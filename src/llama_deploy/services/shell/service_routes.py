@@ -19,10 +19,7 @@ def create_service_app(service: WorkflowService) -> FastAPI:
     """Return the application of a service, which processes tasks while the application runs."""
     app = create_app(title=f"llama_deploy service {service.service_name}", lifespan=service.lifespan)
 
-    @app.get("/")
-    async def home() -> dict[str, str]:
-        """Return what the service is and how it is doing."""
-        return await service.home()
+    app.get("/")(service.home)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

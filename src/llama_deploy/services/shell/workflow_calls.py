@@ -17,8 +17,7 @@ from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.shell.base import BaseService
 from llama_deploy.services.shell.launching import Launch
-from llama_deploy.services.worker.attempt import WorkflowState
-from llama_deploy.services.worker.session_states import SessionStates
+from llama_deploy.services.values.session_state import WorkflowState
 from llama_deploy.services.worker.worker import Worker
 from llama_deploy.services.worker.worker_settings import WorkerHooks
 
@@ -34,7 +33,7 @@ class WorkflowCalls(BaseService):
 
     def __init__(self, name: str, hosted: HostedWorkflow, *, gateway: ControlPlaneGateway | None) -> None:
         super().__init__(name, gateway=gateway)
-        self._states = SessionStates(hosted.states)
+        self._states = hosted.states
         self._launch = Launch(self.processing_loop, name=f"service {name}")
         self._worker: Worker | None = None
         """None: the service does not work on tasks."""

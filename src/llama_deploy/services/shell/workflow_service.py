@@ -7,6 +7,7 @@ import logging
 import pkgutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -21,11 +22,10 @@ from llama_deploy.message_consumers import (
     RemoteMessageConsumer,
 )
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback
-from llama_deploy.messages import QueueMessage
 from llama_deploy.services.background import run_to_completion
+from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
-from llama_deploy.services.shell.config import WorkflowServiceConfig
 from llama_deploy.services.shell.service_routes import create_service_app, service_edge
 from llama_deploy.services.shell.workflow_calls import WorkflowCalls
 from llama_deploy.services.worker.report_publisher import ReportPublisher
@@ -139,27 +139,14 @@ class WorkflowService(WorkflowCalls):
             Exception: What a task raised, if `raise_exceptions` is set.
         """
         await self._registered.wait()
-        config = self.config
 
-        async def publish_report(message: QueueMessage) -> None:
-            await self.publish(message, topic=self.topics.control_plane)
-
+        publish = partial(self.publish, topic=self.topics.control_plane)
         self._worker = Worker(
             self._hosted,
-            WorkerSettings(
-                service_name=self.service_name,
-                instance_id=self.instance_id,
-                registration=self._registration,
-                max_concurrent_tasks=config.max_concurrent_tasks,
-                drain_timeout=config.drain_timeout,
-                blocked_limit=config.blocked_limit,
-                idle_timeout=config.idle_timeout,
-                raise_exceptions=config.raise_exceptions,
-                keeps_journals=config.durability == "step",
-            ),
+            WorkerSettings(config=self.config, instance_id=self.instance_id, registration=self._registration),
             queue=self.message_queue,
             gateway=self.gateway,
-            publish=ReportPublisher(publish_report, upload=self.gateway.report).publish,
+            publish=ReportPublisher(publish, upload=self.gateway.report).publish,
             register=self.register_to_control_plane,
             hooks=self._worker_hooks(),
         )
@@ -171,7 +158,7 @@ class WorkflowService(WorkflowCalls):
 
     async def launch_local(self) -> asyncio.Task[None]:
         """Start the service in the running loop, without HTTP. Cancel the task to stop it."""
-        self._launch.listen()
+        self._launch.listening.set()
         return self._launch.begin()
 
     async def launch_server(self) -> None:
@@ -191,14 +178,14 @@ class WorkflowService(WorkflowCalls):
             self._port = config.port or server.port
             if self._registered.is_set() and not config.port:
                 await self.register_to_control_plane()
-            self._launch.listen()
+            self._launch.listening.set()
             processing = await self._launch.wait_for_end()
         if not processing.cancelled():
             processing.result()
 
     async def wait_listening(self) -> None:
         """Wait until the service is launched and, with `launch_server`, its port is open and known."""
-        await self._launch.wait_listening()
+        await self._launch.listening.wait()
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:  # noqa: ARG002 - FastAPI passes itself

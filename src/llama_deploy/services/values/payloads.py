@@ -159,18 +159,7 @@ class EventRegistry:
         Raises:
             InvalidRequestError: It does not have this form, the class is not known, or a field is not valid.
         """
-        try:
-            wire = pydantic_core.from_json(definition.event_obj_str)
-        except ValueError as exc:
-            raise InvalidRequestError(f"the event is not JSON: {exc}") from exc
-        if not isinstance(wire, dict):
-            raise InvalidRequestError(f"an event must be a JSON object, not {type(wire).__name__}")
-        name = wire.get("qualified_name", wire.get("type"))
-        fields = wire.get("value", {})
-        if not isinstance(name, str) or not isinstance(fields, dict):
-            raise InvalidRequestError(
-                'an event must have the form {"qualified_name": "module.Class", "value": {...}}'
-            )
+        name, fields = definition.content()
         # The sender may have the class in another module, such as `__main__` of a script.
         cls = self._by_name.get(name) or self._by_name.get(name.rpartition(".")[2])
         if cls is None:

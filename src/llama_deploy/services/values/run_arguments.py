@@ -1,4 +1,4 @@
-"""The arguments of a run: parsed, checked before anything runs, and passed to the workflow."""
+"""The arguments of a run: checked before anything runs, and passed to the workflow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pydantic_core
 from pydantic import ValidationError
 from workflows import Context, Workflow
 from workflows.events import StartEvent
@@ -19,23 +18,6 @@ from llama_deploy.types.validation import describe_validation_error
 _START_EVENT: Final = "start_event"
 _RESERVED: Final = ("ctx", "run_id", _START_EVENT)
 """Parameters of `Workflow.run` that control the library; clients must not set them."""
-
-
-def parse_arguments(text: str) -> dict[str, Any]:
-    """Parse run arguments from a JSON object.
-
-    Raises:
-        InvalidRequestError: The text is not a JSON object.
-    """
-    try:
-        arguments = pydantic_core.from_json(text)
-    except ValueError as exc:
-        raise InvalidRequestError(f"the run arguments are not JSON: {exc}") from exc
-    if not isinstance(arguments, dict):
-        raise InvalidRequestError(
-            f"the run arguments must be a JSON object of names and values, not {type(arguments).__name__}"
-        )
-    return arguments
 
 
 @dataclass(frozen=True, slots=True)

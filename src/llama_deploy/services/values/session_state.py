@@ -12,20 +12,38 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from workflows import Context, Workflow
 
 from llama_deploy.codec import qualified_name
 from llama_deploy.errors import SerializationError
 from llama_deploy.services.values.writing import Writing
-from llama_deploy.workflow_library import DictState, StateStore, infer_state_type, state_seed
+from llama_deploy.workflow_library import DictState, StateStore, empty_context, infer_state_type, state_seed
 
 STATE_PREFIX: Final = "__workflow_state__:"
 """The prefix of the reserved keys; the qualified name of the state's class follows."""
 
 
+class WorkflowState(BaseModel):
+    """A call of a workflow within a session."""
+
+    hash: str | None = None
+    """The signature of the workflow's own state as it was restored, or its digest if nothing is signed.
+
+    It is the same in every process. None: no state.
+    """
+    state: dict[str, Any] = Field(default_factory=dict)
+    """The session's state, the keys of services included."""
+    run_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """The run arguments."""
+    session_id: str | None = None
+    task_id: str | None = None
+    attempt: int = 1
+    """The number of the attempt at the task."""
+
+
 class StateCodec:
-    """Converts the state of a workflow to text and back.
+    """Converts the state of a workflow to text and back, and finds it in the state of a session.
 
     Attributes:
         key: The key of the workflow's state in the session's state.
@@ -67,14 +85,15 @@ class StateCodec:
             )
         return state_seed(text)
 
-    def restore(self, session_state: dict[str, Any], *, session_id: str | None) -> Context | None:
+    async def load(self, call: WorkflowState) -> Context | None:
         """Return a context with the workflow's state. None: the session holds no state of this class.
 
         Raises:
             SerializationError: The state cannot be read, or was written in an older format.
             SignatureError: It was not signed with a key of this service.
         """
-        held = session_state.get(self.key)
+        self.note(call)
+        held = call.state.get(self.key)
         if held is None:
             return None
         path = f"$[{self.key!r}]"
@@ -84,36 +103,43 @@ class StateCodec:
                 path=path,
             )
         try:
-            seed = self.seed(self._writing.open(held, context=self._context(session_id)))
-            return self._writing.context(self._workflow, state=seed)
+            seed = self.seed(self._writing.open(held, context=self._context(call)))
+            return empty_context(self._workflow, state=seed, serializer=self._writing.serializer)
         except SerializationError as exc:
             raise SerializationError(
                 f"this service cannot read {path} of the session's state: {exc}", path=path
             ) from exc
 
-    async def capture(
-        self, ctx: Context, session_state: dict[str, Any], *, session_id: str | None
-    ) -> dict[str, Any]:
-        """Return what to merge into the session's state after a run; empty if there is nothing to store.
+    async def save(self, ctx: Context, call: WorkflowState) -> None:
+        """Put the workflow's state after a run into the session's state.
 
         Raises:
             SerializationError: A value in the state cannot be written; the path says where.
         """
         text = await self.encode(ctx.store)
         if text is not None:
-            return {self.key: self._writing.seal(text, context=self._context(session_id))}
-        # A merge cannot remove a key, so a state that was emptied becomes null.
-        return {self.key: None} if self.key in session_state else {}
+            call.state[self.key] = self._writing.seal(text, context=self._context(call))
+        elif self.key in call.state:
+            # A merge cannot remove a key, so a state that was emptied becomes null.
+            call.state[self.key] = None
 
-    def digest(self, session_state: dict[str, Any]) -> str | None:
+    def note(self, call: WorkflowState) -> None:
+        """Note which state the session holds before the run."""
+        call.hash = self._digest(call)
+
+    def changes(self, call: WorkflowState) -> dict[str, Any] | None:
+        """Return what to merge into the session's state after a run. None: the run has not changed it."""
+        return None if self._digest(call) == call.hash else {self.key: call.state[self.key]}
+
+    def _digest(self, call: WorkflowState) -> str | None:
         """Return what identifies the state that the session holds. None: it holds none.
 
         This is the state's signature if the service signs, else a digest.
         """
-        held = session_state.get(self.key)
+        held = call.state.get(self.key)
         if not isinstance(held, str):
             return None
         return self._writing.signature(held) or hashlib.blake2b(held.encode(), digest_size=12).hexdigest()
 
-    def _context(self, session_id: str | None) -> str:
-        return f"session:{session_id or ''}:{self.key}"
+    def _context(self, call: WorkflowState) -> str:
+        return f"session:{call.session_id or ''}:{self.key}"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from pydantic import SecretStr
-from workflows import Context, Workflow
+from workflows import Workflow
 
 from llama_deploy.codec import Signer, TypedJson, TypedSerializer, TypeRegistry, declared_types
-from llama_deploy.workflow_library import empty_context
 
 
 class Writing:
@@ -43,10 +41,6 @@ class Writing:
             SerializationError: It is damaged, or contains a class that is not declared.
         """
         return self._json.loads(text)
-
-    def context(self, workflow: Workflow, *, state: dict[str, Any]) -> Context:
-        """Return a context for a new run that begins with a state."""
-        return empty_context(workflow, state=state, serializer=self.serializer)
 
     def seal(self, text: str, *, context: str) -> str:
         """Return a text with its signature before it.

@@ -5,37 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-from pydantic import BaseModel, Field
+from typing import Final
 
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.workflow_run import WorkflowRun
-from llama_deploy.types.instance_protocol import InboxEntry, RunRecord
+from llama_deploy.services.values.session_state import WorkflowState
+from llama_deploy.types.instance_protocol import RunRecord
 
 logger = logging.getLogger(__name__)
 
 _SNAPSHOT_SECONDS: Final = 2.0
 """How long writing a snapshot may take before a run is handed back."""
-
-
-class WorkflowState(BaseModel):
-    """A call of a workflow within a session."""
-
-    hash: str | None = None
-    """The signature of the workflow's own state as it was restored, or its digest if nothing is signed.
-
-    It is the same in every process. None: no state.
-    """
-    state: dict[str, Any] = Field(default_factory=dict)
-    """The session's state, the keys of services included."""
-    run_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """The run arguments."""
-    session_id: str | None = None
-    task_id: str | None = None
-    attempt: int = 1
-    """The number of the attempt at the task."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,10 +39,6 @@ class Attempt:
     is_abandoned: bool = field(default=False, init=False)
     """Whether the attempt belongs to another instance, so that nothing is reported."""
 
-    def begin(self, run: WorkflowRun) -> None:
-        """Take the attempt's run."""
-        self.run = run
-
     def cancel(self) -> None:
         """End the run. Idempotent."""
         self.is_cancelled = True
@@ -73,11 +50,6 @@ class Attempt:
         self.is_abandoned = self.is_cancelled = True
         if self.run is not None:
             self.run.abandon()
-
-    async def put(self, entry: InboxEntry) -> None:
-        """Add an entry of the inbox."""
-        if self.inbox.put(entry):
-            await self.inbox.deliver()
 
     async def write_snapshot(self) -> None:
         """Replace the run's journal by a snapshot, which any version of the workflow library can read.

@@ -3,59 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from llama_deploy.messages import QueueMessage
-from llama_deploy.services.run.assembly import RunAssembly
+from llama_deploy.retrying import Outage
+from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
+from llama_deploy.services.run.hosted_workflow import HostedWorkflow
+from llama_deploy.services.run.journal_backlog import JournalSize
 from llama_deploy.services.run.journal_format import RunHistory
+from llama_deploy.services.run.journal_writer import JournalWriter, journal_outage
+from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_inbox import RunInbox
+from llama_deploy.services.run.run_journal import RunJournal
+from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
-from llama_deploy.services.run.workflow_run import WorkflowRun
-from llama_deploy.services.values.run_arguments import RunCall, parse_arguments
-from llama_deploy.services.worker.attempt import Attempt, WorkflowState
+from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
+from llama_deploy.services.values.run_arguments import RunCall
+from llama_deploy.services.values.session_state import WorkflowState
+from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.ledger import Ledger
-from llama_deploy.services.worker.session_states import SessionStates
 from llama_deploy.services.worker.worker_settings import WorkerHooks
-from llama_deploy.types.instance_protocol import ClaimReply, TaskDispatch
+from llama_deploy.types.instance_protocol import ClaimReply, JournalReply, JournalWrite, TaskDispatch
+from llama_deploy.types.json_values import decode_object
 from llama_deploy.workflow_library import resuming
 
 
+@dataclass(frozen=True, slots=True)
 class AttemptExecutor:
-    """Makes attempts from granted claims, and executes them.
+    """Makes attempts from granted claims, and executes them. Each run is complete when it is created."""
 
-    Args:
-        assembly: Assembles runs.
-        publish: Sends a report. Returns when it is accepted, raises when it is rejected permanently.
-        ledger: Notes which inbox entries have arrived.
-        keeps_journals: Write all runs to journals. A run that has a journal already is written in any case.
-        hooks: May replace how the workflow's state is read and written.
-    """
-
-    def __init__(
-        self,
-        assembly: RunAssembly,
-        *,
-        publish: Callable[[QueueMessage], Awaitable[None]],
-        ledger: Ledger,
-        keeps_journals: bool,
-        hooks: WorkerHooks,
-    ) -> None:
-        self._assembly = assembly
-        self._hosted = assembly.hosted
-        self._publish = publish
-        self._ledger = ledger
-        self._keeps_journals = keeps_journals
-        self._states = SessionStates(assembly.hosted.states)
-        self._load = hooks.load_state or self._states.load
-        self._save = hooks.save_state or self._states.save
+    hosted: HostedWorkflow
+    config: WorkflowServiceConfig
+    publish: Callable[[QueueMessage], Awaitable[None]]
+    """Sends a report. Returns when it is accepted, raises when it is rejected permanently."""
+    write: Callable[[JournalWrite], Awaitable[JournalReply]]
+    """Has the control plane store a write of a journal."""
+    ledger: Ledger
+    """Notes which inbox entries have arrived."""
+    hooks: WorkerHooks
+    """May replace how the workflow's state is read and written."""
+    on_waiting: Callable[[], None]
+    """See `RunHooks`."""
+    hold_lease: Callable[[], Awaitable[None]]
+    """See `RunHooks`."""
+    _outage: Outage = field(default_factory=journal_outage, init=False)
 
     def new_attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
         """Return the attempt of a granted claim."""
         task_id, number = dispatch.task_id, dispatch.attempt
         key = AttemptKey(task_id, number, reply.token)
-        keeps_journal = self._keeps_journals or reply.run is not None
+        # A run that has a journal already is written in any case.
+        keeps_journal = self.config.durability == "step" or reply.run is not None
         return Attempt(
             key=key,
             state=WorkflowState(
@@ -64,13 +65,13 @@ class AttemptExecutor:
             input=reply.input,
             inbox=RunInbox(
                 task_id=task_id,
-                workflow=self._hosted.workflow,
-                registry=self._hosted.events,
-                on_seen=lambda seq: self._ledger.seen(task_id, number, inbox_seq=seq),
+                workflow=self.hosted.workflow,
+                registry=self.hosted.events,
+                on_seen=lambda seq: self.ledger.seen(task_id, number, inbox_seq=seq),
                 entries=reply.inbox,
                 seen=reply.inbox_seq,
             ),
-            reports=AttemptReports(key, self._publish, keep_published=keeps_journal),
+            reports=AttemptReports(key, self.publish, keep_published=keeps_journal),
             keeps_journal=keeps_journal,
             record=reply.run,
         )
@@ -82,39 +83,57 @@ class AttemptExecutor:
         """
         run: WorkflowRun | None = None
         try:
-            run = await self._prepare(attempt)
-            attempt.begin(run)
+            run = attempt.run = await self._prepare(attempt)
             if attempt.is_cancelled:
                 return RunOutcome.cancelled(), None
             outcome = await run.execute()
             if outcome is None or outcome.ctx is None:
                 return outcome, None
-            await self._save(outcome.ctx, attempt.state)
+            await (self.hooks.save_state or self.hosted.states.save)(outcome.ctx, attempt.state)
         except Exception as exc:  # noqa: BLE001 - the boundary of the task: what fails here fails the task
             return RunOutcome.failed(exc), None
         finally:
             if run is not None and run.journal is not None:
                 await run.journal.close()
-        return outcome, self._states.changes(attempt.state)
+        return outcome, self.hosted.states.changes(attempt.state)
 
     async def _prepare(self, attempt: Attempt) -> WorkflowRun:
         """Return the run of an attempt, from the beginning or from where an earlier attempt left it."""
-        record, call = attempt.record, attempt.state
-        call.run_kwargs = parse_arguments(attempt.input)
+        hosted, record, call = self.hosted, attempt.record, attempt.state
+        call.run_kwargs = decode_object(attempt.input, what="the input with the run arguments")
         if record is not None and record.goes_on:
-            context, history = self._hosted.journals.restore(record, task_id=attempt.key.task_id)
+            context, history = hosted.journals.restore(record, task_id=attempt.key.task_id)
             if history.broker is not None:
                 attempt.inbox.resume(history.broker)
-            start = resuming(self._hosted.workflow, context)
-            self._states.note(call)
+            start = resuming(hosted.workflow, context)
+            hosted.states.note(call)
         else:
-            prepared, history = RunCall.prepare(self._hosted.workflow, call.run_kwargs), RunHistory(record)
-            start = partial(prepared.start, await self._load(call))
-        return self._assembly.assemble(
-            key=attempt.key,
+            prepared, history = RunCall.prepare(hosted.workflow, call.run_kwargs), RunHistory(record)
+            start = partial(prepared.start, await (self.hooks.load_state or hosted.states.load)(call))
+        return WorkflowRun(
+            hosted.workflow,
             start=start,
             inbox=attempt.inbox,
-            reports=attempt.reports,
+            hooks=RunHooks(attempt.reports.add, on_waiting=self.on_waiting, hold_lease=self.hold_lease),
+            label=f"task {attempt.key.task_id}",
+            limits=RunLimits(timeout=hosted.timeout, idle_timeout=self.config.idle_timeout),
             history=history,
-            keeps_journal=attempt.keeps_journal,
+            open_journal=partial(self._open_journal, attempt, history) if attempt.keeps_journal else None,
+        )
+
+    def _open_journal(
+        self, attempt: Attempt, history: RunHistory, clock: RunClock, on_failure: Callable[[Exception], None]
+    ) -> RunJournal:
+        form = self.hosted.journals
+        writer = JournalWriter(
+            key=attempt.key,
+            header=form.header,
+            write=self.write,
+            reports=attempt.reports,
+            clock=clock,
+            size=JournalSize.of(history.record),
+            outage=self._outage,
+        )
+        return RunJournal(
+            form=form, writer=writer, history=history, inbox=attempt.inbox, on_failure=on_failure
         )

@@ -17,9 +17,11 @@ from llama_deploy.errors import (
     LlamaDeployError,
     ProtocolVersionError,
     TaskNotFoundError,
+    UnavailableError,
 )
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
+from llama_deploy.services.worker.hand_back import release
 from llama_deploy.types.instance_protocol import (
     AttemptPart,
     ClaimReply,
@@ -40,12 +42,20 @@ _UNKNOWN_PART_SECONDS: Final = 1.0
 
 
 async def complete(gateway: ControlPlaneGateway, claim: ClaimRequest, reply: ClaimReply) -> ClaimReply | None:
-    """Return the answer to a claim that was granted, with the parts that it omits.
+    """Return the answer to a claim with the parts that it omits. None: the claim was rejected.
 
     Retries while the control plane does not answer: the heartbeats hold the lease meanwhile. If the parts
     cannot be fetched, releases the attempt, which does not count as a loss, and returns None. Also returns
     None if the attempt does not belong to this instance any more.
+
+    Raises:
+        UnavailableError: The claim was rejected, but may be granted later.
     """
+    if not reply.granted and reply.retriable:
+        raise UnavailableError(reply.reason)
+    if not reply.granted:
+        logger.debug("attempt %d of task %s: %s", claim.attempt, claim.task_id, reply.reason)
+        return None
     try:
         return await _with_parts(gateway, claim, reply)
     except LlamaDeployError as exc:
@@ -57,7 +67,8 @@ async def complete(gateway: ControlPlaneGateway, claim: ClaimRequest, reply: Cla
             extra={"action": "claim_incomplete", "task_id": claim.task_id},
         )
         if not isinstance(exc, ConflictError | TaskNotFoundError):
-            await _release(gateway, claim, reply.token)
+            request = ReleaseRequest(task_id=claim.task_id, attempt=claim.attempt, token=reply.token)
+            await release(request, send=lambda request: _persistently(partial(gateway.release, request)))
         return None
 
 
@@ -92,22 +103,6 @@ async def _fetch(gateway: ControlPlaneGateway, claim: ClaimRequest, token: str, 
         if len(text) >= reply.size:
             # The input travels as text: the control plane does not look into it.
             return text if part is AttemptPart.INPUT else json.loads(text)
-
-
-async def _release(gateway: ControlPlaneGateway, claim: ClaimRequest, token: str) -> None:
-    request = ReleaseRequest(task_id=claim.task_id, attempt=claim.attempt, token=token)
-    extra = {"action": "release", "task_id": claim.task_id}
-    try:
-        answer = await _persistently(partial(gateway.release, request))
-    except LlamaDeployError as exc:
-        logger.warning(
-            "could not release task %s, which moves on when the lease ends: %s",
-            claim.task_id,
-            exc,
-            extra=extra,
-        )
-    else:
-        logger.info("released task %s: %s", claim.task_id, answer.outcome, extra=extra)
 
 
 async def _persistently(call: Callable[[], Awaitable[T]]) -> T:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import UnavailableError
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.worker.attempt import Attempt
@@ -17,35 +16,21 @@ from llama_deploy.services.worker.claimed_parts import complete
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.types.instance_protocol import ClaimReply, ClaimRequest, TaskDispatch
 
-logger = logging.getLogger(__name__)
-
 _BACKOFF: Final = Backoff(first=0.1, longest=1.0)
 _PATIENCE_SECONDS: Final = 5.0
 """How long an unanswered claim is retried, well below the visibility timeout of any queue."""
 
 
+@dataclass(frozen=True, slots=True)
 class Claims:
-    """Claims attempts for one instance.
+    """Claims attempts for one instance."""
 
-    Args:
-        instance_id: The instance.
-        gateway: The connection to the control plane.
-        ledger: Records granted attempts.
-        new_attempt: Creates the attempt of a granted claim.
-    """
-
-    def __init__(
-        self,
-        *,
-        instance_id: str,
-        gateway: ControlPlaneGateway,
-        ledger: Ledger,
-        new_attempt: Callable[[TaskDispatch, ClaimReply], Attempt],
-    ) -> None:
-        self._instance_id = instance_id
-        self._gateway = gateway
-        self._ledger = ledger
-        self._new_attempt = new_attempt
+    instance_id: str
+    gateway: ControlPlaneGateway
+    ledger: Ledger
+    """Records granted attempts."""
+    new_attempt: Callable[[TaskDispatch, ClaimReply], Attempt]
+    """Creates the attempt of a granted claim."""
 
     async def claim(self, dispatch: TaskDispatch) -> Attempt | None:
         """Claim an attempt, retrying for some seconds. Return None if it belongs to another instance.
@@ -61,33 +46,20 @@ class Claims:
 
     async def _ask(self, dispatch: TaskDispatch) -> Attempt | None:
         place = (dispatch.task_id, dispatch.attempt)
-        if self._ledger.knows(*place):
+        if self.ledger.knows(*place):
             return None  # a duplicate message: this instance holds the attempt
-        claim = ClaimRequest(
-            task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self._instance_id
-        )
-        with self._ledger.claiming(*place):
-            reply = await self._gateway.claim(claim)
+        claim = ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self.instance_id)
+        with self.ledger.claiming(*place):
+            reply = await self.gateway.claim(claim)
             if reply.granted:
-                self._ledger.hold(*place)
-        if not reply.granted and reply.retriable:
-            raise UnavailableError(reply.reason)
-        if not reply.granted:
-            logger.debug("attempt %d of task %s: %s", dispatch.attempt, dispatch.task_id, reply.reason)
-            return None
-        return await self._granted(dispatch, claim, reply)
-
-    async def _granted(
-        self, dispatch: TaskDispatch, claim: ClaimRequest, reply: ClaimReply
-    ) -> Attempt | None:
-        """Return the attempt with all its parts, or None if it was released or lost meanwhile."""
+                self.ledger.hold(*place)
         attempt = None
         try:
-            whole = await complete(self._gateway, claim, reply)
+            whole = await complete(self.gateway, claim, reply)
             if whole is not None:
-                attempt = self._new_attempt(dispatch, whole)
+                attempt = self.new_attempt(dispatch, whole)
         finally:
             if attempt is None:
                 # A heartbeat that does not list an attempt tells the control plane to dispatch the next one.
-                self._ledger.drop(claim.task_id, claim.attempt)
+                self.ledger.drop(*place)
         return attempt

@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from llama_deploy.services.gateway import ControlPlaneGateway
+from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.ledger import Ledger
-from llama_deploy.types.instance_protocol import ReleaseRequest
+from llama_deploy.types.instance_protocol import ReleaseReply, ReleaseRequest
 
 logger = logging.getLogger(__name__)
 
+Release = Callable[[ReleaseRequest], Awaitable[ReleaseReply]]
+"""Has the control plane release an attempt."""
 
-async def hand_back(attempts: Sequence[Attempt], *, ledger: Ledger, gateway: ControlPlaneGateway) -> None:
-    """Stop attempts and release them. A failed release is logged: that task moves on when the lease ends."""
+
+async def hand_back(attempts: Sequence[Attempt], *, ledger: Ledger, send: Release) -> None:
+    """Stop attempts and release them."""
     await asyncio.gather(*(attempt.write_snapshot() for attempt in attempts))
     for attempt in attempts:
         attempt.abandon()
         ledger.drop(attempt.key.task_id, attempt.key.attempt)
-    requests = [
-        ReleaseRequest(task_id=item.key.task_id, attempt=item.key.attempt, token=item.key.token)
-        for item in attempts
-    ]
-    answers = await asyncio.gather(
-        *(gateway.release(request) for request in requests), return_exceptions=True
-    )
-    for request, answer in zip(requests, answers, strict=True):
-        extra = {"action": "hand_back", "task_id": request.task_id}
-        if isinstance(answer, BaseException):
-            logger.warning(
-                "could not hand back task %s, which moves on when the lease ends: %s",
-                request.task_id,
-                answer,
-                extra=extra,
-            )
-        else:
-            logger.info("handed back task %s: %s", request.task_id, answer.outcome, extra=extra)
+    keys = [attempt.key for attempt in attempts]
+    requests = [ReleaseRequest(task_id=key.task_id, attempt=key.attempt, token=key.token) for key in keys]
+    await asyncio.gather(*(release(request, send=send) for request in requests))
+
+
+async def release(request: ReleaseRequest, *, send: Release) -> None:
+    """Release an attempt. A failure is logged: the task moves on when the lease ends."""
+    extra = {"action": "release", "task_id": request.task_id}
+    try:
+        reply = await send(request)
+    except LlamaDeployError as exc:
+        logger.warning(
+            "could not release task %s, which moves on when the lease ends: %s",
+            request.task_id,
+            exc,
+            extra=extra,
+        )
+    else:
+        logger.info("released task %s: %s", request.task_id, reply.outcome, extra=extra)

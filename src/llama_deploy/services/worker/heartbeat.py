@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.run.step_guard import running_code
-from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, HeartbeatReply
+from llama_deploy.types.instance_protocol import HeartbeatReply
 
 logger = logging.getLogger(__name__)
 
@@ -26,46 +27,35 @@ _FIRST_RETRY: Final = 0.2
 """Seconds until a heartbeat that failed is tried again; doubled each time, at most the usual interval."""
 
 
+@dataclass(slots=True, eq=False)
 class HeartbeatThread:
-    """Sends heartbeats until `close`. `start` it in the loop that it watches.
+    """Sends heartbeats until `close`. `start` it in the loop that it watches."""
 
-    Args:
-        beat: Sends a heartbeat and returns the answer, given `HeartbeatReply.at` of the last one. Called in
-            the thread.
-        on_reply: Called in the loop with each answer and the monotonic time at which its heartbeat was sent.
-        lease_seconds: Three heartbeats are sent in this time.
-        blocked_limit: Seconds after which heartbeats stop while the loop is blocked.
-        name: Names the service in the log.
-    """
-
-    def __init__(
-        self,
-        *,
-        beat: Callable[[datetime | None], HeartbeatReply],
-        on_reply: Callable[[HeartbeatReply, float], None],
-        lease_seconds: float,
-        blocked_limit: float,
-        name: str,
-    ) -> None:
-        self._beat = beat
-        self._on_reply = on_reply
-        self._interval = lease_seconds / BEATS_PER_LEASE
-        self._blocked_limit = blocked_limit
-        self._name = name
-        self._wake = threading.Event()
-        self._closing = False
-        self._failures = 0
-        self._last_reply_at: datetime | None = None
-        self._watch: LoopWatch | None = None
-        self._thread: threading.Thread | None = None
+    beat: Callable[[datetime | None], HeartbeatReply]
+    """Sends a heartbeat and returns the answer, given `HeartbeatReply.at` of the last one. Called in the
+    thread."""
+    on_reply: Callable[[HeartbeatReply, float], None]
+    """Called in the loop with each answer and the monotonic time at which its heartbeat was sent."""
+    interval: float
+    """Seconds between two heartbeats."""
+    blocked_limit: float
+    """Seconds after which heartbeats stop while the loop is blocked."""
+    name: str
+    """Names the service in the log."""
+    _wake: threading.Event = field(default_factory=threading.Event, init=False)
+    _closing: bool = field(default=False, init=False)
+    _failures: int = field(default=0, init=False)
+    _last_reply_at: datetime | None = field(default=None, init=False)
+    _watch: LoopWatch | None = field(default=None, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Start the thread. The first heartbeat is sent at once."""
         loop = asyncio.get_running_loop()
-        self._watch = LoopWatch(loop, thread_id=threading.get_ident(), name=self._name)
+        self._watch = LoopWatch(loop, thread_id=threading.get_ident(), name=self.name)
         self._watch.start()
         self._thread = threading.Thread(
-            target=self._run, args=(loop, self._watch), name=f"heartbeat-{self._name}", daemon=True
+            target=self._run, args=(loop, self._watch), name=f"heartbeat-{self.name}", daemon=True
         )
         self._thread.start()
 
@@ -90,8 +80,8 @@ class HeartbeatThread:
     def _run(self, loop: asyncio.AbstractEventLoop, watch: LoopWatch) -> None:
         while not self._closing:
             self._wake.clear()
-            pause = self._interval
-            if watch.blocked_seconds < self._blocked_limit:
+            pause = self.interval
+            if watch.blocked_seconds < self.blocked_limit:
                 pause = self._send(loop)
             self._wake.wait(pause)
 
@@ -99,20 +89,20 @@ class HeartbeatThread:
         """Send one heartbeat and return the seconds until the next."""
         sent_at = time.monotonic()
         try:
-            reply = self._beat(self._last_reply_at)
+            reply = self.beat(self._last_reply_at)
         except Exception as exc:  # noqa: BLE001 - the thread must survive, or the lease ends
             return self._failed(exc)
         if self._failures:
             logger.info(
                 "the control plane answers service %s again",
-                self._name,
-                extra={"action": "heartbeat_recovered", "service_name": self._name},
+                self.name,
+                extra={"action": "heartbeat_recovered", "service_name": self.name},
             )
         self._failures = 0
         self._last_reply_at = reply.at
         if not self._closing:
-            _call_in(loop, self._on_reply, reply, sent_at)
-        return self._interval
+            _call_in(loop, self.on_reply, reply, sent_at)
+        return self.interval
 
     def _failed(self, exc: Exception) -> float:
         if not self._failures and not self._closing:
@@ -121,12 +111,12 @@ class HeartbeatThread:
                 "the control plane does not answer the heartbeats of service %s: %s; retrying"
                 if foreseen
                 else "the heartbeats of service %s fail: %s; retrying",
-                self._name,
+                self.name,
                 exc,
                 exc_info=None if foreseen else exc,
-                extra={"action": "heartbeat_failed", "service_name": self._name},
+                extra={"action": "heartbeat_failed", "service_name": self.name},
             )
-        delay = min(_FIRST_RETRY * 2 ** min(self._failures, 16), self._interval)
+        delay = min(_FIRST_RETRY * 2 ** min(self._failures, 16), self.interval)
         self._failures += 1
         return float(delay)
 

@@ -50,7 +50,7 @@ class HeldAttempts:
         for entry in entries:
             for attempt in self:
                 if attempt.key.task_id == entry.task_id:
-                    await attempt.put(entry)
+                    await attempt.inbox.put(entry)
 
     def cancel(self, cancellation: TaskCancellation) -> None:
         """Cancel an attempt, if it is under way."""

@@ -15,7 +15,7 @@ from llama_deploy.services.worker.heartbeat import HeartbeatThread
 from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.worker_settings import WorkerSettings
-from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
+from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, Heartbeat, HeartbeatReply
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ class LeaseKeeper:
 
     def __post_init__(self) -> None:
         """Create the thread that sends heartbeats."""
-        self._tasks = BackgroundTasks(f"service {self.settings.service_name}")
+        self._tasks = BackgroundTasks(f"service {self.settings.config.service_name}")
         self._heartbeat = HeartbeatThread(
             beat=self._beat,
             on_reply=self._process,
-            lease_seconds=self.settings.registration.lease_seconds,
-            blocked_limit=self.settings.blocked_limit,
-            name=self.settings.service_name,
+            interval=self.settings.registration.lease_seconds / BEATS_PER_LEASE,
+            blocked_limit=self.settings.config.blocked_limit,
+            name=self.settings.config.service_name,
         )
 
     def start(self) -> None:
@@ -85,7 +85,7 @@ class LeaseKeeper:
                 held=held,
                 claiming=claiming,
                 heard_at=last_reply_at,
-                slots=self.settings.max_concurrent_tasks,
+                slots=self.settings.config.max_concurrent_tasks,
                 running=len(self.attempts),
                 blocked_seconds=self._heartbeat.blocked_seconds,
             )
@@ -113,7 +113,7 @@ class LeaseKeeper:
         except LlamaDeployError as exc:
             logger.warning(
                 "the control plane does not know service %s, and registering it failed: %s",
-                self.settings.service_name,
+                self.settings.config.service_name,
                 exc,
-                extra={"action": "register_failed", "service_name": self.settings.service_name},
+                extra={"action": "register_failed", "service_name": self.settings.config.service_name},
             )

@@ -26,28 +26,23 @@ class _Entry:
     patience: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of the outcomes that are not confirmed yet."""
-
-    outcomes: int = 2_000
-    characters: int = 64 * 1024 * 1024
-
-
 @dataclass(slots=True)
 class Ledger:
     """What the instance holds. Only `snapshot` is thread-safe.
 
     Args:
-        limits: When they are reached, `is_full` is true, and the instance takes no more work until heartbeats
-            have confirmed some outcomes.
+        max_outcomes: With so many outcomes that are not confirmed, `is_full` is true, and the instance takes
+            no more work until heartbeats have confirmed some.
+        max_characters: The same for their length.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    max_outcomes: int = 2_000
+    max_characters: int = 64 * 1024 * 1024
+    unconfirmed: int = field(default=0, init=False)
+    """How many outcomes are not confirmed yet."""
     _entries: dict[tuple[str, int], _Entry] = field(default_factory=dict)
     _claiming: set[tuple[str, int]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _finished: int = 0
     _size: int = 0
 
     def __len__(self) -> int:
@@ -56,12 +51,7 @@ class Ledger:
     @property
     def is_full(self) -> bool:
         """Whether the limits are reached."""
-        return self._finished >= self.limits.outcomes or self._size >= self.limits.characters
-
-    @property
-    def unconfirmed(self) -> int:
-        """How many outcomes are not confirmed yet."""
-        return self._finished
+        return self.unconfirmed >= self.max_outcomes or self._size >= self.max_characters
 
     def snapshot(self) -> tuple[list[HeldAttempt], list[tuple[str, int]]]:
         """Return what is held, and what is being claimed."""
@@ -109,7 +99,7 @@ class Ledger:
             return
         entry.outcome, entry.size = outcome, size
         entry.publish_again_at, entry.patience = now + patience, patience
-        self._finished += 1
+        self.unconfirmed += 1
         self._size += size
 
     def drop(self, task_id: str, attempt: int) -> None:
@@ -117,7 +107,7 @@ class Ledger:
         with self._lock:
             entry = self._entries.pop((task_id, attempt), None)
         if entry is not None and entry.outcome is not None:
-            self._finished -= 1
+            self.unconfirmed -= 1
             self._size -= entry.size
 
     def overdue(self, now: float) -> list[AttemptOutcome]:

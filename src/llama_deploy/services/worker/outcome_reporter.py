@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from llama_deploy.errors import LlamaDeployError
-from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.messages import QueueMessage
 from llama_deploy.services.background import BackgroundTasks
-from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
+from llama_deploy.services.run.attempt_reports import report_message
 from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.ledger import Ledger
-from llama_deploy.types.instance_protocol import AttemptOutcome, EventPayload
-from llama_deploy.types.topics import CONTROL_PLANE
+from llama_deploy.types.instance_protocol import AttemptOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -35,24 +35,20 @@ class OutcomeReporter:
     """Outcomes that are being published again."""
 
     async def report(
-        self,
-        key: AttemptKey,
-        reports: AttemptReports,
-        outcome: RunOutcome,
-        session_state: dict[str, Any] | None,
+        self, attempt: Attempt, outcome: RunOutcome, session_state: dict[str, Any] | None
     ) -> bool:
         """Publish an attempt's outcome, and keep it until the control plane has confirmed it.
 
         Returns whether that was possible.
 
         Args:
-            key: The attempt.
-            reports: Its events; those not sent yet travel with the outcome.
+            attempt: The attempt. Its events that were not sent yet travel with the outcome.
             outcome: Its outcome.
             session_state: Changes of the session's state.
         """
+        key = attempt.key
         try:
-            published = await publish_outcome(key, reports, outcome, session_state, publish=self.publish)
+            published = await attempt.reports.finish(outcome, session_state)
         except LlamaDeployError:
             logger.exception(
                 "cannot report the outcome of task %s; the task will run again elsewhere",
@@ -74,65 +70,6 @@ class OutcomeReporter:
         key = outcome.task_id, outcome.attempt
         self._again.add(key)
         try:
-            await self.publish(_message(outcome))
+            await self.publish(report_message(outcome))
         finally:
             self._again.discard(key)
-
-
-async def publish_outcome(
-    key: AttemptKey,
-    reports: AttemptReports,
-    outcome: RunOutcome,
-    session_state: dict[str, Any] | None,
-    *,
-    publish: Callable[[QueueMessage], Awaitable[None]],
-) -> AttemptOutcome:
-    """Publish an attempt's outcome with the events that were not sent yet.
-
-    If something is rejected permanently, for example a result that is too large, the attempt fails.
-
-    Raises:
-        LlamaDeployError: Even the failure is rejected.
-    """
-    try:
-        first, events = await reports.settle()
-    except LlamaDeployError as exc:
-        outcome, session_state, first, events = RunOutcome.failed(exc), None, reports.discard(), []
-    published = _attempt_outcome(key, outcome, session_state, first=first, events=events)
-    try:
-        await publish(_message(published))
-    except LlamaDeployError as exc:
-        published = _attempt_outcome(key, RunOutcome.failed(exc), None, first=first, events=[])
-        await publish(_message(published))
-    return published
-
-
-def _attempt_outcome(
-    key: AttemptKey,
-    outcome: RunOutcome,
-    session_state: dict[str, Any] | None,
-    *,
-    first: int,
-    events: Sequence[EventPayload],
-) -> AttemptOutcome:
-    return AttemptOutcome(
-        task_id=key.task_id,
-        attempt=key.attempt,
-        token=key.token,
-        first=first,
-        events=list(events),
-        status=outcome.status,
-        result=outcome.result,
-        value=outcome.value,
-        value_type=outcome.value_type,
-        error=outcome.error,
-        terminal_event=outcome.terminal_event,
-        event_value=outcome.event_value,
-        session_state=session_state,
-    )
-
-
-def _message(outcome: AttemptOutcome) -> QueueMessage:
-    return QueueMessage(
-        type=CONTROL_PLANE, action=ActionTypes.COMPLETED_TASK, data=outcome.model_dump(mode="json")
-    )

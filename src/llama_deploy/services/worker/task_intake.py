@@ -40,14 +40,12 @@ class TaskIntake:
     slots: WorkSlots
     work: Callable[[Attempt], Awaitable[None]]
     """Executes an attempt."""
-    confirm: Callable[[], None]
-    """Asks the control plane to confirm outcomes."""
 
     async def take_tasks(self, topic: str) -> None:
         """Take tasks from a topic while there are free slots, and run them; until cancelled."""
         async with await self.queue.subscribe(topic) as subscription:
             while True:
-                await self.slots.wait_for_free(confirm=self.confirm)
+                await self.slots.wait_for_free()
                 for delivery in await subscription.receive(self.slots.free):
                     self.slots.tasks.spawn(self._take(delivery))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from llama_deploy.services.background import BackgroundTasks
 from llama_deploy.services.worker.held_attempts import HeldAttempts
@@ -13,59 +14,58 @@ from llama_deploy.services.worker.ledger import Ledger
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class WorkSlots:
-    """Counts the tasks under way. A run that only waits gives up its slot when it is needed.
+    """Counts the tasks under way. A run that only waits gives up its slot when it is needed."""
 
-    Args:
-        limit: How many tasks the instance may work on.
-        ledger: An instance with too many unconfirmed outcomes has no free slots.
-        attempts: The attempts under way.
-        service_name: The service, for the log.
-    """
+    limit: int
+    """How many tasks the instance may work on."""
+    ledger: Ledger
+    """An instance with too many unconfirmed outcomes has no free slots."""
+    attempts: HeldAttempts
+    """The attempts under way."""
+    confirm: Callable[[], None]
+    """Asks the control plane to confirm outcomes."""
+    service_name: str
+    """The service, for the log."""
+    tasks: BackgroundTasks = field(init=False)
+    """What takes the slots."""
+    _is_draining: bool = field(default=False, init=False)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
-    def __init__(self, limit: int, *, ledger: Ledger, attempts: HeldAttempts, service_name: str) -> None:
-        self._limit = limit
-        self._ledger = ledger
-        self._attempts = attempts
-        self._service_name = service_name
-        self._is_draining = False
-        self._changed = asyncio.Event()
-        self.tasks = BackgroundTasks(f"service {service_name}", on_done=self.changed)
-        """What takes the slots."""
+    def __post_init__(self) -> None:
+        """Wake what waits for a slot whenever a task has ended."""
+        self.tasks = BackgroundTasks(f"service {self.service_name}", on_done=self.changed)
 
     @property
     def free(self) -> int:
         """How many more tasks may be taken."""
-        return 0 if self._ledger.is_full else self._limit - len(self.tasks)
+        return 0 if self.ledger.is_full else self.limit - len(self.tasks)
 
     def on_waiting(self) -> None:
         """A run has begun to wait for something from outside."""
         if self._is_draining:
-            self._attempts.park_idle()
+            self.attempts.park_idle()
         self.changed()
 
     def changed(self) -> None:
         """Wake what waits for a slot or for confirmed outcomes."""
         self._changed.set()
 
-    async def wait_for_free(self, *, confirm: Callable[[], None]) -> None:
-        """Wait until there is a free slot.
-
-        Args:
-            confirm: Asks the control plane to confirm outcomes.
-        """
+    async def wait_for_free(self) -> None:
+        """Wait until there is a free slot."""
         while self.free <= 0:
             self._changed.clear()
-            if self._ledger.is_full:
-                confirm()
-            self._attempts.park_idle()
+            if self.ledger.is_full:
+                self.confirm()
+            self.attempts.park_idle()
             await self._changed.wait()
 
-    async def wait_for_confirmation(self, *, confirm: Callable[[], None]) -> None:
-        """Wait until the control plane has confirmed every outcome; see `wait_for_free`."""
-        while self._ledger.unconfirmed:
+    async def wait_for_confirmation(self) -> None:
+        """Wait until the control plane has confirmed every outcome."""
+        while self.ledger.unconfirmed:
             self._changed.clear()
-            confirm()
+            self.confirm()
             await self._changed.wait()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - tasks that take longer are left running
@@ -73,12 +73,12 @@ class WorkSlots:
         if not self.tasks:
             return
         self._is_draining = True
-        self._attempts.park_idle()
+        self.attempts.park_idle()
         logger.info(
             "service %s is draining; running tasks: %d, time to finish: %.0f s",
-            self._service_name,
+            self.service_name,
             len(self.tasks),
             timeout,
-            extra={"action": "drain", "service_name": self._service_name},
+            extra={"action": "drain", "service_name": self.service_name},
         )
         await asyncio.wait(set(self.tasks), timeout=timeout)

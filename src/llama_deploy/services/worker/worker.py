@@ -11,7 +11,6 @@ from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.background import run_to_completion
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.run.assembly import RunAssembly
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.worker.attempt import Attempt
@@ -68,18 +67,12 @@ class Worker:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.attempts = HeldAttempts()
         self.ledger = Ledger()
-        lease_seconds = settings.registration.lease_seconds
+        config = settings.config
         self._reporter = OutcomeReporter(
             publish=publish,
             ledger=self.ledger,
             # One heartbeat may be under way, and the queue takes some time.
-            patience=2 * lease_seconds / BEATS_PER_LEASE,
-        )
-        self._slots = WorkSlots(
-            settings.max_concurrent_tasks,
-            ledger=self.ledger,
-            attempts=self.attempts,
-            service_name=settings.service_name,
+            patience=2 * settings.registration.lease_seconds / BEATS_PER_LEASE,
         )
         self._lease = LeaseKeeper(
             settings=settings,
@@ -89,21 +82,25 @@ class Worker:
             register=register,
             on_reply=self._on_reply,
         )
-        self._executor = AttemptExecutor(
-            RunAssembly(
-                hosted=hosted,
-                idle_timeout=settings.idle_timeout,
-                write=gateway.journal,
-                on_waiting=self._slots.on_waiting,
-                hold_lease=self._lease.hold,
-            ),
-            publish=publish,
+        self._slots = WorkSlots(
+            config.max_concurrent_tasks,
             ledger=self.ledger,
-            keeps_journals=settings.keeps_journals,
+            attempts=self.attempts,
+            confirm=self._lease.beat_now,
+            service_name=config.service_name,
+        )
+        self._executor = AttemptExecutor(
+            hosted=hosted,
+            config=config,
+            publish=publish,
+            write=gateway.journal,
+            ledger=self.ledger,
             hooks=hooks,
+            on_waiting=self._slots.on_waiting,
+            hold_lease=self._lease.hold,
         )
         self._intake = TaskIntake(
-            service_name=settings.service_name,
+            service_name=config.service_name,
             queue=queue,
             claims=Claims(
                 instance_id=settings.instance_id,
@@ -114,7 +111,6 @@ class Worker:
             attempts=self.attempts,
             slots=self._slots,
             work=self._work,
-            confirm=self._lease.beat_now,
         )
 
     async def run(self) -> None:
@@ -125,7 +121,7 @@ class Worker:
             Exception: What a task raised, if `raise_exceptions` is set.
         """
         self._lease.start()
-        name = self._settings.service_name
+        name = self._settings.config.service_name
         topic = self._topics.instance(name, self._settings.instance_id)
         events = asyncio.create_task(self._intake.take_instance_messages(topic), name=f"events of {name}")
         work = asyncio.create_task(self._take_work(), name=f"work of {name}")
@@ -139,7 +135,7 @@ class Worker:
 
     async def take_tasks(self) -> None:
         """Take tasks from the queue while there are free slots, and run them; until cancelled."""
-        await self._intake.take_tasks(self._topics.work(self._settings.service_name))
+        await self._intake.take_tasks(self._topics.work(self._settings.config.service_name))
 
     async def accept(self, message: QueueMessage) -> None:
         """See `TaskIntake.accept`."""
@@ -158,7 +154,7 @@ class Worker:
                     extra={"action": "fenced_out", "task_id": key.task_id},
                 )
             self.ledger.drop(key.task_id, key.attempt)
-        elif await self._reporter.report(key, attempt.reports, outcome, session_state):
+        elif await self._reporter.report(attempt, outcome, session_state):
             if self.ledger.unconfirmed % _CONFIRM_EVERY == 0:
                 self._lease.beat_now()
             self._surface(key.task_id, outcome)
@@ -180,12 +176,12 @@ class Worker:
         logger.warning(
             "task %s of service %s failed: %s: %s",
             task_id,
-            self._settings.service_name,
+            self._settings.config.service_name,
             type(cause).__name__,
             cause,
             extra={"action": "task_failed", "task_id": task_id},
         )
-        if self._settings.raise_exceptions and not self._failure.done():
+        if self._settings.config.raise_exceptions and not self._failure.done():
             self._failure.set_exception(cause)
 
     def _on_reply(self) -> None:
@@ -198,7 +194,7 @@ class Worker:
         was_cancelled = False
         try:
             await asyncio.wait({work})
-            await self._slots.drain(self._settings.drain_timeout)
+            await self._slots.drain(self._settings.config.drain_timeout)
         except asyncio.CancelledError:
             was_cancelled = True
         await run_to_completion(self._finish(work, events))
@@ -210,14 +206,14 @@ class Worker:
         events.cancel()
         try:
             async with asyncio.timeout(_HAND_BACK_SECONDS):
-                await hand_back(list(self.attempts), ledger=self.ledger, gateway=self._gateway)
+                await hand_back(list(self.attempts), ledger=self.ledger, send=self._gateway.release)
                 await asyncio.wait({work, events})
                 # After this, outcomes are not published again.
-                await self._slots.wait_for_confirmation(confirm=self._lease.beat_now)
+                await self._slots.wait_for_confirmation()
         except TimeoutError:
             logger.warning(
                 "service %s stops before the control plane has confirmed all attempts; their leases will end",
-                self._settings.service_name,
+                self._settings.config.service_name,
                 extra={"action": "hand_back_timeout"},
             )
         await self._lease.close()

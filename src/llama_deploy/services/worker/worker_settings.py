@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from workflows import Context
 
-from llama_deploy.services.worker.attempt import WorkflowState
+from llama_deploy.services.config import WorkflowServiceConfig
+from llama_deploy.services.values.session_state import WorkflowState
 from llama_deploy.types.services import Registration
 
 
@@ -15,20 +16,9 @@ from llama_deploy.types.services import Registration
 class WorkerSettings:
     """Who the instance is, and how it works."""
 
-    service_name: str
+    config: WorkflowServiceConfig
     instance_id: str
     registration: Registration
-    max_concurrent_tasks: int
-    drain_timeout: float
-    """Seconds that running tasks may take to end when the instance stops."""
-    blocked_limit: float
-    """Seconds after which heartbeats stop while the event loop is blocked."""
-    idle_timeout: float | None
-    """Seconds that a run may wait in memory for something from outside. None: without limit."""
-    raise_exceptions: bool
-    """Whether a failed task ends `run` with its exception."""
-    keeps_journals: bool
-    """Whether runs are written to journals, step by step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +30,6 @@ class WorkerHooks:
     take_tasks: Callable[[], Awaitable[None]] | None = None
     """Takes tasks, in place of `Worker.take_tasks`."""
     load_state: Callable[[WorkflowState], Awaitable[Context | None]] | None = None
-    """Reads the workflow's state, in place of `SessionStates.load`."""
+    """Reads the workflow's state, in place of `StateCodec.load`."""
     save_state: Callable[[Context, WorkflowState], Awaitable[None]] | None = None
-    """Writes the workflow's state, in place of `SessionStates.save`."""
+    """Writes the workflow's state, in place of `StateCodec.save`."""

@@ -1,4 +1,4 @@
-"""Endpoints of the 0.6 API for sessions and their tasks, as methods of `ControlPlaneServer`."""
+"""The endpoints of the 0.6 API, as methods of `ControlPlaneServer`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Body, Header, Query, Response
 from starlette.responses import StreamingResponse
 
+from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.http.stream_responses import data_response
 from llama_deploy.control_plane.http.task_routes import Wait
 from llama_deploy.control_plane.plane import ControlPlane
@@ -18,12 +19,14 @@ from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import (
     EventDefinition,
+    ServiceDefinition,
     SessionDefinition,
     SessionOptions,
     SessionState,
     TaskDefinition,
     TaskResult,
 )
+from llama_deploy.types.instance_protocol import PROTOCOL_VERSION
 from llama_deploy.types.json_values import JsonObject
 from llama_deploy.types.keys import Key, public_id
 
@@ -31,15 +34,41 @@ _IfMatch = Annotated[str | None, Header(description='The version that was read, 
 _Page = Annotated[int, Query(ge=1, le=10_000)]
 
 
-class SessionEndpoints(ABC):
-    """Sessions, their tasks and their state."""
+class CoreEndpoints(ABC):
+    """The control plane, its services, its sessions and their tasks and state."""
 
+    config: ControlPlaneConfig
     orchestrator: BaseOrchestrator
 
     @property
     @abstractmethod
     def plane(self) -> ControlPlane:
         """The control plane that answers."""
+
+    async def home(self) -> dict[str, Any]:
+        """Return the type of the server and its public settings."""
+        return {"running": True, "type": "control_plane", **self.config.public_settings()}
+
+    async def get_message_queue_config(self) -> dict[str, Any]:
+        """Return how to connect to the message queue, without credentials."""
+        return self.plane.queue.as_config().public_settings()
+
+    async def register_service(self, service_def: ServiceDefinition) -> dict[str, Any]:
+        """Register a service or an instance of it; returns the settings of the control plane."""
+        await self.plane.services.register(service_def)
+        return {**self.config.public_settings(), "protocol": PROTOCOL_VERSION}
+
+    async def deregister_service(self, service_name: str, instance_id: str | None = None) -> None:
+        """Remove a service, or one instance of it."""
+        await self.plane.services.deregister(service_name, instance_id=instance_id)
+
+    async def get_all_services(self) -> dict[str, ServiceDefinition]:
+        """Return all services by name."""
+        return await self.plane.services.all()
+
+    async def get_service(self, service_name: str) -> ServiceDefinition:
+        """Return a service with its instances."""
+        return await self.plane.services.get(service_name)
 
     async def create_session(self, options: Annotated[SessionOptions | None, Body()] = None) -> str:
         """Create a session and return its id."""
