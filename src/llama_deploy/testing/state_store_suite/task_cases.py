@@ -20,7 +20,7 @@ from llama_deploy.state_stores.records import (
     SessionRecord,
     TaskRecord,
 )
-from llama_deploy.testing.records import NOW, a_session, a_task
+from llama_deploy.testing.records import NOW, a_full_task, a_session, a_task
 from llama_deploy.testing.state_store_suite.base import StoreTests
 from llama_deploy.types import SessionPolicy, TaskStatus
 
@@ -85,41 +85,8 @@ class TaskTests(StoreTests):
     # -- tasks
 
     async def test_tasks_come_back_as_they_were_stored(self, store: StateStore) -> None:
-        full = TaskRecord(
-            task_id="full",
-            session_id="s1",
-            service_name="greeter",
-            input='{"x": [1, 2]}',
-            status=TaskStatus.TIMED_OUT,
-            created_at=NOW,
-            status_changed_at=NOW + timedelta(seconds=1),
-            tenant="acme",
-            trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            parent_task_id="parent",
-            root_task_id="root",
-            tags='["a", "b"]',
-            priority=-5,
-            not_before=NOW + timedelta(seconds=2),
-            deadline=NOW + timedelta(seconds=3),
-            max_attempts=7,
-            attempt=5,
-            losses=4,
-            instance_id="i1",
-            token="secret",  # noqa: S106 - a value to compare
-            claimed_at=NOW + timedelta(microseconds=1),
-            redispatch_at=NOW + timedelta(microseconds=2),
-            dispatches=3,
-            stream_length=2**40,
-            attempt_events=6,
-            inbox_length=8,
-            has_run=True,
-            journal_length=9,
-            running_seconds=1.5,
-            wake_at=NOW + timedelta(microseconds=3),
-            cancel_requested=True,
-            finished_at=NOW + timedelta(days=40_000),
-            result='{"status": "timed_out"}',
-        )
+        extremes = {"priority": -5, "stream_length": 2**40, "finished_at": NOW + timedelta(days=40_000)}
+        full = a_full_task("full")._replace(**extremes)
         await store.transact(lambda tx: tx.tasks.insert([full, a_task("plain")]))
         found = await store.read(lambda tx: tx.tasks.load(["plain", "full", "unknown"]))
         assert found == {"full": full, "plain": a_task("plain")}
@@ -134,41 +101,7 @@ class TaskTests(StoreTests):
         assert found.created_at.tzinfo is UTC
 
     async def test_a_task_is_updated_but_for_what_never_changes(self, store: StateStore) -> None:
-        changed = TaskRecord(
-            task_id="t1",
-            session_id="other",
-            service_name="other",
-            input="other",
-            created_at=NOW + timedelta(days=1),
-            tenant="other",
-            trace="other",
-            parent_task_id="other",
-            root_task_id="other",
-            tags='["other"]',
-            priority=1,
-            not_before=NOW,
-            deadline=NOW,
-            status=TaskStatus.RUNNING,
-            status_changed_at=NOW + timedelta(seconds=1),
-            max_attempts=9,
-            attempt=2,
-            losses=1,
-            instance_id="i1",
-            token="secret",  # noqa: S106 - a value to compare
-            claimed_at=NOW,
-            redispatch_at=NOW,
-            dispatches=2,
-            stream_length=3,
-            attempt_events=4,
-            inbox_length=5,
-            has_run=True,
-            journal_length=6,
-            running_seconds=0.25,
-            wake_at=NOW,
-            cancel_requested=True,
-            finished_at=NOW,
-            result="{}",
-        )
+        changed = a_full_task("t1")
         first = a_task("t1")
 
         def work(tx: StoreTransaction) -> None:
@@ -183,23 +116,15 @@ class TaskTests(StoreTests):
         assert found == {"t1": expected, "t2": a_task("t2")}
 
     async def test_progress_is_updated_alone(self, store: StateStore) -> None:
-        progress: dict[str, Any] = {
-            "stream_length": 1,
-            "attempt_events": 2,
-            "inbox_length": 3,
-            "has_run": True,
-            "journal_length": 4,
-            "running_seconds": 5.5,
-        }
-        first = a_task("t1")
-        changed = first._replace(status=TaskStatus.FAILED, attempt=9, result="{}", **progress)
+        first, changed = a_task("t1"), a_full_task("t1")
+        progress: dict[str, Any] = {name: getattr(changed, name) for name in PROGRESS}
+        assert all(getattr(first, name) != value for name, value in progress.items())
 
         def work(tx: StoreTransaction) -> None:
             tx.tasks.insert([first, a_task("t2")])
             tx.tasks.update_progress([changed, a_task("unknown")])
 
         await store.transact(work)
-        assert set(progress) == set(PROGRESS)
         found = await store.read(lambda tx: tx.tasks.load(["t1", "t2", "unknown"]))
         assert found == {"t1": first._replace(**progress), "t2": a_task("t2")}
 
