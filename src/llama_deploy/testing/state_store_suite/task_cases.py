@@ -85,8 +85,9 @@ class TaskTests(StoreTests):
     # -- tasks
 
     async def test_tasks_come_back_as_they_were_stored(self, store: StateStore) -> None:
-        extremes = {"priority": -5, "stream_length": 2**40, "finished_at": NOW + timedelta(days=40_000)}
-        full = a_full_task("full")._replace(**extremes)
+        full = a_full_task("full")._replace(
+            priority=-5, stream_length=2**40, finished_at=NOW + timedelta(days=40_000)
+        )
         await store.transact(lambda tx: tx.tasks.insert([full, a_task("plain")]))
         found = await store.read(lambda tx: tx.tasks.load(["plain", "full", "unknown"]))
         assert found == {"full": full, "plain": a_task("plain")}
