@@ -54,6 +54,7 @@ class Notice:
     """Notices do not arrive for now: the connection to the database is lost, perhaps not only here."""
 
 
+@dataclass(kw_only=True, eq=False)
 class StoreTransaction:
     """The rows inside one transaction, by entity. In `StateStore.read` only methods that read may be called.
 
@@ -63,26 +64,14 @@ class StoreTransaction:
     `lock`, `lock_free` and `notify` do nothing here; a `shared` store overrides them.
     """
 
-    def __init__(
-        self,
-        *,
-        sessions: SessionRepository,
-        tasks: TaskRepository,
-        events: EventRepository,
-        inbox: InboxRepository,
-        runs: RunRepository,
-        outbox: OutboxRepository,
-        services: ServiceRepository,
-        instances: InstanceRepository,
-    ) -> None:
-        self.sessions = sessions
-        self.tasks = tasks
-        self.events = events
-        self.inbox = inbox
-        self.runs = runs
-        self.outbox = outbox
-        self.services = services
-        self.instances = instances
+    sessions: SessionRepository
+    tasks: TaskRepository
+    events: EventRepository
+    inbox: InboxRepository
+    runs: RunRepository
+    outbox: OutboxRepository
+    services: ServiceRepository
+    instances: InstanceRepository
 
     def lock(
         self,

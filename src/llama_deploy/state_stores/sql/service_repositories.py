@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from llama_deploy.state_stores.records import InstanceRecord, OutboxRecord, ServiceRecord
 from llama_deploy.state_stores.repositories import InstanceRepository, OutboxRepository, ServiceRepository
-from llama_deploy.state_stores.sql.access import KEY, SQLAccess, ids, limit, update, upserts
-from llama_deploy.state_stores.sql.queries import Mapper, Query
+from llama_deploy.state_stores.sql.access import SQLRepository, ids, limit, upserts
+from llama_deploy.state_stores.sql.queries import Mapper, Query, Update
 from llama_deploy.state_stores.sql.tables import instances, outbox, services
 
 _OUTBOX = Mapper(OutboxRecord, outbox)
@@ -33,7 +33,7 @@ _OUTBOX_DUE = _outbox_oldest.where(
     sa.or_(outbox.c.relay_at.is_(None), outbox.c.relay_at <= sa.bindparam("now"))
 ).with_for_update(skip_locked=True)
 _INSERT_OUTBOX = sa.insert(outbox).inline()
-_UPDATE_OUTBOX = update(outbox, _OUTBOX, key="message_id", fixed={"topic", "message"})
+_UPDATE_OUTBOX = Update(_OUTBOX, key="message_id", fields=["relay_at"])
 _DELETE_OUTBOX = (sa.delete(outbox).where(outbox.c.message_id.in_(ids)),)
 
 _SERVICES = Query.kept(sa.select(*_SERVICE.columns))
@@ -56,11 +56,8 @@ _PUT_INSTANCES = upserts(instances)
 _DELETE_INSTANCES = (sa.delete(instances).where(instances.c.instance_id.in_(ids)),)
 
 
-class SQLOutbox(OutboxRepository):
+class SQLOutbox(SQLRepository, OutboxRepository):
     """Messages in the table `outbox`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(self, *, after: int = 0, limit: int = 1000) -> dict[int, OutboxRecord]:
         rows = self._access.rows(_OUTBOX_AFTER, {"after": after, "limit": limit})
@@ -69,7 +66,7 @@ class SQLOutbox(OutboxRepository):
     def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
         found = self._access.connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit}).all()
         taken = [_OUTBOX.record(row)._replace(relay_at=until) for row in found]
-        self._access.write(_UPDATE_OUTBOX, [{KEY: item.message_id, "relay_at": until} for item in taken])
+        self._access.update(_UPDATE_OUTBOX, taken)
         return taken
 
     def insert(self, messages: Sequence[OutboxRecord]) -> None:
@@ -79,11 +76,8 @@ class SQLOutbox(OutboxRepository):
         self._access.delete(_DELETE_OUTBOX, message_ids)
 
 
-class SQLServices(ServiceRepository):
+class SQLServices(SQLRepository, ServiceRepository):
     """Services in the table `services`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(self, service_names: Collection[str] | None = None) -> dict[str, ServiceRecord]:
         rows = (
@@ -100,11 +94,8 @@ class SQLServices(ServiceRepository):
         self._access.delete(_DELETE_SERVICES, service_names)
 
 
-class SQLInstances(InstanceRepository):
+class SQLInstances(SQLRepository, InstanceRepository):
     """Instances in the table `instances`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(
         self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
