@@ -19,13 +19,13 @@ belongs to them, so that two control planes never decide on a session at the sam
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import ClassVar, Self, TypeVar
 
+from llama_deploy.closing import AsyncCloseable
 from llama_deploy.state_stores.repositories import (
     EventRepository,
     InboxRepository,
@@ -98,7 +98,7 @@ class StoreTransaction:
         """Send a notice to the other control planes once the transaction is durable."""
 
 
-class StateStore(ABC):
+class StateStore(AsyncCloseable):
     """A live state store. `close` it, or use it with `async with`."""
 
     shared: ClassVar[bool] = False
@@ -171,11 +171,3 @@ class StateStore(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Finish transactions under way and close. Deletes nothing. Idempotent."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
 from typing import Annotated, Any, Final, Self
 
 import pydantic_core
@@ -15,6 +14,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive
 
+from llama_deploy.closing import AsyncCloseable
 from llama_deploy.errors import ClosedError, MessageDecodeError
 from llama_deploy.message_queues.base import DEFAULT_GROUP
 from llama_deploy.message_queues.simple.broker import SimpleBroker, TopicDepth
@@ -108,7 +108,7 @@ class QueueInfo(QueueHealth):
     topics: int
 
 
-class SimpleMessageQueueServer:
+class SimpleMessageQueueServer(AsyncCloseable):
     """Serves a simple queue over HTTP: `async with SimpleMessageQueueServer(config) as server`.
 
     Args:
@@ -173,11 +173,6 @@ class SimpleMessageQueueServer:
     async def __aenter__(self) -> Self:
         await self.start()
         return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 @dataclass(frozen=True, slots=True)
