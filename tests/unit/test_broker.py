@@ -17,9 +17,10 @@ from llama_deploy.errors import (
     TopicNotFoundError,
     UnavailableError,
 )
+from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.message_queues.simple.broker import SimpleBroker
 from llama_deploy.message_queues.simple.limits import BrokerLimits
-from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
+from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.message_queues.simple.timetable import Alarm, Timetable
 from llama_deploy.message_queues.simple.topic import Handout
 

@@ -13,7 +13,8 @@ from aiormq.abc import AbstractChannel as DriverChannel
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.message_queues.rabbitmq.connection import translated
-from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight, Verdict
+from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight
+from llama_deploy.message_queues.settlement import SettleAction
 
 _CLOSE_SECONDS: Final = 5.0
 MAX_PREFETCH: Final = 1000
@@ -95,7 +96,7 @@ class ConsumerChannel:
                 allowed -= 1
             chosen.append(flight)
         # One acknowledgement covers all before it.
-        in_front = takewhile(lambda flight: flight.verdict is Verdict.ACK, list(self.flights.values()))
+        in_front = takewhile(lambda flight: flight.verdict is SettleAction.ACK, list(self.flights.values()))
         together = [flight for flight, other in zip(chosen, in_front, strict=False) if flight is other]
         for flight in chosen:
             del self.flights[flight.tag]
@@ -103,10 +104,10 @@ class ConsumerChannel:
         if together:
             await self._driver.basic_ack(together[-1].tag, multiple=True, wait=False)
         for flight in chosen[len(together) :]:
-            if flight.verdict is Verdict.ACK:
+            if flight.verdict is SettleAction.ACK:
                 await self._driver.basic_ack(flight.tag, wait=False)
             else:
-                requeue = flight.verdict is Verdict.NACK
+                requeue = flight.verdict is SettleAction.NACK
                 await self._driver.basic_reject(flight.tag, requeue=requeue, wait=False)
 
     def has_settlements(self) -> bool:

@@ -19,8 +19,9 @@ from llama_deploy.message_queues.dead_letters import decode_message
 from llama_deploy.message_queues.rabbitmq.channel import MAX_PREFETCH, ConsumerChannel
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
 from llama_deploy.message_queues.rabbitmq.connection import RabbitMQConnection, translated
-from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight, RabbitMQDelivery, Verdict
+from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight, RabbitMQDelivery
 from llama_deploy.message_queues.rabbitmq.demand import HOLD_SECONDS, Demand
+from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.retrying import retry
 
 _BACKOFF: Final = Backoff(first=0.05, longest=2.0)
@@ -76,10 +77,10 @@ class RabbitMQSubscription(Subscription):
         """How many messages the broker has sent and does not know to be settled."""
         return len(self._channel.flights) if self._channel is not None else 0
 
-    def settle(self, flight: Flight, verdict: Verdict) -> None:
+    def settle(self, flight: Flight, verdict: SettleAction) -> None:
         """Note what to tell the broker; acknowledgements may wait for a moment."""
         flight.verdict = verdict
-        if verdict is not Verdict.ACK:
+        if verdict is not SettleAction.ACK:
             self._is_due = True
             if flight.delivery is not None and flight.delivery in self._ready:
                 self._ready.remove(flight.delivery)
@@ -215,7 +216,7 @@ class RabbitMQSubscription(Subscription):
         channel.flights[flight.tag] = flight
         message = decode_message(incoming.body, topic=self.topic)
         if message is None:
-            self.settle(flight, Verdict.REJECT)
+            self.settle(flight, SettleAction.REJECT)
             return
         earlier = incoming.headers.get("x-delivery-count", 0)
         attempt = 1 + (earlier if isinstance(earlier, int) else 0)

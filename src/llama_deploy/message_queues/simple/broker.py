@@ -23,11 +23,12 @@ from functools import partial
 
 from llama_deploy.errors import ClosedError, ConflictError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
+from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.message_queues.simple.catalogue import Catalogue, remember
 from llama_deploy.message_queues.simple.deliveries import Deliveries
 from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.message_queues.simple.queue_journal import Journal, MessageStored, StoredState
-from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
+from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.message_queues.simple.timetable import Clock, Timetable
 from llama_deploy.message_queues.simple.topic import Entry, Group, Handout, Topic, Waiter
 

@@ -21,9 +21,9 @@ from llama_deploy.message_queues.base import Delivery, Subscription
 from llama_deploy.message_queues.broker_connection import NEVER
 from llama_deploy.message_queues.broker_queue import BrokerQueue, Publication
 from llama_deploy.message_queues.polling_subscription import PollingSubscription
+from llama_deploy.message_queues.settlement import open_deliveries
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.connection import QueueServerConnection, path_of
-from llama_deploy.message_queues.simple.settlement import open_delivery
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types import generate_id
 
@@ -146,16 +146,13 @@ class _HttpSubscription(PollingSubscription):
         received = await self._connection.retry(
             partial(self._poll_once, min(max_messages, MAX_RECEIVED)), give_up_at=NEVER
         )
-        opened = [
-            await open_delivery(
-                partial(QueueMessage.from_wire, each["message"]),
-                attempt=each["attempt"],
-                delivery_id=each["delivery_id"],
-                settle=self._connection.settle,
-            )
-            for each in received
-        ]
-        return [delivery for delivery in opened if delivery is not None]
+        opened = open_deliveries(
+            ((each["delivery_id"], each["attempt"], each["message"]) for each in received),
+            topic=self.topic,
+            settle=self._connection.settle,
+            decode=QueueMessage.from_wire,
+        )
+        return list(opened)
 
     async def _poll_once(self, max_messages: int) -> list[dict[str, Any]]:
         params: dict[str, str | int | float] = {

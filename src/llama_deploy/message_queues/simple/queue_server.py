@@ -17,13 +17,14 @@ from starlette.types import ASGIApp, Receive
 from llama_deploy.closing import AsyncCloseable
 from llama_deploy.errors import ClosedError, MessageDecodeError
 from llama_deploy.message_queues.base import DEFAULT_GROUP
+from llama_deploy.message_queues.settlement import MAX_SECONDS
 from llama_deploy.message_queues.simple.broker import SimpleBroker, TopicDepth
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.host import BrokerHost
 from llama_deploy.message_queues.simple.http_queue import MAX_RECEIVED
 from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH
 from llama_deploy.message_queues.simple.local import LocalMessageQueue
-from llama_deploy.message_queues.simple.settlement import MAX_SECONDS, Settlement
+from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.message_queues.simple.topic import Handout
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.application import create_app
