@@ -59,7 +59,13 @@ class Backlog:
                 for entry, due in self._intake.take(record):
                     if entry in self.ready:
                         self.ready.remove(entry)
-                    self._plan(entry, due)
+                    entry.envelope = replace(entry.envelope, due=due)
+                    if due == DONE:
+                        self._settle_here(entry)
+                    elif (delay := due - time.time()) > 0:
+                        entry.timer = self._loop.call_later(delay, self._make_ready, entry)
+                    else:
+                        self._make_ready(entry)
         self.look_for_room()
 
     def hand_out(self, max_messages: int) -> list[Delivery]:
@@ -149,16 +155,6 @@ class Backlog:
         if not self.copies.decide(entry, time.time() + seconds) and self.assignment.holds(entry):
             entry.stop_timer()
             entry.timer = self._loop.call_later(seconds, self._expire, entry)
-
-    def _plan(self, entry: Entry, due: float) -> None:
-        """Settle a message that is done, or make it ready when it is due."""
-        entry.envelope = replace(entry.envelope, due=due)
-        if due == DONE:
-            self._settle_here(entry)
-        elif (delay := due - time.time()) > 0:
-            entry.timer = self._loop.call_later(delay, self._make_ready, entry)
-        else:
-            self._make_ready(entry)
 
     def _make_ready(self, entry: Entry) -> None:
         entry.stop_timer()

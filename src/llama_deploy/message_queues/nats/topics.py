@@ -6,13 +6,11 @@ import asyncio
 import logging
 from typing import Final
 
-from nats.aio.msg import Msg
 from nats.js import api
 from nats.js import errors as js_errors
 
-from llama_deploy.errors import LlamaDeployError, PayloadTooLargeError, QueueFullError
+from llama_deploy.errors import PayloadTooLargeError, QueueFullError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
-from llama_deploy.message_queues.dead_letters import log_dead_letters
 from llama_deploy.message_queues.nats.connection import LiveConnection, NatsConnection
 from llama_deploy.message_queues.nats.wire import consumer_name, subject_of
 
@@ -90,21 +88,14 @@ class NatsTopics:
 
         await self._connection.call(store)
 
-    async def store_dead_letter(self, topic: str, msg: Msg) -> bool:
-        """Copy a message to the dead letters of its topic; return whether that succeeded."""
+    async def store_dead_letter(self, topic: str, body: bytes, id_: str) -> None:
+        """Store a message among the dead letters of its topic."""
         dead = topic + DEAD_LETTERS_SUFFIX
-        id_ = f"{msg.metadata.consumer}:{msg.metadata.sequence.stream}"
         try:
-            try:
-                await self.store(dead, msg.data, id_)
-            except QueueFullError:
-                await self._connection.call(lambda live: self._drop_oldest(live, dead))
-                await self.store(dead, msg.data, id_)
-        except LlamaDeployError as exc:
-            logger.warning("a dead letter of %r could not be stored and comes back: %s", topic, exc)
-            return False
-        log_dead_letters(topic)
-        return True
+            await self.store(dead, body, id_)
+        except QueueFullError:
+            await self._connection.call(lambda live: self._drop_oldest(live, dead))
+            await self.store(dead, body, id_)
 
     async def _drop_oldest(self, live: LiveConnection, topic: str) -> None:
         """Drop the older half of a topic's messages."""
