@@ -26,11 +26,11 @@ from llama_deploy.errors import (
 from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.kafka.config import KafkaMessageQueueConfig
 from llama_deploy.message_queues.kafka.envelope import Envelope
+from llama_deploy.message_queues.remembering import remember
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS: Final = 5.0
-_MAX_KNOWN_TOPICS: Final = 10_000
 _NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,235}")
 """A topic's name, with room for the suffix of its dead letters."""
 _TOO_LARGE: Final = (driver.MessageSizeTooLargeError, driver.RecordTooLargeError)
@@ -65,7 +65,7 @@ class KafkaConnection(BrokerConnection):
         self._admin: Any = None
         self._opening = asyncio.Lock()
         self._creating = asyncio.Lock()
-        self._known: set[str] = set()
+        self._known: dict[str, None] = {}
         self._turns = count(random.randrange(1000))  # noqa: S311 - spreads load
 
     def options(self, *, wait: float = 0.0) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class KafkaConnection(BrokerConnection):
                 await producer.send_and_wait(topic, body, partition=partition, headers=headers)
         except UnavailableError as exc:
             if isinstance(exc.__cause__, driver.UnknownTopicOrPartitionError):
-                self._known.discard(topic)  # somebody has deleted it
+                self._known.pop(topic, None)  # somebody has deleted it
             raise
         return partition
 
@@ -159,9 +159,7 @@ class KafkaConnection(BrokerConnection):
                     kind = driver.for_code(error[1])
                     if kind not in (driver.NoError, driver.TopicAlreadyExistsError):
                         raise kind(f"topic {topic!r}: {error[2]}")
-            if len(self._known) >= _MAX_KNOWN_TOPICS:
-                self._known.clear()
-            self._known.add(topic)
+            remember(self._known, topic, None)
 
     async def close(self) -> None:
         """Close the clients. Idempotent."""

@@ -13,11 +13,10 @@ from llama_deploy.errors import PayloadTooLargeError, QueueFullError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
 from llama_deploy.message_queues.nats.connection import LiveConnection, NatsConnection
 from llama_deploy.message_queues.nats.wire import consumer_name, subject_of
+from llama_deploy.message_queues.remembering import remember
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOPICS: Final = 10_000
-"""How many topics are remembered as created."""
 _FULL: Final = frozenset({10023, 10047, 10077})
 """Error codes: insufficient resources, no storage left, a limit of the stream is reached."""
 _TOO_LARGE: Final = 10054
@@ -42,9 +41,7 @@ class NatsTopics:
                 await live.js.consumer_info(self._config.stream, str(settings.name))
             except js_errors.NotFoundError:
                 await live.js.add_consumer(self._config.stream, settings)
-        if len(live.topics) >= _MAX_TOPICS:
-            live.topics.clear()
-        live.topics.add(topic)
+        remember(live.topics, topic, None)
 
     def group_settings(self, topic: str, group: str, expires_after: float | None) -> api.ConsumerConfig:
         """Return the settings of the consumer that is a group."""

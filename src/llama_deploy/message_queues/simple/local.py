@@ -77,8 +77,7 @@ class _LocalSubscription(Subscription):
 
     def join(self) -> None:
         """Create topic and group where they do not exist."""
-        self._broker.create_topic(self.topic, expires_after=self._expires_after)
-        self._broker.create_group(self.topic, self._group)
+        self._broker.create(self.topic, self._group, expires_after=self._expires_after)
 
     async def _receive(self, max_messages: int) -> list[Delivery]:
         try:

@@ -252,8 +252,7 @@ class QueueRoutes:
     async def create_topic(self, topic: str, options: TopicOptions | None = None) -> TopicInfo:
         """Create a topic and a group of it, if they do not exist."""
         options = options or TopicOptions()
-        self._broker.create_topic(topic, expires_after=options.expires_after)
-        self._broker.create_group(topic, options.group)
+        self._broker.create(topic, options.group, expires_after=options.expires_after)
         return TopicInfo(
             topic=topic, group=options.group, visibility_timeout=self._broker.limits.visibility_timeout
         )
