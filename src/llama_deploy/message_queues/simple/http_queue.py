@@ -78,20 +78,18 @@ class SimpleMessageQueue(BrokerQueue):
 
     async def _publish_batch(self, batch: Sequence[Publication]) -> list[BaseException | None]:
         """Publish, topic beside topic, and within a topic in order."""
-        topics: dict[str, list[int]] = defaultdict(list)
-        for position, outgoing in enumerate(batch):
-            topics[outgoing.topic].append(position)
-        outcomes: list[BaseException | None] = [None] * len(batch)
+        topics: dict[str, list[Publication]] = defaultdict(list)
+        for each in batch:
+            topics[each.topic].append(each)
+        refused: dict[Publication, BaseException] = {}
 
-        async def publish_to(topic: str, positions: Sequence[int]) -> None:
-            sizes = {position: len(batch[position].body) for position in positions}
-            for part in split(positions, size=sizes.__getitem__, max_size=_MAX_POST_BYTES):
-                taken, refusal = await self._post(topic, [batch[position] for position in part])
-                for position in part[taken:]:
-                    outcomes[position] = refusal
+        async def publish_to(topic: str, messages: Sequence[Publication]) -> None:
+            for part in split(messages, size=lambda each: len(each.body), max_size=_MAX_POST_BYTES):
+                taken, refusal = await self._post(topic, part)
+                refused.update(dict.fromkeys(part[taken:], refusal))
 
-        await asyncio.gather(*(publish_to(topic, positions) for topic, positions in topics.items()))
-        return outcomes
+        await asyncio.gather(*(publish_to(topic, messages) for topic, messages in topics.items()))
+        return [refused.get(each) for each in batch]
 
     async def _post(self, topic: str, messages: Sequence[Publication]) -> tuple[int, LlamaDeployError]:
         """Publish messages; return how many were taken, and the error of the others."""

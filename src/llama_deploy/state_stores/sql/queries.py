@@ -26,6 +26,10 @@ class Mapper(Generic[R]):
         self.columns = [table.c[name] for name in self.names]
         """The columns, in the order of the fields."""
 
+    def where(self, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        """Return the query of the rows that fulfil these conditions."""
+        return sa.select(*self.columns).where(*conditions)
+
     def record(self, row: Sequence[object]) -> R:
         """Return the record of a row that has these columns."""
         return self._make(row)

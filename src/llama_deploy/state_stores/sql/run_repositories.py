@@ -27,16 +27,13 @@ _RUN = Mapper(RunHeadRecord, runs)
 _JOURNAL = Mapper(JournalRecord, journal)
 
 _EVENTS_AFTER = Query.unlocked(
-    sa.select(*_EVENT.columns)
-    .where(events.c.task_id == sa.bindparam("task_id"), events.c.position > sa.bindparam("after"))
+    _EVENT.where(events.c.task_id == sa.bindparam("task_id"), events.c.position > sa.bindparam("after"))
     .order_by(events.c.position)
     .limit(limit)
 )
 _INSERT_EVENTS = sa.insert(events)
 
-_INBOX_BY_TASK = Query.unlocked(
-    sa.select(*_INBOX.columns).where(inbox.c.task_id.in_(ids), inbox.c.consumed.is_(sa.false()))
-)
+_INBOX_BY_TASK = Query.unlocked(_INBOX.where(inbox.c.task_id.in_(ids), inbox.c.consumed.is_(sa.false())))
 _INBOX_KEYS = Query.unlocked(
     sa.select(inbox.c.task_id, inbox.c.idempotency_key).where(
         inbox.c.task_id.in_(ids), inbox.c.idempotency_key.in_(sa.bindparam(_KEYS, expanding=True))
@@ -49,8 +46,8 @@ _CONSUME_INBOX = (
     .values(consumed=sa.true())
 )
 
-_RUNS_BY_TASK = Query.unlocked(sa.select(*_RUN.columns).where(runs.c.task_id.in_(ids)))
-_JOURNAL_BY_TASK = Query.unlocked(sa.select(*_JOURNAL.columns).where(journal.c.task_id.in_(ids)))
+_RUNS_BY_TASK = Query.unlocked(_RUN.where(runs.c.task_id.in_(ids)))
+_JOURNAL_BY_TASK = Query.unlocked(_JOURNAL.where(journal.c.task_id.in_(ids)))
 _INSERT_JOURNAL = sa.insert(journal)
 _TRIM_JOURNAL = sa.delete(journal).where(
     journal.c.task_id == sa.bindparam(KEY), journal.c.seq < sa.bindparam("length")

@@ -37,7 +37,7 @@ _UPDATE_OUTBOX = Update(_OUTBOX, key="message_id", fields=["relay_at"])
 _DELETE_OUTBOX = (sa.delete(outbox).where(outbox.c.message_id.in_(ids)),)
 
 _SERVICES = Query.kept(sa.select(*_SERVICE.columns))
-_SERVICES_BY_NAME = Query.kept(sa.select(*_SERVICE.columns).where(services.c.service_name.in_(ids)))
+_SERVICES_BY_NAME = Query.kept(_SERVICE.where(services.c.service_name.in_(ids)))
 _PUT_SERVICES = upserts(services)
 _DELETE_SERVICES = tuple(
     sa.delete(table).where(table.c.service_name.in_(ids)) for table in (instances, services)
@@ -45,11 +45,11 @@ _DELETE_SERVICES = tuple(
 
 _INSTANCES = Query.of(sa.select(*_INSTANCE.columns), in_order_of=instances.c.instance_id)
 _INSTANCES_BY_ID = Query.of(
-    sa.select(*_INSTANCE.columns).where(instances.c.instance_id.in_(ids)),
+    _INSTANCE.where(instances.c.instance_id.in_(ids)),
     in_order_of=instances.c.instance_id,
 )
 _INSTANCES_BY_SERVICE = Query.of(
-    sa.select(*_INSTANCE.columns).where(instances.c.service_name.in_(ids)),
+    _INSTANCE.where(instances.c.service_name.in_(ids)),
     in_order_of=instances.c.instance_id,
 )
 _PUT_INSTANCES = upserts(instances)

@@ -36,14 +36,9 @@ from llama_deploy.state_stores.sql.tables import (
 _SESSION = Mapper(SessionRecord, sessions)
 _TASK = Mapper(TaskRecord, tasks)
 
-_SESSIONS_BY_ID = Query.of(
-    sa.select(*_SESSION.columns).where(sessions.c.session_id.in_(ids)), in_order_of=sessions.c.session_id
-)
+_SESSIONS_BY_ID = Query.of(_SESSION.where(sessions.c.session_id.in_(ids)), in_order_of=sessions.c.session_id)
 _SESSIONS_AFTER = Query.of(
-    sa.select(*_SESSION.columns)
-    .where(sessions.c.session_id > sa.bindparam("after"))
-    .order_by(sessions.c.session_id)
-    .limit(limit)
+    _SESSION.where(sessions.c.session_id > sa.bindparam("after")).order_by(sessions.c.session_id).limit(limit)
 )
 _INSERT_SESSIONS = sa.insert(sessions)
 _UPDATE_SESSIONS = Update(_SESSION, key="session_id", fields=("policy", "state", "version", "updated_at"))
@@ -58,9 +53,7 @@ _DELETE_SESSIONS = (
     sa.delete(sessions).where(sessions.c.session_id.in_(ids)),
 )
 
-_TASKS_BY_ID = Query.of(
-    sa.select(*_TASK.columns).where(tasks.c.task_id.in_(ids)), in_order_of=tasks.c.task_id
-)
+_TASKS_BY_ID = Query.of(_TASK.where(tasks.c.task_id.in_(ids)), in_order_of=tasks.c.task_id)
 
 # The position comes last, to order by it across statements and to cut it off.
 _tasks_with_position = sa.select(*_TASK.columns, tasks.c.position)
@@ -75,17 +68,13 @@ _TASKS_OF_INSTANCES = Query.of(
 )
 
 _queued_tasks = (
-    sa.select(*_TASK.columns)
-    .where(task_is_queued)
-    .order_by(tasks.c.redispatch_at.nulls_first(), tasks.c.position)
-    .limit(limit)
+    _TASK.where(task_is_queued).order_by(tasks.c.redispatch_at.nulls_first(), tasks.c.position).limit(limit)
 )
 _QUEUED_TASKS = Query.of(_queued_tasks)
 _QUEUED_TASKS_BEFORE = Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
 
 _sleeping_tasks = (
-    sa.select(*_TASK.columns)
-    .where(task_is_waiting, tasks.c.wake_at.is_not(None))
+    _TASK.where(task_is_waiting, tasks.c.wake_at.is_not(None))
     .order_by(tasks.c.wake_at, tasks.c.position)
     .limit(limit)
 )

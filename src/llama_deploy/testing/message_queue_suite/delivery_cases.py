@@ -10,6 +10,7 @@ import asyncio
 import pytest
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, Subscription
+from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.message_queue_suite.base import QueueTests, cancel
 from llama_deploy.testing.numbered_messages import DEADLINE, number_of, numbered, publish, receive_one, take
 
@@ -37,20 +38,14 @@ class DeliveryTests(QueueTests):
     ) -> None:
         async with await queue.subscribe(self.topic) as one, await other.subscribe(self.topic) as two:
             got: list[int] = []
-            everything = asyncio.Event()
 
             async def work(subscription: Subscription) -> None:
                 while True:
-                    delivery = await receive_one(subscription)
-                    got.append(number_of(delivery))
-                    await delivery.ack()
-                    if len(got) >= 30:
-                        everything.set()
+                    got.extend(await take(subscription, 1))
 
             workers = [asyncio.create_task(work(one)), asyncio.create_task(work(two))]
             await publish(queue, self.topic, *range(30))
-            async with asyncio.timeout(DEADLINE):
-                await everything.wait()
+            await eventually(lambda: len(got) >= 30, seconds=DEADLINE)
             await cancel(*workers)
             assert sorted(got) == list(range(30))
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
 from llama_deploy.errors import QueueFullError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.message_queue_suite.base import QueueTests
 from llama_deploy.testing.numbered_messages import DEADLINE, numbered, publish, receive_one, take
 
@@ -91,9 +93,8 @@ class PublishingTests(QueueTests):
         assert caught.value.topic == self.topic
         await queue.publish(QueueMessage(), self.topic + ".other")
         assert await take(subscription, 1) == [0]
-        async with asyncio.timeout(DEADLINE):
-            while not await self._accepts(queue):  # noqa: ASYNC110 - the ack may still be on its way
-                await asyncio.sleep(0.01)
+        # The ack may still be on its way.
+        await eventually(partial(self._accepts, queue), seconds=DEADLINE)
 
     async def test_its_settings_lead_to_the_same_broker(self, queue: AbstractMessageQueue) -> None:
         config = queue.as_config()
