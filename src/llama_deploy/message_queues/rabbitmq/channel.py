@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from itertools import takewhile
 from typing import Final
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aiormq.abc import AbstractChannel as DriverChannel
 
-from llama_deploy.errors import LlamaDeployError
-from llama_deploy.message_queues.rabbitmq.connection import translated
+from llama_deploy.message_queues.rabbitmq.connection import close_quietly
 from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight
 from llama_deploy.message_queues.settlement import SettleAction
 
@@ -120,9 +117,7 @@ class ConsumerChannel:
             if flight.delivery is not None:
                 flight.delivery.forget()
         if not self._channel.is_closed:
-            with suppress(LlamaDeployError), translated(address):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._channel.close()
+            await close_quietly(self._channel, address, seconds=_CLOSE_SECONDS)
 
     def _lose(self, *_: object) -> None:
         self.is_lost = True

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from typing import Final
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -23,6 +22,7 @@ from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight
 from llama_deploy.message_queues.rabbitmq.demand import HOLD_SECONDS, Demand
 from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.retrying import retry
+from llama_deploy.types import generate_id
 
 _BACKOFF: Final = Backoff(first=0.05, longest=2.0)
 _CLOSE_SECONDS: Final = 5.0
@@ -59,8 +59,6 @@ class RabbitMQSubscription(Subscription):
         self._ack_timeout = config.ack_timeout * _ACK_TIMEOUT_SHARE
         self._queue_name = queue_name
         self._declare = declare
-        self._tags = (f"llama_deploy {number}" for number in count(1))
-        self._loop = asyncio.get_running_loop()
         self._channel: ConsumerChannel | None = None
         self._ready: deque[RabbitMQDelivery] = deque()
         self._is_due = False
@@ -85,7 +83,7 @@ class RabbitMQSubscription(Subscription):
             if flight.delivery is not None and flight.delivery in self._ready:
                 self._ready.remove(flight.delivery)
         elif self._due_timer is None:
-            self._due_timer = self._loop.call_later(HOLD_SECONDS, self._send_all)
+            self._due_timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._send_all)
         self._changed.set()
 
     async def _receive(self, max_messages: int) -> list[Delivery]:
@@ -191,7 +189,7 @@ class RabbitMQSubscription(Subscription):
             self._due_timer.cancel()
             self._due_timer = None
         if channel.consumer is None and self._demand.asked and not self._ready and not self.closed:
-            consumer = BrokerConsumer(next(self._tags), min(self._demand.asked, MAX_PREFETCH))
+            consumer = BrokerConsumer(f"llama_deploy {generate_id()}", min(self._demand.asked, MAX_PREFETCH))
             on_message = partial(self._on_message, channel, consumer)
             await channel.consume(self._queue_name, consumer, on_message)
 
@@ -212,7 +210,8 @@ class RabbitMQSubscription(Subscription):
         if channel is not self._channel or incoming.delivery_tag is None:
             return
         consumer.unsettled += 1
-        flight = Flight(incoming.delivery_tag, consumer, self._loop.time() + self._ack_timeout)
+        until = asyncio.get_running_loop().time() + self._ack_timeout
+        flight = Flight(incoming.delivery_tag, consumer, until)
         channel.flights[flight.tag] = flight
         message = decode_message(incoming.body, topic=self.topic)
         if message is None:

@@ -60,8 +60,7 @@ class RedisSubscription(PollingSubscription):
         self._keys = _keys(topic, group)
         is_dead = topic.endswith(DEAD_LETTERS_SUFFIX)
         self._limits = (_UNLIMITED if is_dead else config.max_deliveries, config.max_dead_letters)
-        self._max_wait = 2 * config.timeout
-        self._reader = connection.client(wait=self._max_wait)
+        self._reader = connection.client(wait=2 * config.timeout)
         self._reader_id: int | None = None
         """By which the server knows the connection; None: the last answer may be lost."""
         self._claim_at = 0.0
@@ -121,7 +120,8 @@ class RedisSubscription(PollingSubscription):
                 await self._recover()
             if now() >= self._claim_at and (claimed := await self._claim(max_messages)):
                 return claimed
-            return await self._read(max_messages, seconds=min(self._claim_at - now(), self._max_wait))
+            seconds = min(self._claim_at - now(), 2 * self._connection.config.timeout)
+            return await self._read(max_messages, seconds=seconds)
         except QueueFullError as exc:  # to write a dead letter takes memory
             raise UnavailableError(str(exc)) from exc
         except (UnavailableError, ConfigError):

@@ -34,10 +34,10 @@ class SQLAccess:
         self.connection = connection
         self._lock_rows = lock_rows
 
-    def rows(self, query: Query, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
-        """Return the rows of a query."""
+    def rows(self, query: Query, parameters: Mapping[str, object]) -> Iterable[Sequence[Any]]:
+        """Return the rows of a query, to be read once."""
         select = query.locking if self._lock_rows else query.plain
-        return self.connection.execute(select, dict(parameters)).all()
+        return self.connection.execute(select, dict(parameters))
 
     def rows_by_ids(self, query: Query, ids: Collection[str]) -> list[Sequence[Any]]:
         """Return the rows of a query that takes ids."""

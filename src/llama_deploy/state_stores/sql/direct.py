@@ -13,15 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.sql.compiler import SQLCompiler
 
 Parameters: TypeAlias = Mapping[str, Any]
+Row: TypeAlias = Sequence[Any]
 _Process: TypeAlias = Callable[[Any], Any]
-
-
-class Rows(list[Sequence[Any]]):
-    """The rows that a statement found."""
-
-    def all(self) -> Rows:
-        """Return the rows, as SQLAlchemy's results do."""
-        return self
 
 
 class _Prepared(NamedTuple):
@@ -53,7 +46,7 @@ class DirectConnection:
         self._driver = driver
         self._prepared: dict[tuple[object, ...], _Prepared] = {}
 
-    def execute(self, statement: sa.Executable, parameters: Parameters | Sequence[Parameters]) -> Rows:
+    def execute(self, statement: sa.Executable, parameters: Parameters | Sequence[Parameters]) -> list[Row]:
         """Execute a statement, once for each of several sets of parameters; these have the same names.
 
         Args:
@@ -63,12 +56,12 @@ class DirectConnection:
         if not isinstance(parameters, Mapping):
             prepared = self._prepare(statement, parameters[0])
             self._driver.executemany(prepared.text, [_fill(prepared, each) for each in parameters])
-            return Rows()
+            return []
         prepared = self._prepare(statement, parameters)
         found = self._driver.execute(prepared.text, _fill(prepared, parameters)).fetchall()
         if not prepared.results:
-            return Rows(found)
-        return Rows([_ours(row, prepared.results) for row in found])
+            return found
+        return [_ours(row, prepared.results) for row in found]
 
     def _prepare(self, statement: sa.Executable, parameters: Parameters) -> _Prepared:
         sizes = (len(value) for value in parameters.values() if isinstance(value, list))

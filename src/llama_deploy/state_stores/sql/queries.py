@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
@@ -93,16 +93,6 @@ class Query:
         return cls(plain=select, locking=select.with_for_update(read=True, key_share=True))
 
 
-class Found(Protocol):
-    """The rows that a statement found."""
-
-    def all(self) -> Sequence[Sequence[Any]]:
-        """Return them."""
-        ...
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
 class Connection(Protocol):
     """What a transaction needs of a connection."""
 
@@ -111,6 +101,6 @@ class Connection(Protocol):
         """In which the statements are written."""
         ...
 
-    def execute(self, statement: sa.Executable, parameters: Any, /) -> Found:
-        """Execute a statement, once for each of several sets of parameters."""
+    def execute(self, statement: sa.Executable, parameters: Any, /) -> Iterable[Sequence[Any]]:
+        """Execute a statement, once for each of several sets of parameters, and return its rows."""
         ...

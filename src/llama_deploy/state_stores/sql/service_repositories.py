@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -64,7 +64,7 @@ class SQLOutbox(SQLRepository, OutboxRepository):
         return {row[-1]: _OUTBOX.record(row[:-1]) for row in rows}
 
     def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
-        found = self._access.connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit}).all()
+        found = self._access.connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit})
         taken = [_OUTBOX.record(row)._replace(relay_at=until) for row in found]
         self._access.update(_UPDATE_OUTBOX, taken)
         return taken
@@ -100,18 +100,17 @@ class SQLInstances(SQLRepository, InstanceRepository):
     def load(
         self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
     ) -> list[InstanceRecord]:
-        rows: Sequence[Sequence[Any]]
+        names = None if service_names is None else frozenset(service_names)
+        rows: Iterable[Sequence[Any]]
         if instance_ids is not None:
             rows = self._access.rows_by_ids(_INSTANCES_BY_ID, instance_ids)
-        elif service_names is not None:
-            rows = self._access.rows_by_ids(_INSTANCES_BY_SERVICE, service_names)
+        elif names is not None:
+            rows = self._access.rows_by_ids(_INSTANCES_BY_SERVICE, names)
         else:
             rows = self._access.rows(_INSTANCES, {})
-        found = [_INSTANCE.record(row) for row in rows]
-        if instance_ids is not None and service_names is not None:
-            names = frozenset(service_names)
-            found = [instance for instance in found if instance.service_name in names]
-        return sorted(found, key=attrgetter("instance_id"))
+        found = map(_INSTANCE.record, rows)
+        matching = (each for each in found if names is None or each.service_name in names)
+        return sorted(matching, key=attrgetter("instance_id"))
 
     def put(self, instances: Sequence[InstanceRecord]) -> None:
         self._access.put(_PUT_INSTANCES, _INSTANCE.rows(instances))

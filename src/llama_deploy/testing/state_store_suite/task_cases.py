@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import (
     FIXED,
@@ -165,43 +167,33 @@ class TaskTests(StoreTests):
         )
         assert _ids(await store.read(lambda tx: tx.tasks.of_instances(["i1", "i2", "unknown"]))) == ["b", "a"]
 
-    async def test_queued_tasks_come_by_their_dispatch(self, store: StateStore) -> None:
-        def queued(task_id: str, seconds: int | None) -> TaskRecord:
-            at = None if seconds is None else NOW + timedelta(seconds=seconds)
-            return a_task(task_id, status=TaskStatus.QUEUED, redispatch_at=at)
+    @pytest.mark.parametrize(
+        ("method", "status", "field", "without_time"),
+        [
+            ("queued", TaskStatus.QUEUED, "redispatch_at", ["without"]),
+            ("sleeping", TaskStatus.WAITING, "wake_at", []),
+        ],
+    )
+    async def test_tasks_that_become_due_come_by_their_time(
+        self, store: StateStore, method: str, status: TaskStatus, field: str, without_time: list[str]
+    ) -> None:
+        def task(task_id: str, seconds: float, status: TaskStatus = status) -> TaskRecord:
+            time: dict[str, Any] = {field: NOW + timedelta(seconds=seconds)}
+            return a_task(task_id, status=status)._replace(**time)
 
-        running = a_task("running", status=TaskStatus.RUNNING, redispatch_at=NOW)
-        tasks = [
-            queued("late", 9),
-            queued("early", 1),
-            queued("never", None),
-            running,
-            queued("early too", 1),
-        ]
-        await store.transact(lambda tx: tx.tasks.insert(tasks))
-        assert _ids(await store.read(lambda tx: tx.tasks.queued())) == ["never", "early", "early too", "late"]
-        assert _ids(await store.read(lambda tx: tx.tasks.queued(limit=2))) == ["never", "early"]
-        before = NOW + timedelta(seconds=9)
-        found = await store.read(lambda tx: tx.tasks.queued(due_before=before))
-        assert _ids(found) == ["early", "early too"]
-        assert _ids(await store.read(lambda tx: tx.tasks.queued(due_before=before, limit=1))) == ["early"]
-
-    async def test_sleeping_tasks_come_by_their_timer(self, store: StateStore) -> None:
-        def parked(task_id: str, seconds: int | None) -> TaskRecord:
-            at = None if seconds is None else NOW + timedelta(seconds=seconds)
-            return a_task(task_id, status=TaskStatus.WAITING)._replace(wake_at=at)
+        async def found(**filters: Any) -> list[str]:
+            return _ids(await store.read(lambda tx: getattr(tx.tasks, method)(**filters)))
 
         tasks = [
-            parked("late", 9),
-            parked("early", 1),
-            parked("no timer", None),
-            a_task("queued", status=TaskStatus.QUEUED)._replace(wake_at=NOW),
-            parked("early too", 1),
+            task("late", 9),
+            task("early", 1),
+            a_task("without", status=status),
+            task("running", 0, TaskStatus.RUNNING),
+            task("early too", 1),
         ]
         await store.transact(lambda tx: tx.tasks.insert(tasks))
-        assert _ids(await store.read(lambda tx: tx.tasks.sleeping())) == ["early", "early too", "late"]
-        assert _ids(await store.read(lambda tx: tx.tasks.sleeping(limit=1))) == ["early"]
         before = NOW + timedelta(seconds=9)
-        found = await store.read(lambda tx: tx.tasks.sleeping(due_before=before))
-        assert _ids(found) == ["early", "early too"]
-        assert _ids(await store.read(lambda tx: tx.tasks.sleeping(due_before=before, limit=1))) == ["early"]
+        assert await found() == [*without_time, "early", "early too", "late"]
+        assert await found(limit=2) == [*without_time, "early", "early too"][:2]
+        assert await found(due_before=before) == ["early", "early too"]
+        assert await found(due_before=before, limit=1) == ["early"]
