@@ -164,15 +164,12 @@ class PostgreSQLStateStore(StateStore):
         listener = _Listener(self._address, self._place, mailbox, sender=self._sender)
         listening = asyncio.create_task(listener.run(), name="postgresql-notices")
         self._listeners.add(listening)
+        listening.add_done_callback(lambda _: mailbox.put(Notice()))  # so that the wait for one ends
         try:
             while not listening.done():
-                taking = asyncio.ensure_future(mailbox.take())
-                try:
-                    await asyncio.wait([taking, listening], return_when=asyncio.FIRST_COMPLETED)
-                    if taking.done():
-                        yield taking.result()
-                finally:
-                    taking.cancel()
+                notice = await mailbox.take()
+                if not listening.done():
+                    yield notice
             if not listening.cancelled():  # as `close` does
                 listening.result()
         finally:

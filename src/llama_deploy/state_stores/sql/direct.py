@@ -81,19 +81,16 @@ def _compile(statement: sa.Executable, parameters: Parameters, dialect: sa.Diale
             process = column.type.dialect_impl(dialect).result_processor(dialect, None)
             if process is not None:
                 results.append((place, process))
+    types = {name: bind.type.dialect_impl(dialect) for name, bind in compiled.binds.items()}
     names = state.positiontup or ()
     parents = {single: name for name, singles in state.parameter_expansion.items() for single in singles}
     return _Prepared(
         text=state.statement,
-        binds=[(name, _bind_processor(compiled, parents.get(name, name), dialect)) for name in names],
+        binds=[(name, types[parents.get(name, name)].bind_processor(dialect)) for name in names],
         results=results,
         expanded=state.parameter_expansion,
         fixed={name: state.parameters[name] for name in names if parents.get(name, name) not in parameters},
     )
-
-
-def _bind_processor(compiled: SQLCompiler, name: str, dialect: sa.Dialect) -> _Process | None:
-    return cast("_Process | None", compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
 
 
 def _fill(prepared: _Prepared, parameters: Parameters) -> list[Any]:
