@@ -17,6 +17,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Collection
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 import asyncpg
@@ -103,6 +104,7 @@ class PostgreSQLStateStore(StateStore):
         self._address = address
         self._place = place
         self._sender = uuid.uuid4().hex[:12]
+        self._transaction = partial(_Transaction, sender=self._sender, channel=place.channel)
         self._listeners: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -149,10 +151,9 @@ class PostgreSQLStateStore(StateStore):
         return await self._run(self._engine, run)
 
     async def read(self, work: Callable[[StoreTransaction], T]) -> T:
-        def run(connection: sa.Connection) -> T:
-            return work(self._transaction(connection, lock_rows=False))
-
-        return await self._run(self._reading, run)
+        return await self._run(
+            self._reading, lambda connection: work(self._transaction(connection, lock_rows=False))
+        )
 
     async def has_company(self) -> bool:
         alone = sa.select(sa.func.pg_try_advisory_xact_lock(self._place.listening_lock))
@@ -187,10 +188,6 @@ class PostgreSQLStateStore(StateStore):
             listening.cancel()
         await self._idle.wait()
         await self._engine.dispose()
-
-    def _transaction(self, connection: sa.Connection, *, lock_rows: bool) -> StoreTransaction:
-        channel = self._place.channel
-        return _Transaction(connection, lock_rows=lock_rows, sender=self._sender, channel=channel)
 
     def _check_open(self) -> None:
         if self._closing is not None:

@@ -59,7 +59,7 @@ class SqsSubscription(HoldingSubscription):
         reader: SqsReader,
         *,
         topic: str,
-        put: Callable[[str, str], Awaitable[None]],
+        put: Callable[[str, bytes], Awaitable[None]],
         spawn: Spawn,
     ) -> None:
         super().__init__(topic, connection.config, gather_seconds=_GATHER_SECONDS, max_batch=10 * MAX_ENTRIES)
@@ -73,7 +73,7 @@ class SqsSubscription(HoldingSubscription):
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def _store_dead_letter(self, received: ReceivedMessage) -> None:
-        await self._put(self.topic + DEAD_LETTERS_SUFFIX, received.body.decode())
+        await self._put(self.topic + DEAD_LETTERS_SUFFIX, received.body)
 
     def _possible(self, received: ReceivedMessage, seconds: float) -> float:
         """A message cannot be kept for more than 12 hours after it was received."""

@@ -28,21 +28,21 @@ async def send(
         usual: The visibility timeout of the group.
     """
     due = still_due(batch)
-    returned: list[HeldSettlement] = []
+    returned: list[tuple[int, str, bytes]] = []
     for each in due:
+        receipt, payload = each.received.receipt, payload_of(each.action, each.seconds, usual=usual)
         if each.action is SettleAction.NACK:
-            returned.append(each)
+            returned.append((each.received.number, receipt, payload))
         else:
-            payload = payload_of(each.action, each.seconds, usual=usual)
-            await connection.client.publish(each.received.receipt, payload)
+            await connection.client.publish(receipt, payload)
     # What comes back together comes back in the topic's order.
-    returned.sort(key=lambda each: each.received.number)
-    await asyncio.gather(*(_give_back(connection, each, usual) for each in returned))
+    await asyncio.gather(
+        *(_give_back(connection, receipt, payload) for _, receipt, payload in sorted(returned))
+    )
     return due
 
 
-async def _give_back(connection: LiveConnection, settlement: HeldSettlement, usual: float) -> None:
+async def _give_back(connection: LiveConnection, receipt: str, payload: bytes) -> None:
     """Give a message back and wait until the server confirms it, unless its group is gone."""
-    payload = payload_of(settlement.action, settlement.seconds, usual=usual)
     with suppress(nats.errors.TimeoutError, nats.errors.NoRespondersError):
-        await connection.client.request(settlement.received.receipt, payload, timeout=_CONFIRM_SECONDS)
+        await connection.client.request(receipt, payload, timeout=_CONFIRM_SECONDS)
