@@ -1,5 +1,7 @@
 """The tables of a state store in SQL, the same on every database.
 
+A table has the fields of its record as columns. The migrations spell them out, and a test compares the two.
+
 Points in time are stored as whole microseconds since 1970-01-01T00:00Z: exact, compared as integers, and the
 same on databases with and without a type for aware times. The partial indexes of tasks cover each status, and
 only tasks that change to it pay for its index. The condition of a partial index is written into a query as a
