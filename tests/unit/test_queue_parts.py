@@ -223,6 +223,7 @@ class TestHoldingSubscription:
             member.arrive("odd", body=b"no message")
             (last,) = await member.receive(9)
             await last.nack()
+            assert "last try" in member.dead, "a consumer that fails must not be faster than its dead letters"
         assert sorted(member.dead) == ["exhausted", "last try", "odd"]
         assert sorted(member.sent) == [(receipt, SettleAction.REJECT) for receipt in sorted(member.dead)]
 

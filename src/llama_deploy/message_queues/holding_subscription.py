@@ -46,6 +46,16 @@ class HeldSettlement:
     """When the delivery is held no longer, by the loop's clock: the settlement is not sent then."""
 
 
+class HeldDelivery(SettledDelivery[ReceivedMessage]):
+    """A delivery of a message that its member moves to the dead letters after the last nack."""
+
+    async def _nack(self, delay: float) -> None:
+        """Returns when the dead letter is stored, if the message becomes one."""
+        moving = self._settle(self.key, SettleAction.NACK, delay)
+        if isinstance(moving, asyncio.Task):
+            await asyncio.wait([moving])
+
+
 def still_due(batch: Sequence[HeldSettlement]) -> list[HeldSettlement]:
     """Return the settlements of deliveries that are still held."""
     now = asyncio.get_running_loop().time()
@@ -104,30 +114,36 @@ class HoldingSubscription(Subscription):
                 self._move_to_dead_letters(each)
             else:
                 settle = self._settle
-                deliveries.append(SettledDelivery(message, attempt=each.attempt, key=each, settle=settle))
+                deliveries.append(HeldDelivery(message, attempt=each.attempt, key=each, settle=settle))
         return deliveries
 
     def _held_until(self, received: ReceivedMessage) -> float:
         return held_until(self.visibility_timeout, since=received.since)
 
-    def _settle(self, received: ReceivedMessage, action: SettleAction, seconds: float = 0.0) -> None:
-        """Settle a delivery. One that was held for too long has come back already, or is about to."""
+    def _settle(
+        self, received: ReceivedMessage, action: SettleAction, seconds: float = 0.0
+    ) -> asyncio.Task[None] | None:
+        """Settle a delivery. One that was held for too long has come back already, or is about to.
+
+        Returns:
+            The task that moves it to the dead letters, or None.
+        """
+        moving = None
         if action is SettleAction.ACK:
             self._held.remove(received)
             self._tell(HeldSettlement(received, action))
-            return
-        if not (until := self._held.until(received)):
-            return
-        seconds = self._possible(received, seconds)
-        settlement = HeldSettlement(received, action, seconds, until)
-        if action is SettleAction.EXTEND:
-            longer = held_until(seconds, since=asyncio.get_running_loop().time())
-            self._held.extend_when(self._tell(settlement), received, longer)
-        elif is_exhausted(self.topic, received.attempt, self._max_deliveries):
-            self._move_to_dead_letters(received)
-        else:
-            self._held.remove(received)
-            self._tell(settlement)
+        elif until := self._held.until(received):
+            seconds = self._possible(received, seconds)
+            settlement = HeldSettlement(received, action, seconds, until)
+            if action is SettleAction.EXTEND:
+                longer = held_until(seconds, since=asyncio.get_running_loop().time())
+                self._held.extend_when(self._tell(settlement), received, longer)
+            elif is_exhausted(self.topic, received.attempt, self._max_deliveries):
+                moving = self._move_to_dead_letters(received)
+            else:
+                self._held.remove(received)
+                self._tell(settlement)
+        return moving
 
     def _tell(self, settlement: HeldSettlement) -> asyncio.Future[bool]:
         """Send a settlement with the next batch. The future says whether it was taken."""
@@ -144,12 +160,13 @@ class HoldingSubscription(Subscription):
         await asyncio.gather(*self._moving)
         await self._settlements.close()
 
-    def _move_to_dead_letters(self, received: ReceivedMessage) -> None:
+    def _move_to_dead_letters(self, received: ReceivedMessage) -> asyncio.Task[None]:
         """Move a message to the dead letters; one that cannot be moved comes back."""
         self._held.remove(received)
         moving = asyncio.create_task(self._move(received), name=f"dead letter of {self.topic}")
         self._moving.add(moving)
         moving.add_done_callback(self._moving.discard)
+        return moving
 
     async def _move(self, received: ReceivedMessage) -> None:
         try:
