@@ -514,7 +514,7 @@ async def test_the_registry_names_the_schemes_it_knows(uri: str) -> None:
 async def test_every_commit_is_synced_unless_it_need_not_be(store: SQLiteStateStore) -> None:
     def level(tx: StoreTransaction) -> object:
         assert isinstance(tx, SQLTransaction)
-        return tx._connection.execute(sa.text("PRAGMA synchronous"), {}).all()
+        return list(tx._connection.execute(sa.text("PRAGMA synchronous"), {}))
 
     full, normal = [(2,)], [(1,)]
     assert await store.transact(level) == full

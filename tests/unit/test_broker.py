@@ -17,9 +17,10 @@ from llama_deploy.errors import (
     TopicNotFoundError,
     UnavailableError,
 )
+from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.message_queues.simple.broker import SimpleBroker
 from llama_deploy.message_queues.simple.limits import BrokerLimits
-from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
+from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.message_queues.simple.timetable import Alarm, Timetable
 from llama_deploy.message_queues.simple.topic import Handout
 
@@ -160,7 +161,7 @@ async def test_a_delayed_nack_waits(broker: SimpleBroker, clock: VirtualClock) -
 
 
 async def test_those_who_wait_are_served_first_come_first_served(broker: SimpleBroker) -> None:
-    broker.create_topic("t")
+    broker.create("t")
     waiting = []
     for member in range(3):
         receiving = broker.receive("t", max_messages=2, wait=60.0)
@@ -177,7 +178,7 @@ async def test_those_who_wait_are_served_first_come_first_served(broker: SimpleB
 async def test_waiting_ends_with_nothing_when_its_time_is_over(
     broker: SimpleBroker, clock: VirtualClock
 ) -> None:
-    broker.create_topic("t")
+    broker.create("t")
     waiting = asyncio.create_task(broker.receive("t", wait=60.0))
     await until_waiting(broker, 1)
     clock.advance(60)
@@ -187,7 +188,7 @@ async def test_waiting_ends_with_nothing_when_its_time_is_over(
 
 
 async def test_a_member_that_is_cancelled_as_its_messages_come_takes_nothing(broker: SimpleBroker) -> None:
-    broker.create_topic("t")
+    broker.create("t")
     waiting = asyncio.create_task(broker.receive("t", wait=60.0))
     await until_waiting(broker, 1)
     await publish(broker, "a")
@@ -225,7 +226,7 @@ async def test_dead_letters_are_bounded_and_lose_the_oldest(broker: SimpleBroker
 async def test_dead_letters_have_a_place_when_there_are_too_many_topics(broker: SimpleBroker) -> None:
     await publish(broker, "a", "b")
     for number in range(3):
-        broker.create_topic(str(number))
+        broker.create(str(number))
     settle(broker, SettleAction.REJECT, *(await take(broker)))
     assert bodies(await take(broker, topic="t.dead_letters")) == ["a", "b"]
     assert broker.depths()["t"].messages == 0
@@ -248,16 +249,16 @@ async def test_a_topic_is_bounded_in_bytes_too(broker: SimpleBroker) -> None:
 
 async def test_the_number_of_topics_is_bounded(broker: SimpleBroker) -> None:
     for number in range(4):
-        broker.create_topic(str(number))
+        broker.create(str(number))
     with pytest.raises(QueueFullError, match="expires_after") as caught:
-        broker.create_topic("one more")
+        broker.create("one more")
     assert caught.value.topic == "one more"
 
 
 @pytest.mark.parametrize("name", ["", "a" * 256, "line\nbreak", "\0"])
 def test_what_is_no_name_is_refused(broker: SimpleBroker, name: str) -> None:
     with pytest.raises(InvalidRequestError):
-        broker.create_topic(name)
+        broker.create(name)
 
 
 async def test_publishing_again_with_the_same_id_stores_once(broker: SimpleBroker) -> None:
@@ -268,7 +269,7 @@ async def test_publishing_again_with_the_same_id_stores_once(broker: SimpleBroke
 
 async def test_a_group_gets_what_comes_after_it(broker: SimpleBroker) -> None:
     await publish(broker, "a")
-    broker.create_group("t", "late")
+    broker.create("t", "late")
     await publish(broker, "b")
     assert bodies(await take(broker)) == ["a", "b"]
     (late,) = await take(broker, group="late")
@@ -286,7 +287,7 @@ async def test_release_gives_back_all_that_a_subscription_holds(broker: SimpleBr
 
 
 async def test_a_closed_subscription_gets_no_more(broker: SimpleBroker) -> None:
-    broker.create_topic("t")
+    broker.create("t")
     waiting = asyncio.create_task(broker.receive("t", wait=60.0, subscription="s"))
     await until_waiting(broker, 1)
     broker.release("s", closed=True)
@@ -296,7 +297,7 @@ async def test_a_closed_subscription_gets_no_more(broker: SimpleBroker) -> None:
 
 
 async def test_a_topic_that_nobody_reads_expires(broker: SimpleBroker, clock: VirtualClock) -> None:
-    broker.create_topic("t", expires_after=10.0)
+    broker.create("t", expires_after=10.0)
     await publish(broker, "a")
     clock.advance(9)
     (a,) = await take(broker)
@@ -315,7 +316,7 @@ async def test_a_topic_that_nobody_reads_expires(broker: SimpleBroker, clock: Vi
 async def test_a_topic_with_a_waiting_reader_does_not_expire(
     broker: SimpleBroker, clock: VirtualClock
 ) -> None:
-    broker.create_topic("t", expires_after=10.0)
+    broker.create("t", expires_after=10.0)
     waiting = asyncio.create_task(broker.receive("t", wait=100.0))
     await until_waiting(broker, 1)
     clock.advance(50)
@@ -324,7 +325,7 @@ async def test_a_topic_with_a_waiting_reader_does_not_expire(
 
 
 async def test_a_closed_broker_ends_all_waiting_and_takes_nothing(broker: SimpleBroker) -> None:
-    broker.create_topic("t")
+    broker.create("t")
     waiting = asyncio.create_task(broker.receive("t", wait=60.0))
     await until_waiting(broker, 1)
     broker.close()

@@ -50,7 +50,7 @@ def test_what_has_nothing_to_deliver_is_committed_with_the_rest() -> None:
     window = Window()
     first = entry_at(3)
     window.add(first)
-    window.skip(4)
+    window.next_offset = 5
     assert window.settled_to() == 3
     window.settle(first)
     assert window.settled_to() == 5

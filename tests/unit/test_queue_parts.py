@@ -25,9 +25,17 @@ from llama_deploy.message_queues.base import Delivery, MessageQueueConfig
 from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.dead_letters import decode_message, is_exhausted
 from llama_deploy.message_queues.held_deliveries import HeldDeliveries, held_until
+from llama_deploy.message_queues.holding_subscription import (
+    HeldSettlement,
+    HoldingSubscription,
+    ReceivedMessage,
+    still_due,
+)
 from llama_deploy.message_queues.polling_subscription import PollingSubscription
 from llama_deploy.message_queues.rabbitmq.connection import RabbitMQConnection
 from llama_deploy.message_queues.rabbitmq.demand import Demand
+from llama_deploy.message_queues.remembering import remember
+from llama_deploy.message_queues.settlement import MAX_SECONDS, SettleAction, open_deliveries
 from llama_deploy.message_queues.settlement_batcher import SettlementBatcher
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
@@ -60,8 +68,9 @@ class TestHeldDeliveries:
         held.add("held", now + 60)
         held.add("late", now - 1)
         assert (held.until("held"), held.until("late"), held.until("unknown")) == (now + 60, 0.0, 0.0)
-        assert held.remove("held") == now + 60
-        assert held.remove("held") == 0.0
+        held.remove("held")
+        held.remove("held")
+        assert held.until("held") == 0.0
 
     async def test_clearing_returns_what_was_held(self) -> None:
         held, now = HeldDeliveries[str](), asyncio.get_running_loop().time()
@@ -131,6 +140,111 @@ class ScriptedSubscription(PollingSubscription):
 
     async def _close(self) -> None:
         await self._end_poll()
+
+
+class TestSettledDelivery:
+    async def test_it_hands_its_key_and_action_to_the_queue_once(self) -> None:
+        told: list[tuple[object, ...]] = []
+        bodies = [QueueMessage().encode(), b"no message", QueueMessage().encode()]
+        received = [(number, number + 1, body) for number, body in enumerate(bodies)]
+        first, second = open_deliveries(received, topic="t", settle=lambda *said: told.append(said))
+        assert (first.attempt, second.attempt) == (1, 3)
+        assert told == [(1, SettleAction.REJECT)]
+        await first.extend(1.0)
+        await first.extend(1e9)
+        await first.ack()
+        await first.nack()
+        await second.nack(-1.0)
+        assert told[1:] == [
+            (0, SettleAction.EXTEND, 1.0),
+            (0, SettleAction.EXTEND, MAX_SECONDS),
+            (0, SettleAction.ACK),
+            (2, SettleAction.NACK, 0.0),
+        ]
+
+
+class ScriptedHolder(HoldingSubscription):
+    """A member of a broker that takes settlements, and dead letters until it is told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__("topic", NatsMessageQueueConfig(visibility_timeout=60.0, max_deliveries=3))
+        self.sent: list[tuple[str, SettleAction]] = []
+        self.dead: list[str] = []
+        self.stores_dead_letters = True
+        self._arrived: list[ReceivedMessage] = []
+
+    def arrive(self, receipt: str, *, attempt: int = 1, age: float = 0.0, body: bytes | None = None) -> None:
+        since = asyncio.get_running_loop().time() - age
+        message = ReceivedMessage(body or QueueMessage().encode(), receipt, attempt, since)
+        self._held.add(message, self._held_until(message))
+        self._arrived.append(message)
+
+    async def _receive(self, max_messages: int) -> list[Delivery]:
+        arrived, self._arrived = self._arrived[:max_messages], []
+        return self._open(arrived)
+
+    async def _send(self, batch: Sequence[HeldSettlement]) -> Sequence[HeldSettlement]:
+        due = still_due(batch)
+        self.sent += [(each.received.receipt, each.action) for each in due]
+        return due
+
+    async def _store_dead_letter(self, received: ReceivedMessage) -> None:
+        if not self.stores_dead_letters:
+            raise UnavailableError("the broker is away")
+        self.dead.append(received.receipt)
+
+    async def _close(self) -> None:
+        await self._end_settling()
+
+
+class TestHoldingSubscription:
+    async def test_what_it_holds_is_settled_once_and_the_rest_goes_back(self) -> None:
+        async with ScriptedHolder() as member:
+            for receipt in ("acked", "nacked", "kept", "forgotten"):
+                member.arrive(receipt)
+            member.arrive("late", age=61.0)
+            acked, nacked, kept, _ = await member.receive(9)
+            await acked.ack()
+            await nacked.nack()
+            await kept.extend(30.0)
+            await kept.ack()
+        assert sorted(member.sent) == [
+            ("acked", SettleAction.ACK),
+            ("forgotten", SettleAction.NACK),
+            ("kept", SettleAction.ACK),
+            ("kept", SettleAction.EXTEND),
+            ("nacked", SettleAction.NACK),
+        ]
+
+    async def test_what_was_delivered_too_often_or_is_no_message_becomes_a_dead_letter(self) -> None:
+        async with ScriptedHolder() as member:
+            member.arrive("last try", attempt=3)
+            member.arrive("exhausted", attempt=4)
+            member.arrive("odd", body=b"no message")
+            (last,) = await member.receive(9)
+            await last.nack()
+            assert "last try" in member.dead, "a consumer that fails must not be faster than its dead letters"
+        assert sorted(member.dead) == ["exhausted", "last try", "odd"]
+        assert sorted(member.sent) == [(receipt, SettleAction.REJECT) for receipt in sorted(member.dead)]
+
+    async def test_a_dead_letter_that_cannot_be_stored_comes_back(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with ScriptedHolder() as member:
+            member.stores_dead_letters = False
+            member.arrive("exhausted", attempt=4)
+            member.arrive("good")
+            assert len(await member.receive(9)) == 1
+        assert member.sent == [("good", SettleAction.NACK)]
+        assert "could not be stored" in caplog.text
+
+
+def test_the_oldest_is_forgotten_first() -> None:
+    memory: dict[int, str] = {}
+    for number in range(10_002):
+        remember(memory, number, "value")
+    assert len(memory) == 10_000
+    assert list(memory)[:1] == [2]
 
 
 class PlainDelivery(Delivery):

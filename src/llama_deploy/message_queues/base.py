@@ -23,11 +23,11 @@ import asyncio
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from types import TracebackType
 from typing import Any, ClassVar, Final, Protocol, Self, TypeGuard
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from llama_deploy.closing import AsyncCloseable
 from llama_deploy.errors import ClosedError, InvalidRequestError, SerializationError
 from llama_deploy.message_queues.consumer_loop import ConsumerLoop
 from llama_deploy.messages import QueueMessage
@@ -172,7 +172,7 @@ class Delivery(ABC):
         """Extend the visibility timeout. Never raises."""
 
 
-class Subscription(ABC):
+class Subscription(AsyncCloseable):
     """One member of a group, reading one topic. Use it with `async with`, or call `close`.
 
     Args:
@@ -221,16 +221,8 @@ class Subscription(ABC):
     async def _close(self) -> None:
         """Wake `_receive`, return the unsettled deliveries and free what is held; called once."""
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
-
-
-class AbstractMessageQueue(ABC):
+class AbstractMessageQueue(AsyncCloseable):
     """A live connection to a message queue. `close` it, or use it with `async with`.
 
     Args:
@@ -328,14 +320,6 @@ class AbstractMessageQueue(ABC):
     async def close(self) -> None:
         """The same as `cleanup`."""
         await self.cleanup()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
 
     @abstractmethod
     async def _publish(self, message: QueueMessage, topic: str) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
+from llama_deploy.errors import ConfigError, UnavailableError
 from llama_deploy.retrying import Outage, retry
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,10 @@ class BrokerConnection:
         self.broker = broker
         self._retries = retry_seconds > 0
         self._call_seconds = retry_seconds or _ONE_TRY_SECONDS
-        self.outage = Outage(on_start=self._log_loss, on_end=self._log_return)
+        self.outage = self._outage("queue_lost", "the message queue is lost", "is back")
         """While the broker does not answer."""
-        self._denial = Outage(on_start=self._log_denial, on_end=self._log_access)
+        denied = f"{broker} denies access that it has granted before; retrying"
+        self._denial = self._outage("queue_denied", denied, "grants access again")
 
     def give_up_at(self) -> float:
         """Return until when, by the loop's clock, a call that begins now may take with all its retries."""
@@ -94,19 +95,9 @@ class BrokerConnection:
         except TimeoutError as exc:
             raise UnavailableError(f"{self.broker} has not answered in time") from exc
 
-    def _log_loss(self, error: LlamaDeployError) -> None:
-        logger.warning("the message queue is lost: %s", error, extra={"action": "queue_lost"})
-
-    def _log_return(self) -> None:
-        logger.info("%s is back", self.broker, extra={"action": "queue_back"})
-
-    def _log_denial(self, error: LlamaDeployError) -> None:
-        logger.warning(
-            "%s denies access that it has granted before; retrying: %s",
-            self.broker,
-            error,
-            extra={"action": "queue_denied"},
+    def _outage(self, action: str, begun: str, ended: str) -> Outage:
+        """Return an outage that is logged when it begins and when it ends."""
+        return Outage(
+            on_start=lambda error: logger.warning("%s: %s", begun, error, extra={"action": action}),
+            on_end=lambda: logger.info("%s %s", self.broker, ended, extra={"action": "queue_back"}),
         )
-
-    def _log_access(self) -> None:
-        logger.info("%s grants access again", self.broker, extra={"action": "queue_back"})

@@ -44,7 +44,7 @@ class BrokerQueueConfig(MessageQueueConfig):
         return {**found, **given, "url": found.get("url")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Publication:
     """A message that waits to be published together with others."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from llama_deploy.errors import MessageDecodeError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX
@@ -16,10 +18,12 @@ def is_exhausted(topic: str, deliveries: int, limit: int) -> bool:
     return deliveries >= limit and not topic.endswith(DEAD_LETTERS_SUFFIX)
 
 
-def decode_message(body: bytes | str, *, topic: str) -> QueueMessage | None:
+def decode_message(
+    body: Any, *, topic: str, decode: Callable[[Any], QueueMessage] = QueueMessage.decode
+) -> QueueMessage | None:
     """Return the message in `body`. None: it is not a message, which is logged."""
     try:
-        return QueueMessage.decode(body)
+        return decode(body)
     except MessageDecodeError as exc:
         logger.error(  # noqa: TRY400 - the error is in the message, not in the code that the traceback shows
             "a message of topic %r cannot be decoded and becomes a dead letter: %s",

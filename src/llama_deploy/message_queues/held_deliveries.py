@@ -48,11 +48,9 @@ class HeldDeliveries(Generic[K]):
         until = self._until.get(key, 0.0)
         return until if until > asyncio.get_running_loop().time() else 0.0
 
-    def remove(self, key: K) -> float:
-        """Stop holding a delivery; return the same as `until`. Idempotent."""
-        until = self.until(key)
+    def remove(self, key: K) -> None:
+        """Stop holding a delivery. Idempotent."""
         self._until.pop(key, None)
-        return until
 
     def clear(self) -> dict[K, float]:
         """Stop holding all deliveries; return those that were held, and until when."""

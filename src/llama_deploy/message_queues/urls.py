@@ -66,6 +66,8 @@ class UrlForm:
     """An empty one allows a URL without a scheme."""
     arguments: Collection[str] = ()
     """The parameters that the query may have."""
+    needs_host: bool = False
+    """Whether each URL must name a host."""
     has_several: bool = False
     """Whether several URLs may be given, separated by commas; only the first one needs scheme and
     credentials."""
@@ -106,6 +108,8 @@ class UrlForm:
             query = dict(parse_qsl(parts.query, keep_blank_values=True))
         except ValueError:
             raise self.invalid("a port is a number from 1 to 65535") from None  # which would show the URL
+        if self.needs_host and not host:
+            raise self.invalid()
         if port == 0 or parts.netloc.endswith(":") or (port is not None and not host):
             raise self.invalid("a port is a number from 1 to 65535 and follows a host")
         if parts.fragment or not query.keys() <= set(self.arguments):

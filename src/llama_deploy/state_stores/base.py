@@ -19,13 +19,13 @@ belongs to them, so that two control planes never decide on a session at the sam
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import ClassVar, Self, TypeVar
 
+from llama_deploy.closing import AsyncCloseable
 from llama_deploy.state_stores.repositories import (
     EventRepository,
     InboxRepository,
@@ -54,6 +54,7 @@ class Notice:
     """Notices do not arrive for now: the connection to the database is lost, perhaps not only here."""
 
 
+@dataclass(kw_only=True, eq=False)
 class StoreTransaction:
     """The rows inside one transaction, by entity. In `StateStore.read` only methods that read may be called.
 
@@ -63,26 +64,14 @@ class StoreTransaction:
     `lock`, `lock_free` and `notify` do nothing here; a `shared` store overrides them.
     """
 
-    def __init__(
-        self,
-        *,
-        sessions: SessionRepository,
-        tasks: TaskRepository,
-        events: EventRepository,
-        inbox: InboxRepository,
-        runs: RunRepository,
-        outbox: OutboxRepository,
-        services: ServiceRepository,
-        instances: InstanceRepository,
-    ) -> None:
-        self.sessions = sessions
-        self.tasks = tasks
-        self.events = events
-        self.inbox = inbox
-        self.runs = runs
-        self.outbox = outbox
-        self.services = services
-        self.instances = instances
+    sessions: SessionRepository
+    tasks: TaskRepository
+    events: EventRepository
+    inbox: InboxRepository
+    runs: RunRepository
+    outbox: OutboxRepository
+    services: ServiceRepository
+    instances: InstanceRepository
 
     def lock(
         self,
@@ -109,7 +98,7 @@ class StoreTransaction:
         """Send a notice to the other control planes once the transaction is durable."""
 
 
-class StateStore(ABC):
+class StateStore(AsyncCloseable):
     """A live state store. `close` it, or use it with `async with`."""
 
     shared: ClassVar[bool] = False
@@ -182,11 +171,3 @@ class StateStore(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Finish transactions under way and close. Deletes nothing. Idempotent."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
+from llama_deploy.batching import split
 from llama_deploy.state_stores.base import Notice
 
 MAX_TEXT_BYTES: Final = 7900
@@ -27,7 +27,9 @@ def encode_notice(notice: Notice, *, sender: str) -> list[str]:
         sender: The name of this control plane, by which it recognizes its own notices.
     """
     due = None if notice.due is None else notice.due.isoformat()
-    texts = list(_pages(sender, due, sorted(notice.task_ids)))
+    room = MAX_TEXT_BYTES - len(_text(sender, due, []))
+    pages = split(sorted(notice.task_ids), size=lambda each: len(json.dumps(each)) + 2, max_size=room)
+    texts = [_text(sender, due, page) for page in pages] or [_text(sender, due, [])]
     if notice.everything or len(texts) > _MAX_TEXTS:
         return [_text(sender, due, None)]
     return texts
@@ -45,19 +47,6 @@ def decode_notice(text: str) -> tuple[str, Notice]:
     except (ValueError, TypeError):
         return "", Notice(everything=True)
     return str(sender), notice
-
-
-def _pages(sender: str, due: str | None, task_ids: list[str]) -> Iterator[str]:
-    left = room = MAX_TEXT_BYTES - len(_text(sender, due, []))
-    page: list[str] = []
-    for task_id in task_ids:
-        size = len(json.dumps(task_id)) + 2
-        if size > left and page:
-            yield _text(sender, due, page)
-            page, left = [], room
-        page.append(task_id)
-        left -= size
-    yield _text(sender, due, page)
 
 
 def _text(sender: str, due: str | None, task_ids: list[str] | None) -> str:

@@ -16,7 +16,8 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 import asyncpg
@@ -36,8 +37,7 @@ from llama_deploy.state_stores.postgresql_errors import (
     text_of,
 )
 from llama_deploy.state_stores.postgresql_opening import Address, Place, look_at, make_ready, new_engine
-from llama_deploy.state_stores.sql.direct import pad
-from llama_deploy.state_stores.sql.queries import Found
+from llama_deploy.state_stores.sql.access import pad
 from llama_deploy.state_stores.sql.tables import instances, sessions, task_is_running, tasks
 from llama_deploy.state_stores.sql.transaction import SQLTransaction
 
@@ -104,6 +104,7 @@ class PostgreSQLStateStore(StateStore):
         self._address = address
         self._place = place
         self._sender = uuid.uuid4().hex[:12]
+        self._transaction = partial(_Transaction, sender=self._sender, channel=place.channel)
         self._listeners: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -150,10 +151,9 @@ class PostgreSQLStateStore(StateStore):
         return await self._run(self._engine, run)
 
     async def read(self, work: Callable[[StoreTransaction], T]) -> T:
-        def run(connection: sa.Connection) -> T:
-            return work(self._transaction(connection, lock_rows=False))
-
-        return await self._run(self._reading, run)
+        return await self._run(
+            self._reading, lambda connection: work(self._transaction(connection, lock_rows=False))
+        )
 
     async def has_company(self) -> bool:
         alone = sa.select(sa.func.pg_try_advisory_xact_lock(self._place.listening_lock))
@@ -165,15 +165,12 @@ class PostgreSQLStateStore(StateStore):
         listener = _Listener(self._address, self._place, mailbox, sender=self._sender)
         listening = asyncio.create_task(listener.run(), name="postgresql-notices")
         self._listeners.add(listening)
+        listening.add_done_callback(lambda _: mailbox.put(Notice()))  # so that the wait for one ends
         try:
             while not listening.done():
-                taking = asyncio.ensure_future(mailbox.take())
-                try:
-                    await asyncio.wait([taking, listening], return_when=asyncio.FIRST_COMPLETED)
-                    if taking.done():
-                        yield taking.result()
-                finally:
-                    taking.cancel()
+                notice = await mailbox.take()
+                if not listening.done():
+                    yield notice
             if not listening.cancelled():  # as `close` does
                 listening.result()
         finally:
@@ -191,10 +188,6 @@ class PostgreSQLStateStore(StateStore):
             listening.cancel()
         await self._idle.wait()
         await self._engine.dispose()
-
-    def _transaction(self, connection: sa.Connection, *, lock_rows: bool) -> StoreTransaction:
-        channel = self._place.channel
-        return _Transaction(connection, lock_rows=lock_rows, sender=self._sender, channel=channel)
 
     def _check_open(self) -> None:
         if self._closing is not None:
@@ -249,27 +242,11 @@ class _Attempt:
         return not self._is_ending and isinstance(exc, sa_exc.DBAPIError) and exc.connection_invalidated
 
 
-class _Connection:
-    """A connection that pads lists, so that there are few different statements to prepare."""
-
-    def __init__(self, connection: sa.Connection) -> None:
-        self._connection = connection
-        self.dialect = connection.dialect
-
-    def execute(self, statement: sa.Executable, parameters: Any, /) -> Found:
-        if isinstance(parameters, Mapping):
-            parameters = {
-                name: pad(value) if isinstance(value, Collection) and not isinstance(value, str) else value
-                for name, value in parameters.items()
-            }
-        return self._connection.execute(statement, parameters)
-
-
 class _Transaction(SQLTransaction):
     """A transaction that shares its database with those of other control planes."""
 
     def __init__(self, connection: sa.Connection, *, lock_rows: bool, sender: str, channel: str) -> None:
-        super().__init__(_Connection(connection), lock_rows=lock_rows)
+        super().__init__(connection, lock_rows=lock_rows)
         self._sender = sender
         self._channel = channel
 
@@ -281,19 +258,23 @@ class _Transaction(SQLTransaction):
         instance_ids: Collection[str] = (),
     ) -> None:
         if instance_ids:
-            self._connection.execute(_LOCK_INSTANCES, {"ids": instance_ids})
+            self._connection.execute(_LOCK_INSTANCES, {"ids": pad(instance_ids)})
         if instance_ids or (session_ids and task_ids):
-            parameters = {"ids": session_ids, "task_ids": task_ids, "instance_ids": instance_ids}
+            parameters = {
+                "ids": pad(session_ids),
+                "task_ids": pad(task_ids),
+                "instance_ids": pad(instance_ids),
+            }
             self._connection.execute(_LOCK_ALL_SESSIONS, parameters)
         elif task_ids:
-            self._connection.execute(_LOCK_SESSIONS_OF_TASKS, {"task_ids": task_ids})
+            self._connection.execute(_LOCK_SESSIONS_OF_TASKS, {"task_ids": pad(task_ids)})
         elif session_ids:
-            self._connection.execute(_LOCK_SESSIONS, {"ids": session_ids})
+            self._connection.execute(_LOCK_SESSIONS, {"ids": pad(session_ids)})
 
     def lock_free(self, task_ids: Collection[str]) -> set[str]:
         if not task_ids:
             return set()
-        return {row[0] for row in self._connection.execute(_LOCK_FREE, {"ids": task_ids})}
+        return {row[0] for row in self._connection.execute(_LOCK_FREE, {"ids": pad(task_ids)})}
 
     def notify(self, notice: Notice) -> None:
         for text in encode_notice(notice, sender=self._sender):

@@ -41,7 +41,7 @@ from llama_deploy.testing.numbered_messages import (
     receive_one,
 )
 from llama_deploy.testing.processes import free_port
-from llama_deploy.testing.queue_load import TOPIC, USUAL, Load, Pace, load_over
+from llama_deploy.testing.queue_load import TOPIC, USUAL, Pace, load_over
 from llama_deploy.testing.tcp_proxy import TcpProxy
 
 
@@ -131,21 +131,19 @@ class MessageQueueOutages:
             proxy.delay = self.delay
             await load.progress()
 
-    async def test_a_half_open_connection_of_a_publisher_is_replaced(
-        self, broker: Broker, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize("of", ["publisher", "reader"])
+    async def test_a_half_open_connection_is_replaced(
+        self, broker: Broker, proxy: TcpProxy, caplog: pytest.LogCaptureFixture, of: str
     ) -> None:
-        publisher, reader = self.settings(proxy.port), self.settings(broker.port)
+        near, far = self.settings(broker.port), self.settings(proxy.port)
+        publisher, reader = (far, near) if of == "publisher" else (near, far)
         with caplog.at_level(logging.INFO):
             async with load_over(publisher, reader, self.pace) as load:
-                await self._hold_until_lost(load, proxy, caplog)
-
-    async def test_a_half_open_connection_of_a_reader_is_replaced(
-        self, broker: Broker, proxy: TcpProxy, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        publisher, reader = self.settings(broker.port), self.settings(proxy.port)
-        with caplog.at_level(logging.INFO):
-            async with load_over(publisher, reader, self.pace) as load:
-                await self._hold_until_lost(load, proxy, caplog)
+                proxy.hold()
+                await eventually(lambda: "is lost" in caplog.text, seconds=DEADLINE)
+                proxy.resume()
+                await load.progress()
+                await eventually(lambda: "is back" in caplog.text, seconds=DEADLINE)
 
     async def test_a_broker_that_does_not_answer_is_an_error_in_time(self, broker: Broker) -> None:
         config = self.settings(broker.port, retry_seconds=self.silence_seconds)
@@ -203,12 +201,3 @@ class MessageQueueOutages:
 
     async def ready_to_be_killed(self, broker: Broker) -> None:
         """Wait until the broker keeps what it has accepted; override it where that takes a while."""
-
-    @staticmethod
-    async def _hold_until_lost(load: Load, proxy: TcpProxy, caplog: pytest.LogCaptureFixture) -> None:
-        """Let connections stand, half-open, until the log says that one is lost; then the load continues."""
-        proxy.hold()
-        await eventually(lambda: "is lost" in caplog.text, seconds=DEADLINE)
-        proxy.resume()
-        await load.progress()
-        await eventually(lambda: "is back" in caplog.text, seconds=DEADLINE)

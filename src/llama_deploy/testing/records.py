@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final, get_args, get_type_hints
 
 from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord
 from llama_deploy.types import SessionPolicy, TaskStatus
 
 NOW = datetime(2026, 2, 3, 4, 5, 6, 789_012, tzinfo=UTC)
 """With microseconds, which must come back."""
+
+_VALUES: Final[dict[type, Callable[[int], object]]] = {
+    bool: bool,
+    int: int,
+    float: lambda number: number / 4,
+    str: "number {}".format,
+    datetime: lambda number: NOW + timedelta(microseconds=number),
+    TaskStatus: lambda _: TaskStatus.TIMED_OUT,
+}
+"""How a number, not 0 or 1, becomes a value of each type that a field of a task has."""
 
 
 def a_session(session_id: str = "s1", *, version: int = 0) -> SessionRecord:
@@ -43,6 +54,15 @@ def a_task(
         max_attempts=3,
     )
     return task._replace(**changes)
+
+
+def a_full_task(task_id: str = "t1") -> TaskRecord:
+    """Return a task without any default, in which all numbers, texts and times differ."""
+    values: dict[str, Any] = {}
+    for number, (name, kind) in enumerate(get_type_hints(TaskRecord).items(), start=2):
+        plain = next(iter(get_args(kind)), kind)  # the first of `str | None` is `str`
+        values[name] = _VALUES[plain](number)
+    return TaskRecord(**values)._replace(task_id=task_id)
 
 
 def an_instance(instance_id: str = "i1", *, service_name: str = "greeter") -> InstanceRecord:

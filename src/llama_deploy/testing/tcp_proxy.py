@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from types import TracebackType
-from typing import Self
+
+from llama_deploy.closing import AsyncCloseable
 
 
-class TcpProxy:
+class TcpProxy(AsyncCloseable):
     """Passes bytes between its clients and a port, until told otherwise. Use it with `async with`."""
 
     def __init__(self) -> None:
@@ -69,14 +69,6 @@ class TcpProxy:
         for task in self._passing:
             task.cancel()
         await asyncio.gather(*self._passing, return_exceptions=True)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -16,7 +15,8 @@ from llama_deploy.message_queues.aws.reader import SqsReader
 from llama_deploy.message_queues.aws.subscription import SqsSubscription
 from llama_deploy.message_queues.aws.topics import SqsTopics
 from llama_deploy.message_queues.base import Subscription
-from llama_deploy.message_queues.broker_queue import BrokerQueue
+from llama_deploy.message_queues.broker_queue import BrokerQueue, Publication
+from llama_deploy.message_queues.remembering import remember
 from llama_deploy.messages import QueueMessage
 
 T = TypeVar("T")
@@ -26,22 +26,6 @@ _REQUESTS: Final = 10
 _UNWRITABLE: Final = ("\ufffe", "\uffff")
 """What a message of SQS may not hold ("SendMessage", MessageBody), in addition to the control characters,
 which JSON always escapes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _PendingBody:
-    """An encoded message that waits for its publication."""
-
-    body: str
-    give_up_at: float
-
-
-@dataclass(slots=True)
-class _Outlet:
-    """The publications to one topic."""
-
-    batcher: Batcher[_PendingBody, None]
-    publishers: int = 0
 
 
 class AWSMessageQueue(BrokerQueue):
@@ -56,7 +40,8 @@ class AWSMessageQueue(BrokerQueue):
         super().__init__(config)
         self._connection = SqsConnection(config)
         self._topics = SqsTopics(self._connection)
-        self._outlets: dict[str, _Outlet] = {}
+        self._batchers: dict[str, Batcher[Publication, None]] = {}
+        """By topic."""
         self._chores: set[asyncio.Task[Any]] = set()
         self._endless: set[asyncio.Task[Any]] = set()
 
@@ -72,10 +57,9 @@ class AWSMessageQueue(BrokerQueue):
                 f"message {message.id_} has {len(body)} bytes, Amazon SQS takes {MAX_BYTES}; send less",
                 limit_bytes=MAX_BYTES,
             )
-        text = body.decode()
         for character in _UNWRITABLE:
-            text = text.replace(character, f"\\u{ord(character):04x}")
-        await self._put(topic, text)
+            body = body.replace(character.encode(), f"\\u{ord(character):04x}".encode())
+        await self._put(topic, body)
 
     async def _subscribe(self, topic: str, *, group: str, expires_after: float | None) -> Subscription:
         """Creating a group takes `group_seconds` and one more, after which all publishers know of it."""
@@ -91,28 +75,22 @@ class AWSMessageQueue(BrokerQueue):
         await asyncio.gather(*self._endless, return_exceptions=True)
         while self._chores:
             await asyncio.gather(*self._chores, return_exceptions=True)
-        await asyncio.gather(*(outlet.batcher.close() for outlet in list(self._outlets.values())))
+        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
         await self._connection.close()
 
-    async def _put(self, topic: str, body: str) -> None:
+    async def _put(self, topic: str, body: bytes) -> None:
         """Publish an encoded message, together with others for the topic."""
-        outlet = self._outlets.get(topic)
-        if outlet is None:
+        batcher = self._batchers.get(topic)
+        if batcher is None:
             flush = partial(self._publish_batch, topic)
-            limit = _REQUESTS * MAX_ENTRIES
-            outlet = self._outlets[topic] = _Outlet(Batcher(flush, max_batch=limit, name=f"SQS {topic}"))
-        outlet.publishers += 1
-        try:
-            await outlet.batcher.submit(_PendingBody(body, self._connection.give_up_at()))
-        finally:
-            outlet.publishers -= 1
-            if not outlet.publishers and self._outlets.get(topic) is outlet:
-                del self._outlets[topic]
+            batcher = Batcher(flush, max_batch=_REQUESTS * MAX_ENTRIES, name=f"SQS {topic}")
+            remember(self._batchers, topic, batcher)
+        await batcher.submit(Publication(topic, body, self._connection.give_up_at()))
 
-    async def _publish_batch(self, topic: str, batch: Sequence[_PendingBody]) -> Sequence[Outcome]:
+    async def _publish_batch(self, topic: str, batch: Sequence[Publication]) -> Sequence[Outcome]:
         give_up_at = min(each.give_up_at for each in batch)
         groups = await self._connection.retry(partial(self._topics.groups, topic), give_up_at=give_up_at)
-        entries = [{"MessageBody": each.body} for each in batch]
+        entries = [{"MessageBody": each.body.decode()} for each in batch]
         send = partial(self._connection.call_batch, "send_message_batch", entries, give_up_at=give_up_at)
         outcomes, *others = await asyncio.gather(
             send(url=partial(self._topics.url, topic), forget=partial(self._topics.forget, topic)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from llama_deploy.backoff import Backoff
 from llama_deploy.errors import TopicNotFoundError, UnavailableError
 from llama_deploy.message_queues.aws.connection import MAX_ENTRIES, SqsConnection
 from llama_deploy.message_queues.aws.topics import SqsTopics
+from llama_deploy.message_queues.holding_subscription import ReceivedMessage
 
 _EMPTY_BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 _SOON_SECONDS: Final = 0.5
@@ -20,17 +20,6 @@ _SOON_SECONDS: Final = 0.5
 _MAX_AT_ONCE: Final = 10 * MAX_ENTRIES
 """How many messages one `receive` brings, by requests of ten."""
 _RECEIVE_COUNT: Final = "ApproximateReceiveCount"
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedMessage:
-    """A message as the service has handed it over."""
-
-    body: str
-    receipt: str
-    attempt: int
-    since: float
-    """About when the service handed it over, not later, by the loop's clock."""
 
 
 class SqsReader:
@@ -133,7 +122,7 @@ class SqsReader:
 def _received(messages: Sequence[dict[str, Any]], *, since: float) -> list[ReceivedMessage]:
     return [
         ReceivedMessage(
-            body=message["Body"],
+            body=message["Body"].encode(errors="replace"),
             receipt=message["ReceiptHandle"],
             attempt=int(message["Attributes"][_RECEIVE_COUNT]),
             since=since,

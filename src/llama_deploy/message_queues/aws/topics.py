@@ -17,6 +17,7 @@ from typing import Final
 from llama_deploy.errors import ConfigError, LlamaDeployError, TopicNotFoundError
 from llama_deploy.message_queues.aws.connection import SqsConnection
 from llama_deploy.message_queues.base import DEFAULT_GROUP
+from llama_deploy.message_queues.remembering import remember
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ _ENDING_CHARACTERS: Final = 3 + _DIGEST_CHARACTERS
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_]+([-.][A-Za-z0-9_]+)*")
 """Topics whose names become those of queues without a digest."""
 _GROUPS: Final = "group---"
-_MAX_TOPICS: Final = 10_000
-"""How many queues are remembered."""
 _PROPAGATION_SECONDS: Final = 1.0
 """After which every server of the service knows of a new queue ("CreateQueue")."""
 _PAGE: Final = 1000
@@ -57,9 +56,7 @@ class SqsTopics:
         known = self._urls.get(name)
         if known is None:
             known = await self._find(name) or await self._create(name)
-            if len(self._urls) >= _MAX_TOPICS:
-                self._urls.clear()
-            self._urls[name] = known
+            remember(self._urls, name, known)
         return known
 
     def forget(self, topic: str, group: str = DEFAULT_GROUP) -> None:

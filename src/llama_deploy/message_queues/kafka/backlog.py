@@ -15,6 +15,7 @@ from llama_deploy.message_queues.kafka.copies import CopyWriter
 from llama_deploy.message_queues.kafka.envelope import DONE, Envelope
 from llama_deploy.message_queues.kafka.intake import Intake
 from llama_deploy.message_queues.kafka.window import Assignment, Entry
+from llama_deploy.message_queues.settlement import SettleAction, SettledDelivery
 from llama_deploy.types import generate_id
 
 _MAX_READY: Final = 64
@@ -58,7 +59,13 @@ class Backlog:
                 for entry, due in self._intake.take(record):
                     if entry in self.ready:
                         self.ready.remove(entry)
-                    self._plan(entry, due)
+                    entry.envelope = replace(entry.envelope, due=due)
+                    if due == DONE:
+                        self._settle_here(entry)
+                    elif (delay := due - time.time()) > 0:
+                        entry.timer = self._loop.call_later(delay, self._make_ready, entry)
+                    else:
+                        self._make_ready(entry)
         self.look_for_room()
 
     def hand_out(self, max_messages: int) -> list[Delivery]:
@@ -66,29 +73,22 @@ class Backlog:
         taken: list[Delivery] = []
         while self.ready and len(taken) < max_messages:
             entry = self.ready.popleft()
-            entry.delivery = KafkaDelivery(self, entry)
+            attempt = entry.envelope.attempts + 1
+            entry.delivery = SettledDelivery(entry.message, attempt=attempt, key=entry, settle=self.settle)
             self.assignment.touch(entry)
-            self.keep(entry, self._visibility_timeout)
+            self._keep(entry, self._visibility_timeout)
             taken.append(entry.delivery)
         self.look_for_room()
         return taken
 
-    def settle(self, entry: Entry) -> None:
-        """Settle a delivery for good."""
-        if not self.copies.decide(entry, DONE):
+    def settle(self, entry: Entry, action: SettleAction, seconds: float = 0.0) -> None:
+        """Settle a delivery for good, let it come back after a delay, or keep it for some seconds."""
+        if action is SettleAction.EXTEND:
+            self._keep(entry, seconds)
+        elif action is SettleAction.NACK:
+            self._give_back(entry, seconds)
+        elif not self.copies.decide(entry, DONE):
             self._settle_here(entry)
-
-    def give_back(self, entry: Entry, delay: float = 0.0) -> None:
-        """Let a delivery come back after `delay` seconds."""
-        due = time.time() + delay if delay > 0 else 0.0
-        if not self.copies.decide(entry, due):
-            self.copies.move(entry, Envelope(self._group, entry.envelope.attempts + 1, due))
-
-    def keep(self, entry: Entry, seconds: float) -> None:
-        """Let a delivery come back in so many seconds, unless it is settled or extended before."""
-        if not self.copies.decide(entry, time.time() + seconds) and self.assignment.holds(entry):
-            entry.stop_timer()
-            entry.timer = self._loop.call_later(seconds, self._expire, entry)
 
     def pass_on(self, count: int) -> None:
         """Move messages that wait here to partitions of other members."""
@@ -144,15 +144,17 @@ class Backlog:
         else:
             self.has_room.clear()
 
-    def _plan(self, entry: Entry, due: float) -> None:
-        """Settle a message that is done, or make it ready when it is due."""
-        entry.envelope = replace(entry.envelope, due=due)
-        if due == DONE:
-            self._settle_here(entry)
-        elif (delay := due - time.time()) > 0:
-            entry.timer = self._loop.call_later(delay, self._make_ready, entry)
-        else:
-            self._make_ready(entry)
+    def _give_back(self, entry: Entry, delay: float = 0.0) -> None:
+        """Let a delivery come back after `delay` seconds."""
+        due = time.time() + delay if delay > 0 else 0.0
+        if not self.copies.decide(entry, due):
+            self.copies.move(entry, Envelope(self._group, entry.envelope.attempts + 1, due))
+
+    def _keep(self, entry: Entry, seconds: float) -> None:
+        """Let a delivery come back in so many seconds, unless it is settled or extended before."""
+        if not self.copies.decide(entry, time.time() + seconds) and self.assignment.holds(entry):
+            entry.stop_timer()
+            entry.timer = self._loop.call_later(seconds, self._expire, entry)
 
     def _make_ready(self, entry: Entry) -> None:
         entry.stop_timer()
@@ -165,7 +167,7 @@ class Backlog:
     def _expire(self, entry: Entry) -> None:
         if entry.delivery is not None:
             entry.delivery.is_settled = True
-        self.give_back(entry)
+        self._give_back(entry)
 
     def _settle_here(self, entry: Entry) -> None:
         self.assignment.settle(entry)
@@ -183,26 +185,3 @@ class Backlog:
         entry.verdict = entry.delivery = None
         entry.envelope = replace(entry.envelope, attempts=attempts)
         entry.timer = self._loop.call_later(self._visibility_timeout, self._make_ready, entry)
-
-
-class KafkaDelivery(Delivery):
-    """A delivery of the queue over Kafka.
-
-    Args:
-        backlog: Settles it.
-        entry: The message in its partition.
-    """
-
-    def __init__(self, backlog: Backlog, entry: Entry) -> None:
-        super().__init__(entry.message, attempt=entry.envelope.attempts + 1)
-        self._backlog = backlog
-        self._entry = entry
-
-    async def _ack(self) -> None:
-        self._backlog.settle(self._entry)
-
-    async def _nack(self, delay: float) -> None:
-        self._backlog.give_back(self._entry, delay)
-
-    async def _extend(self, seconds: float) -> None:
-        self._backlog.keep(self._entry, seconds)

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any, Final
 
@@ -27,11 +26,11 @@ from llama_deploy.errors import (
 from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.kafka.config import KafkaMessageQueueConfig
 from llama_deploy.message_queues.kafka.envelope import Envelope
+from llama_deploy.message_queues.remembering import remember
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS: Final = 5.0
-_MAX_KNOWN_TOPICS: Final = 10_000
 _NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,235}")
 """A topic's name, with room for the suffix of its dead letters."""
 _TOO_LARGE: Final = (driver.MessageSizeTooLargeError, driver.RecordTooLargeError)
@@ -66,7 +65,7 @@ class KafkaConnection(BrokerConnection):
         self._admin: Any = None
         self._opening = asyncio.Lock()
         self._creating = asyncio.Lock()
-        self._known: set[str] = set()
+        self._known: dict[str, None] = {}
         self._turns = count(random.randrange(1000))  # noqa: S311 - spreads load
 
     def options(self, *, wait: float = 0.0) -> dict[str, Any]:
@@ -109,16 +108,15 @@ class KafkaConnection(BrokerConnection):
         await self.create(topic)
         producer = await self._open_producer()
         try:
-            with self.translated():
-                # A producer that cannot reach the brokers waits for the metadata of the topic without end.
-                async with asyncio.timeout(2 * self.config.timeout):
-                    partitions = among or sorted(await producer.partitions_for(topic))
-                    partition = partitions[next(self._turns) % len(partitions)]
-                    headers = envelope.headers() if envelope else []
-                    await producer.send_and_wait(topic, body, partition=partition, headers=headers)
+            # A producer that cannot reach the brokers waits for the metadata of the topic without end.
+            async with self.answering(2 * self.config.timeout):
+                partitions = among or sorted(await producer.partitions_for(topic))
+                partition = partitions[next(self._turns) % len(partitions)]
+                headers = envelope.headers() if envelope else []
+                await producer.send_and_wait(topic, body, partition=partition, headers=headers)
         except UnavailableError as exc:
             if isinstance(exc.__cause__, driver.UnknownTopicOrPartitionError):
-                self._known.discard(topic)  # somebody has deleted it
+                self._known.pop(topic, None)  # somebody has deleted it
             raise
         return partition
 
@@ -129,9 +127,8 @@ class KafkaConnection(BrokerConnection):
             UnavailableError: No broker answers.
         """
         producer = await self._open_producer()
-        with self.translated():
-            async with asyncio.timeout(self.config.timeout):
-                return sorted(await producer.partitions_for(topic))
+        async with self.answering(self.config.timeout):
+            return sorted(await producer.partitions_for(topic))
 
     async def create(self, topic: str, *, expires_after: float | None = None) -> None:
         """Create a topic if it does not exist.
@@ -152,20 +149,17 @@ class KafkaConnection(BrokerConnection):
             if topic in self._known:
                 return
             new = self._new_topic(topic, expires_after)
-            with self.translated():
-                async with asyncio.timeout(self.config.timeout):
-                    if self._admin is None:
-                        admin = AIOKafkaAdminClient(**self.options())
-                        await self._start(admin, admin.close)
-                        self._admin = admin
-                    answer = await self._admin.create_topics([new])
+            async with self.answering(self.config.timeout):
+                if self._admin is None:
+                    admin = AIOKafkaAdminClient(**self.options())
+                    await self.start(admin, admin.close)
+                    self._admin = admin
+                answer = await self._admin.create_topics([new])
                 for error in answer.topic_errors:
                     kind = driver.for_code(error[1])
                     if kind not in (driver.NoError, driver.TopicAlreadyExistsError):
                         raise kind(f"topic {topic!r}: {error[2]}")
-            if len(self._known) >= _MAX_KNOWN_TOPICS:
-                self._known.clear()
-            self._known.add(topic)
+            remember(self._known, topic, None)
 
     async def close(self) -> None:
         """Close the clients. Idempotent."""
@@ -177,17 +171,32 @@ class KafkaConnection(BrokerConnection):
                 if client is not None:
                     await self.finish(client)
 
+    async def start(self, client: Any, close: Callable[[], Awaitable[None]]) -> None:
+        """Start a client of the driver; close it if that fails.
+
+        Raises:
+            UnavailableError: The brokers do not answer.
+            ConfigError: They refuse it.
+        """
+        try:
+            async with self.answering(self.config.timeout):
+                await client.start()
+        except BaseException:
+            await self.finish(close)
+            raise
+
     async def finish(self, close: Callable[[], Awaitable[None]]) -> None:
         """Close a client of the driver, whether or not the brokers answer."""
-        with suppress(LlamaDeployError), self.translated():
-            async with asyncio.timeout(_CLOSE_SECONDS):
+        with suppress(LlamaDeployError):
+            async with self.answering(_CLOSE_SECONDS):
                 await close()
 
-    @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Raise the errors of the driver as ours."""
+    @asynccontextmanager
+    async def answering(self, seconds: float | None) -> AsyncIterator[None]:
+        """Raise the errors of the driver as ours, and one when this takes longer. None: it may take long."""
         try:
-            yield
+            async with asyncio.timeout(seconds):
+                yield
         except _TOO_LARGE as exc:
             limit = self.config.max_message_bytes
             raise PayloadTooLargeError(
@@ -208,18 +217,9 @@ class KafkaConnection(BrokerConnection):
                     producer = AIOKafkaProducer(
                         **self.options(), acks="all", max_request_size=self.config.max_message_bytes
                     )
-                    with self.translated():
-                        await self._start(producer, producer.stop)
+                    await self.start(producer, producer.stop)
                     self._producer = producer
         return self._producer
-
-    async def _start(self, client: Any, close: Callable[[], Awaitable[None]]) -> None:
-        try:
-            async with asyncio.timeout(self.config.timeout):
-                await client.start()
-        except BaseException:
-            await self.finish(partial(close))
-            raise
 
     def _new_topic(self, topic: str, expires_after: float | None) -> Any:
         config = self.config

@@ -34,11 +34,11 @@ class Intake:
     def take(self, record: Any) -> Iterator[tuple[Entry, float]]:
         """Take a record; yield the message that it is about, and when that is due."""
         window = self._assignment.window(record.partition, record.offset)
+        window.next_offset = record.offset + 1
         envelope = Envelope.read(record.headers)
         if envelope.group not in ("", self._group):
-            window.skip(record.offset)
-        elif envelope.id and not record.value:
-            window.skip(record.offset)
+            return
+        if envelope.id and not record.value:
             yield from self._take_note(window, envelope)
         else:
             yield from self._take_message(window, record, envelope)
@@ -58,7 +58,6 @@ class Intake:
         message = decode_message(body, topic=self._topic)
         if message is None:
             if self._topic.endswith(DEAD_LETTERS_SUFFIX):
-                window.skip(record.offset)
                 return
             message = QueueMessage()
             envelope = replace(envelope, attempts=self._max_deliveries, due=0.0)

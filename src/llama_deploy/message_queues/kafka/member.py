@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 
 from llama_deploy.message_queues.base import DEFAULT_GROUP
+from llama_deploy.message_queues.kafka.backlog import Backlog
 from llama_deploy.message_queues.kafka.connection import KafkaConnection
 
 _NEVER_MS: Final = 2**31 - 1
 
 
-class PartitionOwner(Protocol):
-    """Told when the partitions of a member change."""
-
-    async def before_rebalance(self) -> None:
-        """Release all partitions: a rebalance begins."""
-
-    def on_forgotten(self, partition: int) -> None:
-        """Start over with a partition whose records the broker has forgotten."""
-
-    def on_rebalanced(self, foreign: Sequence[int]) -> None:
-        """Start over with the partitions of the member; `foreign` are those of others."""
-
-
-class GroupMember:
+class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has no types
     """Joins the group when it first reads, and again after it was closed.
 
     Args:
         connection: The connection to the brokers.
         topic: The topic.
         group: The group.
-        owner: Told of the partitions.
+        backlog: Holds what is read.
+        before_rebalance: Called when a rebalance begins: all partitions have to be released.
     """
 
-    def __init__(self, connection: KafkaConnection, *, topic: str, group: str, owner: PartitionOwner) -> None:
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        *,
+        topic: str,
+        group: str,
+        backlog: Backlog,
+        before_rebalance: Callable[[], Awaitable[None]],
+    ) -> None:
         self.group_id = topic if group == DEFAULT_GROUP else f"{topic}:{group}"
         self._connection = connection
         self._topic = topic
-        self._owner = owner
+        self._backlog = backlog
+        self._before_rebalance = before_rebalance
         self._poll_ms = max(int(connection.config.poll_seconds * 1000), 1)
         self._consumer: Any = None
 
@@ -59,13 +57,12 @@ class GroupMember:
             **self._connection.options(), group_id=self.group_id, enable_auto_commit=False
         )
         try:
-            with self._connection.translated():
-                async with asyncio.timeout(self._connection.config.timeout):
-                    await consumer.start()
-                    consumer.assign(partitions)
-                    committed = await asyncio.gather(*map(consumer.committed, partitions))
-                    if all(offset is None for offset in committed):
-                        await consumer.commit(await consumer.end_offsets(partitions))
+            async with self._connection.answering(self._connection.config.timeout):
+                await consumer.start()
+                consumer.assign(partitions)
+                committed = await asyncio.gather(*map(consumer.committed, partitions))
+                if all(offset is None for offset in committed):
+                    await consumer.commit(await consumer.end_offsets(partitions))
         finally:
             await self._connection.finish(consumer.stop)
 
@@ -78,9 +75,9 @@ class GroupMember:
         """
         if self._consumer is None:
             await self._join()
-        with self._connection.translated():
-            async with asyncio.timeout(self._connection.config.timeout):
-                await self._start_over()
+        async with self._connection.answering(self._connection.config.timeout):
+            await self._start_over()
+        async with self._connection.answering(None):
             # Last, because a rebalance or a new start during an await would make the records outdated.
             found = await self._consumer.getmany(timeout_ms=self._poll_ms, max_records=max_records)
         # Sorting keeps the order within a partition where two have the same time.
@@ -96,7 +93,7 @@ class GroupMember:
             end = self._consumer.highwater(place)
             if end is not None and await self._consumer.position(place) > end:
                 await self._consumer.seek_to_beginning(place)
-                self._owner.on_forgotten(place.partition)
+                self._backlog.forget(place.partition)
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Commit an offset for each partition.
@@ -108,11 +105,10 @@ class GroupMember:
         consumer = self._consumer
         if consumer is None or not offsets:
             return
-        with self._connection.translated():
-            async with asyncio.timeout(self._connection.config.timeout):
-                await consumer.commit(
-                    {TopicPartition(self._topic, number): offset for number, offset in offsets.items()}
-                )
+        async with self._connection.answering(self._connection.config.timeout):
+            await consumer.commit(
+                {TopicPartition(self._topic, number): offset for number, offset in offsets.items()}
+            )
 
     async def close(self) -> None:
         """Leave the group. Idempotent."""
@@ -120,17 +116,18 @@ class GroupMember:
         if consumer is not None:
             await self._connection.finish(consumer.stop)
 
-    async def on_assigned(self, assigned: Iterable[Any]) -> None:
-        """Tell the owner of its partitions."""
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        """Release the partitions. Called by the driver when a rebalance begins."""
+        del revoked  # always all of them
+        await self._before_rebalance()
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        """Start over with other partitions. Called by the driver at the end of a rebalance."""
         if self._consumer is None:  # it is being closed
             return
         own = {place.partition for place in assigned}
         everywhere: set[int] = self._consumer.partitions_for_topic(self._topic) or own
-        self._owner.on_rebalanced(sorted(everywhere - own))
-
-    async def on_revoked(self) -> None:
-        """Tell the owner that it loses its partitions."""
-        await self._owner.before_rebalance()
+        self._backlog.assignment.rebalanced(sorted(everywhere - own))
 
     async def _join(self) -> None:
         session_ms = int(self._connection.config.session_timeout * 1000)
@@ -146,24 +143,6 @@ class GroupMember:
             max_poll_interval_ms=_NEVER_MS,
             fetch_max_wait_ms=self._poll_ms,
         )
-        try:
-            with self._connection.translated():
-                async with asyncio.timeout(self._connection.config.timeout):
-                    await consumer.start()
-        except BaseException:
-            await self._connection.finish(consumer.stop)
-            raise
+        await self._connection.start(consumer, consumer.stop)
         self._consumer = consumer
-        consumer.subscribe([self._topic], listener=_Listener(self))
-
-
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has no types
-    def __init__(self, member: GroupMember) -> None:
-        self._member = member
-
-    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        del revoked  # always all of them
-        await self._member.on_revoked()
-
-    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        await self._member.on_assigned(assigned)
+        consumer.subscribe([self._topic], listener=self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
@@ -38,8 +38,14 @@ class KafkaSubscription(Subscription):
         super().__init__(topic, visibility_timeout=connection.config.visibility_timeout)
         self._connection = connection
         self._is_default = group == DEFAULT_GROUP
-        self._member = GroupMember(connection, topic=topic, group=group, owner=self)
         self._backlog = Backlog(connection, topic=topic, group=group)
+        self._member = GroupMember(
+            connection,
+            topic=topic,
+            group=group,
+            backlog=self._backlog,
+            before_rebalance=self._before_rebalance,
+        )
         self._pass_on_timer = PassOnTimer(
             is_due=self._has_to_pass_on, pass_on=partial(self._backlog.pass_on, _PASS_ON_AT_ONCE)
         )
@@ -64,20 +70,6 @@ class KafkaSubscription(Subscription):
             asyncio.create_task(self._read(), name=f"read {name}"),
             asyncio.create_task(self._keep_committing(), name=f"commit {name}"),
         ]
-
-    async def before_rebalance(self) -> None:
-        """Release all partitions: a rebalance begins."""
-        self._backlog.assignment.is_moving = True
-        await self._hand_over(keeping=True, seconds=self._connection.config.session_timeout / 2)
-        self._backlog.release()
-
-    def on_forgotten(self, partition: int) -> None:
-        """Start over with a partition whose records the broker has forgotten."""
-        self._backlog.forget(partition)
-
-    def on_rebalanced(self, foreign: Sequence[int]) -> None:
-        """Start over with the partitions of the member; `foreign` are those of others."""
-        self._backlog.assignment.rebalanced(foreign)
 
     async def _receive(self, max_messages: int) -> list[Delivery]:
         with self._pass_on_timer.asking():
@@ -123,6 +115,11 @@ class KafkaSubscription(Subscription):
         except LlamaDeployError:
             await self._leave()
             raise
+
+    async def _before_rebalance(self) -> None:
+        self._backlog.assignment.is_moving = True
+        await self._hand_over(keeping=True, seconds=self._connection.config.session_timeout / 2)
+        self._backlog.release()
 
     def _has_to_pass_on(self) -> bool:
         return bool(self._backlog.ready) and self.shares and not self.closed

@@ -62,10 +62,6 @@ class Window:
         if entry.envelope.id:
             self.copies[entry.envelope.id] = entry
 
-    def skip(self, offset: int) -> None:
-        """Pass over a record that has nothing to deliver."""
-        self.next_offset = offset + 1
-
     def touch(self, entry: Entry) -> None:
         """Note that a message was handed out."""
         self.touched = max(self.touched, entry.offset)

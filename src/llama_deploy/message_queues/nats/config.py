@@ -9,12 +9,13 @@ from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
-from llama_deploy.message_queues.urls import BrokerUrl, UrlForm
+from llama_deploy.message_queues.urls import UrlForm
 
 _CREDENTIALS: Final = frozenset({"username", "password", "token", "credentials"})
 _FORM: Final = UrlForm(
     expected="a URL is nats://host:port, or tls://, ws:// or wss://; several have commas",
     schemes={"nats", "tls", "ws", "wss"},
+    needs_host=True,
     has_several=True,
 )
 
@@ -58,7 +59,7 @@ class NatsMessageQueueConfig(BrokerQueueConfig):
     @classmethod
     def fields_in(cls, url: str) -> dict[str, Any]:
         """Find `username` and `password`, or `token`."""
-        parsed = _parsed(url)
+        parsed = _FORM.parse(url)
         found = parsed.credentials
         if parsed.password is None and "username" in found:
             found = {"token": found["username"]}
@@ -67,7 +68,7 @@ class NatsMessageQueueConfig(BrokerQueueConfig):
     @classmethod
     def fields_set_by(cls, url: str) -> set[str]:
         """Credentials of one kind in the URL replace those of every kind."""
-        return set(_CREDENTIALS) if _parsed(url).credentials else set()
+        return set(_CREDENTIALS) if _FORM.parse(url).credentials else set()
 
     async def connect(self) -> AbstractMessageQueue:
         """Connect, and create the stream if it does not exist."""
@@ -75,15 +76,3 @@ class NatsMessageQueueConfig(BrokerQueueConfig):
         from llama_deploy.message_queues.nats.queue import NatsMessageQueue  # noqa: PLC0415
 
         return await NatsMessageQueue.connect(self)
-
-
-def _parsed(text: str) -> BrokerUrl:
-    """Parse a URL.
-
-    Raises:
-        ValueError: The URL cannot work.
-    """
-    url = _FORM.parse(text)
-    if not all(each.host for each in url.addresses):
-        raise _FORM.invalid()
-    return url

@@ -42,7 +42,7 @@ class LiveConnection:
     def __init__(self) -> None:
         self.client = Client()
         self.js = self.client.jetstream(timeout=_ANSWER_SECONDS)
-        self.topics: set[str] = set()
+        self.topics: dict[str, None] = {}
         """Topics that exist; a server that starts again may have lost them."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.has_stream = False

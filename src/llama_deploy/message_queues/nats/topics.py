@@ -6,20 +6,17 @@ import asyncio
 import logging
 from typing import Final
 
-from nats.aio.msg import Msg
 from nats.js import api
 from nats.js import errors as js_errors
 
-from llama_deploy.errors import LlamaDeployError, PayloadTooLargeError, QueueFullError
+from llama_deploy.errors import PayloadTooLargeError, QueueFullError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
-from llama_deploy.message_queues.dead_letters import log_dead_letters
 from llama_deploy.message_queues.nats.connection import LiveConnection, NatsConnection
 from llama_deploy.message_queues.nats.wire import consumer_name, subject_of
+from llama_deploy.message_queues.remembering import remember
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOPICS: Final = 10_000
-"""How many topics are remembered as created."""
 _FULL: Final = frozenset({10023, 10047, 10077})
 """Error codes: insufficient resources, no storage left, a limit of the stream is reached."""
 _TOO_LARGE: Final = 10054
@@ -44,9 +41,7 @@ class NatsTopics:
                 await live.js.consumer_info(self._config.stream, str(settings.name))
             except js_errors.NotFoundError:
                 await live.js.add_consumer(self._config.stream, settings)
-        if len(live.topics) >= _MAX_TOPICS:
-            live.topics.clear()
-        live.topics.add(topic)
+        remember(live.topics, topic, None)
 
     def group_settings(self, topic: str, group: str, expires_after: float | None) -> api.ConsumerConfig:
         """Return the settings of the consumer that is a group."""
@@ -90,21 +85,14 @@ class NatsTopics:
 
         await self._connection.call(store)
 
-    async def store_dead_letter(self, topic: str, msg: Msg) -> bool:
-        """Copy a message to the dead letters of its topic; return whether that succeeded."""
+    async def store_dead_letter(self, topic: str, body: bytes, id_: str) -> None:
+        """Store a message among the dead letters of its topic."""
         dead = topic + DEAD_LETTERS_SUFFIX
-        id_ = f"{msg.metadata.consumer}:{msg.metadata.sequence.stream}"
         try:
-            try:
-                await self.store(dead, msg.data, id_)
-            except QueueFullError:
-                await self._connection.call(lambda live: self._drop_oldest(live, dead))
-                await self.store(dead, msg.data, id_)
-        except LlamaDeployError as exc:
-            logger.warning("a dead letter of %r could not be stored and comes back: %s", topic, exc)
-            return False
-        log_dead_letters(topic)
-        return True
+            await self.store(dead, body, id_)
+        except QueueFullError:
+            await self._connection.call(lambda live: self._drop_oldest(live, dead))
+            await self.store(dead, body, id_)
 
     async def _drop_oldest(self, live: LiveConnection, topic: str) -> None:
         """Drop the older half of a topic's messages."""

@@ -8,11 +8,10 @@ import re
 from typing import Final
 from urllib.parse import quote
 
+from llama_deploy.message_queues.settlement import SettleAction
+
 _MAX_SECONDS: Final = 7 * 24 * 3600.0
-ACK: Final = b"+ACK"
-NAK: Final = b"-NAK"
-PROGRESS: Final = b"+WPI"
-TERM: Final = b"+TERM"
+_SAME_SECONDS: Final = 0.001
 
 
 def subject_of(stream: str, topic: str) -> str:
@@ -31,6 +30,13 @@ def nanoseconds(seconds: float) -> int:
     return int(min(max(seconds, 0.0), _MAX_SECONDS) * 1e9)
 
 
-def nak(delay: float) -> bytes:
-    """Return the payload that returns a message, not before `delay` seconds."""
-    return b'%s {"delay": %d}' % (NAK, nanoseconds(delay)) if delay > 0 else NAK
+def payload_of(action: SettleAction, seconds: float, *, usual: float) -> bytes:
+    """Return the acknowledgement that settles a delivery of a group with the visibility timeout `usual`."""
+    if action is SettleAction.ACK:
+        return b"+ACK"
+    if action is SettleAction.REJECT:
+        return b"+TERM"
+    # In progress means one more visibility timeout; any other time is a redelivery that is put off.
+    if action is SettleAction.EXTEND and abs(seconds - usual) < _SAME_SECONDS:
+        return b"+WPI"
+    return b'-NAK {"delay": %d}' % nanoseconds(seconds) if seconds > 0 else b"-NAK"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from itertools import takewhile
 from typing import Final
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aiormq.abc import AbstractChannel as DriverChannel
 
-from llama_deploy.errors import LlamaDeployError
-from llama_deploy.message_queues.rabbitmq.connection import translated
-from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight, Verdict
+from llama_deploy.message_queues.rabbitmq.connection import close_quietly
+from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight
+from llama_deploy.message_queues.rabbitmq.demand import HOLD_SECONDS
+from llama_deploy.message_queues.settlement import SettleAction
 
 _CLOSE_SECONDS: Final = 5.0
 MAX_PREFETCH: Final = 1000
@@ -25,25 +25,30 @@ class ConsumerChannel:
     Args:
         channel: An open channel.
         driver: The same channel, as the driver beneath sees it.
-        on_lost: Called when the channel or its consumer ends.
+        on_change: Called when settlements are to be sent, and when the channel or its consumer ends.
     """
 
-    def __init__(self, channel: AbstractChannel, driver: DriverChannel, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, channel: AbstractChannel, driver: DriverChannel, on_change: Callable[[], None]
+    ) -> None:
         self.consumer: BrokerConsumer | None = None
         self.flights: dict[int, Flight] = {}
         """By tag, in order."""
         self.is_lost = False
+        self.is_due = False
+        """Whether all settlements are sent next, not only those for which there is room."""
+        self._timer: asyncio.TimerHandle | None = None
         self._channel = channel
         self._driver = driver
-        self._on_lost = on_lost
+        self._on_change = on_change
         channel.close_callbacks.add(self._lose)
         driver.on_consumer_cancel_callbacks.add(self._lose)
 
     @classmethod
-    async def open(cls, connection: AbstractConnection, on_lost: Callable[[], None]) -> ConsumerChannel:
+    async def open(cls, connection: AbstractConnection, on_change: Callable[[], None]) -> ConsumerChannel:
         """Open a channel."""
         channel = await connection.channel(publisher_confirms=False)
-        return cls(channel, await channel.get_underlay_channel(), on_lost)
+        return cls(channel, await channel.get_underlay_channel(), on_change)
 
     async def consume(
         self,
@@ -63,13 +68,21 @@ class ConsumerChannel:
             await self._driver.basic_cancel(self.consumer.tag)
             self.consumer = None
 
-    def fits(self, room: int, *, is_asked: bool, is_due: bool) -> bool:
+    def settle(self, flight: Flight, action: SettleAction) -> None:
+        """Note what to tell the broker; acknowledgements may wait for a moment."""
+        flight.verdict = action
+        if action is not SettleAction.ACK:
+            self.is_due = True
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._end_hold)
+        self._on_change()
+
+    def fits(self, room: int, *, is_asked: bool) -> bool:
         """Return whether the consumer has neither more credit than there is room, nor far too little.
 
         Args:
             room: How many messages may come.
             is_asked: Whether a caller waits for them.
-            is_due: Whether all settlements are sent now, each of which adds credit.
         """
         consumer = self.consumer
         if consumer is None:
@@ -77,13 +90,14 @@ class ConsumerChannel:
         flights = self.flights.values()
         settled = sum(1 for flight in flights if flight.verdict and flight.consumer is consumer)
         credit = consumer.credit + settled
-        if not is_due:
+        if not self.is_due:
             credit = max(min(credit, room), consumer.credit)
         return credit <= room and not (is_asked and credit * 2 < min(room, MAX_PREFETCH))
 
-    async def send_settlements(self, room: int, *, is_due: bool) -> None:
+    async def send_settlements(self, room: int) -> None:
         """Send all settlements when they are due, else those that let in no more than there is room for."""
-        hold = None if is_due else self.consumer
+        hold = None if self.is_due else self.consumer
+        self.is_due = False
         allowed = room - hold.credit if hold is not None else 0
         chosen: list[Flight] = []
         for flight in self.flights.values():
@@ -95,7 +109,7 @@ class ConsumerChannel:
                 allowed -= 1
             chosen.append(flight)
         # One acknowledgement covers all before it.
-        in_front = takewhile(lambda flight: flight.verdict is Verdict.ACK, list(self.flights.values()))
+        in_front = takewhile(lambda flight: flight.verdict is SettleAction.ACK, list(self.flights.values()))
         together = [flight for flight, other in zip(chosen, in_front, strict=False) if flight is other]
         for flight in chosen:
             del self.flights[flight.tag]
@@ -103,26 +117,34 @@ class ConsumerChannel:
         if together:
             await self._driver.basic_ack(together[-1].tag, multiple=True, wait=False)
         for flight in chosen[len(together) :]:
-            if flight.verdict is Verdict.ACK:
+            if flight.verdict is SettleAction.ACK:
                 await self._driver.basic_ack(flight.tag, wait=False)
             else:
-                requeue = flight.verdict is Verdict.NACK
+                requeue = flight.verdict is SettleAction.NACK
                 await self._driver.basic_reject(flight.tag, requeue=requeue, wait=False)
 
-    def has_settlements(self) -> bool:
-        """Return whether settlements wait to be sent."""
-        return any(flight.verdict for flight in self.flights.values())
+        if not any(flight.verdict for flight in self.flights.values()):
+            self._stop_timer()
 
     async def close(self, address: str) -> None:
         """Forget what came, and close the channel if the broker at `address` answers."""
+        self._stop_timer()
         for flight in self.flights.values():
             if flight.delivery is not None:
                 flight.delivery.forget()
         if not self._channel.is_closed:
-            with suppress(LlamaDeployError), translated(address):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._channel.close()
+            await close_quietly(self._channel, address, seconds=_CLOSE_SECONDS)
+
+    def _end_hold(self) -> None:
+        self._timer = None
+        self.is_due = True
+        self._on_change()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _lose(self, *_: object) -> None:
         self.is_lost = True
-        self._on_lost()
+        self._on_change()

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
-from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, bracketed
+from llama_deploy.message_queues.urls import UrlForm, bracketed
 from llama_deploy.types.ports import RemotePort
 
 _CREDENTIALS: Final = frozenset({"username", "password"})
@@ -19,6 +19,7 @@ _FORM: Final = UrlForm(
     expected="a URL is amqp://user:password@host:port/vhost, or amqps://",
     schemes={"amqp", "amqps"},
     arguments={"cafile", "certfile", "keyfile", "no_verify_ssl"},
+    needs_host=True,
 )
 
 
@@ -62,7 +63,7 @@ class RabbitMQMessageQueueConfig(BrokerQueueConfig):
     @classmethod
     def fields_in(cls, url: str) -> dict[str, Any]:
         """Find `username` and `password`."""
-        parsed = _parsed(url)
+        parsed = _FORM.parse(url)
         return {**parsed.credentials, "url": parsed.address.text}
 
     @classmethod
@@ -73,7 +74,7 @@ class RabbitMQMessageQueueConfig(BrokerQueueConfig):
     @classmethod
     def fields_set_by(cls, url: str) -> set[str]:
         """The URL always says whether to use TLS."""
-        parsed = _parsed(url)
+        parsed = _FORM.parse(url)
         said = {"host", "secure"} | parsed.credentials.keys()
         said |= {"port"} if parsed.address.port else set()
         return said | ({"vhost"} if parsed.address.path else set())
@@ -111,15 +112,3 @@ class RabbitMQMessageQueueConfig(BrokerQueueConfig):
         from llama_deploy.message_queues.rabbitmq.queue import RabbitMQMessageQueue  # noqa: PLC0415
 
         return await RabbitMQMessageQueue.connect(self)
-
-
-def _parsed(text: str) -> BrokerUrl:
-    """Parse a URL.
-
-    Raises:
-        ValueError: The URL cannot work.
-    """
-    url = _FORM.parse(text)
-    if not url.address.host:
-        raise _FORM.invalid()
-    return url

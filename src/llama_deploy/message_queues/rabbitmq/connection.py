@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
 import aio_pika
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
     AuthenticationError,
@@ -24,7 +24,6 @@ from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConf
 T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 5.0
-_CLOSE_SECONDS: Final = 2.0
 
 
 class RabbitMQConnection(BrokerConnection):
@@ -70,9 +69,7 @@ class RabbitMQConnection(BrokerConnection):
             return
         if self._connection is connection:
             self._connection = None
-        with suppress(LlamaDeployError), translated(self.address):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await connection.close()
+        await close_quietly(connection, self.address)
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -91,6 +88,15 @@ class RabbitMQConnection(BrokerConnection):
             if isinstance(exc.__cause__, TimeoutError):
                 await self.drop(connection)
             raise
+
+
+async def close_quietly(
+    resource: AbstractConnection | AbstractChannel, address: str, *, seconds: float = 2.0
+) -> None:
+    """Close a connection or a channel, whether or not the broker at `address` answers."""
+    with suppress(LlamaDeployError), translated(address):
+        async with asyncio.timeout(seconds):
+            await resource.close()
 
 
 @contextmanager

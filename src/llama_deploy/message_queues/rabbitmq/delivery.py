@@ -5,21 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from llama_deploy.message_queues.base import Delivery
+from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.messages import QueueMessage
-
-
-class Verdict(StrEnum):
-    """What the broker is told about a message."""
-
-    ACK = "ack"
-    """Forget it."""
-    NACK = "nack"
-    """Give it to the group again."""
-    REJECT = "reject"
-    """Make it a dead letter."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +34,7 @@ class Flight:
     consumer: BrokerConsumer
     until: float
     """When it must go back, by the loop's clock, before the broker ends the channel."""
-    verdict: Verdict | None = None
+    verdict: SettleAction | None = None
     """What to tell the broker."""
     delivery: RabbitMQDelivery | None = None
     """None: the message cannot be decoded."""
@@ -67,7 +56,7 @@ class RabbitMQDelivery(Delivery):
         *,
         attempt: int,
         flight: Flight,
-        settle: Callable[[Flight, Verdict], None],
+        settle: Callable[[Flight, SettleAction], None],
     ) -> None:
         super().__init__(message, attempt=attempt)
         self._tell = settle
@@ -79,7 +68,9 @@ class RabbitMQDelivery(Delivery):
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(min(loop.time() + seconds, self._flight.until), self._settle, Verdict.NACK)
+        self._timer = loop.call_at(
+            min(loop.time() + seconds, self._flight.until), self._settle, SettleAction.NACK
+        )
 
     def forget(self) -> None:
         """Mark it as settled: the broker has been told, or has taken the message back."""
@@ -88,19 +79,19 @@ class RabbitMQDelivery(Delivery):
             self._timer.cancel()
 
     async def _ack(self) -> None:
-        self._settle(Verdict.ACK)
+        self._settle(SettleAction.ACK)
 
     async def _nack(self, delay: float) -> None:
         """The message comes back after the delay, or when this process ends."""
         if delay > 0:
             self.keep(delay)
         else:
-            self._settle(Verdict.NACK)
+            self._settle(SettleAction.NACK)
 
     async def _extend(self, seconds: float) -> None:
         """Extend within `ack_timeout`."""
         self.keep(seconds)
 
-    def _settle(self, verdict: Verdict) -> None:
+    def _settle(self, verdict: SettleAction) -> None:
         self.forget()
         self._tell(self._flight, verdict)

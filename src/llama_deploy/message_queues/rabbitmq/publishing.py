@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,10 +14,9 @@ from aio_pika.exceptions import ChannelPreconditionFailed, DeliveryError, Publis
 from aiormq.abc import AbstractChannel as DriverChannel
 from pamqp.commands import Basic
 
-from llama_deploy.errors import LlamaDeployError, PayloadTooLargeError, QueueFullError
-from llama_deploy.message_queues.rabbitmq.connection import RabbitMQConnection, translated
+from llama_deploy.errors import PayloadTooLargeError, QueueFullError
+from llama_deploy.message_queues.rabbitmq.connection import RabbitMQConnection, close_quietly
 
-_CLOSE_SECONDS: Final = 2.0
 _PERSISTENT: Final = 2
 _SAFE_BYTES: Final = 128 * 1024
 """Bytes of a message that a broker takes, unless somebody has set it to less than any default."""
@@ -117,9 +116,7 @@ class Publisher:
             try:
                 yield await channel.get_underlay_channel()
             finally:
-                with suppress(LlamaDeployError), translated(self._connection.address):
-                    async with asyncio.timeout(_CLOSE_SECONDS):
-                        await channel.close()
+                await close_quietly(channel, self._connection.address)
 
     async def _shared_channel(self) -> DriverChannel:
         if self._shared is None or self._shared[1].is_closed:

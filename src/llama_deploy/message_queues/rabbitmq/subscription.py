@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from typing import Final
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -19,9 +18,11 @@ from llama_deploy.message_queues.dead_letters import decode_message
 from llama_deploy.message_queues.rabbitmq.channel import MAX_PREFETCH, ConsumerChannel
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
 from llama_deploy.message_queues.rabbitmq.connection import RabbitMQConnection, translated
-from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight, RabbitMQDelivery, Verdict
-from llama_deploy.message_queues.rabbitmq.demand import HOLD_SECONDS, Demand
+from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight, RabbitMQDelivery
+from llama_deploy.message_queues.rabbitmq.demand import Demand
+from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.retrying import retry
+from llama_deploy.types import generate_id
 
 _BACKOFF: Final = Backoff(first=0.05, longest=2.0)
 _CLOSE_SECONDS: Final = 5.0
@@ -58,13 +59,8 @@ class RabbitMQSubscription(Subscription):
         self._ack_timeout = config.ack_timeout * _ACK_TIMEOUT_SHARE
         self._queue_name = queue_name
         self._declare = declare
-        self._tags = (f"llama_deploy {number}" for number in count(1))
-        self._loop = asyncio.get_running_loop()
         self._channel: ConsumerChannel | None = None
         self._ready: deque[RabbitMQDelivery] = deque()
-        self._is_due = False
-        """Whether all settlements are sent now."""
-        self._due_timer: asyncio.TimerHandle | None = None
         self._arrived = asyncio.Event()
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -76,16 +72,13 @@ class RabbitMQSubscription(Subscription):
         """How many messages the broker has sent and does not know to be settled."""
         return len(self._channel.flights) if self._channel is not None else 0
 
-    def settle(self, flight: Flight, verdict: Verdict) -> None:
-        """Note what to tell the broker; acknowledgements may wait for a moment."""
-        flight.verdict = verdict
-        if verdict is not Verdict.ACK:
-            self._is_due = True
-            if flight.delivery is not None and flight.delivery in self._ready:
-                self._ready.remove(flight.delivery)
-        elif self._due_timer is None:
-            self._due_timer = self._loop.call_later(HOLD_SECONDS, self._send_all)
-        self._changed.set()
+    def settle(self, flight: Flight, action: SettleAction) -> None:
+        """Note what to tell the broker."""
+        delivery = flight.delivery
+        if action is not SettleAction.ACK and delivery is not None and delivery in self._ready:
+            self._ready.remove(delivery)
+        if self._channel is not None:
+            self._channel.settle(flight, action)
 
     async def _receive(self, max_messages: int) -> list[Delivery]:
         if not self._ready:
@@ -129,11 +122,6 @@ class RabbitMQSubscription(Subscription):
         finally:
             self._demand.withdraw(max_messages)
 
-    def _send_all(self) -> None:
-        self._due_timer = None
-        self._is_due = True
-        self._changed.set()
-
     async def _run(self) -> None:
         """Talk to the broker until closed, over as many channels as it takes."""
         outage = self._connection.outage
@@ -149,15 +137,14 @@ class RabbitMQSubscription(Subscription):
                         pause=self._pause,
                     )
                     await self._changed.wait()
-            self._is_due = True
+            if self._channel is not None:
+                self._channel.is_due = True
             with suppress(LlamaDeployError):
                 await self._balance()
         finally:
             self._arrived.set()
             await self._drop_channel()
             self._demand.close()
-            if self._due_timer is not None:
-                self._due_timer.cancel()
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -182,15 +169,11 @@ class RabbitMQSubscription(Subscription):
             await self._declare()
             self._channel = await ConsumerChannel.open(await self._connection.connection(), self._changed.set)
         channel = self._channel
-        if not channel.fits(self._room(), is_asked=bool(asked), is_due=self._is_due):
+        if not channel.fits(self._room(), is_asked=bool(asked)):
             await channel.cancel_consumer()
-        is_due, self._is_due = self._is_due, False
-        await channel.send_settlements(self._room(), is_due=is_due)
-        if self._due_timer is not None and not channel.has_settlements():
-            self._due_timer.cancel()
-            self._due_timer = None
+        await channel.send_settlements(self._room())
         if channel.consumer is None and self._demand.asked and not self._ready and not self.closed:
-            consumer = BrokerConsumer(next(self._tags), min(self._demand.asked, MAX_PREFETCH))
+            consumer = BrokerConsumer(f"llama_deploy {generate_id()}", min(self._demand.asked, MAX_PREFETCH))
             on_message = partial(self._on_message, channel, consumer)
             await channel.consume(self._queue_name, consumer, on_message)
 
@@ -211,11 +194,12 @@ class RabbitMQSubscription(Subscription):
         if channel is not self._channel or incoming.delivery_tag is None:
             return
         consumer.unsettled += 1
-        flight = Flight(incoming.delivery_tag, consumer, self._loop.time() + self._ack_timeout)
+        until = asyncio.get_running_loop().time() + self._ack_timeout
+        flight = Flight(incoming.delivery_tag, consumer, until)
         channel.flights[flight.tag] = flight
         message = decode_message(incoming.body, topic=self.topic)
         if message is None:
-            self.settle(flight, Verdict.REJECT)
+            self.settle(flight, SettleAction.REJECT)
             return
         earlier = incoming.headers.get("x-delivery-count", 0)
         attempt = 1 + (earlier if isinstance(earlier, int) else 0)

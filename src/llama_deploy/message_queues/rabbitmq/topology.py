@@ -14,10 +14,10 @@ from llama_deploy.errors import ConfigError, InvalidRequestError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
 from llama_deploy.message_queues.rabbitmq.connection import RabbitMQConnection
+from llama_deploy.message_queues.remembering import remember
 
 logger = logging.getLogger(__name__)
 
-_MAX_KNOWN_TOPICS: Final = 10_000
 _NAME: Final = re.compile(r"[a-zA-Z0-9_.:@#,/+ -]{1,255}")
 """What the driver takes as the name of a queue."""
 _MAX_MILLISECONDS: Final = 2**32 - 1
@@ -36,7 +36,7 @@ class Topology:
         self._connection = connection
         self._config = config
         self._declaring = asyncio.Lock()
-        self._known: set[str] = set()
+        self._known: dict[str, None] = {}
 
     async def declare_exchange(self) -> None:
         """Create the exchange if it does not exist.
@@ -66,7 +66,7 @@ class Topology:
 
     def forget(self, topic: str) -> None:
         """Declare a topic again before its next use."""
-        self._known.discard(topic)
+        self._known.pop(topic, None)
 
     async def declare(
         self, topic: str, group: str, expires_after: float | None, *, force: bool = True
@@ -88,9 +88,7 @@ class Topology:
                 await self._declare_queue(topic + DEAD_LETTERS_SUFFIX, DEFAULT_GROUP, expires_after)
             for name in dict.fromkeys((DEFAULT_GROUP, group)):
                 await self._declare_queue(topic, name, expires_after)
-            if len(self._known) >= _MAX_KNOWN_TOPICS:
-                self._known.clear()
-            self._known.add(topic)
+            remember(self._known, topic, None)
 
     def queue_name(self, topic: str, group: str) -> str:
         """Return the name of a group's queue.

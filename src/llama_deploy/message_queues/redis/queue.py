@@ -51,12 +51,13 @@ class RedisMessageQueue(BrokerQueue):
         await self._connection.close()
 
     async def _publish_batch(self, batch: Sequence[Publication]) -> list[BaseException | None]:
-        outcomes: list[BaseException | None] = []
+        refused: dict[Publication, BaseException] = {}
         for part in split(batch, size=lambda each: len(each.body), max_size=_MAX_REQUEST_BYTES):
-            outcomes += await self._publish_part(part)
-        return outcomes
+            refused |= await self._publish_part(part)
+        return [refused.get(each) for each in batch]
 
-    async def _publish_part(self, part: Sequence[Publication]) -> list[BaseException | None]:
+    async def _publish_part(self, part: Sequence[Publication]) -> dict[Publication, BaseException]:
+        """Publish messages in one request, and return the errors of those that are refused."""
         try:
             return await self._connection.retry(
                 partial(self._add, part), give_up_at=min(each.give_up_at for each in part)
@@ -64,15 +65,14 @@ class RedisMessageQueue(BrokerQueue):
         except LlamaDeployError as exc:
             topics = {each.topic for each in part}
             if len(topics) == 1 or not isinstance(exc, ConfigError):
-                return [exc] * len(part)
+                return dict.fromkeys(part, exc)
         # The request was refused as a whole; alone, each topic gets its own outcome.
-        outcomes = {
-            topic: iter(await self._publish_part([each for each in part if each.topic == topic]))
-            for topic in topics
-        }
-        return [next(outcomes[each.topic]) for each in part]
+        refused: dict[Publication, BaseException] = {}
+        for topic in topics:
+            refused |= await self._publish_part([each for each in part if each.topic == topic])
+        return refused
 
-    async def _add(self, part: Sequence[Publication]) -> list[BaseException | None]:
+    async def _add(self, part: Sequence[Publication]) -> dict[Publication, BaseException]:
         topics = list(dict.fromkeys(each.topic for each in part))
         numbers = {topic: number for number, topic in enumerate(topics, start=1)}
         limit = self._connection.config.max_messages_per_topic
@@ -81,9 +81,10 @@ class RedisMessageQueue(BrokerQueue):
         try:
             taken = await self._connection.run("publish", streams, limit, *messages)
         except QueueFullError as exc:
-            return [QueueFullError(f"topic {each.topic!r}: {exc}", topic=each.topic) for each in part]
+            return {each: QueueFullError(f"topic {each.topic!r}: {exc}", topic=each.topic) for each in part}
         full = "topic {!r} is full with {} messages; retry when some are settled"
-        return [
-            None if is_taken else QueueFullError(full.format(each.topic, limit), topic=each.topic)
+        return {
+            each: QueueFullError(full.format(each.topic, limit), topic=each.topic)
             for each, is_taken in zip(part, taken, strict=True)
-        ]
+            if not is_taken
+        }

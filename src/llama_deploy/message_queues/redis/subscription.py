@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Final, Literal
+from itertools import chain
+from typing import Any, Final
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
@@ -20,32 +20,24 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, Delivery
-from llama_deploy.message_queues.dead_letters import decode_message, log_dead_letters
+from llama_deploy.message_queues.dead_letters import log_dead_letters
 from llama_deploy.message_queues.polling_subscription import PollingSubscription
 from llama_deploy.message_queues.redis.connection import RedisConnection
+from llama_deploy.message_queues.settlement import MAX_SECONDS, SettleAction, open_deliveries
 from llama_deploy.message_queues.settlement_batcher import SettlementBatcher
-from llama_deploy.messages import QueueMessage
 from llama_deploy.types import generate_id
 
 logger = logging.getLogger(__name__)
 
 _ACK_SECONDS: Final = 0.01
-_MAX_SECONDS: Final = 7 * 24 * 3600.0
-"""The longest delay or extension."""
 _MAX_IDLE_MS: Final = 3600 * 1000
 """The server forgets members that hold nothing and were not seen for so long."""
 _UNLIMITED: Final = 2**53
 _MAX_UNBLOCK_ATTEMPTS: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class RedisSettlement:
-    """What a member says about a delivery; `reject` makes it a dead letter at once."""
-
-    action: Literal["ack", "nack", "extend", "reject"]
-    entry: str
-    attempt: int
-    milliseconds: int = 0
+Settlement = tuple[SettleAction, str, int, int]
+"""The action, the entry, its attempt, and milliseconds."""
 
 
 class RedisSubscription(PollingSubscription):
@@ -68,15 +60,14 @@ class RedisSubscription(PollingSubscription):
         self._keys = _keys(topic, group)
         is_dead = topic.endswith(DEAD_LETTERS_SUFFIX)
         self._limits = (_UNLIMITED if is_dead else config.max_deliveries, config.max_dead_letters)
-        self._max_wait = 2 * config.timeout
-        self._reader = connection.client(wait=self._max_wait)
+        self._reader = connection.client(wait=2 * config.timeout)
         self._reader_id: int | None = None
         """By which the server knows the connection; None: the last answer may be lost."""
         self._claim_at = 0.0
         self._has_claimed = False
         """Whether the server has ever permitted it."""
-        self._in_hand: WeakValueDictionary[str, RedisDelivery] = WeakValueDictionary()
-        self._settlements: SettlementBatcher[RedisSettlement] = SettlementBatcher(
+        self._in_hand: WeakValueDictionary[str, Delivery] = WeakValueDictionary()
+        self._settlements: SettlementBatcher[Settlement] = SettlementBatcher(
             self._send, name="redis settler", ack_delay=_ACK_SECONDS, max_batch=512
         )
 
@@ -88,11 +79,12 @@ class RedisSubscription(PollingSubscription):
         """
         await self._run("join", start, _MAX_IDLE_MS)
 
-    def settle(self, settlement: RedisSettlement) -> None:
+    def settle(self, delivery: tuple[str, int], action: SettleAction, seconds: float = 0.0) -> None:
         """Send a settlement with the next batch."""
-        if settlement.action == "nack":
+        if action is SettleAction.NACK:
             self._claim_at = 0.0  # what comes back is delivered before what is new
-        self._settlements.submit(settlement, is_ack=settlement.action == "ack")
+        settlement = (action, *delivery, _milliseconds(seconds))
+        self._settlements.submit(settlement, is_ack=action is SettleAction.ACK)
 
     async def _close(self) -> None:
         await self._settlements.close()
@@ -128,7 +120,8 @@ class RedisSubscription(PollingSubscription):
                 await self._recover()
             if now() >= self._claim_at and (claimed := await self._claim(max_messages)):
                 return claimed
-            return await self._read(max_messages, seconds=min(self._claim_at - now(), self._max_wait))
+            seconds = min(self._claim_at - now(), 2 * self._connection.config.timeout)
+            return await self._read(max_messages, seconds=seconds)
         except QueueFullError as exc:  # to write a dead letter takes memory
             raise UnavailableError(str(exc)) from exc
         except (UnavailableError, ConfigError):
@@ -143,8 +136,8 @@ class RedisSubscription(PollingSubscription):
             held: Any = await self._reader.xpending_range(
                 self._keys[0], self._group, "-", "+", 1000, self._consumer
             )
-        lost = [
-            RedisSettlement("nack", entry, each["times_delivered"])
+        lost: list[Settlement] = [
+            (SettleAction.NACK, entry, each["times_delivered"], 0)
             for each in held
             if (entry := each["message_id"].decode()) not in self._in_hand
         ]
@@ -186,24 +179,13 @@ class RedisSubscription(PollingSubscription):
         return fresh
 
     def _open(self, entries: Iterable[tuple[bytes, int, bytes]]) -> list[Delivery]:
-        deliveries: list[Delivery] = []
-        for raw_entry, attempt, body in entries:
-            entry = raw_entry.decode()
-            message = decode_message(body, topic=self.topic)
-            if message is None:
-                self.settle(RedisSettlement("reject", entry, attempt))
-                continue
-            delivery = RedisDelivery(message, attempt=attempt, entry=entry, settle=self.settle)
-            self._in_hand[entry] = delivery
-            deliveries.append(delivery)
-        return deliveries
+        received = (((entry.decode(), attempt), attempt, body) for entry, attempt, body in entries)
+        opened = list(open_deliveries(received, topic=self.topic, settle=self.settle))
+        self._in_hand.update({delivery.key[0]: delivery for delivery in opened})
+        return [*opened]
 
-    async def _send(self, batch: Sequence[RedisSettlement]) -> list[bool]:
-        arguments = [
-            argument
-            for each in batch
-            for argument in (each.action, each.entry, each.attempt, each.milliseconds)
-        ]
+    async def _send(self, batch: Sequence[Settlement]) -> list[bool]:
+        arguments: Iterable[Any] = chain.from_iterable(batch)
         dead = await self._connection.retry(partial(self._run, "settle", *self._limits, *arguments))
         log_dead_letters(self.topic, count=dead)
         return [True] * len(batch)
@@ -211,26 +193,6 @@ class RedisSubscription(PollingSubscription):
     async def _run(self, action: str, *arguments: str | int) -> Any:
         common = (self._group, self._consumer, _milliseconds(self._lifetime))
         return await self._connection.run(action, self._keys, *common, *arguments)
-
-
-class RedisDelivery(Delivery):
-    """An entry of a stream that is pending for a member."""
-
-    def __init__(
-        self, message: QueueMessage, *, attempt: int, entry: str, settle: Callable[[RedisSettlement], None]
-    ) -> None:
-        super().__init__(message, attempt=attempt)
-        self._entry = entry
-        self._settle = settle
-
-    async def _ack(self) -> None:
-        self._settle(RedisSettlement("ack", self._entry, self.attempt))
-
-    async def _nack(self, delay: float) -> None:
-        self._settle(RedisSettlement("nack", self._entry, self.attempt, _milliseconds(delay)))
-
-    async def _extend(self, seconds: float) -> None:
-        self._settle(RedisSettlement("extend", self._entry, self.attempt, _milliseconds(seconds)))
 
 
 def stream_of(topic: str) -> str:
@@ -246,4 +208,4 @@ def _keys(topic: str, group: str) -> list[str]:
 
 
 def _milliseconds(seconds: float) -> int:
-    return math.ceil(min(max(seconds, 0.0), _MAX_SECONDS) * 1000)
+    return math.ceil(min(max(seconds, 0.0), MAX_SECONDS) * 1000)

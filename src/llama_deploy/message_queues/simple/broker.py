@@ -23,13 +23,15 @@ from functools import partial
 
 from llama_deploy.errors import ClosedError, ConflictError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
-from llama_deploy.message_queues.simple.catalogue import Catalogue, remember
+from llama_deploy.message_queues.remembering import remember
+from llama_deploy.message_queues.settlement import SettleAction
+from llama_deploy.message_queues.simple.catalogue import Catalogue
 from llama_deploy.message_queues.simple.deliveries import Deliveries
 from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.message_queues.simple.queue_journal import Journal, MessageStored, StoredState
-from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
+from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.message_queues.simple.timetable import Clock, Timetable
-from llama_deploy.message_queues.simple.topic import Entry, Group, Handout, Topic, Waiter
+from llama_deploy.message_queues.simple.topic import Entry, Handout, Topic, Waiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +86,26 @@ class SimpleBroker:
         """Whether what was accepted survives the death of the process."""
         return self._journal is not None
 
-    def create_topic(self, name: str, *, expires_after: float | None = None) -> None:
-        """Create a topic and its default group, if it does not exist.
+    def create(
+        self, topic_name: str, group: str = DEFAULT_GROUP, *, expires_after: float | None = None
+    ) -> None:
+        """Create a topic and a group of it, if they do not exist.
+
+        A new group gets what is published from now on.
 
         Args:
-            name: At most 255 characters.
+            topic_name: At most 255 characters.
+            group: The same.
             expires_after: Seconds without a reader after which the topic is dropped. None: unchanged.
 
         Raises:
-            InvalidRequestError: The name is not valid.
+            InvalidRequestError: A name is not valid.
             QueueFullError: There are too many topics.
         """
-        topic = self._topics.ensure(name)
+        topic = self._topics.ensure(topic_name)
         if expires_after is not None:
             self._topics.expire(topic, after=expires_after)
-
-    def create_group(self, topic_name: str, name: str) -> None:
-        """Create a group, if it does not exist. It gets what is published from now on.
-
-        Raises:
-            InvalidRequestError: The name is not valid.
-            TopicNotFoundError: There is no such topic.
-        """
-        topic = self._topics.get(topic_name)
-        self._topics.ensure_group(topic, name)
+        self._topics.ensure_group(topic, group)
         topic.last_read = self._timetable.now()
 
     async def publish(self, topic_name: str, messages: Sequence[tuple[str, bytes]]) -> int:
@@ -146,7 +144,7 @@ class SimpleBroker:
                 topic=topic_name,
             )
         for group in topic.groups.values():
-            self._dispatch(group)
+            self._deliveries.dispatch(group)
         if self._journal is not None:
             await self._journal.commit(stored)
         return taken
@@ -201,7 +199,7 @@ class SimpleBroker:
         if topic.groups[group].ready or wait <= 0:
             return self._deliveries.hand_out(topic.groups[group], waiter)
         try:
-            return await self._wait(topic.groups[group], waiter, seconds=wait)
+            return await self._deliveries.wait(topic.groups[group], waiter, seconds=wait)
         finally:
             topic.last_read = self._timetable.now()
 
@@ -237,16 +235,11 @@ class SimpleBroker:
         """
         if closed:
             remember(self._closed_subscriptions, subscription, None)
-        for entry in self._deliveries.release(subscription):
-            self._put_back(entry)
+        self._deliveries.release(subscription)
 
     def give_back(self, handouts: Iterable[Handout]) -> None:
         """Take back what did not reach its consumer, as if it had never been handed out."""
-        for handout in handouts:
-            entry = self._deliveries.end(handout.delivery_id)
-            if entry is not None:
-                entry.deliveries -= 1
-                self._put_back(entry)
+        self._deliveries.give_back(handouts)
 
     def depths(self) -> dict[str, TopicDepth]:
         """Return what each topic holds."""
@@ -281,29 +274,6 @@ class SimpleBroker:
             and topic.size_bytes + len(body) <= self.limits.max_bytes_per_topic
         )
 
-    async def _wait(self, group: Group, waiter: Waiter, *, seconds: float) -> list[Handout]:
-        timeout = self._timetable.add(self._timetable.now() + seconds, partial(waiter.finish, []))
-        group.waiters.append(waiter)
-        self._deliveries.wait(waiter)
-        try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled():
-                self.give_back(waiter.future.result())
-            raise
-        finally:
-            self._timetable.cancel(timeout)
-            if waiter in group.waiters:
-                group.waiters.remove(waiter)
-            self._deliveries.stop_waiting(waiter)
-
-    def _dispatch(self, group: Group) -> None:
-        """Hand ready messages to waiting members."""
-        while group.waiters and group.ready:
-            waiter = group.waiters.popleft()
-            if not waiter.future.done():
-                waiter.finish(self._deliveries.hand_out(group, waiter))
-
     def _return(self, entry: Entry, *, delay: float) -> None:
         """Take back a message on which the work failed."""
         topic = entry.group.topic
@@ -312,21 +282,9 @@ class SimpleBroker:
             self._move_to_dead_letters(
                 entry, reason=f"it was delivered {entry.deliveries} times without an ack"
             )
-        elif delay > 0:
-            entry.group.delayed += 1
-            self._timetable.add(self._timetable.now() + delay, partial(self._on_delay_over, entry))
         else:
-            self._put_back(entry)
-
-    def _on_delay_over(self, entry: Entry) -> None:
-        entry.group.delayed -= 1
-        self._put_back(entry)
-
-    def _put_back(self, entry: Entry) -> None:
-        if entry.message.open_groups:
-            entry.group.put_back(entry)
-            self._dispatch(entry.group)
+            self._deliveries.put_back(entry, delay=delay)
 
     def _move_to_dead_letters(self, entry: Entry, *, reason: str) -> None:
         for group in self._topics.move_to_dead_letters(entry, reason=reason).groups.values():
-            self._dispatch(group)
+            self._deliveries.dispatch(group)

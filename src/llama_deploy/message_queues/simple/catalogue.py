@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import partial
-from typing import Final, TypeVar
 
 from llama_deploy.errors import InvalidRequestError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
+from llama_deploy.message_queues.remembering import remember
 from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH, BrokerLimits
 from llama_deploy.message_queues.simple.queue_journal import (
     Change,
@@ -24,11 +24,6 @@ from llama_deploy.message_queues.simple.timetable import Timetable
 from llama_deploy.message_queues.simple.topic import Entry, Group, StoredMessage, Topic
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-_REMEMBERED: Final = 1024
-"""How many names of expired topics and closed subscriptions are remembered."""
 
 
 class Catalogue:
@@ -211,13 +206,6 @@ class Catalogue:
     def _note(self, change: Change) -> None:
         if self._journal is not None:
             self._journal.note([change])
-
-
-def remember(memory: dict[str, T], key: str, value: T) -> None:
-    """Store a value; the oldest one is dropped when there are too many."""
-    memory[key] = value
-    if len(memory) > _REMEMBERED:
-        del memory[next(iter(memory))]
 
 
 def _check_name(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -89,14 +90,7 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     @property
     def limits(self) -> BrokerLimits:
         """The bounds of the broker."""
-        return BrokerLimits(
-            max_messages_per_topic=self.max_messages_per_topic,
-            max_bytes_per_topic=self.max_bytes_per_topic,
-            max_topics=self.max_topics,
-            max_dead_letters=self.max_dead_letters,
-            max_deliveries=self.max_deliveries,
-            visibility_timeout=self.visibility_timeout,
-        )
+        return BrokerLimits(**{limit.name: getattr(self, limit.name) for limit in fields(BrokerLimits)})
 
     def public_settings(self) -> dict[str, Any]:
         """Return what another process needs to reach the queue."""

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from llama_deploy.errors import ClosedError
 from llama_deploy.message_queues.broker_connection import BrokerConnection
+from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.message_queues.settlement_batcher import SettlementBatcher
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
-from llama_deploy.message_queues.simple.settlement import SettleAction, Settlement
+from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest
 
@@ -72,9 +73,10 @@ class QueueServerConnection(BrokerConnection):
             )
         )
 
-    async def settle(self, settlement: Settlement) -> None:
+    def settle(self, delivery_id: str, action: SettleAction, seconds: float = 0.0) -> None:
         """Send a settlement with the next batch, without waiting for the answer. Never raises."""
-        self._settlements.submit(settlement, is_ack=settlement.action is SettleAction.ACK)
+        settlement = Settlement(delivery_id, action, seconds)
+        self._settlements.submit(settlement, is_ack=action is SettleAction.ACK)
 
     async def wait_settled(self) -> None:
         """Wait until all settlements so far have reached the server, or are lost. Never raises."""

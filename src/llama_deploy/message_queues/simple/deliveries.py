@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -81,22 +82,57 @@ class Deliveries:
                 self._timetable.now() + seconds, partial(self._expire, delivery_id)
             )
 
-    def wait(self, waiter: Waiter) -> None:
-        """Note that a subscription waits."""
+    async def wait(self, group: Group, waiter: Waiter, *, seconds: float) -> list[Handout]:
+        """Wait until there are messages for a member; none after so many seconds."""
+        timeout = self._timetable.add(self._timetable.now() + seconds, partial(waiter.finish, []))
+        group.waiters.append(waiter)
         self._member(waiter.subscription).waiters.add(waiter)
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            if waiter.future.done() and not waiter.future.cancelled():
+                self.give_back(waiter.future.result())
+            raise
+        finally:
+            self._timetable.cancel(timeout)
+            if waiter in group.waiters:
+                group.waiters.remove(waiter)
+            self._member(waiter.subscription).waiters.discard(waiter)
+            self._forget_idle(waiter.subscription)
 
-    def stop_waiting(self, waiter: Waiter) -> None:
-        """Note that it waits no longer."""
-        self._member(waiter.subscription).waiters.discard(waiter)
-        self._forget_idle(waiter.subscription)
+    def dispatch(self, group: Group) -> None:
+        """Hand ready messages to waiting members."""
+        while group.waiters and group.ready:
+            waiter = group.waiters.popleft()
+            if not waiter.future.done():
+                waiter.finish(self.hand_out(group, waiter))
 
-    def release(self, subscription: str) -> list[Entry]:
-        """End the waiting and all deliveries of a subscription; return the messages."""
+    def put_back(self, entry: Entry, *, delay: float = 0.0) -> None:
+        """Make a message ready again after a delay, unless it is gone by then."""
+        if delay > 0:
+            entry.group.delayed += 1
+            self._timetable.add(self._timetable.now() + delay, partial(self._on_delay_over, entry))
+        elif entry.message.open_groups:
+            entry.group.put_back(entry)
+            self.dispatch(entry.group)
+
+    def give_back(self, handouts: Iterable[Handout]) -> None:
+        """Take back what did not reach its consumer, as if it had never been handed out."""
+        for handout in handouts:
+            entry = self.end(handout.delivery_id)
+            if entry is not None:
+                entry.deliveries -= 1
+                self.put_back(entry)
+
+    def release(self, subscription: str) -> None:
+        """End the waiting and all deliveries of a subscription; their messages are ready again."""
         member = self._members.get(subscription, _Member())
         for waiter in list(member.waiters):
             waiter.finish([])
-        ended = (self.end(delivery_id) for delivery_id in list(member.deliveries))
-        return [entry for entry in ended if entry is not None]
+        ended = [self.end(delivery_id) for delivery_id in list(member.deliveries)]
+        for entry in ended:
+            if entry is not None:
+                self.put_back(entry)
 
     def _member(self, subscription: str) -> _Member:
         return self._members.setdefault(subscription, _Member())
@@ -105,6 +141,10 @@ class Deliveries:
         member = self._members.get(subscription)
         if member is not None and not member.deliveries and not member.waiters:
             del self._members[subscription]
+
+    def _on_delay_over(self, entry: Entry) -> None:
+        entry.group.delayed -= 1
+        self.put_back(entry)
 
     def _expire(self, delivery_id: str) -> None:
         entry = self.end(delivery_id)

@@ -21,9 +21,9 @@ from llama_deploy.message_queues.base import Delivery, Subscription
 from llama_deploy.message_queues.broker_connection import NEVER
 from llama_deploy.message_queues.broker_queue import BrokerQueue, Publication
 from llama_deploy.message_queues.polling_subscription import PollingSubscription
+from llama_deploy.message_queues.settlement import open_deliveries
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.connection import QueueServerConnection, path_of
-from llama_deploy.message_queues.simple.settlement import open_delivery
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types import generate_id
 
@@ -78,20 +78,18 @@ class SimpleMessageQueue(BrokerQueue):
 
     async def _publish_batch(self, batch: Sequence[Publication]) -> list[BaseException | None]:
         """Publish, topic beside topic, and within a topic in order."""
-        topics: dict[str, list[int]] = defaultdict(list)
-        for position, outgoing in enumerate(batch):
-            topics[outgoing.topic].append(position)
-        outcomes: list[BaseException | None] = [None] * len(batch)
+        topics: dict[str, list[Publication]] = defaultdict(list)
+        for each in batch:
+            topics[each.topic].append(each)
+        refused: dict[Publication, BaseException] = {}
 
-        async def publish_to(topic: str, positions: Sequence[int]) -> None:
-            sizes = {position: len(batch[position].body) for position in positions}
-            for part in split(positions, size=sizes.__getitem__, max_size=_MAX_POST_BYTES):
-                taken, refusal = await self._post(topic, [batch[position] for position in part])
-                for position in part[taken:]:
-                    outcomes[position] = refusal
+        async def publish_to(topic: str, messages: Sequence[Publication]) -> None:
+            for part in split(messages, size=lambda each: len(each.body), max_size=_MAX_POST_BYTES):
+                taken, refusal = await self._post(topic, part)
+                refused.update(dict.fromkeys(part[taken:], refusal))
 
-        await asyncio.gather(*(publish_to(topic, positions) for topic, positions in topics.items()))
-        return outcomes
+        await asyncio.gather(*(publish_to(topic, messages) for topic, messages in topics.items()))
+        return [refused.get(each) for each in batch]
 
     async def _post(self, topic: str, messages: Sequence[Publication]) -> tuple[int, LlamaDeployError]:
         """Publish messages; return how many were taken, and the error of the others."""
@@ -146,16 +144,13 @@ class _HttpSubscription(PollingSubscription):
         received = await self._connection.retry(
             partial(self._poll_once, min(max_messages, MAX_RECEIVED)), give_up_at=NEVER
         )
-        opened = [
-            await open_delivery(
-                partial(QueueMessage.from_wire, each["message"]),
-                attempt=each["attempt"],
-                delivery_id=each["delivery_id"],
-                settle=self._connection.settle,
-            )
-            for each in received
-        ]
-        return [delivery for delivery in opened if delivery is not None]
+        opened = open_deliveries(
+            ((each["delivery_id"], each["attempt"], each["message"]) for each in received),
+            topic=self.topic,
+            settle=self._connection.settle,
+            decode=QueueMessage.from_wire,
+        )
+        return list(opened)
 
     async def _poll_once(self, max_messages: int) -> list[dict[str, Any]]:
         params: dict[str, str | int | float] = {

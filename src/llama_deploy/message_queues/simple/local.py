@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Self
 
 from llama_deploy.errors import QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery, Subscription
+from llama_deploy.message_queues.settlement import SettleAction, open_deliveries
 from llama_deploy.message_queues.simple.broker import SimpleBroker
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.host import BrokerHost
-from llama_deploy.message_queues.simple.settlement import Settlement, open_delivery
+from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types import generate_id
 
@@ -77,8 +77,7 @@ class _LocalSubscription(Subscription):
 
     def join(self) -> None:
         """Create topic and group where they do not exist."""
-        self._broker.create_topic(self.topic, expires_after=self._expires_after)
-        self._broker.create_group(self.topic, self._group)
+        self._broker.create(self.topic, self._group, expires_after=self._expires_after)
 
     async def _receive(self, max_messages: int) -> list[Delivery]:
         try:
@@ -92,19 +91,10 @@ class _LocalSubscription(Subscription):
         except TopicNotFoundError:  # it has expired
             self.join()
             return []
-        opened = [
-            await open_delivery(
-                partial(QueueMessage.decode, handout.body),
-                attempt=handout.attempt,
-                delivery_id=handout.delivery_id,
-                settle=self._settle,
-            )
-            for handout in handouts
-        ]
-        return [delivery for delivery in opened if delivery is not None]
+        return list(open_deliveries(handouts, topic=self.topic, settle=self._settle))
 
     async def _close(self) -> None:
         self._broker.release(self._id, closed=True)
 
-    async def _settle(self, settlement: Settlement) -> None:
-        self._broker.settle([settlement])
+    def _settle(self, delivery_id: str, action: SettleAction, seconds: float = 0.0) -> None:
+        self._broker.settle([Settlement(delivery_id, action, seconds)])

@@ -177,17 +177,14 @@ class _Database:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare(path)
+            except BaseException:
+                self._connection.close()
+                raise
         except (OSError, sqlite3.Error) as exc:
-            raise ConfigError(f"the queue journal {path} cannot be opened: {exc}") from exc
-        try:
-            self._prepare(path)
-        except sqlite3.Error as exc:
-            self._connection.close()
-            locked = "another queue server uses it" if "locked" in str(exc) else str(exc)
-            raise ConfigError(f"the queue journal {path} cannot be used: {locked}") from exc
-        except ConfigError:
-            self._connection.close()
-            raise
+            reason = "another queue server uses it" if "locked" in str(exc) else str(exc)
+            raise ConfigError(f"the queue journal {path} cannot be used: {reason}") from exc
 
     def _prepare(self, path: Path) -> None:
         # In exclusive mode the first transaction locks the file until the process ends, however it ends.

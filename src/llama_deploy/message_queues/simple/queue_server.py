@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
 from typing import Annotated, Any, Final, Self
 
 import pydantic_core
@@ -15,15 +14,17 @@ from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive
 
+from llama_deploy.closing import AsyncCloseable
 from llama_deploy.errors import ClosedError, MessageDecodeError
 from llama_deploy.message_queues.base import DEFAULT_GROUP
+from llama_deploy.message_queues.settlement import MAX_SECONDS
 from llama_deploy.message_queues.simple.broker import SimpleBroker, TopicDepth
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.host import BrokerHost
 from llama_deploy.message_queues.simple.http_queue import MAX_RECEIVED
 from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH
 from llama_deploy.message_queues.simple.local import LocalMessageQueue
-from llama_deploy.message_queues.simple.settlement import MAX_SECONDS, Settlement
+from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.message_queues.simple.topic import Handout
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.application import create_app
@@ -108,7 +109,7 @@ class QueueInfo(QueueHealth):
     topics: int
 
 
-class SimpleMessageQueueServer:
+class SimpleMessageQueueServer(AsyncCloseable):
     """Serves a simple queue over HTTP: `async with SimpleMessageQueueServer(config) as server`.
 
     Args:
@@ -173,11 +174,6 @@ class SimpleMessageQueueServer:
     async def __aenter__(self) -> Self:
         await self.start()
         return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +252,7 @@ class QueueRoutes:
     async def create_topic(self, topic: str, options: TopicOptions | None = None) -> TopicInfo:
         """Create a topic and a group of it, if they do not exist."""
         options = options or TopicOptions()
-        self._broker.create_topic(topic, expires_after=options.expires_after)
-        self._broker.create_group(topic, options.group)
+        self._broker.create(topic, options.group, expires_after=options.expires_after)
         return TopicInfo(
             topic=topic, group=options.group, visibility_timeout=self._broker.limits.visibility_timeout
         )

@@ -7,6 +7,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(slots=True, eq=False)
@@ -32,8 +33,7 @@ class Entry:
     """How often it was handed to a member of the group."""
 
 
-@dataclass(frozen=True, slots=True)
-class Handout:
+class Handout(NamedTuple):
     """A message that was handed to a member, which settles it by its delivery id."""
 
     delivery_id: str

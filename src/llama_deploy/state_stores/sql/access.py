@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from llama_deploy.state_stores.sql.queries import Connection, Mapper, Query, R
+from llama_deploy.state_stores.sql.queries import Connection, Query, R, Update
 
 T = TypeVar("T")
 
 IDS: Final = "ids"
 """The name of the parameter of all statements that take ids."""
-KEY: Final = "key"
-"""The name of the parameter that says which row is updated; the columns keep their own names."""
 ids: Final[sa.BindParameter[str]] = sa.bindparam(IDS, expanding=True)
 limit: Final[sa.BindParameter[int]] = sa.bindparam("limit", type_=sa.Integer)
 
@@ -36,19 +34,23 @@ class SQLAccess:
         self.connection = connection
         self._lock_rows = lock_rows
 
-    def rows(self, query: Query, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
-        """Return the rows of a query."""
+    def rows(self, query: Query, parameters: Mapping[str, object]) -> Iterable[Sequence[Any]]:
+        """Return the rows of a query, to be read once."""
         select = query.locking if self._lock_rows else query.plain
-        return self.connection.execute(select, dict(parameters)).all()
+        return self.connection.execute(select, dict(parameters))
 
     def rows_by_ids(self, query: Query, ids: Collection[str]) -> list[Sequence[Any]]:
         """Return the rows of a query that takes ids."""
-        return [row for chunk in chunks(ids) for row in self.rows(query, {IDS: chunk})]
+        return [row for chunk in chunks(ids) for row in self.rows(query, {IDS: pad(chunk)})]
 
     def write(self, statement: sa.Insert | sa.Update | sa.Delete, rows: list[dict[str, object]]) -> None:
         """Execute a statement once for each row."""
         if rows:
             self.connection.execute(statement, rows)
+
+    def update(self, update: Update[R], records: Iterable[R]) -> None:
+        """Overwrite fields of the rows that have the keys of these records."""
+        self.write(update.statement, update.rows(records))
 
     def put(self, statements: Mapping[str, sa.Insert], rows: list[dict[str, object]]) -> None:
         """Execute the statement of this database's dialect once for each row."""
@@ -58,7 +60,18 @@ class SQLAccess:
         """Execute statements that take ids, in order."""
         for chunk in chunks(ids):
             for statement in statements:
-                self.connection.execute(statement, {IDS: chunk})
+                self.connection.execute(statement, {IDS: pad(chunk)})
+
+
+class SQLRepository:
+    """Rows of one kind.
+
+    Args:
+        access: Reaches them.
+    """
+
+    def __init__(self, access: SQLAccess) -> None:
+        self._access = access
 
 
 def chunks(items: Collection[T], size: int = _IDS_PER_STATEMENT) -> Iterator[list[T]]:
@@ -68,21 +81,33 @@ def chunks(items: Collection[T], size: int = _IDS_PER_STATEMENT) -> Iterator[lis
         yield unique[start : start + size]
 
 
-def update(table: sa.Table, mapper: Mapper[R], *, key: str, fixed: Collection[str]) -> sa.Update:
-    """Return the update of a row by its `key` that overwrites every field but the `fixed` ones."""
-    changing: dict[str, sa.BindParameter[object]] = {
-        name: sa.bindparam(name) for name in mapper.names if name != key and name not in fixed
-    }
-    return sa.update(table).where(table.c[key] == sa.bindparam(KEY)).values(changing)
+def pad(values: Collection[T]) -> list[T]:
+    """Return the values, the last of them repeated until their number is a power of two.
+
+    There are few such numbers, and so few texts of a statement that takes them all.
+    """
+    padded = list(values)
+    missing = (1 << (len(padded) - 1).bit_length()) - len(padded)
+    return padded + padded[-1:] * missing
 
 
-def upserts(table: sa.Table) -> dict[str, sa.Insert]:
-    """Return "insert, or overwrite the row with that key" by dialect: the SQL standard does not have it."""
+def upserts(table: sa.Table, *, keeps: bool = False) -> dict[str, sa.Insert]:
+    """Return "insert, or overwrite the row with that key" by dialect: the SQL standard does not have it.
+
+    Args:
+        table: The table.
+        keeps: Whether a None keeps the stored value, and a row without a change is not written.
+    """
     statements: dict[str, sa.Insert] = {}
+    others = [column for column in table.c if not column.primary_key]
     for dialect in (sqlite, postgresql):
         insert = dialect.insert(table)
-        replaced = {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
+        pairs = [(column, insert.excluded[column.name]) for column in others]
+        kept = {old.name: sa.func.coalesce(value, old) for old, value in pairs if keeps and old.nullable}
+        changes = (value.is_not(None) if old.nullable else value != old for old, value in pairs)
         statements[dialect.dialect.name] = insert.on_conflict_do_update(
-            index_elements=list(table.primary_key), set_=replaced
+            index_elements=list(table.primary_key),
+            set_={old.name: value for old, value in pairs} | kept,
+            where=sa.or_(*changes) if keeps else None,
         )
     return statements

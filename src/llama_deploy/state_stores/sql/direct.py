@@ -6,23 +6,15 @@ A row by its key takes SQLAlchemy 35 µs in Python and the driver 4; a task take
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import sqlalchemy as sa
 from sqlalchemy.sql.compiler import SQLCompiler
 
 Parameters: TypeAlias = Mapping[str, Any]
+Row: TypeAlias = Sequence[Any]
 _Process: TypeAlias = Callable[[Any], Any]
-_SEVERAL: Final = (list, tuple, set, frozenset)
-
-
-class Rows(list[Sequence[Any]]):
-    """The rows that a statement found."""
-
-    def all(self) -> Rows:
-        """Return the rows, as SQLAlchemy's results do."""
-        return self
 
 
 class _Prepared(NamedTuple):
@@ -54,29 +46,25 @@ class DirectConnection:
         self._driver = driver
         self._prepared: dict[tuple[object, ...], _Prepared] = {}
 
-    def execute(self, statement: sa.Executable, parameters: Parameters | Sequence[Parameters]) -> Rows:
+    def execute(self, statement: sa.Executable, parameters: Parameters | Sequence[Parameters]) -> list[Row]:
         """Execute a statement, once for each of several sets of parameters; these have the same names.
 
         Args:
             statement: Cached with its text, so there should be few different ones.
-            parameters: A list for an expanding parameter is filled up with its last item, so that few
-                lengths occur: what the statement does must not depend on repetitions.
+            parameters: Those for an expanding parameter are lists, of few different lengths.
         """
         if not isinstance(parameters, Mapping):
             prepared = self._prepare(statement, parameters[0])
             self._driver.executemany(prepared.text, [_fill(prepared, each) for each in parameters])
-            return Rows()
-        padded = {
-            name: pad(value) if isinstance(value, _SEVERAL) else value for name, value in parameters.items()
-        }
-        prepared = self._prepare(statement, padded)
-        found = self._driver.execute(prepared.text, _fill(prepared, padded)).fetchall()
+            return []
+        prepared = self._prepare(statement, parameters)
+        found = self._driver.execute(prepared.text, _fill(prepared, parameters)).fetchall()
         if not prepared.results:
-            return Rows(found)
-        return Rows([_ours(row, prepared.results) for row in found])
+            return found
+        return [_ours(row, prepared.results) for row in found]
 
     def _prepare(self, statement: sa.Executable, parameters: Parameters) -> _Prepared:
-        sizes = (len(value) for value in parameters.values() if isinstance(value, _SEVERAL))
+        sizes = (len(value) for value in parameters.values() if isinstance(value, list))
         key = (statement, *sizes)
         if (prepared := self._prepared.get(key)) is None:
             prepared = self._prepared[key] = _compile(statement, parameters, self.dialect)
@@ -93,29 +81,16 @@ def _compile(statement: sa.Executable, parameters: Parameters, dialect: sa.Diale
             process = column.type.dialect_impl(dialect).result_processor(dialect, None)
             if process is not None:
                 results.append((place, process))
+    types = {name: bind.type.dialect_impl(dialect) for name, bind in compiled.binds.items()}
     names = state.positiontup or ()
     parents = {single: name for name, singles in state.parameter_expansion.items() for single in singles}
     return _Prepared(
         text=state.statement,
-        binds=[(name, _bind_processor(compiled, parents.get(name, name), dialect)) for name in names],
+        binds=[(name, types[parents.get(name, name)].bind_processor(dialect)) for name in names],
         results=results,
         expanded=state.parameter_expansion,
         fixed={name: state.parameters[name] for name in names if parents.get(name, name) not in parameters},
     )
-
-
-def _bind_processor(compiled: SQLCompiler, name: str, dialect: sa.Dialect) -> _Process | None:
-    return cast("_Process | None", compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
-
-
-def pad(values: Collection[Any]) -> list[Any]:
-    """Return the values, the last of them repeated until their number is a power of two.
-
-    There are few such numbers, and so few texts of a statement that takes them all.
-    """
-    padded = list(values)
-    missing = (1 << (len(padded) - 1).bit_length()) - len(padded)
-    return padded + padded[-1:] * missing
 
 
 def _fill(prepared: _Prepared, parameters: Parameters) -> list[Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from operator import itemgetter
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import sqlalchemy as sa
 
 R = TypeVar("R", bound=NamedTuple)
+
+KEY: Final = "key"
+"""The name of the parameter that says which row is updated; the columns keep their own names."""
 
 
 class Mapper(Generic[R]):
@@ -16,10 +20,15 @@ class Mapper(Generic[R]):
 
     def __init__(self, record_type: type[R], table: sa.Table) -> None:
         self._make = record_type._make
+        self.table = table
         self.names: tuple[str, ...] = record_type._fields
         """The fields, in their order."""
         self.columns = [table.c[name] for name in self.names]
         """The columns, in the order of the fields."""
+
+    def where(self, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        """Return the query of the rows that fulfil these conditions."""
+        return sa.select(*self.columns).where(*conditions)
 
     def record(self, row: Sequence[object]) -> R:
         """Return the record of a row that has these columns."""
@@ -28,6 +37,27 @@ class Mapper(Generic[R]):
     def rows(self, records: Sequence[R]) -> list[dict[str, object]]:
         """Return the parameters that store records."""
         return [dict(zip(self.names, record, strict=True)) for record in records]
+
+
+class Update(Generic[R]):
+    """Overwrites some fields of rows that are found by their key.
+
+    Args:
+        mapper: Of the rows.
+        key: The field that is the key.
+        fields: The fields that are overwritten.
+    """
+
+    def __init__(self, mapper: Mapper[R], *, key: str, fields: Sequence[str]) -> None:
+        row = mapper.table.c[key] == sa.bindparam(KEY)
+        changes: dict[str, sa.BindParameter[Any]] = {name: sa.bindparam(name) for name in fields}
+        self.statement = sa.update(mapper.table).where(row).values(changes)
+        self._names = (KEY, *fields)
+        self._values = itemgetter(*(mapper.names.index(name) for name in (key, *fields)))
+
+    def rows(self, records: Iterable[R]) -> list[dict[str, object]]:
+        """Return the parameters that store these fields of records."""
+        return [dict(zip(self._names, self._values(record), strict=True)) for record in records]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +93,6 @@ class Query:
         return cls(plain=select, locking=select.with_for_update(read=True, key_share=True))
 
 
-class Found(Protocol):
-    """The rows that a statement found."""
-
-    def all(self) -> Sequence[Sequence[Any]]:
-        """Return them."""
-        ...
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
 class Connection(Protocol):
     """What a transaction needs of a connection."""
 
@@ -81,6 +101,6 @@ class Connection(Protocol):
         """In which the statements are written."""
         ...
 
-    def execute(self, statement: sa.Executable, parameters: Any, /) -> Found:
-        """Execute a statement, once for each of several sets of parameters."""
+    def execute(self, statement: sa.Executable, parameters: Any, /) -> Iterable[Sequence[Any]]:
+        """Execute a statement, once for each of several sets of parameters, and return its rows."""
         ...

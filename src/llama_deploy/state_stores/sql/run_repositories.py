@@ -10,12 +10,11 @@ from operator import attrgetter
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from llama_deploy.state_stores.records import EventRecord, InboxRecord, JournalRecord, RunHeadRecord
 from llama_deploy.state_stores.repositories import EventRepository, InboxRepository, RunRepository
-from llama_deploy.state_stores.sql.access import IDS, KEY, SQLAccess, chunks, ids, limit
-from llama_deploy.state_stores.sql.queries import Mapper, Query
+from llama_deploy.state_stores.sql.access import IDS, SQLRepository, chunks, ids, limit, pad, upserts
+from llama_deploy.state_stores.sql.queries import KEY, Mapper, Query
 from llama_deploy.state_stores.sql.tables import events, inbox, journal, runs
 
 _KEYS: Final = "keys"
@@ -28,16 +27,13 @@ _RUN = Mapper(RunHeadRecord, runs)
 _JOURNAL = Mapper(JournalRecord, journal)
 
 _EVENTS_AFTER = Query.unlocked(
-    sa.select(*_EVENT.columns)
-    .where(events.c.task_id == sa.bindparam("task_id"), events.c.position > sa.bindparam("after"))
+    _EVENT.where(events.c.task_id == sa.bindparam("task_id"), events.c.position > sa.bindparam("after"))
     .order_by(events.c.position)
     .limit(limit)
 )
 _INSERT_EVENTS = sa.insert(events)
 
-_INBOX_BY_TASK = Query.unlocked(
-    sa.select(*_INBOX.columns).where(inbox.c.task_id.in_(ids), inbox.c.consumed.is_(sa.false()))
-)
+_INBOX_BY_TASK = Query.unlocked(_INBOX.where(inbox.c.task_id.in_(ids), inbox.c.consumed.is_(sa.false())))
 _INBOX_KEYS = Query.unlocked(
     sa.select(inbox.c.task_id, inbox.c.idempotency_key).where(
         inbox.c.task_id.in_(ids), inbox.c.idempotency_key.in_(sa.bindparam(_KEYS, expanding=True))
@@ -50,49 +46,18 @@ _CONSUME_INBOX = (
     .values(consumed=sa.true())
 )
 
-_RUNS_BY_TASK = Query.unlocked(sa.select(*_RUN.columns).where(runs.c.task_id.in_(ids)))
-_JOURNAL_BY_TASK = Query.unlocked(sa.select(*_JOURNAL.columns).where(journal.c.task_id.in_(ids)))
+_RUNS_BY_TASK = Query.unlocked(_RUN.where(runs.c.task_id.in_(ids)))
+_JOURNAL_BY_TASK = Query.unlocked(_JOURNAL.where(journal.c.task_id.in_(ids)))
 _INSERT_JOURNAL = sa.insert(journal)
 _TRIM_JOURNAL = sa.delete(journal).where(
     journal.c.task_id == sa.bindparam(KEY), journal.c.seq < sa.bindparam("length")
 )
 _DELETE_RUNS = tuple(sa.delete(table).where(table.c.task_id.in_(ids)) for table in (journal, runs))
+_PUT_RUNS = upserts(runs, keeps=True)
 
 
-def _run_upserts() -> dict[str, sa.Insert]:
-    """Like `upserts`, but a None keeps the stored value, and a row without a change is not written."""
-    statements: dict[str, sa.Insert] = {}
-    for dialect in (sqlite, postgresql):
-        insert = dialect.insert(runs)
-        new = insert.excluded
-        statements[dialect.dialect.name] = insert.on_conflict_do_update(
-            index_elements=list(runs.primary_key),
-            set_={
-                "format": new.format,
-                "fingerprint": new.fingerprint,
-                "library_version": new.library_version,
-                "snapshot": sa.func.coalesce(new.snapshot, runs.c.snapshot),
-                "state": sa.func.coalesce(new.state, runs.c.state),
-            },
-            where=sa.or_(
-                new.snapshot.is_not(None),
-                new.state.is_not(None),
-                new.format != runs.c.format,
-                new.fingerprint != runs.c.fingerprint,
-                new.library_version != runs.c.library_version,
-            ),
-        )
-    return statements
-
-
-_PUT_RUNS = _run_upserts()
-
-
-class SQLEvents(EventRepository):
+class SQLEvents(SQLRepository, EventRepository):
     """Event streams in the table `events`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(self, task_id: str, *, after: int = -1, limit: int = 1000) -> list[EventRecord]:
         found = self._access.rows(_EVENTS_AFTER, {"task_id": task_id, "after": after, "limit": limit})
@@ -102,11 +67,8 @@ class SQLEvents(EventRepository):
         self._access.write(_INSERT_EVENTS, _EVENT.rows(events))
 
 
-class SQLInbox(InboxRepository):
+class SQLInbox(SQLRepository, InboxRepository):
     """Inbox entries in the table `inbox`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(self, task_ids: Collection[str]) -> list[InboxRecord]:
         found = map(_INBOX.record, self._access.rows_by_ids(_INBOX_BY_TASK, task_ids))
@@ -115,7 +77,10 @@ class SQLInbox(InboxRepository):
     def known_keys(self, keys: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         known: set[tuple[str, str]] = set()
         for pairs in chunks(keys, _PAIRS_PER_STATEMENT):
-            parameters = {IDS: {task_id for task_id, _ in pairs}, _KEYS: {key for _, key in pairs}}
+            parameters = {
+                IDS: pad({task_id for task_id, _ in pairs}),
+                _KEYS: pad({key for _, key in pairs}),
+            }
             known.update((task_id, key) for task_id, key in self._access.rows(_INBOX_KEYS, parameters))
         return known & set(keys)
 
@@ -126,11 +91,8 @@ class SQLInbox(InboxRepository):
         self._access.write(_CONSUME_INBOX, [{KEY: task_id, "number": seq} for task_id, seq in entries])
 
 
-class SQLRuns(RunRepository):
+class SQLRuns(SQLRepository, RunRepository):
     """Runs in the tables `runs` and `journal`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(self, task_ids: Collection[str]) -> dict[str, RunHeadRecord]:
         found = map(_RUN.record, self._access.rows_by_ids(_RUNS_BY_TASK, task_ids))

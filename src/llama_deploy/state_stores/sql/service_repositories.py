@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from llama_deploy.state_stores.records import InstanceRecord, OutboxRecord, ServiceRecord
 from llama_deploy.state_stores.repositories import InstanceRepository, OutboxRepository, ServiceRepository
-from llama_deploy.state_stores.sql.access import KEY, SQLAccess, ids, limit, update, upserts
-from llama_deploy.state_stores.sql.queries import Mapper, Query
+from llama_deploy.state_stores.sql.access import SQLRepository, ids, limit, upserts
+from llama_deploy.state_stores.sql.queries import Mapper, Query, Update
 from llama_deploy.state_stores.sql.tables import instances, outbox, services
 
 _OUTBOX = Mapper(OutboxRecord, outbox)
@@ -33,11 +33,11 @@ _OUTBOX_DUE = _outbox_oldest.where(
     sa.or_(outbox.c.relay_at.is_(None), outbox.c.relay_at <= sa.bindparam("now"))
 ).with_for_update(skip_locked=True)
 _INSERT_OUTBOX = sa.insert(outbox).inline()
-_UPDATE_OUTBOX = update(outbox, _OUTBOX, key="message_id", fixed={"topic", "message"})
+_UPDATE_OUTBOX = Update(_OUTBOX, key="message_id", fields=["relay_at"])
 _DELETE_OUTBOX = (sa.delete(outbox).where(outbox.c.message_id.in_(ids)),)
 
 _SERVICES = Query.kept(sa.select(*_SERVICE.columns))
-_SERVICES_BY_NAME = Query.kept(sa.select(*_SERVICE.columns).where(services.c.service_name.in_(ids)))
+_SERVICES_BY_NAME = Query.kept(_SERVICE.where(services.c.service_name.in_(ids)))
 _PUT_SERVICES = upserts(services)
 _DELETE_SERVICES = tuple(
     sa.delete(table).where(table.c.service_name.in_(ids)) for table in (instances, services)
@@ -45,31 +45,28 @@ _DELETE_SERVICES = tuple(
 
 _INSTANCES = Query.of(sa.select(*_INSTANCE.columns), in_order_of=instances.c.instance_id)
 _INSTANCES_BY_ID = Query.of(
-    sa.select(*_INSTANCE.columns).where(instances.c.instance_id.in_(ids)),
+    _INSTANCE.where(instances.c.instance_id.in_(ids)),
     in_order_of=instances.c.instance_id,
 )
 _INSTANCES_BY_SERVICE = Query.of(
-    sa.select(*_INSTANCE.columns).where(instances.c.service_name.in_(ids)),
+    _INSTANCE.where(instances.c.service_name.in_(ids)),
     in_order_of=instances.c.instance_id,
 )
 _PUT_INSTANCES = upserts(instances)
 _DELETE_INSTANCES = (sa.delete(instances).where(instances.c.instance_id.in_(ids)),)
 
 
-class SQLOutbox(OutboxRepository):
+class SQLOutbox(SQLRepository, OutboxRepository):
     """Messages in the table `outbox`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(self, *, after: int = 0, limit: int = 1000) -> dict[int, OutboxRecord]:
         rows = self._access.rows(_OUTBOX_AFTER, {"after": after, "limit": limit})
         return {row[-1]: _OUTBOX.record(row[:-1]) for row in rows}
 
     def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
-        found = self._access.connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit}).all()
+        found = self._access.connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit})
         taken = [_OUTBOX.record(row)._replace(relay_at=until) for row in found]
-        self._access.write(_UPDATE_OUTBOX, [{KEY: item.message_id, "relay_at": until} for item in taken])
+        self._access.update(_UPDATE_OUTBOX, taken)
         return taken
 
     def insert(self, messages: Sequence[OutboxRecord]) -> None:
@@ -79,11 +76,8 @@ class SQLOutbox(OutboxRepository):
         self._access.delete(_DELETE_OUTBOX, message_ids)
 
 
-class SQLServices(ServiceRepository):
+class SQLServices(SQLRepository, ServiceRepository):
     """Services in the table `services`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(self, service_names: Collection[str] | None = None) -> dict[str, ServiceRecord]:
         rows = (
@@ -100,27 +94,23 @@ class SQLServices(ServiceRepository):
         self._access.delete(_DELETE_SERVICES, service_names)
 
 
-class SQLInstances(InstanceRepository):
+class SQLInstances(SQLRepository, InstanceRepository):
     """Instances in the table `instances`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(
         self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
     ) -> list[InstanceRecord]:
-        rows: Sequence[Sequence[Any]]
+        names = None if service_names is None else frozenset(service_names)
+        rows: Iterable[Sequence[Any]]
         if instance_ids is not None:
             rows = self._access.rows_by_ids(_INSTANCES_BY_ID, instance_ids)
-        elif service_names is not None:
-            rows = self._access.rows_by_ids(_INSTANCES_BY_SERVICE, service_names)
+        elif names is not None:
+            rows = self._access.rows_by_ids(_INSTANCES_BY_SERVICE, names)
         else:
             rows = self._access.rows(_INSTANCES, {})
-        found = [_INSTANCE.record(row) for row in rows]
-        if instance_ids is not None and service_names is not None:
-            names = frozenset(service_names)
-            found = [instance for instance in found if instance.service_name in names]
-        return sorted(found, key=attrgetter("instance_id"))
+        found = map(_INSTANCE.record, rows)
+        matching = (each for each in found if names is None or each.service_name in names)
+        return sorted(matching, key=attrgetter("instance_id"))
 
     def put(self, instances: Sequence[InstanceRecord]) -> None:
         self._access.put(_PUT_INSTANCES, _INSTANCE.rows(instances))

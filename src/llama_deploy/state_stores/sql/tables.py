@@ -1,5 +1,7 @@
 """The tables of a state store in SQL, the same on every database.
 
+A table has the fields of its record as columns. The migrations spell them out, and a test compares the two.
+
 Points in time are stored as whole microseconds since 1970-01-01T00:00Z: exact, compared as integers, and the
 same on databases with and without a type for aware times. The partial indexes of tasks cover each status, and
 only tasks that change to it pay for its index. The condition of a partial index is written into a query as a
@@ -14,12 +16,24 @@ them again would cost a look-up per row.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import sqlalchemy as sa
 
+from llama_deploy.state_stores.records import (
+    EventRecord,
+    InboxRecord,
+    InstanceRecord,
+    JournalRecord,
+    OutboxRecord,
+    RunHeadRecord,
+    ServiceRecord,
+    SessionRecord,
+    TaskRecord,
+)
 from llama_deploy.types import SessionPolicy, TaskStatus
 
 E = TypeVar("E", bound=StrEnum)
@@ -72,56 +86,51 @@ metadata = sa.MetaData(
     naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s"}
 )
 
-sessions = sa.Table(
-    "sessions",
-    metadata,
-    sa.Column("session_id", sa.Text, primary_key=True),
-    sa.Column("tenant", sa.Text, nullable=False),
-    sa.Column("policy", EnumText(SessionPolicy), nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("version", sa.BigInteger, nullable=False),
-    sa.Column("created_at", UtcMicroseconds, nullable=False),
-    sa.Column("updated_at", UtcMicroseconds, nullable=False),
-)
+_TYPES: Final[dict[object, sa.types.TypeEngine[Any]]] = {
+    bool: sa.Boolean(),
+    datetime: UtcMicroseconds(),
+    float: sa.Double(),
+    int: sa.BigInteger(),
+    str: sa.Text(),
+    SessionPolicy: EnumText(SessionPolicy),
+    TaskStatus: EnumText(TaskStatus),
+}
 
-tasks = sa.Table(
-    "tasks",
-    metadata,
-    _position(),
-    sa.Column("task_id", sa.Text, nullable=False, unique=True),
-    sa.Column("session_id", sa.Text, nullable=False),
-    sa.Column("tenant", sa.Text, nullable=False),
-    sa.Column("service_name", sa.Text, nullable=False),
-    sa.Column("input", sa.Text, nullable=False),
-    sa.Column("created_at", UtcMicroseconds, nullable=False),
-    sa.Column("trace", sa.Text),
-    sa.Column("parent_task_id", sa.Text),
-    sa.Column("root_task_id", sa.Text),
-    sa.Column("tags", sa.Text, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("not_before", UtcMicroseconds),
-    sa.Column("deadline", UtcMicroseconds),
-    sa.Column("status", EnumText(TaskStatus), nullable=False),
-    sa.Column("status_changed_at", UtcMicroseconds, nullable=False),
-    sa.Column("max_attempts", sa.Integer, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("losses", sa.Integer, nullable=False),
-    sa.Column("instance_id", sa.Text),
-    sa.Column("token", sa.Text),
-    sa.Column("claimed_at", UtcMicroseconds),
-    sa.Column("redispatch_at", UtcMicroseconds),
-    sa.Column("dispatches", sa.Integer, nullable=False),
-    sa.Column("stream_length", sa.BigInteger, nullable=False),
-    sa.Column("attempt_events", sa.BigInteger, nullable=False),
-    sa.Column("inbox_length", sa.BigInteger, nullable=False),
-    sa.Column("has_run", sa.Boolean, nullable=False),
-    sa.Column("journal_length", sa.BigInteger, nullable=False),
-    sa.Column("running_seconds", sa.Double, nullable=False),
-    sa.Column("wake_at", UtcMicroseconds),
-    sa.Column("cancel_requested", sa.Boolean, nullable=False),
-    sa.Column("finished_at", UtcMicroseconds),
-    sa.Column("result", sa.Text),
-)
+
+def _table(
+    name: str,
+    record: type[tuple[Any, ...]],
+    *columns: sa.Column[Any],
+    key: Collection[str] = (),
+    unique: str | None = None,
+    **options: Any,
+) -> sa.Table:
+    """Return the table of a record, with a column for each field.
+
+    Args:
+        name: The name of the table.
+        record: The type of its records. A field that may be None becomes a column that may be NULL.
+        *columns: Further columns, which are not in the record.
+        key: The fields that are the primary key.
+        unique: The field that is unique besides.
+        **options: For certain databases.
+    """
+    fields = [
+        sa.Column(
+            field,
+            _TYPES[next(iter(get_args(kind)), kind)],
+            primary_key=field in key,
+            unique=field == unique,
+            nullable=type(None) in get_args(kind),
+        )
+        for field, kind in get_type_hints(record).items()
+    ]
+    return sa.Table(name, metadata, *columns, *fields, **options)
+
+
+sessions = _table("sessions", SessionRecord, key=["session_id"])
+
+tasks = _table("tasks", TaskRecord, _position(), unique="task_id")
 
 task_is_open = tasks.c.finished_at.is_(None)
 """The condition under which a task has not ended."""
@@ -148,25 +157,13 @@ _partial_index(
     "ix_tasks_ended", tasks.c.status, tasks.c.status_changed_at, where=tasks.c.finished_at.is_not(None)
 )
 
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("task_id", sa.Text, primary_key=True),
-    sa.Column("position", sa.BigInteger, primary_key=True),
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("data", sa.Text, nullable=False),
-    sa.Column("terminal", sa.Boolean, nullable=False),
-    sqlite_with_rowid=False,
-)
+events = _table("events", EventRecord, key=["task_id", "position"], sqlite_with_rowid=False)
 
-inbox = sa.Table(
+inbox = _table(
     "inbox",
-    metadata,
-    sa.Column("task_id", sa.Text, primary_key=True),
-    sa.Column("seq", sa.BigInteger, primary_key=True),
-    sa.Column("event", sa.Text, nullable=False),
-    sa.Column("idempotency_key", sa.Text),
+    InboxRecord,
     sa.Column("consumed", sa.Boolean, nullable=False, server_default=sa.false()),
+    key=["task_id", "seq"],
     sqlite_with_rowid=False,
 )
 
@@ -179,53 +176,14 @@ _partial_index(
 )
 
 # Ordinary rows: snapshots and states are too large for the inner pages of a tree.
-runs = sa.Table(
-    "runs",
-    metadata,
-    sa.Column("task_id", sa.Text, primary_key=True),
-    sa.Column("format", sa.Integer, nullable=False),
-    sa.Column("fingerprint", sa.Text, nullable=False),
-    sa.Column("library_version", sa.Text, nullable=False),
-    sa.Column("snapshot", sa.Text),
-    sa.Column("state", sa.Text),
-)
+runs = _table("runs", RunHeadRecord, key=["task_id"])
 
-journal = sa.Table(
-    "journal",
-    metadata,
-    sa.Column("task_id", sa.Text, primary_key=True),
-    sa.Column("seq", sa.BigInteger, primary_key=True),
-    sa.Column("entry", sa.Text, nullable=False),
-    sqlite_with_rowid=False,
-)
+journal = _table("journal", JournalRecord, key=["task_id", "seq"], sqlite_with_rowid=False)
 
-outbox = sa.Table(
-    "outbox",
-    metadata,
-    _position(),
-    sa.Column("message_id", sa.Text, nullable=False, unique=True),
-    sa.Column("topic", sa.Text, nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
-    sa.Column("relay_at", UtcMicroseconds),
-)
+outbox = _table("outbox", OutboxRecord, _position(), unique="message_id")
 
-services = sa.Table(
-    "services",
-    metadata,
-    sa.Column("service_name", sa.Text, primary_key=True),
-    sa.Column("tenant", sa.Text, nullable=False),
-    sa.Column("definition", sa.Text, nullable=False),
-)
+services = _table("services", ServiceRecord, key=["service_name"])
 
-instances = sa.Table(
-    "instances",
-    metadata,
-    sa.Column("instance_id", sa.Text, primary_key=True),
-    sa.Column("service_name", sa.Text, nullable=False),
-    sa.Column("host", sa.Text),
-    sa.Column("port", sa.Integer),
-    sa.Column("last_heartbeat", UtcMicroseconds, nullable=False),
-    sa.Column("lease_expires_at", UtcMicroseconds, nullable=False),
-)
+instances = _table("instances", InstanceRecord, key=["instance_id"])
 
 sa.Index("ix_instances_service", instances.c.service_name)

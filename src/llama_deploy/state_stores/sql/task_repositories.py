@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from operator import itemgetter
-from typing import Final
 
 import sqlalchemy as sa
 
 from llama_deploy.state_stores.records import FIXED, PROGRESS, SessionRecord, TaskRecord
 from llama_deploy.state_stores.repositories import SessionRepository, TaskRepository
-from llama_deploy.state_stores.sql.access import KEY, SQLAccess, ids, limit, update
-from llama_deploy.state_stores.sql.queries import Mapper, Query
+from llama_deploy.state_stores.sql.access import SQLRepository, ids, limit
+from llama_deploy.state_stores.sql.queries import Mapper, Query, Update
 from llama_deploy.state_stores.sql.tables import (
     events,
     inbox,
@@ -37,18 +36,12 @@ from llama_deploy.state_stores.sql.tables import (
 _SESSION = Mapper(SessionRecord, sessions)
 _TASK = Mapper(TaskRecord, tasks)
 
-_SESSIONS_BY_ID = Query.of(
-    sa.select(*_SESSION.columns).where(sessions.c.session_id.in_(ids)), in_order_of=sessions.c.session_id
-)
+_SESSIONS_BY_ID = Query.of(_SESSION.where(sessions.c.session_id.in_(ids)), in_order_of=sessions.c.session_id)
 _SESSIONS_AFTER = Query.of(
-    sa.select(*_SESSION.columns)
-    .where(sessions.c.session_id > sa.bindparam("after"))
-    .order_by(sessions.c.session_id)
-    .limit(limit)
+    _SESSION.where(sessions.c.session_id > sa.bindparam("after")).order_by(sessions.c.session_id).limit(limit)
 )
-_FIXED_OF_SESSIONS: Final = ("tenant", "created_at")
 _INSERT_SESSIONS = sa.insert(sessions)
-_UPDATE_SESSIONS = update(sessions, _SESSION, key="session_id", fixed=_FIXED_OF_SESSIONS)
+_UPDATE_SESSIONS = Update(_SESSION, key="session_id", fields=("policy", "state", "version", "updated_at"))
 
 _tasks_of_sessions = sa.select(tasks.c.task_id).where(tasks.c.session_id.in_(ids))
 _DELETE_SESSIONS = (
@@ -60,9 +53,7 @@ _DELETE_SESSIONS = (
     sa.delete(sessions).where(sessions.c.session_id.in_(ids)),
 )
 
-_TASKS_BY_ID = Query.of(
-    sa.select(*_TASK.columns).where(tasks.c.task_id.in_(ids)), in_order_of=tasks.c.task_id
-)
+_TASKS_BY_ID = Query.of(_TASK.where(tasks.c.task_id.in_(ids)), in_order_of=tasks.c.task_id)
 
 # The position comes last, to order by it across statements and to cut it off.
 _tasks_with_position = sa.select(*_TASK.columns, tasks.c.position)
@@ -77,17 +68,13 @@ _TASKS_OF_INSTANCES = Query.of(
 )
 
 _queued_tasks = (
-    sa.select(*_TASK.columns)
-    .where(task_is_queued)
-    .order_by(tasks.c.redispatch_at.nulls_first(), tasks.c.position)
-    .limit(limit)
+    _TASK.where(task_is_queued).order_by(tasks.c.redispatch_at.nulls_first(), tasks.c.position).limit(limit)
 )
 _QUEUED_TASKS = Query.of(_queued_tasks)
 _QUEUED_TASKS_BEFORE = Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
 
 _sleeping_tasks = (
-    sa.select(*_TASK.columns)
-    .where(task_is_waiting, tasks.c.wake_at.is_not(None))
+    _TASK.where(task_is_waiting, tasks.c.wake_at.is_not(None))
     .order_by(tasks.c.wake_at, tasks.c.position)
     .limit(limit)
 )
@@ -96,15 +83,14 @@ _SLEEPING_TASKS_BEFORE = Query.of(_sleeping_tasks.where(tasks.c.wake_at < sa.bin
 
 # Inline: the new row's position is not needed, and some databases send it back at a cost.
 _INSERT_TASKS = sa.insert(tasks).inline()
-_UPDATE_TASKS = update(tasks, _TASK, key="task_id", fixed=FIXED)
-_UPDATE_PROGRESS = update(tasks, _TASK, key="task_id", fixed={*_TASK.names} - {*PROGRESS})
+_UPDATE_TASKS = Update(
+    _TASK, key="task_id", fields=[name for name in _TASK.names if name not in {"task_id", *FIXED}]
+)
+_UPDATE_PROGRESS = Update(_TASK, key="task_id", fields=PROGRESS)
 
 
-class SQLSessions(SessionRepository):
+class SQLSessions(SQLRepository, SessionRepository):
     """Sessions in the table `sessions`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(self, session_ids: Collection[str]) -> dict[str, SessionRecord]:
         found = map(_SESSION.record, self._access.rows_by_ids(_SESSIONS_BY_ID, session_ids))
@@ -118,22 +104,14 @@ class SQLSessions(SessionRepository):
         self._access.write(_INSERT_SESSIONS, _SESSION.rows(sessions))
 
     def update(self, sessions: Sequence[SessionRecord]) -> None:
-        rows = _SESSION.rows(sessions)
-        for row in rows:
-            row[KEY] = row.pop("session_id")
-            for fixed in _FIXED_OF_SESSIONS:
-                del row[fixed]
-        self._access.write(_UPDATE_SESSIONS, rows)
+        self._access.update(_UPDATE_SESSIONS, sessions)
 
     def delete(self, session_ids: Collection[str]) -> None:
         self._access.delete(_DELETE_SESSIONS, session_ids)
 
 
-class SQLTasks(TaskRepository):
+class SQLTasks(SQLRepository, TaskRepository):
     """Tasks in the table `tasks`."""
-
-    def __init__(self, access: SQLAccess) -> None:
-        self._access = access
 
     def load(self, task_ids: Collection[str]) -> dict[str, TaskRecord]:
         found = map(_TASK.record, self._access.rows_by_ids(_TASKS_BY_ID, task_ids))
@@ -155,16 +133,10 @@ class SQLTasks(TaskRepository):
         self._access.write(_INSERT_TASKS, _TASK.rows(tasks))
 
     def update(self, tasks: Sequence[TaskRecord]) -> None:
-        rows = _TASK.rows(tasks)
-        for row in rows:
-            row[KEY] = row.pop("task_id")
-            for fixed in FIXED:
-                del row[fixed]
-        self._access.write(_UPDATE_TASKS, rows)
+        self._access.update(_UPDATE_TASKS, tasks)
 
     def update_progress(self, tasks: Sequence[TaskRecord]) -> None:
-        rows = [{KEY: task.task_id} | {name: getattr(task, name) for name in PROGRESS} for task in tasks]
-        self._access.write(_UPDATE_PROGRESS, rows)
+        self._access.update(_UPDATE_PROGRESS, tasks)
 
     def _due(self, every: Query, early: Query, due_before: datetime | None, limit: int) -> list[TaskRecord]:
         if due_before is None:

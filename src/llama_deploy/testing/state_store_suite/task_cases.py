@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import (
     FIXED,
@@ -20,7 +22,7 @@ from llama_deploy.state_stores.records import (
     SessionRecord,
     TaskRecord,
 )
-from llama_deploy.testing.records import NOW, a_session, a_task
+from llama_deploy.testing.records import NOW, a_full_task, a_session, a_task
 from llama_deploy.testing.state_store_suite.base import StoreTests
 from llama_deploy.types import SessionPolicy, TaskStatus
 
@@ -85,40 +87,8 @@ class TaskTests(StoreTests):
     # -- tasks
 
     async def test_tasks_come_back_as_they_were_stored(self, store: StateStore) -> None:
-        full = TaskRecord(
-            task_id="full",
-            session_id="s1",
-            service_name="greeter",
-            input='{"x": [1, 2]}',
-            status=TaskStatus.TIMED_OUT,
-            created_at=NOW,
-            status_changed_at=NOW + timedelta(seconds=1),
-            tenant="acme",
-            trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            parent_task_id="parent",
-            root_task_id="root",
-            tags='["a", "b"]',
-            priority=-5,
-            not_before=NOW + timedelta(seconds=2),
-            deadline=NOW + timedelta(seconds=3),
-            max_attempts=7,
-            attempt=5,
-            losses=4,
-            instance_id="i1",
-            token="secret",  # noqa: S106 - a value to compare
-            claimed_at=NOW + timedelta(microseconds=1),
-            redispatch_at=NOW + timedelta(microseconds=2),
-            dispatches=3,
-            stream_length=2**40,
-            attempt_events=6,
-            inbox_length=8,
-            has_run=True,
-            journal_length=9,
-            running_seconds=1.5,
-            wake_at=NOW + timedelta(microseconds=3),
-            cancel_requested=True,
-            finished_at=NOW + timedelta(days=40_000),
-            result='{"status": "timed_out"}',
+        full = a_full_task("full")._replace(
+            priority=-5, stream_length=2**40, finished_at=NOW + timedelta(days=40_000)
         )
         await store.transact(lambda tx: tx.tasks.insert([full, a_task("plain")]))
         found = await store.read(lambda tx: tx.tasks.load(["plain", "full", "unknown"]))
@@ -134,41 +104,7 @@ class TaskTests(StoreTests):
         assert found.created_at.tzinfo is UTC
 
     async def test_a_task_is_updated_but_for_what_never_changes(self, store: StateStore) -> None:
-        changed = TaskRecord(
-            task_id="t1",
-            session_id="other",
-            service_name="other",
-            input="other",
-            created_at=NOW + timedelta(days=1),
-            tenant="other",
-            trace="other",
-            parent_task_id="other",
-            root_task_id="other",
-            tags='["other"]',
-            priority=1,
-            not_before=NOW,
-            deadline=NOW,
-            status=TaskStatus.RUNNING,
-            status_changed_at=NOW + timedelta(seconds=1),
-            max_attempts=9,
-            attempt=2,
-            losses=1,
-            instance_id="i1",
-            token="secret",  # noqa: S106 - a value to compare
-            claimed_at=NOW,
-            redispatch_at=NOW,
-            dispatches=2,
-            stream_length=3,
-            attempt_events=4,
-            inbox_length=5,
-            has_run=True,
-            journal_length=6,
-            running_seconds=0.25,
-            wake_at=NOW,
-            cancel_requested=True,
-            finished_at=NOW,
-            result="{}",
-        )
+        changed = a_full_task("t1")
         first = a_task("t1")
 
         def work(tx: StoreTransaction) -> None:
@@ -183,23 +119,15 @@ class TaskTests(StoreTests):
         assert found == {"t1": expected, "t2": a_task("t2")}
 
     async def test_progress_is_updated_alone(self, store: StateStore) -> None:
-        progress: dict[str, Any] = {
-            "stream_length": 1,
-            "attempt_events": 2,
-            "inbox_length": 3,
-            "has_run": True,
-            "journal_length": 4,
-            "running_seconds": 5.5,
-        }
-        first = a_task("t1")
-        changed = first._replace(status=TaskStatus.FAILED, attempt=9, result="{}", **progress)
+        first, changed = a_task("t1"), a_full_task("t1")
+        progress: dict[str, Any] = {name: getattr(changed, name) for name in PROGRESS}
+        assert all(getattr(first, name) != value for name, value in progress.items())
 
         def work(tx: StoreTransaction) -> None:
             tx.tasks.insert([first, a_task("t2")])
             tx.tasks.update_progress([changed, a_task("unknown")])
 
         await store.transact(work)
-        assert set(progress) == set(PROGRESS)
         found = await store.read(lambda tx: tx.tasks.load(["t1", "t2", "unknown"]))
         assert found == {"t1": first._replace(**progress), "t2": a_task("t2")}
 
@@ -239,43 +167,33 @@ class TaskTests(StoreTests):
         )
         assert _ids(await store.read(lambda tx: tx.tasks.of_instances(["i1", "i2", "unknown"]))) == ["b", "a"]
 
-    async def test_queued_tasks_come_by_their_dispatch(self, store: StateStore) -> None:
-        def queued(task_id: str, seconds: int | None) -> TaskRecord:
-            at = None if seconds is None else NOW + timedelta(seconds=seconds)
-            return a_task(task_id, status=TaskStatus.QUEUED, redispatch_at=at)
+    @pytest.mark.parametrize(
+        ("method", "status", "field", "without_time"),
+        [
+            ("queued", TaskStatus.QUEUED, "redispatch_at", ["without"]),
+            ("sleeping", TaskStatus.WAITING, "wake_at", []),
+        ],
+    )
+    async def test_tasks_that_become_due_come_by_their_time(
+        self, store: StateStore, method: str, status: TaskStatus, field: str, without_time: list[str]
+    ) -> None:
+        def task(task_id: str, seconds: float, status: TaskStatus = status) -> TaskRecord:
+            time: dict[str, Any] = {field: NOW + timedelta(seconds=seconds)}
+            return a_task(task_id, status=status)._replace(**time)
 
-        running = a_task("running", status=TaskStatus.RUNNING, redispatch_at=NOW)
-        tasks = [
-            queued("late", 9),
-            queued("early", 1),
-            queued("never", None),
-            running,
-            queued("early too", 1),
-        ]
-        await store.transact(lambda tx: tx.tasks.insert(tasks))
-        assert _ids(await store.read(lambda tx: tx.tasks.queued())) == ["never", "early", "early too", "late"]
-        assert _ids(await store.read(lambda tx: tx.tasks.queued(limit=2))) == ["never", "early"]
-        before = NOW + timedelta(seconds=9)
-        found = await store.read(lambda tx: tx.tasks.queued(due_before=before))
-        assert _ids(found) == ["early", "early too"]
-        assert _ids(await store.read(lambda tx: tx.tasks.queued(due_before=before, limit=1))) == ["early"]
-
-    async def test_sleeping_tasks_come_by_their_timer(self, store: StateStore) -> None:
-        def parked(task_id: str, seconds: int | None) -> TaskRecord:
-            at = None if seconds is None else NOW + timedelta(seconds=seconds)
-            return a_task(task_id, status=TaskStatus.WAITING)._replace(wake_at=at)
+        async def found(**filters: Any) -> list[str]:
+            return _ids(await store.read(lambda tx: getattr(tx.tasks, method)(**filters)))
 
         tasks = [
-            parked("late", 9),
-            parked("early", 1),
-            parked("no timer", None),
-            a_task("queued", status=TaskStatus.QUEUED)._replace(wake_at=NOW),
-            parked("early too", 1),
+            task("late", 9),
+            task("early", 1),
+            a_task("without", status=status),
+            task("running", 0, TaskStatus.RUNNING),
+            task("early too", 1),
         ]
         await store.transact(lambda tx: tx.tasks.insert(tasks))
-        assert _ids(await store.read(lambda tx: tx.tasks.sleeping())) == ["early", "early too", "late"]
-        assert _ids(await store.read(lambda tx: tx.tasks.sleeping(limit=1))) == ["early"]
         before = NOW + timedelta(seconds=9)
-        found = await store.read(lambda tx: tx.tasks.sleeping(due_before=before))
-        assert _ids(found) == ["early", "early too"]
-        assert _ids(await store.read(lambda tx: tx.tasks.sleeping(due_before=before, limit=1))) == ["early"]
+        assert await found() == [*without_time, "early", "early too", "late"]
+        assert await found(limit=2) == [*without_time, "early", "early too"][:2]
+        assert await found(due_before=before) == ["early", "early too"]
+        assert await found(due_before=before, limit=1) == ["early"]
