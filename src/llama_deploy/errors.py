@@ -360,6 +360,12 @@ class RunMismatchError(LlamaDeployError):
         self.task_id = task_id
 
 
+class RunStuckError(LlamaDeployError):
+    """The failure of a run without a time limit in which no step was running and nothing was waited for."""
+
+    code = "run_stuck"
+
+
 class AttemptsExhaustedError(LlamaDeployError):
     """The failure of a task whose instances died `max_attempts` times."""
 

@@ -12,6 +12,7 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
+from llama_deploy.client.payload_encoding import encode_event
 from llama_deploy.services.run.hosting import host_runs
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_observer import RunHooks
@@ -21,6 +22,7 @@ from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
 from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import TaskStatus
+from llama_deploy.types.instance_protocol import InboxEntry
 
 
 async def _hold() -> None:
@@ -45,10 +47,22 @@ class Stubborn(Workflow):
         return StopEvent()
 
 
+def inbox_of(workflow: Workflow) -> RunInbox:
+    return RunInbox(
+        task_id="task", workflow=workflow, registry=EventRegistry(workflow, [Even]), on_seen=lambda _: None
+    )
+
+
+def entry_of(event: Event) -> InboxEntry:
+    return InboxEntry(task_id="task", seq=1, event=encode_event(event, service_name="echo"))
+
+
 def the_run(
     workflow: Workflow,
     *,
     timeout: float | None = None,
+    idle_timeout: float | None = None,
+    inbox: RunInbox | None = None,
     on_event: Callable[[StreamedEvent], Awaitable[None]] | None = None,
     hold_lease: Callable[[], Awaitable[None]] = _hold,
 ) -> WorkflowRun:
@@ -59,12 +73,10 @@ def the_run(
     return WorkflowRun(
         workflow,
         start=partial(RunCall.prepare(workflow, {}).start, None),
-        inbox=RunInbox(
-            task_id="task", workflow=workflow, registry=EventRegistry(workflow), on_seen=lambda _: None
-        ),
+        inbox=inbox or inbox_of(workflow),
         hooks=RunHooks(on_event=on_event or ignore, on_waiting=lambda: None, hold_lease=hold_lease),
         label="the run",
-        limits=RunLimits(timeout=timeout),
+        limits=RunLimits(timeout=timeout, idle_timeout=idle_timeout),
     )
 
 
@@ -224,3 +236,145 @@ class Asks(Workflow):
     @step
     async def hear(self, ev: HumanResponseEvent) -> StopEvent:  # noqa: ARG002 - as above
         return StopEvent()
+
+
+class ReturnsNothing(Workflow):
+    """Its only step ends without an event."""
+
+    @step
+    async def one(self, ev: StartEvent) -> StopEvent | None:  # noqa: ARG002
+        return None
+
+
+class Odd(Event):
+    """An event of a workflow."""
+
+
+class Even(Event):
+    """Another one."""
+
+
+class CollectsTooMany(Workflow):
+    """Waits for three events and gets two."""
+
+    @step
+    async def split(self, ctx: Context, ev: StartEvent) -> Odd | None:  # noqa: ARG002
+        ctx.send_event(Odd())
+        ctx.send_event(Odd())
+        return None
+
+    @step
+    async def join(self, ctx: Context, ev: Odd) -> StopEvent | None:
+        return None if ctx.collect_events(ev, [Odd] * 3) is None else StopEvent()
+
+
+class SendsToNobody(Workflow):
+    """Sends an event that no step takes."""
+
+    @step
+    async def one(self, ctx: Context, ev: StartEvent) -> StopEvent | None:  # noqa: ARG002
+        ctx.send_event(Even())
+        return None
+
+
+class StopsAfterAnAnswer(Workflow):
+    """Goes on after an answer, and then returns nothing."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent | None:  # noqa: ARG002
+        await ctx.wait_for_event(Even, waiter_event=InputRequiredEvent())
+        return None
+
+
+DEAD_ENDS = [
+    (ReturnsNothing, "step 'one' took StartEvent and returned None"),
+    (CollectsTooMany, "step 'join' took Odd and returned None"),
+    (SendsToNobody, "no step takes Even, the last event"),
+]
+
+
+@pytest.mark.parametrize(("workflow", "reason"), DEAD_ENDS)
+async def test_a_run_at_a_dead_end_uses_up_its_time_limit(workflow: type[Workflow], reason: str) -> None:
+    async with asyncio.timeout(10):
+        outcome = await the_run(workflow(timeout=None), timeout=0.3).execute()
+    assert outcome is not None
+    assert outcome.status is TaskStatus.TIMED_OUT
+    assert outcome.error is not None
+    assert reason in outcome.error.message
+
+
+@pytest.mark.parametrize(("workflow", "reason"), DEAD_ENDS)
+async def test_a_run_at_a_dead_end_without_a_time_limit_fails(workflow: type[Workflow], reason: str) -> None:
+    async with asyncio.timeout(10):
+        outcome = await the_run(workflow(timeout=None), idle_timeout=0.1).execute()
+    assert outcome is not None
+    assert outcome.status is TaskStatus.FAILED
+    assert outcome.error is not None
+    assert reason in outcome.error.message
+
+
+async def test_a_dead_end_after_an_answer_is_one() -> None:
+    workflow = StopsAfterAnAnswer(timeout=None)
+    asked = asyncio.Event()
+
+    async def note(_: StreamedEvent) -> None:
+        asked.set()
+
+    inbox = inbox_of(workflow)
+    run = the_run(workflow, timeout=0.5, on_event=note, inbox=inbox)
+    async with asyncio.timeout(10):
+        executing = asyncio.create_task(run.execute())
+        await asked.wait()
+        await asyncio.sleep(0.7)  # longer than the time limit: waiting does not count
+        assert not executing.done()
+        await inbox.put(entry_of(Even()))
+        outcome = await executing
+    assert outcome is not None
+    assert outcome.status is TaskStatus.TIMED_OUT
+    assert outcome.error is not None
+    assert "step 'ask' took StartEvent and returned None" in outcome.error.message
+
+
+class AsksByReturning(Workflow):
+    """A step takes the answer, and sends nothing until it comes."""
+
+    @step
+    async def ask(self, ev: StartEvent) -> InputRequiredEvent:  # noqa: ARG002
+        return InputRequiredEvent()
+
+    @step
+    async def take(self, ev: HumanResponseEvent) -> StopEvent:  # noqa: ARG002
+        return StopEvent("answered")
+
+
+class SendsLater(Workflow):
+    """A task that a step has left behind sends what ends the run."""
+
+    @step
+    async def one(self, ctx: Context, ev: StartEvent) -> Even | None:  # noqa: ARG002
+        async def later() -> None:
+            await asyncio.sleep(0.3)
+            ctx.send_event(Even())
+
+        self.later = asyncio.create_task(later())
+        return None
+
+    @step
+    async def two(self, ev: Even) -> StopEvent:  # noqa: ARG002
+        return StopEvent("sent later")
+
+
+async def test_an_event_from_a_background_task_continues_a_run_at_a_dead_end() -> None:
+    async with asyncio.timeout(10):
+        outcome = await the_run(SendsLater(timeout=None), timeout=5).execute()
+    assert outcome is not None
+    assert outcome.value == "sent later"
+
+
+async def test_a_run_that_has_asked_waits() -> None:
+    run = the_run(AsksByReturning(timeout=None), timeout=0.2)
+    executing = asyncio.create_task(run.execute())
+    done, _ = await asyncio.wait({executing}, timeout=0.6)
+    assert not done
+    run.cancel()
+    await executing

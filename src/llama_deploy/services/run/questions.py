@@ -102,6 +102,11 @@ class Questions:
         """Learn that no step is running."""
         self._in_progress.clear()
 
+    @property
+    def is_any_open(self) -> bool:
+        """Whether a step waits for an event, or for the end of its time limit."""
+        return any(not each.is_answered for each in self._questions.values())
+
     def wants(self, event: Event) -> bool:
         """Whether the run can use an event for more than replacing an earlier answer."""
         matching = [each for each in self._questions.values() if each.takes(event)]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _MIN_PAUSE: Final = 1.0
+_STALL_SECONDS: Final = 60.0
+"""How long a run may be stuck that has neither a time limit nor an `idle_timeout`."""
 
 
 @dataclass(slots=True)
@@ -17,13 +19,13 @@ class RunClock:
     """Measures the time in which a run works, without the time in which it waits for something from outside.
 
     Time in which the run is held up while none of its steps is running does not count either. Calls back when
-    the run has used up its time limit, or has waited so long that it can leave memory. Use it in the running
-    loop, and `stop` it.
+    the run has used up its time limit, or has waited so long that it can leave memory. A run that is stuck
+    uses up its time limit too, and `idle_timeout` if it has none. Use it in the running loop, and `stop` it.
 
     Args:
         timeout: Seconds that the run may work, over all its attempts. None: without limit.
         idle_timeout: Seconds that it may wait in memory. None: without limit.
-        on_timeout: Called once, when `timeout` is over.
+        on_timeout: Called once, when `timeout` is over. Without one: when the run was stuck for so long.
         on_idle: Called each time that the run has waited for `idle_timeout`.
         spent: Seconds that the run has worked in earlier attempts.
     """
@@ -34,6 +36,7 @@ class RunClock:
     on_idle: Callable[[], None]
     spent: float = 0.0
     _is_working: bool = field(default=False, init=False)
+    _is_stuck: bool = field(default=False, init=False)
     _holds: int = field(default=0, init=False)
     _steps: int = field(default=0, init=False)
     _since: float | None = field(default=None, init=False)
@@ -45,6 +48,9 @@ class RunClock:
 
     def work(self) -> None:
         """The run works from now on. Idempotent."""
+        if self._is_stuck and self.timeout is None:
+            self._set(None, self.on_timeout)
+        self._is_stuck = False
         if self._is_working:
             return
         self._is_working, self.is_waiting = True, False
@@ -55,9 +61,19 @@ class RunClock:
         """The run waits from now on. Idempotent."""
         if self.is_waiting:
             return
-        self._is_working, self.is_waiting = False, True
+        self._is_working, self._is_stuck, self.is_waiting = False, False, True
         self._count()
         self._set(self.idle_timeout, self.on_idle)
+
+    def stall(self) -> None:
+        """The run is stuck from now on: no step is running, and it waits for nothing. Idempotent."""
+        if self._is_stuck:
+            return
+        self.work()
+        self._is_stuck = True
+        if self.timeout is None:
+            limit = _STALL_SECONDS if self.idle_timeout is None else self.idle_timeout
+            self._set(max(limit, _MIN_PAUSE), self.on_timeout)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -38,6 +38,8 @@ class RunEnding:
         """Why the run cannot continue. The first reason counts."""
         self.is_cancelled = False
         """Whether the run was asked to end."""
+        self.dead_end: str | None = None
+        """Why the run cannot continue although it has not ended. None: it works, or waits."""
         self.is_parked = False
         """Whether the run has left memory, to be resumed when something wakes it."""
         self.is_over = False
@@ -135,7 +137,7 @@ class RunEnding:
             return _fault_outcome(fault)
         # Only the stream tells a run that timed out from a step that raised the error of another run.
         if isinstance(last, WorkflowTimedOutEvent):
-            return RunOutcome.timed_out(last, exc)
+            return RunOutcome.timed_out(last, exc, dead_end=self.dead_end)
         if isinstance(last, WorkflowFailedEvent):
             return RunOutcome.failed(exc or last.exception)
         if exc is not None and not isinstance(exc, WorkflowCancelledByUser):

@@ -21,6 +21,7 @@ from workflows import Workflow
 from workflows.events import Event, UnhandledEvent, WorkflowIdleEvent
 
 from llama_deploy.errors import InvalidRequestError
+from llama_deploy.services.run.dead_ends import DeadEnds
 from llama_deploy.services.run.questions import Questions
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.types.instance_protocol import InboxEntry
@@ -99,6 +100,7 @@ class RunInbox:
         self.is_held = False
         self._sequence = EntrySequence(max([seen, *(entry.seq for entry in entries)]))
         self._questions = Questions(workflow)
+        self._dead_ends = DeadEnds(workflow)
         self._waiting: deque[_Offer] = deque()
         self._dropped: deque[_Offer] = deque()
         self._offered: _Offer | None = None
@@ -116,6 +118,10 @@ class RunInbox:
     def is_quiet(self) -> bool:
         """Whether there is nothing that the run could take now."""
         return self._offered is None and self._next() is None
+
+    def dead_end(self) -> str | None:
+        """Return why an idle run will not continue. None: it waits for something from outside."""
+        return None if self._questions.is_any_open else self._dead_ends.reason()
 
     async def put(self, entry: InboxEntry) -> None:
         """Add an entry, unless it was seen before, and deliver what can be delivered."""
@@ -166,9 +172,11 @@ class RunInbox:
             # The event of a tick is the same object that was sent.
             self._offered.has_arrived = tick.event is self._offered.event
         self._questions.on_tick(tick)
+        self._dead_ends.on_tick(tick)
 
     def on_event(self, event: Event) -> None:
         """Learn that no step has taken the offered event, or that no step is running."""
+        self._dead_ends.on_event(event)
         if isinstance(event, WorkflowIdleEvent):
             self._questions.on_idle()
         if isinstance(event, UnhandledEvent) and self._offered is not None and self._offered.has_arrived:
@@ -183,6 +191,7 @@ class RunInbox:
                 self._dropped.append(_Offer(offered.seq, offered.event))
             else:
                 self._taken.append(offered.seq)
+                self._dead_ends.on_answer()
         elif isinstance(tick, TickStepResult):
             # In front of later ones, to keep the order of the inbox.
             self._waiting.extendleft(reversed(self._dropped))

@@ -87,10 +87,14 @@ class RunObserver:
     async def on_event(self, event: Event) -> None:
         """The run streams an event. The library's internal events are included."""
         self.inbox.on_event(event)
-        if isinstance(event, WorkflowIdleEvent):
-            self.clock.wait()
-            self.hooks.on_waiting()
         ending = self.ending
+        if isinstance(event, WorkflowIdleEvent):
+            ending.dead_end = self.inbox.dead_end()
+            if ending.dead_end is None:
+                self.clock.wait()
+                self.hooks.on_waiting()
+            else:
+                self.clock.stall()
         if isinstance(event, InternalDispatchEvent) or ending.last_event is not None or ending.is_over:
             return
         if isinstance(event, StopEvent):
@@ -119,6 +123,7 @@ class RunObserver:
         if self.ending.fault is not None:
             raise self.ending.fault
         self.clock.work()
+        self.ending.dead_end = None
         if self.journal is not None:
             await self.journal.before_steps(starting=True)
 

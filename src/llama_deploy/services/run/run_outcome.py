@@ -50,11 +50,20 @@ class RunOutcome:
         return cls(TaskStatus.FAILED, error=describe_failure(cause), cause=cause)
 
     @classmethod
-    def timed_out(cls, event: WorkflowTimedOutEvent, cause: BaseException | None) -> RunOutcome:
-        """The run exceeded the workflow's own time limit."""
+    def timed_out(
+        cls, event: WorkflowTimedOutEvent, cause: BaseException | None, *, dead_end: str | None
+    ) -> RunOutcome:
+        """The run exceeded the workflow's own time limit.
+
+        Args:
+            event: The event with which its stream has ended.
+            cause: The exception that the library has raised.
+            dead_end: Why the run could not continue, if it could not.
+        """
         active = ", ".join(event.active_steps) or "none"
         message = f"timed out after {event.timeout} seconds; active steps: {active}"
-        error = TaskFailure(type=qualified_name(WorkflowTimeoutError), message=str(cause or message))
+        text = str(cause or message) + (f"; {dead_end}" if dead_end else "")
+        error = TaskFailure(type=qualified_name(WorkflowTimeoutError), message=text)
         return cls(TaskStatus.TIMED_OUT, error=error, cause=cause or WorkflowTimeoutError(message))
 
     @classmethod

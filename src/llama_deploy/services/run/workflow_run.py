@@ -12,7 +12,7 @@ from workflows import Workflow
 from workflows.events import StopEvent
 from workflows.handler import WorkflowHandler
 
-from llama_deploy.errors import FencedOutError
+from llama_deploy.errors import FencedOutError, RunStuckError
 from llama_deploy.services.background import BackgroundTasks
 from llama_deploy.services.run.hosting import hosting
 from llama_deploy.services.run.journal_format import RunHistory
@@ -170,6 +170,8 @@ class WorkflowRun:
     def _time_out(self) -> None:
         if self._timeout is not None:
             self._background.spawn(self._observer.send(TickTimeout(timeout=self._timeout)))
+        elif self._ending.dead_end is not None:
+            self._ending.fail(RunStuckError(f"the run cannot end: {self._ending.dead_end}"))
 
     async def _park(self, journal: RunJournal) -> None:
         """Leave memory, unless something comes in the meantime."""

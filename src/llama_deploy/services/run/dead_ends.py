@@ -1,0 +1,66 @@
+"""Tells a run that waits for somebody from one in which nothing will happen any more.
+
+The library says of both that they are idle: no step is running, and none is about to.
+"""
+
+from __future__ import annotations
+
+from workflows import Workflow
+from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, UnhandledEvent
+
+from llama_deploy.workflow_library import StepWorkerResult, TickStepResult, WorkflowTick, step_configs
+
+
+class DeadEnds:
+    """Knows whether an idle run waits for an answer, apart from those to `ctx.wait_for_event`.
+
+    It does if it has asked a question and has taken no event from outside since, or if a step takes answers.
+
+    Args:
+        workflow: The workflow.
+    """
+
+    def __init__(self, workflow: Workflow) -> None:
+        self._takes_answers = takes_answers(workflow)
+        self._has_asked = False
+        self._last = "the run was resumed in this state"
+
+    def on_event(self, event: Event) -> None:
+        """Learn that the run has asked a question, or that no step took an event."""
+        if isinstance(event, InputRequiredEvent):
+            self._has_asked = True
+        elif isinstance(event, UnhandledEvent):
+            self._last = f"no step takes {event.event_type}, the last event"
+
+    def on_answer(self) -> None:
+        """Learn that the run has taken an event from outside."""
+        self._has_asked = False
+
+    def on_tick(self, tick: WorkflowTick) -> None:
+        """Learn what the last step returned."""
+        if isinstance(tick, TickStepResult):
+            returned = [each.result for each in tick.result if isinstance(each, StepWorkerResult)]
+            result = type(returned[-1]).__name__ if returned and returned[-1] is not None else "None"
+            self._last = f"step {str(tick.step_id)!r} took {type(tick.event).__name__} and returned {result}"
+
+    def reason(self) -> str | None:
+        """Return why nothing will happen any more. None: the run waits."""
+        if self._has_asked or self._takes_answers:
+            return None
+        return f"no step is running and nothing is waited for: {self._last}"
+
+
+def takes_answers(workflow: Workflow) -> bool:
+    """Whether a step takes an event that comes from outside.
+
+    That is a `HumanResponseEvent`, or an event that no step declares to return, as there may be in a workflow
+    that is not validated.
+    """
+    configs = step_configs(workflow).values()
+    returned = tuple(each for config in configs for each in config.return_types if isinstance(each, type))
+    return any(
+        issubclass(event, HumanResponseEvent)
+        or not (issubclass(event, StartEvent) or any(issubclass(each, event) for each in returned))
+        for config in configs
+        for event in config.accepted_events
+    )
