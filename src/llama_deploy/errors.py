@@ -32,6 +32,8 @@ LlamaDeployError
 ├── StoreLockedError                     another process uses the state store
 ├── ProtocolVersionError                 instance and control plane are of incompatible releases
 ├── RunMismatchError                     another version of the workflow started the run
+├── MissingStateError (ValueError)       `ctx.store` had a value that cannot be stored between tasks
+├── RunStuckError                        nothing could happen in the run any more
 ├── AttemptsExhaustedError               too many instances died while they ran the task
 ├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task is still running
 └── TaskEndedError                       the task did not succeed
@@ -133,10 +135,12 @@ class SerializationError(LlamaDeployError, TypeError):
 
     code = "serialization_error"
 
-    def __init__(self, message: str, *, path: str = "$") -> None:
+    def __init__(self, message: str, *, path: str = "$", holds: str | None = None) -> None:
         super().__init__(message)
         self.path = path
         """The location within the value, such as `$.items[3]`."""
+        self.holds = holds
+        """The class of the value there, without its module, if no value of the class can be converted."""
 
 
 class SignatureError(LlamaDeployError):
@@ -358,6 +362,15 @@ class RunMismatchError(LlamaDeployError):
     def __init__(self, message: str = "", *, task_id: str | None = None) -> None:
         super().__init__(message)
         self.task_id = task_id
+
+
+class MissingStateError(LlamaDeployError, ValueError):
+    """A step reads a key of `ctx.store` whose value an earlier task of the session could not store.
+
+    A `ValueError`, as the library raises for a key that does not exist.
+    """
+
+    code = "missing_state"
 
 
 class RunStuckError(LlamaDeployError):

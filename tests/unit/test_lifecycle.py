@@ -22,7 +22,7 @@ from llama_deploy.errors import (
     TaskFinishedError,
 )
 from llama_deploy.state_stores.records import TaskRecord
-from llama_deploy.types import SessionPolicy, TaskResult, TaskStatus
+from llama_deploy.types import Durability, SessionPolicy, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import (
     AttemptEvents,
     AttemptOutcome,
@@ -547,6 +547,30 @@ def test_a_lost_attempt_keeps_the_journal() -> None:
         lifecycle.take_back(task, at=NOW).task,
     ):
         assert (following.has_run, following.journal_length, following.running_seconds) == (True, 4, 2.5)
+
+
+def test_a_run_that_cannot_be_stored_starts_from_its_beginning_in_the_next_attempt() -> None:
+    task = running(has_run=True, journal_length=4, running_seconds=2.5)
+    volatile = lifecycle.journal(task, a_write(task, seq=4, volatile="ctx.store['llm'] holds an LLM"), at=NOW)
+    assert (volatile.journal, volatile.forget_run, volatile.restore_inbox) == (None, True, True)
+    assert (volatile.task.status, volatile.task.durability) == (TaskStatus.RUNNING, Durability.VOLATILE)
+    assert volatile.task.volatile_reason == "ctx.store['llm'] holds an LLM"
+    assert (volatile.task.has_run, volatile.task.journal_length, volatile.task.running_seconds) == (
+        False,
+        0,
+        0,
+    )
+    # The answer was lost, and the write is sent again.
+    again = lifecycle.journal(volatile.task, a_write(task, seq=4, volatile="another reason"), at=NOW)
+    assert (again.task, again.forget_run, again.restore_inbox) == (volatile.task, False, False)
+
+
+def test_a_volatile_run_stays_volatile() -> None:
+    lost = lifecycle.lose(running(durability=Durability.VOLATILE), at=NOW, backoff=BACKOFF).task
+    claimed = lifecycle.claim(
+        lost, instance_id="i2", attempt=2, token="t2", at=NOW, durability=Durability.STEP
+    )
+    assert claimed.task.durability is Durability.VOLATILE
 
 
 def test_a_task_without_a_journal_has_nothing_to_forget() -> None:

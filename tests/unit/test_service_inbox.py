@@ -265,7 +265,9 @@ class Hosted:
             workflow,
             start=partial(RunCall.prepare(workflow, {}).start, None),
             inbox=self.inbox,
-            hooks=RunHooks(on_event=_ignore, on_waiting=lambda: None, hold_lease=_hold),
+            hooks=RunHooks(
+                on_event=_ignore, on_waiting=lambda: None, on_working=lambda: None, hold_lease=_hold
+            ),
             label="the run",
             limits=RunLimits(timeout=10),
         )

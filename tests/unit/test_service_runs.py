@@ -74,7 +74,12 @@ def the_run(
         workflow,
         start=partial(RunCall.prepare(workflow, {}).start, None),
         inbox=inbox or inbox_of(workflow),
-        hooks=RunHooks(on_event=on_event or ignore, on_waiting=lambda: None, hold_lease=hold_lease),
+        hooks=RunHooks(
+            on_event=on_event or ignore,
+            on_waiting=lambda: None,
+            on_working=lambda: None,
+            hold_lease=hold_lease,
+        ),
         label="the run",
         limits=RunLimits(timeout=timeout, idle_timeout=idle_timeout),
     )

@@ -175,7 +175,7 @@ class Encoder:
                     extra={"action": "leave_out_attribute"},
                 )
             else:
-                fault = Fault(_rejection_of_private(cls))
+                fault = Fault(_rejection_of_private(cls), cls=cls)
                 fault.within(attributes.held, step_to(name))
                 raise fault
         return self._mapping(kept, depth)
@@ -186,11 +186,11 @@ class Encoder:
             return self._class
         form = form_of(cls)
         if form is None:
-            raise Fault(_rejection_of(cls))
+            raise Fault(_rejection_of(cls), cls=cls)
         name = self._registry.name_of(cls)
         if not issubclass(cls, BaseException):
             if name is None:
-                raise Fault(self._registry.rejection_of(cls))
+                raise Fault(self._registry.rejection_of(cls), cls=cls)
             return self._taken_apart(_marking(form.take, raw_fields(cls)), form.kind, name)
         return self._error_handler(form if name is not None else None, name or "")
 

@@ -17,9 +17,10 @@ _LARGE: Final = 10**_SHORT
 class Fault(Exception):  # noqa: N818 - it never leaves the codec, which turns it into a SerializationError
     """A value that cannot be encoded or decoded. `reason` follows the name of the place: "is a ..."."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, cls: type | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self._holds = None if cls is None else cls.__name__
         self._trail: list[tuple[object, str]] = []
 
     def within(self, container: object, step: str) -> None:
@@ -39,7 +40,7 @@ class Fault(Exception):  # noqa: N818 - it never leaves the codec, which turns i
                 )
             seen[id(container)] = place
             place += "" if step == f".{UNDECLARED}" else step
-        return SerializationError(f"{place} {self.reason}", path=place)
+        return SerializationError(f"{place} {self.reason}", path=place, holds=self._holds)
 
 
 def step_to(key: object) -> str:

@@ -56,22 +56,24 @@ class WorkflowServiceConfig(BaseSettings):
     """
     use_tls: bool = False
     """Whether `url` begins with `https`, for a service behind a proxy that terminates TLS."""
-    durability: Literal["step", "task"] = "step"
+    durability: Literal["auto", "step", "task"] = "auto"
     """Where a task resumes when its instance was killed.
 
-    `step`: after its last finished step, with its state. The events between the workflow's steps must contain
-    values that can be stored: no live objects such as connections, locks or DataFrames, and no
-    `defaultdict`, `deque`, `OrderedDict` or `Counter`. `task`: at its beginning; the events between steps may
-    contain anything.
+    `auto`: after its last finished step, with its state, as long as everything can be stored that the run
+    keeps in `ctx.store` and in events between steps. When a value cannot be stored, such as a client, a lock
+    or a DataFrame, the run becomes volatile: it continues in memory, and resumes at its beginning. `step`:
+    after its last finished step; a value that cannot be stored fails the task at the end of the step.
+    `task`: at its beginning.
 
-    In both cases, what the workflow keeps in `ctx.store` must be storable like this, and its result and the
-    events that it streams must be valid JSON.
+    With `auto` and `task`, keys of `ctx.store` that cannot be stored are missing in later tasks of the
+    session. A result, and the events that the workflow streams, must be valid JSON in any case.
     """
     idle_timeout: float | None = Field(default=60.0, ge=0)
     """Seconds after which a run that only waits for something from outside leaves memory. If another task
     needs its slot, it leaves at once.
 
-    None: only when the service is full or stops. 0: at once. With durability `task` it always stays.
+    None: only when the service is full or stops. 0: at once. With durability `task`, and if the
+    run is volatile, it always stays, and gives up its slot while it waits.
     """
     state_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = Field(default_factory=list)
     """Secrets that sign what the service stores, at least 16 bytes each. Create one with

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from llama_deploy.types import SessionPolicy, TaskStatus
+from llama_deploy.types import Durability, SessionPolicy, TaskStatus
 
 RUN_FORMAT: Final = 1
 """The major version of runs that this release writes and reads."""
@@ -104,6 +104,10 @@ class TaskRecord(NamedTuple):
     finished_at: datetime | None = None
     result: str | None = None
     """The `TaskResult` as JSON, once the task has ended."""
+    durability: Durability | None = None
+    """The `Durability` of the last attempt, once there is one."""
+    volatile_reason: str | None = None
+    """Why the run is volatile, in words."""
 
 
 PROGRESS: Final = (

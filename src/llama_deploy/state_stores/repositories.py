@@ -128,6 +128,10 @@ class InboxRepository(ABC):
     def consume(self, entries: Collection[tuple[str, int]]) -> None:
         """Mark entries, each a task id and a sequence number, as consumed."""
 
+    @abstractmethod
+    def restore(self, task_ids: Collection[str]) -> None:
+        """Mark all entries of the tasks as not consumed."""
+
 
 class RunRepository(ABC):
     """The runs of tasks: their heads and journals."""

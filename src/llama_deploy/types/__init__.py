@@ -6,6 +6,7 @@ from llama_deploy.types.ids import generate_id
 from llama_deploy.types.services import InstanceInfo, ServiceDefinition
 from llama_deploy.types.sessions import SessionDefinition, SessionOptions, SessionPolicy, SessionState
 from llama_deploy.types.tasks import (
+    Durability,
     EventDefinition,
     TaskDefinition,
     TaskEvent,
@@ -18,6 +19,7 @@ from llama_deploy.types.tasks import (
 )
 
 __all__ = [
+    "Durability",
     "EventDefinition",
     "InstanceInfo",
     "ServiceDefinition",

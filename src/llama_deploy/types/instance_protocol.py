@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, Field
 
 from llama_deploy.errors import ProtocolVersionError
-from llama_deploy.types.tasks import EventDefinition, TaskFailure, TaskResult, TaskStatus
+from llama_deploy.types.tasks import Durability, EventDefinition, TaskFailure, TaskResult, TaskStatus
 
 PROTOCOL_VERSION: Final = 1
 """The major version of this protocol.
@@ -201,6 +201,9 @@ class JournalWrite(AttemptEvents):
     """How long the run has been running, over all attempts and without its waiting time."""
     parking: Parking | None = None
     """Ends the attempt: the task waits until something wakes it."""
+    volatile: str | None = None
+    """Why the run cannot be stored, in words. Deletes its journal, and offers consumed inbox entries to the
+    next attempt, which starts from the beginning."""
 
 
 class JournalReply(BaseModel):
@@ -235,6 +238,8 @@ class ClaimRequest(AttemptReference):
     """An instance asks to own an attempt."""
 
     instance_id: str
+    durability: Durability | None = None
+    """What becomes of the run when the instance dies, unless it becomes volatile, or is already."""
 
 
 class AttemptPart(StrEnum):
@@ -264,6 +269,8 @@ class ClaimReply(BaseModel):
     """The `seq` of the last event sent to the task, consumed or not."""
     run: RunRecord | None = None
     """What earlier attempts have stored. None: the run starts from its beginning."""
+    volatile: bool = False
+    """Whether an earlier attempt found that the run cannot be stored: it is not to be tried again."""
     omitted: list[str] = Field(default_factory=list)
     """The parts that are too large for this reply. Fetch them with `PartRequest`."""
 

@@ -105,6 +105,17 @@ class TaskResult(BaseModel):
     """The number of attempts."""
 
 
+class Durability(StrEnum):
+    """What becomes of a run when its instance dies."""
+
+    STEP = "step"
+    """It continues after its last finished step."""
+    TASK = "task"
+    """It starts from its beginning, as the service's settings say."""
+    VOLATILE = "volatile"
+    """It starts from its beginning, because it holds a value that cannot be stored."""
+
+
 class TaskView(BaseModel):
     """A task as the control plane returns it."""
 
@@ -120,6 +131,10 @@ class TaskView(BaseModel):
     finished_at: datetime | None = None
     result: TaskResult | None = None
     """None until the task has ended."""
+    durability: Durability | None = None
+    """What becomes of the run when its instance dies. None until the first attempt."""
+    volatile_reason: str | None = None
+    """Why the run is volatile: which value cannot be stored."""
 
 
 class TaskEvent(BaseModel):

@@ -21,7 +21,7 @@ def events_of(tick: WorkflowTick) -> Iterator[tuple[str, Event]]:
         results = [each.result for each in tick.result if isinstance(each, StepWorkerResult)]
         for event in (*results, *(sent.event for sent in tick.sends)):
             if event is not None:
-                yield f"the {type(event).__name__} of the step {tick.step_id}: $", event
+                yield type(event).__name__, event
 
 
 def will_try_again(tick: TickStepResult) -> bool:

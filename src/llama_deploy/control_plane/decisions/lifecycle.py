@@ -35,7 +35,7 @@ from llama_deploy.errors import (
     TaskFinishedError,
 )
 from llama_deploy.state_stores.records import TaskRecord
-from llama_deploy.types import SessionPolicy, TaskFailure, TaskResult, TaskStatus
+from llama_deploy.types import Durability, SessionPolicy, TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import (
     AttemptEvents,
     AttemptOutcome,
@@ -66,6 +66,8 @@ class Transition:
     """To be stored in the run's journal."""
     forget_run: bool = False
     """Delete what is stored of the run."""
+    restore_inbox: bool = False
+    """Offer the consumed entries of the inbox to the next attempt."""
 
     @property
     def ended(self) -> bool:
@@ -104,7 +106,15 @@ def take_turn(task: TaskRecord, *, at: datetime) -> Transition:
     return Transition(_moved(task, TaskStatus.QUEUED, at=at, dispatches=1), dispatch=True)
 
 
-def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: datetime) -> Transition:
+def claim(
+    task: TaskRecord,
+    *,
+    instance_id: str,
+    attempt: int,
+    token: str,
+    at: datetime,
+    durability: Durability | None = None,
+) -> Transition:
     """An instance asks to own an attempt: `queued` → `running`.
 
     Asking again for an attempt that the instance owns is granted again with the same token: its answer
@@ -123,7 +133,14 @@ def claim(task: TaskRecord, *, instance_id: str, attempt: int, token: str, at: d
             attempt=attempt,
         )
     claimed = _moved(
-        task, TaskStatus.RUNNING, at=at, instance_id=instance_id, token=token, claimed_at=at, attempt_events=0
+        task,
+        TaskStatus.RUNNING,
+        at=at,
+        instance_id=instance_id,
+        token=token,
+        claimed_at=at,
+        attempt_events=0,
+        durability=task.durability if task.durability is Durability.VOLATILE else durability,
     )
     return Transition(claimed)
 
@@ -162,10 +179,11 @@ def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
 def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transition:
     """The owner of the attempt writes to the run's journal, and may park the run: `running` → `waiting`.
 
-    A write that is repeated because its answer was lost is not stored again. A run that is to be parked gets
-    its next attempt at once if an event has arrived that it has not seen, and ends if its cancellation was
-    requested. Parking, and the end of a step in an attempt older than `HARMLESS_AFTER`, show that the task
-    does not kill its instances: earlier losses are forgiven.
+    A write may also say that the run cannot be stored: it becomes volatile, and starts from its beginning in
+    the next attempt. A write that is repeated because its answer was lost is not stored again. A run that is
+    to be parked gets its next attempt at once if an event has arrived that it has not seen, and ends if its
+    cancellation was requested. Parking, and the end of a step in an attempt older than `HARMLESS_AFTER`, show
+    that the task does not kill its instances: earlier losses are forgiven.
 
     Raises:
         FencedOutError: The sender does not own the attempt.
@@ -174,6 +192,8 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
     """
     events = _new_events(task, write)
     task = _grown(task, len(events))
+    if write.volatile is not None:
+        return _make_volatile(task, write.volatile, events)
     if write.seq < task.journal_length and write.parking is None:
         return Transition(task, events)
     if write.seq != task.journal_length:
@@ -200,6 +220,20 @@ def _is_harmless(task: TaskRecord, write: JournalWrite, *, at: datetime) -> bool
     # A step may be repeated quickly while another one soon kills the instance.
     lived = task.claimed_at is not None and at - task.claimed_at >= HARMLESS_AFTER
     return write.parking is not None or (write.step_ended and lived)
+
+
+def _make_volatile(task: TaskRecord, reason: str, events: Sequence[EventPayload]) -> Transition:
+    """Nothing of the run is kept from now on: its next attempt starts from the beginning."""
+    if task.durability is Durability.VOLATILE:
+        return Transition(task, events)
+    task = task._replace(
+        has_run=False,
+        journal_length=0,
+        running_seconds=0.0,
+        durability=Durability.VOLATILE,
+        volatile_reason=reason,
+    )
+    return Transition(task, events, forget_run=True, restore_inbox=True)
 
 
 def wake(task: TaskRecord, *, at: datetime) -> Transition:

@@ -27,6 +27,7 @@ from llama_deploy.errors import (
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import StateStore
+from llama_deploy.types import Durability
 from llama_deploy.types.instance_protocol import (
     AttemptEvents,
     AttemptOutcome,
@@ -165,6 +166,7 @@ def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[Grant]:
             attempt=request.attempt,
             token=secrets.token_urlsafe(_TOKEN_BYTES),
             at=unit.now,
+            durability=request.durability,
         )
         # The answer first: if a part cannot be read, the attempt must stay unclaimed.
         reply = ClaimReply(
@@ -175,6 +177,7 @@ def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[Grant]:
             inbox=unit.inbox.unconsumed([task.task_id]),
             inbox_seq=task.inbox_length,
             run=unit.runs.record(task),
+            volatile=task.durability is Durability.VOLATILE,
         )
         unit.apply(claimed)
         return Grant(reply, sizes_of(reply, session_state=session.state))

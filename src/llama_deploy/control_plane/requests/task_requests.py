@@ -58,6 +58,8 @@ def task_view(task: TaskRecord) -> TaskView:
         created_at=task.created_at,
         finished_at=task.finished_at,
         result=result and result.model_copy(update={"task_id": task_id}),
+        durability=task.durability,
+        volatile_reason=task.volatile_reason,
     )
 
 

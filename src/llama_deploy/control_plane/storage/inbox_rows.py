@@ -22,6 +22,7 @@ class InboxRows:
         self._new: list[InboxRecord] = []
         self._keys: set[tuple[str, str]] = set()
         self._consumed: set[tuple[str, int]] = set()
+        self._restored: set[str] = set()
 
     def load_keys(self, keys: Collection[tuple[str, str]]) -> None:
         """Read which of the pairs (task id, idempotency key) exist."""
@@ -66,6 +67,12 @@ class InboxRows:
         """Mark entries of a task as consumed. Numbers that do not exist are ignored."""
         self._consumed.update((task.task_id, seq) for seq in numbers if 0 < seq <= task.inbox_length)
 
+    def restore(self, task: TaskRecord) -> None:
+        """Mark the entries of a task as not consumed."""
+        self._consumed = {entry for entry in self._consumed if entry[0] != task.task_id}
+        if task.inbox_length:
+            self._restored.add(task.task_id)
+
     def drop(self, task_ids: Collection[str]) -> None:
         """Forget the entries of tasks that are being deleted."""
         self._new = [entry for entry in self._new if entry.task_id not in task_ids]
@@ -75,5 +82,7 @@ class InboxRows:
         """Write all changes."""
         if self._new:
             self._tx.inbox.insert(self._new)
+        if self._restored:
+            self._tx.inbox.restore(self._restored)
         if self._consumed:
             self._tx.inbox.consume(self._consumed)

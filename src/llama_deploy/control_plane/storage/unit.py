@@ -112,6 +112,8 @@ class Unit:
             self.inbox.consume(task, transition.journal.consumed)
         if transition.forget_run:
             self.runs.forget([task.task_id])
+        if transition.restore_inbox:
+            self.inbox.restore(task)
         if (timer := task.redispatch_at if lifecycle.is_held_back(task) else task.wake_at) is not None:
             self.note_due(timer)
         if transition.notify_cancel:

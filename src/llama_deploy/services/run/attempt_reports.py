@@ -160,6 +160,11 @@ class AttemptReports:
         """Whether the journal should store events soon to make room."""
         return self.keep_published and self._buffer.is_crowded
 
+    def keep_nothing(self) -> None:
+        """Drop published events at once from now on: the run has no journal any more."""
+        self.keep_published = False
+        self._drop(self._buffer.sent)
+
     def not_stored(self) -> tuple[int, list[EventPayload]]:
         """Return how many events are stored, and the following ones, as many as one journal write holds."""
         first = self._buffer.first

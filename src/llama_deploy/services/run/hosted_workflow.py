@@ -31,7 +31,12 @@ class HostedWorkflow:
 
     @classmethod
     def prepare(
-        cls, workflow: Workflow, *, extra: Sequence[type] = (), keys: Iterable[SecretStr] = ()
+        cls,
+        workflow: Workflow,
+        *,
+        extra: Sequence[type] = (),
+        keys: Iterable[SecretStr] = (),
+        strict: bool = False,
     ) -> HostedWorkflow:
         """Prepare a workflow object for hosting. Several services may prepare and share one.
 
@@ -39,12 +44,13 @@ class HostedWorkflow:
             workflow: The workflow. Its time limit is taken from it.
             extra: Further classes that its values may have.
             keys: Sign what is stored.
+            strict: Whether a value of its state that cannot be written is an error.
         """
         guard_steps(workflow)
         cache_steps(workflow)
         host_runs(workflow)
         writing = Writing(workflow, extra=extra, keys=list(keys))
-        states = StateCodec(workflow, writing)
+        states = StateCodec(workflow, writing, strict=strict)
         header = RunHeader(fingerprint=fingerprint(workflow), library_version=library_version())
         return cls(
             workflow=workflow,

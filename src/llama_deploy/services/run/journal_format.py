@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
@@ -65,6 +65,8 @@ class RunHistory:
     """The library's state of the run. None: it is at its beginning."""
     sent: SentEvents = field(default_factory=lambda: SentEvents({}))
     """What the run has received from steps that begin again."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """The keys of `ctx.store` that an earlier task of the session could not store, and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class JournalWriter:
         consumed: Sequence[int] = (),
         step_ended: bool = False,
         parking: Parking | None = None,
+        volatile: str | None = None,
     ) -> None:
         """Store one write; retries while the control plane does not answer. See `JournalWrite`.
 
@@ -89,6 +90,7 @@ class JournalWriter:
             header=self.header,
             running_seconds=self.clock.running_seconds,
             parking=parking,
+            volatile=volatile,
         )
         await retry(partial(self._try, write), backoff=_BACKOFF, outage=self.outage, pause=self._pause)
         if entry is not None:

@@ -17,12 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llama_deploy import workflow_library as library
-from llama_deploy.errors import PayloadTooLargeError
+from llama_deploy.errors import PayloadTooLargeError, SerializationError
 from llama_deploy.services.run.journal_backlog import Backlog, ends_step
 from llama_deploy.services.run.journal_format import JournalFormat, RunHistory, RunSnapshot
 from llama_deploy.services.run.journal_writer import JournalWriter
 from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
+from llama_deploy.services.values.unwritable import in_words
 from llama_deploy.types.instance_protocol import Parking
 from llama_deploy.workflow_library import InternalRunAdapter, WorkflowTick
 
@@ -40,6 +41,10 @@ class RunJournal:
     inbox: RunInbox
     on_failure: Callable[[Exception], None]
     """Called with the reason when the journal cannot be written any more."""
+    on_volatile: Callable[[str], None] | None = None
+    """Called with the reason when the run has become volatile. None: what cannot be written is an error."""
+    volatile_reason: str | None = field(default=None, init=False)
+    """Which value cannot be written. The run is volatile then: nothing is written of it any more."""
     fits: bool = field(default=True, init=False)
     """Whether the control plane accepts a snapshot of this size. If not, the run cannot be parked."""
     _backlog: Backlog = field(default_factory=Backlog, init=False)
@@ -58,9 +63,15 @@ class RunJournal:
         """Take the library's access to the run, which begins now."""
         self._adapter = adapter
 
+    @property
+    def is_volatile(self) -> bool:
+        """Whether the run holds a value that cannot be written, so that the next attempt starts it again."""
+        return self.volatile_reason is not None
+
     def on_tick(self, tick: WorkflowTick) -> None:
         """Add a tick."""
-        self._backlog.add(tick)
+        if not self.is_volatile:
+            self._backlog.add(tick)
 
     async def before_steps(self, *, starting: bool) -> None:
         """Write what steps that start now depend on. If no step starts, write it in the background.
@@ -68,10 +79,13 @@ class RunJournal:
         Raises:
             FencedOutError: The attempt belongs to another instance.
             RunReleasedError: The run has left this instance.
-            SerializationError: A value cannot be written; the path says where.
+            SerializationError: A value cannot be written, and the run may not be volatile; the path says
+                where.
         """
         # A tick that ends the run does not get here: it travels with the outcome.
-        self._backlog.settle(self.inbox.take_consumed())
+        consumed = self.inbox.take_consumed()
+        if not self.is_volatile:
+            self._backlog.settle(consumed)
         if starting:
             async with self._lock:  # the run may be about to leave
                 if self._backlog.is_ready and self._failure is None:
@@ -93,14 +107,18 @@ class RunJournal:
             LlamaDeployError: See `before_steps`.
         """
         async with self._lock:
-            if self._failure is not None:
+            if self._failure is not None or self.is_volatile:
                 return False
             await self.writer.store_events()
             if not self.inbox.is_quiet:
                 return False  # something has come during earlier writes
             # The control plane wakes the run for every inbox entry above this number.
             parking = Parking(inbox_seq=self.inbox.seen, wake_in=self.history.waits.seconds_to_next())
-            if not await self._compact(parking=parking):
+            try:
+                if not await self._compact(parking=parking):
+                    return False
+            except SerializationError as exc:
+                await self._become_volatile(exc)
                 return False
             self._failure = RunReleasedError()
             return True
@@ -112,7 +130,7 @@ class RunJournal:
             LlamaDeployError: See `before_steps`.
         """
         async with self._lock:
-            if self._failure is not None or not self.writer.size.seq:
+            if self._failure is not None or self.is_volatile or not self.writer.size.seq:
                 return
             await self.writer.store_events()
             if not self.inbox.is_quiet:
@@ -155,6 +173,23 @@ class RunJournal:
                 self.on_failure(exc)
 
     async def _store(self, *, compact: bool) -> None:
+        try:
+            await self._write(compact=compact)
+        except SerializationError as exc:
+            await self._become_volatile(exc)
+
+    async def _become_volatile(self, error: SerializationError) -> None:
+        """Write nothing of the run from now on, and have what is written deleted; or raise the error."""
+        if self.on_volatile is None:
+            raise error
+        reason = in_words(error)
+        await self.writer.store(volatile=reason)
+        self.volatile_reason = reason
+        self._backlog = Backlog()
+        self.writer.reports.keep_nothing()
+        self.on_volatile(reason)
+
+    async def _write(self, *, compact: bool) -> None:
         await self.writer.store_events()
         if compact and await self._compact():
             return

@@ -19,6 +19,7 @@ from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.waits import Wait
 from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
+from llama_deploy.services.values.unwritable import explain_missing
 from llama_deploy.workflow_library import InternalRunAdapter, TickIdleCheck, WorkflowTick
 
 
@@ -30,6 +31,8 @@ class RunHooks:
     """Takes each event that the workflow streams, in order."""
     on_waiting: Callable[[], None]
     """Called when the run begins to wait for something from outside."""
+    on_working: Callable[[], None]
+    """Called when it continues."""
     hold_lease: Callable[[], Awaitable[None]]
     """Awaited before steps start. Returns when the run is known to belong to this instance."""
 
@@ -56,6 +59,8 @@ class RunObserver:
         if self._adapter is None:
             self.clock.work()  # what has delayed the start does not count
         self._adapter = adapter
+        if self.history.left_out and (store := adapter.get_state_store(())) is not None:
+            explain_missing(store, self.history.left_out)
         if self.journal is not None:
             self.journal.attach(adapter)
 
@@ -122,6 +127,8 @@ class RunObserver:
         await self.hooks.hold_lease()
         if self.ending.fault is not None:
             raise self.ending.fault
+        if self.clock.is_waiting:
+            self.hooks.on_working()
         self.clock.work()
         self.ending.dead_end = None
         if self.journal is not None:

@@ -100,13 +100,20 @@ class WorkflowRun:
         """Whether the run has left memory, to be resumed when something wakes it."""
         return self._ending.is_parked
 
+    @property
+    def stays_in_memory(self) -> bool:
+        """Whether the run cannot be parked, because nothing of it is written."""
+        return self.journal is None or self.journal.is_volatile
+
     def cancel(self) -> None:
         """Ask the run to end; `execute` returns within `CANCEL_GRACE` seconds. Idempotent."""
         self._ending.cancel()
 
     def park(self) -> None:
         """Let the run leave memory if it only waits; `execute` then returns None. Idempotent."""
-        if self.journal is None or self._is_parking or self._ending.is_cancelled or not self.clock.is_waiting:
+        if self.journal is None or self.journal.is_volatile:
+            return
+        if self._is_parking or self._ending.is_cancelled or not self.clock.is_waiting:
             return
         self._is_parking = True
         self._background.spawn(self._park(self.journal))

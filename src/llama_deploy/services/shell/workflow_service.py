@@ -73,7 +73,9 @@ class WorkflowService(WorkflowCalls):
         gateway: ControlPlaneGateway | None = None,
     ) -> None:
         extra = [_load_class(name) for name in config.allowed_types]
-        self._hosted = HostedWorkflow.prepare(workflow, extra=extra, keys=config.state_keys)
+        self._hosted = HostedWorkflow.prepare(
+            workflow, extra=extra, keys=config.state_keys, strict=config.durability == "step"
+        )
         super().__init__(config.service_name, self._hosted, gateway=gateway)
         self.workflow = workflow
         self.config = config

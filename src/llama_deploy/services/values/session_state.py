@@ -10,6 +10,7 @@ does not grow with its runs.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel, Field
@@ -17,9 +18,11 @@ from workflows import Context, Workflow
 
 from llama_deploy.codec import qualified_name
 from llama_deploy.errors import SerializationError
+from llama_deploy.services.values.unwritable import in_words
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.workflow_library import DictState, StateStore, empty_context, infer_state_type, state_seed
 
+_STORE: Final = "ctx.store"
 STATE_PREFIX: Final = "__workflow_state__:"
 """The prefix of the reserved keys; the qualified name of the state's class follows."""
 
@@ -40,6 +43,8 @@ class WorkflowState(BaseModel):
     task_id: str | None = None
     attempt: int = 1
     """The number of the attempt at the task."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """The keys that earlier tasks of the session could not store, and why."""
 
 
 class StateCodec:
@@ -51,13 +56,16 @@ class StateCodec:
     Args:
         workflow: The workflow.
         writing: Writes its values.
+        strict: Whether a value that cannot be written is an error in `save`. Otherwise its key is left out.
     """
 
-    def __init__(self, workflow: Workflow, writing: Writing) -> None:
+    def __init__(self, workflow: Workflow, writing: Writing, *, strict: bool = False) -> None:
         self._workflow = workflow
         self._writing = writing
+        self._strict = strict
         self._state_type = infer_state_type(workflow)
         self.key = STATE_PREFIX + qualified_name(self._state_type)
+        self._left_out_key = f"{self.key}:left_out"
 
     async def encode(self, store: StateStore[Any]) -> str | None:
         """Return the content of a store as text. None: it is empty.
@@ -65,10 +73,7 @@ class StateCodec:
         Raises:
             SerializationError: A value in the state cannot be written; the path says where.
         """
-        state: BaseModel = await store.get_state()
-        if isinstance(state, DictState) and not dict(state.items()):
-            return None
-        return self._writing.write(state, path="$")
+        return self._text(await store.get_state())
 
     def seed(self, text: str | None) -> dict[str, Any]:
         """Return the state in the form of the library's contexts; empty for None.
@@ -114,9 +119,19 @@ class StateCodec:
         """Put the workflow's state after a run into the session's state.
 
         Raises:
-            SerializationError: A value in the state cannot be written; the path says where.
+            SerializationError: A value in the state cannot be written, and the codec is strict; the path says
+                where. Or nothing of the state can be written.
         """
-        text = await self.encode(ctx.store)
+        state: BaseModel = await ctx.store.get_state()
+        left_out: dict[str, str] = {}
+        try:
+            text = self._text(state)
+        except SerializationError:
+            if self._strict:
+                raise
+            state, left_out = self._without_unwritable(state)
+            text = self._text(state)
+        self._note_left_out(call, state, left_out)
         if text is not None:
             call.state[self.key] = self._writing.seal(text, context=self._context(call))
         elif self.key in call.state:
@@ -126,10 +141,61 @@ class StateCodec:
     def note(self, call: WorkflowState) -> None:
         """Note which state the session holds before the run."""
         call.hash = self._digest(call)
+        call.left_out = self._left_out(call)
 
     def changes(self, call: WorkflowState) -> dict[str, Any] | None:
         """Return what to merge into the session's state after a run. None: the run has not changed it."""
-        return None if self._digest(call) == call.hash else {self.key: call.state[self.key]}
+        changed: dict[str, Any] = {}
+        if self._digest(call) != call.hash:
+            changed[self.key] = call.state[self.key]
+        if self._left_out(call) != call.left_out:
+            changed[self._left_out_key] = call.state[self._left_out_key]
+        return changed or None
+
+    def _text(self, state: BaseModel) -> str | None:
+        """Return a state as text. None: it is empty."""
+        if isinstance(state, DictState) and not dict(state.items()):
+            return None
+        try:
+            return self._writing.write(state, path=_STORE)
+        except SerializationError:
+            # Name the place as a key of the store.
+            for key, value in _items(state):
+                self._writing.write(value, path=f"{_STORE}[{key!r}]")
+            raise
+
+    def _without_unwritable(self, state: BaseModel) -> tuple[BaseModel, dict[str, str]]:
+        """Return a state without the keys that cannot be written, and why each of them cannot.
+
+        A field of a typed state gets its default; one without a default is an error.
+        """
+        left_out: dict[str, str] = {}
+        for key, value in _items(state):
+            try:
+                self._writing.write(value, path=f"{_STORE}[{key!r}]")
+            except SerializationError as exc:
+                left_out[key] = in_words(exc)
+        if isinstance(state, DictState):
+            kept = {key: value for key, value in state.items() if key not in left_out}
+            return DictState(**kept), left_out
+        fields = type(state).model_fields
+        defaults = {
+            key: fields[key].get_default(call_default_factory=True)
+            for key in left_out
+            if key in fields and not fields[key].is_required()
+        }
+        return state.model_copy(update=defaults), left_out
+
+    def _note_left_out(self, call: WorkflowState, state: BaseModel, left_out: Mapping[str, str]) -> None:
+        """Put into the session's state which keys it misses; an earlier task may have left out some too."""
+        present = {key for key, _ in _items(state)}
+        missing = {key: why for key, why in call.left_out.items() if key not in present} | dict(left_out)
+        if missing or self._left_out_key in call.state:
+            call.state[self._left_out_key] = missing or None
+
+    def _left_out(self, call: WorkflowState) -> dict[str, str]:
+        found = call.state.get(self._left_out_key)
+        return found if isinstance(found, dict) else {}
 
     def _digest(self, call: WorkflowState) -> str | None:
         """Return what identifies the state that the session holds. None: it holds none.
@@ -143,3 +209,8 @@ class StateCodec:
 
     def _context(self, call: WorkflowState) -> str:
         return f"session:{call.session_id or ''}:{self.key}"
+
+
+def _items(state: BaseModel) -> Iterable[tuple[str, Any]]:
+    """Return the keys of a state with their values."""
+    return state.items() if isinstance(state, DictState) else state

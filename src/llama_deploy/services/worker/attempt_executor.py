@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,10 +27,13 @@ from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.services.values.session_state import WorkflowState
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.ledger import Ledger
+from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.services.worker.worker_settings import WorkerHooks
 from llama_deploy.types.instance_protocol import ClaimReply, JournalReply, JournalWrite, TaskDispatch
 from llama_deploy.types.json_values import decode_object
 from llama_deploy.workflow_library import resuming
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +50,19 @@ class AttemptExecutor:
     """Notes which inbox entries have arrived."""
     hooks: WorkerHooks
     """May replace how the workflow's state is read and written."""
-    on_waiting: Callable[[], None]
-    """See `RunHooks`."""
+    slots: WorkSlots
+    """Learns which runs only wait."""
     hold_lease: Callable[[], Awaitable[None]]
     """See `RunHooks`."""
     _outage: Outage = field(default_factory=journal_outage, init=False)
+    _has_volatile_runs: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def new_attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
         """Return the attempt of a granted claim."""
         task_id, number = dispatch.task_id, dispatch.attempt
         key = AttemptKey(task_id, number, reply.token)
         # A run that has a journal already is written in any case.
-        keeps_journal = self.config.durability == "step" or reply.run is not None
+        keeps_journal = reply.run is not None or (self.config.durability != "task" and not reply.volatile)
         return Attempt(
             key=key,
             state=WorkflowState(
@@ -110,11 +116,18 @@ class AttemptExecutor:
         else:
             prepared, history = RunCall.prepare(hosted.workflow, call.run_kwargs), RunHistory(record)
             start = partial(prepared.start, await (self.hooks.load_state or hosted.states.load)(call))
+        if call.left_out:
+            history = replace(history, left_out=call.left_out)
         return WorkflowRun(
             hosted.workflow,
             start=start,
             inbox=attempt.inbox,
-            hooks=RunHooks(attempt.reports.add, on_waiting=self.on_waiting, hold_lease=self.hold_lease),
+            hooks=RunHooks(
+                attempt.reports.add,
+                on_waiting=partial(self.slots.on_waiting, attempt),
+                on_working=partial(self.slots.on_working, attempt),
+                hold_lease=self.hold_lease,
+            ),
             label=f"task {attempt.key.task_id}",
             limits=RunLimits(timeout=hosted.timeout, idle_timeout=self.config.idle_timeout),
             history=history,
@@ -135,5 +148,24 @@ class AttemptExecutor:
             outage=self._outage,
         )
         return RunJournal(
-            form=form, writer=writer, history=history, inbox=attempt.inbox, on_failure=on_failure
+            form=form,
+            writer=writer,
+            history=history,
+            inbox=attempt.inbox,
+            on_failure=on_failure,
+            on_volatile=None if self.config.durability == "step" else partial(self._log_volatile, attempt),
         )
+
+    def _log_volatile(self, attempt: Attempt, reason: str) -> None:
+        """Warn of the first volatile run of the service; the others are only seen at their tasks."""
+        logger.log(
+            logging.DEBUG if self._has_volatile_runs.is_set() else logging.WARNING,
+            "task %s of service %s is volatile: %s, which cannot be stored. The run continues in memory, and"
+            " starts from its beginning if this process dies or stops; see docs/explanation/durability.md."
+            " Further volatile tasks of this service are not logged",
+            attempt.key.task_id,
+            self.config.service_name,
+            reason,
+            extra={"action": "volatile", "task_id": attempt.key.task_id},
+        )
+        self._has_volatile_runs.set()

@@ -14,6 +14,7 @@ from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.claimed_parts import complete
 from llama_deploy.services.worker.ledger import Ledger
+from llama_deploy.types import Durability
 from llama_deploy.types.instance_protocol import ClaimReply, ClaimRequest, TaskDispatch
 
 _BACKOFF: Final = Backoff(first=0.1, longest=1.0)
@@ -26,6 +27,8 @@ class Claims:
     """Claims attempts for one instance."""
 
     instance_id: str
+    durability: Durability
+    """That of runs whose values can be stored."""
     gateway: ControlPlaneGateway
     ledger: Ledger
     """Records granted attempts."""
@@ -48,7 +51,12 @@ class Claims:
         place = (dispatch.task_id, dispatch.attempt)
         if self.ledger.knows(*place):
             return None  # a duplicate message: this instance holds the attempt
-        claim = ClaimRequest(task_id=dispatch.task_id, attempt=dispatch.attempt, instance_id=self.instance_id)
+        claim = ClaimRequest(
+            task_id=dispatch.task_id,
+            attempt=dispatch.attempt,
+            instance_id=self.instance_id,
+            durability=self.durability,
+        )
         with self.ledger.claiming(*place):
             reply = await self.gateway.claim(claim)
             if reply.granted:

@@ -21,11 +21,24 @@ async def hand_back(attempts: Sequence[Attempt], *, ledger: Ledger, send: Releas
     """Stop attempts and release them."""
     await asyncio.gather(*(attempt.write_snapshot() for attempt in attempts))
     for attempt in attempts:
+        _log_restart(attempt)
         attempt.abandon()
         ledger.drop(attempt.key.task_id, attempt.key.attempt)
     keys = [attempt.key for attempt in attempts]
     requests = [ReleaseRequest(task_id=key.task_id, attempt=key.attempt, token=key.token) for key in keys]
     await asyncio.gather(*(release(request, send=send) for request in requests))
+
+
+def _log_restart(attempt: Attempt) -> None:
+    """Say that a run starts again elsewhere, of which nothing is stored."""
+    run = attempt.run
+    if run is not None and run.stays_in_memory:
+        logger.warning(
+            "task %s starts from its beginning on another instance: %s",
+            attempt.key.task_id,
+            "its durability is 'task'" if run.journal is None else run.journal.volatile_reason,
+            extra={"action": "restart", "task_id": attempt.key.task_id},
+        )
 
 
 async def release(request: ReleaseRequest, *, send: Release) -> None:

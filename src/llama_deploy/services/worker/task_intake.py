@@ -119,6 +119,7 @@ class TaskIntake:
             await self.work(attempt)
         finally:
             self.attempts.remove(attempt)
+            self.slots.on_working(attempt)
             await attempt.reports.close()
 
     def _log_dropped(self, message: QueueMessage, exc: LlamaDeployError) -> None:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from llama_deploy.services.background import BackgroundTasks
+from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
+MAX_WAITING: Final = 1_000
+"""How many runs may wait in memory without a slot."""
+_MAX_DRAIN_SECONDS: Final = 365 * 86_400.0
+"""What an event loop can wait for."""
+
 
 @dataclass(slots=True, eq=False)
 class WorkSlots:
-    """Counts the tasks under way. A run that only waits gives up its slot when it is needed."""
+    """Counts the tasks under way. A run that only waits gives up its slot when it is needed.
+
+    It leaves memory for that, unless nothing of it is stored: such a run takes no slot while it waits, and
+    continues at once when it has what it waits for, even if all slots are taken.
+    """
 
     limit: int
     """How many tasks the instance may work on."""
@@ -30,6 +42,8 @@ class WorkSlots:
     """The service, for the log."""
     tasks: BackgroundTasks = field(init=False)
     """What takes the slots."""
+    _waiting: set[Attempt] = field(default_factory=set, init=False)
+    """Attempts that wait in memory and take no slot."""
     _is_draining: bool = field(default=False, init=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
@@ -40,13 +54,20 @@ class WorkSlots:
     @property
     def free(self) -> int:
         """How many more tasks may be taken."""
-        return 0 if self.ledger.is_full else self.limit - len(self.tasks)
+        return 0 if self.ledger.is_full else self.limit - len(self.tasks) + len(self._waiting)
 
-    def on_waiting(self) -> None:
+    def on_waiting(self, attempt: Attempt) -> None:
         """A run has begun to wait for something from outside."""
+        run = attempt.run
+        if run is not None and run.stays_in_memory and len(self._waiting) < MAX_WAITING:
+            self._waiting.add(attempt)
         if self._is_draining:
             self.attempts.park_idle()
         self.changed()
+
+    def on_working(self, attempt: Attempt) -> None:
+        """A run has continued, or has ended."""
+        self._waiting.discard(attempt)
 
     def changed(self) -> None:
         """Wake what waits for a slot or for confirmed outcomes."""
@@ -69,7 +90,10 @@ class WorkSlots:
             await self._changed.wait()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - tasks that take longer are left running
-        """Park the runs that only wait, and wait for the others, but not longer than `timeout` seconds."""
+        """Park the runs that only wait, and wait for the others, but not longer than `timeout` seconds.
+
+        Runs that wait in memory are not waited for: what they wait for may take days.
+        """
         if not self.tasks:
             return
         self._is_draining = True
@@ -81,4 +105,8 @@ class WorkSlots:
             timeout,
             extra={"action": "drain", "service_name": self.service_name},
         )
-        await asyncio.wait(set(self.tasks), timeout=timeout)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(timeout, _MAX_DRAIN_SECONDS)):
+                while len(self.tasks) > len(self._waiting):
+                    self._changed.clear()
+                    await self._changed.wait()

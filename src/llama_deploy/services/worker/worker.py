@@ -24,7 +24,7 @@ from llama_deploy.services.worker.outcome_reporter import OutcomeReporter
 from llama_deploy.services.worker.task_intake import TaskIntake
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.services.worker.worker_settings import WorkerHooks, WorkerSettings
-from llama_deploy.types import TaskStatus
+from llama_deploy.types import Durability, TaskStatus
 from llama_deploy.types.instance_protocol import BEATS_PER_LEASE
 from llama_deploy.types.topics import Topics
 
@@ -96,7 +96,7 @@ class Worker:
             write=gateway.journal,
             ledger=self.ledger,
             hooks=hooks,
-            on_waiting=self._slots.on_waiting,
+            slots=self._slots,
             hold_lease=self._lease.hold,
         )
         self._intake = TaskIntake(
@@ -104,6 +104,7 @@ class Worker:
             queue=queue,
             claims=Claims(
                 instance_id=settings.instance_id,
+                durability=Durability.TASK if config.durability == "task" else Durability.STEP,
                 gateway=gateway,
                 ledger=self.ledger,
                 new_attempt=self._executor.new_attempt,

@@ -56,7 +56,7 @@ class SQLAccess:
         """Execute the statement of this database's dialect once for each row."""
         self.write(statements[self.connection.dialect.name], rows)
 
-    def delete(self, statements: Sequence[sa.Delete], ids: Collection[str]) -> None:
+    def change(self, statements: Sequence[sa.Delete | sa.Update], ids: Collection[str]) -> None:
         """Execute statements that take ids, in order."""
         for chunk in chunks(ids):
             for statement in statements:

@@ -45,6 +45,9 @@ _CONSUME_INBOX = (
     .where(inbox.c.task_id == sa.bindparam(KEY), inbox.c.seq == sa.bindparam("number"))
     .values(consumed=sa.true())
 )
+_RESTORE_INBOX = (
+    sa.update(inbox).where(inbox.c.task_id.in_(ids), inbox.c.consumed).values(consumed=sa.false())
+)
 
 _RUNS_BY_TASK = Query.unlocked(_RUN.where(runs.c.task_id.in_(ids)))
 _JOURNAL_BY_TASK = Query.unlocked(_JOURNAL.where(journal.c.task_id.in_(ids)))
@@ -90,6 +93,9 @@ class SQLInbox(SQLRepository, InboxRepository):
     def consume(self, entries: Collection[tuple[str, int]]) -> None:
         self._access.write(_CONSUME_INBOX, [{KEY: task_id, "number": seq} for task_id, seq in entries])
 
+    def restore(self, task_ids: Collection[str]) -> None:
+        self._access.change((_RESTORE_INBOX,), task_ids)
+
 
 class SQLRuns(SQLRepository, RunRepository):
     """Runs in the tables `runs` and `journal`."""
@@ -102,7 +108,7 @@ class SQLRuns(SQLRepository, RunRepository):
         self._access.put(_PUT_RUNS, _RUN.rows(runs))
 
     def delete(self, task_ids: Collection[str]) -> None:
-        self._access.delete(_DELETE_RUNS, task_ids)
+        self._access.change(_DELETE_RUNS, task_ids)
 
     def load_journal(self, task_ids: Collection[str]) -> list[JournalRecord]:
         found = map(_JOURNAL.record, self._access.rows_by_ids(_JOURNAL_BY_TASK, task_ids))

@@ -73,7 +73,7 @@ class SQLOutbox(SQLRepository, OutboxRepository):
         self._access.write(_INSERT_OUTBOX, _OUTBOX.rows(messages))
 
     def delete(self, message_ids: Collection[str]) -> None:
-        self._access.delete(_DELETE_OUTBOX, message_ids)
+        self._access.change(_DELETE_OUTBOX, message_ids)
 
 
 class SQLServices(SQLRepository, ServiceRepository):
@@ -91,7 +91,7 @@ class SQLServices(SQLRepository, ServiceRepository):
         self._access.put(_PUT_SERVICES, _SERVICE.rows(services))
 
     def delete(self, service_names: Collection[str]) -> None:
-        self._access.delete(_DELETE_SERVICES, service_names)
+        self._access.change(_DELETE_SERVICES, service_names)
 
 
 class SQLInstances(SQLRepository, InstanceRepository):
@@ -116,4 +116,4 @@ class SQLInstances(SQLRepository, InstanceRepository):
         self._access.put(_PUT_INSTANCES, _INSTANCE.rows(instances))
 
     def delete(self, instance_ids: Collection[str]) -> None:
-        self._access.delete(_DELETE_INSTANCES, instance_ids)
+        self._access.change(_DELETE_INSTANCES, instance_ids)

@@ -34,7 +34,7 @@ from llama_deploy.state_stores.records import (
     SessionRecord,
     TaskRecord,
 )
-from llama_deploy.types import SessionPolicy, TaskStatus
+from llama_deploy.types import Durability, SessionPolicy, TaskStatus
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -92,6 +92,7 @@ _TYPES: Final[dict[object, sa.types.TypeEngine[Any]]] = {
     float: sa.Double(),
     int: sa.BigInteger(),
     str: sa.Text(),
+    Durability: EnumText(Durability),
     SessionPolicy: EnumText(SessionPolicy),
     TaskStatus: EnumText(TaskStatus),
 }

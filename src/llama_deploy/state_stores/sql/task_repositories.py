@@ -107,7 +107,7 @@ class SQLSessions(SQLRepository, SessionRepository):
         self._access.update(_UPDATE_SESSIONS, sessions)
 
     def delete(self, session_ids: Collection[str]) -> None:
-        self._access.delete(_DELETE_SESSIONS, session_ids)
+        self._access.change(_DELETE_SESSIONS, session_ids)
 
 
 class SQLTasks(SQLRepository, TaskRepository):

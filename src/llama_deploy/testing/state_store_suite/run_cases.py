@@ -38,6 +38,13 @@ class RunTests(StoreTests):
         found = await store.read(lambda tx: tx.inbox.load(["t1", "t2"]))
         assert found == [entries[1], entries[3], entries[5]]
 
+    async def test_restored_entries_are_read_again(self, store: StateStore) -> None:
+        entries = [InboxRecord(task_id, seq, "{}") for task_id in ("t1", "t2") for seq in (1, 2)]
+        await store.transact(lambda tx: tx.inbox.insert(entries))
+        await store.transact(lambda tx: tx.inbox.consume([("t1", 1), ("t1", 2), ("t2", 1)]))
+        await store.transact(lambda tx: tx.inbox.restore(["t1", "unknown"]))
+        assert await store.read(lambda tx: tx.inbox.load(["t1", "t2"])) == [*entries[:2], entries[3]]
+
     async def test_the_keys_of_an_inbox_are_known_for_good(self, store: StateStore) -> None:
         entries = [
             InboxRecord("t1", 1, "{}", "a"),

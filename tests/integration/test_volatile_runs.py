@@ -1,0 +1,297 @@
+"""Runs with values that cannot be stored: they continue in memory, and start again elsewhere."""
+# ruff: noqa: ARG002 - the library finds a step's event by its annotation, whether the step uses it or not
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+from workflows import Context, Workflow, step
+from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
+
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.types import Durability, SessionPolicy, TaskStatus
+from tests.integration.in_process import Stack, failure_of, result_of, running_stack
+
+
+class OpenAI:
+    """A client that cannot be stored."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+class Ask(InputRequiredEvent):
+    question: str = "go on?"
+
+
+class Answer(HumanResponseEvent):
+    text: str
+
+
+ANSWERED: dict[str, Any] = {"allowed_types": [f"{Answer.__module__}:{Answer.__qualname__}"]}
+
+
+class Second(Event):
+    tool: Any = None
+
+
+class Third(Event):
+    pass
+
+
+class KeepsClient(Workflow):
+    """Keeps a client in its store, and asks before its last step."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(timeout=None, **options)
+        self.begun: list[str] = []
+
+    @step
+    async def first(self, ctx: Context, ev: StartEvent) -> Second:
+        self.begun.append("first")
+        ctx.write_event_to_stream(Event(step="first"))
+        await ctx.store.set("llm", OpenAI())
+        await ctx.store.set("name", "Ada")
+        return Second()
+
+    @step
+    async def second(self, ctx: Context, ev: Second) -> Third:
+        self.begun.append("second")
+        answer = await ctx.wait_for_event(Answer, waiter_event=Ask())
+        await ctx.store.set("answer", answer.text)
+        return Third()
+
+    @step
+    async def third(self, ctx: Context, ev: Third) -> StopEvent:
+        self.begun.append("third")
+        client = await ctx.store.get("llm")
+        return StopEvent(result=f"{type(client).__name__} {await ctx.store.get('answer')}")
+
+
+class CarriesTool(Workflow):
+    """Hands a client from step to step."""
+
+    @step
+    async def first(self, ev: StartEvent) -> Second:
+        return Second(tool={"search": [OpenAI()]})
+
+    @step
+    async def second(self, ev: Second) -> StopEvent:
+        return StopEvent(result=type(ev.tool["search"][0]).__name__)
+
+
+class Gate(Workflow):
+    """Blocks after an answer that it has taken."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+        self.gate = asyncio.Event()
+        self.reached = asyncio.Event()
+
+    @step
+    async def ask(self, ev: StartEvent) -> Ask:
+        return Ask()
+
+    @step
+    async def hear(self, ctx: Context, ev: Answer) -> Second:
+        await ctx.store.set("heard", ev.text)
+        return Second()
+
+    @step
+    async def make(self, ctx: Context, ev: Second) -> Third:
+        await ctx.store.set("llm", OpenAI())
+        return Third()
+
+    @step
+    async def wait(self, ctx: Context, ev: Third) -> StopEvent:
+        self.reached.set()
+        await self.gate.wait()
+        return StopEvent(result=await ctx.store.get("heard"))
+
+
+class Reads(Workflow):
+    """Sets a key in the first task of a session, and reads it in the next."""
+
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        if ev.set:
+            await ctx.store.set("llm", OpenAI())
+            await ctx.store.set("count", 1)
+            return StopEvent(result="set")
+        await ctx.store.set("count", await ctx.store.get("count") + 1)
+        if ev.default:
+            return StopEvent(result=str(await ctx.store.get("llm", default=None)))
+        return StopEvent(result=str(await ctx.store.get("llm")))
+
+
+class Typed(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    llm: OpenAI | None = None
+    count: int = 0
+
+
+class ReadsTyped(Workflow):
+    """The same with a typed state."""
+
+    @step
+    async def only(self, ctx: Context[Typed], ev: StartEvent) -> StopEvent:
+        async with ctx.store.edit_state() as state:
+            state.count += 1
+            if ev.set:
+                state.llm = OpenAI()
+            return StopEvent(result=[state.count, type(state.llm).__name__])
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    async with running_stack() as stack:
+        yield stack
+
+
+async def until_asked(stack: Stack, task_id: str, workflow: KeepsClient) -> None:
+    async def asked() -> bool:
+        view = await stack.plane.tasks.get(task_id)
+        return view.durability is Durability.VOLATILE and "second" in workflow.begun
+
+    await eventually(asked)
+
+
+async def test_a_run_with_a_live_object_in_its_store_ends_and_says_why_it_is_volatile(stack: Stack) -> None:
+    workflow = KeepsClient()
+    async with stack.serving(stack.service(workflow, **ANSWERED)):
+        task_id = await stack.submit()
+        await until_asked(stack, task_id, workflow)
+        await stack.send(task_id, Answer(text="yes"))
+        view = await stack.end(task_id)
+    assert result_of(view) == "OpenAI yes"
+    assert view.durability is Durability.VOLATILE
+    assert view.volatile_reason == "ctx.store['llm'] holds an OpenAI"
+
+
+async def test_a_live_object_between_steps_arrives(stack: Stack) -> None:
+    async with stack.serving(stack.service(CarriesTool())):
+        view = await stack.run()
+    assert result_of(view) == "OpenAI"
+    assert view.volatile_reason == "Second.tool.search[0] holds an OpenAI"
+
+
+async def test_a_run_that_is_stored_says_so(stack: Stack) -> None:
+    async with stack.serving(stack.service(Reads())):
+        view = await stack.run(set=False, default=True)
+    assert (view.durability, view.volatile_reason) == (Durability.STEP, None)
+    async with stack.serving(stack.service(Reads(), durability="task")):
+        assert (await stack.run(set=False, default=True)).durability is Durability.TASK
+
+
+async def test_a_volatile_run_starts_again_with_its_answers(stack: Stack) -> None:
+    first, second = Gate(), Gate()
+    async with stack.serving(stack.service(first, **ANSWERED, drain_timeout=0)):
+        task_id = await stack.submit()
+        await stack.send(task_id, Answer(text="once"))
+        async with asyncio.timeout(10):
+            await first.reached.wait()
+        view = await stack.plane.tasks.get(task_id)
+        assert view.volatile_reason == "ctx.store['llm'] holds an OpenAI"
+    second.gate.set()
+    async with stack.serving(stack.service(second, **ANSWERED)):
+        assert result_of(await stack.end(task_id)) == "once"
+    assert [event.type for event in await stack.events(task_id)] == ["Ask", "Ask", "StopEvent"]
+
+
+async def test_volatile_runs_that_wait_take_no_slot(stack: Stack) -> None:
+    workflow = KeepsClient()
+    async with stack.serving(stack.service(workflow, **ANSWERED, max_concurrent_tasks=2, idle_timeout=0)):
+        tasks = [await stack.submit() for _ in range(6)]
+        await eventually(lambda: workflow.begun.count("second") == 6)
+        for task_id in tasks:
+            await stack.send(task_id, Answer(text="yes"))
+        for task_id in tasks:
+            assert result_of(await stack.end(task_id)) == "OpenAI yes"
+
+
+async def test_a_drain_hands_back_volatile_runs_that_wait_and_says_so(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = KeepsClient(), KeepsClient()
+    async with asyncio.timeout(15):
+        async with stack.serving(stack.service(first, **ANSWERED, drain_timeout=60)):
+            task_id = await stack.submit()
+            await until_asked(stack, task_id, first)
+        assert f"task {task_id} starts from its beginning on another instance" in caplog.text
+        assert "ctx.store['llm'] holds an OpenAI" in caplog.text
+        async with stack.serving(stack.service(second, **ANSWERED)):
+            await eventually(lambda: "second" in second.begun)
+            await stack.send(task_id, Answer(text="yes"))
+            assert result_of(await stack.end(task_id)) == "OpenAI yes"
+    assert first.begun[:2] == ["first", "second"]
+
+
+async def test_one_volatile_run_of_a_service_is_logged(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with stack.serving(stack.service(CarriesTool())):
+        for _ in range(3):
+            await stack.run()
+    found = [record for record in caplog.records if getattr(record, "action", "") == "volatile"]
+    assert len(found) == 1
+    assert "Second.tool.search[0] holds an OpenAI" in found[0].getMessage()
+
+
+async def test_a_strict_service_refuses_at_the_end_of_the_step(stack: Stack) -> None:
+    workflow = KeepsClient()
+    async with stack.serving(stack.service(workflow, **ANSWERED, durability="step")):
+        error_type, message = failure_of(await stack.run())
+    assert error_type == "llama_deploy.errors.SerializationError"
+    assert message.startswith("ctx.store['llm'] is a")
+    assert workflow.begun == ["first"]
+
+
+@pytest.mark.parametrize("durability", ["auto", "task"])
+async def test_a_key_that_cannot_be_stored_is_missing_in_the_next_task(stack: Stack, durability: str) -> None:
+    async with stack.serving(stack.service(Reads(), durability=durability)):
+        session = await stack.session()
+        assert result_of(await stack.run("service", session, set=True)) == "set"
+        assert result_of(await stack.run("service", session, set=False, default=True)) == "None"
+        error_type, message = failure_of(await stack.run("service", session, set=False, default=False))
+        assert error_type == "llama_deploy.errors.MissingStateError"
+        assert "ctx.store['llm'] is missing in this task: ctx.store['llm'] holds an OpenAI" in message
+
+
+async def test_a_key_that_can_be_stored_again_is_not_missing_any_more(stack: Stack) -> None:
+    class SetsText(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await ctx.store.set("llm", OpenAI() if ev.live else "text")
+            return StopEvent()
+
+    async with stack.serving(stack.service(SetsText())):
+        session = await stack.session()
+        result_of(await stack.run("service", session, live=True))
+        result_of(await stack.run("service", session, live=False))
+        state = (await stack.stored(session)).state
+    assert "holds an OpenAI" not in state
+
+
+async def test_a_field_of_a_typed_state_that_cannot_be_stored_gets_its_default(stack: Stack) -> None:
+    async with stack.serving(stack.service(ReadsTyped())):
+        session = await stack.session()
+        assert result_of(await stack.run("service", session, set=True)) == [1, "OpenAI"]
+        assert result_of(await stack.run("service", session, set=False)) == [2, "NoneType"]
+
+
+async def test_a_volatile_run_can_be_cancelled_while_it_waits(stack: Stack) -> None:
+    workflow = KeepsClient()
+    async with stack.serving(stack.service(workflow, **ANSWERED)):
+        session = await stack.session(SessionPolicy.ENQUEUE)
+        task_id = await stack.submit("service", session)
+        await until_asked(stack, task_id, workflow)
+        await stack.plane.tasks.cancel(task_id)
+        assert (await stack.end(task_id)).status is TaskStatus.CANCELLED
