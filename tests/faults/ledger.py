@@ -20,6 +20,7 @@ EXPECTED: Final = {
     "collect": str(sum(n**2 for n in range(ITEMS))),
     "human": "yes",
     "flaky": f"{RETRIES} retries",
+    "volatile": "yes",
 }
 """The result of each workflow, behind the name of its run."""
 _ITEMS: Final = tuple(f"item-{n}" for n in range(ITEMS))
@@ -29,10 +30,13 @@ STEPS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "collect": (("split", *_ITEMS), ("join",)),
     "human": (("prepare",), ("ask",), ("finish",)),
     "flaky": (*((f"try-{n}",) for n in range(RETRIES + 1)), ("finish",)),
+    "volatile": (("prepare",), ("ask",), ("finish",)),
 }
 """The steps of each workflow, in groups of which each depends on all of the one before."""
-AT_ONCE: Final = {"chain": 1, "fan": WORKERS, "collect": WORKERS + 1, "human": 1, "flaky": 1}
+AT_ONCE: Final = {"chain": 1, "fan": WORKERS, "collect": WORKERS + 1, "human": 1, "flaky": 1, "volatile": 3}
 """How many steps of each run are under way at most: the items of a fan-out, and what goes on sending them."""
+STARTS_AGAIN: Final = frozenset({"volatile"})
+"""The workflows of which nothing is stored: all steps run again when a process dies."""
 DURABLE_SECONDS: Final = 1.0
 """What a step has done that no other one depends on is stored so long after its end, and some answers."""
 ANSWERS: Final = 3
@@ -135,13 +139,13 @@ def _violations(flow: str, lines: Sequence[Line], faults: Faults) -> Iterator[st
         for name in group:
             if not ends[name] and not any(line.step == name for line in stale):
                 yield f"step {name} has not ended"
-    for before, after in pairwise(STEPS[flow]):
+    for before, after in () if flow in STARTS_AGAIN else pairwise(STEPS[flow]):
         gone_on = min((line.at for name in after for line in begins[name]), default=None)
         for name in before:
             if gone_on is not None and any(line.at > gone_on for line in begins[name]):
                 yield f"step {name} has begun after a step that depends on it"
     for name, found in begins.items():
-        yield from _unfounded_repeats(name, found, ends[name], faults)
+        yield from _unfounded_repeats(name, found, () if flow in STARTS_AGAIN else ends[name], faults)
     yield from _too_many_repeats(flow, begins, faults)
 
 

@@ -13,7 +13,7 @@ from tests.faults.ledger import EXPECTED, Death, Faults, Ledger
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 EVERY = 1
-FLOWS = ["chain", "human", pytest.param("fan", marks=pytest.mark.long)]
+FLOWS = ["chain", "human", "volatile", pytest.param("fan", marks=pytest.mark.long)]
 
 
 def violations(flow: str, case: Path) -> list[str]:

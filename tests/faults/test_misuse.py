@@ -140,13 +140,17 @@ async def test_a_workflow_that_exits(user: Client) -> None:
     assert await user.run("misused") == 1
 
 
-@pytest.mark.parametrize(
-    ("act", "path"), [("result", "$.items[1]"), ("state", "connection"), ("event", "handle")]
-)
+@pytest.mark.parametrize(("act", "path"), [("result", "$.items[1]"), ("event", "handle")])
 async def test_what_cannot_be_serialised(user: Client, act: str, path: str) -> None:
     error = await failure(user, act)
     assert error.error_type == "llama_deploy.errors.SerializationError"
     assert path in (error.error_message or "")
+
+
+async def test_a_state_that_cannot_be_stored(user: Client) -> None:
+    session = await user.core.sessions.create()
+    # The rest of the state is stored.
+    assert [await session.run("misused", act="state") for _ in range(2)] == ["1", "2"]
 
 
 @pytest.mark.parametrize("text", ["not json", "[1, 2]", "7"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 
 from workflows import Context, Workflow, step
@@ -178,8 +179,12 @@ class Answered(Event):
 class Human(Workflow):
     """Waits for a person in the middle of a step."""
 
+    is_live = False
+
     @step
     async def prepare(self, ctx: Context, ev: Job) -> Prepared:
+        if self.is_live:
+            await ctx.store.set("lock", threading.Lock())
         await work(ctx, ev.name, "prepare", ev.seconds)
         return Prepared(job=ev)
 
@@ -194,6 +199,12 @@ class Human(Workflow):
     async def finish(self, ctx: Context, ev: Answered) -> StopEvent:
         await work(ctx, ev.job.name, "finish", ev.job.seconds)
         return StopEvent(result=f"{ev.job.name}: {ev.text}")
+
+
+class Volatile(Human):
+    """Keeps something in its store that cannot be stored, and waits for a person."""
+
+    is_live = True
 
 
 class Tried(Event):
@@ -224,5 +235,6 @@ FLOWS: dict[str, type[Workflow]] = {
     "collect": Collect,
     "human": Human,
     "flaky": Flaky,
+    "volatile": Volatile,
 }
 """The workflows by the names of their services."""
