@@ -18,7 +18,7 @@ from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
-from tests.integration.in_process import Stack, result_of, running_stack, stop
+from tests.integration.in_process import Stack, failure_of, result_of, running_stack, stop
 
 
 class Ask(InputRequiredEvent):
@@ -435,3 +435,48 @@ async def test_a_journal_may_grow_by_more_than_the_control_plane_takes_at_once(s
         assert result_of(await stack.run()) == 3_000_000
     finally:
         await stop(task)
+
+
+class Nothing(Workflow):
+    """Its last step returns nothing."""
+
+    def __init__(self, timeout: float | None) -> None:
+        super().__init__(timeout=timeout)
+        self.done = asyncio.Event()
+
+    @step
+    async def begin(self, ev: StartEvent) -> Work:
+        return Work(number=1)
+
+    @step
+    async def last(self, ev: Work) -> StopEvent | None:
+        self.done.set()
+        return None
+
+
+async def test_a_run_at_a_dead_end_does_not_block_its_session(stack: Stack) -> None:
+    async with stack.serving(stack.service(Nothing(timeout=0.5))):
+        session = await stack.session()
+        for task_id in [await stack.submit("service", session) for _ in range(2)]:
+            view = await stack.end(task_id)
+            assert view.status is TaskStatus.TIMED_OUT
+            assert "step 'last' took Work and returned None" in failure_of(view)[1]
+
+
+async def test_a_run_at_a_dead_end_ends_elsewhere_too(stack: Stack) -> None:
+    first = Nothing(timeout=None)
+    async with stack.serving(stack.service(first, drain_timeout=0)):
+        task_id = await stack.submit()
+        async with asyncio.timeout(10):
+            await first.done.wait()
+
+        async def stored() -> bool:
+            return bool((await stack.store.read(lambda tx: tx.tasks.load([task_id])))[task_id].has_run)
+
+        await eventually(stored)
+    second = Nothing(timeout=None)
+    async with stack.serving(stack.service(second, idle_timeout=0.1)):
+        error_type, message = failure_of(await stack.end(task_id))
+    assert error_type == "llama_deploy.errors.RunStuckError"
+    assert "nothing is waited for" in message
+    assert not second.done.is_set()
