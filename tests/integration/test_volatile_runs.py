@@ -74,6 +74,16 @@ class KeepsClient(Workflow):
         return StopEvent(result=f"{type(client).__name__} {await ctx.store.get('answer')}")
 
 
+class KeepsAndAsks(Workflow):
+    """Keeps a client and asks in the same step."""
+
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        await ctx.store.set("llm", OpenAI())
+        answer = await ctx.wait_for_event(Answer, waiter_event=Ask())
+        return StopEvent(result=answer.text)
+
+
 class CarriesTool(Workflow):
     """Hands a client from step to step."""
 
@@ -214,6 +224,21 @@ async def test_volatile_runs_that_wait_take_no_slot(stack: Stack) -> None:
             await stack.send(task_id, Answer(text="yes"))
         for task_id in tasks:
             assert result_of(await stack.end(task_id)) == "OpenAI yes"
+
+
+async def test_a_run_that_becomes_volatile_while_it_waits_gives_up_its_slot(stack: Stack) -> None:
+    service = stack.service(KeepsAndAsks(timeout=None), max_concurrent_tasks=1, idle_timeout=60, **ANSWERED)
+    async with stack.serving(service):
+        tasks = [await stack.submit() for _ in range(3)]
+
+        async def all_ask() -> bool:
+            views = [await stack.plane.tasks.get(task_id) for task_id in tasks]
+            return all(view.durability is Durability.VOLATILE for view in views)
+
+        await eventually(all_ask)
+        for task_id in tasks:
+            await stack.send(task_id, Answer(text="yes"))
+            assert result_of(await stack.end(task_id)) == "yes"
 
 
 async def test_a_drain_hands_back_volatile_runs_that_wait_and_says_so(

@@ -153,11 +153,13 @@ class AttemptExecutor:
             history=history,
             inbox=attempt.inbox,
             on_failure=on_failure,
-            on_volatile=None if self.config.durability == "step" else partial(self._log_volatile, attempt),
+            on_volatile=None if self.config.durability == "step" else partial(self._on_volatile, attempt),
         )
 
-    def _log_volatile(self, attempt: Attempt, reason: str) -> None:
+    def _on_volatile(self, attempt: Attempt, reason: str) -> None:
         """Warn of the first volatile run of the service; the others are only seen at their tasks."""
+        if attempt.run is not None and attempt.run.clock.is_waiting:
+            self.slots.on_waiting(attempt)  # it has begun to wait before it became volatile
         logger.log(
             logging.DEBUG if self._has_volatile_runs.is_set() else logging.WARNING,
             "task %s of service %s is volatile: %s, which cannot be stored. The run continues in memory, and"
