@@ -29,8 +29,8 @@ from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.shell.service_routes import create_service_app, service_edge
 from llama_deploy.services.shell.workflow_calls import WorkflowCalls
 from llama_deploy.services.worker.report_publisher import ReportPublisher
-from llama_deploy.services.worker.worker import Worker
 from llama_deploy.services.worker.worker_settings import WorkerSettings
+from llama_deploy.services.worker.workflow_worker import WorkflowWorker
 from llama_deploy.types import ServiceDefinition, generate_id
 from llama_deploy.web.connection_settings import Address
 from llama_deploy.web.http_server import HttpServer
@@ -141,9 +141,12 @@ class WorkflowService(WorkflowCalls):
         await self._registered.wait()
 
         publish = partial(self.publish, topic=self.topics.control_plane)
-        self._worker = Worker(
+        self._worker = WorkflowWorker(
             self._hosted,
-            WorkerSettings(config=self.config, instance_id=self.instance_id, registration=self._registration),
+            self.config,
+            settings=WorkerSettings.of(
+                self.config, instance_id=self.instance_id, registration=self._registration
+            ),
             queue=self.message_queue,
             gateway=self.gateway,
             publish=ReportPublisher(publish, upload=self.gateway.report).publish,

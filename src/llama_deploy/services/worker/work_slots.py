@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from llama_deploy.services.background import BackgroundTasks
 from llama_deploy.services.worker.held_attempts import HeldAttempts
@@ -22,7 +23,7 @@ class WorkSlots:
     """How many tasks the instance may work on."""
     ledger: Ledger
     """An instance with too many unconfirmed outcomes has no free slots."""
-    attempts: HeldAttempts
+    attempts: HeldAttempts[Any]
     """The attempts under way."""
     confirm: Callable[[], None]
     """Asks the control plane to confirm outcomes."""
