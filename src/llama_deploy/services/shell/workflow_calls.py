@@ -36,7 +36,6 @@ class WorkflowCalls(BaseService):
         self._states = hosted.states
         self._launch = Launch(self.processing_loop, name=f"service {name}")
         self._worker: WorkflowWorker | None = None
-        """None: the service does not work on tasks."""
 
     async def get_workflow_state(self, state: WorkflowState) -> Context | None:
         """Return a context with the workflow's state of the session. None: the session holds none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
@@ -37,6 +38,11 @@ class Attempt(ABC):
     def park(self) -> None:  # noqa: B027 - not every attempt needs it
         """Let its run leave memory if it only waits. Others need its slot."""
 
+    @property
+    @abstractmethod
+    def is_answered(self) -> bool:
+        """Whether it has an outcome already."""
+
     @abstractmethod
     async def deliver(self, entry: InboxEntry) -> None:
         """Take an event that was sent to the task, unless it was seen before."""
@@ -54,3 +60,7 @@ class Attempt(ABC):
     async def close(self) -> None:
         """Stop publishing its events. Idempotent."""
         await self.reports.close()
+
+
+processing: ContextVar[Attempt | None] = ContextVar("processing", default=None)
+"""The attempt for which a service processes a message in this context."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, OverloadedError
 from llama_deploy.message_queues.base import AbstractMessageQueue, Consumer, Delivery
 from llama_deploy.message_queues.consumer_loop import ConsumerLoop
@@ -17,14 +15,13 @@ from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.claims import Claims
 from llama_deploy.services.worker.held_attempts import HeldAttempts
+from llama_deploy.services.worker.message_data import parse_data
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.types.instance_protocol import ClaimReply, InboxEntry, TaskCancellation, TaskDispatch
-from llama_deploy.types.validation import describe_validation_error
 
 logger = logging.getLogger(__name__)
 
 A = TypeVar("A", bound=Attempt)
-M = TypeVar("M", bound=BaseModel)
 
 INSTANCE_TOPIC_EXPIRES: Final = 600.0
 """Seconds after which the queue may delete the topic of an instance that is gone."""
@@ -83,9 +80,9 @@ class TaskIntake(Generic[A]):
             UnavailableError: The control plane does not answer.
         """
         if message.action is ActionTypes.SEND_EVENT:
-            await self.attempts.deliver([_parse(InboxEntry, message)])
+            await self.attempts.deliver([parse_data(InboxEntry, message)])
         elif message.action is ActionTypes.CANCEL_TASK:
-            self.attempts.cancel(_parse(TaskCancellation, message))
+            self.attempts.cancel(parse_data(TaskCancellation, message))
         elif message.action is ActionTypes.NEW_TASK:
             if self.slots.free <= 0:
                 raise OverloadedError(f"service {self.service_name!r} has no free slot; try again later")
@@ -127,7 +124,7 @@ class TaskIntake(Generic[A]):
         """Ask for the attempt that a message offers. None: it is not available."""
         if message.action is not ActionTypes.NEW_TASK:
             raise InvalidRequestError(f"the work topic does not carry {message.action} messages")
-        dispatch = _parse(TaskDispatch, message)
+        dispatch = parse_data(TaskDispatch, message)
         attempt = await self.claims.claim(dispatch, partial(self.new_attempt, message, dispatch))
         if attempt is not None:
             self.attempts.add(attempt)
@@ -148,10 +145,3 @@ class TaskIntake(Generic[A]):
             exc,
             extra={"action": "drop_message", "message_id": message.id_},
         )
-
-
-def _parse(model: type[M], message: QueueMessage) -> M:
-    try:
-        return model.model_validate(message.data)
-    except ValidationError as exc:
-        raise InvalidRequestError(f"malformed {message.action}: {describe_validation_error(exc)}") from exc

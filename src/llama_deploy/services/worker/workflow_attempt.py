@@ -62,6 +62,11 @@ class WorkflowAttempt(Attempt):
         """Put an event into the run's inbox."""
         await self.inbox.put(entry)
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether `process_call` has published an outcome."""
+        return self.published is not None
+
     def answer(self, outcome: RunOutcome) -> bool:
         """Keep an outcome, which is reported when `process_call` returns. False: there is one already."""
         if self.published is not None or self.is_cancelled:

@@ -79,6 +79,11 @@ class WorkflowWorker(Worker[WorkflowAttempt]):
         if self._hooks.process is None:
             await self.process(attempt)
             return
-        await self._hooks.process(attempt.state)
+        try:
+            await self._hooks.process(attempt.state)
+        except Exception as exc:
+            if attempt.run is not None:
+                raise  # after the workflow, which has an outcome already
+            attempt.answer(RunOutcome.failed(exc))
         if attempt.published is not None:
             await self.report(attempt, attempt.published)
