@@ -18,8 +18,9 @@ from llama_deploy.errors import UnavailableError
 from llama_deploy.message_consumers import BaseMessageQueueConsumer, RemoteMessageConsumer
 from llama_deploy.messages import ActionTypes
 from llama_deploy.testing.conditions import eventually
-from llama_deploy.types import ServiceDefinition, TaskDefinition, TaskStatus
+from llama_deploy.types import ServiceDefinition, TaskDefinition, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
+from llama_deploy.types.services import Registration
 from llama_deploy.web.http_server import HttpServer
 from tests.integration.custom_services import Custom, consuming, custom
 from tests.integration.in_process import PATIENCE, Stack, failure_of, result_of, running_stack, stop, until
@@ -148,6 +149,41 @@ class TestResults:
             view = await stack.run("custom")
         assert view.status is TaskStatus.FAILED
         assert failure_of(view)[1] == "no luck"
+
+    async def test_a_result_may_be_returned(self, stack: Stack) -> None:
+        async def work(service: Custom, message: QueueMessage) -> TaskResult:
+            return TaskResult(task_id=message.data["task_id"], result="text", value={"n": 1})
+
+        async with consuming(custom(stack, work)):
+            view = await stack.run("custom")
+        assert result_of(view) == {"n": 1}
+        assert view.result is not None
+        assert view.result.result == "text"
+
+    async def test_a_status_that_ends_nothing_is_refused(self, stack: Stack) -> None:
+        async def work(service: Custom, message: QueueMessage) -> None:
+            await service.publish_result(message.data["task_id"], "half", status=TaskStatus.RUNNING)
+
+        async with consuming(custom(stack, work)):
+            kind, text = failure_of(await stack.run("custom"))
+        assert kind == "llama_deploy.errors.InvalidRequestError"
+        assert "terminal" in text
+
+    async def test_a_result_beside_the_service_is_refused_with_advice(
+        self, stack: Stack, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def work(service: Custom, message: QueueMessage) -> str:
+            report = QueueMessage(
+                type="control_plane",
+                action=ActionTypes.COMPLETED_TASK,
+                data=TaskResult(task_id=message.data["task_id"], result="beside").model_dump(),
+            )
+            await service.message_queue.publish(report, service.get_topic("control_plane"))
+            await until(lambda: "publish it with `BaseService.publish`" in caplog.text)
+            return "in order"
+
+        async with consuming(custom(stack, work)):
+            assert result_of(await stack.run("custom")) == "in order"
 
     async def test_a_malformed_result_fails_its_task_and_says_what_is_missing(self, stack: Stack) -> None:
         async def work(service: Custom, message: QueueMessage) -> None:
@@ -618,6 +654,24 @@ class TestRegistering:
         try:
             await until(lambda: _is_registered(stack))
             assert result_of(await stack.run("custom", text="self")) == "SELF"
+        finally:
+            await stop(working)
+
+    async def test_it_waits_for_a_control_plane_that_does_not_answer_yet(self, stack: Stack) -> None:
+        class Starting(DirectGateway):
+            refusals = 2
+
+            async def register(self, definition: ServiceDefinition) -> Registration:
+                self.refusals -= 1
+                if self.refusals >= 0:
+                    raise UnavailableError("not yet")
+                return await super().register(definition)
+
+        service = Custom(stack.queue, shout, gateway=Starting(stack.plane))
+        working = asyncio.create_task((await service.register_to_message_queue())())
+        try:
+            await until(lambda: _is_registered(stack))
+            assert result_of(await stack.run("custom", text="early")) == "EARLY"
         finally:
             await stop(working)
 

@@ -8,11 +8,13 @@ from abc import abstractmethod
 from functools import partial
 from typing import Any, Final
 
-from llama_deploy.errors import ConfigError, LlamaDeployError
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
 from llama_deploy.message_consumers import BaseMessageQueueConsumer
 from llama_deploy.message_publishers import MessageQueuePublisherMixin
 from llama_deploy.message_queues.base import StartConsumingCallable
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.retrying import Outage, retry
 from llama_deploy.services.background import end, run_to_completion
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.shell.control_plane_member import ControlPlaneMember, ControlPlaneSettings
@@ -28,6 +30,7 @@ from llama_deploy.web.connection_settings import Address
 logger = logging.getLogger(__name__)
 
 _REPORTS: Final = (ActionTypes.COMPLETED_TASK, ActionTypes.TASK_STREAM)
+_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 _DEREGISTER_SECONDS: Final = 5.0
 """How long deregistering may take when the service stops."""
 
@@ -144,8 +147,8 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
     async def register_to_message_queue(self) -> StartConsumingCallable:
         """Return a callable that works on the service's tasks until cancelled or deregistered, then drains.
 
-        It waits until the service is registered with the control plane, and registers it if that was not done
-        and the URL is known.
+        It waits until the service is registered with the control plane. If you have not done that, it does
+        it as soon as the control plane answers.
         """
         self._consuming_ended = ended = asyncio.Event()
         return partial(self._consume, self.as_consumer(), ended)
@@ -169,9 +172,7 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
 
     async def _work(self, consumer: BaseMessageQueueConsumer) -> None:
         """Work on tasks from registration until cancelled, then drain."""
-        if not self._registered.is_set() and (self._gateway or self.control_plane_url):
-            await self.register_to_control_plane()
-        await self._registered.wait()
+        await self._join()
         worker = self._worker = MessageWorker(
             consumer,
             WorkerSettings(
@@ -191,6 +192,26 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
         finally:
             self._worker = None
             await run_to_completion(self._leave())
+
+    async def _join(self) -> None:
+        """Wait until the service is registered; register it if that was not done and the URL is known."""
+        if not self._registered.is_set() and (self._gateway or self.control_plane_url):
+            outage = Outage(on_start=self._log_waiting, on_end=lambda: None)
+            await retry(
+                self.register_to_control_plane,
+                backoff=_BACKOFF,
+                retry_on=lambda exc: isinstance(exc, UnavailableError),
+                outage=outage,
+            )
+        await self._registered.wait()
+
+    def _log_waiting(self, exc: LlamaDeployError) -> None:
+        logger.warning(
+            "service %s waits for its control plane: %s; retrying",
+            self.service_name,
+            exc,
+            extra={"action": "wait"},
+        )
 
     def _report_publisher(self) -> ReportPublisher:
         publish = partial(self.publish, topic=self.topics.control_plane)
