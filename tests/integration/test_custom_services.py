@@ -387,7 +387,8 @@ class Deferring(Custom):
     """Only puts messages into a list; its processing loop does the work."""
 
     def __init__(self, stack: Stack, **options: Any) -> None:
-        super().__init__(stack.queue, self._keep, gateway=stack.server.gateway(), **options)
+        options = {"gateway": stack.server.gateway(), **options}
+        super().__init__(stack.queue, self._keep, **options)
         self.waiting: asyncio.Queue[QueueMessage] = asyncio.Queue()
         self.is_open = asyncio.Event()
         self.is_open.set()
@@ -620,12 +621,48 @@ class TestStopping:
             await service.deregister_from_control_plane()
 
 
+class Served(Deferring):
+    """Takes its messages at its own HTTP server, which also runs the processing loop, as in 0.6."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(stack, gateway=None)
+        self.port = asyncio.get_running_loop().create_future()
+
+    def as_consumer(self, remote: bool = False) -> BaseMessageQueueConsumer:  # noqa: FBT001, FBT002, ARG002
+        url = f"http://127.0.0.1:{self.port.result()}/process_message"
+        return RemoteMessageConsumer(url=url, message_type=self.service_name)
+
+    async def launch_server(self) -> None:
+        app = FastAPI()
+
+        @app.post("/process_message")
+        async def process_message(message: QueueMessage) -> None:
+            await self.process_message(message)
+
+        async with await HttpServer.start(app, host="127.0.0.1", port=0) as server:
+            self.port.set_result(server.port)
+            await self.processing_loop()
+
+
+async def test_a_program_of_0_6_launches_and_registers_by_hand(stack: Stack) -> None:
+    service = Served(stack)
+    serving = asyncio.create_task(service.launch_server())
+    await service.port
+    await service.register_to_control_plane(stack.server.config.url)
+    consuming_callable = await service.register_to_message_queue()
+    consumer = asyncio.create_task(consuming_callable())
+    try:
+        views = await asyncio.gather(*(stack.run("custom", text=f"task {n}") for n in range(10)))
+        assert [result_of(view) for view in views] == [f"TASK {n}" for n in range(10)]
+    finally:
+        await stop(consumer)
+        await service.deregister_from_control_plane()
+        await stop(serving)
+
+
 class TestRegistering:
     async def test_the_url_may_come_with_the_settings_of_the_control_plane(self, stack: Stack) -> None:
-        class Shouter(Custom):
-            """Knows the control plane as services of 0.6 did."""
-
-        service = Shouter(stack.queue, shout, control_plane_config=stack.server.config)
+        service = Custom(stack.queue, shout, control_plane_config=stack.server.config)
         assert service.control_plane_url == stack.server.config.url
         async with consuming(service):
             assert result_of(await stack.run("custom", text="by url")) == "BY URL"
