@@ -237,6 +237,14 @@ def test_the_quickstart_is_short() -> None:
     assert len([line for line in first.code.splitlines() if line.strip()]) <= 20
 
 
+def test_the_custom_service_is_short() -> None:
+    page = ROOT / "docs" / "how-to" / "custom-service.md"
+
+    first = read_snippets(page.read_text(encoding="utf-8"))[0]
+    assert (first.action, first.name) == ("file", "shouter.py")
+    assert len(first.code.splitlines()) < 30
+
+
 def test_the_readme_names_targets_of_make_that_exist() -> None:
     targets = set(re.findall(r"`make ([\w-]+)`", README.read_text(encoding="utf-8")))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -162,6 +162,47 @@ async def test_takeover_within_the_lease_and_two_seconds(system: System) -> None
         assert await handle.result() == "long 1"
 
 
+async def test_a_service_without_a_workflow_is_killed_in_the_middle_of_a_task(system: System) -> None:
+    system.start("core.py")
+    services = {program.pid: program for program in (system.module("custom"), system.module("custom"))}
+    async with system.client() as client:
+        await system.instances(client, 2)
+        handle = await client.submit("ledger", name="long", seconds=3, events=3)
+        await system.begun(1)
+        (first,) = system.runs_of("long")
+        services[first].kill()
+        killed = time.monotonic()
+        await system.begun(2)
+        assert time.monotonic() - killed < LEASE_SECONDS + 2
+        assert system.runs_of("long")[1] != first
+        assert await handle.result() == "long 1"
+        assert (await handle.info()).attempt == 2
+        events = [event async for event in handle.events()]
+        assert [event.index for event in events] == list(range(len(events)))
+        assert [event.terminal for event in events] == [False] * (len(events) - 1) + [True]
+    assert system.ledger("end")["long"] == 1
+
+
+async def test_a_paused_service_without_a_workflow_wakes_up_and_changes_nothing(system: System) -> None:
+    system.env["CONTROL_PLANE_LEASE_SECONDS"] = "1"
+    system.start("core.py")
+    services = {program.pid: program for program in (system.module("custom"), system.module("custom"))}
+    async with system.client() as client:
+        await system.instances(client, 2)
+        handle = await client.submit("ledger", name="long", seconds=1.5, events=2)
+        await system.begun(1)
+        (first,) = system.runs_of("long")
+        services[first].pause()
+        await system.begun(2)
+        assert await handle.result() == "long 1"
+        before = [event async for event in handle.events()]
+        services[first].resume()
+        await system.instances(client, 2)
+        assert await client.run("ledger", name="after") == "after 1"
+        assert [event async for event in handle.events()] == before
+        assert (await handle.info()).attempt == 2
+
+
 async def test_a_paused_instance_that_wakes_up_changes_nothing(system: System) -> None:
     system.env["CONTROL_PLANE_LEASE_SECONDS"] = "1"
     system.start("core.py")

@@ -14,7 +14,7 @@ from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.worker.attempt import Attempt
+from llama_deploy.services.worker.workflow_attempt import WorkflowAttempt
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
@@ -180,13 +180,13 @@ def slow_service(stack: Stack, workflow: Workflow, **settings: Any) -> tuple[Wor
     return WorkflowService(workflow, stack.queue, config, gateway=gateway), gateway
 
 
-def attempt_of(service: WorkflowService) -> Attempt:
+def attempt_of(service: WorkflowService) -> WorkflowAttempt:
     assert service._worker is not None
     (attempt,) = service._worker.attempts
     return attempt
 
 
-async def until_it_asks(service: WorkflowService) -> Attempt:
+async def until_it_asks(service: WorkflowService) -> WorkflowAttempt:
     """Wait until the only run waits in memory for an answer; return its attempt."""
     await eventually(lambda: service._worker is not None and len(service._worker.attempts) == 1)
     attempt = attempt_of(service)

@@ -10,8 +10,10 @@ from workflows import Context, Workflow, step
 from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.errors import InvalidRequestError, UnavailableError
+from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig, WorkflowState
-from tests.integration.in_process import Stack, result_of, running_stack
+from llama_deploy.types import TaskResult, TaskStream
+from tests.integration.in_process import Stack, failure_of, result_of, running_stack
 
 
 class Counter(Workflow):
@@ -90,3 +92,36 @@ async def test_only_a_claimed_call_can_be_processed(stack: Stack) -> None:
         await stack.run()
         with pytest.raises(InvalidRequestError, match="attempt 1 of task 'task' was not claimed"):
             await service.process_call(call)
+
+
+async def test_process_call_may_publish_events_and_a_result_itself(stack: Stack) -> None:
+    service = stack.service(Counter())
+
+    async def answer(current_call: WorkflowState) -> None:
+        task_id = str(current_call.task_id)
+        reports = {
+            ActionTypes.TASK_STREAM: TaskStream(task_id=task_id, data={"half": True}, index=0),
+            ActionTypes.COMPLETED_TASK: TaskResult(task_id=task_id, history=[], result="whole", data={}),
+        }
+        for action, report in reports.items():
+            await service.publish(QueueMessage(type="control_plane", action=action, data=report.model_dump()))
+
+    service.process_call = answer  # type: ignore[method-assign]
+    async with stack.serving(service):
+        view = await stack.run()
+        assert result_of(view) == "whole"
+        assert [event.data for event in await stack.events(view.task_id)] == [
+            {"half": True},
+            {"result": "whole"},
+        ]
+
+
+async def test_an_exception_in_process_call_fails_the_task(stack: Stack) -> None:
+    service = stack.service(Counter())
+
+    async def fail(current_call: WorkflowState) -> None:
+        raise KeyError("no such call")
+
+    service.process_call = fail  # type: ignore[method-assign]
+    async with stack.serving(service):
+        assert failure_of(await stack.run()) == ("builtins.KeyError", "'no such call'")

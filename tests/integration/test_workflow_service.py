@@ -21,16 +21,11 @@ from workflows.handler import WorkflowHandler
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.errors import ConfigError, InvalidRequestError, UnavailableError
 from llama_deploy.message_consumers import (
-    BaseMessageQueueConsumer,
-    CallableMessageConsumer,
     RemoteMessageConsumer,
 )
 from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQueueServer
-from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services import (
-    BaseService,
-    ControlPlaneGateway,
     HttpGateway,
     WorkflowService,
     WorkflowServiceConfig,
@@ -39,14 +34,12 @@ from llama_deploy.services.values.session_state import STATE_PREFIX
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.types import (
     EventDefinition,
-    ServiceDefinition,
     SessionPolicy,
     TaskStatus,
     TaskSubmission,
     generate_id,
 )
 from llama_deploy.types.instance_protocol import (
-    AttemptOutcome,
     Heartbeat,
     HeartbeatReply,
     ReleaseReply,
@@ -249,58 +242,6 @@ class Blocker(Workflow):
     async def block_the_loop(self, ev: StartEvent) -> StopEvent:
         time.sleep(ev.seconds)  # noqa: ASYNC251 - what the test is about
         return StopEvent(result="done")
-
-
-class Shouter(BaseService):
-    """A service that hosts no workflow: it answers each task itself."""
-
-    def __init__(self, queue: AbstractMessageQueue, gateway: ControlPlaneGateway) -> None:
-        super().__init__("shouter", gateway=gateway)
-        self._queue = queue
-        self.taken: list[QueueMessage] = []
-
-    @property
-    def message_queue(self) -> AbstractMessageQueue:
-        return self._queue
-
-    @property
-    def publisher_id(self) -> str:
-        return self.service_name
-
-    @property
-    def service_definition(self) -> ServiceDefinition:
-        return ServiceDefinition(
-            service_name=self.service_name, description="Shouts.", instance_id="only-shouter"
-        )
-
-    def as_consumer(self, remote: bool = False) -> BaseMessageQueueConsumer:  # noqa: FBT001, FBT002
-        return CallableMessageConsumer(message_type=self.service_name, handler=self.process_message)
-
-    async def process_message(self, message: QueueMessage) -> None:
-        self.taken.append(message)
-        outcome = AttemptOutcome(
-            task_id=message.data["task_id"],
-            attempt=message.data["attempt"],
-            token=message.data["token"],
-            first=0,
-            events=[],
-            status=TaskStatus.SUCCEEDED,
-            value=json.loads(message.data["input"])["text"].upper(),
-        )
-        await self.publish(
-            QueueMessage(
-                type="control_plane", action=ActionTypes.COMPLETED_TASK, data=outcome.model_dump(mode="json")
-            )
-        )
-
-    async def processing_loop(self) -> None:
-        await (await self.register_to_message_queue())()
-
-    async def launch_local(self) -> asyncio.Task[None]:
-        return asyncio.create_task(self.processing_loop())
-
-    async def launch_server(self) -> None:
-        await self.processing_loop()
 
 
 @pytest.fixture
@@ -902,19 +843,6 @@ async def test_a_workflow_of_llama_index_and_its_prebuilt_agents(stack: Stack) -
             assert view.result is not None
             assert view.result.value_type is not None
             assert view.result.value_type.endswith(".AgentOutput")
-
-
-async def test_a_custom_service_gets_its_tasks_and_answers_them(stack: Stack) -> None:
-    service = Shouter(stack.queue, stack.server.gateway())
-    await service.register_to_control_plane()
-    working = await service.launch_local()
-    try:
-        assert result_of(await stack.run("shouter", text="hey")) == "HEY"
-        assert [message.action for message in service.taken] == [ActionTypes.NEW_TASK]
-        await service.deregister_from_message_queue()
-        await asyncio.wait_for(working, PATIENCE)
-    finally:
-        await stop(working)
 
 
 @pytest.mark.parametrize("remote", [False, True])

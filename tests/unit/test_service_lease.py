@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from llama_deploy.errors import UnavailableError
-from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.lease_keeper import LeaseKeeper
 from llama_deploy.services.worker.ledger import Ledger
@@ -43,11 +42,11 @@ class Answers:
 @asynccontextmanager
 async def keeping(answers: Answers, ledger: Ledger) -> AsyncIterator[LeaseKeeper]:
     settings = WorkerSettings(
-        config=WorkflowServiceConfig(
-            host="127.0.0.1", port=0, service_name="service", max_concurrent_tasks=1
-        ),
+        service_name="service",
         instance_id="instance",
         registration=Registration(lease_seconds=0.1),
+        max_concurrent_tasks=1,
+        drain_timeout=1.0,
     )
     keeper = LeaseKeeper(
         settings=settings,

@@ -13,6 +13,7 @@ from workflows.handler import WorkflowHandler
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.errors import (
+    ClosedError,
     ConfigError,
     EventsMissingError,
     LlamaDeployError,
@@ -116,6 +117,19 @@ async def test_reading_waits_while_too_many_wait(monkeypatch: pytest.MonkeyPatch
     await third
     await sender.settle()
     await sender.close()
+
+
+async def test_closing_wakes_who_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 1)
+    wire = Wire()
+    wire.gate.clear()
+    sender = AttemptReports(KEY, wire.publish)
+    await sender.add(event(0))
+    second = asyncio.create_task(sender.add(event(1)))
+    await wire.arrived.wait()
+    await sender.close()
+    with pytest.raises(ClosedError, match="the attempt has ended"):
+        await asyncio.wait_for(second, 10)
 
 
 async def test_events_survive_an_absent_queue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ class ConsumerLoop:
                 self._reap()
                 if receiving is not None and receiving.done():
                     deliveries, receiving = receiving.result(), None
-                    self._running |= {asyncio.create_task(self._process(each)) for each in deliveries}
+                    self._running |= {asyncio.create_task(self.process(each)) for each in deliveries}
             if self._running:
                 await asyncio.wait(self._running)
                 self._reap()
@@ -69,7 +69,7 @@ class ConsumerLoop:
         for task in ended:
             task.result()
 
-    async def _process(self, delivery: Delivery) -> None:
+    async def process(self, delivery: Delivery) -> None:
         """Process one delivery and settle it."""
         try:
             async with self._kept(delivery):

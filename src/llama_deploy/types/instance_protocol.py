@@ -119,6 +119,10 @@ class AttemptOutcome(AttemptEvents):
     value: Any = None
     value_type: str | None = None
     error: TaskFailure | None = None
+    history: list[Any] | None = None
+    """See `TaskResult`. None: empty."""
+    data: dict[str, Any] | None = None
+    """See `TaskResult`. None: empty."""
     session_state: dict[str, Any] | None = None
     """Top-level keys to merge into the session's state, stored together with the end."""
     terminal_event: EventPayload | None = None
@@ -140,7 +144,9 @@ class AttemptOutcome(AttemptEvents):
         """The result of the task that ends with this."""
         return TaskResult(
             task_id=self.task_id,
+            history=self.history or [],
             result=self.text,
+            data=self.data or {},
             status=self.status,
             value=self.value,
             value_type=self.value_type,

@@ -90,11 +90,11 @@ class TaskResult(BaseModel):
 
     task_id: str
     history: list[Any] = Field(default_factory=list)
-    """Kept for the 0.6 API; always empty."""
+    """What a service without a workflow has published as such; else empty."""
     result: str = ""
     """`str(result)` of what the workflow returned, or the message of the failure."""
     data: dict[str, Any] = Field(default_factory=dict)
-    """Kept for the 0.6 API; always empty."""
+    """What a service without a workflow has published as such; else empty."""
     status: TaskStatus = TaskStatus.SUCCEEDED
     value: Any = None
     """The result as JSON."""

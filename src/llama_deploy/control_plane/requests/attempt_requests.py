@@ -220,7 +220,10 @@ def _report(message: QueueMessage) -> AttemptEvents:
                 )
             return outcome
     except ValidationError as exc:
-        raise InvalidRequestError(f"malformed {message.action}: {describe_validation_error(exc)}") from exc
+        advice = "" if "token" in message.data else "; publish it with `BaseService.publish`"
+        raise InvalidRequestError(
+            f"malformed {message.action}: {describe_validation_error(exc)}{advice}"
+        ) from exc
     raise InvalidRequestError(f"the control plane does not accept {message.action} messages")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import ClosedError, LlamaDeployError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.values.payloads import StreamedEvent
@@ -145,6 +145,7 @@ class AttemptReports:
 
         Raises:
             LlamaDeployError: An earlier event was rejected permanently, for example as too large.
+            ClosedError: The attempt has ended.
         """
         async with self._turn:  # first come, first served
             await self._room.wait()
@@ -217,7 +218,10 @@ class AttemptReports:
         return published
 
     async def close(self) -> None:
-        """Stop publishing; unsent events are lost. Idempotent."""
+        """Stop publishing; unsent events are lost, and no further ones are accepted. Idempotent."""
+        if self._failure is None:
+            self._failure = ClosedError("the attempt has ended")
+        self._room.set()
         if self._worker is not None and not self._worker.done():
             self._worker.cancel()
             await asyncio.wait([self._worker])
@@ -264,6 +268,8 @@ class AttemptReports:
             error=outcome.error,
             terminal_event=outcome.terminal_event,
             event_value=outcome.event_value,
+            history=outcome.history,
+            data=outcome.data,
             session_state=session_state,
         )
 

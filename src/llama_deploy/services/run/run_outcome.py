@@ -11,6 +11,7 @@ from workflows import Context
 from workflows.errors import WorkflowTimeoutError
 from workflows.events import StopEvent, WorkflowTimedOutEvent
 
+from llama_deploy import message_consumers
 from llama_deploy.codec import qualified_name
 from llama_deploy.errors import TaskCancelledError
 from llama_deploy.services.run.step_guard import StepExitError
@@ -20,8 +21,10 @@ from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.workflow_library import library_folders
 
 _TRACEBACK_LINES: Final = 20
-_FRAMEWORK: Final = (*library_folders(), os.path.dirname(__file__) + os.sep)  # noqa: PTH120 - as in frames
-"""Folders whose frames are in the traceback of every step."""
+_SERVICES: Final = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - as in frames
+_CONSUMERS: Final = os.path.dirname(message_consumers.__file__)  # noqa: PTH120
+_FRAMEWORK: Final = (*library_folders(), _SERVICES + os.sep, _CONSUMERS + os.sep)
+"""Folders whose frames are in the traceback of every step or message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,14 @@ class RunOutcome:
     event_value: Literal["result", "data"] | None = None
     """Where the terminal event repeats the value; see `AttemptOutcome`."""
     error: TaskFailure | None = None
+    history: list[Any] | None = None
+    """What a service without a workflow has published beside its result; see `TaskResult`."""
+    data: dict[str, Any] | None = None
+    """The same."""
     cause: BaseException | None = None
     """The exception that the workflow raised."""
     ctx: Context | None = None
-    """The context of a run that succeeded, which holds the workflow's state."""
+    """The context of a run that succeeded, which holds the workflow's state. None: it has none."""
     size: int = 256
     """The approximate length of the outcome as JSON, in bytes."""
 
@@ -73,7 +80,7 @@ class RunOutcome:
         return cls(TaskStatus.CANCELLED, error=error)
 
     @classmethod
-    def succeeded(cls, event: StopEvent, ctx: Context) -> RunOutcome:
+    def succeeded(cls, event: StopEvent, ctx: Context | None = None) -> RunOutcome:
         """The run ended with the workflow's stop event.
 
         Raises:

@@ -100,11 +100,6 @@ class WorkflowRun:
         """Whether the run has left memory, to be resumed when something wakes it."""
         return self._ending.is_parked
 
-    @property
-    def stays_in_memory(self) -> bool:
-        """Whether the run cannot be parked, because nothing of it is written."""
-        return self.journal is None or self.journal.is_volatile
-
     def cancel(self) -> None:
         """Ask the run to end; `execute` returns within `CANCEL_GRACE` seconds. Idempotent."""
         self._ending.cancel()

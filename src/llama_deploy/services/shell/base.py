@@ -3,25 +3,93 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import abstractmethod
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
+from llama_deploy.backoff import Backoff
+from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
 from llama_deploy.message_consumers import BaseMessageQueueConsumer
 from llama_deploy.message_publishers import MessageQueuePublisherMixin
-from llama_deploy.message_queues.base import Consumer, StartConsumingCallable
-from llama_deploy.messages import QueueMessage
-from llama_deploy.services.shell.claiming_consumer import ClaimingConsumer
-from llama_deploy.services.shell.control_plane_member import ControlPlaneMember
+from llama_deploy.message_queues.base import StartConsumingCallable
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.retrying import Outage, retry
+from llama_deploy.services.background import end, run_to_completion
+from llama_deploy.services.gateway import ControlPlaneGateway
+from llama_deploy.services.shell.control_plane_member import ControlPlaneMember, ControlPlaneSettings
+from llama_deploy.services.worker.held_attempts import HeldAttempts
+from llama_deploy.services.worker.message_worker import MessageWorker
+from llama_deploy.services.worker.published_reports import report_published
+from llama_deploy.services.worker.report_publisher import ReportPublisher
+from llama_deploy.services.worker.worker import Worker
+from llama_deploy.services.worker.worker_settings import WorkerSettings
+from llama_deploy.types.topics import CONTROL_PLANE
+from llama_deploy.web.connection_settings import Address
+
+logger = logging.getLogger(__name__)
+
+_REPORTS: Final = (ActionTypes.COMPLETED_TASK, ActionTypes.TASK_STREAM)
+_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
+_DEREGISTER_SECONDS: Final = 5.0
+"""How long deregistering may take when the service stops."""
 
 
 class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
     """A service: it has a name, takes messages from a queue, and registers with the control plane.
 
-    Derive from this class to host something other than a workflow. The arguments are those of
-    `ControlPlaneMember`.
+    Derive from this class to host something other than a workflow. `process_message` gets each task as a
+    `new_task` message, whose data can be read as `TaskDefinition`. The task ends with the first of these:
+
+    * `process_message` returns a value other than None, which is the result.
+    * You publish a `TaskResult` in a `completed_task` message, from there or later from anywhere else.
+    * `process_message` raises an exception: the task fails.
+
+    Before that, you can publish `TaskStream` events in `task_stream` messages. What you publish about a task
+    that has ended or that another instance has taken over is logged and not sent.
+
+    The base class does the rest while the result of `register_to_message_queue` runs: it registers this
+    object as an instance, claims tasks, sends heartbeats, reports results, and drains when it is cancelled.
+    An event that is sent to a running task is a `send_event` message; its `input` is the event as JSON. A
+    task that is cancelled, or that belongs to another instance, cancels its `process_message`.
+
+    Args:
+        name: The name that clients call.
+        control_plane_url: See `ControlPlaneMember`.
+        control_plane_config: See `ControlPlaneMember`.
+        gateway: See `ControlPlaneMember`.
+        max_concurrent_tasks: How many tasks this instance has at the same time, those included whose results
+            you publish later.
+        drain_timeout: Seconds that running tasks may take to end when the service stops. The rest is handed
+            back.
     """
 
-    _consumer: BaseMessageQueueConsumer | None = None
+    def __init__(
+        self,
+        name: str,
+        control_plane_url: Address | None = None,
+        control_plane_config: ControlPlaneSettings | None = None,
+        *,
+        gateway: ControlPlaneGateway | None = None,
+        max_concurrent_tasks: int = 8,
+        drain_timeout: float = 30.0,
+    ) -> None:
+        super().__init__(name, control_plane_url, control_plane_config, gateway=gateway)
+        self._max_concurrent_tasks = max_concurrent_tasks
+        self._drain_timeout = drain_timeout
+        self._consuming_ended = asyncio.Event()
+        self._worker: Worker[Any] | None = None
+        """None: the service does not work on tasks."""
+
+    async def deregister_from_control_plane(self) -> None:
+        """Remove the registration of this instance. Others of the service stay.
+
+        Raises:
+            UnavailableError: The control plane does not answer.
+        """
+        await super().deregister_from_control_plane()
+        if self._worker is None:
+            await self.close_gateway()
 
     @abstractmethod
     def as_consumer(self, remote: bool = False) -> BaseMessageQueueConsumer:  # noqa: FBT001, FBT002 - 0.6 API
@@ -37,7 +105,11 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
 
     @abstractmethod
     async def process_message(self, message: QueueMessage) -> Any:
-        """Process one message, its `type` the service's name. An exception returns it to the queue."""
+        """Process one message, its `type` the service's name.
+
+        An exception fails the task of a `new_task` message. It drops an event, and returns any other message
+        to the queue.
+        """
 
     @abstractmethod
     async def launch_local(self) -> asyncio.Task[None]:
@@ -47,24 +119,112 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
     async def launch_server(self) -> None:
         """Run the service with its HTTP server until cancelled."""
 
-    async def register_to_message_queue(self) -> StartConsumingCallable:
-        """Subscribe to the service's topic. The result consumes until cancelled or deregistered.
+    async def publish(self, message: QueueMessage, **kwargs: Any) -> None:
+        """Publish a message; see `MessageQueuePublisherMixin`.
 
-        A service whose definition has an `instance_id` claims each attempt before `process_message` sees it.
-        The message's data then has `input`, the run arguments as JSON text, and `token` for the reports.
+        A result or an event of a task goes to the control plane in the name of the attempt that this instance
+        has. Then this returns when the queue or the control plane has it, however long that takes.
 
         Raises:
-            UnavailableError: The queue does not answer.
+            InvalidRequestError: The data of a result or an event is malformed.
+            SerializationError: The message holds something that is not JSON.
         """
-        self._consumer = self.as_consumer()
-        consumer: Consumer = self._consumer
-        instance_id = self.service_definition.instance_id
-        if instance_id is not None:
-            consumer = ClaimingConsumer(consumer, instance_id=instance_id, gateway=lambda: self.gateway)
-        return await self.message_queue.register_consumer(consumer, self.get_topic(self.service_name))
+        if self._is_about_task(message, kwargs.get("topic")):
+            worker = self._worker
+            await report_published(message, HeldAttempts() if worker is None else worker.attempts)
+        else:
+            await super().publish(message, **kwargs)
+
+    def _is_about_task(self, message: QueueMessage, topic: str | None) -> bool:
+        """Whether a message is a result or an event without the attempt's token, for the control plane."""
+        if message.action not in _REPORTS or "token" in message.data:
+            return False
+        if topic is None:
+            # A program may leave out the type: there is no other receiver of these messages.
+            return message.type in (CONTROL_PLANE, "default")
+        return topic == self.topics.control_plane
+
+    async def register_to_message_queue(self) -> StartConsumingCallable:
+        """Return a callable that works on the service's tasks until cancelled or deregistered, then drains.
+
+        It waits until the service is registered with the control plane. If you have not done that, it does
+        it as soon as the control plane answers.
+        """
+        self._consuming_ended = ended = asyncio.Event()
+        return partial(self._consume, self.as_consumer(), ended)
 
     async def deregister_from_message_queue(self) -> None:
-        """Stop consuming what `register_to_message_queue` has subscribed to. Idempotent."""
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            await self.message_queue.deregister_consumer(consumer)
+        """Let what `register_to_message_queue` returned drain and end. Idempotent."""
+        self._consuming_ended.set()
+
+    async def _consume(self, consumer: BaseMessageQueueConsumer, ended: asyncio.Event) -> None:
+        if self._worker is not None:
+            raise ConfigError(f"service {self.service_name!r} is consuming already; create another instance")
+        stopping = asyncio.create_task(ended.wait())
+        working = asyncio.create_task(self._work(consumer), name=f"service {self.service_name}")
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            await end([working])
+        if not working.cancelled():
+            working.result()
+
+    async def _work(self, consumer: BaseMessageQueueConsumer) -> None:
+        """Work on tasks from registration until cancelled, then drain."""
+        await self._join()
+        worker = self._worker = MessageWorker(
+            consumer,
+            WorkerSettings(
+                service_name=self.service_name,
+                instance_id=self._definition.instance_id or self._instance_id,
+                registration=self._registration,
+                max_concurrent_tasks=self._max_concurrent_tasks,
+                drain_timeout=self._drain_timeout,
+            ),
+            queue=self.message_queue,
+            gateway=self.gateway,
+            publish=self._report_publisher().publish,
+            register=self.register_to_control_plane,
+        )
+        try:
+            await worker.run()
+        finally:
+            self._worker = None
+            await run_to_completion(self._leave())
+
+    async def _join(self) -> None:
+        """Wait until the service is registered; register it if that was not done and the URL is known."""
+        if not self._registered.is_set() and (self._gateway or self.control_plane_url):
+            outage = Outage(on_start=self._log_waiting, on_end=lambda: None)
+            await retry(
+                self.register_to_control_plane,
+                backoff=_BACKOFF,
+                retry_on=lambda exc: isinstance(exc, UnavailableError),
+                outage=outage,
+            )
+        await self._registered.wait()
+
+    def _log_waiting(self, exc: LlamaDeployError) -> None:
+        logger.warning(
+            "service %s waits for its control plane: %s; retrying",
+            self.service_name,
+            exc,
+            extra={"action": "wait"},
+        )
+
+    def _report_publisher(self) -> ReportPublisher:
+        publish = partial(self.publish, topic=self.topics.control_plane)
+        return ReportPublisher(publish, upload=self.gateway.report)
+
+    async def _leave(self) -> None:
+        """Deregister this instance, not the service, and disconnect from the control plane."""
+        self._registered.clear()
+        try:
+            async with asyncio.timeout(_DEREGISTER_SECONDS):
+                await self.deregister_from_control_plane()
+        except (LlamaDeployError, TimeoutError) as exc:
+            logger.warning(
+                "service %s could not deregister: %s", self.service_name, exc, extra={"action": "deregister"}
+            )
+        await self.close_gateway()

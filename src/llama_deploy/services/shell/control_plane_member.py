@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
-from llama_deploy.types import ServiceDefinition
+from llama_deploy.types import ServiceDefinition, generate_id
 from llama_deploy.types.services import Registration
 from llama_deploy.types.topics import Topics
 from llama_deploy.web.connection_settings import Address
 
 
-class HasTopicNamespace(Protocol):
+class ControlPlaneSettings(Protocol):
     """What a service reads from the control plane's settings before it has registered."""
 
     topic_namespace: str
+
+    @property
+    def url(self) -> str:
+        """The control plane's URL."""
 
 
 class ControlPlaneMember(ABC):
@@ -26,8 +31,8 @@ class ControlPlaneMember(ABC):
         name: The name that clients call.
         control_plane_url: The control plane's URL, the URLs of its replicas, or settings with headers and
             certificates, if they are known already.
-        control_plane_config: The control plane's settings; the topic namespace is read from it. None: the
-            default namespace.
+        control_plane_config: The control plane's settings: the topic namespace and, unless it is given, the
+            URL are read from it. None: the default namespace.
         gateway: The connection to the control plane. None: HTTP, to the URL with which the service registers.
     """
 
@@ -35,16 +40,19 @@ class ControlPlaneMember(ABC):
         self,
         name: str,
         control_plane_url: Address | None = None,
-        control_plane_config: HasTopicNamespace | None = None,
+        control_plane_config: ControlPlaneSettings | None = None,
         *,
         gateway: ControlPlaneGateway | None = None,
     ) -> None:
         self._name = name
         self.control_plane_url = control_plane_url
+        self._instance_id = generate_id()
         self._gateway = gateway
         self._owns_gateway = gateway is None
+        self._registered = asyncio.Event()
         self._registration = Registration()
         if control_plane_config is not None:
+            self.control_plane_url = control_plane_url or control_plane_config.url
             self._registration = Registration(topic_namespace=control_plane_config.topic_namespace)
 
     @property
@@ -55,7 +63,14 @@ class ControlPlaneMember(ABC):
     @property
     @abstractmethod
     def service_definition(self) -> ServiceDefinition:
-        """What the service registers."""
+        """What the service registers. Without an `instance_id` the service gets one."""
+
+    @property
+    def _definition(self) -> ServiceDefinition:
+        """What the service registers, with the id of this instance."""
+        definition = self.service_definition
+        instance_id = definition.instance_id or self._instance_id
+        return definition.model_copy(update={"instance_id": instance_id})
 
     @property
     def topics(self) -> Topics:
@@ -77,44 +92,42 @@ class ControlPlaneMember(ABC):
             ConfigError: There is neither a URL nor a gateway.
             UnavailableError: The control plane does not answer.
         """
-        url = control_plane_url or self.control_plane_url
-        if self._gateway is None or (self._owns_gateway and url not in (None, self.control_plane_url)):
-            if url is None:
-                raise ConfigError("register_to_control_plane needs the URL of the control plane")
-            if self._gateway is not None:
-                await self._gateway.close()
-            self._gateway = HttpGateway(url)
-        self.control_plane_url = url
-        self._registration = await self._gateway.register(self.service_definition)
+        if control_plane_url not in (None, self.control_plane_url):
+            await self.close_gateway()
+            self.control_plane_url = control_plane_url
+        self._registration = await self.gateway.register(self._definition)
+        self._registered.set()
 
     async def deregister_from_control_plane(self) -> None:
-        """Remove the registration: of this instance if it registered as one, else of the service.
+        """Remove the registration of this instance. Others of the service stay.
 
         Raises:
             UnavailableError: The control plane does not answer.
         """
-        definition = self.service_definition
+        definition = self._definition
         await self.gateway.deregister(definition.service_name, definition.instance_id)
 
     @property
     def gateway(self) -> ControlPlaneGateway:
-        """The connection to the control plane.
+        """The connection to the control plane. It is opened when it is needed; see `close_gateway`.
 
         Raises:
-            ConfigError: The service is not registered.
+            ConfigError: The URL of the control plane is not known.
         """
         if self._gateway is None:
-            raise ConfigError(
-                f"service {self.service_name!r} does not know its control plane; "
-                "call register_to_control_plane first"
-            )
+            if self.control_plane_url is None:
+                raise ConfigError(
+                    f"service {self.service_name!r} does not know its control plane; "
+                    "call register_to_control_plane with its URL first"
+                )
+            self._gateway = HttpGateway(self.control_plane_url)
         return self._gateway
 
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
         """Return the state of a session. None: the session does not exist.
 
         Raises:
-            ConfigError: The service is not registered.
+            ConfigError: The URL of the control plane is not known.
             UnavailableError: The control plane does not answer.
         """
         return await self.gateway.get_session_state(session_id)
@@ -123,7 +136,7 @@ class ControlPlaneMember(ABC):
         """Merge the keys of `state` into the state of a session.
 
         Raises:
-            ConfigError: The service is not registered.
+            ConfigError: The URL of the control plane is not known.
             SessionNotFoundError: The session does not exist.
             UnavailableError: The control plane does not answer.
         """
@@ -132,4 +145,5 @@ class ControlPlaneMember(ABC):
     async def close_gateway(self) -> None:
         """Close the connection to the control plane if the service opened it. Idempotent."""
         if self._owns_gateway and self._gateway is not None:
-            await self._gateway.close()
+            gateway, self._gateway = self._gateway, None
+            await gateway.close()

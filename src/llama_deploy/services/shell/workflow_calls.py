@@ -18,8 +18,8 @@ from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.shell.base import BaseService
 from llama_deploy.services.shell.launching import Launch
 from llama_deploy.services.values.session_state import WorkflowState
-from llama_deploy.services.worker.worker import Worker
 from llama_deploy.services.worker.worker_settings import WorkerHooks
+from llama_deploy.services.worker.workflow_worker import WorkflowWorker
 
 
 class WorkflowCalls(BaseService):
@@ -35,8 +35,7 @@ class WorkflowCalls(BaseService):
         super().__init__(name, gateway=gateway)
         self._states = hosted.states
         self._launch = Launch(self.processing_loop, name=f"service {name}")
-        self._worker: Worker | None = None
-        """None: the service does not work on tasks."""
+        self._worker: WorkflowWorker | None = None
 
     async def get_workflow_state(self, state: WorkflowState) -> Context | None:
         """Return a context with the workflow's state of the session. None: the session holds none.
@@ -103,7 +102,7 @@ class WorkflowCalls(BaseService):
         """
         self._launch.end_consuming()
 
-    def _require_worker(self) -> Worker:
+    def _require_worker(self) -> WorkflowWorker:
         if self._worker is None:
             raise UnavailableError(
                 f"service {self.service_name!r} is not working; launch it and call register_to_control_plane"

@@ -7,15 +7,14 @@ import logging
 import pkgutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from workflows import Workflow
 from workflows.events import StopEvent
 
-from llama_deploy.errors import ConfigError, LlamaDeployError
+from llama_deploy.errors import ConfigError
 from llama_deploy.message_consumers import (
     BaseMessageQueueConsumer,
     CallableMessageConsumer,
@@ -28,17 +27,13 @@ from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.shell.service_routes import create_service_app, service_edge
 from llama_deploy.services.shell.workflow_calls import WorkflowCalls
-from llama_deploy.services.worker.report_publisher import ReportPublisher
-from llama_deploy.services.worker.worker import Worker
 from llama_deploy.services.worker.worker_settings import WorkerSettings
-from llama_deploy.types import ServiceDefinition, generate_id
+from llama_deploy.services.worker.workflow_worker import WorkflowWorker
+from llama_deploy.types import ServiceDefinition
 from llama_deploy.web.connection_settings import Address
 from llama_deploy.web.http_server import HttpServer
 
 logger = logging.getLogger(__name__)
-
-_DEREGISTER_SECONDS: Final = 5.0
-"""How long deregistering may take when the service stops."""
 
 
 class WorkflowService(WorkflowCalls):
@@ -79,10 +74,9 @@ class WorkflowService(WorkflowCalls):
         super().__init__(config.service_name, self._hosted, gateway=gateway)
         self.workflow = workflow
         self.config = config
-        self.instance_id = generate_id()
+        self.instance_id = self._instance_id
         self._message_queue = message_queue
         self._publish_callback = publish_callback
-        self._registered = asyncio.Event()
         self._port = config.port or None
         self.app = create_service_app(self)
 
@@ -123,15 +117,15 @@ class WorkflowService(WorkflowCalls):
 
     async def register_to_control_plane(self, control_plane_url: Address | None = None) -> None:
         """See `ControlPlaneMember.register_to_control_plane`. A launched service begins to work on tasks."""
+        was_registered = self._registered.is_set()
         await super().register_to_control_plane(control_plane_url)
-        if not self._registered.is_set():
+        if not was_registered:
             logger.info(
                 "service %s registered as instance %s",
                 self.service_name,
                 self.instance_id,
                 extra={"action": "register", "service_name": self.service_name},
             )
-        self._registered.set()
 
     async def processing_loop(self) -> None:
         """Work on tasks from registration until cancelled, then drain.
@@ -141,14 +135,15 @@ class WorkflowService(WorkflowCalls):
             Exception: What a task raised, if `raise_exceptions` is set.
         """
         await self._registered.wait()
-
-        publish = partial(self.publish, topic=self.topics.control_plane)
-        self._worker = Worker(
+        self._worker = WorkflowWorker(
             self._hosted,
-            WorkerSettings(config=self.config, instance_id=self.instance_id, registration=self._registration),
+            self.config,
+            settings=WorkerSettings.of(
+                self.config, instance_id=self.instance_id, registration=self._registration
+            ),
             queue=self.message_queue,
             gateway=self.gateway,
-            publish=ReportPublisher(publish, upload=self.gateway.report).publish,
+            publish=self._report_publisher().publish,
             register=self.register_to_control_plane,
             hooks=self._worker_hooks(),
         )
@@ -156,7 +151,7 @@ class WorkflowService(WorkflowCalls):
             await self._worker.run()
         finally:
             self._worker = None
-            await run_to_completion(self._deregister())
+            await run_to_completion(self._leave())
 
     async def launch_local(self) -> asyncio.Task[None]:
         """Start the service in the running loop, without HTTP. Cancel the task to stop it."""
@@ -219,18 +214,6 @@ class WorkflowService(WorkflowCalls):
         return CallableMessageConsumer(
             id_=self.publisher_id, message_type=self.service_name, handler=self.process_message
         )
-
-    async def _deregister(self) -> None:
-        """Deregister this instance, not the service."""
-        self._registered.clear()
-        try:
-            async with asyncio.timeout(_DEREGISTER_SECONDS):
-                await self.deregister_from_control_plane()
-        except (LlamaDeployError, TimeoutError) as exc:
-            logger.warning(
-                "service %s could not deregister: %s", self.service_name, exc, extra={"action": "deregister"}
-            )
-        await self.close_gateway()
 
 
 def _schema_of(cls: type[BaseModel]) -> dict[str, Any] | None:

@@ -1,71 +1,71 @@
-"""An attempt that this instance has claimed."""
+"""An attempt that this instance has claimed, whatever runs it."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
+from abc import ABC, abstractmethod
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final
 
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
-from llama_deploy.services.run.run_inbox import RunInbox
-from llama_deploy.services.run.workflow_run import WorkflowRun
-from llama_deploy.services.values.session_state import WorkflowState
-from llama_deploy.types.instance_protocol import RunRecord
-
-logger = logging.getLogger(__name__)
-
-_SNAPSHOT_SECONDS: Final = 2.0
-"""How long writing a snapshot may take before a run is handed back."""
+from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.types.instance_protocol import InboxEntry
 
 
 @dataclass(slots=True, eq=False)
-class Attempt:
-    """An attempt that this instance has claimed."""
+class Attempt(ABC):
+    """An attempt that this instance has claimed. `close` it when it is over."""
 
     key: AttemptKey
-    state: WorkflowState
-    input: str
-    """The run arguments as they came: a JSON object, if the sender kept to the protocol."""
-    inbox: RunInbox
     reports: AttemptReports
-    keeps_journal: bool = False
-    """Whether the run is written to its journal: by the service's settings, or because it has one already."""
-    record: RunRecord | None = None
-    """What earlier attempts have left in the run's journal."""
-    run: WorkflowRun | None = field(default=None, init=False)
     is_cancelled: bool = field(default=False, init=False)
     """Whether the attempt was asked to end."""
     is_abandoned: bool = field(default=False, init=False)
     """Whether the attempt belongs to another instance, so that nothing is reported."""
 
+    @property
+    def is_parked(self) -> bool:
+        """Whether its run has left memory, to be resumed when something wakes it."""
+        return False
+
+    @property
+    def restart_reason(self) -> str | None:
+        """Why the next attempt starts from the beginning. None: this one is stored, or has not begun."""
+        return None
+
     def cancel(self) -> None:
-        """End the run. Idempotent."""
+        """Let it end as cancelled. Idempotent."""
         self.is_cancelled = True
-        if self.run is not None:
-            self.run.cancel()
 
     def abandon(self) -> None:
-        """End the run and report nothing. Idempotent."""
+        """Let it end, and report nothing. Idempotent."""
         self.is_abandoned = self.is_cancelled = True
-        if self.run is not None:
-            self.run.abandon()
 
-    async def write_snapshot(self) -> None:
-        """Replace the run's journal by a snapshot, which any version of the workflow library can read.
+    def park(self) -> None:  # noqa: B027 - not every attempt needs it
+        """Let its run leave memory if it only waits. Others need its slot."""
 
-        Gives up after a short time; what is stored already is enough to resume the run.
-        """
-        journal = None if self.run is None else self.run.journal
-        if journal is None:
-            return
-        try:
-            async with asyncio.timeout(_SNAPSHOT_SECONDS):
-                await journal.compact()
-        except Exception as exc:  # noqa: BLE001 - the journal as it is will do
-            logger.warning(
-                "task %s is handed back without a snapshot: %r",
-                self.key.task_id,
-                exc,
-                extra={"action": "snapshot_failed", "task_id": self.key.task_id},
-            )
+    @property
+    @abstractmethod
+    def is_answered(self) -> bool:
+        """Whether it has an outcome already."""
+
+    @abstractmethod
+    async def deliver(self, entry: InboxEntry) -> None:
+        """Take an event that was sent to the task, unless it was seen before."""
+
+    @abstractmethod
+    def answer(self, outcome: RunOutcome) -> bool:
+        """Let it end with an outcome that the service has published. False: it has one already."""
+
+    async def wait_answered(self) -> None:  # noqa: B027 - not every attempt needs it
+        """Wait until the published outcome is on its way to the control plane."""
+
+    async def write_snapshot(self) -> None:  # noqa: B027 - not every attempt needs it
+        """Store what the next attempt needs to resume quickly. Takes a short time at most."""
+
+    async def close(self) -> None:
+        """Stop publishing its events. Idempotent."""
+        await self.reports.close()
+
+
+processing: ContextVar[Attempt | None] = ContextVar("processing", default=None)
+"""The attempt for which a service processes a message in this context."""

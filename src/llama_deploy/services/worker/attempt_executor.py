@@ -1,4 +1,4 @@
-"""Executes claimed attempts."""
+"""Executes claimed attempts that run a workflow."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.services.values.session_state import WorkflowState
-from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.services.worker.worker_settings import WorkerHooks
+from llama_deploy.services.worker.workflow_attempt import WorkflowAttempt
 from llama_deploy.types.instance_protocol import ClaimReply, JournalReply, JournalWrite, TaskDispatch
 from llama_deploy.types.json_values import decode_object
 from llama_deploy.workflow_library import resuming
@@ -57,13 +57,13 @@ class AttemptExecutor:
     _outage: Outage = field(default_factory=journal_outage, init=False)
     _has_volatile_runs: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
-    def new_attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> Attempt:
+    def new_attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> WorkflowAttempt:
         """Return the attempt of a granted claim."""
         task_id, number = dispatch.task_id, dispatch.attempt
         key = AttemptKey(task_id, number, reply.token)
         # A run that has a journal already is written in any case.
         keeps_journal = reply.run is not None or (self.config.durability != "task" and not reply.volatile)
-        return Attempt(
+        return WorkflowAttempt(
             key=key,
             state=WorkflowState(
                 state=reply.session_state, session_id=dispatch.session_id, task_id=task_id, attempt=number
@@ -82,7 +82,7 @@ class AttemptExecutor:
             record=reply.run,
         )
 
-    async def execute(self, attempt: Attempt) -> tuple[RunOutcome | None, dict[str, Any] | None]:
+    async def execute(self, attempt: WorkflowAttempt) -> tuple[RunOutcome | None, dict[str, Any] | None]:
         """Run an attempt; return its outcome and the changes of the session's state.
 
         Without an outcome there is nothing to report: the run is parked, or belongs to another instance.
@@ -103,7 +103,7 @@ class AttemptExecutor:
                 await run.journal.close()
         return outcome, self.hosted.states.changes(attempt.state)
 
-    async def _prepare(self, attempt: Attempt) -> WorkflowRun:
+    async def _prepare(self, attempt: WorkflowAttempt) -> WorkflowRun:
         """Return the run of an attempt, from the beginning or from where an earlier attempt left it."""
         hosted, record, call = self.hosted, attempt.record, attempt.state
         call.run_kwargs = decode_object(attempt.input, what="the input with the run arguments")
@@ -135,7 +135,11 @@ class AttemptExecutor:
         )
 
     def _open_journal(
-        self, attempt: Attempt, history: RunHistory, clock: RunClock, on_failure: Callable[[Exception], None]
+        self,
+        attempt: WorkflowAttempt,
+        history: RunHistory,
+        clock: RunClock,
+        on_failure: Callable[[Exception], None],
     ) -> RunJournal:
         form = self.hosted.journals
         writer = JournalWriter(
@@ -156,7 +160,7 @@ class AttemptExecutor:
             on_volatile=None if self.config.durability == "step" else partial(self._on_volatile, attempt),
         )
 
-    def _on_volatile(self, attempt: Attempt, reason: str) -> None:
+    def _on_volatile(self, attempt: WorkflowAttempt, reason: str) -> None:
         """Warn of the first volatile run of the service; the others are only seen at their tasks."""
         if attempt.run is not None and attempt.run.clock.is_waiting:
             self.slots.on_waiting(attempt)  # it has begun to wait before it became volatile

@@ -6,16 +6,17 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.claimed_parts import complete
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.types import Durability
 from llama_deploy.types.instance_protocol import ClaimReply, ClaimRequest, TaskDispatch
+
+A = TypeVar("A")
 
 _BACKOFF: Final = Backoff(first=0.1, longest=1.0)
 _PATIENCE_SECONDS: Final = 5.0
@@ -32,22 +33,24 @@ class Claims:
     gateway: ControlPlaneGateway
     ledger: Ledger
     """Records granted attempts."""
-    new_attempt: Callable[[TaskDispatch, ClaimReply], Attempt]
-    """Creates the attempt of a granted claim."""
 
-    async def claim(self, dispatch: TaskDispatch) -> Attempt | None:
+    async def claim(self, dispatch: TaskDispatch, new_attempt: Callable[[ClaimReply], A]) -> A | None:
         """Claim an attempt, retrying for some seconds. Return None if it belongs to another instance.
 
         Returning the message to the queue each time would count as a delivery and delay it more and more.
         Keeping it longer would withhold it from instances that may reach another control plane.
 
+        Args:
+            dispatch: The attempt.
+            new_attempt: Creates what is returned, from the answer to the granted claim.
+
         Raises:
             UnavailableError: The control plane does not answer, or may grant the claim later.
         """
         give_up_at = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
-        return await retry(partial(self._ask, dispatch), backoff=_BACKOFF, give_up_at=give_up_at)
+        return await retry(partial(self._ask, dispatch, new_attempt), backoff=_BACKOFF, give_up_at=give_up_at)
 
-    async def _ask(self, dispatch: TaskDispatch) -> Attempt | None:
+    async def _ask(self, dispatch: TaskDispatch, new_attempt: Callable[[ClaimReply], A]) -> A | None:
         place = (dispatch.task_id, dispatch.attempt)
         if self.ledger.knows(*place):
             return None  # a duplicate message: this instance holds the attempt
@@ -65,7 +68,7 @@ class Claims:
         try:
             whole = await complete(self.gateway, claim, reply)
             if whole is not None:
-                attempt = self.new_attempt(dispatch, whole)
+                attempt = new_attempt(whole)
         finally:
             if attempt is None:
                 # A heartbeat that does not list an attempt tells the control plane to dispatch the next one.

@@ -31,12 +31,11 @@ async def hand_back(attempts: Sequence[Attempt], *, ledger: Ledger, send: Releas
 
 def _log_restart(attempt: Attempt) -> None:
     """Say that a run starts again elsewhere, of which nothing is stored."""
-    run = attempt.run
-    if run is not None and run.stays_in_memory:
+    if attempt.restart_reason is not None:
         logger.warning(
             "task %s starts from its beginning on another instance: %s",
             attempt.key.task_id,
-            "its durability is 'task'" if run.journal is None else run.journal.volatile_reason,
+            attempt.restart_reason,
             extra={"action": "restart", "task_id": attempt.key.task_id},
         )
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.types.instance_protocol import HeldAttempt, InboxEntry, TaskCancellation
 
+A = TypeVar("A", bound=Attempt)
 
-class HeldAttempts:
+
+class HeldAttempts(Generic[A]):
     """Finds attempts by task and number, and passes on what arrives for them."""
 
     def __init__(self) -> None:
-        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._attempts: dict[tuple[str, int], A] = {}
 
     def __len__(self) -> int:
         return len(self._attempts)
 
-    def __iter__(self) -> Iterator[Attempt]:
+    def __iter__(self) -> Iterator[A]:
         return iter(list(self._attempts.values()))
 
-    def find(self, task_id: str | None, attempt: int) -> Attempt:
+    def find(self, task_id: str | None, attempt: int) -> A:
         """Return an attempt that is under way.
 
         Raises:
@@ -34,14 +37,21 @@ class HeldAttempts:
             )
         return found
 
-    def add(self, attempt: Attempt) -> None:
+    def of_task(self, task_id: str, number: int | None = None) -> A | None:
+        """Return the attempt at a task that this instance owns; with a number, only this attempt."""
+        for attempt in self._attempts.values():
+            if attempt.key.task_id == task_id and not attempt.is_abandoned:
+                return attempt if number in (None, attempt.key.attempt) else None
+        return None
+
+    def add(self, attempt: A) -> None:
         """Add an attempt, and abandon earlier attempts at the same task."""
         for earlier in self._attempts.values():
             if earlier.key.task_id == attempt.key.task_id:
                 earlier.abandon()
         self._attempts[attempt.key.task_id, attempt.key.attempt] = attempt
 
-    def remove(self, attempt: Attempt) -> None:
+    def remove(self, attempt: A) -> None:
         """Remove an attempt that is over."""
         self._attempts.pop((attempt.key.task_id, attempt.key.attempt), None)
 
@@ -50,7 +60,7 @@ class HeldAttempts:
         for entry in entries:
             for attempt in self:
                 if attempt.key.task_id == entry.task_id:
-                    await attempt.inbox.put(entry)
+                    await attempt.deliver(entry)
 
     def cancel(self, cancellation: TaskCancellation) -> None:
         """Cancel an attempt, if it is under way."""
@@ -67,5 +77,4 @@ class HeldAttempts:
     def park_idle(self) -> None:
         """Let runs leave memory that only wait: others need their slots."""
         for attempt in self._attempts.values():
-            if attempt.run is not None:
-                attempt.run.park()
+            attempt.park()

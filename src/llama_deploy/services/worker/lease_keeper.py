@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.background import BackgroundTasks
@@ -28,7 +29,7 @@ class LeaseKeeper:
     beat: Callable[[Heartbeat], HeartbeatReply]
     """Sends a heartbeat; called in a thread."""
     ledger: Ledger
-    attempts: HeldAttempts
+    attempts: HeldAttempts[Any]
     register: Callable[[], Awaitable[None]]
     """Registers the instance again."""
     on_reply: Callable[[], None]
@@ -42,13 +43,13 @@ class LeaseKeeper:
 
     def __post_init__(self) -> None:
         """Create the thread that sends heartbeats."""
-        self._tasks = BackgroundTasks(f"service {self.settings.config.service_name}")
+        self._tasks = BackgroundTasks(f"service {self.settings.service_name}")
         self._heartbeat = HeartbeatThread(
             beat=self._beat,
             on_reply=self._process,
             interval=self.settings.registration.lease_seconds / BEATS_PER_LEASE,
-            blocked_limit=self.settings.config.blocked_limit,
-            name=self.settings.config.service_name,
+            blocked_limit=self.settings.blocked_limit,
+            name=self.settings.service_name,
         )
 
     def start(self) -> None:
@@ -85,7 +86,7 @@ class LeaseKeeper:
                 held=held,
                 claiming=claiming,
                 heard_at=last_reply_at,
-                slots=self.settings.config.max_concurrent_tasks,
+                slots=self.settings.max_concurrent_tasks,
                 running=len(self.attempts),
                 blocked_seconds=self._heartbeat.blocked_seconds,
             )
@@ -113,7 +114,7 @@ class LeaseKeeper:
         except LlamaDeployError as exc:
             logger.warning(
                 "the control plane does not know service %s, and registering it failed: %s",
-                self.settings.config.service_name,
+                self.settings.service_name,
                 exc,
-                extra={"action": "register_failed", "service_name": self.settings.config.service_name},
+                extra={"action": "register_failed", "service_name": self.settings.service_name},
             )

@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from functools import partial
+from typing import Final, Generic, TypeVar
 
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, OverloadedError
-from llama_deploy.message_queues.base import AbstractMessageQueue, Delivery
+from llama_deploy.message_queues.base import AbstractMessageQueue, Consumer, Delivery
+from llama_deploy.message_queues.consumer_loop import ConsumerLoop
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.claims import Claims
 from llama_deploy.services.worker.held_attempts import HeldAttempts
+from llama_deploy.services.worker.message_data import parse_data
 from llama_deploy.services.worker.work_slots import WorkSlots
-from llama_deploy.types.instance_protocol import InboxEntry, TaskCancellation, TaskDispatch
-from llama_deploy.types.validation import describe_validation_error
+from llama_deploy.types.instance_protocol import ClaimReply, InboxEntry, TaskCancellation, TaskDispatch
 
 logger = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=BaseModel)
+A = TypeVar("A", bound=Attempt)
 
 INSTANCE_TOPIC_EXPIRES: Final = 600.0
 """Seconds after which the queue may delete the topic of an instance that is gone."""
@@ -29,25 +29,33 @@ _INSTANCE_BATCH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class TaskIntake:
+class TaskIntake(Generic[A]):
     """Takes tasks from the service's work topic, and what concerns them from the instance's own topic."""
 
     service_name: str
     """The service, for errors and the log."""
     queue: AbstractMessageQueue
     claims: Claims
-    attempts: HeldAttempts
+    attempts: HeldAttempts[A]
     slots: WorkSlots
-    work: Callable[[Attempt], Awaitable[None]]
+    new_attempt: Callable[[QueueMessage, TaskDispatch, ClaimReply], A]
+    """Creates the attempt of a message that was claimed."""
+    work: Callable[[A], Awaitable[None]]
     """Executes an attempt."""
+    others: Consumer | None = None
+    """Processes messages of the work topic that offer no task. None: they are dropped."""
 
     async def take_tasks(self, topic: str) -> None:
         """Take tasks from a topic while there are free slots, and run them; until cancelled."""
         async with await self.queue.subscribe(topic) as subscription:
+            take = self._take
+            if self.others is not None:
+                others = ConsumerLoop(subscription, self.others, concurrency=1, raise_exceptions=False)
+                take = partial(self._take_any, others)
             while True:
                 await self.slots.wait_for_free()
                 for delivery in await subscription.receive(self.slots.free):
-                    self.slots.tasks.spawn(self._take(delivery))
+                    self.slots.tasks.spawn(take(delivery))
 
     async def take_instance_messages(self, topic: str) -> None:
         """Take events and cancellations, which must not wait behind tasks; until cancelled."""
@@ -72,9 +80,9 @@ class TaskIntake:
             UnavailableError: The control plane does not answer.
         """
         if message.action is ActionTypes.SEND_EVENT:
-            await self.attempts.deliver([_parse(InboxEntry, message)])
+            await self.attempts.deliver([parse_data(InboxEntry, message)])
         elif message.action is ActionTypes.CANCEL_TASK:
-            self.attempts.cancel(_parse(TaskCancellation, message))
+            self.attempts.cancel(parse_data(TaskCancellation, message))
         elif message.action is ActionTypes.NEW_TASK:
             if self.slots.free <= 0:
                 raise OverloadedError(f"service {self.service_name!r} has no free slot; try again later")
@@ -82,7 +90,14 @@ class TaskIntake:
             if attempt is not None:
                 self.slots.tasks.spawn(self._execute(attempt))
         else:
-            raise InvalidRequestError(f"a workflow service does not accept {message.action} messages")
+            raise InvalidRequestError(f"an instance does not accept {message.action} messages")
+
+    async def _take_any(self, others: ConsumerLoop, delivery: Delivery) -> None:
+        """Take a delivery, which need not offer a task."""
+        if delivery.message.action is ActionTypes.NEW_TASK:
+            await self._take(delivery)
+        else:
+            await others.process(delivery)
 
     async def _take(self, delivery: Delivery) -> None:
         """Claim the attempt that a delivery offers, and run it. The claim's answer settles the delivery."""
@@ -105,22 +120,23 @@ class TaskIntake:
         if attempt is not None:
             await self._execute(attempt)
 
-    async def _claim(self, message: QueueMessage) -> Attempt | None:
+    async def _claim(self, message: QueueMessage) -> A | None:
         """Ask for the attempt that a message offers. None: it is not available."""
         if message.action is not ActionTypes.NEW_TASK:
             raise InvalidRequestError(f"the work topic does not carry {message.action} messages")
-        attempt = await self.claims.claim(_parse(TaskDispatch, message))
+        dispatch = parse_data(TaskDispatch, message)
+        attempt = await self.claims.claim(dispatch, partial(self.new_attempt, message, dispatch))
         if attempt is not None:
             self.attempts.add(attempt)
         return attempt
 
-    async def _execute(self, attempt: Attempt) -> None:
+    async def _execute(self, attempt: A) -> None:
         try:
             await self.work(attempt)
         finally:
             self.attempts.remove(attempt)
             self.slots.on_working(attempt)
-            await attempt.reports.close()
+            await attempt.close()
 
     def _log_dropped(self, message: QueueMessage, exc: LlamaDeployError) -> None:
         logger.warning(
@@ -130,10 +146,3 @@ class TaskIntake:
             exc,
             extra={"action": "drop_message", "message_id": message.id_},
         )
-
-
-def _parse(model: type[M], message: QueueMessage) -> M:
-    try:
-        return model.model_validate(message.data)
-    except ValidationError as exc:
-        raise InvalidRequestError(f"malformed {message.action}: {describe_validation_error(exc)}") from exc

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from llama_deploy.services.background import BackgroundTasks
 from llama_deploy.services.worker.attempt import Attempt
@@ -34,7 +34,7 @@ class WorkSlots:
     """How many tasks the instance may work on."""
     ledger: Ledger
     """An instance with too many unconfirmed outcomes has no free slots."""
-    attempts: HeldAttempts
+    attempts: HeldAttempts[Any]
     """The attempts under way."""
     confirm: Callable[[], None]
     """Asks the control plane to confirm outcomes."""
@@ -58,8 +58,7 @@ class WorkSlots:
 
     def on_waiting(self, attempt: Attempt) -> None:
         """A run has begun to wait for something from outside."""
-        run = attempt.run
-        if run is not None and run.stays_in_memory and len(self._waiting) < MAX_WAITING:
+        if attempt.restart_reason is not None and len(self._waiting) < MAX_WAITING:
             self._waiting.add(attempt)
         if self._is_draining:
             self.attempts.park_idle()

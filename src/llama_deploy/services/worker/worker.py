@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final, Generic, TypeVar
 
-from llama_deploy.message_queues.base import AbstractMessageQueue
+from llama_deploy.message_queues.base import AbstractMessageQueue, Consumer
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.background import run_to_completion
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.worker.attempt import Attempt
-from llama_deploy.services.worker.attempt_executor import AttemptExecutor
 from llama_deploy.services.worker.claims import Claims
 from llama_deploy.services.worker.hand_back import hand_back
 from llama_deploy.services.worker.held_attempts import HeldAttempts
@@ -23,12 +22,14 @@ from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.outcome_reporter import OutcomeReporter
 from llama_deploy.services.worker.task_intake import TaskIntake
 from llama_deploy.services.worker.work_slots import WorkSlots
-from llama_deploy.services.worker.worker_settings import WorkerHooks, WorkerSettings
-from llama_deploy.types import Durability, TaskStatus
-from llama_deploy.types.instance_protocol import BEATS_PER_LEASE
+from llama_deploy.services.worker.worker_settings import WorkerSettings
+from llama_deploy.types import TaskStatus
+from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, ClaimReply, TaskDispatch
 from llama_deploy.types.topics import Topics
 
 logger = logging.getLogger(__name__)
+
+A = TypeVar("A", bound=Attempt)
 
 _HAND_BACK_SECONDS: Final = 5.0
 """How long handing back unfinished attempts may take when the instance stops."""
@@ -36,38 +37,34 @@ _CONFIRM_EVERY: Final = 500
 """After so many outcomes a heartbeat asks for their confirmation at once, so that few need to be kept."""
 
 
-class Worker:
-    """Works on the tasks of a service while `run` runs.
+class Worker(ABC, Generic[A]):
+    """Works on the tasks of a service while `run` runs. A subclass says what an attempt is.
 
     Args:
-        hosted: The workflow.
         settings: See `WorkerSettings`.
         queue: Brings tasks, events and cancellations.
         gateway: The connection to the control plane.
         publish: Sends a report. Returns when it is accepted, raises when it is rejected permanently.
         register: Registers the instance again.
-        hooks: What the service's own methods replace.
+        others: See `TaskIntake`.
     """
 
     def __init__(
         self,
-        hosted: HostedWorkflow,
         settings: WorkerSettings,
         *,
         queue: AbstractMessageQueue,
         gateway: ControlPlaneGateway,
         publish: Callable[[QueueMessage], Awaitable[None]],
         register: Callable[[], Awaitable[None]],
-        hooks: WorkerHooks,
+        others: Consumer | None = None,
     ) -> None:
         self._settings = settings
         self._gateway = gateway
-        self._hooks = hooks
         self._topics = Topics(settings.registration.topic_namespace)
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.attempts = HeldAttempts()
+        self.attempts: HeldAttempts[A] = HeldAttempts()
         self.ledger = Ledger()
-        config = settings.config
         self._reporter = OutcomeReporter(
             publish=publish,
             ledger=self.ledger,
@@ -83,36 +80,38 @@ class Worker:
             on_reply=self._on_reply,
         )
         self._slots = WorkSlots(
-            config.max_concurrent_tasks,
+            settings.max_concurrent_tasks,
             ledger=self.ledger,
             attempts=self.attempts,
             confirm=self._lease.beat_now,
-            service_name=config.service_name,
-        )
-        self._executor = AttemptExecutor(
-            hosted=hosted,
-            config=config,
-            publish=publish,
-            write=gateway.journal,
-            ledger=self.ledger,
-            hooks=hooks,
-            slots=self._slots,
-            hold_lease=self._lease.hold,
+            service_name=settings.service_name,
         )
         self._intake = TaskIntake(
-            service_name=config.service_name,
+            service_name=settings.service_name,
             queue=queue,
             claims=Claims(
                 instance_id=settings.instance_id,
-                durability=Durability.TASK if config.durability == "task" else Durability.STEP,
+                durability=settings.durability,
                 gateway=gateway,
                 ledger=self.ledger,
-                new_attempt=self._executor.new_attempt,
             ),
             attempts=self.attempts,
             slots=self._slots,
-            work=self._work,
+            new_attempt=self.new_attempt,
+            work=self.work,
+            others=others,
         )
+
+    @abstractmethod
+    def new_attempt(self, message: QueueMessage, dispatch: TaskDispatch, reply: ClaimReply) -> A:
+        """Return the attempt that a message offered, and that was claimed."""
+
+    @abstractmethod
+    async def execute(self, attempt: A) -> tuple[RunOutcome | None, dict[str, Any] | None]:
+        """Run an attempt; return its outcome and the changes of the session's state.
+
+        Without an outcome there is nothing to report: the run is parked, or belongs to another instance.
+        """
 
     async def run(self) -> None:
         """Work until cancelled, then drain. A second cancellation hands everything back at once.
@@ -122,10 +121,10 @@ class Worker:
             Exception: What a task raised, if `raise_exceptions` is set.
         """
         self._lease.start()
-        name = self._settings.config.service_name
+        name = self._settings.service_name
         topic = self._topics.instance(name, self._settings.instance_id)
         events = asyncio.create_task(self._intake.take_instance_messages(topic), name=f"events of {name}")
-        work = asyncio.create_task(self._take_work(), name=f"work of {name}")
+        work = asyncio.create_task(self.take_work(), name=f"work of {name}")
         try:
             await asyncio.wait({events, work, self._failure}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -136,18 +135,32 @@ class Worker:
 
     async def take_tasks(self) -> None:
         """Take tasks from the queue while there are free slots, and run them; until cancelled."""
-        await self._intake.take_tasks(self._topics.work(self._settings.config.service_name))
+        await self._intake.take_tasks(self._topics.work(self._settings.service_name))
 
     async def accept(self, message: QueueMessage) -> None:
         """See `TaskIntake.accept`."""
         await self._intake.accept(message)
 
-    async def process(self, attempt: Attempt) -> None:
+    async def take_work(self) -> None:
+        """Take tasks; `run` calls this."""
+        await self.take_tasks()
+
+    async def work(self, attempt: A) -> None:
+        """Work on an attempt that was taken."""
+        await self.process(attempt)
+
+    async def process(self, attempt: A) -> None:
         """Execute an attempt, and report its outcome."""
-        outcome, session_state = await self._executor.execute(attempt)
+        outcome, session_state = await self.execute(attempt)
+        await self.report(attempt, outcome, session_state)
+
+    async def report(
+        self, attempt: A, outcome: RunOutcome | None, session_state: dict[str, Any] | None = None
+    ) -> None:
+        """Report the outcome of an attempt. None: there is nothing to report."""
         key = attempt.key
         if outcome is None or attempt.is_abandoned:
-            if attempt.run is None or not attempt.run.is_parked:
+            if not attempt.is_parked:
                 logger.info(
                     "stopped attempt %d of task %s, which does not belong to this instance any more",
                     key.attempt,
@@ -160,15 +173,6 @@ class Worker:
                 self._lease.beat_now()
             self._surface(key.task_id, outcome)
 
-    async def _take_work(self) -> None:
-        await (self._hooks.take_tasks or self.take_tasks)()
-
-    async def _work(self, attempt: Attempt) -> None:
-        if self._hooks.process is not None:
-            await self._hooks.process(attempt.state)
-        else:
-            await self.process(attempt)
-
     def _surface(self, task_id: str, outcome: RunOutcome) -> None:
         """Log a failure, and raise it from `run` if the settings say so."""
         cause = outcome.cause
@@ -177,12 +181,12 @@ class Worker:
         logger.warning(
             "task %s of service %s failed: %s: %s",
             task_id,
-            self._settings.config.service_name,
+            self._settings.service_name,
             type(cause).__name__,
             cause,
             extra={"action": "task_failed", "task_id": task_id},
         )
-        if self._settings.config.raise_exceptions and not self._failure.done():
+        if self._settings.raise_exceptions and not self._failure.done():
             self._failure.set_exception(cause)
 
     def _on_reply(self) -> None:
@@ -195,7 +199,7 @@ class Worker:
         was_cancelled = False
         try:
             await asyncio.wait({work})
-            await self._slots.drain(self._settings.config.drain_timeout)
+            await self._slots.drain(self._settings.drain_timeout)
         except asyncio.CancelledError:
             was_cancelled = True
         await run_to_completion(self._finish(work, events))
@@ -214,7 +218,7 @@ class Worker:
         except TimeoutError:
             logger.warning(
                 "service %s stops before the control plane has confirmed all attempts; their leases will end",
-                self._settings.config.service_name,
+                self._settings.service_name,
                 extra={"action": "hand_back_timeout"},
             )
         await self._lease.close()
