@@ -346,7 +346,8 @@ class Caches(Workflow):
         self.seen: list[str] = []
         self.is_open = asyncio.Event()
 
-    def run(self, **arguments: Any) -> WorkflowHandler:  # the library sets attributes when a run begins
+    def run(self, **arguments: Any) -> WorkflowHandler:  # type: ignore[override]
+        # The library sets attributes when a run begins.
         return super().run(**arguments)
 
     @cached_property
