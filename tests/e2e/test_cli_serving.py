@@ -140,9 +140,13 @@ class TestServe:
             ("cli_app", "'cli_app' does not name a workflow", 2),
             ("nowhere:repeat", "no module 'nowhere'", 2),
             ("nowhere.py:repeat", "no file nowhere.py", 2),
-            ("cli_app:nothing", "Count, Repeat, Sleep, repeat", 2),
+            ("cli_app:nothing", "Count, Keeps, Repeat, Sleep, keeps, repeat", 2),
             ("cli_app:number", "is not a workflow but int", 2),
             ("cli_app:needs_something", "calling cli_app:needs_something without arguments failed", 1),
+            ("cli_app:has_no_model", "calling cli_app:has_no_model without arguments failed: OSError: no", 1),
+            ("cli_app:makes_later", "cli_app:makes_later returned a coroutine", 1),
+            ("cli_app:Ask", "calling cli_app:Ask without arguments failed", 1),
+            ("cli_app:settings", "returned an object of the class dict, which is not a Workflow", 1),
             ("broken:repeat", "No module named 'there_is_no_such_module'", 1),
             ("not good=cli_app:repeat", "'not good' is not a valid service name", 2),
             ("control_plane=cli_app:repeat", "reserved", 2),
@@ -164,6 +168,29 @@ class TestServe:
     def test_other_machines_need_allow_remote(self, folder: Path) -> None:
         done = llamactl(folder, "serve", "cli_app:repeat", "--host", "0.0.0.0")  # noqa: S104 - refused
         assert (done.returncode, "--allow-remote" in done.stderr) == (2, True)
+
+    @pytest.mark.parametrize("command", ["serve", "worker"])
+    def test_each_run_of_a_class_or_a_function_has_its_own_object(
+        self, folder: Path, server: str, tmp_path: Path, command: str
+    ) -> None:
+        targets = [f"{command}-{name}=cli_app:{name}" for name in ("Keeps", "keeps_too", "keeps")]
+        before = () if command == "serve" else ("-s", server)
+        options = ("--data-dir", str(tmp_path), *ANY_PORTS) if command == "serve" else ()
+        with started(folder, *before, command, *targets, *options, "--json") as process:
+            url = json.loads(process.line())["control_plane_url"]
+
+            def runs(name: str) -> list[Any]:
+                results = [
+                    llamactl(folder, "run", f"{command}-{name}", f"given={given}", "--json", server=url)
+                    for given in "ab"
+                ]
+                return [json.loads(done.stdout)["result"] for done in results]
+
+            assert [runs(name) for name in ("Keeps", "keeps_too")] == [[["a"], ["b"]]] * 2
+            assert runs("keeps") == [["a"], ["a", "b"]]
+            errors = process.end(signal.SIGINT)[1]
+        assert errors.count("has changed `self.given`, which all runs share") == 1
+        assert f"service {command}-keeps: the step 'keep'" in errors
 
     def test_a_file_may_have_the_name_of_a_library(self, folder: Path, tmp_path: Path) -> None:
         with started(

@@ -8,14 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from workflows import Workflow
 from workflows.events import Event
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.simple import LocalMessageQueue
-from llama_deploy.services import WorkflowService, WorkflowServiceConfig
+from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.records import SessionRecord
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
@@ -63,7 +62,7 @@ class Stack:
         self.server = server
         self.plane = server.plane
 
-    def service(self, workflow: Workflow, name: str = "service", **settings: Any) -> WorkflowService:
+    def service(self, workflow: AnyWorkflow, name: str = "service", **settings: Any) -> WorkflowService:
         config = WorkflowServiceConfig(
             host="127.0.0.1", port=0, service_name=name, **{"drain_timeout": 2.0, **settings}
         )

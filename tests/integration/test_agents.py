@@ -3,9 +3,12 @@
 # Without annotations as strings: llama_index looks for a tool's context in them.
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from llama_deploy.client import TaskHandle
 from llama_deploy.deploy import LocalStack
 from llama_deploy.deploy.workflow import run_workflow
 from llama_deploy.errors import TaskFailedError
+from llama_deploy.services import AnyWorkflow
 from tests.faults.programs.agent import ScriptedLLM, call, say, tool_results
 
 # The library looks at deprecated names of pydantic.
@@ -104,7 +108,7 @@ async def core(folder: Path) -> AsyncIterator[LocalStack]:
 
 
 @asynccontextmanager
-async def instance(stack: LocalStack, workflow: Workflow, **settings: Any) -> AsyncIterator[None]:
+async def instance(stack: LocalStack, workflow: AnyWorkflow, **settings: Any) -> AsyncIterator[None]:
     """An instance of the service `agent`, which reaches the others by HTTP."""
     config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="agent", **settings)
     ready = asyncio.Event()
@@ -128,7 +132,7 @@ async def client_of(stack: LocalStack) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def serving(folder: Path, workflow: Workflow, **settings: Any) -> AsyncIterator[Client]:
+async def serving(folder: Path, workflow: AnyWorkflow, **settings: Any) -> AsyncIterator[Client]:
     """A client of one instance, with everything that it needs."""
     async with core(folder) as stack, instance(stack, workflow, **settings), client_of(stack) as client:
         yield client
@@ -144,8 +148,17 @@ async def streamed(handle: TaskHandle) -> list[tuple[str, Any]]:
 
 
 @KINDS
-async def test_an_agent_runs_unchanged_and_streams(tmp_path: Path, make: Any, rule: Any, answer: str) -> None:
-    async with serving(tmp_path, make(ScriptedLLM(rule))) as client:
+@pytest.mark.parametrize("of_its_own", [False, True], ids=["an instance", "a factory"])
+async def test_an_agent_runs_unchanged_and_streams(
+    tmp_path: Path,
+    make: Any,
+    rule: Any,
+    answer: str,
+    of_its_own: bool,  # noqa: FBT001 - given by its name
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    llm = ScriptedLLM(rule)
+    async with serving(tmp_path, partial(make, llm) if of_its_own else make(llm)) as client:
         handle = await client.submit("agent", user_msg="what is 2 + 3?")
         assert answer in spoken(await handle.result())
         events = await streamed(handle)
@@ -154,6 +167,7 @@ async def test_an_agent_runs_unchanged_and_streams(tmp_path: Path, make: Any, ru
     results = [data["tool_output"] for type_, data in events if type_ == "ToolCallResult"]
     assert results[0]["raw_output"] == 5
     assert "AgentStream" in {type_ for type_, _ in events}
+    assert not [each for each in caplog.records if getattr(each, "action", "") == "shared_state"]
     if rule is sums:
         # What the tool made has no form in JSON; what it says does.
         assert (results[1]["blocks"][0]["text"], results[1]["raw_output"]) == ("the ledger", None)
@@ -179,6 +193,29 @@ async def test_the_chat_goes_on_in_another_instance_and_after_a_restart_of_every
         assert [text for text in asked if text.endswith("question")] == [f"{n} question" for n in questions]
         # What the agent itself has answered before is there too.
         assert len([text for text in asked if "it is 5" in text]) == len(questions) - 1
+
+
+@KINDS
+async def test_the_chat_goes_on_if_each_run_has_an_agent_of_its_own(
+    tmp_path: Path, make: Any, rule: Any, answer: str
+) -> None:
+    llm = ScriptedLLM(rule)
+    made: list[weakref.ref[Workflow]] = []
+
+    def make_agent() -> Workflow:
+        agent: Workflow = make(llm)
+        made.append(weakref.ref(agent))
+        return agent
+
+    async with serving(tmp_path, make_agent) as client:
+        session = await client.core.sessions.create()
+        for question in ("first question", "second question"):
+            assert answer in spoken(await client.run("agent", session=session, user_msg=question))
+    asked = [text for text in llm.asked if text.endswith("question")]
+    assert asked == ["first question", "second question"]
+    gc.collect()
+    assert len(made) == 3
+    assert not [each for each in made[1:] if each() is not None]
 
 
 async def test_agents_hand_over_to_each_other(tmp_path: Path) -> None:
@@ -208,7 +245,11 @@ async def test_agents_hand_over_to_each_other(tmp_path: Path) -> None:
     assert [text for text in adder.asked if text.startswith("question")] == ["question 1", "question 2"]
 
 
-async def test_a_tool_asks_a_human_who_answers_after_a_restart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_its_own", [False, True], ids=["an instance", "a factory"])
+async def test_a_tool_asks_a_human_who_answers_after_a_restart(
+    tmp_path: Path,
+    of_its_own: bool,  # noqa: FBT001 - given by its name
+) -> None:
     def rule(messages: list[ChatMessage]) -> ChatMessage:
         results = tool_results(messages)
         return say(f"you said {results[0]}") if results else call("confirm")
@@ -216,12 +257,12 @@ async def test_a_tool_asks_a_human_who_answers_after_a_restart(tmp_path: Path) -
     def make() -> Workflow:
         return FunctionAgent(tools=[confirm], llm=ScriptedLLM(rule))
 
-    async with serving(tmp_path, make(), idle_timeout=0.0) as client:
+    async with serving(tmp_path, make if of_its_own else make(), idle_timeout=0.0) as client:
         handle = await client.submit("agent", user_msg="do it")
         async with aclosing(handle.events()) as events:
             while (await anext(events)).type != "InputRequiredEvent":
                 pass
-    async with serving(tmp_path, make()) as client:
+    async with serving(tmp_path, make if of_its_own else make()) as client:
         again = client.task(handle.task_id)
         await again.send(HumanResponseEvent(response="yes"))
         assert spoken(await again.result()) == "you said yes"

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -69,6 +70,19 @@ class Counter(Workflow):
         count = await ctx.store.get("count", default=0) + 1
         await ctx.store.set("count", count)
         return StopEvent(result=count)
+
+
+class Tally(Workflow):
+    """Counts its runs."""
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__()
+        self.count = start
+
+    @step
+    async def add(self, ev: StartEvent) -> StopEvent:  # noqa: ARG002 - as above
+        self.count += 1
+        return StopEvent(result=self.count)
 
 
 def control_plane_at(port: int, folder: Path) -> ControlPlaneConfig:
@@ -218,6 +232,15 @@ class TestDeployWorkflow:
             (known,) = await client.core.services.list()
             assert known.instances == []
 
+    async def test_a_factory_that_fails_is_reported_before_anything_is_waited_for(self) -> None:
+        def make() -> Workflow:
+            raise OSError("the model is not there")
+
+        service = WorkflowServiceConfig(host="127.0.0.1", port=0)
+        nowhere = ControlPlaneConfig(port=free_port())
+        with pytest.raises(ConfigError, match="without arguments failed: OSError: the model is not there"):
+            await asyncio.wait_for(deploy_workflow(make, service, nowhere), PATIENCE)
+
     async def test_a_port_that_is_taken_raises(self, tmp_path: Path) -> None:
         async with local_stack(folder=tmp_path) as stack:
             taken = urlsplit(stack.message_queue_url).port
@@ -244,6 +267,27 @@ class TestLocalStack:
             assert await client.run("shout", text="hello") == "HELLO"
             session = await client.core.sessions.create()
             assert [await session.run("counter") for _ in range(3)] == ["1", "2", "3"]
+
+    async def test_each_run_of_a_class_or_a_function_has_its_own_object(self, tmp_path: Path) -> None:
+        hosted = [
+            HostedWorkflow.named("class", Tally),
+            HostedWorkflow.named("function", lambda: Tally(start=10)),
+            HostedWorkflow(Tally, WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="bare")),
+        ]
+        assert hosted[0].config.description == hosted[1].config.description == "Counts its runs."
+        async with (
+            local_stack(*hosted, folder=tmp_path) as stack,
+            Client(control_plane_url=stack.control_plane_url) as client,
+        ):
+            service = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="deployed")
+            async with running(deploy_workflow(Tally, service, stack.control_plane.config)):
+                await until_registered(client, "deployed")
+                for name, count in (("class", 1), ("function", 11), ("bare", 1), ("deployed", 1)):
+                    assert [await client.run(name) for _ in range(3)] == [count] * 3
+
+    async def test_a_factory_that_fails_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="class str, which is not a Workflow"):
+            HostedWorkflow.named("tally", cast("Any", str))
 
     async def test_the_docstring_describes_the_service(self) -> None:
         assert HostedWorkflow.named("shout", Shout()).config.description == "Says it louder."

@@ -418,12 +418,12 @@ async def test_state_that_cannot_be_read_fails_the_task(stack: Stack, held: Any)
     [
         ("result", "$.items[1].handle"),
         ("event", "Event.handle"),
-        ("state", "$.open.files[0]"),
+        ("state", "ctx.store['open'].files[0]"),
         ("number", "$[0]"),
     ],
 )
 async def test_what_json_cannot_hold_fails_the_task_and_is_named(stack: Stack, place: str, path: str) -> None:
-    async with stack.serving(stack.service(Unwritable())):
+    async with stack.serving(stack.service(Unwritable(), durability="step")):
         error_type, message = failure_of(await stack.run(place=place))
         assert error_type == "llama_deploy.errors.SerializationError"
         assert path in message

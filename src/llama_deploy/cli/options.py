@@ -60,9 +60,10 @@ def _check_urls(text: str) -> str:
 
 _TARGETS: Final = typer.Argument(
     metavar="[NAME=]MODULE:ATTRIBUTE...",
-    help="A workflow, such as `app:workflow` or `path/app.py:workflow`: a workflow instance, a workflow "
-    "class, or a function without arguments that returns a workflow. NAME is the name of the service; "
-    "without it, the service has the name of the attribute.",
+    help="A workflow, such as `app:Workflow` or `path/app.py:make_workflow`: a workflow class, or a function "
+    "without arguments that returns a new workflow, so that each run has an object of its own; or a workflow "
+    "instance, which all runs share. NAME is the name of the service; without it, the service has the name "
+    "of the attribute.",
 )
 Targets = Annotated[list[str], _TARGETS]
 OptionalTargets = Annotated[list[str] | None, _TARGETS]

@@ -17,6 +17,8 @@ from typing import Final
 from workflows import Workflow
 
 from llama_deploy.cli.error_messages import CommandError, ExitCode
+from llama_deploy.errors import ConfigError
+from llama_deploy.services.run.workflow_factory import WorkflowFactory
 
 _FORM: Final = "use module:attribute or path/to/file.py:attribute, such as app:workflow"
 _SERVICE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
@@ -51,10 +53,11 @@ class Target:
         return cls(source, attribute, service_name)
 
 
-def load_workflows(texts: Sequence[str]) -> dict[str, Workflow]:
-    """Import the workflows and return them by service name, in the order of the texts.
+def load_workflows(texts: Sequence[str]) -> dict[str, Workflow | WorkflowFactory]:
+    """Import the workflows, or what makes them, and return them by service name, in the order of the texts.
 
-    Modules can be in the working directory, as with `python -m`.
+    A class or a function has been called once, to find out whether it works. Modules can be in the working
+    directory, as with `python -m`.
 
     Raises:
         CommandError: A text has the wrong form, or names something that does not exist or is not a workflow.
@@ -70,7 +73,7 @@ def load_workflows(texts: Sequence[str]) -> dict[str, Workflow]:
     return {target.service_name: _load(target) for target in targets}
 
 
-def _load(target: Target) -> Workflow:
+def _load(target: Target) -> Workflow | WorkflowFactory:
     module = _import_file(target) if target.source.endswith(".py") else _import_module(target)
     try:
         value = operator.attrgetter(target.attribute)(module)
@@ -145,24 +148,23 @@ def _import_failure(target: Target, exc: Exception) -> CommandError:
     )
 
 
-def _as_workflow(value: object, target: Target) -> Workflow:
-    """Return the workflow from a workflow instance, a class or a factory."""
+def _as_workflow(value: object, target: Target) -> Workflow | WorkflowFactory:
+    """Return a workflow instance as it is; turn a class or a function into a factory, by calling it once."""
     place = f"{target.source}:{target.attribute}"
-    if callable(value) and not isinstance(value, Workflow):
-        try:
-            value = value()
-        except Exception as exc:
-            raise CommandError(
-                f"calling {place} without arguments failed: {type(exc).__name__}: {exc}",
-                hint="name a workflow instance, or a function without arguments that returns one",
-                exit_code=ExitCode.FAILED,
-            ) from exc
-    if isinstance(value, Workflow):
-        return value
-    raise CommandError(
-        f"{place} is not a workflow but {type(value).__name__}",
-        hint="name a workflow instance, a workflow class, or a function without arguments that returns one",
-    )
+    if not isinstance(value, Workflow) and not callable(value):
+        raise CommandError(
+            f"{place} is not a workflow but {type(value).__name__}",
+            hint="name a workflow class, a function without arguments that returns a new workflow, or a "
+            "workflow instance",
+        )
+    try:
+        return WorkflowFactory.of(value, name=place)
+    except ConfigError as exc:
+        raise CommandError(
+            str(exc),
+            hint="name a class or a function that returns a new workflow when it is called without arguments",
+            exit_code=ExitCode.FAILED,
+        ) from exc
 
 
 def _list_workflows(module: ModuleType) -> str:

@@ -38,8 +38,8 @@ _RAW_FIELDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 """Fields with raw objects of tools and LLM clients, of any class; other fields hold the relevant data."""
 
 _NO_MODEL: Final = (
-    "which holds connections and keys, and is not stored: keep it in the workflow object, not in events or "
-    "state"
+    "which holds connections and keys, and is not stored: create it in `__init__` of the workflow or once "
+    "for the module, and do not put it into events or state"
 )
 _REJECTED: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -15,29 +15,37 @@ from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.deploy.core import open_queue
 from llama_deploy.message_queues import AbstractMessageQueue, MessageQueueConfig, SimpleMessageQueueConfig
 from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
-from llama_deploy.services import WorkflowService, WorkflowServiceConfig
+from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.background import end
+from llama_deploy.services.run.workflow_factory import WorkflowFactory
 
 
 @dataclass(frozen=True, slots=True)
 class HostedWorkflow:
     """A workflow and the settings of the service that hosts it."""
 
-    workflow: Workflow
+    workflow: AnyWorkflow
+    """A workflow class, or a function without arguments that returns a new workflow: each run has an object
+    of its own. Or an instance, which all runs share."""
     config: WorkflowServiceConfig
 
     @classmethod
     def named(
-        cls, service_name: str, workflow: Workflow, *, max_concurrent_tasks: int | None = None
+        cls, service_name: str, workflow: AnyWorkflow, *, max_concurrent_tasks: int | None = None
     ) -> HostedWorkflow:
-        """Return a workflow with default settings. The first line of its docstring is its description.
+        """Return a workflow with default settings. The first line of its class's docstring describes it.
 
         Args:
             service_name: The name under which clients call it.
-            workflow: Any workflow.
+            workflow: See `HostedWorkflow.workflow`.
             max_concurrent_tasks: How many tasks an instance runs at a time. None: from the environment or the
                 default, like all other settings.
+
+        Raises:
+            ConfigError: The class or function does not return a workflow.
         """
+        source = WorkflowFactory.of(workflow)
+        described = source.first if isinstance(source, WorkflowFactory) else source
         chosen: dict[str, Any] = (
             {} if max_concurrent_tasks is None else {"max_concurrent_tasks": max_concurrent_tasks}
         )
@@ -45,10 +53,10 @@ class HostedWorkflow:
             host="127.0.0.1",
             port=0,
             service_name=service_name,
-            description=_first_line(type(workflow)),
+            description=_first_line(type(described)),
             **chosen,
         )
-        return cls(workflow, config)
+        return cls(source, config)
 
 
 def _first_line(cls: type[Workflow]) -> str:
@@ -93,7 +101,8 @@ class LocalStack:
             orchestrator_config: Settings of the orchestrator.
 
         Raises:
-            ConfigError: A setting cannot work, or an address cannot be bound.
+            ConfigError: A setting cannot work, an address cannot be bound, or a class or function does not
+                return a workflow.
             UnavailableError: The broker or the database does not answer.
             StoreLockedError: Another control plane uses the store.
             InvalidRequestError: The name of a service is invalid.

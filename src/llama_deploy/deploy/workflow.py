@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from workflows import Workflow
-
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.readiness import connect_queue, until_available
 from llama_deploy.deploy.termination import drained_on_sigterm
 from llama_deploy.deploy.together import run_together
 from llama_deploy.message_queues import MessageQueueConfig
-from llama_deploy.services import WorkflowService, WorkflowServiceConfig
+from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
+from llama_deploy.services.run.workflow_factory import WorkflowFactory
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
 
 
 async def deploy_workflow(
-    workflow: Workflow,
+    workflow: AnyWorkflow,
     workflow_config: WorkflowServiceConfig,
     control_plane_config: ControlPlaneConfig | None = None,
     message_queue_config: MessageQueueConfig | None = None,
@@ -31,7 +30,8 @@ async def deploy_workflow(
     given, and registers. SIGTERM drains too, and then ends the process.
 
     Args:
-        workflow: Any workflow.
+        workflow: A workflow class, or a function without arguments that returns a new workflow: each run has
+            an object of its own. Or an instance, which all runs share.
         workflow_config: Settings of the service.
         control_plane_config: Has the URL of the control plane. None: from the environment and the defaults.
         message_queue_config: The control plane's queue, with credentials, which the control plane does not
@@ -40,7 +40,8 @@ async def deploy_workflow(
             URL of `control_plane_config`, and nothing else.
 
     Raises:
-        ConfigError: A setting cannot work, the address cannot be bound, or the server is not a control plane.
+        ConfigError: A setting cannot work, the class or function does not return a workflow, the address
+            cannot be bound, or the server is not a control plane.
         Exception: The error of the part that failed.
     """
     control_plane = connection or (control_plane_config or ControlPlaneConfig()).url
@@ -54,7 +55,7 @@ async def deploy_workflow(
 
 
 async def run_workflow(
-    workflow: Workflow,
+    workflow: AnyWorkflow,
     config: WorkflowServiceConfig,
     *,
     control_plane_url: Address,
@@ -64,7 +65,7 @@ async def run_workflow(
     """Like `deploy_workflow`, without a signal handler. A second cancellation releases tasks at once.
 
     Args:
-        workflow: Any workflow.
+        workflow: As for `deploy_workflow`.
         config: Settings of the service. With port 0 the system chooses one.
         control_plane_url: Such as `http://127.0.0.1:8000`, the URLs of its replicas, or settings.
         message_queue_config: As for `deploy_workflow`.
@@ -74,6 +75,7 @@ async def run_workflow(
         ConfigError: As `deploy_workflow`.
         Exception: The error of the part that failed.
     """
+    workflow = WorkflowFactory.of(workflow)  # before anything is waited for
     async with await connect_queue(control_plane_url, message_queue_config) as queue:
         service = WorkflowService(workflow, queue, config)
 

@@ -23,7 +23,6 @@ try:
     from workflows._event_matching import event_matches, step_accepts_event
     from workflows.context.state_store import DictState, StateStore, infer_state_type
     from workflows.events import DictLikeModel
-    from workflows.plugins.basic import BasicRuntime
     from workflows.runtime.runtime_decorators import BaseInternalRunAdapterDecorator, BaseRuntimeDecorator
     from workflows.runtime.types.internal_state import BrokerState
     from workflows.runtime.types.named_task import NamedTask, PendingStart, PendingWorker, PullTask
@@ -45,6 +44,14 @@ try:
         WorkflowTick,
     )
 
+    from llama_deploy.workflow_library.many_objects import (
+        ManyObjectsRuntime,
+        describe_class,
+        has_steps_of_its_own,
+        library_attributes,
+        share_class,
+        shares_class,
+    )
     from llama_deploy.workflow_library.snapshots import (
         Snapshot,
         restore,
@@ -85,7 +92,6 @@ __all__ = [
     "AddWaiter",
     "BaseInternalRunAdapterDecorator",
     "BaseRuntimeDecorator",
-    "BasicRuntime",
     "BrokerState",
     "DeleteWaiter",
     "DictLikeModel",
@@ -93,6 +99,7 @@ __all__ = [
     "EmissionKey",
     "ExternalRunAdapter",
     "InternalRunAdapter",
+    "ManyObjectsRuntime",
     "NamedTask",
     "PendingStart",
     "PendingWorker",
@@ -113,19 +120,24 @@ __all__ = [
     "WorkflowTick",
     "abort",
     "cache_steps",
+    "describe_class",
     "empty_context",
     "event_matches",
     "events_of",
     "fingerprint",
+    "has_steps_of_its_own",
     "infer_state_type",
     "install_runtime",
     "is_placeholder",
+    "library_attributes",
     "library_folders",
     "library_version",
     "placeholder",
     "restore",
     "resuming",
     "sent_placeholder",
+    "share_class",
+    "shares_class",
     "snapshot",
     "state_seed",
     "step_accepts_event",

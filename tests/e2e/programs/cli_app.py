@@ -60,6 +60,33 @@ class Asking(Workflow):
         return StopEvent(result=ev.response)
 
 
+class Keeps(Workflow):
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[str] = []
+
+    @step
+    async def keep(self, ev: StartEvent) -> StopEvent:
+        self.given = [*self.given, ev.given]
+        return StopEvent(result=self.given)
+
+
+def keeps_too() -> Keeps:
+    return Keeps()
+
+
+def has_no_model() -> Keeps:
+    raise OSError("no model")
+
+
+def settings() -> dict[str, str]:
+    return {}
+
+
+async def makes_later() -> Keeps:
+    return Keeps()
+
+
 def sleep_without_limit() -> Sleep:
     return Sleep(timeout=None)
 
@@ -69,4 +96,5 @@ def needs_something(something: str) -> Sleep:
 
 
 repeat = Repeat()
+keeps = Keeps()
 number = 3

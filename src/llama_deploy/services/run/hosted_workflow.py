@@ -1,61 +1,155 @@
-"""A workflow that a service hosts, with what all its runs share."""
+"""A workflow that a service hosts, with what all its runs share, and the object that each run works with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from pydantic import SecretStr
-from workflows import Workflow
+from workflows import Context, Workflow
+from workflows.handler import WorkflowHandler
 
+from llama_deploy.errors import ConfigError
 from llama_deploy.services.run.hosting import host_runs
 from llama_deploy.services.run.journal_format import JournalFormat
-from llama_deploy.services.run.step_guard import guard_steps
+from llama_deploy.services.run.shared_state import RUN, SharedObject, SharedState, sharing
+from llama_deploy.services.run.step_guard import guard_like, guard_steps, unguard
+from llama_deploy.services.run.workflow_factory import AnyWorkflow, WorkflowFactory
 from llama_deploy.services.values.payloads import EventRegistry
+from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.instance_protocol import RunHeader
-from llama_deploy.workflow_library import cache_steps, fingerprint, library_version, take_timeout
+from llama_deploy.workflow_library import (
+    cache_steps,
+    describe_class,
+    fingerprint,
+    has_steps_of_its_own,
+    library_version,
+    share_class,
+    shares_class,
+    take_timeout,
+)
+
+_IS_SHARED: Final = "__llama_deploy_shared__"
+"""The attribute of a hosted object that tells whether several runs use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostedWorkflow:
     """A workflow whose runs have hosts, and how its values are read and written."""
 
-    workflow: Workflow
+    source: Workflow | WorkflowFactory
+    """The object of all runs, or what makes the object of each run."""
+    first: Workflow
+    """Describes the workflow: the object of all runs, or the first one that was made, which does not run."""
+    shared: SharedState
+    """Warns if runs change an object that they share."""
     events: EventRegistry
     states: StateCodec
     journals: JournalFormat
-    timeout: float | None
-    """How many seconds a run may work. None: without limit."""
 
     @classmethod
     def prepare(
         cls,
-        workflow: Workflow,
+        workflow: AnyWorkflow,
         *,
+        service_name: str = "",
         extra: Sequence[type] = (),
         keys: Iterable[SecretStr] = (),
         strict: bool = False,
     ) -> HostedWorkflow:
-        """Prepare a workflow object for hosting. Several services may prepare and share one.
+        """Prepare a workflow for hosting. Several services may prepare and share one.
 
         Args:
-            workflow: The workflow. Its time limit is taken from it.
+            workflow: A workflow, which all runs share; or a class or a function that makes one for each run.
+            service_name: The service, for the log.
             extra: Further classes that its values may have.
             keys: Sign what is stored.
             strict: Whether a value of its state that cannot be written is an error.
+
+        Raises:
+            ConfigError: The class or function does not return a workflow.
         """
-        guard_steps(workflow)
-        cache_steps(workflow)
-        host_runs(workflow)
-        writing = Writing(workflow, extra=extra, keys=list(keys))
-        states = StateCodec(workflow, writing, strict=strict)
-        header = RunHeader(fingerprint=fingerprint(workflow), library_version=library_version())
+        source = WorkflowFactory.of(workflow)
+        first = source.first if isinstance(source, WorkflowFactory) else source
+        _prepare(first)
+        if isinstance(source, WorkflowFactory):
+            vars(first).setdefault(_IS_SHARED, False)
+            describe_class(first)
+        else:
+            vars(first)[_IS_SHARED] = True
+        writing = Writing(first, extra=extra, keys=list(keys))
+        states = StateCodec(first, writing, strict=strict)
+        header = RunHeader(fingerprint=fingerprint(first), library_version=library_version())
         return cls(
-            workflow=workflow,
-            events=EventRegistry(workflow, extra),
+            source=source,
+            first=first,
+            shared=SharedState(service_name),
+            events=EventRegistry(first, extra),
             states=states,
-            journals=JournalFormat(workflow, writing, states, header),
-            timeout=take_timeout(workflow),
+            journals=JournalFormat(first.workflow_name, writing, states, header),
         )
+
+    @contextmanager
+    def object_of_run(self) -> Iterator[Workflow]:
+        """Return the workflow object with which a run works until the end of this context.
+
+        Raises:
+            ConfigError: The factory has failed, or has made something that this service does not host.
+        """
+        workflow = self.source if isinstance(self.source, Workflow) else self._make(self.source)
+        watched = vars(workflow)[_IS_SHARED] and not self.shared.has_warned
+        token = sharing.set(SharedObject(workflow, self.shared) if watched else None)
+        try:
+            yield workflow
+        finally:
+            sharing.reset(token)
+            if not vars(workflow)[_IS_SHARED] and shares_class(self.first, workflow):
+                unguard(workflow)
+
+    def _make(self, factory: WorkflowFactory) -> Workflow:
+        """Return a prepared object for one run. One that was returned before is shared from now on."""
+        workflow, first = factory(), self.first
+        attributes = vars(workflow)
+        if _IS_SHARED in attributes:
+            attributes[_IS_SHARED] = True
+            guard_like(first, workflow)  # they may have been removed
+            return workflow
+        if type(workflow) is not type(first):
+            raise ConfigError(
+                f"{factory.name} made a {type(workflow).__qualname__}, and the service hosts the class "
+                f"{type(first).__qualname__}; it must always make objects of one class"
+            )
+        attributes[_IS_SHARED] = False
+        if factory.has_own_steps or has_steps_of_its_own(workflow):
+            _prepare(workflow)
+            if fingerprint(workflow) != self.journals.header.fingerprint:
+                raise ConfigError(
+                    f"{factory.name} made a {type(workflow).__qualname__} with other steps than the first "
+                    "one; it must always make objects with the same steps"
+                )
+            return workflow
+        take_timeout(workflow)
+        share_class(first, workflow)
+        guard_like(first, workflow)
+        host_runs(workflow, first.runtime)
+        return workflow
+
+
+def _prepare(workflow: Workflow) -> None:
+    guard_steps(workflow)
+    cache_steps(workflow)
+    host_runs(workflow)
+    take_timeout(workflow)
+
+
+async def start_run(call: RunCall, ctx: Context | None) -> WorkflowHandler:
+    """Start a run; warn if the workflow's own `run` method changes an object that several runs share."""
+    shared = sharing.get()
+    if shared is None or call.start_event is not None:
+        return await call.start(ctx)
+    with shared.state.compared(shared.workflow, RUN):
+        return await call.start(ctx)

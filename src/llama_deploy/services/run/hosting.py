@@ -19,10 +19,10 @@ from llama_deploy.services.run.run_observer import RunObserver
 from llama_deploy.workflow_library import (
     BaseInternalRunAdapterDecorator,
     BaseRuntimeDecorator,
-    BasicRuntime,
     BrokerState,
     ExternalRunAdapter,
     InternalRunAdapter,
+    ManyObjectsRuntime,
     NamedTask,
     PendingStart,
     PendingWorker,
@@ -102,10 +102,10 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
 
 
 class HostedRuntime(BaseRuntimeDecorator):
-    """The library's basic runtime, with hosts. Runs without a host behave as usual."""
+    """The library's runtime for the objects of a class, with hosts. Runs without a host behave as usual."""
 
     def __init__(self) -> None:
-        super().__init__(BasicRuntime())
+        super().__init__(ManyObjectsRuntime())
         # A host lives as long as something waits for its run.
         self._hosts: WeakValueDictionary[str, RunObserver] = WeakValueDictionary()
 
@@ -133,8 +133,12 @@ class HostedRuntime(BaseRuntimeDecorator):
         return adapter if host is None else HostedAdapter(adapter, host)
 
 
-def host_runs(workflow: Workflow) -> None:
-    """Let the runs of `workflow` have hosts. Idempotent."""
-    runtime: Runtime = workflow.runtime
-    if not isinstance(runtime, HostedRuntime):
-        install_runtime(workflow, HostedRuntime())
+def host_runs(workflow: Workflow, runtime: Runtime | None = None) -> None:
+    """Let the runs of `workflow` have hosts. Idempotent.
+
+    Args:
+        workflow: The workflow.
+        runtime: The runtime of another object of its class. None: a new one.
+    """
+    if not isinstance(workflow.runtime, HostedRuntime):
+        install_runtime(workflow, runtime or HostedRuntime())

@@ -74,13 +74,13 @@ class JournalFormat:
     """Writes the runs of one workflow as text, and reads them again.
 
     Args:
-        workflow: The workflow.
+        workflow_name: The workflow, for errors.
         writing: Writes and signs its values.
         states: Writes its state.
         header: Identifies the workflow and the library that write.
     """
 
-    workflow: Workflow
+    workflow_name: str
     writing: Writing
     states: StateCodec
     header: RunHeader
@@ -110,8 +110,13 @@ class JournalFormat:
         """Return a text as it is stored: an entry with its number, a `RunSnapshot`, or a state."""
         return self.writing.seal(text, context=_context(kind, task_id, seq))
 
-    def restore(self, record: RunRecord, *, task_id: str) -> tuple[Context, RunHistory]:
+    def restore(self, record: RunRecord, *, workflow: Workflow, task_id: str) -> tuple[Context, RunHistory]:
         """Return the context and the history with which a run is resumed.
+
+        Args:
+            record: What is stored of the run.
+            workflow: The object that continues it.
+            task_id: The task.
 
         Raises:
             RunMismatchError: Another workflow, or another version of the library, has begun the run.
@@ -134,7 +139,7 @@ class JournalFormat:
             if state is not None:
                 state = self.writing.open(state, context=_context("state", task_id)) or None
             restored = library.restore(
-                self.workflow,
+                workflow,
                 snapshot=None if snapshot is None else snapshot.run,
                 ticks=ticks,
                 state=self.states.seed(state),
@@ -156,7 +161,7 @@ class JournalFormat:
         begun, here = record.header, self.header
         if begun.fingerprint != here.fingerprint:
             raise RunMismatchError(
-                f"task {task_id} was begun by another version of {self.workflow.workflow_name}: its steps, or"
+                f"task {task_id} was begun by another version of {self.workflow_name}: its steps, or"
                 " the events that they take and return, have changed since. Let instances of the old version"
                 " finish their tasks before you replace them, or start the task again",
                 task_id=task_id,

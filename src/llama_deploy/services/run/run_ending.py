@@ -89,6 +89,8 @@ class RunEnding:
     def close(self, result: asyncio.Future[StopEvent]) -> None:
         """Release the run. Steps that do not end are left running."""
         handler = self._handler
+        # The handler refers to the run's context, and that to this object: they would wait for the collector.
+        self._handler = self._starting = None
         if handler is None or (result.done() and not self.is_parked):
             return
         if self.is_parked:

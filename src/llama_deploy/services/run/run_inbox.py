@@ -142,6 +142,10 @@ class RunInbox:
         self._send = send
         await self.deliver()
 
+    def close(self) -> None:
+        """Deliver nothing any more: the run has ended."""
+        self._send = None
+
     def hold(self) -> None:
         """Deliver nothing until `release`."""
         self.is_held = True

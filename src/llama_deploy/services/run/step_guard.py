@@ -5,7 +5,8 @@ waits forever for a step that ends with another `BaseException` or cancels itsel
 ordinary exception instead, so that only its run fails.
 
 The library finds a step with `getattr(workflow, name)` when it calls it. The guards are therefore attributes
-of the workflow object; its class and other objects stay unchanged.
+of the workflow object; its class and other objects stay unchanged. Further objects of the class that are made
+for single runs get the guards of the first one.
 
 A `StepWatch` is called when a run's steps begin and end. `running_code` finds out which step a thread
 executes, to name the step that blocks the event loop.
@@ -17,8 +18,8 @@ import asyncio
 import functools
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType, MethodType
@@ -26,8 +27,10 @@ from typing import Any, Final
 
 from workflows import Workflow
 
+from llama_deploy.services.run.shared_state import sharing
 from llama_deploy.workflow_library import steps_of
 
+_NOTHING: Final = nullcontext()
 _MARK: Final = "__llama_deploy_guarded__"
 
 
@@ -74,6 +77,26 @@ def guard_steps(workflow: Workflow) -> None:
             vars(workflow)[name] = _guarded(workflow, name, step)
 
 
+def guard_like(first: Workflow, workflow: Workflow) -> None:
+    """Guard all steps of `workflow` as those of `first`, a guarded object of the same class."""
+    known, attributes = vars(first), vars(workflow)
+    for name in steps_of(first):
+        if hasattr(attributes.get(name), _MARK):
+            continue
+        guard = known.get(name)
+        if guard is None:  # a step that was added to the class since
+            guard_steps(first)
+            guard = known[name]
+        attributes[name] = MethodType(guard.__func__, workflow) if inspect.ismethod(guard) else guard
+
+
+def unguard(workflow: Workflow) -> None:
+    """Remove the guards from an object whose run has ended: they refer to it, and would keep it in memory."""
+    attributes = vars(workflow)
+    for name in [name for name, value in attributes.items() if hasattr(value, _MARK)]:
+        del attributes[name]
+
+
 def _guarded(workflow: Workflow, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
     function = getattr(step, "__func__", step)
     guarded = (
@@ -91,7 +114,8 @@ def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Cal
         if watch is not None:
             watch.on_begin()
         try:
-            return await function(*args, **kwargs)
+            with _compared(step_name, args):
+                return await function(*args, **kwargs)
         except (Exception, GeneratorExit):
             raise
         except asyncio.CancelledError as exc:
@@ -115,7 +139,8 @@ def _guard_sync(step_name: str, function: Callable[..., Any]) -> Callable[..., A
         if watch is not None:
             watch.call_threadsafe(watch.on_begin)
         try:
-            return function(*args, **kwargs)
+            with _compared(step_name, args):
+                return function(*args, **kwargs)
         except Exception:
             raise
         except BaseException as exc:
@@ -125,6 +150,15 @@ def _guard_sync(step_name: str, function: Callable[..., Any]) -> Callable[..., A
                 watch.call_threadsafe(watch.on_end)
 
     return guarded_step
+
+
+def _compared(step_name: str, args: Sequence[object]) -> AbstractContextManager[None]:
+    """Notice what a step changes in an object that several runs share. See `SharedState`."""
+    shared = sharing.get()
+    # The context is that of the run. Its steps may run steps of other workflows.
+    if shared is None or not args or args[0] is not shared.workflow:
+        return _NOTHING
+    return shared.state.compared(shared.workflow, step_name)
 
 
 def running_code(thread_id: int) -> str:

@@ -163,6 +163,7 @@ class WorkflowRun:
             self._end()
             self._background.cancel()
             self._observer.close()
+            self._inbox.close()
             self._ending.close(result)
 
     def _end(self) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
-from workflows import Workflow
 from workflows.events import StopEvent
 
 from llama_deploy.errors import ConfigError
@@ -25,6 +24,7 @@ from llama_deploy.services.background import run_to_completion
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
+from llama_deploy.services.run.workflow_factory import AnyWorkflow
 from llama_deploy.services.shell.service_routes import create_service_app, service_edge
 from llama_deploy.services.shell.workflow_calls import WorkflowCalls
 from llama_deploy.services.worker.worker_settings import WorkerSettings
@@ -41,26 +41,30 @@ class WorkflowService(WorkflowCalls):
 
     Start it with `launch_server`, or with `launch_local` if you do not need HTTP, and register it with
     `register_to_control_plane`, in either order. It works on tasks as soon as both are done. Each object is
-    one instance of the service; several instances may share one workflow.
+    one instance of the service; several instances may host one workflow.
 
     To stop it, cancel what launched it. It then drains: it takes no new work, running tasks may end within
     `drain_timeout`, and the rest is handed back to run elsewhere. A second cancellation hands back at once.
 
     Args:
-        workflow: Any workflow. If it has a `run` method of its own, that is called. The service takes over
-            its time limit, so runs of the same object outside of the service have none.
+        workflow: A `Workflow` class, or a function without arguments that returns a new workflow: it is
+            called once to describe the service, and once for each run, which then has an object of its own.
+            Or an instance, which all runs share: what one run sets on it, others see. If the class has a
+            `run` method of its own, that is called. The service takes over the time limit of an object, so
+            runs of the same object outside of the service have none.
         message_queue: The queue that the control plane uses. You close it.
         config: Settings.
         publish_callback: Called with each message after the queue has it.
         gateway: The connection to the control plane. None: HTTP, to the URL with which the service registers.
 
     Raises:
-        ConfigError: A class of `allowed_types` cannot be imported.
+        ConfigError: A class of `allowed_types` cannot be imported, or the class or function that is to make
+            the workflow has failed.
     """
 
     def __init__(
         self,
-        workflow: Workflow,
+        workflow: AnyWorkflow,
         message_queue: AbstractMessageQueue,
         config: WorkflowServiceConfig,
         publish_callback: PublishCallback | None = None,
@@ -69,10 +73,15 @@ class WorkflowService(WorkflowCalls):
     ) -> None:
         extra = [_load_class(name) for name in config.allowed_types]
         self._hosted = HostedWorkflow.prepare(
-            workflow, extra=extra, keys=config.state_keys, strict=config.durability == "step"
+            workflow,
+            service_name=config.service_name,
+            extra=extra,
+            keys=config.state_keys,
+            strict=config.durability == "step",
         )
         super().__init__(config.service_name, self._hosted, gateway=gateway)
-        self.workflow = workflow
+        self.workflow = self._hosted.first
+        """The instance that all runs share, or the first object that was made, which only describes them."""
         self.config = config
         self.instance_id = self._instance_id
         self._message_queue = message_queue

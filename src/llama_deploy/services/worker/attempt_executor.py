@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from workflows import Workflow
+
 from llama_deploy.messages import QueueMessage
 from llama_deploy.retrying import Outage
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
-from llama_deploy.services.run.hosted_workflow import HostedWorkflow
+from llama_deploy.services.run.hosted_workflow import HostedWorkflow, start_run
 from llama_deploy.services.run.journal_backlog import JournalSize
 from llama_deploy.services.run.journal_format import RunHistory
 from llama_deploy.services.run.journal_writer import JournalWriter, journal_outage
@@ -31,7 +33,7 @@ from llama_deploy.services.worker.worker_settings import WorkerHooks
 from llama_deploy.services.worker.workflow_attempt import WorkflowAttempt
 from llama_deploy.types.instance_protocol import ClaimReply, JournalReply, JournalWrite, TaskDispatch
 from llama_deploy.types.json_values import decode_object
-from llama_deploy.workflow_library import resuming
+from llama_deploy.workflow_library import resuming, take_timeout
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class AttemptExecutor:
             input=reply.input,
             inbox=RunInbox(
                 task_id=task_id,
-                workflow=self.hosted.workflow,
+                workflow=self.hosted.first,
                 registry=self.hosted.events,
                 on_seen=lambda seq: self.ledger.seen(task_id, number, inbox_seq=seq),
                 entries=reply.inbox,
@@ -89,13 +91,14 @@ class AttemptExecutor:
         """
         run: WorkflowRun | None = None
         try:
-            run = attempt.run = await self._prepare(attempt)
-            if attempt.is_cancelled:
-                return RunOutcome.cancelled(), None
-            outcome = await run.execute()
-            if outcome is None or outcome.ctx is None:
-                return outcome, None
-            await (self.hooks.save_state or self.hosted.states.save)(outcome.ctx, attempt.state)
+            with self.hosted.object_of_run() as workflow:
+                run = attempt.run = await self._prepare(attempt, workflow)
+                if attempt.is_cancelled:
+                    return RunOutcome.cancelled(), None
+                outcome = await run.execute()
+                if outcome is None or outcome.ctx is None:
+                    return outcome, None
+                await (self.hooks.save_state or self.hosted.states.save)(outcome.ctx, attempt.state)
         except Exception as exc:  # noqa: BLE001 - the boundary of the task: what fails here fails the task
             return RunOutcome.failed(exc), None
         finally:
@@ -103,23 +106,23 @@ class AttemptExecutor:
                 await run.journal.close()
         return outcome, self.hosted.states.changes(attempt.state)
 
-    async def _prepare(self, attempt: WorkflowAttempt) -> WorkflowRun:
+    async def _prepare(self, attempt: WorkflowAttempt, workflow: Workflow) -> WorkflowRun:
         """Return the run of an attempt, from the beginning or from where an earlier attempt left it."""
         hosted, record, call = self.hosted, attempt.record, attempt.state
         call.run_kwargs = decode_object(attempt.input, what="the input with the run arguments")
         if record is not None and record.goes_on:
-            context, history = hosted.journals.restore(record, task_id=attempt.key.task_id)
+            context, history = hosted.journals.restore(record, workflow=workflow, task_id=attempt.key.task_id)
             if history.broker is not None:
                 attempt.inbox.resume(history.broker)
-            start = resuming(hosted.workflow, context)
+            start = resuming(workflow, context)
             hosted.states.note(call)
         else:
-            prepared, history = RunCall.prepare(hosted.workflow, call.run_kwargs), RunHistory(record)
-            start = partial(prepared.start, await (self.hooks.load_state or hosted.states.load)(call))
+            prepared, history = RunCall.prepare(workflow, call.run_kwargs), RunHistory(record)
+            start = partial(start_run, prepared, await (self.hooks.load_state or hosted.states.load)(call))
         if call.left_out:
             history = replace(history, left_out=call.left_out)
         return WorkflowRun(
-            hosted.workflow,
+            workflow,
             start=start,
             inbox=attempt.inbox,
             hooks=RunHooks(
@@ -129,7 +132,7 @@ class AttemptExecutor:
                 hold_lease=self.hold_lease,
             ),
             label=f"task {attempt.key.task_id}",
-            limits=RunLimits(timeout=hosted.timeout, idle_timeout=self.config.idle_timeout),
+            limits=RunLimits(timeout=take_timeout(workflow), idle_timeout=self.config.idle_timeout),
             history=history,
             open_journal=partial(self._open_journal, attempt, history) if attempt.keeps_journal else None,
         )

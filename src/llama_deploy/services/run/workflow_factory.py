@@ -1,0 +1,91 @@
+"""Where the workflow objects of a service come from: one instance, or a class or function that makes them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from workflows import Workflow
+
+from llama_deploy.errors import ConfigError
+from llama_deploy.workflow_library import has_steps_of_its_own
+
+AnyWorkflow: TypeAlias = Workflow | Callable[[], Workflow]
+"""A workflow, a workflow class, or a function without arguments that returns a new workflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowFactory:
+    """Makes the workflow of each run. It is a function without arguments itself.
+
+    Attributes:
+        make: The class or function.
+        name: Names it in errors.
+        first: What the first call returned. It describes the service, and does not run.
+        has_own_steps: Whether the objects may have different steps.
+    """
+
+    make: Callable[[], Workflow]
+    name: str
+    first: Workflow
+    has_own_steps: bool
+
+    def __call__(self) -> Workflow:
+        """Return the workflow of another run.
+
+        Raises:
+            ConfigError: The call failed, or has not returned a workflow.
+        """
+        return _call(self.make, self.name)
+
+    @classmethod
+    def of(cls, given: AnyWorkflow, *, name: str | None = None) -> Workflow | WorkflowFactory:
+        """Return an instance or a factory as it is; turn a class or a function into a factory, by calling it.
+
+        Args:
+            given: A workflow, a workflow class, or a function without arguments that returns a workflow.
+            name: Names it in errors. None: its qualified name.
+
+        Raises:
+            ConfigError: It is none of these, the call failed, or has not returned a workflow.
+        """
+        if isinstance(given, Workflow | WorkflowFactory):
+            return given
+        name = name or _name_of(given)
+        if not callable(given):
+            raise ConfigError(
+                f"{name} is neither a workflow nor a class or function that returns one; name a workflow "
+                "class, a workflow, or a function without arguments that returns a new workflow"
+            )
+        first = _call(given, name)
+        return cls(given, name, first, has_steps_of_its_own(first))
+
+
+def _call(make: Callable[[], object], name: str) -> Workflow:
+    try:
+        made = make()
+    except (Exception, SystemExit) as exc:
+        raise ConfigError(
+            f"calling {name} without arguments failed: {type(exc).__name__}: {exc}; a service calls it for "
+            "each run"
+        ) from exc
+    if isinstance(made, Workflow):
+        return made
+    if inspect.iscoroutine(made):
+        made.close()
+        raise ConfigError(
+            f"{name} returned a coroutine; the function that makes a workflow must not be `async`"
+        )
+    raise ConfigError(
+        f"{name} returned an object of the class {type(made).__name__}, which is not a Workflow; a service "
+        "needs a workflow class, or a function without arguments that returns a new workflow"
+    )
+
+
+def _name_of(given: object) -> str:
+    name = getattr(given, "__qualname__", None)
+    if name is None:
+        return type(given).__qualname__ if not callable(given) else repr(given)
+    return f"{getattr(given, '__module__', '')}.{name}".lstrip(".")

@@ -1,0 +1,124 @@
+"""Running a workflow class with a new object for each run: what the objects share, and what releases them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from types import MethodType
+from typing import Any, Final
+
+from workflows import Workflow, step
+from workflows.events import StartEvent, StopEvent
+from workflows.plugins.basic import BasicRuntime
+from workflows.runtime.types.internal_state import BrokerState
+from workflows.runtime.types.plugin import RegisteredWorkflow
+from workflows.runtime.types.step_function import as_step_worker_functions, create_workflow_run_function
+
+from llama_deploy.workflow_library.versions import private
+
+_FIND: Final = "_get_steps"
+_SHARED: Final = (_FIND, "_broker_config", "_broker_config_version")
+_VALIDATION: Final = ("_validation_result", "_validated_version")
+_CHECKS: Final = "_skip_graph_checks"
+
+for _name in ("_get_broker_config", "_validate"):
+    private(Workflow, _name)  # so that a missing one is reported at import
+private(BasicRuntime, "_maybe_acquire_max_concurrent_runs")
+
+
+class ManyObjectsRuntime(BasicRuntime):
+    """The library's basic runtime, for any number of objects of one workflow class.
+
+    `num_concurrent_runs` limits the runs of all objects together, and nothing of the library keeps an object
+    in memory after its run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limit: asyncio.Semaphore | None = None
+
+    def register(self, workflow: Workflow) -> RegisteredWorkflow:
+        """Return how the library runs `workflow`."""
+        return RegisteredWorkflow(
+            workflow=workflow,
+            workflow_run_fn=partial(_run, workflow),
+            steps=as_step_worker_functions(workflow),
+        )
+
+    @asynccontextmanager
+    async def _maybe_acquire_max_concurrent_runs(
+        self,
+        workflow: Workflow,
+        run_id: str,  # noqa: ARG002 - the library's signature
+    ) -> AsyncIterator[None]:
+        most: int | None = private(workflow, "_num_concurrent_runs")
+        if most is None:
+            yield
+            return
+        if self._limit is None:
+            self._limit = asyncio.Semaphore(most)
+        async with self._limit:
+            yield
+
+
+async def _run(
+    workflow: Workflow,
+    init_state: BrokerState,
+    start_event: StartEvent | None = None,
+    tags: dict[str, Any] | None = None,
+) -> StopEvent:
+    run = create_workflow_run_function(workflow)
+    try:
+        return await run(init_state, start_event, tags)
+    finally:
+        # The function refers to itself and to the workflow, which would have to wait for the collector.
+        for cell in getattr(run, "__closure__", None) or ():
+            if cell.cell_contents is run:
+                del cell.cell_contents
+
+
+def has_steps_of_its_own(workflow: Workflow) -> bool:
+    """Return whether an object may have other steps than further objects of its class."""
+    return private(type(workflow), _FIND) is not private(Workflow, _FIND) or any(
+        isinstance(value, MethodType) and hasattr(value, "_step_config") for value in vars(workflow).values()
+    )
+
+
+def describe_class(first: Workflow) -> None:
+    """Find out once what `share_class` shares. A class that is not valid is reported by its runs."""
+    with suppress(Exception):
+        private(first, "_validate")()
+        private(first, "_get_broker_config")()
+
+
+def share_class(first: Workflow, workflow: Workflow) -> None:
+    """Give an object what is known of its class, which takes longer to find out than a short run.
+
+    Args:
+        first: An object of the class, after `cache_steps`, `take_timeout` and `describe_class`.
+        workflow: Another object, without steps of its own.
+    """
+    known, attributes = vars(first), vars(workflow)
+    attributes.update({name: known[name] for name in _SHARED})
+    if known[_CHECKS] == attributes[_CHECKS]:
+        attributes.update({name: known[name] for name in _VALIDATION})
+
+
+def shares_class(first: Workflow, workflow: Workflow) -> bool:
+    """Return whether `share_class` was called for these objects."""
+    return vars(workflow).get(_FIND) is vars(first)[_FIND]
+
+
+def library_attributes() -> frozenset[str]:
+    """Return the names of the attributes that the library itself sets in each workflow."""
+    return frozenset(vars(_Smallest())) | {_FIND}
+
+
+class _Smallest(Workflow):
+    """A workflow with no attributes but those of the library."""
+
+    @step
+    async def end(self, ev: StartEvent) -> StopEvent:  # noqa: ARG002 - the library requires a step
+        return StopEvent()
