@@ -318,6 +318,27 @@ class TestMessages:
             service.taken[0].data["session_id"]
         }
 
+    async def test_events_behind_the_result_are_not_processed(self, stack: Stack) -> None:
+        release, notes = asyncio.Event(), list[str]()
+
+        async def work(service: Custom, message: QueueMessage) -> str | None:
+            if message.action is ActionTypes.NEW_TASK:
+                return None
+            notes.append(arguments_of(message)["value"]["text"])
+            await release.wait()
+            return notes[-1]
+
+        service = custom(stack, work)
+        async with consuming(service):
+            task_id = await stack.submit("custom")
+            await until(lambda: len(service.taken) == 1)
+            for text in ("end", "late"):
+                await stack.send(task_id, Note(text=text))
+            await until(lambda: notes == ["end"])
+            release.set()
+            assert result_of(await stack.end(task_id)) == "end"
+        assert notes == ["end"]
+
     async def test_a_consumer_that_posts_to_the_service_works_too(self, stack: Stack) -> None:
         """As a service does whose messages arrive at its HTTP server."""
 

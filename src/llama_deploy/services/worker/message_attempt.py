@@ -136,7 +136,7 @@ class MessageAttempt(Attempt):
 
     async def _process_events(self) -> None:
         """Process the events, one after the other. One that fails is dropped, as other processes sent it."""
-        while (entry := await self._events.get()) is not None:
+        while (entry := await self._events.get()) is not None and not self._answer.done():
             try:
                 await self._process(self._event_message(entry))
             except Exception:
