@@ -82,6 +82,11 @@ class WorkflowAttempt(Attempt):
         self.published = outcome
         return True
 
+    async def close(self) -> None:
+        """Stop publishing its events, and release the run, which refers to this attempt. Idempotent."""
+        await self.reports.close()
+        self.run = None
+
     async def write_snapshot(self) -> None:
         """Replace the run's journal by a snapshot, which any version of the workflow library can read.
 
