@@ -235,6 +235,24 @@ async def test_an_instance_that_falls_silent_loses_its_tasks(
     assert [event["index"] for event in events] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("sign_of_life", ["heartbeat", "claim"])
+@pytest.mark.parametrize("lease_seconds", [0.5])
+async def test_an_instance_that_falls_silent_again_loses_its_tasks_again(
+    http: HttpConnection, instance: Instance, sign_of_life: str
+) -> None:
+    await submit(http, task_id="t")
+    await instance.claim(await instance.next_dispatch())
+    second = await instance.next_dispatch()
+    if sign_of_life == "heartbeat":
+        await beat(instance)
+    await instance.claim(second)
+
+    async def moved_on() -> bool:
+        return bool((await get(http, "/tasks/t"))["attempt"] == 3)
+
+    await eventually(moved_on)
+
+
 @pytest.mark.parametrize("lease_seconds", [0.5])
 async def test_a_task_that_its_instance_forgot_moves_on(http: HttpConnection, instance: Instance) -> None:
     await submit(http, task_id="t")

@@ -122,7 +122,11 @@ class ControlPlane:
             lease_seconds=config.lease_seconds,
         )
         self.attempts = Attempts(
-            store=store, writer=self._writer, sessions=self.sessions, orchestrator=orchestrator
+            store=store,
+            writer=self._writer,
+            sessions=self.sessions,
+            orchestrator=orchestrator,
+            lease_seconds=config.lease_seconds,
         )
         self._lost_after = LATE_SECONDS if queue.durable else LOST_AFTER_SECONDS
         self.uploads = ReportUploads(

@@ -167,8 +167,7 @@ class Services:
             instance = unit.instances.find(beat.instance_id)
             if instance is None:
                 return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
-            renewed = instance._replace(last_heartbeat=unit.now, lease_expires_at=unit.now + self._lease)
-            unit.instances.put(renewed)
+            unit.renew_lease(instance._replace(last_heartbeat=unit.now), self._lease)
             self._release_forgotten(unit, beat)
             return HeartbeatReply(
                 at=unit.now,
