@@ -19,6 +19,7 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.control_plane.direct_gateway import DirectGateway
+from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import ConfigError, InvalidRequestError, UnavailableError
 from llama_deploy.message_consumers import (
     BaseMessageQueueConsumer,
@@ -47,6 +48,8 @@ from llama_deploy.types import (
 )
 from llama_deploy.types.instance_protocol import (
     AttemptOutcome,
+    ClaimReply,
+    ClaimRequest,
     Heartbeat,
     HeartbeatReply,
     ReleaseReply,
@@ -805,6 +808,66 @@ async def test_heartbeats_tell_capacity_and_load(stack: Stack) -> None:
     await gateway.close()
     assert {beat.slots for beat in gateway.beats} == {3}
     assert {beat.blocked_seconds for beat in gateway.beats} == {0.0}
+
+
+class Noting(Workflow):
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = 0
+
+    @step
+    async def note(self, ev: StartEvent) -> StopEvent:
+        self.begun += 1
+        return StopEvent(result="done")
+
+
+class Paused(DirectGateway):
+    """Keeps answers to claims back, by attempt, and sends no heartbeats until it wakes up."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        super().__init__(plane)
+        self.granted = asyncio.Event()
+        self.answers = {1: asyncio.Event(), 2: asyncio.Event()}
+        self.is_awake = False
+        self.answered: list[HeartbeatReply] = []
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        if request.attempt > 1:
+            await self.answers[request.attempt].wait()
+            return await super().claim(request)
+        reply = await super().claim(request)
+        self.granted.set()
+        await self.answers[request.attempt].wait()
+        return reply
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        if heartbeat.claiming and not self.is_awake:
+            raise UnavailableError("paused")
+        reply = super().beat(heartbeat)
+        if self.is_awake:
+            self.answered.append(reply)
+        return reply
+
+
+async def test_an_answer_to_a_claim_that_is_read_after_a_pause_begins_nothing(stack: Stack) -> None:
+    workflow, gateway = Noting(), Paused(stack.plane)
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service")
+    async with stack.serving(WorkflowService(workflow, stack.queue, config, gateway=gateway)):
+        task_id = await stack.submit()
+        await gateway.granted.wait()
+
+        async def is_lost() -> bool:
+            return (await stack.plane.tasks.get(task_id)).attempt == 2
+
+        await until(is_lost)
+        gateway.is_awake = True
+        for attempt, answer in gateway.answers.items():
+            count = len(gateway.answered)
+            await until(lambda count=count: len(gateway.answered) > count + 1)
+            assert workflow.begun == 0, f"before attempt {attempt}"
+            answer.set()
+        assert result_of(await stack.end(task_id)) == "done"
+        assert workflow.begun == 1
 
 
 async def test_over_http_in_either_order_with_the_real_port(stack: Stack) -> None:

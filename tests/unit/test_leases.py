@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -86,9 +86,16 @@ class Scene:
         )
         assert reply.granted, reply.reason
 
-    async def beat(self, *held: tuple[str, int]) -> None:
+    async def beat(
+        self, *held: tuple[str, int], claiming: Sequence[tuple[str, int]] = ()
+    ) -> list[tuple[str, int]]:
+        """Send a heartbeat, and return the attempts that the instance is told to drop."""
         attempts = [HeldAttempt(task_id=task_id, attempt=attempt) for task_id, attempt in held]
-        assert (await self.plane.services.heartbeat(Heartbeat(instance_id="i1", held=attempts))).known
+        reply = await self.plane.services.heartbeat(
+            Heartbeat(instance_id="i1", held=attempts, claiming=list(claiming))
+        )
+        assert reply.known
+        return [(item.task_id, item.attempt) for item in reply.stale]
 
     async def task(self, task_id: str) -> TaskRecord:
         return (await self.store.read(lambda tx: tx.tasks.load([task_id])))[task_id]
@@ -167,3 +174,12 @@ async def test_a_second_silence_too_is_declared_only_after_a_grace_period(scene:
     await scene.beat(("t", 2))  # it was on its way when the sweep began
     await sweep
     assert await scene.stands("t") == (TaskStatus.RUNNING, 2)
+
+
+async def test_an_instance_is_told_that_a_claim_without_an_answer_is_void(scene: Scene) -> None:
+    await scene.submit("queued")
+    await scene.lose("t")
+    claiming = [("t", 1), ("t", 2), ("queued", 1), ("deleted", 1)]
+    assert await scene.beat(claiming=claiming) == [("t", 1), ("deleted", 1)]
+    await scene.claim("t", 2)
+    assert await scene.beat(claiming=claiming) == [("t", 1), ("deleted", 1)]

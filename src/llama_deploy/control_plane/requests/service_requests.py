@@ -180,8 +180,8 @@ class Services:
                 inbox=_missed_inbox(unit, beat),
             )
 
-        reads = Reads(tasks={held.task_id for held in beat.held}, instances={beat.instance_id})
-        return await self._writer.write(Command(run, reads))
+        task_ids = {held.task_id for held in beat.held} | {task_id for task_id, _ in beat.claiming}
+        return await self._writer.write(Command(run, Reads(tasks=task_ids, instances={beat.instance_id})))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         if beat.heard_at is None:
@@ -216,7 +216,17 @@ def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:
 
 
 def _stale(unit: Unit, beat: Heartbeat) -> list[HeldAttempt]:
-    return [held for held in beat.held if not _owns(unit, beat, held)]
+    claiming = [HeldAttempt(task_id=task_id, attempt=attempt) for task_id, attempt in beat.claiming]
+    return [
+        *(held for held in beat.held if not _owns(unit, beat, held)),
+        # If such a claim was granted, the attempt is lost already.
+        *(claim for claim in claiming if _is_over(unit, claim)),
+    ]
+
+
+def _is_over(unit: Unit, claim: HeldAttempt) -> bool:
+    task = unit.tasks.find(claim.task_id)
+    return task is None or task.status.is_terminal or task.attempt > claim.attempt
 
 
 def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:

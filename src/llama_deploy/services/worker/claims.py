@@ -68,8 +68,9 @@ class Claims:
         )
         with self._ledger.claiming(*place):
             reply = await self._gateway.claim(claim)
-            if reply.granted:
-                self._ledger.hold(*place)
+            if reply.granted and not self._ledger.hold(*place):
+                # This process was paused, and a heartbeat has told that the attempt is lost.
+                return None
         if not reply.granted and reply.retriable:
             raise UnavailableError(reply.reason)
         if not reply.granted:
@@ -84,7 +85,7 @@ class Claims:
         attempt = None
         try:
             whole = await complete(self._gateway, claim, reply)
-            if whole is not None:
+            if whole is not None and self._ledger.knows(claim.task_id, claim.attempt):
                 attempt = self._new_attempt(dispatch, whole)
         finally:
             if attempt is None:
