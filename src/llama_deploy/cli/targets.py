@@ -16,7 +16,8 @@ from typing import Final
 
 from workflows import Workflow
 
-from llama_deploy.cli.error_messages import CommandError, ExitCode
+from llama_deploy.cli.error_messages import CommandError
+from llama_deploy.cli.exit_codes import ExitCode
 
 _FORM: Final = "use module:attribute or path/to/file.py:attribute, such as app:workflow"
 _SERVICE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
