@@ -27,7 +27,7 @@ from llama_deploy.errors import (
 )
 from llama_deploy.message_queues import LocalMessageQueue
 from llama_deploy.services.gateway import HttpGateway
-from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, ServiceDefinition
 from llama_deploy.types.instance_protocol import (
@@ -91,13 +91,13 @@ async def status(http: HttpConnection) -> str:
     return str((await get(http, "/tasks/t"))["status"])
 
 
-async def stored_rows(server: ControlPlaneServer) -> tuple[int, int]:
+async def stored_rows(store: StateStore) -> tuple[int, int]:
     """Return how many runs and journal entries are stored for the task."""
 
     def look(tx: StoreTransaction) -> tuple[int, int]:
         return len(tx.runs.load(["t"])), len(tx.runs.load_journal(["t"]))
 
-    return await server.plane._store.read(look)
+    return await store.read(look)
 
 
 @asynccontextmanager
@@ -270,25 +270,25 @@ async def test_what_an_old_owner_still_sends_is_refused_and_told_once(
 
 
 async def test_a_run_goes_with_the_end_of_its_task(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     dispatch = await claimed(http, instance)
     await write(instance, dispatch, 0)
-    assert await stored_rows(server) == (1, 1)
+    assert await stored_rows(store) == (1, 1)
     await instance.finish(dispatch)
     assert (await get(http, "/tasks/t", wait=10))["status"] == "succeeded"
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
 
 
 async def test_a_run_goes_with_its_session(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     session = await post(http, "/sessions/create")
     dispatch = await claimed(http, instance, session_id=session)
     assert (await park(instance, dispatch)).stored
-    assert await stored_rows(server) == (1, 0)
+    assert await stored_rows(store) == (1, 0)
     await post(http, f"/sessions/{session}/delete")
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
     with pytest.raises(TaskNotFoundError):
         await get(http, "/tasks/t")
 
@@ -372,7 +372,7 @@ async def test_a_key_that_cannot_be_is_refused(http: HttpConnection, instance: I
 
 
 async def test_an_event_wakes_a_parked_run(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     dispatch = await claimed(http, instance, max_attempts=1)
     assert (await park(instance, dispatch)).stored
@@ -389,7 +389,7 @@ async def test_an_event_wakes_a_parked_run(
     assert not (await park(instance, dispatch)).stored
     await instance.finish(second)
     assert (await get(http, "/tasks/t", wait=10))["status"] == "succeeded"
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
 
 
 async def test_an_event_that_came_before_the_parking_wakes_at_once(
@@ -453,17 +453,17 @@ async def test_more_timers_than_a_page_are_all_found(
 
 
 async def test_a_parked_task_is_cancelled_at_once(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     dispatch = await claimed(http, instance)
     await park(instance, dispatch)
     assert (await post(http, "/tasks/t/cancel"))["status"] == "cancelled"
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
     assert [event["terminal"] for event in await read_stream(http, "/tasks/t/events")] == [True]
 
 
 async def test_parking_a_run_that_is_to_be_cancelled_is_its_end(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     session = await post(http, "/sessions/create")
     dispatch = await claimed(http, instance, session_id=session)
@@ -471,7 +471,7 @@ async def test_parking_a_run_that_is_to_be_cancelled_is_its_end(
     await post(http, "/tasks/t/cancel")
     assert (await park(instance, dispatch)).stored
     assert await status(http) == "cancelled"
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
     assert (await instance.next_dispatch()).task_id == "next"
 
 
