@@ -175,10 +175,10 @@ class Chaos:
         Raises:
             ViolationError: Something did not hold; seed, round and the ends of the logs are in the text.
         """
-        deadline = time.monotonic() + seconds
         async with self.system.client() as client:
             for flow in EXPECTED:
                 await self.system.instances(client, len(self._services), flow)
+            deadline = time.monotonic() + seconds
             while time.monotonic() < deadline and self.figures.rounds < most_rounds:
                 await self._round(client)
         return self.figures

@@ -37,7 +37,6 @@ from llama_deploy.services import (
     WorkflowServiceConfig,
 )
 from llama_deploy.services.values.session_state import STATE_PREFIX
-from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
@@ -59,6 +58,7 @@ from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.in_process import (
     PATIENCE,
     Stack,
+    beats_of,
     failure_of,
     result_of,
     running_stack,
@@ -312,11 +312,6 @@ async def stack() -> AsyncIterator[Stack]:
         yield stack
 
 
-def ledger_of(service: WorkflowService) -> Ledger:
-    assert service._worker is not None
-    return service._worker.ledger
-
-
 async def test_a_task_runs_and_its_result_is_typed(stack: Stack) -> None:
     async with stack.serving(stack.service(Greeter())):
         view = await stack.run(name="Ada", times=3)
@@ -543,7 +538,7 @@ async def test_an_answer_may_come_before_its_question(stack: Stack) -> None:
     async with stack.serving(service):
         task_id = await stack.submit()
         await stack.send(task_id, Answer(text="Ada"))
-        await until(lambda: any(held.inbox_seq == 1 for held in ledger_of(service).snapshot()[0]))
+        await until(lambda: any(held.inbox_seq == 1 for held in beats_of(service)[-1].held))
         gate.set()
         assert result_of(await stack.end(task_id)) == "hello Ada"
 
@@ -753,7 +748,7 @@ async def test_a_stale_attempt_is_stopped_and_reports_nothing(stack: Stack) -> N
             await stack.plane.services.deregister("service")
             assert (await stack.end(task_id)).attempt == 2
             await until(lambda: workflow.now == 0)
-            await until(lambda: len(ledger_of(service)) == 0)
+            await until(lambda: not beats_of(service)[-1].held)
 
             async def known() -> bool:
                 listed = (await stack.plane.services.get("service")).instances
@@ -766,7 +761,8 @@ async def test_outcomes_are_held_until_they_are_confirmed(stack: Stack) -> None:
     service = stack.service(Echo())
     async with stack.serving(service):
         await stack.run(value=1)
-        await until(lambda: len(ledger_of(service)) == 0)
+        await until(lambda: any(beat.held for beat in beats_of(service)))
+        await until(lambda: not beats_of(service)[-1].held)
 
 
 async def test_a_blocked_loop_is_reported_with_the_step(
