@@ -459,14 +459,13 @@ async def test_a_deleted_session_takes_its_tasks_and_readers_along(
 ) -> None:
     session = await post(http, "/sessions/create")
     await submit(http, task_id="t", session_id=session)
-    reader = asyncio.create_task(read_stream(http, "/tasks/t/events"))
-
-    async def is_read() -> bool:
-        return instance.server.plane._hub.is_watched("t")
-
-    await eventually(is_read)
-    await post(http, f"/sessions/{session}/delete")
-    assert await reader == []
+    dispatch = await instance.next_dispatch()
+    await instance.claim(dispatch)
+    await instance.stream(dispatch, first=0, numbers=range(1))
+    async with asyncio.timeout(10), http.stream(HttpRequest("GET", "/tasks/t/events")) as lines:
+        assert json.loads(await anext(lines))["data"] == {"n": 0}
+        await post(http, f"/sessions/{session}/delete")
+        assert [line async for line in lines if line] == []
     with pytest.raises(TaskNotFoundError):
         await get(http, "/tasks/t")
     with pytest.raises(SessionNotFoundError):

@@ -39,7 +39,7 @@ from llama_deploy.types.instance_protocol import (
     RunHeader,
     TaskDispatch,
 )
-from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.conftest import Instance, beat, get, post, read_stream, submit
 
 HEADER = RunHeader(fingerprint="steps", library_version="2.26.1")
@@ -235,15 +235,13 @@ async def test_readers_of_the_stream_see_what_a_journal_brings(
     http: HttpConnection, instance: Instance
 ) -> None:
     dispatch = await claimed(http, instance)
-    reading = asyncio.create_task(read_stream(http, "/tasks/t/events"))
-
-    async def is_read() -> bool:
-        return instance.server.plane._hub.is_watched("t")
-
-    await eventually(is_read)
-    await write(instance, dispatch, 0, events=[EventPayload(type="Number", data={"n": 7})])
-    await instance.finish(dispatch, first=1)
-    assert [event["data"].get("n") for event in await reading] == [7, None]
+    await instance.stream(dispatch, first=0, numbers=range(1))
+    async with asyncio.timeout(10), http.stream(HttpRequest("GET", "/tasks/t/events")) as lines:
+        assert json.loads(await anext(lines))["data"] == {"n": 0}
+        await write(instance, dispatch, 0, first=1, events=[EventPayload(type="Number", data={"n": 7})])
+        assert json.loads(await anext(lines))["data"] == {"n": 7}
+        await instance.finish(dispatch, first=2)
+        assert json.loads(await anext(lines))["terminal"]
 
 
 async def test_what_an_old_owner_still_sends_is_refused_and_told_once(
