@@ -8,14 +8,13 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
-from llama_deploy.control_plane.decisions.lifecycle import HARMLESS_AFTER, Transition
-from llama_deploy.control_plane.storage.reads import Reads
-from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.decisions.lifecycle import HARMLESS_AFTER
 from llama_deploy.control_plane.storage.writer import Command
 from llama_deploy.errors import (
     InvalidRequestError,
@@ -144,17 +143,19 @@ async def test_the_next_attempt_gets_what_was_journalled(http: HttpConnection, i
     assert (run.snapshot, run.entries, run.next_seq, run.state) == ("so far", ["entry 2"], 3, "{2}")
 
 
-async def test_losses_before_the_end_of_a_step_do_not_count(http: HttpConnection, instance: Instance) -> None:
+async def test_losses_before_the_end_of_a_step_do_not_count(
+    http: HttpConnection, instance: Instance, store: StateStore, lease_seconds: float
+) -> None:
     async def lose() -> None:
-        lost = Command(lambda unit: unit.lose(unit.tasks.get("t")), Reads.of_tasks("t", may_end=True))
-        await instance.server.plane._writer.write(lost)
+        # The instance does not hold what it has claimed before it has heard this answer.
+        await beat(instance, heard_at=datetime.now(UTC) + timedelta(seconds=2 * lease_seconds))
 
     async def live_long() -> None:
-        def run(unit: Unit) -> None:
-            task = unit.tasks.get("t")
-            unit.apply(Transition(task._replace(claimed_at=unit.now - HARMLESS_AFTER)))
+        def change(tx: StoreTransaction) -> None:
+            task = tx.tasks.load(["t"])["t"]
+            tx.tasks.update([task._replace(claimed_at=datetime.now(UTC) - HARMLESS_AFTER)])
 
-        await instance.server.plane._writer.write(Command(run, Reads.of_tasks("t")))
+        await store.transact(change)
 
     dispatch = await claimed(http, instance, max_attempts=2)
     for seq in range(3):
