@@ -27,6 +27,7 @@ from llama_deploy.errors import (
 from llama_deploy.message_queues import LocalMessageQueue
 from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, ServiceDefinition
 from llama_deploy.types.instance_protocol import (
@@ -430,9 +431,13 @@ async def test_a_timer_that_was_due_while_nobody_looked_is_found(
             http = HttpConnection(server.config.url)
             dispatch = await claimed(http, instance)
             await http.close()
-            # Nobody sweeps any more, so that the timer is due when the control plane is gone.
-            server.plane._background[1].cancel()
-            assert (await park(instance, dispatch, wake_in=0.0)).stored
+            assert (await park(instance, dispatch, wake_in=60.0)).stored
+
+        def let_it_be_due(tx: StoreTransaction) -> None:
+            tx.tasks.update([tx.tasks.load(["t"])["t"]._replace(wake_at=datetime.now(UTC))])
+
+        async with await open_state_store(config.store_uri) as store:
+            await store.transact(let_it_be_due)
         async with ControlPlaneServer(queue, config=config) as server:
             assert (await instance.next_dispatch()).attempt == 2
 
