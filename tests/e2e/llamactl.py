@@ -27,9 +27,9 @@ def environment() -> dict[str, str]:
 
 
 class Process:
-    """A command that runs; its stderr goes to a file, its stdout is read by a thread."""
+    """A command that runs; its stderr goes to a file or to `stderr`, its stdout is read by a thread."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, stderr: int | None = None) -> None:
         self.errors = folder / f"stderr-{time.monotonic_ns()}.txt"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
@@ -37,7 +37,7 @@ class Process:
                 cwd=folder,
                 env=environment(),
                 stdout=subprocess.PIPE,
-                stderr=errors,
+                stderr=errors if stderr is None else stderr,
                 text=True,
             )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -82,8 +82,8 @@ class Process:
 
 
 @contextmanager
-def started(folder: Path, *arguments: str) -> Iterator[Process]:
-    process = Process(folder, *arguments)
+def started(folder: Path, *arguments: str, stderr: int | None = None) -> Iterator[Process]:
+    process = Process(folder, *arguments, stderr=stderr)
     try:
         yield process
     finally:

@@ -94,7 +94,7 @@ class TestIndex:
 
         results = await asyncio.gather(*(workflow.run(query="zip archive", top=2) for _ in range(4)))
 
-        assert {result.searched for result in results} == {len(workflow._index)}
+        assert {result.searched for result in results} == {len(list(library.read_standard_library()))}
         assert all(len(result.passages) == 2 for result in results)
 
 

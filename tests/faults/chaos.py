@@ -175,10 +175,10 @@ class Chaos:
         Raises:
             ViolationError: Something did not hold; seed, round and the ends of the logs are in the text.
         """
-        deadline = time.monotonic() + seconds
         async with self.system.client() as client:
             for flow in EXPECTED:
                 await self.system.instances(client, len(self._services), flow)
+            deadline = time.monotonic() + seconds
             while time.monotonic() < deadline and self.figures.rounds < most_rounds:
                 await self._round(client)
         return self.figures
@@ -302,7 +302,8 @@ class Chaos:
     # -- what must hold
 
     def _violations(self, job: Job, faults: Faults) -> list[str]:
-        return self._ledger.violations(job.flow, job.name, faults)
+        streamed = {(event.data["step"], event.data["pid"]) for event in job.live if event.type == "Progress"}
+        return self._ledger.violations(job.flow, job.name, faults, streamed=streamed)
 
     async def _stream_violations(self, job: Job, faults: Faults) -> list[str]:
         """Return what is wrong with a task's stream, of which another reader reads all when it is over."""
@@ -356,7 +357,9 @@ class Chaos:
             for program in self._programs()
         ]
         head = f"seed {self.seed}, round {self.figures.rounds}, {' + '.join(what)}: {faults}"
-        return "\n".join([head, *wrong, *logs])
+        text = " ".join(wrong)
+        lines = [str(line) for line in self._ledger.lines() if re.search(rf"\b{line.task}\b", text)]
+        return "\n".join([head, *wrong, *lines, *logs])
 
 
 @contextlib.asynccontextmanager

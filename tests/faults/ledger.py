@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -121,15 +121,30 @@ class Ledger:
         """Return the lines of steps that have begun, of one name if it is given."""
         return [line for line in self.lines() if line.word == word and step in (None, line.step)]
 
-    def violations(self, flow: str, task: str, faults: Faults) -> list[str]:
-        """Return what a task that has ended has done and should not have."""
+    def violations(
+        self, flow: str, task: str, faults: Faults, *, streamed: Collection[tuple[str, int]] = ()
+    ) -> list[str]:
+        """Return what a task that has ended has done and should not have.
+
+        Args:
+            flow: Its workflow.
+            task: Its name.
+            faults: What was done to the processes.
+            streamed: The steps whose events are in its stream, each with the process that sent them. Needed
+                if a process was paused.
+        """
         lines = [line for line in self.lines() if line.task == task]
-        return [f"task {task} ({flow}): {found}" for found in _violations(flow, lines, faults)]
+        return [f"task {task} ({flow}): {found}" for found in _violations(flow, lines, faults, streamed)]
 
 
-def _violations(flow: str, lines: Sequence[Line], faults: Faults) -> Iterator[str]:
+def _violations(
+    flow: str, lines: Sequence[Line], faults: Faults, streamed: Collection[tuple[str, int]]
+) -> Iterator[str]:
     stale = _stale(lines, faults)
-    yield from _too_many_stale(flow, stale, faults)
+    # A process that has lost the task streams nothing. One that streams has an attempt of its own again.
+    yield from _too_many_stale(
+        flow, {line for line in stale if (line.step, line.pid) not in streamed}, faults
+    )
     begins: dict[str, list[Line]] = defaultdict(list)
     ends: dict[str, list[Line]] = defaultdict(list)
     for line in lines:

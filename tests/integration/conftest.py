@@ -17,6 +17,8 @@ from llama_deploy.message_queues import (
 )
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.testing.tcp_proxy import TcpProxy
 from llama_deploy.types import (
     ServiceDefinition,
@@ -125,8 +127,17 @@ def config(tmp_path: Path, lease_seconds: float, redispatch_seconds: float) -> C
 
 
 @pytest.fixture
-async def server(queue: LocalMessageQueue, config: ControlPlaneConfig) -> AsyncIterator[ControlPlaneServer]:
-    async with ControlPlaneServer(queue, config=config) as server:
+async def store(config: ControlPlaneConfig) -> AsyncIterator[StateStore]:
+    """What the control plane of `server` stores its state in."""
+    async with await open_state_store(config.store_uri) as store:
+        yield store
+
+
+@pytest.fixture
+async def server(
+    queue: LocalMessageQueue, store: StateStore, config: ControlPlaneConfig
+) -> AsyncIterator[ControlPlaneServer]:
+    async with ControlPlaneServer(queue, state_store=store, config=config) as server:
         yield server
 
 

@@ -11,7 +11,9 @@ from typing import Any, Final
 from workflows.events import Event
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
+from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.http.control_plane_server import ControlPlaneServer
+from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.simple import LocalMessageQueue
 from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
@@ -28,6 +30,7 @@ from llama_deploy.types import (
     TaskSubmission,
     TaskView,
 )
+from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
 
 LEASE: Final = 1.5
 PATIENCE: Final = 20.0
@@ -53,6 +56,24 @@ async def running_stack(
         yield Stack(queue, store, server)
 
 
+class ListeningGateway(DirectGateway):
+    """Keeps the heartbeats of an instance."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        super().__init__(plane)
+        self.beats: list[Heartbeat] = []
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        self.beats.append(heartbeat)
+        return super().beat(heartbeat)
+
+
+def beats_of(service: WorkflowService) -> list[Heartbeat]:
+    """Return the heartbeats of a service that `Stack.service` has made."""
+    assert isinstance(service.gateway, ListeningGateway)
+    return service.gateway.beats
+
+
 class Stack:
     """A queue, a control plane and services in this process."""
 
@@ -66,7 +87,7 @@ class Stack:
         config = WorkflowServiceConfig(
             host="127.0.0.1", port=0, service_name=name, **{"drain_timeout": 2.0, **settings}
         )
-        return WorkflowService(workflow, self.queue, config, gateway=self.server.gateway())
+        return WorkflowService(workflow, self.queue, config, gateway=ListeningGateway(self.plane))
 
     @asynccontextmanager
     async def serving(self, service: WorkflowService) -> AsyncIterator[asyncio.Task[None]]:

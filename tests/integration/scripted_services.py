@@ -13,6 +13,7 @@ from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.message_queues.simple import LocalMessageQueue
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.types import ServiceDefinition, TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import (
     AttemptOutcome,
@@ -153,7 +154,8 @@ class Stack:
         )
 
     async def start(self) -> None:
-        server = self.server = ControlPlaneServer(self.queue, config=self.config)
+        self.store = await self._resources.enter_async_context(await open_state_store(self._uri))
+        server = self.server = ControlPlaneServer(self.queue, state_store=self.store, config=self.config)
         await self._resources.enter_async_context(server)
         self.port = server.config.port or 0
         instances = await asyncio.gather(*(self._serve(server, *service) for service in SERVICES.items()))

@@ -24,6 +24,7 @@ from llama_deploy.errors import (
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
 from llama_deploy.services.worker import claimed_parts
+from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.records import RUN_FORMAT, RunHeadRecord
 from llama_deploy.testing.records import a_session, a_task
 from llama_deploy.types import EventDefinition, TaskStatus, TaskSubmission, TaskView
@@ -75,12 +76,13 @@ async def test_a_claim_holds_everything_that_is_small(http: HttpConnection, inst
     assert [entry.event.event_obj_str for entry in reply.inbox] == [EVENT]
 
 
-async def test_a_run_of_another_release_leaves_its_attempt_unclaimed(instance: Instance) -> None:
+async def test_a_run_of_another_release_leaves_its_attempt_unclaimed(
+    instance: Instance, store: StateStore
+) -> None:
     task = a_task("t", service_name="echo", status=TaskStatus.QUEUED, attempt=2, losses=1, has_run=True)
     head = RunHeadRecord(
         task_id="t", fingerprint="f", library_version="1", snapshot=None, state=None, format=RUN_FORMAT + 1
     )
-    store = instance.server.plane._store
     await store.transact(
         lambda tx: (tx.sessions.insert([a_session()]), tx.tasks.insert([task]), tx.runs.put([head]))
     )

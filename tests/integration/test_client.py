@@ -198,7 +198,7 @@ async def test_a_task_gets_one_event_per_idempotency_key(client: Client, stack: 
     )
     with pytest.raises(InvalidRequestError, match="idempotency_key"):
         await handle.send(Answer(text="yes"), idempotency_key="")
-    sent = await stack.server.plane._store.read(lambda tx: tx.inbox.load([handle.task_id]))
+    sent = await stack.store.read(lambda tx: tx.inbox.load([handle.task_id]))
     assert [entry.seq for entry in sent] == [1]
 
 

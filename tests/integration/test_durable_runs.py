@@ -18,12 +18,13 @@ from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 from llama_deploy import workflow_library
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.errors import PayloadTooLargeError
 from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.run import journal_backlog as journal
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
-from tests.integration.in_process import Stack, failure_of, result_of, running_stack
+from tests.integration.in_process import Stack, beats_of, failure_of, result_of, running_stack
 
 
 class Note(BaseModel):
@@ -268,9 +269,8 @@ async def test_a_run_that_waits_leaves_memory_and_comes_back(stack: Stack, workf
     async with stack.serving(service):
         task_id = await stack.submit()
         await until_waiting(stack, task_id)
-        assert service._worker is not None
-        await eventually(lambda: service._worker is not None and not len(service._worker.attempts))
-        assert len(service._worker.ledger) == 0
+        earlier = len(beats_of(service))
+        await eventually(lambda: any(not (beat.running or beat.held) for beat in beats_of(service)[earlier:]))
         view = await stack.plane.tasks.get(task_id)
         assert view.instance_id is None
         await stack.send(task_id, Answer(text="Ada"))
@@ -454,6 +454,19 @@ class Burden(Workflow):
         return StopEvent(result=ev.text)
 
 
+class Refused(HttpGateway):
+    """Notes that a journal write was too large."""
+
+    refused = False
+
+    async def journal(self, write: JournalWrite) -> JournalReply:
+        try:
+            return await super().journal(write)
+        except PayloadTooLargeError:
+            self.refused = True
+            raise
+
+
 async def test_a_run_that_is_too_large_to_leave_stays_in_memory() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTROL_PLANE_MAX_BODY_BYTES", str(200_000))
@@ -461,17 +474,12 @@ async def test_a_run_that_is_too_large_to_leave_stays_in_memory() -> None:
             config = WorkflowServiceConfig(
                 host="127.0.0.1", port=0, service_name="service", idle_timeout=0.05, drain_timeout=0
             )
-            gateway = HttpGateway(stack.server.config.url)
+            gateway = Refused(stack.server.config.url)
             service = WorkflowService(Burden(timeout=None), stack.queue, config, gateway=gateway)
             async with stack.serving(service):
                 task_id = await stack.submit(count=20, size=15_000)
 
-                async def refused() -> bool:
-                    assert service._worker is not None
-                    runs = [attempt.run for attempt in service._worker.attempts if attempt.run is not None]
-                    return any(run.journal is not None and not run.journal.fits for run in runs)
-
-                await eventually(refused)
+                await eventually(lambda: gateway.refused)
                 await stack.send(task_id, Answer(text="on"))
                 assert result_of(await stack.end(task_id)) == "on"
 

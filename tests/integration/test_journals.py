@@ -8,14 +8,13 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
-from llama_deploy.control_plane.decisions.lifecycle import HARMLESS_AFTER, Transition
-from llama_deploy.control_plane.storage.reads import Reads
-from llama_deploy.control_plane.storage.unit import Unit
+from llama_deploy.control_plane.decisions.lifecycle import HARMLESS_AFTER
 from llama_deploy.control_plane.storage.writer import Command
 from llama_deploy.errors import (
     InvalidRequestError,
@@ -27,7 +26,8 @@ from llama_deploy.errors import (
 )
 from llama_deploy.message_queues import LocalMessageQueue
 from llama_deploy.services.gateway import HttpGateway
-from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, ServiceDefinition
 from llama_deploy.types.instance_protocol import (
@@ -39,7 +39,7 @@ from llama_deploy.types.instance_protocol import (
     RunHeader,
     TaskDispatch,
 )
-from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.conftest import Instance, beat, get, post, read_stream, submit
 
 HEADER = RunHeader(fingerprint="steps", library_version="2.26.1")
@@ -91,13 +91,13 @@ async def status(http: HttpConnection) -> str:
     return str((await get(http, "/tasks/t"))["status"])
 
 
-async def stored_rows(server: ControlPlaneServer) -> tuple[int, int]:
+async def stored_rows(store: StateStore) -> tuple[int, int]:
     """Return how many runs and journal entries are stored for the task."""
 
     def look(tx: StoreTransaction) -> tuple[int, int]:
         return len(tx.runs.load(["t"])), len(tx.runs.load_journal(["t"]))
 
-    return await server.plane._store.read(look)
+    return await store.read(look)
 
 
 @asynccontextmanager
@@ -144,17 +144,19 @@ async def test_the_next_attempt_gets_what_was_journalled(http: HttpConnection, i
     assert (run.snapshot, run.entries, run.next_seq, run.state) == ("so far", ["entry 2"], 3, "{2}")
 
 
-async def test_losses_before_the_end_of_a_step_do_not_count(http: HttpConnection, instance: Instance) -> None:
+async def test_losses_before_the_end_of_a_step_do_not_count(
+    http: HttpConnection, instance: Instance, store: StateStore, lease_seconds: float
+) -> None:
     async def lose() -> None:
-        lost = Command(lambda unit: unit.lose(unit.tasks.get("t")), Reads.of_tasks("t", may_end=True))
-        await instance.server.plane._writer.write(lost)
+        # The instance does not hold what it has claimed before it has heard this answer.
+        await beat(instance, heard_at=datetime.now(UTC) + timedelta(seconds=2 * lease_seconds))
 
     async def live_long() -> None:
-        def run(unit: Unit) -> None:
-            task = unit.tasks.get("t")
-            unit.apply(Transition(task._replace(claimed_at=unit.now - HARMLESS_AFTER)))
+        def change(tx: StoreTransaction) -> None:
+            task = tx.tasks.load(["t"])["t"]
+            tx.tasks.update([task._replace(claimed_at=datetime.now(UTC) - HARMLESS_AFTER)])
 
-        await instance.server.plane._writer.write(Command(run, Reads.of_tasks("t")))
+        await store.transact(change)
 
     dispatch = await claimed(http, instance, max_attempts=2)
     for seq in range(3):
@@ -235,15 +237,13 @@ async def test_readers_of_the_stream_see_what_a_journal_brings(
     http: HttpConnection, instance: Instance
 ) -> None:
     dispatch = await claimed(http, instance)
-    reading = asyncio.create_task(read_stream(http, "/tasks/t/events"))
-
-    async def is_read() -> bool:
-        return instance.server.plane._hub.is_watched("t")
-
-    await eventually(is_read)
-    await write(instance, dispatch, 0, events=[EventPayload(type="Number", data={"n": 7})])
-    await instance.finish(dispatch, first=1)
-    assert [event["data"].get("n") for event in await reading] == [7, None]
+    await instance.stream(dispatch, first=0, numbers=range(1))
+    async with asyncio.timeout(10), http.stream(HttpRequest("GET", "/tasks/t/events")) as lines:
+        assert json.loads(await anext(lines))["data"] == {"n": 0}
+        await write(instance, dispatch, 0, first=1, events=[EventPayload(type="Number", data={"n": 7})])
+        assert json.loads(await anext(lines))["data"] == {"n": 7}
+        await instance.finish(dispatch, first=2)
+        assert json.loads(await anext(lines))["terminal"]
 
 
 async def test_what_an_old_owner_still_sends_is_refused_and_told_once(
@@ -270,25 +270,25 @@ async def test_what_an_old_owner_still_sends_is_refused_and_told_once(
 
 
 async def test_a_run_goes_with_the_end_of_its_task(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     dispatch = await claimed(http, instance)
     await write(instance, dispatch, 0)
-    assert await stored_rows(server) == (1, 1)
+    assert await stored_rows(store) == (1, 1)
     await instance.finish(dispatch)
     assert (await get(http, "/tasks/t", wait=10))["status"] == "succeeded"
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
 
 
 async def test_a_run_goes_with_its_session(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     session = await post(http, "/sessions/create")
     dispatch = await claimed(http, instance, session_id=session)
     assert (await park(instance, dispatch)).stored
-    assert await stored_rows(server) == (1, 0)
+    assert await stored_rows(store) == (1, 0)
     await post(http, f"/sessions/{session}/delete")
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
     with pytest.raises(TaskNotFoundError):
         await get(http, "/tasks/t")
 
@@ -372,7 +372,7 @@ async def test_a_key_that_cannot_be_is_refused(http: HttpConnection, instance: I
 
 
 async def test_an_event_wakes_a_parked_run(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     dispatch = await claimed(http, instance, max_attempts=1)
     assert (await park(instance, dispatch)).stored
@@ -389,7 +389,7 @@ async def test_an_event_wakes_a_parked_run(
     assert not (await park(instance, dispatch)).stored
     await instance.finish(second)
     assert (await get(http, "/tasks/t", wait=10))["status"] == "succeeded"
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
 
 
 async def test_an_event_that_came_before_the_parking_wakes_at_once(
@@ -431,9 +431,13 @@ async def test_a_timer_that_was_due_while_nobody_looked_is_found(
             http = HttpConnection(server.config.url)
             dispatch = await claimed(http, instance)
             await http.close()
-            # Nobody sweeps any more, so that the timer is due when the control plane is gone.
-            server.plane._background[1].cancel()
-            assert (await park(instance, dispatch, wake_in=0.0)).stored
+            assert (await park(instance, dispatch, wake_in=60.0)).stored
+
+        def let_it_be_due(tx: StoreTransaction) -> None:
+            tx.tasks.update([tx.tasks.load(["t"])["t"]._replace(wake_at=datetime.now(UTC))])
+
+        async with await open_state_store(config.store_uri) as store:
+            await store.transact(let_it_be_due)
         async with ControlPlaneServer(queue, config=config) as server:
             assert (await instance.next_dispatch()).attempt == 2
 
@@ -453,17 +457,17 @@ async def test_more_timers_than_a_page_are_all_found(
 
 
 async def test_a_parked_task_is_cancelled_at_once(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     dispatch = await claimed(http, instance)
     await park(instance, dispatch)
     assert (await post(http, "/tasks/t/cancel"))["status"] == "cancelled"
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
     assert [event["terminal"] for event in await read_stream(http, "/tasks/t/events")] == [True]
 
 
 async def test_parking_a_run_that_is_to_be_cancelled_is_its_end(
-    http: HttpConnection, server: ControlPlaneServer, instance: Instance
+    http: HttpConnection, store: StateStore, instance: Instance
 ) -> None:
     session = await post(http, "/sessions/create")
     dispatch = await claimed(http, instance, session_id=session)
@@ -471,7 +475,7 @@ async def test_parking_a_run_that_is_to_be_cancelled_is_its_end(
     await post(http, "/tasks/t/cancel")
     assert (await park(instance, dispatch)).stored
     assert await status(http) == "cancelled"
-    assert await stored_rows(server) == (0, 0)
+    assert await stored_rows(store) == (0, 0)
     assert (await instance.next_dispatch()).task_id == "next"
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,14 +17,14 @@ from workflows.events import Event, StartEvent, StopEvent
 from llama_deploy.codec import qualified_name
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.errors import UnavailableError
-from llama_deploy.message_queues import config_from_url
+from llama_deploy.message_queues import LocalMessageQueue, SimpleMessageQueueConfig, config_from_url
 from llama_deploy.message_queues.base import MessageQueueConfig
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import TaskStatus
-from llama_deploy.types.instance_protocol import AttemptPart, PartReply, PartRequest
+from llama_deploy.types.instance_protocol import MAX_REPORT_BYTES, AttemptPart, PartReply, PartRequest
 from tests.integration.in_process import Stack, result_of, running_stack
 from tests.integration.on_sqs import settings as sqs_settings
 from tests.servers.nats import NatsServer
@@ -162,6 +163,16 @@ async def test_a_journal_larger_than_any_message_goes_on_elsewhere(stack: Stack)
 async def test_a_result_larger_than_any_message_comes_back(stack: Stack) -> None:
     async with serving(stack, over_http(stack, Large())):
         assert result_of(await stack.run(returns=3 * MIB))["text"] == "r" * (3 * MIB)
+
+
+async def test_a_result_that_fits_into_no_topic_of_the_simple_queue_comes_back() -> None:
+    settings = SimpleMessageQueueConfig(max_bytes_per_topic=100_000)
+    assert settings.max_bytes_per_topic < MAX_REPORT_BYTES
+    async with (
+        running_stack(partial(LocalMessageQueue.start, settings)) as stack,
+        stack.serving(stack.service(Large())),
+    ):
+        assert len(result_of(await stack.run(returns=150_000))["text"]) == 150_000
 
 
 async def test_large_streamed_events_come_in_order_between_small_ones(stack: Stack) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,13 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
+from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.plane import utc_now
+from llama_deploy.control_plane.storage.outgoing import Outgoing
+from llama_deploy.control_plane.storage.writer import Writer
 from llama_deploy.errors import ConflictError, LlamaDeployError, TaskNotFoundError, UnavailableError
 from llama_deploy.message_queues import SimpleMessageQueue, SimpleMessageQueueConfig, SimpleMessageQueueServer
 from llama_deploy.message_queues.base import AbstractMessageQueue
@@ -290,7 +296,7 @@ async def test_what_a_dead_replica_has_not_sent_is_sent_by_others(cluster: Clust
     names = [f"t{n}" for n in range(20)]
     for name in names:
         await submit(dead.http, task_id=name, arguments={"name": name})
-    assert dead.server.plane._relay.backlog == len(names)
+    assert len(await dead.store.read(lambda tx: tx.outbox.load())) == len(names)
     await dead.die()
     for name in names:
         assert (await get(others[1].http, f"/tasks/{name}", wait=20))["status"] == "succeeded"
@@ -320,20 +326,41 @@ async def test_a_replica_that_joins_leaves_leases_and_messages_alone(cluster: Cl
 
 async def test_a_task_that_two_replicas_find_due_is_handed_out_once(postgresql_uri: str) -> None:
     async with running_cluster(postgresql_uri, redispatch_seconds=60) as cluster:
-        planes = [replica.server.plane for replica in cluster.replicas]
-        await planes[0].services.register(ServiceDefinition(service_name="idle"))
-        await planes[0].tasks.submit(TaskSubmission(service_name="idle", task_id="t"))
-        store = cluster.replicas[0].store
+        plane, store = cluster.replicas[0].server.plane, cluster.replicas[0].store
+        await plane.services.register(ServiceDefinition(service_name="idle"))
+        await plane.tasks.submit(TaskSubmission(service_name="idle", task_id="t"))
+        published: list[Outgoing] = []
+        writers = [
+            Writer(
+                replica.store,
+                clock=utc_now,
+                topics=plane.topics,
+                pace=DispatchPace(unclaimed=Backoff(60, longest=60), lost=Backoff(1, longest=60)),
+                after_commit=lambda committed: published.extend(committed.outgoing),
+            )
+            for replica in cluster.replicas
+        ]
+        dispatchers = [
+            Dispatcher(
+                store=replica.store,
+                writer=writer,
+                clock=utc_now,
+                lease=timedelta(seconds=LEASE),
+                is_waiting=lambda _: False,
+            )
+            for replica, writer in zip(cluster.replicas, writers, strict=True)
+        ]
 
         async def stored() -> TaskRecord:
             return (await store.read(lambda tx: tx.tasks.load(["t"])))["t"]
 
         due = (await stored())._replace(redispatch_at=utc_now())
         await store.transact(lambda tx: tx.tasks.update([due]))
-        await asyncio.gather(*(plane._sweeps.dispatcher.dispatch([due]) for plane in planes))
-        await eventually(lambda: not any(plane._relay.is_waiting("llama_deploy.idle") for plane in planes))
-        await planes[0]._sweeps.dispatcher.dispatch([due])
+        await asyncio.gather(*(dispatcher.dispatch([due]) for dispatcher in dispatchers))
+        await dispatchers[0].dispatch([due])
         assert (await stored()).dispatches == due.dispatches + 1
+        assert [item.message.data["task_id"] for item in published] == ["t"]
+        await asyncio.gather(*(writer.close() for writer in writers))
 
 
 async def test_the_tasks_of_a_dead_instance_move_on_though_its_replica_died_too(

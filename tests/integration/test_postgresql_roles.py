@@ -165,16 +165,19 @@ async def test_a_way_of_tls_that_cannot_work_is_a_wrong_setting(
 
 
 @pytest.fixture
-async def neighbours(roles: Roles) -> AsyncIterator[list[PostgreSQLStateStore]]:
-    """Return the stores of two systems, each in a schema of its own."""
+def owners(roles: Roles) -> list[str]:
+    """Return the addresses of two systems, each in a schema of its own."""
     names = [roles.new(), roles.new()]
     for name in names:
         roles.execute(f"CREATE SCHEMA AUTHORIZATION {name}")
+    return [roles.uri(name) for name in names]
+
+
+@pytest.fixture
+async def neighbours(owners: list[str]) -> AsyncIterator[list[PostgreSQLStateStore]]:
+    """Return their stores."""
     async with AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(await PostgreSQLStateStore.connect(roles.uri(name)))
-            for name in names
-        ]
+        yield [await stack.enter_async_context(await PostgreSQLStateStore.connect(uri)) for uri in owners]
 
 
 async def test_a_system_in_another_schema_is_no_company(neighbours: list[PostgreSQLStateStore]) -> None:
@@ -185,10 +188,11 @@ async def test_a_system_in_another_schema_is_no_company(neighbours: list[Postgre
         assert await second.has_company()
 
 
-async def test_notices_stay_within_their_schema(neighbours: list[PostgreSQLStateStore], roles: Roles) -> None:
+async def test_notices_stay_within_their_schema(
+    neighbours: list[PostgreSQLStateStore], owners: list[str]
+) -> None:
     first, second = neighbours
-    uri = second._address.name.replace("://", f"://{second._place.role}@")
-    async with await PostgreSQLStateStore.connect(uri) as peer, aclosing(peer.notices()) as notices:
+    async with await PostgreSQLStateStore.connect(owners[1]) as peer, aclosing(peer.notices()) as notices:
         assert await anext(notices) == Notice(everything=True)
         await first.transact(lambda tx: tx.notify(Notice(frozenset({"of another system"}))))
         await second.transact(lambda tx: tx.notify(Notice(frozenset({"t1"}))))
@@ -204,7 +208,7 @@ async def test_roles_that_share_the_tables_hear_each_other(roles: Roles, postgre
         roles.execute(f"ALTER ROLE {plain} SET search_path TO {plain}, public")
         roles.execute(f"CREATE SCHEMA AUTHORIZATION {plain}")
         async with await PostgreSQLStateStore.connect(roles.uri(plain)) as other:
-            assert other._place.revision == SCHEMA_REVISION
+            assert await PostgreSQLStateStore.schema_revision(roles.uri(plain)) == SCHEMA_REVISION
             async with aclosing(other.notices()) as notices:
                 assert await anext(notices) == Notice(everything=True)
                 assert await owner.has_company()

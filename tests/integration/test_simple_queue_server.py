@@ -312,6 +312,40 @@ async def test_a_full_topic_answers_429_and_when_to_retry(http: HttpConnection) 
     assert json.loads(body)["retry_after"] > 0
 
 
+@pytest.mark.parametrize("limit", ["max_bytes_per_topic", "max_body_bytes"])
+async def test_a_message_that_is_too_large_takes_no_other_along(limit: str) -> None:
+    sizes = [10, 10, 30_000, 10, 9_000, 9_000, 10]
+    messages = [QueueMessage(data={"value": "x" * size}) for size in sizes]
+    config = SimpleMessageQueueConfig.model_validate({"port": 0, limit: 25_000})
+    async with (
+        SimpleMessageQueueServer(config) as server,
+        await SimpleMessageQueue.connect(server.config) as queue,
+    ):
+        outcomes = await asyncio.gather(
+            *(queue.publish(message, "t") for message in messages), return_exceptions=True
+        )
+        async with await queue.subscribe("t") as subscription:
+            received = await receive(subscription, 6)
+    assert [type(outcome) for outcome in outcomes].index(PayloadTooLargeError) == 2
+    assert [message.id_ for message in received] == [each.id_ for each in messages if each is not messages[2]]
+
+
+async def test_settlements_that_do_not_fit_into_one_request_are_not_lost() -> None:
+    config = SimpleMessageQueueConfig(port=0, max_body_bytes=5_000)
+    async with (
+        SimpleMessageQueueServer(config) as server,
+        server.local_queue() as local,
+        await SimpleMessageQueue.connect(server.config) as queue,
+        await queue.subscribe("t") as subscription,
+    ):
+        for _ in range(300):
+            await local.publish(QueueMessage(), "t")
+        deliveries = [each for _ in range(3) for each in await subscription.receive(100)]
+        for delivery in deliveries:
+            await delivery.ack()
+        await eventually(lambda: is_settled(server.config, "t", "default"))
+
+
 async def test_the_openapi_document_describes_bodies_and_problems(http: HttpConnection) -> None:
     document = await call(http, "GET", "/openapi.json")
     publish = document["paths"]["/messages/{topic}"]["post"]

@@ -6,8 +6,8 @@ from typing import Final
 
 import pytest
 
-from llama_deploy.control_plane import ControlPlaneServer
 from llama_deploy.errors import InvalidRequestError
+from llama_deploy.state_stores.base import StateStore
 from llama_deploy.testing.records import a_session, a_task
 from llama_deploy.types.keys import SEPARATOR, internal_key
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest
@@ -41,9 +41,9 @@ FOREIGN: Final = internal_key("acme", "t")
     ],
 )
 async def test_the_key_of_another_tenant_is_not_an_id(
-    http: HttpConnection, instance: Instance, server: ControlPlaneServer, method: str, path: str, body: object
+    http: HttpConnection, instance: Instance, store: StateStore, method: str, path: str, body: object
 ) -> None:
-    await server.plane._store.transact(
+    await store.transact(
         lambda tx: (
             tx.sessions.insert([a_session(FOREIGN), a_session("s")]),
             tx.tasks.insert([a_task(FOREIGN, session_id=FOREIGN)]),
@@ -54,9 +54,9 @@ async def test_the_key_of_another_tenant_is_not_an_id(
 
 
 async def test_sessions_are_listed_by_the_id_that_clients_see(
-    http: HttpConnection, server: ControlPlaneServer
+    http: HttpConnection, store: StateStore
 ) -> None:
-    await server.plane._store.transact(lambda tx: tx.sessions.insert([a_session(FOREIGN)]))
+    await store.transact(lambda tx: tx.sessions.insert([a_session(FOREIGN)]))
     listed = await http.request(HttpRequest("GET", "/sessions"))
     assert {key: item["session_id"] for key, item in listed.items()} == {"t": "t"}
     with pytest.raises(InvalidRequestError):

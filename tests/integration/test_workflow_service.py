@@ -19,6 +19,7 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.control_plane.direct_gateway import DirectGateway
+from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import ConfigError, InvalidRequestError, UnavailableError
 from llama_deploy.message_consumers import (
     RemoteMessageConsumer,
@@ -31,7 +32,6 @@ from llama_deploy.services import (
     WorkflowServiceConfig,
 )
 from llama_deploy.services.values.session_state import STATE_PREFIX
-from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.types import (
     EventDefinition,
     SessionPolicy,
@@ -40,6 +40,8 @@ from llama_deploy.types import (
     generate_id,
 )
 from llama_deploy.types.instance_protocol import (
+    ClaimReply,
+    ClaimRequest,
     Heartbeat,
     HeartbeatReply,
     ReleaseReply,
@@ -49,6 +51,7 @@ from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.in_process import (
     PATIENCE,
     Stack,
+    beats_of,
     failure_of,
     result_of,
     running_stack,
@@ -248,11 +251,6 @@ class Blocker(Workflow):
 async def stack() -> AsyncIterator[Stack]:
     async with running_stack() as stack:
         yield stack
-
-
-def ledger_of(service: WorkflowService) -> Ledger:
-    assert service._worker is not None
-    return service._worker.ledger
 
 
 async def test_a_task_runs_and_its_result_is_typed(stack: Stack) -> None:
@@ -481,7 +479,7 @@ async def test_an_answer_may_come_before_its_question(stack: Stack) -> None:
     async with stack.serving(service):
         task_id = await stack.submit()
         await stack.send(task_id, Answer(text="Ada"))
-        await until(lambda: any(held.inbox_seq == 1 for held in ledger_of(service).snapshot()[0]))
+        await until(lambda: any(held.inbox_seq == 1 for held in beats_of(service)[-1].held))
         gate.set()
         assert result_of(await stack.end(task_id)) == "hello Ada"
 
@@ -691,7 +689,7 @@ async def test_a_stale_attempt_is_stopped_and_reports_nothing(stack: Stack) -> N
             await stack.plane.services.deregister("service")
             assert (await stack.end(task_id)).attempt == 2
             await until(lambda: workflow.now == 0)
-            await until(lambda: len(ledger_of(service)) == 0)
+            await until(lambda: not beats_of(service)[-1].held)
 
             async def known() -> bool:
                 listed = (await stack.plane.services.get("service")).instances
@@ -704,7 +702,8 @@ async def test_outcomes_are_held_until_they_are_confirmed(stack: Stack) -> None:
     service = stack.service(Echo())
     async with stack.serving(service):
         await stack.run(value=1)
-        await until(lambda: len(ledger_of(service)) == 0)
+        await until(lambda: any(beat.held for beat in beats_of(service)))
+        await until(lambda: not beats_of(service)[-1].held)
 
 
 async def test_a_blocked_loop_is_reported_with_the_step(
@@ -746,6 +745,66 @@ async def test_heartbeats_tell_capacity_and_load(stack: Stack) -> None:
     await gateway.close()
     assert {beat.slots for beat in gateway.beats} == {3}
     assert {beat.blocked_seconds for beat in gateway.beats} == {0.0}
+
+
+class Noting(Workflow):
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = 0
+
+    @step
+    async def note(self, ev: StartEvent) -> StopEvent:
+        self.begun += 1
+        return StopEvent(result="done")
+
+
+class Paused(DirectGateway):
+    """Keeps answers to claims back, by attempt, and sends no heartbeats until it wakes up."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        super().__init__(plane)
+        self.granted = asyncio.Event()
+        self.answers = {1: asyncio.Event(), 2: asyncio.Event()}
+        self.is_awake = False
+        self.answered: list[HeartbeatReply] = []
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        if request.attempt > 1:
+            await self.answers[request.attempt].wait()
+            return await super().claim(request)
+        reply = await super().claim(request)
+        self.granted.set()
+        await self.answers[request.attempt].wait()
+        return reply
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        if heartbeat.claiming and not self.is_awake:
+            raise UnavailableError("paused")
+        reply = super().beat(heartbeat)
+        if self.is_awake:
+            self.answered.append(reply)
+        return reply
+
+
+async def test_an_answer_to_a_claim_that_is_read_after_a_pause_begins_nothing(stack: Stack) -> None:
+    workflow, gateway = Noting(), Paused(stack.plane)
+    config = WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="service")
+    async with stack.serving(WorkflowService(workflow, stack.queue, config, gateway=gateway)):
+        task_id = await stack.submit()
+        await gateway.granted.wait()
+
+        async def is_lost() -> bool:
+            return (await stack.plane.tasks.get(task_id)).attempt == 2
+
+        await until(is_lost)
+        gateway.is_awake = True
+        for attempt, answer in gateway.answers.items():
+            count = len(gateway.answered)
+            await until(lambda count=count: len(gateway.answered) > count + 1)
+            assert workflow.begun == 0, f"before attempt {attempt}"
+            answer.set()
+        assert result_of(await stack.end(task_id)) == "done"
+        assert workflow.begun == 1
 
 
 async def test_over_http_in_either_order_with_the_real_port(stack: Stack) -> None:

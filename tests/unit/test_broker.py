@@ -13,6 +13,7 @@ import pytest
 from llama_deploy.errors import (
     ConflictError,
     InvalidRequestError,
+    PayloadTooLargeError,
     QueueFullError,
     TopicNotFoundError,
     UnavailableError,
@@ -245,6 +246,26 @@ async def test_a_topic_is_bounded_in_bytes_too(broker: SimpleBroker) -> None:
     with pytest.raises(QueueFullError):
         await broker.publish("t", [("b", b"x" * 101)])
     assert await broker.publish("t", [("c", b"x" * 100)]) == 1
+
+
+async def test_a_message_that_fits_into_no_topic_is_refused_for_good(broker: SimpleBroker) -> None:
+    await publish(broker, *"abcde")  # whether the topic is full makes no difference
+    for batch in ([("large", b"x" * 1001)], [("small", b""), ("large", b"x" * 1001)]):
+        with pytest.raises(
+            PayloadTooLargeError, match=r"'large' has 1001 bytes.*max_bytes_per_topic"
+        ) as raised:
+            await broker.publish("t", batch)
+        assert raised.value.limit_bytes == 1000
+    assert await broker.publish("other", [("large", b"x" * 1000)]) == 1
+
+
+async def test_dead_letters_are_bounded_in_bytes_too(broker: SimpleBroker) -> None:
+    await broker.publish("t", [("a", b"a" * 600)])
+    settle(broker, SettleAction.REJECT, *(await take(broker)))
+    await broker.publish("t", [("b", b"b" * 600)])
+    settle(broker, SettleAction.REJECT, *(await take(broker)))
+    assert bodies(await take(broker, topic="t.dead_letters")) == ["b" * 600]
+    assert broker.depths()["t.dead_letters"].size_bytes == 600
 
 
 async def test_the_number_of_topics_is_bounded(broker: SimpleBroker) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +28,8 @@ from llama_deploy.message_queues import (
     Subscription,
 )
 from llama_deploy.messages import QueueMessage
+from llama_deploy.testing.conditions import eventually
+from llama_deploy.testing.processes import free_port
 from llama_deploy.web.application import create_app
 from llama_deploy.web.http_server import HttpServer
 
@@ -261,6 +265,49 @@ async def test_a_remote_consumer_raises_what_is_not_accepted(status: int) -> Non
     with pytest.raises(UnavailableError):
         await consumer.process_message(QueueMessage())
     await consumer.close()
+
+
+@pytest.mark.parametrize("status", [None, 302, 404, 503])
+async def test_a_remote_consumer_shows_no_credentials_of_its_url(
+    queue: LocalMessageQueue, caplog: pytest.LogCaptureFixture, status: int | None
+) -> None:
+    receiver = Receiver()
+    receiver.status = status or 200
+    async with await HttpServer.start(receiver.app(), host="127.0.0.1", port=0) as server:
+        port = server.port if status else free_port()
+        consumer = RemoteMessageConsumer(url=f"http://127.0.0.1:{port}/process_message?token=s3cret")
+        with caplog.at_level(logging.DEBUG):
+            consuming = asyncio.create_task(
+                consumer.start_consuming(await queue.register_consumer(consumer, "t"))
+            )
+            await queue.publish(QueueMessage(), "t")
+            await eventually(lambda: "failed on message" in caplog.text)
+            await queue.deregister_consumer(consumer)
+            await consuming
+        with pytest.raises(LlamaDeployError, match=f"{port}/process_message") as caught:
+            await consumer.process_message(QueueMessage())
+        await consumer.close()
+    shown = [repr(consumer), str(consumer), caplog.text, *traceback.format_exception(caught.value)]
+    assert "s3cret" not in "".join(shown)
+    assert f"http://127.0.0.1:{port}/process_message" in repr(consumer)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://ann:s3cret@127.0.0.1:1/process_message",
+        "http://127.0.0.1:123456/process_message?token=s3cret",
+        "http://[::1/process_message?token=s3cret",
+        "http://.host/process_message?token=s3cret",
+        "http://a\\b/process_message?token=s3cret",
+        "ftp://127.0.0.1/process_message?token=s3cret",
+        b"http://127.0.0.1/process_message?token=s3cret\xff",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_showing_it(url: Any) -> None:
+    with pytest.raises(ValueError, match=r"url|URL") as caught:
+        RemoteMessageConsumer(url=url)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
 class Publisher(MessageQueuePublisherMixin):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,11 @@ def violations(
     lines: list[tuple[float, str, str, int]],
     *deaths: Death,
     answers: Sequence[tuple[float, float]] = (),
+    streamed: Collection[tuple[str, int]] = (),
 ) -> list[str]:
     path.write_text("".join(f"{at} {word} it {step} {pid}\n" for at, word, step, pid in lines))
-    return Ledger(path).violations("chain", "it", Faults(deaths=list(deaths), answers=list(answers)))
+    faults = Faults(deaths=list(deaths), answers=list(answers))
+    return Ledger(path).violations("chain", "it", faults, streamed=streamed)
 
 
 def taken_over(at: float, *, step: str, since: float) -> list[tuple[float, str, str, int]]:
@@ -74,6 +76,19 @@ def test_a_process_that_woke_up_may_have_two_attempts_for_a_moment(ledger: Path)
     assert violations(ledger, lines, Death(A, 1.5, 8.0)) == []
     (found,) = violations(ledger, lines, Death(A, 1.5, 4.0))
     assert "process 1 had not died" in found
+
+
+def test_a_process_that_woke_up_may_go_on_with_an_attempt_of_its_own(ledger: Path) -> None:
+    lines = [
+        (0.0, "begin", "one", A),
+        *((2.5 + n, word, "one", B) for n, word in enumerate(("begin", "end"))),
+        *((4.1 + n / 100, word, name, A) for n, (_, word, name, _) in enumerate(STRAIGHT[2:])),
+    ]
+    pause = Death(A, 0.5, 4.0)
+    found = violations(ledger, lines, pause)
+    assert "4 steps have begun in processes that had lost the task" in "".join(found)
+    streamed = {("one", B), *((name, A) for name in CHAIN[1:])}
+    assert violations(ledger, lines, pause, streamed=streamed) == []
 
 
 def test_a_step_that_did_not_end_is_missed(ledger: Path) -> None:

@@ -34,6 +34,17 @@ def test_an_attempt_is_known_from_the_asking_to_the_drop() -> None:
     assert not ledger.knows("a", 1)
 
 
+def test_what_is_dropped_before_its_claim_is_answered_is_not_held() -> None:
+    ledger = Ledger()
+    with ledger.claiming("a", 1):
+        ledger.drop("a", 1)
+        assert not ledger.hold("a", 1)
+    assert len(ledger) == 0
+    with ledger.claiming("a", 1):
+        assert ledger.hold("a", 1)
+    assert held(ledger) == [("a", 1)]
+
+
 def test_an_attempt_is_held_from_its_claim_until_it_is_dropped() -> None:
     ledger = Ledger()
     ledger.hold("a", 1)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from typing import cast
 
 import pytest
 from pydantic import BaseModel
@@ -14,6 +15,7 @@ from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.storage.reads import Reads, RowKind, UndeclaredReadError
 from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -22,7 +24,7 @@ from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.records import RUN_FORMAT, RunHeadRecord, ServiceRecord, TaskRecord
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
-from llama_deploy.types import EventDefinition, ServiceDefinition, TaskResult, TaskStatus
+from llama_deploy.types import EventDefinition, ServiceDefinition, SessionOptions, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import RunRecord
 from llama_deploy.types.topics import Topics
 
@@ -220,3 +222,16 @@ async def test_a_run_of_a_newer_format_is_refused(
 def test_stored_json_with_later_fields_can_be_read(model: type[BaseModel]) -> None:
     stored = {"task_id": "t", "service_name": "s", "event_obj_str": "{}", "a_later_field": {"x": 1}}
     assert "a_later_field" not in model.model_validate_json(json.dumps(stored)).model_dump()
+
+
+async def test_a_write_that_fails_does_not_take_others_along(writer: Writer, store: SQLiteStateStore) -> None:
+    def overflow(unit: Unit) -> None:
+        unit.services.put(ServiceRecord("echo", cast("str", 10**30)))
+
+    sessions = Sessions(store=store, writer=writer)
+    bad = writer.write(Command(overflow, Reads(services={"echo"})))
+    good = [sessions.create(SessionOptions()) for _ in range(5)]
+    outcomes = await asyncio.gather(bad, *good, return_exceptions=True)
+    assert isinstance(outcomes[0], OverflowError)
+    stored = await store.read(lambda tx: {session.session_id for session in tx.sessions.page(limit=100)})
+    assert set(outcomes[1:]) <= stored

@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from rich.console import Console
 from rich.text import Text
 
+from llama_deploy.cli.console import OutputConsole
 from llama_deploy.cli.options import DEFAULT_SERVER
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.schemas import example, summarize
@@ -43,7 +43,7 @@ def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
             }
         )
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = OutputConsole()
     console.print(Text.assemble("control plane  ", (stack.control_plane_url, "bold")))
     console.print(f"message queue  {stack.message_queue_url}")
     console.print(f"data           {place.data}\n")
@@ -68,7 +68,7 @@ def announce_instances(services: Sequence[WorkflowService], *, control_plane_url
         ]
         _print_json({"control_plane_url": control_plane_url, "pid": os.getpid(), "services": facts})
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = OutputConsole()
     console.print(f"Joined {control_plane_url} (process {os.getpid()}):")
     for service in services:
         console.print(
@@ -88,7 +88,7 @@ def _print_json(facts: Mapping[str, Any]) -> None:
     print(json.dumps(facts), flush=True)  # noqa: T201
 
 
-def _print_service(console: Console, definition: ServiceDefinition) -> None:
+def _print_service(console: OutputConsole, definition: ServiceDefinition) -> None:
     about = f"  {definition.description}" if definition.description else ""
     console.print(Text.assemble((definition.service_name, "bold green"), about))
     console.print(Text(f"  arguments  {summarize(definition.input_schema)}"))
@@ -96,7 +96,7 @@ def _print_service(console: Console, definition: ServiceDefinition) -> None:
     console.print()
 
 
-def _print_commands(console: Console, url: str, definition: ServiceDefinition) -> None:
+def _print_commands(console: OutputConsole, url: str, definition: ServiceDefinition) -> None:
     name, arguments = definition.service_name, example(definition.input_schema)
     for build in (run_command, curl_command, python_command):
         # On one line and not indented, so that you can paste it.

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from llama_deploy.cli.error_messages import ExitCode, print_error, reported
+from llama_deploy.cli.error_messages import print_error, reported
+from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.logs import configure_logging
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
@@ -35,6 +36,7 @@ from llama_deploy.cli.options import (
     Version,
     split_urls,
 )
+from llama_deploy.cli.output import Commands
 from llama_deploy.errors import TaskTimeoutError
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ _DEFAULT_TIMEOUT: Final = 120.0
 
 app = typer.Typer(
     name="llamactl",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -180,7 +183,7 @@ def run(
     """Run a task: print its events as they arrive, then its result. Ctrl-C cancels it.
 
     Exit codes: 0 the task succeeded, 1 it failed, 2 wrong usage, 3 the service, session or control plane was
-    not found, 124 timeout, 130 Ctrl-C.
+    not found, 124 timeout, 130 Ctrl-C, 141 nobody reads the output any more.
     """
     from llama_deploy.cli.run_command import RunOptions, run_task
 

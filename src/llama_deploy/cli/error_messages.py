@@ -7,10 +7,11 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import IntEnum
 
 import typer
 
+from llama_deploy.cli.exit_codes import ExitCode
+from llama_deploy.cli.output import note
 from llama_deploy.errors import (
     InvalidRequestError,
     LlamaDeployError,
@@ -20,21 +21,6 @@ from llama_deploy.errors import (
     TaskTimeoutError,
     UnavailableError,
 )
-
-
-class ExitCode(IntEnum):
-    """The exit codes of the commands."""
-
-    FAILED = 1
-    """The task failed, or the command could not do its work."""
-    USAGE = 2
-    """Wrong usage."""
-    NOT_FOUND = 3
-    """The control plane does not respond, or the service or session does not exist."""
-    TIMED_OUT = 124
-    """The command took longer than `--timeout`; `timeout` of GNU coreutils has the same code."""
-    INTERRUPTED = 130
-    """The user pressed Ctrl-C."""
 
 
 class CommandError(Exception):
@@ -73,9 +59,9 @@ def reported(*, verbose: bool, servers: Sequence[str] = ()) -> Iterator[None]:
 
 def print_error(message: str, *, hint: str | None = None) -> None:
     """Print an error and a hint what to do next to stderr."""
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    note(f"{typer.style('error:', fg='red', bold=True)} {message}")
     if hint:
-        typer.echo(f"{typer.style('hint:', fg='cyan')} {hint}", err=True)
+        note(f"{typer.style('hint:', fg='cyan')} {hint}")
 
 
 def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:

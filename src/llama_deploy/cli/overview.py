@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llama_deploy.cli.console import OutputConsole
 from llama_deploy.client import Client, Service
 
 
@@ -35,7 +35,7 @@ async def print_status(client: Client, *, as_json: bool) -> None:
         }
         typer.echo(json.dumps(facts))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = OutputConsole()
     console.print(f"control plane  {client.control_plane_url}")
     console.print(f"sessions       {sessions}")
     console.print()

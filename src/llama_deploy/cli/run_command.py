@@ -13,7 +13,9 @@ from typing import Any, Final, Protocol
 import typer
 
 from llama_deploy.cli.arguments import parse_arguments
-from llama_deploy.cli.error_messages import CommandError, ExitCode, print_error
+from llama_deploy.cli.error_messages import CommandError, print_error
+from llama_deploy.cli.exit_codes import ExitCode
+from llama_deploy.cli.output import note
 from llama_deploy.cli.schemas import summarize
 from llama_deploy.client import Client, Service, TaskHandle
 from llama_deploy.client.task_results import describe_status
@@ -114,7 +116,7 @@ def _print_failure(end: TaskEnd, service: Service) -> None:
     hint = f"{service.service_name} accepts: {summarize(service.input_schema)}" if invalid else None
     print_error(f"{what}: {failure.type}: {failure.message}", hint=hint)
     if failure.traceback and not invalid:
-        typer.echo(failure.traceback.rstrip(), err=True)
+        note(failure.traceback.rstrip())
 
 
 _INVALID: Final = f"{InvalidRequestError.__module__}.{InvalidRequestError.__qualname__}"
@@ -150,7 +152,7 @@ async def _find_service(client: Client, name: str) -> Service:
         )
     service = known[name]
     if not any(instance.alive for instance in service.instances):
-        typer.echo(f"no instance of {name} is alive; the task waits until one starts", err=True)
+        note(f"no instance of {name} is alive; the task waits until one starts")
     return service
 
 
@@ -169,7 +171,7 @@ async def _follow(handle: TaskHandle, output: Output) -> int:
         end = await ending
     except asyncio.CancelledError:
         if not interrupts.received:
-            typer.echo(f"Task {handle.task_id} is still running.", err=True)
+            note(f"Task {handle.task_id} is still running.")
         raise
     finally:
         loop.remove_signal_handler(signal.SIGINT)
@@ -193,7 +195,7 @@ async def _report_waiting(handle: TaskHandle) -> None:
             continue  # the call that waits for the result retries, or reports the error
         if status is TaskStatus.WAITING:
             how = f'client.task("{handle.task_id}").send(...)'
-            typer.echo(f"task {handle.task_id} is waiting for an event; send one with {how}", err=True)
+            note(f"task {handle.task_id} is waiting for an event; send one with {how}")
             return
 
 
@@ -224,7 +226,7 @@ class _Interrupts:
         """Cancel the task; the second time, stop waiting."""
         if not self.received:
             self.received = True
-            typer.echo("Cancelling the task. Press Ctrl-C again to exit without waiting for it.", err=True)
+            note("Cancelling the task. Press Ctrl-C again to exit without waiting for it.")
             self._cancelling = asyncio.create_task(self._cancel())
         elif self._waiter is not None:
             self._waiter.cancel()

@@ -8,10 +8,10 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, Final
 
-import typer
 import uvloop
 
-from llama_deploy.cli.error_messages import ExitCode
+from llama_deploy.cli.exit_codes import ExitCode
+from llama_deploy.cli.output import note
 from llama_deploy.deploy.garbage import seldom_collecting
 
 _SAME_PRESS_SECONDS: Final = 0.3
@@ -41,7 +41,7 @@ async def _until_stopped(serving: Coroutine[Any, Any, None]) -> None:
         loop.remove_signal_handler(signal.SIGTERM)
     if not task.cancelled():
         task.result()
-    typer.echo("Stopped.", err=True)
+    note("Stopped.")
 
 
 class _Stop:
@@ -74,5 +74,5 @@ class _Stop:
     def _request(self, message: str) -> None:
         self._requests += 1
         self._last = self._loop.time()
-        typer.echo(message, err=True)
+        note(message)
         self._task.cancel()

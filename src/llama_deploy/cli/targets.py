@@ -16,7 +16,8 @@ from typing import Final
 
 from workflows import Workflow
 
-from llama_deploy.cli.error_messages import CommandError, ExitCode
+from llama_deploy.cli.error_messages import CommandError
+from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.errors import ConfigError
 from llama_deploy.services.run.workflow_factory import WorkflowFactory
 

@@ -121,7 +121,11 @@ class ControlPlane:
         )
         self.services = Services(store=store, writer=self._writer, clock=clock, lease=lease)
         self.attempts = Attempts(
-            store=store, writer=self._writer, sessions=self.sessions, orchestrator=orchestrator
+            store=store,
+            writer=self._writer,
+            sessions=self.sessions,
+            orchestrator=orchestrator,
+            lease_seconds=config.lease_seconds,
         )
         self._lost_after = LATE_SECONDS if queue.durable else LOST_AFTER_SECONDS
         self.uploads = ReportUploads(

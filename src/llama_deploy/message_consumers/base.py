@@ -22,7 +22,9 @@ async def _not_registered() -> None:
 class BaseMessageQueueConsumer(BaseModel, ABC):
     """Processes messages of one type. A queue's `register_consumer` feeds it."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     id_: str = Field(default_factory=generate_id)
     """Identifies the consumer at its queue."""

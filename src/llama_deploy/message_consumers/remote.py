@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, PrivateAttr
@@ -13,6 +13,10 @@ from llama_deploy.messages import QueueMessage
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from llama_deploy.web.problems import from_problem
+from llama_deploy.web.shown_url import shown_url
+
+if TYPE_CHECKING:
+    from pydantic.main import ReprArgs
 
 
 class RemoteMessageConsumer(BaseMessageQueueConsumer):
@@ -22,7 +26,8 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
     """
 
     url: str
-    """Such as `http://127.0.0.1:8002/process_message`."""
+    """Such as `http://127.0.0.1:8002/process_message`. It may have a query, whose values no error, log or
+    `repr` shows. Credentials go into `headers`."""
     client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     """`headers` and other arguments of `aiohttp.ClientSession`; `timeout`, the seconds for an answer, or
     None; `verify`, False to accept every certificate, the path of a file with certificate authorities, or an
@@ -40,6 +45,11 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
         )
         self._connection = HttpConnection(settings, options=options)
         self._path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+
+    def __repr_args__(self) -> ReprArgs:
+        """Show no secrets of the URL."""
+        for name, value in super().__repr_args__():
+            yield name, shown_url(value) if name == "url" else value
 
     async def _process_message(self, message: QueueMessage) -> None:
         """Post the message.

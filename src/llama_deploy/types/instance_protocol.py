@@ -340,7 +340,8 @@ class HeartbeatReply(BaseModel):
     known: bool = True
     """False: the instance is not registered and must register again."""
     stale: list[HeldAttempt] = Field(default_factory=list)
-    """Held attempts that the instance does not own: ended, or taken over."""
+    """Held attempts that the instance does not own: ended, or taken over. The same for claims whose answers
+    have not arrived: an answer that grants such a claim is out of date."""
     cancelled: list[TaskCancellation] = Field(default_factory=list)
     """Held attempts whose cancellation was requested."""
     inbox: list[InboxEntry] = Field(default_factory=list)

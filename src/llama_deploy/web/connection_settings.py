@@ -160,6 +160,8 @@ def _reason_against(url: str) -> str:
         return "is malformed"
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return "does not begin with http:// or https:// and a host"
+    if not _is_host(parts.netloc, parts.hostname):
+        return "names a host that cannot exist"
     try:
         usable = parts.port != 0
     except ValueError:
@@ -169,6 +171,15 @@ def _reason_against(url: str) -> str:
     if parts.query or parts.fragment:
         return "has a query or a fragment"
     return ""
+
+
+def _is_host(netloc: str, host: str) -> bool:
+    """Whether the HTTP clients accept a host; their errors would show the URL."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return "\\" not in netloc
 
 
 def _headers(value: Any) -> dict[str, str]:

@@ -33,6 +33,7 @@ from llama_deploy.types.validation import describe_validation_error
 from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT, Address, ConnectionSettings
 from llama_deploy.web.problems import from_problem
 from llama_deploy.web.replicas import Replicas
+from llama_deploy.web.shown_url import shown_url
 
 T = TypeVar("T")
 
@@ -116,12 +117,12 @@ def _decode(status: int, body: bytes, url: str) -> Any:
     try:
         return pydantic_core.from_json(body)
     except ValueError as exc:
-        raise InternalServerError(f"{url} did not answer with JSON: {body[:80]!r}") from exc
+        raise InternalServerError(f"{shown_url(url)} did not answer with JSON: {body[:80]!r}") from exc
 
 
 def _unavailable(request: HttpRequest, url: str, exc: BaseException) -> UnavailableError:
     reason = str(exc) or type(exc).__name__
-    return UnavailableError(f"{request.method} {url}{request.path}: no answer: {reason}")
+    return UnavailableError(f"{request.method} {shown_url(url + request.path)}: no answer: {reason}")
 
 
 def _unreachable(request: HttpRequest, failures: Mapping[str, BaseException]) -> UnavailableError:
@@ -129,7 +130,7 @@ def _unreachable(request: HttpRequest, failures: Mapping[str, BaseException]) ->
     if len(failures) == 1:
         return _unavailable(request, *next(iter(failures.items())))
     reasons = "; ".join(f"{url}: {exc or type(exc).__name__}" for url, exc in failures.items())
-    return UnavailableError(f"{request.method} {request.path}: no replica answers: {reasons}")
+    return UnavailableError(f"{request.method} {shown_url(request.path)}: no replica answers: {reasons}")
 
 
 _Broken: Final = (aiohttp.ClientError, urllib3.exceptions.HTTPError, TimeoutError, OSError)

@@ -12,6 +12,7 @@ import pydantic_core
 
 from llama_deploy import errors
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.web.shown_url import shown_url
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:llama-deploy:problem:"
@@ -82,6 +83,7 @@ def from_problem(status: int, body: bytes, *, url: str) -> LlamaDeployError:
     A redirect is an `InternalServerError`, because our servers send none. A response without problem details,
     as from a proxy, is an `UnavailableError` for 502, 503 and 504, otherwise an `InternalServerError`.
     """
+    url = shown_url(url)
     if status < HTTPStatus.BAD_REQUEST:
         return errors.InternalServerError(
             f"{url} answered {status}, a redirect, which is not followed; use the address it redirects to"

@@ -55,8 +55,8 @@ class Leases:
         self._clock = clock
         self._lease = timedelta(seconds=lease_seconds)
         self._heartbeats_missed = False
-        self._expired: set[str] = set()
-        """The instances that the last sweep has found expired."""
+        self._expired: set[tuple[str, datetime]] = set()
+        """The leases that the last sweep has found expired: instances, and when their leases ended."""
 
     def note_missed_heartbeats(self) -> None:
         """Heartbeats may have been lost: the next sweep renews all leases before any of them expires."""
@@ -100,22 +100,23 @@ class Leases:
 
     async def _expire(self, silent: Sequence[InstanceRecord]) -> None:
         """Move on the tasks of those instances that are still silent when all heartbeats are stored."""
-        instance_ids = {instance.instance_id for instance in silent}
-        if not instance_ids <= self._expired:
+        if not set(map(_lease_of, silent)) <= self._expired:
             await self._wait_for_heartbeats()
         self._expired = set()
-        if not instance_ids:
+        if not silent:
             return
         if self.may_have_missed_heartbeats():
             self._heartbeats_missed = True
             return
 
-        def run(unit: Unit) -> tuple[set[str], list[TaskRecord]]:
+        instance_ids = {instance.instance_id for instance in silent}
+
+        def run(unit: Unit) -> tuple[set[tuple[str, datetime]], list[TaskRecord]]:
             found = [item for each in instance_ids if (item := unit.instances.find(each)) is not None]
             expired = [item for item in found if item.lease_expires_at <= unit.now]
             held = unit.tasks.of_instances([item.instance_id for item in expired])
             unit.instances.delete([item.instance_id for item in expired if _is_forgotten(item, unit.now)])
-            return {item.instance_id for item in expired}, [unit.lose(task) for task in held]
+            return set(map(_lease_of, expired)), [unit.lose(task) for task in held]
 
         self._expired, lost = await self._writer.write(Command(run, Reads(instances=instance_ids)))
         for task in lost:
@@ -143,6 +144,10 @@ class Leases:
             await self._writer.catch_up()
             if loop.time() - begun < 2 * seconds:
                 return
+
+
+def _lease_of(instance: InstanceRecord) -> tuple[str, datetime]:
+    return instance.instance_id, instance.lease_expires_at
 
 
 def _is_forgotten(instance: InstanceRecord, now: datetime) -> bool:

@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Final
 
 from pydantic import ValidationError
@@ -29,6 +30,7 @@ from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.types import Durability
 from llama_deploy.types.instance_protocol import (
+    BEATS_PER_LEASE,
     AttemptEvents,
     AttemptOutcome,
     ClaimReply,
@@ -49,12 +51,19 @@ class Attempts:
     """Grants attempts to instances, and stores what they report."""
 
     def __init__(
-        self, *, store: StateStore, writer: Writer, sessions: Sessions, orchestrator: BaseOrchestrator
+        self,
+        *,
+        store: StateStore,
+        writer: Writer,
+        sessions: Sessions,
+        orchestrator: BaseOrchestrator,
+        lease_seconds: float,
     ) -> None:
         self._store = store
         self._writer = writer
         self._sessions = sessions
         self._orchestrator = orchestrator
+        self._lease = timedelta(seconds=lease_seconds)
         self._rejections = RejectionLog()
         self.parts = AttemptParts(store)
 
@@ -62,7 +71,9 @@ class Attempts:
         """Decide on claims, in order. A rejected one says why."""
         # If the store is a separate server, its crash alone could lose an unsynced claim.
         synced = self._store.shared
-        outcomes = await self._writer.write_all([_claim_command(each, synced=synced) for each in requests])
+        outcomes = await self._writer.write_all(
+            [_claim_command(each, lease=self._lease, synced=synced) for each in requests]
+        )
         return limited(
             ClaimReply(granted=False, reason=str(outcome), retriable=outcome.retriable)
             if isinstance(outcome, LlamaDeployError)
@@ -151,11 +162,12 @@ class Attempts:
         return _outcome_command(report)
 
 
-def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[Grant]:
+def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> Command[Grant]:
     def run(unit: Unit) -> Grant:
         task = unit.tasks.get(request.task_id)
         session = unit.sessions.get(task.session_id)
-        if unit.instances.find(request.instance_id) is None:
+        instance = unit.instances.find(request.instance_id)
+        if instance is None:
             # An instance without a lease could die unnoticed.
             raise UnavailableError(
                 f"instance {request.instance_id} is not registered; register it before it claims"
@@ -180,6 +192,9 @@ def _claim_command(request: ClaimRequest, *, synced: bool) -> Command[Grant]:
             volatile=task.durability is Durability.VOLATILE,
         )
         unit.apply(claimed)
+        if instance.lease_expires_at - unit.now < lease / BEATS_PER_LEASE:
+            # The instance was paused, and its next heartbeat may come too late for this attempt.
+            unit.renew_lease(instance, lease)
         return Grant(reply, sizes_of(reply, session_state=session.state))
 
     # A claim that is lost in a power cut is made again, and the token of the lost one is rejected.

@@ -156,8 +156,7 @@ class Services:
             instance = unit.instances.find(beat.instance_id)
             if instance is None:
                 return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
-            renewed = instance._replace(last_heartbeat=unit.now, lease_expires_at=unit.now + self.lease)
-            unit.instances.put(renewed)
+            unit.renew_lease(instance._replace(last_heartbeat=unit.now), self.lease)
             self._release_forgotten(unit, beat)
             return HeartbeatReply(
                 at=unit.now,
@@ -170,8 +169,8 @@ class Services:
                 inbox=_missed_inbox(unit, beat),
             )
 
-        reads = Reads(tasks={held.task_id for held in beat.held}, instances={beat.instance_id})
-        return await self.writer.write(Command(run, reads))
+        task_ids = {held.task_id for held in beat.held} | {task_id for task_id, _ in beat.claiming}
+        return await self.writer.write(Command(run, Reads(tasks=task_ids, instances={beat.instance_id})))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         if beat.heard_at is None:
@@ -206,7 +205,17 @@ def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:
 
 
 def _stale(unit: Unit, beat: Heartbeat) -> list[HeldAttempt]:
-    return [held for held in beat.held if not _owns(unit, beat, held)]
+    claiming = [HeldAttempt(task_id=task_id, attempt=attempt) for task_id, attempt in beat.claiming]
+    return [
+        *(held for held in beat.held if not _owns(unit, beat, held)),
+        # If such a claim was granted, the attempt is lost already.
+        *(claim for claim in claiming if _is_over(unit, claim)),
+    ]
+
+
+def _is_over(unit: Unit, claim: HeldAttempt) -> bool:
+    task = unit.tasks.find(claim.task_id)
+    return task is None or task.status.is_terminal or task.attempt > claim.attempt
 
 
 def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:

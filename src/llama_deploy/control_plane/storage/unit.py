@@ -19,7 +19,7 @@ from llama_deploy.control_plane.storage.session_rows import SessionRows
 from llama_deploy.control_plane.storage.task_rows import TaskRows
 from llama_deploy.messages import ActionTypes
 from llama_deploy.state_stores.base import Notice, StoreTransaction
-from llama_deploy.state_stores.records import SessionRecord, TaskRecord
+from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord
 from llama_deploy.types import EventDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import MAX_EVENT_CHARACTERS, TaskCancellation
 from llama_deploy.types.topics import Topics
@@ -165,6 +165,14 @@ class Unit:
         """Decide later whether an attempt has to be published again."""
         due = self._pace.redispatch_at(dispatches=1, at=self.now)
         self.apply(Transition(task._replace(redispatch_at=due)))
+
+    def renew_lease(self, instance: InstanceRecord, lease: timedelta) -> None:
+        """The instance has shown that it lives."""
+        until = self.now + lease
+        self.instances.put(instance._replace(lease_expires_at=until))
+        if instance.lease_expires_at <= self.now:
+            # The sweep that has found it expired does not wait for the end of the new lease.
+            self.note_due(until)
 
     def note_due(self, at: datetime) -> None:
         """Something becomes due then."""

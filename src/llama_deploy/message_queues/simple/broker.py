@@ -21,7 +21,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from llama_deploy.errors import ClosedError, ConflictError, QueueFullError, TopicNotFoundError
+from llama_deploy.errors import (
+    ClosedError,
+    ConflictError,
+    PayloadTooLargeError,
+    QueueFullError,
+    TopicNotFoundError,
+)
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
 from llama_deploy.message_queues.remembering import remember
 from llama_deploy.message_queues.settlement import SettleAction
@@ -124,6 +130,8 @@ class SimpleBroker:
 
         Raises:
             QueueFullError: The topic is full.
+            PayloadTooLargeError: A message is larger than all messages of a topic may be together. None of
+                the messages is stored.
             InvalidRequestError: The name of the topic is not valid.
             ClosedError: The broker is closed.
         """
@@ -131,6 +139,8 @@ class SimpleBroker:
         topic = self._topics.ensure(topic_name)
         stored: list[MessageStored] = []
         taken = 0
+        for message_id, body in messages:
+            self._check_size(message_id, body)
         for message_id, body in messages:
             if message_id not in topic.messages:
                 if not self._has_room(topic, body):
@@ -267,6 +277,15 @@ class SimpleBroker:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the broker of the message queue is closed; start its server or process again")
+
+    def _check_size(self, message_id: str, body: bytes) -> None:
+        limit = self.limits.max_bytes_per_topic
+        if len(body) > limit:
+            raise PayloadTooLargeError(
+                f"message {message_id!r} has {len(body)} bytes, and all messages of a topic together may "
+                f"have {limit}; send less, or raise max_bytes_per_topic of the message queue",
+                limit_bytes=limit,
+            )
 
     def _has_room(self, topic: Topic, body: bytes) -> bool:
         return (

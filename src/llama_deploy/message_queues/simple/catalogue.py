@@ -123,7 +123,7 @@ class Catalogue:
         name = topic.name[: MAX_NAME_LENGTH - len(DEAD_LETTERS_SUFFIX)] + DEAD_LETTERS_SUFFIX
         # Not bounded by `max_topics`: the message has nowhere else to go.
         dead = self._topics.get(name) or self._create(name)
-        while len(dead.messages) >= self._limits.max_dead_letters:
+        while dead.messages and not self._has_room(dead, message):
             self._drop_oldest(dead)
         if message.id not in dead.messages:
             self._note(self.store(dead, message.id, message.body))
@@ -162,6 +162,12 @@ class Catalogue:
         self._note(TopicCreated(name, topic.expires_after))
         self.ensure_group(topic, DEFAULT_GROUP)
         return topic
+
+    def _has_room(self, dead: Topic, message: StoredMessage) -> bool:
+        return (
+            len(dead.messages) < self._limits.max_dead_letters
+            and dead.size_bytes + len(message.body) <= self._limits.max_bytes_per_topic
+        )
 
     def _drop_oldest(self, topic: Topic) -> None:
         message = next(iter(topic.messages.values()))

@@ -50,11 +50,13 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     max_messages_per_topic: int = Field(default=100_000, ge=1)
     """For a server: how many unsettled messages a topic holds before `publish` raises `QueueFullError`."""
     max_bytes_per_topic: int = Field(default=256 * 1024 * 1024, ge=1)
-    """For a server: the same, in bytes of messages."""
+    """For a server: the same, in bytes of messages. A single message that is larger is refused with
+    `PayloadTooLargeError`."""
     max_topics: int = Field(default=10_000, ge=1)
     """For a server: how many topics there may be; a further one is refused, unless for dead letters."""
     max_dead_letters: int = Field(default=1_000, ge=1)
-    """For a server: how many dead letters each topic keeps; a further one drops the oldest."""
+    """For a server: how many dead letters each topic keeps, within `max_bytes_per_topic`; a further one drops
+    the oldest."""
     visibility_timeout: float = Field(default=5.0, gt=0, le=3600)
     """For a server: seconds after which a delivery that is neither settled nor extended comes back."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, ge=1)

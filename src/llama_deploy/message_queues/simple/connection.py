@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
-from llama_deploy.errors import ClosedError
+from llama_deploy.errors import ClosedError, PayloadTooLargeError
 from llama_deploy.message_queues.broker_connection import BrokerConnection
 from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.message_queues.settlement_batcher import SettlementBatcher
@@ -89,7 +89,14 @@ class QueueServerConnection(BrokerConnection):
         await self._http.close()
 
     async def _send(self, batch: Sequence[Settlement]) -> list[bool]:
-        await self.retry(partial(self.request, "POST", "/deliveries/settle", json=list(batch)))
+        """Send settlements in one request or, if that is too large for the server, in several."""
+        try:
+            await self.retry(partial(self.request, "POST", "/deliveries/settle", json=list(batch)))
+        except PayloadTooLargeError:
+            if len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            return await self._send(batch[:half]) + await self._send(batch[half:])
         return [True] * len(batch)
 
 

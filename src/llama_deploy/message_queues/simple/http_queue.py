@@ -13,6 +13,7 @@ from llama_deploy.batching import Batcher, split
 from llama_deploy.errors import (
     InternalServerError,
     LlamaDeployError,
+    PayloadTooLargeError,
     QueueFullError,
     TopicNotFoundError,
     UnavailableError,
@@ -85,25 +86,32 @@ class SimpleMessageQueue(BrokerQueue):
 
         async def publish_to(topic: str, messages: Sequence[Publication]) -> None:
             for part in split(messages, size=lambda each: len(each.body), max_size=_MAX_POST_BYTES):
-                taken, refusal = await self._post(topic, part)
-                refused.update(dict.fromkeys(part[taken:], refusal))
+                outcomes = zip(part, await self._post(topic, part), strict=True)
+                refused.update({each: error for each, error in outcomes if error is not None})
 
         await asyncio.gather(*(publish_to(topic, messages) for topic, messages in topics.items()))
         return [refused.get(each) for each in batch]
 
-    async def _post(self, topic: str, messages: Sequence[Publication]) -> tuple[int, LlamaDeployError]:
-        """Publish messages; return how many were taken, and the error of the others."""
+    async def _post(self, topic: str, messages: Sequence[Publication]) -> list[LlamaDeployError | None]:
+        """Publish messages in one request or, if that is too large for the server, in several."""
         content = b"[" + b",".join(message.body for message in messages) + b"]"
         try:
             answer = await self._connection.retry(
                 partial(self._connection.request, "POST", path_of("messages", topic), content=content),
                 give_up_at=min(message.give_up_at for message in messages),
             )
+        except PayloadTooLargeError as exc:
+            if len(messages) == 1:
+                return [exc]
+            half = len(messages) // 2
+            return await self._post(topic, messages[:half]) + await self._post(topic, messages[half:])
         except LlamaDeployError as exc:
-            return 0, exc
-        return answer["accepted"], QueueFullError(
+            return [exc] * len(messages)
+        taken: int = answer["accepted"]
+        full = QueueFullError(
             f"topic {topic!r} has no room for the rest; retry when messages are settled", topic=topic
         )
+        return [None if position < taken else full for position in range(len(messages))]
 
 
 class _HttpSubscription(PollingSubscription):

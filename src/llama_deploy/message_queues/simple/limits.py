@@ -16,9 +16,10 @@ class BrokerLimits:
     max_messages_per_topic: int = 100_000
     """Ready, delayed and in flight together; a further one is refused."""
     max_bytes_per_topic: int = 256 * 1024 * 1024
-    """The size of these messages together."""
+    """The size of these messages together. A single message that is larger is refused for good."""
     max_dead_letters: int = 1_000
-    """Dead letters kept per topic, at least 1; the oldest makes room for a further one."""
+    """Dead letters kept per topic, at least 1, within `max_bytes_per_topic`; the oldest makes room for a
+    further one."""
     max_topics: int = 10_000
     """Topics in all; a further one is refused, unless it is to hold dead letters."""
     max_deliveries: int = 10

@@ -261,7 +261,8 @@ class QueueRoutes:
         """Publish a message or a list of messages. The topic is created if it does not exist.
 
         Answers when they are stored. Of a list, as many messages are accepted as the topic has room for; 429
-        means none. A message with the id of one in the topic is a duplicate, and is accepted without effect.
+        means none. If one of them is too large for any topic, the answer is 413, and none is accepted. A
+        message with the id of one in the topic is a duplicate, and is accepted without effect.
         """
         return json_response(await self.take(topic, await request.body()))
 

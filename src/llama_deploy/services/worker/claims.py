@@ -62,12 +62,13 @@ class Claims:
         )
         with self.ledger.claiming(*place):
             reply = await self.gateway.claim(claim)
-            if reply.granted:
-                self.ledger.hold(*place)
+            if reply.granted and not self.ledger.hold(*place):
+                # This process was paused, and a heartbeat has told that the attempt is lost.
+                return None
         attempt = None
         try:
             whole = await complete(self.gateway, claim, reply)
-            if whole is not None:
+            if whole is not None and self.ledger.knows(*place):
                 attempt = new_attempt(whole)
         finally:
             if attempt is None:

@@ -42,6 +42,8 @@ class Ledger:
     """How many outcomes are not confirmed yet."""
     _entries: dict[tuple[str, int], _Entry] = field(default_factory=dict)
     _claiming: set[tuple[str, int]] = field(default_factory=set)
+    _dropped: set[tuple[str, int]] = field(default_factory=set)
+    """What was dropped while it was being claimed."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _size: int = 0
 
@@ -72,11 +74,15 @@ class Ledger:
         finally:
             with self._lock:
                 self._claiming.discard((task_id, attempt))
+                self._dropped.discard((task_id, attempt))
 
-    def hold(self, task_id: str, attempt: int) -> None:
-        """Note an attempt that was claimed."""
+    def hold(self, task_id: str, attempt: int) -> bool:
+        """Note an attempt that was claimed. False: it was dropped before the claim was answered."""
         with self._lock:
+            if (task_id, attempt) in self._dropped:
+                return False
             self._entries[task_id, attempt] = _Entry(HeldAttempt(task_id=task_id, attempt=attempt))
+            return True
 
     def seen(self, task_id: str, attempt: int, *, inbox_seq: int) -> None:
         """Note up to which entry the attempt's inbox has arrived."""
@@ -103,9 +109,11 @@ class Ledger:
         self._size += size
 
     def drop(self, task_id: str, attempt: int) -> None:
-        """Remove an attempt, if it is held."""
+        """Remove an attempt, if it is held or being claimed."""
         with self._lock:
             entry = self._entries.pop((task_id, attempt), None)
+            if entry is None and (task_id, attempt) in self._claiming:
+                self._dropped.add((task_id, attempt))
         if entry is not None and entry.outcome is not None:
             self.unconfirmed -= 1
             self._size -= entry.size

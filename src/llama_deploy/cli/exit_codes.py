@@ -1,0 +1,22 @@
+"""The exit codes of the commands."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of the commands."""
+
+    FAILED = 1
+    """The task failed, or the command could not do its work."""
+    USAGE = 2
+    """Wrong usage."""
+    NOT_FOUND = 3
+    """The control plane does not respond, or the service or session does not exist."""
+    TIMED_OUT = 124
+    """The command took longer than `--timeout`; `timeout` of GNU coreutils has the same code."""
+    INTERRUPTED = 130
+    """The user pressed Ctrl-C."""
+    BROKEN_PIPE = 141
+    """Nobody reads the output any more; a shell shows the same for a program that SIGPIPE has ended."""

@@ -1,0 +1,47 @@
+"""Output of the commands, whose reader may end before they do, as `head` does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from llama_deploy.cli.exit_codes import ExitCode
+
+
+def note(message: str) -> None:
+    """Print a message to stderr. If nobody reads it any more, the command goes on."""
+    with suppress(BrokenPipeError):
+        typer.echo(message, err=True)
+
+
+class Commands(TyperGroup):
+    """Commands that end quietly when nobody reads their output any more."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the command line. This prints the help and the version."""
+        with _ending_quietly():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command."""
+        with _ending_quietly():
+            return super().invoke(*args, **kwargs)
+
+
+@contextmanager
+def _ending_quietly() -> Iterator[None]:
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as exc:
+        # rich, which prints the help, makes a `SystemExit` of it.
+        if not any(isinstance(each, BrokenPipeError) for each in (exc, exc.__context__)):
+            raise
+        # The interpreter would report what it cannot flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.BROKEN_PIPE)

@@ -1,0 +1,185 @@
+"""The leases of instances, with a clock that the tests move and sweeps that they begin."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import pytest
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.control_plane import ControlPlaneConfig
+from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.dispatch.leases import Leases
+from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.control_plane.storage.unit import Committed
+from llama_deploy.control_plane.storage.writer import Writer
+from llama_deploy.message_queues import LocalMessageQueue
+from llama_deploy.orchestrators import SimpleOrchestrator
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.records import TaskRecord
+from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.testing.records import NOW
+from llama_deploy.types import ServiceDefinition, TaskStatus, TaskSubmission
+from llama_deploy.types.instance_protocol import ClaimRequest, Heartbeat, HeldAttempt
+from llama_deploy.types.topics import Topics
+
+T = TypeVar("T")
+
+LEASE_SECONDS = 5.0
+LEASE = timedelta(seconds=LEASE_SECONDS)
+A_MOMENT = timedelta(seconds=0.1)
+
+
+class WatchedStore(SQLiteStateStore):
+    """Tells when something was read."""
+
+    was_read: asyncio.Event
+
+    async def read(self, work: Callable[[StoreTransaction], T]) -> T:
+        found = await super().read(work)
+        self.was_read.set()
+        return found
+
+
+class Scene:
+    """A control plane whose sweeps the test begins, and the instance `i1` of the service `echo`."""
+
+    def __init__(self, store: WatchedStore, queue: LocalMessageQueue) -> None:
+        self.store = store
+        self.now = NOW
+        # Not started: it sweeps nothing by itself.
+        self.plane = ControlPlane(
+            queue=queue,
+            store=store,
+            config=ControlPlaneConfig(lease_seconds=LEASE_SECONDS),
+            orchestrator=SimpleOrchestrator(),
+            clock=self._clock,
+        )
+        self.writer = Writer(
+            store,
+            clock=self._clock,
+            topics=Topics("test"),
+            pace=DispatchPace(unclaimed=Backoff(10, longest=60), lost=Backoff(1, longest=60)),
+            after_commit=self._note,
+        )
+        self.leases = Leases(store=store, writer=self.writer, clock=self._clock, lease_seconds=LEASE_SECONDS)
+        self.committed: list[Committed] = []
+
+    def _clock(self) -> datetime:
+        return self.now
+
+    def _note(self, committed: Committed) -> None:
+        self.committed.append(committed)
+
+    async def register(self) -> None:
+        await self.plane.services.register(ServiceDefinition(service_name="echo", instance_id="i1"))
+
+    async def submit(self, task_id: str) -> None:
+        await self.plane.tasks.submit(TaskSubmission(service_name="echo", task_id=task_id))
+
+    async def claim(self, task_id: str, attempt: int) -> None:
+        (reply,) = await self.plane.attempts.claim(
+            [ClaimRequest(task_id=task_id, attempt=attempt, instance_id="i1")]
+        )
+        assert reply.granted, reply.reason
+
+    async def beat(
+        self, *held: tuple[str, int], claiming: Sequence[tuple[str, int]] = ()
+    ) -> list[tuple[str, int]]:
+        """Send a heartbeat, and return the attempts that the instance is told to drop."""
+        attempts = [HeldAttempt(task_id=task_id, attempt=attempt) for task_id, attempt in held]
+        reply = await self.plane.services.heartbeat(
+            Heartbeat(instance_id="i1", held=attempts, claiming=list(claiming))
+        )
+        assert reply.known
+        return [(item.task_id, item.attempt) for item in reply.stale]
+
+    async def task(self, task_id: str) -> TaskRecord:
+        return (await self.store.read(lambda tx: tx.tasks.load([task_id])))[task_id]
+
+    async def stands(self, task_id: str) -> tuple[TaskStatus, int]:
+        task = await self.task(task_id)
+        return task.status, task.attempt
+
+    async def is_alive(self) -> bool:
+        return (await self.plane.services.get("echo")).instances[0].alive
+
+    async def lose(self, task_id: str) -> None:
+        """Let the lease expire while the instance holds the first attempt of a task."""
+        await self.submit(task_id)
+        await self.claim(task_id, 1)
+        self.now += LEASE
+        await self.leases.sweep()
+        assert await self.stands(task_id) == (TaskStatus.QUEUED, 2)
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    async with (
+        await LocalMessageQueue.start() as queue,
+        await WatchedStore.connect("sqlite:///:memory:") as store,
+    ):
+        store.was_read = asyncio.Event()
+        scene = Scene(store, queue)
+        await scene.register()
+        yield scene
+        await scene.writer.close()
+        await scene.plane.close()
+
+
+async def test_what_an_instance_claims_after_its_lease_is_not_taken_from_it(scene: Scene) -> None:
+    await scene.lose("t")
+    scene.now += 10 * LEASE
+    await scene.claim("t", 2)
+    await scene.leases.sweep()
+    assert await scene.stands("t") == (TaskStatus.RUNNING, 2)
+    assert await scene.is_alive()
+
+
+async def test_a_claim_before_the_next_heartbeat_is_protected_for_a_whole_lease(scene: Scene) -> None:
+    await scene.submit("t")
+    scene.now += LEASE - A_MOMENT
+    await scene.claim("t", 1)
+    scene.now += LEASE - A_MOMENT
+    await scene.leases.sweep()
+    assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
+
+
+async def test_an_instance_that_only_claims_is_silent_a_lease_later(scene: Scene) -> None:
+    await scene.lose("t")
+    await scene.claim("t", 2)
+    scene.now += LEASE
+    await scene.leases.sweep()
+    assert await scene.stands("t") == (TaskStatus.QUEUED, 3)
+
+
+async def test_a_refused_claim_renews_nothing(scene: Scene) -> None:
+    await scene.lose("t")
+    (reply,) = await scene.plane.attempts.claim([ClaimRequest(task_id="t", attempt=1, instance_id="i1")])
+    assert not reply.granted
+    assert not await scene.is_alive()
+
+
+async def test_a_second_silence_too_is_declared_only_after_a_grace_period(scene: Scene) -> None:
+    await scene.lose("t")
+    await scene.beat()
+    await scene.claim("t", 2)
+    scene.now += LEASE
+    scene.store.was_read.clear()
+    sweep = asyncio.create_task(scene.leases.sweep())
+    await scene.store.was_read.wait()
+    await scene.beat(("t", 2))  # it was on its way when the sweep began
+    await sweep
+    assert await scene.stands("t") == (TaskStatus.RUNNING, 2)
+
+
+async def test_an_instance_is_told_that_a_claim_without_an_answer_is_void(scene: Scene) -> None:
+    await scene.submit("queued")
+    await scene.lose("t")
+    claiming = [("t", 1), ("t", 2), ("queued", 1), ("deleted", 1)]
+    assert await scene.beat(claiming=claiming) == [("t", 1), ("deleted", 1)]
+    await scene.claim("t", 2)
+    assert await scene.beat(claiming=claiming) == [("t", 1), ("deleted", 1)]
