@@ -7,11 +7,14 @@ import re
 import signal
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.e2e.llamactl import ANY_PORTS, llamactl, started
+import typer
+from tests.e2e.llamactl import ANY_PORTS, llamactl, llamactl_in_terminal, started
 from workflows.events import HumanResponseEvent
 
+from llama_deploy.cli.app import app
 from llama_deploy.client import SyncClient
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.testing.processes import free_port
@@ -61,14 +64,38 @@ def test_the_version(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"llamactl {version('llama-deploy')}\n")
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["", "serve", "worker", "run", "status", "sessions", "sessions create", "db", "db current", "db upgrade"],
+COMMANDS = (
+    *("", "serve", "worker", "run", "status"),
+    *("sessions", "sessions create", "db", "db current", "db upgrade"),
 )
-def test_each_command_has_help(folder: Path, command: str) -> None:
-    done = llamactl(folder, *command.split(), "--help")
-    assert done.returncode == 0, done.stderr
-    assert f"Usage: llamactl {command}".strip() in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+class TestHelp:
+    """`--help` is complete and readable at 80 columns."""
+
+    def test_in_a_pipe(self, folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        done = llamactl(folder, *command.split(), "--help")
+        assert done.returncode == 0, done.stderr
+        self._check(command, done.stdout)
+
+    def test_in_a_terminal(self, folder: Path, command: str) -> None:
+        self._check(command, llamactl_in_terminal(folder, *command.split(), "--help", columns=80))
+
+    def _check(self, path: str, shown: str) -> None:
+        command: Any = typer.main.get_command(app)
+        for name in path.split():
+            command = command.commands[name]
+        assert f"Usage: llamactl {path}".strip() in shown
+        assert max(map(len, shown.splitlines())) <= 80
+        texts = [command.help, *(parameter.help for parameter in command.params)]
+        names = [parameter.envvar for parameter in command.params]
+        summaries = [child.help.partition(".")[0] for child in getattr(command, "commands", {}).values()]
+        words = {word for text in (*texts, *names, *summaries) if text for word in text.split()}
+        assert {word for word in words if word not in shown} == set()
+        assert "…" not in shown
+        assert [line for line in shown.splitlines() if line.endswith("...") and "Usage" not in line] == []
 
 
 class TestRun:

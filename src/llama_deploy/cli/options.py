@@ -59,10 +59,10 @@ def _check_urls(text: str) -> str:
 
 
 _TARGETS: Final = typer.Argument(
-    metavar="[NAME=]MODULE:ATTRIBUTE...",
-    help="A workflow, such as `app:workflow` or `path/app.py:workflow`: a workflow instance, a workflow "
-    "class, or a function without arguments that returns a workflow. NAME is the name of the service; "
-    "without it, the service has the name of the attribute.",
+    metavar="WORKFLOW",
+    help="A workflow as [NAME=]MODULE:ATTRIBUTE, such as `app:workflow` or `path/app.py:workflow`. The "
+    "attribute is a workflow instance, a workflow class, or a function without arguments that returns a "
+    "workflow. NAME is the name of the service; without it, the service has the name of the attribute.",
 )
 Targets = Annotated[list[str], _TARGETS]
 OptionalTargets = Annotated[list[str] | None, _TARGETS]
