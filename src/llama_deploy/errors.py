@@ -3,6 +3,7 @@
 ```
 LlamaDeployError
 ├── ConfigError (ValueError)             a setting is not valid
+│   └── BindError                        a server cannot listen on its address
 ├── InvalidRequestError (ValueError)     a request or message is not valid
 │   ├── MessageDecodeError               the bytes are not a QueueMessage of a supported version
 │   ├── PayloadTooLargeError             the request body exceeds the limit
@@ -70,6 +71,19 @@ class ConfigError(LlamaDeployError, ValueError):
     """A setting is not valid. The message names it and says what to change."""
 
     code = "config_error"
+
+
+class BindError(ConfigError):
+    """A server cannot listen on its address, for example because another process uses the port."""
+
+    code = "bind_error"
+
+    def __init__(self, message: str, *, host: str | None = None, port: int | None = None) -> None:
+        super().__init__(message)
+        self.host = host
+        """The address."""
+        self.port = port
+        """The port; 0 if the system was to select one."""
 
 
 class InvalidRequestError(LlamaDeployError, ValueError):

@@ -99,23 +99,37 @@ class TestServe:
         assert code == 0, errors
         assert "Traceback" not in errors
 
-    def test_a_port_in_use(self, folder: Path, served: dict[str, Any], tmp_path: Path) -> None:
-        port = served["control_plane_url"].rpartition(":")[2]
-        done = llamactl(
-            folder,
-            "serve",
-            "cli_app:repeat",
-            "--port",
-            port,
-            "--queue-port",
-            "0",
-            "--data-dir",
-            str(tmp_path),
-        )
+    @pytest.mark.parametrize(
+        ("option", "url"), [("--port", "control_plane_url"), ("--queue-port", "message_queue_url")]
+    )
+    def test_a_port_in_use(
+        self, folder: Path, served: dict[str, Any], tmp_path: Path, option: str, url: str
+    ) -> None:
+        port = served[url].rpartition(":")[2]
+        # The last of two equal options counts.
+        ports = (*ANY_PORTS, option, port)
+        done = llamactl(folder, "serve", "cli_app:repeat", *ports, "--data-dir", str(tmp_path))
+        error, hint = done.stderr.splitlines()[-2:]
         assert done.returncode == 1
-        assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
-        assert "choose another port" in done.stderr
+        assert error == f"error: cannot listen on 127.0.0.1:{port} ({option}): another process uses this port"
+        assert hint.startswith(
+            f"hint: stop that process, or pass a different {option}; 0 selects a free port"
+        )
         assert "Traceback" not in done.stderr
+
+    def test_one_port_for_two_parts(self, folder: Path, tmp_path: Path) -> None:
+        port = str(free_port())
+        ports = ("--port", port, "--queue-port", port)
+        done = llamactl(folder, "serve", "cli_app:repeat", *ports, "--data-dir", str(tmp_path))
+        assert done.returncode == 2
+        assert f"--port and --queue-port are both {port}" in done.stderr
+
+    def test_an_address_of_another_machine(self, folder: Path, tmp_path: Path) -> None:
+        host = ("--host", "203.0.113.1", "--allow-remote")
+        done = llamactl(folder, "serve", "cli_app:repeat", *host, *ANY_PORTS, "--data-dir", str(tmp_path))
+        assert done.returncode == 1
+        assert "cannot listen on 203.0.113.1" in done.stderr
+        assert "pass a --host that is an address of this machine" in done.stderr
 
     def test_a_data_directory_that_cannot_be_created(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
