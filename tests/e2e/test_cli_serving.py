@@ -210,13 +210,10 @@ class TestWorker:
 
     def test_it_waits_for_the_control_plane(self, folder: Path, tmp_path: Path) -> None:
         port = free_port()
-        with started(
-            folder, "-s", f"http://127.0.0.1:{port}", "worker", "cli_app:repeat", "--json"
-        ) as worker:
-            deadline = time.monotonic() + PATIENCE
-            while "; retrying" not in worker.errors.read_text():
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+        url = f"http://127.0.0.1:{port}"
+        with started(folder, "-s", url, "worker", "cli_app:repeat", "cli_app:Sleep", "--json") as worker:
+            waiting = worker.error_line()
+            assert waiting == f"Waiting for a control plane at {url}: Connection refused"
             with started(
                 folder,
                 *("serve", "cli_app:Sleep", "--json", "--data-dir", str(tmp_path)),
@@ -224,7 +221,13 @@ class TestWorker:
             ) as process:
                 process.line()
                 assert json.loads(worker.line())["services"][0]["service_name"] == "repeat"
-                assert worker.end(signal.SIGINT)[0] == 0
+                code, errors = worker.end(signal.SIGINT)
+        assert code == 0
+        assert errors.splitlines()[:2] == [
+            waiting,
+            "hint: start one with `llamactl serve`, or pass another URL: llamactl -s URL worker ...",
+        ]
+        assert "retrying" not in errors, "it says twice what it waits for"
 
 
 def test_sigterm_shuts_a_program_down_gracefully(folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -75,7 +74,12 @@ def print_error(message: str, *, hint: str | None = None) -> None:
     """Print an error and a hint what to do next to stderr."""
     typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
-        typer.echo(f"{typer.style('hint:', fg='cyan')} {hint}", err=True)
+        print_hint(hint)
+
+
+def print_hint(text: str) -> None:
+    """Print what to do next to stderr."""
+    typer.echo(f"{typer.style('hint:', fg='cyan')} {text}", err=True)
 
 
 def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
@@ -99,9 +103,7 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
 
 
 def _reason(exc: UnavailableError) -> str:
-    """Return why a server cannot be reached, in the words of the operating system if they are known."""
-    cause = exc.__cause__
-    if not isinstance(cause, OSError):
-        return str(exc)
-    # The numbers of DNS errors are negative.
-    return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror or str(exc)
+    """Return why a server cannot be reached."""
+    from llama_deploy.web.http_connection import reason_of  # noqa: PLC0415 - imports the HTTP libraries
+
+    return str(exc) if exc.__cause__ is None else reason_of(exc.__cause__)

@@ -11,6 +11,7 @@ from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
+from llama_deploy.cli.waiting import wait_for_control_plane
 from llama_deploy.client import ClientSettings
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy import HostedWorkflow, LocalStack, run_workflow
@@ -117,6 +118,7 @@ def work(
             announce_instances(ready, control_plane_url=", ".join(control_plane_urls), as_json=as_json)
 
     async def work_on_all() -> None:
+        await wait_for_control_plane(control_plane)
         await run_together(
             *(
                 run_workflow(
