@@ -45,7 +45,12 @@ LlamaDeployError
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Collection
+from difflib import get_close_matches
+from typing import Any, ClassVar, Final, Self
+
+_MAX_NAMES: Final = 20
+"""How many names an error lists."""
 
 
 class LlamaDeployError(Exception):
@@ -178,6 +183,19 @@ class ServiceNotFoundError(NotFoundError):
     def __init__(self, message: str, *, service_name: str | None = None) -> None:
         super().__init__(message)
         self.service_name = service_name
+
+    @classmethod
+    def among(cls, known: Collection[str], service_name: str) -> Self:
+        """Return the error for a name that is not among the known ones; the text lists these."""
+        names = sorted(known)
+        listed = ", ".join(names[:_MAX_NAMES])
+        if len(names) > _MAX_NAMES:
+            listed += f" and {len(names) - _MAX_NAMES} more"
+        if near := get_close_matches(service_name, names, n=1):
+            others = f"did you mean {near[0]!r}? Registered services: {listed}"
+        else:
+            others = f"registered services: {listed}" if names else "no service is registered yet"
+        return cls(f"there is no service {service_name!r}; {others}", service_name=service_name)
 
 
 class SessionNotFoundError(NotFoundError):

@@ -16,6 +16,7 @@ from workflows.events import HumanResponseEvent
 
 from llama_deploy.cli.app import app
 from llama_deploy.client import SyncClient
+from llama_deploy.errors import ServiceNotFoundError
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.testing.processes import free_port
 
@@ -166,10 +167,12 @@ class TestRun:
         assert (done.returncode, text in done.stderr) == (2, True)
 
     def test_an_unknown_service(self, folder: Path, server: str) -> None:
-        done = llamactl(folder, "run", "nope", server=server)
+        done = llamactl(folder, "run", "repaet", server=server)
         assert done.returncode == 3
-        assert "service 'nope' is not registered" in done.stderr
-        assert "repeat" in done.stderr
+        with SyncClient(control_plane_url=server) as client, pytest.raises(ServiceNotFoundError) as caught:
+            client.submit("repaet")
+        assert "there is no service 'repaet'; did you mean 'repeat'?" in str(caught.value)
+        assert done.stderr.splitlines()[0] == f"error: {caught.value}"
 
     def test_an_unknown_session(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "count", "--session", "nope", server=server)

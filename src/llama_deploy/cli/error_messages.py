@@ -90,7 +90,7 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
         message = f"cannot reach the control plane at {' or '.join(servers)}: {_reason(exc)}"
         hint = "start a control plane with `llamactl serve`, or pass another URL: llamactl -s URL ..."
     elif isinstance(exc, ServiceNotFoundError):
-        code, hint = ExitCode.NOT_FOUND, "list the services with `llamactl status`"
+        code, hint = ExitCode.NOT_FOUND, "start a service with `llamactl worker WORKFLOW`"
     elif isinstance(exc, SessionNotFoundError):
         code, hint = ExitCode.NOT_FOUND, "create a session with `llamactl sessions create`"
     elif isinstance(exc, StoreLockedError):

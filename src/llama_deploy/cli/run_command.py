@@ -13,11 +13,11 @@ from typing import Any, Final, Protocol
 import typer
 
 from llama_deploy.cli.arguments import parse_arguments
-from llama_deploy.cli.error_messages import CommandError, ExitCode, print_error
+from llama_deploy.cli.error_messages import ExitCode, print_error
 from llama_deploy.cli.schemas import summarize
 from llama_deploy.client import Client, Service, TaskHandle
 from llama_deploy.client.task_results import describe_status
-from llama_deploy.errors import InvalidRequestError, LlamaDeployError, TaskEndedError
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ServiceNotFoundError, TaskEndedError
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
 
 _STATUS_INTERVAL: Final = 2.0
@@ -127,7 +127,7 @@ async def run_task(client: Client, options: RunOptions) -> int:
     The first Ctrl-C cancels the task and waits for its end. A second one stops waiting.
 
     Raises:
-        CommandError: The service does not exist, or an argument is malformed.
+        CommandError: An argument is malformed.
         LlamaDeployError: As `Client.submit`.
     """
     service = await _find_service(client, options.service_name)
@@ -141,13 +141,7 @@ async def _find_service(client: Client, name: str) -> Service:
     await client.core.services.list()
     known = client.core.services.items
     if name not in known:
-        raise CommandError(
-            f"service {name!r} is not registered",
-            hint=f"registered services: {', '.join(sorted(known))}"
-            if known
-            else "no service is registered yet",
-            exit_code=ExitCode.NOT_FOUND,
-        )
+        raise ServiceNotFoundError.among(known, name)
     service = known[name]
     if not any(instance.alive for instance in service.instances):
         typer.echo(f"no instance of {name} is alive; the task waits until one starts", err=True)
