@@ -16,18 +16,23 @@ from typing import Any
 import pytest
 from tests.e2e.llamactl import ANY_PORTS, PATIENCE, environment, llamactl, started
 
+from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.testing.processes import free_port
 
 
 class TestServe:
-    def test_it_prints_what_it_serves(self, folder: Path, served: dict[str, Any]) -> None:
+    def test_it_prints_what_it_serves(self, served: dict[str, Any]) -> None:
         repeat, sleep, count = served["services"]
         assert (repeat["service_name"], repeat["description"]) == ("repeat", "Repeats what it is told.")
         assert repeat["input_schema"]["required"] == ["message"]
         assert sleep["output_schema"]["properties"]["answer"]["type"] == "string"
         assert count["output_schema"] is None
-        assert served["data_dir"] == ".llama_deploy"
-        assert (folder / ".llama_deploy" / "control_plane.db").is_file()
+
+    def test_its_json_says_where_the_data_is(self, folder: Path, served: dict[str, Any]) -> None:
+        assert served["data_dir"] == str(folder / ".llama_deploy")
+        assert served["state_store"] == f"sqlite:///{folder}/.llama_deploy/control_plane.db"
+        current = llamactl(folder, "db", "current", "--store", served["state_store"], "--json")
+        assert json.loads(current.stdout)["revision"] == SCHEMA_REVISION
 
     def test_the_printed_commands_work_when_pasted(self, folder: Path, tmp_path: Path) -> None:
         with started(folder, "serve", "cli_app:repeat", *ANY_PORTS, "--data-dir", str(tmp_path)) as process:

@@ -36,8 +36,8 @@ def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
             {
                 "control_plane_url": stack.control_plane_url,
                 "message_queue_url": stack.message_queue_url,
-                "data_dir": None if place.store else str(place.data_dir),
-                "state_store": place.data,
+                "data_dir": None if place.store else str(place.data_dir.resolve()),
+                "state_store": place.public_store_uri,
                 "pid": os.getpid(),
                 "services": [_facts(definition) for definition in definitions],
             }
