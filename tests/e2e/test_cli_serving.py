@@ -39,6 +39,7 @@ class TestServe:
             lines: list[str] = []
             while not lines or not lines[-1].startswith("Press Ctrl-C"):
                 lines.append(process.line())
+            assert process.errors.read_text() == "", "what the announcement says is logged too"
             text = "\n".join(lines)
             assert "repeat  Repeats what it is told." in text
             assert "arguments  message: string, times: integer = 1" in text
