@@ -224,6 +224,13 @@ class TestRun:
         assert llamactl(folder, "run", "repeat", "message=hi").returncode == 0
 
 
+def test_a_session_is_created_for_scripts(folder: Path, server: str) -> None:
+    created = json.loads(llamactl(folder, "sessions", "create", "--json", server=server).stdout)
+    assert list(created) == ["session_id"]
+    done = llamactl(folder, "run", "count", "--session", created["session_id"], "--json", server=server)
+    assert json.loads(done.stdout.splitlines()[-1])["session_id"] == created["session_id"]
+
+
 class TestStatus:
     def test_services_with_their_instances(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "status", server=server)
@@ -235,12 +242,16 @@ class TestStatus:
     def test_json_for_scripts(self, folder: Path, server: str) -> None:
         facts = json.loads(llamactl(folder, "status", "--json", server=server).stdout)
         assert facts["control_plane_url"] == server
-        assert facts["sessions"] >= 0
         service = {"service_name": "repeat", "description": "Repeats what it is told.", "instances_alive": 1}
         assert service in facts["services"]
-        created = json.loads(llamactl(folder, "sessions", "create", "--json", server=server).stdout)
-        again = json.loads(llamactl(folder, "status", "--json", server=server).stdout)
-        assert (again["sessions"], list(created)) == (facts["sessions"] + 1, ["session_id"])
+
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    def test_a_task_without_a_session_does_not_change_it(
+        self, folder: Path, server: str, options: tuple[str, ...]
+    ) -> None:
+        before = llamactl(folder, "status", *options, server=server).stdout
+        assert llamactl(folder, "run", "repeat", "message=hi", server=server).returncode == 0
+        assert llamactl(folder, "status", *options, server=server).stdout == before
 
     def test_an_unreachable_control_plane(self, folder: Path) -> None:
         done = llamactl(folder, "status", server=f"http://127.0.0.1:{free_port()}")

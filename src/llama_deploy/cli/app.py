@@ -195,7 +195,7 @@ def run(
 
 @app.command()
 def status(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show the services, their instances and the number of sessions."""
+    """Show the services, and how many instances of each are alive."""
     from llama_deploy.cli.overview import print_status
 
     _with_client(context.obj, lambda client: print_status(client, as_json=as_json))
