@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, PrivateAttr
-from workflows import Workflow, step
+from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
 from llama_deploy.errors import InvalidRequestError, SerializationError
@@ -181,3 +181,25 @@ def test_only_declared_events_are_known() -> None:
     with pytest.raises(InvalidRequestError, match="allowed_types"):
         EventRegistry(Flow()).decode(definition({"type": "Extra", "value": {}}))
     assert type(EventRegistry(Flow(), [Extra]).decode(definition({"type": "Extra", "value": {}}))) is Extra
+
+
+class Waits(Workflow):
+    """Its steps do not declare what they wait for."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        await ctx.wait_for_event(Approval)
+        return StopEvent(result=str(ev))
+
+
+class Approval(HumanResponseEvent):
+    by: str
+
+
+@pytest.mark.parametrize("cls", [Approval, HumanResponseEvent])
+def test_answers_that_the_module_of_the_workflow_names_are_known(cls: type[Event]) -> None:
+    wire = {"type": cls.__name__, "value": {"by": "Ada"}}
+    registry = EventRegistry(Waits())
+    assert type(registry.decode(definition(wire))) is cls
+    assert f"{cls.__module__}.{cls.__name__}" in registry.names
+    assert f"{__name__}.Secretive" not in registry.names, "not every event comes from outside"

@@ -18,6 +18,7 @@ from workflows.events import Event, HumanResponseEvent, InternalDispatchEvent, S
 
 from llama_deploy.codec import qualified_name
 from llama_deploy.codec.agents import is_agent, with_reduced_fields
+from llama_deploy.codec.type_registry import classes_in_modules_of
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
@@ -125,14 +126,17 @@ class EventRegistry:
     """The event classes that can be sent to a workflow.
 
     Args:
-        workflow: The events that its steps take or return are included.
-        extra: Further classes, such as events that appear only in `ctx.wait_for_event`.
+        workflow: The events that its steps take or return are included, and the answers of people
+            (`HumanResponseEvent` and derived classes) that its module defines or imports by name.
+        extra: Further classes, such as other events that appear only in `ctx.wait_for_event`.
     """
 
     def __init__(self, workflow: Workflow, extra: Iterable[type] = ()) -> None:
         self._by_name: dict[str, type[Event]] = {}
         by_short_name: dict[str, set[type[Event]]] = {}
         classes = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
+        named = classes_in_modules_of(type(workflow))
+        classes += [cls for cls in named if issubclass(cls, HumanResponseEvent) and cls not in classes]
         if is_agent(type(workflow)):
             # Tools of an agent may wait for these; no step declares them.
             classes.append(HumanResponseEvent)
@@ -175,8 +179,9 @@ class EventRegistry:
         cls = self._by_name.get(name) or self._by_name.get(name.rpartition(".")[2])
         if cls is None:
             raise InvalidRequestError(
-                f"the workflow has no event {name!r}, only {', '.join(self.names)}. An event that "
-                "appears only in ctx.wait_for_event must be named in `allowed_types` of the service"
+                f"the workflow has no event {name!r}, only {', '.join(self.names) or 'none'}. An event that "
+                "appears only in ctx.wait_for_event must be a HumanResponseEvent, or be named in "
+                "`allowed_types` of the service"
             )
         return build_event(cls, fields)
 
