@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ from typing import Any
 import pytest
 import typer
 from tests.e2e.llamactl import ANY_PORTS, llamactl, llamactl_in_terminal, started
-from workflows.events import HumanResponseEvent
 
 from llama_deploy.cli.app import app
 from llama_deploy.client import SyncClient
@@ -66,7 +67,7 @@ def test_the_version(folder: Path) -> None:
 
 
 COMMANDS = (
-    *("", "serve", "worker", "run", "status"),
+    *("", "serve", "worker", "run", "send", "status"),
     *("sessions", "sessions create", "db", "db current", "db upgrade"),
 )
 
@@ -199,29 +200,88 @@ class TestRun:
         assert (code, result["status"]) == (130, "cancelled")
         assert "Cancelling the task" in errors
 
-    def test_it_prints_how_to_send_an_event_to_a_waiting_task(
-        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT", "0")
-        own = (*ANY_PORTS, "--data-dir", str(tmp_path), "--json")
-        with started(folder, "serve", "asking=cli_app:Asking", *own) as serving:
-            server = json.loads(serving.line())["control_plane_url"]
-            with started(folder, "-s", server, "run", "asking") as run:
-                assert run.line() == 'InputRequiredEvent  {"prefix": "Sure?"}'
-                hint = run.error_line()
-                told = re.fullmatch(r"task (\S+) is waiting for an event; send one with (.+)", hint)
-                assert told, hint
-                assert told[2] == f'client.task("{told[1]}").send(...)'
-                with SyncClient(control_plane_url=server) as client:
-                    client.task(told[1]).send(HumanResponseEvent(response="yes"))
-                assert run.line() == "yes"
-                assert run.wait() == (0, hint + "\n")
-
     def test_the_server_may_come_from_the_environment(
         self, folder: Path, server: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LLAMA_DEPLOY_CONTROL_PLANE_URL", server)
         assert llamactl(folder, "run", "repeat", "message=hi").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def asking(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a control plane whose workflows ask."""
+    own = (*ANY_PORTS, "--data-dir", str(tmp_path_factory.mktemp("asking")), "--json")
+    workflows = ("asking=cli_app:Asking", "proposing=cli_app:Proposing")
+    with started(folder, "serve", *workflows, *own) as serving:
+        yield json.loads(serving.line())["control_plane_url"]
+
+
+class TestQuestions:
+    """`run` says how to answer, and `send` answers."""
+
+    def _command(self, hint: str) -> list[str]:
+        told = re.fullmatch(r"hint: answer from another terminal: llamactl (.+)", hint)
+        assert told, hint
+        return shlex.split(told[1])
+
+    def test_the_command_for_the_answer_is_shown_with_the_question(self, folder: Path, asking: str) -> None:
+        with started(folder, "-s", asking, "run", "asking") as run:
+            assert run.line() == 'InputRequiredEvent  {"prefix": "Sure?"}'
+            # It comes long before the run is parked.
+            hint = run.error_line()
+            *command, field = self._command(hint)
+            assert field == "response=..."
+            sent = llamactl(folder, *command, "response=yes")
+            assert (sent.returncode, sent.stderr) == (0, "")
+            assert sent.stdout == f"Sent HumanResponseEvent to task {command[-1]}.\n"
+            assert run.line() == "yes"
+            assert run.wait() == (0, hint + "\n")
+
+    def test_an_answer_of_a_class_of_the_workflow(self, folder: Path, asking: str) -> None:
+        with started(folder, "-s", asking, "run", "proposing", "price=7") as run:
+            assert run.line() == 'Proposal  {"price": 7}'
+            *command, field = self._command(run.error_line())
+            assert field == "KEY=VALUE"
+            assert command[-2:] == ["--event", "Decision"]
+            sent = llamactl(folder, *command, "approved=true", "--json")
+            assert json.loads(sent.stdout) == {"task_id": command[-3], "event": "Decision"}
+            assert run.line() == "bought"
+
+    def test_a_run_that_waits_without_a_question(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT", "0")
+        own = (*ANY_PORTS, "--data-dir", str(tmp_path), "--json")
+        with started(folder, "serve", "cli_app:Waiting", *own) as serving:
+            url = json.loads(serving.line())["control_plane_url"]
+            with started(folder, "-s", url, "run", "Waiting") as run:
+                shown, _, classes = run.error_line().partition(", where CLASS is ")
+                assert classes == "Decision or HumanResponseEvent"
+                *command, field = self._command(shown.replace("CLASS", "HumanResponseEvent"))
+                assert field == "KEY=VALUE"
+                assert llamactl(folder, *command, "response=hi").returncode == 0
+                assert run.line() == "hi"
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "text"),
+        [
+            (["nothing", "response=yes"], 3, "there is no task nothing"),
+            (["{task}", "yes"], 2, "'yes' is not a field"),
+            (["{task}", "--event", "Nope"], 2, "does not accept events of the class 'Nope'"),
+            (["{ended}", "response=yes"], 1, "has ended"),
+        ],
+    )
+    def test_what_cannot_be_sent(
+        self, folder: Path, asking: str, arguments: list[str], code: int, text: str
+    ) -> None:
+        with SyncClient(control_plane_url=asking) as client:
+            task, ended = client.submit("asking"), client.submit("asking")
+            ended.cancel()
+            given = [each.format(task=task.task_id, ended=ended.task_id) for each in arguments]
+            done = llamactl(folder, "send", *given, server=asking)
+            task.cancel()
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_session_is_created_for_scripts(folder: Path, server: str) -> None:

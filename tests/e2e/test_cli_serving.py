@@ -160,7 +160,7 @@ class TestServe:
             ("cli_app", "'cli_app' does not name a workflow", 2),
             ("nowhere:repeat", "no module 'nowhere'", 2),
             ("nowhere.py:repeat", "no file nowhere.py", 2),
-            ("cli_app:nothing", "Count, Repeat, Sleep, repeat", 2),
+            ("cli_app:nothing", "Asking, Count, Proposing, Repeat, Sleep, Waiting, repeat", 2),
             ("cli_app:number", "is not a workflow but int", 2),
             ("cli_app:needs_something", "calling cli_app:needs_something without arguments failed", 1),
             ("broken:repeat", "No module named 'there_is_no_such_module'", 1),

@@ -11,7 +11,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
-from llama_deploy.cli.options import DEFAULT_SERVER
+from llama_deploy.cli.options import server_option
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.schemas import example, summarize
 from llama_deploy.deploy import LocalStack
@@ -53,7 +53,7 @@ def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
         console.print("Try it from another terminal:\n")
         _print_commands(console, stack.control_plane_url, definitions[0])
     else:
-        worker = ["llamactl", *_server(stack.control_plane_url), "worker", "app:workflow"]
+        worker = ["llamactl", *server_option(stack.control_plane_url), "worker", "app:workflow"]
         console.print("No workflows are running yet. Start some with:\n")
         console.print(Text(shlex.join(worker) + "\n"))
     console.print("Press Ctrl-C to stop.", style="dim")
@@ -109,13 +109,9 @@ def run_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     pairs = [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()
     ]
-    command = shlex.join(["llamactl", *_server(url), "run", name, *pairs])
+    command = shlex.join(["llamactl", *server_option(url), "run", name, *pairs])
     # Without a declared start event, the arguments are not known here.
     return command if pairs else f"{command} [KEY=VALUE]..."
-
-
-def _server(url: str) -> list[str]:
-    return [] if url == DEFAULT_SERVER else ["-s", url]
 
 
 def curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:

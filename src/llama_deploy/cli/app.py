@@ -18,6 +18,7 @@ from llama_deploy.cli.error_messages import ExitCode, print_error, reported
 from llama_deploy.cli.logs import configure_logging
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
+    HUMAN_RESPONSE,
     AsJson,
     Concurrency,
     Insecure,
@@ -191,6 +192,28 @@ def run(
 
     options = RunOptions(service_name=service, arguments=arguments or [], session_id=session, as_json=as_json)
     sys.exit(_with_client(context.obj, lambda client: run_task(client, options)))
+
+
+@app.command()
+def send(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The id of the task.")],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help='The fields of the event. A value in JSON keeps its type (3, true, null, [1, 2], {}, "3"). '
+            "Every other value is a string.",
+        ),
+    ] = None,
+    event: Annotated[str, typer.Option(metavar="CLASS", help="The class of the event.")] = HUMAN_RESPONSE,
+    as_json: AsJson = False,
+) -> None:
+    """Send an event to a task, such as the answer to its question."""
+    from llama_deploy.cli.send_command import SendOptions, send_event
+
+    options = SendOptions(task_id=task, event=event, fields=fields or [], as_json=as_json)
+    _with_client(context.obj, lambda client: send_event(client, options))
 
 
 @app.command()

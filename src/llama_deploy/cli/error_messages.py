@@ -16,6 +16,7 @@ from llama_deploy.errors import (
     ServiceNotFoundError,
     SessionNotFoundError,
     StoreLockedError,
+    TaskNotFoundError,
     TaskTimeoutError,
     UnavailableError,
 )
@@ -29,7 +30,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """Wrong usage."""
     NOT_FOUND = 3
-    """The control plane does not respond, or the service or session does not exist."""
+    """The control plane does not respond, or the service, session or task does not exist."""
     TIMED_OUT = 124
     """The command took longer than `--timeout`; `timeout` of GNU coreutils has the same code."""
     INTERRUPTED = 130
@@ -93,6 +94,8 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
         code, hint = ExitCode.NOT_FOUND, "start a service with `llamactl worker WORKFLOW`"
     elif isinstance(exc, SessionNotFoundError):
         code, hint = ExitCode.NOT_FOUND, "create a session with `llamactl sessions create`"
+    elif isinstance(exc, TaskNotFoundError):
+        code = ExitCode.NOT_FOUND
     elif isinstance(exc, StoreLockedError):
         hint = "stop the other process, or choose another directory with --data-dir"
     elif isinstance(exc, TaskTimeoutError):

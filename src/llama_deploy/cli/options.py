@@ -13,6 +13,13 @@ from llama_deploy.cli.error_messages import CommandError
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
 """The URL of the control plane that `llamactl serve` starts without options."""
+HUMAN_RESPONSE: Final = "HumanResponseEvent"
+"""The class of an answer, unless the workflow has one of its own."""
+
+
+def server_option(url: str) -> list[str]:
+    """Return the arguments of `llamactl` that name a control plane; none if it is the default."""
+    return [] if url == DEFAULT_SERVER else ["-s", url]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,14 @@ from typing import Any, Final
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 from workflows import Workflow
-from workflows.events import Event, HumanResponseEvent, InternalDispatchEvent, StartEvent, StopEvent
+from workflows.events import (
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    InternalDispatchEvent,
+    StartEvent,
+    StopEvent,
+)
 
 from llama_deploy.codec import qualified_name
 from llama_deploy.codec.agents import is_agent, with_reduced_fields
@@ -134,9 +141,14 @@ class EventRegistry:
     def __init__(self, workflow: Workflow, extra: Iterable[type] = ()) -> None:
         self._by_name: dict[str, type[Event]] = {}
         by_short_name: dict[str, set[type[Event]]] = {}
-        classes = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
-        named = classes_in_modules_of(type(workflow))
-        classes += [cls for cls in named if issubclass(cls, HumanResponseEvent) and cls not in classes]
+        named = [cls for cls in classes_in_modules_of(type(workflow)) if issubclass(cls, Event)]
+        declared = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
+        named_answers = _derived(HumanResponseEvent, named)
+        self.questions = _names(_derived(InputRequiredEvent, [*declared, *named, InputRequiredEvent]))
+        """The names of the classes that ask for an answer when they are streamed."""
+        self.answers = _names(_derived(HumanResponseEvent, declared) or named_answers)
+        """The names of the classes that answer a question: those of the steps, or else of the module."""
+        classes = [*declared, *named_answers]
         if is_agent(type(workflow)):
             # Tools of an agent may wait for these; no step declares them.
             classes.append(HumanResponseEvent)
@@ -184,6 +196,14 @@ class EventRegistry:
                 "`allowed_types` of the service"
             )
         return build_event(cls, fields)
+
+
+def _derived(base: type[Event], classes: Iterable[type[Event]]) -> list[type[Event]]:
+    return [cls for cls in classes if issubclass(cls, base)]
+
+
+def _names(classes: Iterable[type]) -> list[str]:
+    return sorted({cls.__name__ for cls in classes})
 
 
 def build_event(cls: type[Event], fields: dict[str, Any]) -> Event:
