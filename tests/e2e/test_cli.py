@@ -140,7 +140,7 @@ class TestRun:
         done = llamactl(folder, "run", "repeat", "message=boom", server=server)
         assert done.returncode == 1
         assert done.stdout == 'Progress  {"text": "boom 0"}\n'
-        assert "failed: builtins.ValueError: a bad message" in done.stderr
+        assert "failed: ValueError: a bad message" in done.stderr
         assert 'raise ValueError("a bad message")' in done.stderr
 
     def test_a_failed_task_as_json(self, folder: Path, server: str) -> None:

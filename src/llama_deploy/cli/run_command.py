@@ -113,7 +113,7 @@ def _print_failure(end: TaskEnd, service: Service) -> None:
         return
     invalid = failure.type == _INVALID
     hint = f"{service.service_name} accepts: {summarize(service.input_schema)}" if invalid else None
-    print_error(f"{what}: {failure.type}: {failure.message}", hint=hint)
+    print_error(f"{what}: {failure.type.rpartition('.')[2]}: {failure.message}", hint=hint)
     if failure.traceback and not invalid:
         typer.echo(failure.traceback.rstrip(), err=True)
 
