@@ -97,25 +97,30 @@ def _print_service(console: Console, definition: ServiceDefinition) -> None:
 
 
 def _print_commands(console: Console, url: str, definition: ServiceDefinition) -> None:
-    name, arguments = definition.service_name, example(definition.input_schema)
-    for build in (run_command, curl_command, python_command):
+    for command in example_commands(url, definition):
         # On one line and not indented, so that you can paste it.
-        console.print(Text(build(url, name, arguments)))
+        console.print(Text(command))
         console.print()
 
 
-def run_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
-    """Return a shell command that runs a task with `llamactl`."""
+def example_commands(url: str, definition: ServiceDefinition) -> list[str]:
+    """Return shell commands that run a task: with `llamactl`, with `curl` and with Python."""
+    # Without a declared start event, the arguments are not known here.
+    arguments = example(definition.input_schema) or {"KEY": "VALUE"}
+    return [
+        build(url, definition.service_name, arguments)
+        for build in (_run_command, _curl_command, _python_command)
+    ]
+
+
+def _run_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     pairs = [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()
     ]
-    command = shlex.join(["llamactl", *server_option(url), "run", name, *pairs])
-    # Without a declared start event, the arguments are not known here.
-    return command if pairs else f"{command} [KEY=VALUE]..."
+    return shlex.join(["llamactl", *server_option(url), "run", name, *pairs])
 
 
-def curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
-    """Return a shell command that runs a task with `curl`."""
+def _curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     body = json.dumps({"service_name": name, "arguments": arguments})
     return (
         f"curl -s {shlex.quote(url + '/tasks?wait=30')} -H 'Content-Type: application/json' "
@@ -123,8 +128,7 @@ def curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     )
 
 
-def python_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
-    """Return a shell command that runs a task with `Client`."""
+def _python_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     plain = all(key.isidentifier() and key not in _PARAMETERS_OF_RUN for key in arguments)
     given = (
         "".join(f", {key}={_literal(value)}" for key, value in arguments.items())
