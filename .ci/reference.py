@@ -142,7 +142,8 @@ def _command(path: str, command: Any) -> Iterator[str]:
 def _parameter(parameter: Any) -> str:
     names = parameter.opts if parameter.param_type_name == "option" else []
     value = parameter.metavar or ""
-    shown = ", ".join(f"`{f'{name} {value}'.strip()}`" for name in names) or f"`{value}`"
+    argument = f"{value}..." if parameter.nargs == -1 else value
+    shown = ", ".join(f"`{f'{name} {value}'.strip()}`" for name in names) or f"`{argument}`"
     is_default_shown = parameter.default is not None and not getattr(parameter, "is_flag", False)
     default = "required" if parameter.required else f"`{parameter.default}`" if is_default_shown else ""
     return _row(shown, default, f"`{parameter.envvar}`" if parameter.envvar else "", parameter.help or "")

@@ -3,6 +3,7 @@
 ```
 LlamaDeployError
 ├── ConfigError (ValueError)             a setting is not valid
+│   └── BindError                        a server cannot listen on its address
 ├── InvalidRequestError (ValueError)     a request or message is not valid
 │   ├── MessageDecodeError               the bytes are not a QueueMessage of a supported version
 │   ├── PayloadTooLargeError             the request body exceeds the limit
@@ -46,7 +47,12 @@ LlamaDeployError
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Collection
+from difflib import get_close_matches
+from typing import Any, ClassVar, Final, Self
+
+_MAX_NAMES: Final = 20
+"""How many names an error lists."""
 
 
 class LlamaDeployError(Exception):
@@ -72,6 +78,19 @@ class ConfigError(LlamaDeployError, ValueError):
     """A setting is not valid. The message names it and says what to change."""
 
     code = "config_error"
+
+
+class BindError(ConfigError):
+    """A server cannot listen on its address, for example because another process uses the port."""
+
+    code = "bind_error"
+
+    def __init__(self, message: str, *, host: str | None = None, port: int | None = None) -> None:
+        super().__init__(message)
+        self.host = host
+        """The address."""
+        self.port = port
+        """The port; 0 if the system was to select one."""
 
 
 class InvalidRequestError(LlamaDeployError, ValueError):
@@ -168,6 +187,19 @@ class ServiceNotFoundError(NotFoundError):
     def __init__(self, message: str, *, service_name: str | None = None) -> None:
         super().__init__(message)
         self.service_name = service_name
+
+    @classmethod
+    def among(cls, known: Collection[str], service_name: str) -> Self:
+        """Return the error for a name that is not among the known ones; the text lists these."""
+        names = sorted(known)
+        listed = ", ".join(names[:_MAX_NAMES])
+        if len(names) > _MAX_NAMES:
+            listed += f" and {len(names) - _MAX_NAMES} more"
+        if near := get_close_matches(service_name, names, n=1):
+            others = f"did you mean {near[0]!r}? Registered services: {listed}"
+        else:
+            others = f"registered services: {listed}" if names else "no service is registered yet"
+        return cls(f"there is no service {service_name!r}; {others}", service_name=service_name)
 
 
 class SessionNotFoundError(NotFoundError):

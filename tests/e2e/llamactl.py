@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import pty
 import queue
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -104,3 +108,27 @@ def llamactl(folder: Path, *arguments: str, server: str | None = None) -> subpro
         timeout=PATIENCE,
         check=False,
     )
+
+
+def llamactl_in_terminal(folder: Path, *arguments: str, columns: int) -> str:
+    """Return what a command prints to a terminal of this width."""
+    own, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(
+        [*LLAMACTL, *arguments],
+        cwd=folder,
+        env={name: value for name, value in environment().items() if name != "COLUMNS"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    printed = bytearray()
+    with os.fdopen(own, "rb", buffering=0) as output:
+        try:
+            while chunk := output.read(4096):
+                printed += chunk
+        except OSError:
+            pass  # Linux reports the end of a terminal like this
+    process.wait(PATIENCE)
+    return printed.decode().replace("\r\n", "\n")

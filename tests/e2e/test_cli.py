@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.e2e.llamactl import ANY_PORTS, llamactl, started
-from workflows.events import HumanResponseEvent
+import typer
+from tests.e2e.llamactl import ANY_PORTS, llamactl, llamactl_in_terminal, started
 
+from llama_deploy.cli.app import app
 from llama_deploy.client import SyncClient
+from llama_deploy.errors import ServiceNotFoundError
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.testing.processes import free_port
 
@@ -61,14 +66,38 @@ def test_the_version(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"llamactl {version('llama-deploy')}\n")
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["", "serve", "worker", "run", "status", "sessions", "sessions create", "db", "db current", "db upgrade"],
+COMMANDS = (
+    *("", "serve", "worker", "run", "send", "status"),
+    *("sessions", "sessions create", "db", "db current", "db upgrade"),
 )
-def test_each_command_has_help(folder: Path, command: str) -> None:
-    done = llamactl(folder, *command.split(), "--help")
-    assert done.returncode == 0, done.stderr
-    assert f"Usage: llamactl {command}".strip() in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+class TestHelp:
+    """`--help` is complete and readable at 80 columns."""
+
+    def test_in_a_pipe(self, folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        done = llamactl(folder, *command.split(), "--help")
+        assert done.returncode == 0, done.stderr
+        self._check(command, done.stdout)
+
+    def test_in_a_terminal(self, folder: Path, command: str) -> None:
+        self._check(command, llamactl_in_terminal(folder, *command.split(), "--help", columns=80))
+
+    def _check(self, path: str, shown: str) -> None:
+        command: Any = typer.main.get_command(app)
+        for name in path.split():
+            command = command.commands[name]
+        assert f"Usage: llamactl {path}".strip() in shown
+        assert max(map(len, shown.splitlines())) <= 80
+        texts = [command.help, *(parameter.help for parameter in command.params)]
+        names = [parameter.envvar for parameter in command.params]
+        summaries = [child.help.partition(".")[0] for child in getattr(command, "commands", {}).values()]
+        words = {word for text in (*texts, *names, *summaries) if text for word in text.split()}
+        assert {word for word in words if word not in shown} == set()
+        assert "…" not in shown
+        assert [line for line in shown.splitlines() if line.endswith("...") and "Usage" not in line] == []
 
 
 class TestRun:
@@ -111,7 +140,7 @@ class TestRun:
         done = llamactl(folder, "run", "repeat", "message=boom", server=server)
         assert done.returncode == 1
         assert done.stdout == 'Progress  {"text": "boom 0"}\n'
-        assert "failed: builtins.ValueError: a bad message" in done.stderr
+        assert "failed: ValueError: a bad message" in done.stderr
         assert 'raise ValueError("a bad message")' in done.stderr
 
     def test_a_failed_task_as_json(self, folder: Path, server: str) -> None:
@@ -139,10 +168,12 @@ class TestRun:
         assert (done.returncode, text in done.stderr) == (2, True)
 
     def test_an_unknown_service(self, folder: Path, server: str) -> None:
-        done = llamactl(folder, "run", "nope", server=server)
+        done = llamactl(folder, "run", "repaet", server=server)
         assert done.returncode == 3
-        assert "service 'nope' is not registered" in done.stderr
-        assert "repeat" in done.stderr
+        with SyncClient(control_plane_url=server) as client, pytest.raises(ServiceNotFoundError) as caught:
+            client.submit("repaet")
+        assert "there is no service 'repaet'; did you mean 'repeat'?" in str(caught.value)
+        assert done.stderr.splitlines()[0] == f"error: {caught.value}"
 
     def test_an_unknown_session(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "count", "--session", "nope", server=server)
@@ -169,29 +200,95 @@ class TestRun:
         assert (code, result["status"]) == (130, "cancelled")
         assert "Cancelling the task" in errors
 
-    def test_it_prints_how_to_send_an_event_to_a_waiting_task(
-        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT", "0")
-        own = (*ANY_PORTS, "--data-dir", str(tmp_path), "--json")
-        with started(folder, "serve", "asking=cli_app:Asking", *own) as serving:
-            server = json.loads(serving.line())["control_plane_url"]
-            with started(folder, "-s", server, "run", "asking") as run:
-                assert run.line() == 'InputRequiredEvent  {"prefix": "Sure?"}'
-                hint = run.error_line()
-                told = re.fullmatch(r"task (\S+) is waiting for an event; send one with (.+)", hint)
-                assert told, hint
-                assert told[2] == f'client.task("{told[1]}").send(...)'
-                with SyncClient(control_plane_url=server) as client:
-                    client.task(told[1]).send(HumanResponseEvent(response="yes"))
-                assert run.line() == "yes"
-                assert run.wait() == (0, hint + "\n")
-
     def test_the_server_may_come_from_the_environment(
         self, folder: Path, server: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LLAMA_DEPLOY_CONTROL_PLANE_URL", server)
         assert llamactl(folder, "run", "repeat", "message=hi").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def asking(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a control plane whose workflows ask."""
+    own = (*ANY_PORTS, "--data-dir", str(tmp_path_factory.mktemp("asking")), "--json")
+    workflows = ("asking=cli_app:Asking", "proposing=cli_app:Proposing")
+    with started(folder, "serve", *workflows, *own) as serving:
+        yield json.loads(serving.line())["control_plane_url"]
+
+
+class TestQuestions:
+    """`run` says how to answer, and `send` answers."""
+
+    def _command(self, hint: str) -> list[str]:
+        told = re.fullmatch(r"hint: answer from another terminal: llamactl (.+)", hint)
+        assert told, hint
+        return shlex.split(told[1])
+
+    def test_the_command_for_the_answer_is_shown_with_the_question(self, folder: Path, asking: str) -> None:
+        with started(folder, "-s", asking, "run", "asking") as run:
+            assert run.line() == 'InputRequiredEvent  {"prefix": "Sure?"}'
+            # It comes long before the run is parked.
+            hint = run.error_line()
+            *command, field = self._command(hint)
+            assert field == "response=..."
+            sent = llamactl(folder, *command, "response=yes")
+            assert (sent.returncode, sent.stderr) == (0, "")
+            assert sent.stdout == f"Sent HumanResponseEvent to task {command[-1]}.\n"
+            assert run.line() == "yes"
+            assert run.wait() == (0, hint + "\n")
+
+    def test_an_answer_of_a_class_of_the_workflow(self, folder: Path, asking: str) -> None:
+        with started(folder, "-s", asking, "run", "proposing", "price=7") as run:
+            assert run.line() == 'Proposal  {"price": 7}'
+            *command, field = self._command(run.error_line())
+            assert field == "KEY=VALUE"
+            assert command[-2:] == ["--event", "Decision"]
+            sent = llamactl(folder, *command, "approved=true", "--json")
+            assert json.loads(sent.stdout) == {"task_id": command[-3], "event": "Decision"}
+            assert run.line() == "bought"
+
+    def test_a_run_that_waits_without_a_question(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT", "0")
+        own = (*ANY_PORTS, "--data-dir", str(tmp_path), "--json")
+        with started(folder, "serve", "cli_app:Waiting", *own) as serving:
+            url = json.loads(serving.line())["control_plane_url"]
+            with started(folder, "-s", url, "run", "Waiting") as run:
+                shown, _, classes = run.error_line().partition(", where CLASS is ")
+                assert classes == "Decision or HumanResponseEvent"
+                *command, field = self._command(shown.replace("CLASS", "HumanResponseEvent"))
+                assert field == "KEY=VALUE"
+                assert llamactl(folder, *command, "response=hi").returncode == 0
+                assert run.line() == "hi"
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "text"),
+        [
+            (["nothing", "response=yes"], 3, "there is no task nothing"),
+            (["{task}", "yes"], 2, "'yes' is not a field"),
+            (["{task}", "--event", "Nope"], 2, "does not accept events of the class 'Nope'"),
+            (["{ended}", "response=yes"], 1, "has ended"),
+        ],
+    )
+    def test_what_cannot_be_sent(
+        self, folder: Path, asking: str, arguments: list[str], code: int, text: str
+    ) -> None:
+        with SyncClient(control_plane_url=asking) as client:
+            task, ended = client.submit("asking"), client.submit("asking")
+            ended.cancel()
+            given = [each.format(task=task.task_id, ended=ended.task_id) for each in arguments]
+            done = llamactl(folder, "send", *given, server=asking)
+            task.cancel()
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_session_is_created_for_scripts(folder: Path, server: str) -> None:
+    created = json.loads(llamactl(folder, "sessions", "create", "--json", server=server).stdout)
+    assert list(created) == ["session_id"]
+    done = llamactl(folder, "run", "count", "--session", created["session_id"], "--json", server=server)
+    assert json.loads(done.stdout.splitlines()[-1])["session_id"] == created["session_id"]
 
 
 class TestStatus:
@@ -205,12 +302,16 @@ class TestStatus:
     def test_json_for_scripts(self, folder: Path, server: str) -> None:
         facts = json.loads(llamactl(folder, "status", "--json", server=server).stdout)
         assert facts["control_plane_url"] == server
-        assert facts["sessions"] >= 0
         service = {"service_name": "repeat", "description": "Repeats what it is told.", "instances_alive": 1}
         assert service in facts["services"]
-        created = json.loads(llamactl(folder, "sessions", "create", "--json", server=server).stdout)
-        again = json.loads(llamactl(folder, "status", "--json", server=server).stdout)
-        assert (again["sessions"], list(created)) == (facts["sessions"] + 1, ["session_id"])
+
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    def test_a_task_without_a_session_does_not_change_it(
+        self, folder: Path, server: str, options: tuple[str, ...]
+    ) -> None:
+        before = llamactl(folder, "status", *options, server=server).stdout
+        assert llamactl(folder, "run", "repeat", "message=hi", server=server).returncode == 0
+        assert llamactl(folder, "status", *options, server=server).stdout == before
 
     def test_an_unreachable_control_plane(self, folder: Path) -> None:
         done = llamactl(folder, "status", server=f"http://127.0.0.1:{free_port()}")

@@ -16,24 +16,30 @@ from typing import Any
 import pytest
 from tests.e2e.llamactl import ANY_PORTS, PATIENCE, environment, llamactl, started
 
+from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.testing.processes import free_port
 
 
 class TestServe:
-    def test_it_prints_what_it_serves(self, folder: Path, served: dict[str, Any]) -> None:
+    def test_it_prints_what_it_serves(self, served: dict[str, Any]) -> None:
         repeat, sleep, count = served["services"]
         assert (repeat["service_name"], repeat["description"]) == ("repeat", "Repeats what it is told.")
         assert repeat["input_schema"]["required"] == ["message"]
         assert sleep["output_schema"]["properties"]["answer"]["type"] == "string"
         assert count["output_schema"] is None
-        assert served["data_dir"] == ".llama_deploy"
-        assert (folder / ".llama_deploy" / "control_plane.db").is_file()
+
+    def test_its_json_says_where_the_data_is(self, folder: Path, served: dict[str, Any]) -> None:
+        assert served["data_dir"] == str(folder / ".llama_deploy")
+        assert served["state_store"] == f"sqlite:///{folder}/.llama_deploy/control_plane.db"
+        current = llamactl(folder, "db", "current", "--store", served["state_store"], "--json")
+        assert json.loads(current.stdout)["revision"] == SCHEMA_REVISION
 
     def test_the_printed_commands_work_when_pasted(self, folder: Path, tmp_path: Path) -> None:
         with started(folder, "serve", "cli_app:repeat", *ANY_PORTS, "--data-dir", str(tmp_path)) as process:
             lines: list[str] = []
             while not lines or not lines[-1].startswith("Press Ctrl-C"):
                 lines.append(process.line())
+            assert process.errors.read_text() == "", "what the announcement says is logged too"
             text = "\n".join(lines)
             assert "repeat  Repeats what it is told." in text
             assert "arguments  message: string, times: integer = 1" in text
@@ -99,23 +105,37 @@ class TestServe:
         assert code == 0, errors
         assert "Traceback" not in errors
 
-    def test_a_port_in_use(self, folder: Path, served: dict[str, Any], tmp_path: Path) -> None:
-        port = served["control_plane_url"].rpartition(":")[2]
-        done = llamactl(
-            folder,
-            "serve",
-            "cli_app:repeat",
-            "--port",
-            port,
-            "--queue-port",
-            "0",
-            "--data-dir",
-            str(tmp_path),
-        )
+    @pytest.mark.parametrize(
+        ("option", "url"), [("--port", "control_plane_url"), ("--queue-port", "message_queue_url")]
+    )
+    def test_a_port_in_use(
+        self, folder: Path, served: dict[str, Any], tmp_path: Path, option: str, url: str
+    ) -> None:
+        port = served[url].rpartition(":")[2]
+        # The last of two equal options counts.
+        ports = (*ANY_PORTS, option, port)
+        done = llamactl(folder, "serve", "cli_app:repeat", *ports, "--data-dir", str(tmp_path))
+        error, hint = done.stderr.splitlines()[-2:]
         assert done.returncode == 1
-        assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
-        assert "choose another port" in done.stderr
+        assert error == f"error: cannot listen on 127.0.0.1:{port} ({option}): another process uses this port"
+        assert hint.startswith(
+            f"hint: stop that process, or pass a different {option}; 0 selects a free port"
+        )
         assert "Traceback" not in done.stderr
+
+    def test_one_port_for_two_parts(self, folder: Path, tmp_path: Path) -> None:
+        port = str(free_port())
+        ports = ("--port", port, "--queue-port", port)
+        done = llamactl(folder, "serve", "cli_app:repeat", *ports, "--data-dir", str(tmp_path))
+        assert done.returncode == 2
+        assert f"--port and --queue-port are both {port}" in done.stderr
+
+    def test_an_address_of_another_machine(self, folder: Path, tmp_path: Path) -> None:
+        host = ("--host", "203.0.113.1", "--allow-remote")
+        done = llamactl(folder, "serve", "cli_app:repeat", *host, *ANY_PORTS, "--data-dir", str(tmp_path))
+        assert done.returncode == 1
+        assert "cannot listen on 203.0.113.1" in done.stderr
+        assert "pass a --host that is an address of this machine" in done.stderr
 
     def test_a_data_directory_that_cannot_be_created(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
@@ -140,7 +160,7 @@ class TestServe:
             ("cli_app", "'cli_app' does not name a workflow", 2),
             ("nowhere:repeat", "no module 'nowhere'", 2),
             ("nowhere.py:repeat", "no file nowhere.py", 2),
-            ("cli_app:nothing", "Count, Keeps, Repeat, Sleep, keeps, repeat", 2),
+            ("cli_app:nothing", "Asking, Count, Keeps, Proposing, Repeat, Sleep, Waiting, keeps, repeat", 2),
             ("cli_app:number", "is not a workflow but int", 2),
             ("cli_app:needs_something", "calling cli_app:needs_something without arguments failed", 1),
             ("cli_app:has_no_model", "calling cli_app:has_no_model without arguments failed: OSError: no", 1),
@@ -223,13 +243,10 @@ class TestWorker:
 
     def test_it_waits_for_the_control_plane(self, folder: Path, tmp_path: Path) -> None:
         port = free_port()
-        with started(
-            folder, "-s", f"http://127.0.0.1:{port}", "worker", "cli_app:repeat", "--json"
-        ) as worker:
-            deadline = time.monotonic() + PATIENCE
-            while "; retrying" not in worker.errors.read_text():
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+        url = f"http://127.0.0.1:{port}"
+        with started(folder, "-s", url, "worker", "cli_app:repeat", "cli_app:Sleep", "--json") as worker:
+            waiting = worker.error_line()
+            assert waiting == f"Waiting for a control plane at {url}: Connection refused"
             with started(
                 folder,
                 *("serve", "cli_app:Sleep", "--json", "--data-dir", str(tmp_path)),
@@ -237,7 +254,13 @@ class TestWorker:
             ) as process:
                 process.line()
                 assert json.loads(worker.line())["services"][0]["service_name"] == "repeat"
-                assert worker.end(signal.SIGINT)[0] == 0
+                code, errors = worker.end(signal.SIGINT)
+        assert code == 0
+        assert errors.splitlines()[:2] == [
+            waiting,
+            "hint: start one with `llamactl serve`, or pass another URL: llamactl -s URL worker ...",
+        ]
+        assert "retrying" not in errors, "it says twice what it waits for"
 
 
 def test_sigterm_shuts_a_program_down_gracefully(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -257,13 +258,24 @@ async def test_errors_of_the_reader_stay_as_they_are(connection: Either) -> None
         await connection.leave(HttpRequest("GET", "/lines"), TimeoutError("my own"))
 
 
-async def test_nobody_listening_is_unavailable() -> None:
-    connection = HttpConnection("http://127.0.0.1:1")
-    with pytest.raises(UnavailableError):
-        await connection.request(HttpRequest("GET", "/"))
-    await connection.close()
-    with pytest.raises(UnavailableError):
-        SyncHttpConnection("http://127.0.0.1:1").request(HttpRequest("GET", "/"))
+@pytest.mark.parametrize(
+    ("server", "reason"),
+    [
+        ("http://127.0.0.1:1", "Connection refused"),
+        ("http://nowhere.invalid", "Name or service not known|Temporary failure in name resolution"),
+        ("https://127.0.0.1:{port}", r"\[SSL: WRONG_VERSION_NUMBER\].*"),
+    ],
+)
+async def test_no_connection_is_unavailable_for_a_reason_in_plain_words(
+    url: str, server: str, reason: str
+) -> None:
+    server = server.format(port=url.rpartition(":")[2])
+    for connection in (Async(HttpConnection(server)), SyncInThreads(SyncHttpConnection(server))):
+        with pytest.raises(UnavailableError) as caught:
+            await connection.request(HttpRequest("GET", "/"))
+        await connection.close()
+        place = f"cannot connect to {server}|GET {server}/: no answer"
+        assert re.fullmatch(f"({place}): ({reason})", str(caught.value))
 
 
 NEVER_CLOSED = """

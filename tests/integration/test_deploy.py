@@ -174,7 +174,7 @@ class TestDeployCore:
     async def test_a_part_that_fails_raises(self, tmp_path: Path) -> None:
         async with SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0)) as other:
             taken = SimpleMessageQueueConfig(port=other.config.port)
-            with pytest.raises(ConfigError, match="another process listens there"):
+            with pytest.raises(ConfigError, match="another process uses this port"):
                 await deploy_core(control_plane_at(0, tmp_path), taken)
 
     async def test_a_second_control_plane_on_the_store_is_refused(self, tmp_path: Path) -> None:

@@ -452,7 +452,7 @@ async def test_starting_and_closing_twice_is_harmless(server: SimpleMessageQueue
 
 
 async def test_a_taken_port_is_said(server: SimpleMessageQueueServer) -> None:
-    with pytest.raises(ConfigError, match="another process listens"):
+    with pytest.raises(ConfigError, match="another process uses this port"):
         await SimpleMessageQueueServer(server.config).start()
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import pytest
 
+from llama_deploy.cli.announcement import example_commands
 from llama_deploy.cli.arguments import parse_arguments
 from llama_deploy.cli.schemas import example, summarize
+from llama_deploy.types import ServiceDefinition
+from llama_deploy.types.json_values import JsonObject
 
 
 @pytest.mark.parametrize(
@@ -51,3 +57,20 @@ def test_summaries_of_schemas() -> None:
     )
     assert example(schema) == {"tags": [], "colour": "red"}
     assert (summarize(None), example(None)) == ("any", {})
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        ({"properties": {"limit": {"type": "integer"}}, "required": ["limit"]}, {"limit": 1}),
+        ({"properties": {}}, {"KEY": "VALUE"}),
+        (None, {"KEY": "VALUE"}),
+    ],
+)
+def test_example_commands_have_arguments(schema: JsonObject | None, arguments: dict[str, object]) -> None:
+    definition = ServiceDefinition(service_name="echo", input_schema=schema)
+    run, curl, python = map(shlex.split, example_commands("http://127.0.0.1:8000", definition))
+    pairs = [f"{key}={value}" for key, value in arguments.items()]
+    assert run == ["llamactl", "run", "echo", *pairs]
+    assert json.loads(curl[-1]) == {"service_name": "echo", "arguments": arguments}
+    assert all(f"{key}={json.dumps(value)}" in python[-1] for key, value in arguments.items())

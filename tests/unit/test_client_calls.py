@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -183,6 +184,20 @@ def test_a_wait_of_zero_asks_once() -> None:
     assert run.request.params == {"wait": 0}
     with pytest.raises(TaskTimeoutError):
         run.answer(view())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(10, "gone; retrying for up to 10 s"), (math.inf, "gone; retrying")]
+)
+def test_an_outage_is_logged_once_with_how_long_it_may_last(
+    seconds: float, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    run = Run(task_calls.wait_for_end(API, "t1", Deadline(seconds, clock)), clock)
+    for _ in range(2):
+        run.fail(UnavailableError("gone"))
+        run.pause()
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [told]
 
 
 def test_an_event_with_a_key_is_sent_until_it_is_stored() -> None:

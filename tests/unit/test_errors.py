@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from llama_deploy import errors
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import LlamaDeployError, ServiceNotFoundError
 
 
 def subclasses(cls: type[LlamaDeployError]) -> Iterator[type[LlamaDeployError]]:
@@ -48,3 +48,25 @@ def test_facts_build_an_equal_error(cls: type[LlamaDeployError]) -> None:
     again = cls(str(error), **error.facts())
     assert error.facts() == {name: f"the {name}" for name in names}
     assert (str(again), again.facts()) == (str(error), error.facts())
+
+
+@pytest.mark.parametrize(
+    ("known", "text"),
+    [
+        ([], "there is no service 'greter'; no service is registered yet"),
+        (["trip", "count"], "there is no service 'greter'; registered services: count, trip"),
+        (
+            ["trip", "greeter"],
+            "there is no service 'greter'; did you mean 'greeter'? Registered services: greeter, trip",
+        ),
+        (
+            [f"s{number:02}" for number in range(23)],
+            "there is no service 'greter'; registered services: "
+            + ", ".join(f"s{number:02}" for number in range(20))
+            + " and 3 more",
+        ),
+    ],
+)
+def test_an_unknown_service_is_told_with_the_known_ones(known: list[str], text: str) -> None:
+    error = ServiceNotFoundError.among(known, "greter")
+    assert (str(error), error.service_name) == (text, "greter")

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, PrivateAttr
-from workflows import Workflow, step
-from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
+from workflows import Context, Workflow, step
+from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.services.values.payloads import EventRegistry, streamed_event, to_json_value, value_type_of
@@ -181,3 +181,36 @@ def test_only_declared_events_are_known() -> None:
     with pytest.raises(InvalidRequestError, match="allowed_types"):
         EventRegistry(Flow()).decode(definition({"type": "Extra", "value": {}}))
     assert type(EventRegistry(Flow(), [Extra]).decode(definition({"type": "Extra", "value": {}}))) is Extra
+
+
+class Waits(Workflow):
+    """Its steps do not declare what they wait for."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        await ctx.wait_for_event(Approval)
+        return StopEvent(result=str(ev))
+
+
+class Approval(HumanResponseEvent):
+    by: str
+
+
+class Offer(InputRequiredEvent):
+    text: str
+
+
+@pytest.mark.parametrize("cls", [Approval, HumanResponseEvent])
+def test_answers_that_the_module_of_the_workflow_names_are_known(cls: type[Event]) -> None:
+    wire = {"type": cls.__name__, "value": {"by": "Ada"}}
+    registry = EventRegistry(Waits())
+    assert type(registry.decode(definition(wire))) is cls
+    assert f"{cls.__module__}.{cls.__name__}" in registry.names
+    assert f"{__name__}.Secretive" not in registry.names, "not every event comes from outside"
+
+
+def test_questions_and_answers_are_told_from_other_events() -> None:
+    flow, waits = EventRegistry(Flow()), EventRegistry(Waits(), [Secretive])
+    assert flow.questions == waits.questions == ["InputRequiredEvent", "Offer"]
+    assert flow.answers == ["Reply"], "a step declares it"
+    assert waits.answers == ["Approval", "HumanResponseEvent", "Reply"], "one of the module's"

@@ -11,7 +11,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from llama_deploy.cli.console import OutputConsole
-from llama_deploy.cli.options import DEFAULT_SERVER
+from llama_deploy.cli.options import server_option
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.schemas import example, summarize
 from llama_deploy.deploy import LocalStack
@@ -36,8 +36,8 @@ def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
             {
                 "control_plane_url": stack.control_plane_url,
                 "message_queue_url": stack.message_queue_url,
-                "data_dir": None if place.store else str(place.data_dir),
-                "state_store": place.data,
+                "data_dir": None if place.store else str(place.data_dir.resolve()),
+                "state_store": place.public_store_uri,
                 "pid": os.getpid(),
                 "services": [_facts(definition) for definition in definitions],
             }
@@ -53,7 +53,7 @@ def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
         console.print("Try it from another terminal:\n")
         _print_commands(console, stack.control_plane_url, definitions[0])
     else:
-        worker = ["llamactl", *_server(stack.control_plane_url), "worker", "app:workflow"]
+        worker = ["llamactl", *server_option(stack.control_plane_url), "worker", "app:workflow"]
         console.print("No workflows are running yet. Start some with:\n")
         console.print(Text(shlex.join(worker) + "\n"))
     console.print("Press Ctrl-C to stop.", style="dim")
@@ -97,29 +97,30 @@ def _print_service(console: OutputConsole, definition: ServiceDefinition) -> Non
 
 
 def _print_commands(console: OutputConsole, url: str, definition: ServiceDefinition) -> None:
-    name, arguments = definition.service_name, example(definition.input_schema)
-    for build in (run_command, curl_command, python_command):
+    for command in example_commands(url, definition):
         # On one line and not indented, so that you can paste it.
-        console.print(Text(build(url, name, arguments)))
+        console.print(Text(command))
         console.print()
 
 
-def run_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
-    """Return a shell command that runs a task with `llamactl`."""
+def example_commands(url: str, definition: ServiceDefinition) -> list[str]:
+    """Return shell commands that run a task: with `llamactl`, with `curl` and with Python."""
+    # Without a declared start event, the arguments are not known here.
+    arguments = example(definition.input_schema) or {"KEY": "VALUE"}
+    return [
+        build(url, definition.service_name, arguments)
+        for build in (_run_command, _curl_command, _python_command)
+    ]
+
+
+def _run_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     pairs = [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()
     ]
-    command = shlex.join(["llamactl", *_server(url), "run", name, *pairs])
-    # Without a declared start event, the arguments are not known here.
-    return command if pairs else f"{command} [KEY=VALUE]..."
+    return shlex.join(["llamactl", *server_option(url), "run", name, *pairs])
 
 
-def _server(url: str) -> list[str]:
-    return [] if url == DEFAULT_SERVER else ["-s", url]
-
-
-def curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
-    """Return a shell command that runs a task with `curl`."""
+def _curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     body = json.dumps({"service_name": name, "arguments": arguments})
     return (
         f"curl -s {shlex.quote(url + '/tasks?wait=30')} -H 'Content-Type: application/json' "
@@ -127,8 +128,7 @@ def curl_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     )
 
 
-def python_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
-    """Return a shell command that runs a task with `Client`."""
+def _python_command(url: str, name: str, arguments: Mapping[str, Any]) -> str:
     plain = all(key.isidentifier() and key not in _PARAMETERS_OF_RUN for key in arguments)
     given = (
         "".join(f", {key}={_literal(value)}" for key, value in arguments.items())

@@ -19,6 +19,7 @@ from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.logs import configure_logging
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
+    HUMAN_RESPONSE,
     AsJson,
     Concurrency,
     Insecure,
@@ -51,6 +52,7 @@ app = typer.Typer(
     name="llamactl",
     cls=Commands,
     no_args_is_help=True,
+    rich_markup_mode=None,  # the panels of rich cut long words, such as the names of variables
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -71,9 +73,9 @@ def main_options(
 ) -> None:
     """Serve workflows and run tasks.
 
-    The options below come before the command: `llamactl -s URL status`. LLAMA_DEPLOY_API_KEY in the
-    environment is sent as a bearer token, for a proxy that checks it. LLAMA_DEPLOY_CA is the path of a PEM
-    file with the certificate authorities to trust.
+    Put the options below before the command: `llamactl -s URL status`. If LLAMA_DEPLOY_API_KEY is set in the
+    environment, it is sent as a bearer token, for a proxy that checks it. LLAMA_DEPLOY_CA is the path of a
+    PEM file with the certificate authorities to trust.
     """
     context.obj = Settings(
         servers=split_urls(server),
@@ -110,10 +112,11 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a control plane, a message queue and services in this process until Ctrl-C.
+    """Run a control plane, a message queue and services until Ctrl-C.
 
-    Use --queue and --store for a message broker and a database that run elsewhere. With the same broker and
-    the same PostgreSQL database you can run this command on several machines, with or without workflows.
+    All of them run in this process. Use --queue and --store for a message broker and a database that run
+    elsewhere. With the same broker and the same PostgreSQL database you can run this command on several
+    machines, with or without workflows.
     """
     settings: Settings = context.obj
     configure_logging(verbose=settings.verbose)
@@ -146,7 +149,10 @@ def worker(
     max_concurrent_tasks: Concurrency = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run services in this process, for a control plane that runs elsewhere."""
+    """Run services for a control plane in another process.
+
+    The command waits until the control plane responds. Ctrl-C lets running tasks finish.
+    """
     settings: Settings = context.obj
     configure_logging(verbose=settings.verbose)
     with reported(verbose=settings.verbose, servers=settings.servers):
@@ -170,7 +176,7 @@ def run(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help='The run arguments. A value in JSON keeps its type (3, true, null, [1, 2], {}, "3"), unless '
             "the service expects a string. Every other value is a string.",
         ),
@@ -192,8 +198,30 @@ def run(
 
 
 @app.command()
+def send(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The id of the task.")],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help='The fields of the event. A value in JSON keeps its type (3, true, null, [1, 2], {}, "3"). '
+            "Every other value is a string.",
+        ),
+    ] = None,
+    event: Annotated[str, typer.Option(metavar="CLASS", help="The class of the event.")] = HUMAN_RESPONSE,
+    as_json: AsJson = False,
+) -> None:
+    """Send an event to a task, such as the answer to its question."""
+    from llama_deploy.cli.send_command import SendOptions, send_event
+
+    options = SendOptions(task_id=task, event=event, fields=fields or [], as_json=as_json)
+    _with_client(context.obj, lambda client: send_event(client, options))
+
+
+@app.command()
 def status(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show the services, how many instances of each are alive, and the number of sessions."""
+    """Show the services, and how many instances of each are alive."""
     from llama_deploy.cli.overview import print_status
 
     _with_client(context.obj, lambda client: print_status(client, as_json=as_json))

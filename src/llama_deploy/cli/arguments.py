@@ -1,4 +1,4 @@
-"""Run arguments on the command line: `key=value`."""
+"""Run arguments and fields of events on the command line: `key=value`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 from llama_deploy.cli.error_messages import CommandError
 
 
-def parse_arguments(texts: Sequence[str], schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def parse_arguments(
+    texts: Sequence[str], schema: Mapping[str, Any] | None = None, *, what: str = "run argument"
+) -> dict[str, Any]:
     """Read `key=value` pairs.
 
     A value in JSON keeps its type: `3`, `true`, `null`, `[1, 2]`, `{"a": 1}`, `"3"`. Every other value is a
@@ -17,7 +19,8 @@ def parse_arguments(texts: Sequence[str], schema: Mapping[str, Any] | None = Non
 
     Args:
         texts: The pairs.
-        schema: The JSON schema of the run arguments. None: not known.
+        schema: The JSON schema of the object that they make up. None: not known.
+        what: What a pair is, for errors.
 
     Raises:
         CommandError: A text is not a pair, or a key occurs twice.
@@ -28,10 +31,10 @@ def parse_arguments(texts: Sequence[str], schema: Mapping[str, Any] | None = Non
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise CommandError(
-                f"{text!r} is not a run argument", hint='write key=value, such as question="What is it?"'
+                f"{text!r} is not a {what}", hint='write key=value, such as question="What is it?"'
             )
         if key in arguments:
-            raise CommandError(f"the run argument {key!r} occurs twice", hint="remove one of them")
+            raise CommandError(f"the {what} {key!r} occurs twice", hint="remove one of them")
         arguments[key] = _parse_value(value, expects_text=_is_text(properties.get(key)))
     return arguments
 

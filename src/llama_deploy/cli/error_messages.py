@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from llama_deploy.errors import (
     ServiceNotFoundError,
     SessionNotFoundError,
     StoreLockedError,
+    TaskNotFoundError,
     TaskTimeoutError,
     UnavailableError,
 )
@@ -61,7 +61,12 @@ def print_error(message: str, *, hint: str | None = None) -> None:
     """Print an error and a hint what to do next to stderr."""
     note(f"{typer.style('error:', fg='red', bold=True)} {message}")
     if hint:
-        note(f"{typer.style('hint:', fg='cyan')} {hint}")
+        print_hint(hint)
+
+
+def print_hint(text: str) -> None:
+    """Print what to do next to stderr."""
+    note(f"{typer.style('hint:', fg='cyan')} {text}")
 
 
 def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
@@ -72,9 +77,11 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
         message = f"cannot reach the control plane at {' or '.join(servers)}: {_reason(exc)}"
         hint = "start a control plane with `llamactl serve`, or pass another URL: llamactl -s URL ..."
     elif isinstance(exc, ServiceNotFoundError):
-        code, hint = ExitCode.NOT_FOUND, "list the services with `llamactl status`"
+        code, hint = ExitCode.NOT_FOUND, "start a service with `llamactl worker WORKFLOW`"
     elif isinstance(exc, SessionNotFoundError):
         code, hint = ExitCode.NOT_FOUND, "create a session with `llamactl sessions create`"
+    elif isinstance(exc, TaskNotFoundError):
+        code = ExitCode.NOT_FOUND
     elif isinstance(exc, StoreLockedError):
         hint = "stop the other process, or choose another directory with --data-dir"
     elif isinstance(exc, TaskTimeoutError):
@@ -85,9 +92,7 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
 
 
 def _reason(exc: UnavailableError) -> str:
-    """Return why a server cannot be reached, in the words of the operating system if they are known."""
-    cause = exc.__cause__
-    if not isinstance(cause, OSError):
-        return str(exc)
-    # The numbers of DNS errors are negative.
-    return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror or str(exc)
+    """Return why a server cannot be reached."""
+    from llama_deploy.web.http_connection import reason_of  # noqa: PLC0415 - imports the HTTP libraries
+
+    return str(exc) if exc.__cause__ is None else reason_of(exc.__cause__)

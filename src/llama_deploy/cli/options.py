@@ -13,6 +13,13 @@ from llama_deploy.cli.error_messages import CommandError
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
 """The URL of the control plane that `llamactl serve` starts without options."""
+HUMAN_RESPONSE: Final = "HumanResponseEvent"
+"""The class of an answer, unless the workflow has one of its own."""
+
+
+def server_option(url: str) -> list[str]:
+    """Return the arguments of `llamactl` that name a control plane; none if it is the default."""
+    return [] if url == DEFAULT_SERVER else ["-s", url]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +66,11 @@ def _check_urls(text: str) -> str:
 
 
 _TARGETS: Final = typer.Argument(
-    metavar="[NAME=]MODULE:ATTRIBUTE...",
-    help="A workflow, such as `app:Workflow` or `path/app.py:make_workflow`: a workflow class, or a function "
-    "without arguments that returns a new workflow, so that each run has an object of its own; or a workflow "
-    "instance, which all runs share. NAME is the name of the service; without it, the service has the name "
-    "of the attribute.",
+    metavar="WORKFLOW",
+    help="A workflow as [NAME=]MODULE:ATTRIBUTE, such as `app:Workflow` or `path/app.py:make_workflow`. The "
+    "attribute is a workflow class, or a function without arguments that returns a new workflow: each run then "
+    "has an object of its own. Or it is a workflow instance, which all runs share. NAME is the name of the "
+    "service; without it, the service has the name of the attribute.",
 )
 Targets = Annotated[list[str], _TARGETS]
 OptionalTargets = Annotated[list[str] | None, _TARGETS]

@@ -13,17 +13,15 @@ from llama_deploy.client import Client, Service
 
 
 async def print_status(client: Client, *, as_json: bool) -> None:
-    """Print the services, how many instances of each are alive, and the number of sessions.
+    """Print the services, and how many instances of each are alive.
 
     Raises:
         UnavailableError: The control plane does not respond.
     """
     services = await client.core.services.list()
-    sessions = len(await client.core.sessions.list())
     if as_json:
         facts = {
             "control_plane_url": client.control_plane_url,
-            "sessions": sessions,
             "services": [
                 {
                     "service_name": service.service_name,
@@ -36,11 +34,9 @@ async def print_status(client: Client, *, as_json: bool) -> None:
         typer.echo(json.dumps(facts))
         return
     console = OutputConsole()
-    console.print(f"control plane  {client.control_plane_url}")
-    console.print(f"sessions       {sessions}")
-    console.print()
+    console.print(f"control plane  {client.control_plane_url}\n")
     if not services:
-        console.print("No services are registered. Start one with `llamactl worker MODULE:ATTRIBUTE`.")
+        console.print("No services are registered. Start one with `llamactl worker WORKFLOW`.")
         return
     table = Table("service", "instances alive", "description", box=None, header_style="dim")
     for service in services:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,22 @@ class Place:
     @property
     def store_uri(self) -> str:
         """The URI of the state store, with the default filled in."""
-        return self.store or f"sqlite:///{self.data_dir.resolve() / 'control_plane.db'}"
+        return self.store or _sqlite_uri(self.data_dir / "control_plane.db")
+
+    @property
+    def public_store_uri(self) -> str:
+        """The URI of the state store without secrets. The path of a SQLite file is absolute."""
+        url = make_url(self.store_uri)
+        if url.drivername != "sqlite":
+            return url.set(query={}).render_as_string(hide_password=True)
+        return self.store_uri if url.database == ":memory:" else _sqlite_uri(Path(url.database or ""))
 
     @property
     def data(self) -> str:
-        """Where the state is stored, without a password."""
-        if self.store is None:
-            return str(self.data_dir)
-        return make_url(self.store).set(query={}).render_as_string(hide_password=True)
+        """Where the state is stored, for people: the directory, or the URI of the state store."""
+        return str(self.data_dir) if self.store is None else self.public_store_uri
+
+
+def _sqlite_uri(path: Path) -> str:
+    # Not put together by hand: the path may contain characters that have a meaning in a URL.
+    return URL.create("sqlite", database=str(path.resolve())).render_as_string()

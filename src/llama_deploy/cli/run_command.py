@@ -13,13 +13,14 @@ from typing import Any, Final, Protocol
 import typer
 
 from llama_deploy.cli.arguments import parse_arguments
-from llama_deploy.cli.error_messages import CommandError, print_error
+from llama_deploy.cli.error_messages import print_error, print_hint
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.output import note
 from llama_deploy.cli.schemas import summarize
+from llama_deploy.cli.send_command import answer_command
 from llama_deploy.client import Client, Service, TaskHandle
 from llama_deploy.client.task_results import describe_status
-from llama_deploy.errors import InvalidRequestError, LlamaDeployError, TaskEndedError
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ServiceNotFoundError, TaskEndedError
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
 
 _STATUS_INTERVAL: Final = 2.0
@@ -114,7 +115,7 @@ def _print_failure(end: TaskEnd, service: Service) -> None:
         return
     invalid = failure.type == _INVALID
     hint = f"{service.service_name} accepts: {summarize(service.input_schema)}" if invalid else None
-    print_error(f"{what}: {failure.type}: {failure.message}", hint=hint)
+    print_error(f"{what}: {failure.type.rpartition('.')[2]}: {failure.message}", hint=hint)
     if failure.traceback and not invalid:
         note(failure.traceback.rstrip())
 
@@ -129,45 +130,40 @@ async def run_task(client: Client, options: RunOptions) -> int:
     The first Ctrl-C cancels the task and waits for its end. A second one stops waiting.
 
     Raises:
-        CommandError: The service does not exist, or an argument is malformed.
+        CommandError: An argument is malformed.
         LlamaDeployError: As `Client.submit`.
     """
     service = await _find_service(client, options.service_name)
     arguments = parse_arguments(options.arguments, service.input_schema)
     handle = await client.submit(service.service_name, session=options.session_id, arguments=arguments)
     output: Output = JsonOutput(service) if options.as_json else ReadableOutput(service)
-    return await _follow(handle, output)
+    return await _follow(handle, output, AnswerHints(handle, service, url=client.control_plane_url))
 
 
 async def _find_service(client: Client, name: str) -> Service:
     await client.core.services.list()
     known = client.core.services.items
     if name not in known:
-        raise CommandError(
-            f"service {name!r} is not registered",
-            hint=f"registered services: {', '.join(sorted(known))}"
-            if known
-            else "no service is registered yet",
-            exit_code=ExitCode.NOT_FOUND,
-        )
+        raise ServiceNotFoundError.among(known, name)
     service = known[name]
     if not any(instance.alive for instance in service.instances):
         note(f"no instance of {name} is alive; the task waits until one starts")
     return service
 
 
-async def _follow(handle: TaskHandle, output: Output) -> int:
+async def _follow(handle: TaskHandle, output: Output, hints: AnswerHints) -> int:
     interrupts = _Interrupts(handle)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, interrupts.on_signal)
     # Requested from the start: a control plane that shuts down may not accept a later request.
     ending = asyncio.create_task(_end_of(handle))
-    watching = asyncio.create_task(_report_waiting(handle))
+    watching = asyncio.create_task(hints.watch_status())
     try:
         async for event in handle.events():
             # The terminal event is the result, which is printed differently.
             if not event.terminal:
                 output.event(event)
+                hints.on_event(event)
         end = await ending
     except asyncio.CancelledError:
         if not interrupts.received:
@@ -185,18 +181,38 @@ async def _follow(handle: TaskHandle, output: Output) -> int:
     return ExitCode.INTERRUPTED if interrupts.received else ExitCode.FAILED
 
 
-async def _report_waiting(handle: TaskHandle) -> None:
-    """Print once, to stderr, that the task waits for an event, because it prints nothing meanwhile."""
-    while True:
-        await asyncio.sleep(_STATUS_INTERVAL)
-        try:
-            status = await handle.status()
-        except LlamaDeployError:
-            continue  # the call that waits for the result retries, or reports the error
-        if status is TaskStatus.WAITING:
-            how = f'client.task("{handle.task_id}").send(...)'
-            note(f"task {handle.task_id} is waiting for an event; send one with {how}")
-            return
+class AnswerHints:
+    """Prints, to stderr, the command that answers a task, when the task asks.
+
+    A question that is streamed shows it at once. A run may also wait without a question: then it shows when
+    the run is parked.
+    """
+
+    def __init__(self, handle: TaskHandle, service: Service, *, url: str) -> None:
+        self._handle = handle
+        self._questions = frozenset(service.question_events or ())
+        self._command = answer_command(service, handle.task_id, url=url)
+        self._is_shown = False
+
+    def on_event(self, event: TaskEvent) -> None:
+        """Print the command if the event is a question."""
+        if event.type in self._questions:
+            self._print()
+
+    async def watch_status(self) -> None:
+        """Print the command when the run is parked, unless it was printed before."""
+        while not self._is_shown:
+            await asyncio.sleep(_STATUS_INTERVAL)
+            try:
+                status = await self._handle.status()
+            except LlamaDeployError:
+                continue  # the call that waits for the result retries, or reports the error
+            if status is TaskStatus.WAITING and not self._is_shown:
+                self._print()
+
+    def _print(self) -> None:
+        self._is_shown = True
+        print_hint(f"answer from another terminal: {self._command}")
 
 
 async def _end_of(handle: TaskHandle) -> TaskEnd:

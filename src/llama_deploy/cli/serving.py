@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llama_deploy.cli.addresses import check_ports, explain_bind_error
 from llama_deploy.cli.announcement import announce_instances, announce_stack
 from llama_deploy.cli.environment import settings_of
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
+from llama_deploy.cli.waiting import wait_for_control_plane
 from llama_deploy.client import ClientSettings
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy import HostedWorkflow, LocalStack, run_workflow
 from llama_deploy.deploy.together import run_together
+from llama_deploy.errors import BindError
 from llama_deploy.message_queues import MessageQueueConfig, SimpleMessageQueueConfig, config_from_url
 from llama_deploy.orchestrators import SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
@@ -24,12 +27,16 @@ def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | N
     """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
 
     Raises:
-        CommandError: A workflow was not found, or `place` or an environment variable is not valid.
+        CommandError: A workflow was not found, an address cannot be used, or `place` or an environment
+            variable is not valid.
         LlamaDeployError: As `LocalStack.start`.
     """
     _check(place)
     hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
-    run_until_stopped(_serve(hosted, place, as_json=as_json))
+    try:
+        run_until_stopped(_serve(hosted, place, as_json=as_json))
+    except BindError as exc:
+        raise explain_bind_error(exc, place) from exc
 
 
 def _check(place: Place) -> None:
@@ -38,6 +45,7 @@ def _check(place: Place) -> None:
             f"other machines can reach {place.host} and run tasks there without authentication",
             hint="leave out --host to listen on 127.0.0.1, or pass --allow-remote if you trust the network",
         )
+    check_ports(place)
     if place.store is not None:
         return
     try:
@@ -110,6 +118,7 @@ def work(
             announce_instances(ready, control_plane_url=", ".join(control_plane_urls), as_json=as_json)
 
     async def work_on_all() -> None:
+        await wait_for_control_plane(control_plane)
         await run_together(
             *(
                 run_workflow(

@@ -184,14 +184,14 @@ def declared_types(workflow: Workflow, extra: Iterable[type] = ()) -> set[type]:
                 *agent_types(type(workflow)),
                 *data_types(),
                 *extra,
-                *_in_modules_of(type(workflow)),
+                *classes_in_modules_of(type(workflow)),
             ]
         )
     )
 
 
-def _in_modules_of(cls: type) -> Iterator[type]:
-    """Return the classes in the globals of the user's modules that define a class and its bases."""
+def classes_in_modules_of(cls: type) -> Iterator[type]:
+    """Return the classes with data in the globals of the user's modules that define a class and its bases."""
     for name in dict.fromkeys(base.__module__ for base in cls.__mro__):
         module = sys.modules.get(name)
         root = name.partition(".")[0]

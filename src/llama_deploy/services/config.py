@@ -99,7 +99,8 @@ class WorkflowServiceConfig(BaseSettings):
     You do not need to name: the workflow's events, its state, the classes in their annotations; the models,
     dataclasses, enums and exceptions that the workflow's module defines or imports by name; the subclasses of
     all these that are loaded when the service is created; llama_index's nodes and messages if it is loaded
-    then. You must name an event that clients send if it appears only in `ctx.wait_for_event`.
+    then. You must name an event that clients send if it appears only in `ctx.wait_for_event`, unless it is a
+    `HumanResponseEvent` or derived from it.
     """
     blocked_limit: float = Field(default=60.0, gt=0)
     """Seconds after which an instance whose event loop is blocked stops its heartbeats.

@@ -40,6 +40,10 @@ class ServiceDefinition(BaseModel):
     """The JSON schema of the result."""
     accepted_events: list[str] | None = None
     """Qualified names of the event classes that a running workflow accepts. None: not known; accepts all."""
+    question_events: list[str] | None = None
+    """Class names of the events that ask for an answer when they are streamed. None: not known."""
+    answer_events: list[str] | None = None
+    """Class names of the events that answer a question, as far as they are declared. None: not known."""
     instances: list[InstanceInfo] = Field(default_factory=list)
     """Filled in by the control plane."""
 

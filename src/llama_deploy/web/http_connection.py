@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import ssl
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
@@ -121,16 +122,26 @@ def _decode(status: int, body: bytes, url: str) -> Any:
 
 
 def _unavailable(request: HttpRequest, url: str, exc: BaseException) -> UnavailableError:
-    reason = str(exc) or type(exc).__name__
-    return UnavailableError(f"{request.method} {shown_url(url + request.path)}: no answer: {reason}")
+    return UnavailableError(f"{request.method} {shown_url(url + request.path)}: no answer: {reason_of(exc)}")
 
 
-def _unreachable(request: HttpRequest, failures: Mapping[str, BaseException]) -> UnavailableError:
+def _unreachable(failures: Mapping[str, BaseException]) -> UnavailableError:
     """Return the error for a request for which no replica opened a connection."""
-    if len(failures) == 1:
-        return _unavailable(request, *next(iter(failures.items())))
-    reasons = "; ".join(f"{url}: {exc or type(exc).__name__}" for url, exc in failures.items())
-    return UnavailableError(f"{request.method} {shown_url(request.path)}: no replica answers: {reasons}")
+    reasons = "; ".join(f"{shown_url(url)}: {reason_of(exc)}" for url, exc in failures.items())
+    return UnavailableError(
+        f"cannot connect to {reasons}" if len(failures) == 1 else f"no replica answers: {reasons}"
+    )
+
+
+def reason_of(exc: BaseException) -> str:
+    """Return why a connection failed, in the words of the operating system if it has some."""
+    cause = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
+    words = None
+    if isinstance(cause, OSError):
+        # Errors of TLS have numbers of their own, and those of DNS are negative.
+        is_of_system = bool(cause.errno and cause.errno > 0) and not isinstance(cause, ssl.SSLError)
+        words = os.strerror(cause.errno or 0) if is_of_system else cause.strerror
+    return words or str(exc) or type(exc).__name__
 
 
 _Broken: Final = (aiohttp.ClientError, urllib3.exceptions.HTTPError, TimeoutError, OSError)
@@ -237,7 +248,7 @@ class HttpConnection:
                 if response.status in _AWAY:
                     self._replicas.report_failure(url)
                 return url, response
-        raise _unreachable(request, failures) from list(failures.values())[-1]
+        raise _unreachable(failures) from list(failures.values())[-1]
 
     def _seconds(self, request: HttpRequest) -> tuple[float, float | None]:
         """Return the seconds for an answer, and those for opening a connection."""
@@ -376,7 +387,7 @@ class SyncHttpConnection:
                 if response.status in _AWAY:
                     self._replicas.report_failure(url)
                 return url, response
-        raise _unreachable(request, failures) from list(failures.values())[-1]
+        raise _unreachable(failures) from list(failures.values())[-1]
 
     def request(self, request: HttpRequest) -> Any:
         """Like `HttpConnection.request`."""

@@ -11,7 +11,7 @@ from typing import Final, Self
 import uvicorn
 from starlette.types import ASGIApp
 
-from llama_deploy.errors import ConfigError
+from llama_deploy.errors import BindError, ConfigError
 
 _BACKLOG: Final = 2048
 _GRACE_SECONDS: Final = 2
@@ -42,8 +42,8 @@ class HttpServer:
             allow_remote: Whether other machines may connect.
 
         Raises:
-            ConfigError: The address cannot be bound, or it is not a loopback address and `allow_remote` is
-                not set.
+            BindError: The address cannot be bound.
+            ConfigError: It is not a loopback address and `allow_remote` is not set.
         """
         if not allow_remote and not is_loopback(host):
             raise ConfigError(
@@ -110,8 +110,8 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.setblocking(False)
     except OSError as exc:
         listener.close()
-        hint = "; another process listens there" if exc.errno == errno.EADDRINUSE else ""
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {exc.strerror}{hint}; choose another port"
+        reason = "another process uses this port" if exc.errno == errno.EADDRINUSE else exc.strerror
+        raise BindError(
+            f"cannot listen on {host}:{port}: {reason}; set another address or port", host=host, port=port
         ) from exc
     return listener

@@ -87,6 +87,33 @@ async def makes_later() -> Keeps:
     return Keeps()
 
 
+class Proposal(InputRequiredEvent):
+    price: int
+
+
+class Decision(HumanResponseEvent):
+    approved: bool
+
+
+class Proposing(Workflow):
+    @step
+    async def propose(self, ev: StartEvent) -> Proposal:
+        return Proposal(price=ev.get("price", 3))
+
+    @step
+    async def decide(self, ev: Decision) -> StopEvent:
+        return StopEvent(result="bought" if ev.approved is True else "left")
+
+
+class Waiting(Workflow):
+    """Asks nothing; it waits."""
+
+    @step
+    async def wait(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        answer = await ctx.wait_for_event(HumanResponseEvent)
+        return StopEvent(result=ev.get("greeting", "") + answer.response)
+
+
 def sleep_without_limit() -> Sleep:
     return Sleep(timeout=None)
 

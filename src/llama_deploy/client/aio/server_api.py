@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
@@ -101,9 +102,9 @@ class ServerApi:
                 failures += 1
                 logger.log(
                     logging.WARNING if failures == 1 else logging.DEBUG,
-                    "%s; retrying for up to %.0f s",
+                    "%s; retrying%s",
                     exc,
-                    left,
+                    "" if math.isinf(left) else f" for up to {left:.0f} s",
                     extra={"action": "retry"},
                 )
                 seconds = min(pause_after(failures, exc), left)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -102,9 +103,9 @@ class ServerApi:
                 failures += 1
                 logger.log(
                     logging.WARNING if failures == 1 else logging.DEBUG,
-                    "%s; retrying for up to %.0f s",
+                    "%s; retrying%s",
                     exc,
-                    left,
+                    "" if math.isinf(left) else f" for up to {left:.0f} s",
                     extra={"action": "retry"},
                 )
                 seconds = min(pause_after(failures, exc), left)

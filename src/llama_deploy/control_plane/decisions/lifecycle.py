@@ -327,7 +327,7 @@ def check_open(task: TaskRecord) -> None:
     """Raise `TaskFinishedError` if the task has ended."""
     if task.status.is_terminal:
         raise TaskFinishedError(
-            f"task {task.task_id} has ended: it is {task.status.value}",
+            f"task {task.task_id} has ended with the status {task.status.value}",
             task_id=task.task_id,
             status=task.status.value,
         )

@@ -113,7 +113,7 @@ class Tasks:
             if known is not None:
                 return _same_task(known, submission, arguments)
             if not unit.services.exists(submission.service_name):
-                raise _unknown_service(submission.service_name)
+                raise ServiceNotFoundError(f"there is no service {submission.service_name!r}")
             task = TaskRecord(
                 task_id=submission.task_id,
                 session_id=session_id,
@@ -139,7 +139,11 @@ class Tasks:
             sessions={session_id} if new_session_id is None else set(),
             services={submission.service_name},
         )
-        return task_view(await self.writer.write(Command(run, reads)))
+        try:
+            return task_view(await self.writer.write(Command(run, reads)))
+        except ServiceNotFoundError as exc:
+            known = await self.store.read(lambda tx: tx.services.load())
+            raise ServiceNotFoundError.among(known, submission.service_name) from exc
 
     async def get(self, task_id: str, *, session_id: str | None = None, wait: float = 0.0) -> TaskView:
         """Return a task as soon as it has ended, or after `wait` seconds.
@@ -231,11 +235,4 @@ def _same_task(known: TaskRecord, submission: TaskSubmission, arguments: str) ->
         return known
     raise ConflictError(
         f"task {known.task_id} exists with another service, session or arguments; choose another task_id"
-    )
-
-
-def _unknown_service(name: str) -> ServiceNotFoundError:
-    return ServiceNotFoundError(
-        f"no service is registered under the name {name!r}; start it, or see GET /services for the others",
-        service_name=name,
     )

@@ -102,6 +102,8 @@ class WorkflowService(WorkflowCalls):
             input_schema=_schema_of(self.workflow.start_event_class),
             output_schema=None if stop_class is StopEvent else _schema_of(stop_class),
             accepted_events=self._hosted.events.names,
+            question_events=self._hosted.events.questions,
+            answer_events=self._hosted.events.answers,
         )
 
     @property

@@ -14,10 +14,18 @@ from typing import Any, Final
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 from workflows import Workflow
-from workflows.events import Event, HumanResponseEvent, InternalDispatchEvent, StartEvent, StopEvent
+from workflows.events import (
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    InternalDispatchEvent,
+    StartEvent,
+    StopEvent,
+)
 
 from llama_deploy.codec import qualified_name
 from llama_deploy.codec.agents import is_agent, with_reduced_fields
+from llama_deploy.codec.type_registry import classes_in_modules_of
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
@@ -125,14 +133,22 @@ class EventRegistry:
     """The event classes that can be sent to a workflow.
 
     Args:
-        workflow: The events that its steps take or return are included.
-        extra: Further classes, such as events that appear only in `ctx.wait_for_event`.
+        workflow: The events that its steps take or return are included, and the answers of people
+            (`HumanResponseEvent` and derived classes) that its module defines or imports by name.
+        extra: Further classes, such as other events that appear only in `ctx.wait_for_event`.
     """
 
     def __init__(self, workflow: Workflow, extra: Iterable[type] = ()) -> None:
         self._by_name: dict[str, type[Event]] = {}
         by_short_name: dict[str, set[type[Event]]] = {}
-        classes = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
+        named = [cls for cls in classes_in_modules_of(type(workflow)) if issubclass(cls, Event)]
+        declared = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
+        named_answers = _derived(HumanResponseEvent, named)
+        self.questions = _names(_derived(InputRequiredEvent, [*declared, *named, InputRequiredEvent]))
+        """The names of the classes that ask for an answer when they are streamed."""
+        self.answers = _names(_derived(HumanResponseEvent, declared) or named_answers)
+        """The names of the classes that answer a question: those of the steps, or else of the module."""
+        classes = [*declared, *named_answers]
         if is_agent(type(workflow)):
             # Tools of an agent may wait for these; no step declares them.
             classes.append(HumanResponseEvent)
@@ -164,10 +180,19 @@ class EventRegistry:
         cls = self._by_name.get(name) or self._by_name.get(name.rpartition(".")[2])
         if cls is None:
             raise InvalidRequestError(
-                f"the workflow has no event {name!r}, only {', '.join(self.names)}. An event that "
-                "appears only in ctx.wait_for_event must be named in `allowed_types` of the service"
+                f"the workflow has no event {name!r}, only {', '.join(self.names) or 'none'}. An event that "
+                "appears only in ctx.wait_for_event must be a HumanResponseEvent, or be named in "
+                "`allowed_types` of the service"
             )
         return build_event(cls, fields)
+
+
+def _derived(base: type[Event], classes: Iterable[type[Event]]) -> list[type[Event]]:
+    return [cls for cls in classes if issubclass(cls, base)]
+
+
+def _names(classes: Iterable[type]) -> list[str]:
+    return sorted({cls.__name__ for cls in classes})
 
 
 def build_event(cls: type[Event], fields: dict[str, Any]) -> Event:

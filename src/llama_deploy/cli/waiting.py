@@ -1,0 +1,43 @@
+"""Wait for a control plane that is not running yet."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import typer
+
+from llama_deploy.backoff import Backoff
+from llama_deploy.cli.error_messages import print_hint
+from llama_deploy.errors import LlamaDeployError, UnavailableError
+from llama_deploy.retrying import Outage, retry
+from llama_deploy.web.connection_settings import ConnectionSettings
+from llama_deploy.web.http_connection import HttpConnection, HttpRequest, reason_of
+
+_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
+
+
+async def wait_for_control_plane(settings: ConnectionSettings) -> None:
+    """Wait until a server responds at the URL; after the first failure, print what is waited for.
+
+    Whether it is a control plane is not checked.
+    """
+    connection = HttpConnection(settings)
+
+    async def respond() -> None:
+        try:
+            await connection.request(HttpRequest("GET", "/queue_config"))
+        except UnavailableError:
+            raise
+        except LlamaDeployError:
+            pass  # it responds; who connects to the queue reports the error
+
+    def print_what_is_missing(exc: LlamaDeployError) -> None:
+        reason = str(exc) if exc.__cause__ is None else reason_of(exc.__cause__)
+        typer.echo(f"Waiting for a control plane at {' or '.join(settings.urls)}: {reason}", err=True)
+        print_hint("start one with `llamactl serve`, or pass another URL: llamactl -s URL worker ...")
+
+    outage = Outage(on_start=print_what_is_missing, on_end=lambda: None)
+    try:
+        await retry(respond, backoff=_BACKOFF, outage=outage)
+    finally:
+        await connection.close()
