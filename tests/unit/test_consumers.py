@@ -284,7 +284,7 @@ async def test_a_remote_consumer_shows_no_credentials_of_its_url(
             await eventually(lambda: "failed on message" in caplog.text)
             await queue.deregister_consumer(consumer)
             await consuming
-        with pytest.raises(LlamaDeployError, match=f"{port}/process_message") as caught:
+        with pytest.raises(LlamaDeployError, match=f"http://127.0.0.1:{port}") as caught:
             await consumer.process_message(QueueMessage())
         await consumer.close()
     shown = [repr(consumer), str(consumer), caplog.text, *traceback.format_exception(caught.value)]

@@ -68,9 +68,9 @@ def _check_urls(text: str) -> str:
 _TARGETS: Final = typer.Argument(
     metavar="WORKFLOW",
     help="A workflow as [NAME=]MODULE:ATTRIBUTE, such as `app:Workflow` or `path/app.py:make_workflow`. The "
-    "attribute is a workflow class, or a function without arguments that returns a new workflow: each run then "
-    "has an object of its own. Or it is a workflow instance, which all runs share. NAME is the name of the "
-    "service; without it, the service has the name of the attribute.",
+    "attribute is a workflow class, or a function without arguments that returns a new workflow: each run "
+    "then has an object of its own. Or it is a workflow instance, which all runs share. NAME is the name of "
+    "the service; without it, the service has the name of the attribute.",
 )
 Targets = Annotated[list[str], _TARGETS]
 OptionalTargets = Annotated[list[str] | None, _TARGETS]

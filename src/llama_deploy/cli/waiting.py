@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-import typer
-
 from llama_deploy.backoff import Backoff
 from llama_deploy.cli.error_messages import print_hint
+from llama_deploy.cli.output import note
 from llama_deploy.errors import LlamaDeployError, UnavailableError
 from llama_deploy.retrying import Outage, retry
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest, reason_of
+from llama_deploy.web.shown_url import shown_url
 
 _BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 
@@ -33,7 +33,7 @@ async def wait_for_control_plane(settings: ConnectionSettings) -> None:
 
     def print_what_is_missing(exc: LlamaDeployError) -> None:
         reason = str(exc) if exc.__cause__ is None else reason_of(exc.__cause__)
-        typer.echo(f"Waiting for a control plane at {' or '.join(settings.urls)}: {reason}", err=True)
+        note(f"Waiting for a control plane at {' or '.join(map(shown_url, settings.urls))}: {reason}")
         print_hint("start one with `llamactl serve`, or pass another URL: llamactl -s URL worker ...")
 
     outage = Outage(on_start=print_what_is_missing, on_end=lambda: None)
