@@ -165,7 +165,8 @@ class TestOneObjectForEachRun:
             assert [result_of(await stack.run(user=user)) for user in "ab"] == [["a", ["a"]], ["b", ["b"]]]
 
     async def test_a_run_that_was_parked_continues_with_a_new_object(self, stack: Stack) -> None:
-        async with stack.serving(stack.service(Asks, idle_timeout=0.0)):
+        # With durability `auto` the run would be volatile, and stay in memory.
+        async with stack.serving(stack.service(Asks, idle_timeout=0.0, durability="step")):
             task_id = await stack.submit()
             await until(lambda: is_waiting(stack, task_id))
             await stack.send(task_id, HumanResponseEvent(response="yes"))

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import BaseModel, ConfigDict
@@ -123,6 +123,44 @@ class Gate(Workflow):
         self.reached.set()
         await self.gate.wait()
         return StopEvent(result=await ctx.store.get("heard"))
+
+
+class KeepsOnSelf(Workflow):
+    """Keeps a report in an attribute, from one step to the next."""
+
+    gates: ClassVar[dict[str, asyncio.Event]] = {}
+    begun: ClassVar[list[str]] = []
+    report: str
+
+    @step
+    async def first(self, ev: StartEvent) -> Second:
+        self.begun.append("first")
+        self.report = f"report of {ev.name}"
+        return Second()
+
+    @step
+    async def second(self, ev: Second) -> StopEvent:
+        self.begun.append("second")
+        await self.gates["gate"].wait()
+        return StopEvent(result=self.report)
+
+
+class CountsAtRun(Workflow):
+    """Its own `run` sets an attribute."""
+
+    calls = 0
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return super().run(*args, **kwargs)
+
+    @step
+    async def first(self, ev: StartEvent) -> Second:
+        return Second()
+
+    @step
+    async def second(self, ev: Second) -> StopEvent:
+        return StopEvent(result=self.calls)
 
 
 class Reads(Workflow):
@@ -320,3 +358,41 @@ async def test_a_volatile_run_can_be_cancelled_while_it_waits(stack: Stack) -> N
         await until_asked(stack, task_id, workflow)
         await stack.plane.tasks.cancel(task_id)
         assert (await stack.end(task_id)).status is TaskStatus.CANCELLED
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_run_whose_step_keeps_data_on_self_starts_again_elsewhere(
+    stack: Stack,
+    shared: bool,  # noqa: FBT001
+) -> None:
+    KeepsOnSelf.gates["gate"] = asyncio.Event()
+    KeepsOnSelf.begun.clear()
+
+    def hosted() -> Any:
+        return KeepsOnSelf() if shared else KeepsOnSelf
+
+    async with stack.serving(stack.service(hosted(), drain_timeout=0)):
+        task_id = await stack.submit(name="Ada")
+        await eventually(lambda: "second" in KeepsOnSelf.begun)
+        view = await stack.plane.tasks.get(task_id)
+        assert view.durability is Durability.VOLATILE
+        assert view.volatile_reason == "the step 'first' has set `self.report`"
+    KeepsOnSelf.gates["gate"].set()
+    async with stack.serving(stack.service(hosted())):
+        assert result_of(await stack.end(task_id)) == "report of Ada"
+    assert KeepsOnSelf.begun == ["first", "second", "first", "second"]
+
+
+async def test_what_an_own_run_method_keeps_on_self_makes_a_run_volatile(stack: Stack) -> None:
+    async with stack.serving(stack.service(CountsAtRun)):
+        view = await stack.run()
+    assert result_of(view) == 1
+    assert view.volatile_reason == "the method 'run' has set `self.calls`"
+
+
+async def test_a_strict_service_stores_runs_that_keep_data_on_self(stack: Stack) -> None:
+    KeepsOnSelf.gates["gate"] = asyncio.Event()
+    KeepsOnSelf.gates["gate"].set()
+    async with stack.serving(stack.service(KeepsOnSelf, durability="step")):
+        view = await stack.run(name="Ada")
+    assert (result_of(view), view.durability) == ("report of Ada", Durability.STEP)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
+from weakref import ref
 
 from pydantic import SecretStr
 from workflows import Context, Workflow
@@ -14,8 +15,8 @@ from workflows.handler import WorkflowHandler
 from llama_deploy.errors import ConfigError
 from llama_deploy.services.run.hosting import host_runs
 from llama_deploy.services.run.journal_format import JournalFormat
-from llama_deploy.services.run.shared_state import RUN, SharedObject, SharedState, sharing
-from llama_deploy.services.run.step_guard import guard_like, guard_steps, unguard
+from llama_deploy.services.run.shared_state import RUN, RunObject, SharedState, run_object
+from llama_deploy.services.run.step_guard import guard_like, guard_steps, unguard, watching
 from llama_deploy.services.run.workflow_factory import AnyWorkflow, WorkflowFactory
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.services.values.run_arguments import RunCall
@@ -101,12 +102,11 @@ class HostedWorkflow:
             ConfigError: The factory has failed, or has made something that this service does not host.
         """
         workflow = self.source if isinstance(self.source, Workflow) else self._make(self.source)
-        watched = vars(workflow)[_IS_SHARED] and not self.shared.has_warned
-        token = sharing.set(SharedObject(workflow, self.shared) if watched else None)
+        token = run_object.set(RunObject(ref(workflow), self.shared, is_shared=vars(workflow)[_IS_SHARED]))
         try:
             yield workflow
         finally:
-            sharing.reset(token)
+            run_object.reset(token)
             if not vars(workflow)[_IS_SHARED] and shares_class(self.first, workflow):
                 unguard(workflow)
 
@@ -147,9 +147,9 @@ def _prepare(workflow: Workflow) -> None:
 
 
 async def start_run(call: RunCall, ctx: Context | None) -> WorkflowHandler:
-    """Start a run; warn if the workflow's own `run` method changes an object that several runs share."""
-    shared = sharing.get()
-    if shared is None or call.start_event is not None:
+    """Start a run, and notice what the workflow's own `run` method changes in the workflow object."""
+    current, watch = run_object.get(), watching.get()
+    if current is None or call.start_event is not None:
         return await call.start(ctx)
-    with shared.state.compared(shared.workflow, RUN):
+    with current.compared(current.workflow(), RUN, None if watch is None else watch.on_change):
         return await call.start(ctx)

@@ -47,6 +47,8 @@ class RunJournal:
     """Which value cannot be written. The run is volatile then: nothing is written of it any more."""
     fits: bool = field(default=True, init=False)
     """Whether the control plane accepts a snapshot of this size. If not, the run cannot be parked."""
+    _unwritable: str | None = field(default=None, init=False)
+    """What a step has changed that cannot be written, in words."""
     _backlog: Backlog = field(default_factory=Backlog, init=False)
     _state: str = field(default="", init=False)
     """The state as it was written last."""
@@ -68,6 +70,11 @@ class RunJournal:
         """Whether the run holds a value that cannot be written, so that the next attempt starts it again."""
         return self.volatile_reason is not None
 
+    @property
+    def on_change(self) -> Callable[[str], None] | None:
+        """Notes, in any thread, that a step has changed something which cannot be written, in words."""
+        return None if self.on_volatile is None else self._note_unwritable
+
     def on_tick(self, tick: WorkflowTick) -> None:
         """Add a tick."""
         if not self.is_volatile:
@@ -84,6 +91,10 @@ class RunJournal:
         """
         # A tick that ends the run does not get here: it travels with the outcome.
         consumed = self.inbox.take_consumed()
+        if self._unwritable is not None and not self.is_volatile:
+            async with self._lock:
+                if self._failure is None:
+                    await self._become_volatile(self._unwritable)
         if not self.is_volatile:
             self._backlog.settle(consumed)
         if starting:
@@ -118,7 +129,7 @@ class RunJournal:
                 if not await self._compact(parking=parking):
                     return False
             except SerializationError as exc:
-                await self._become_volatile(exc)
+                await self._become_volatile_or_raise(exc)
                 return False
             self._failure = RunReleasedError()
             return True
@@ -147,6 +158,8 @@ class RunJournal:
         self.stop()
         if self._background is not None:
             await asyncio.wait([self._background])
+        # What a step has left running may refer to this journal; it must not keep the run in memory.
+        self._adapter = None
 
     def make_room(self) -> None:
         """Store events in the background if so many wait that steps may have to."""
@@ -176,18 +189,26 @@ class RunJournal:
         try:
             await self._write(compact=compact)
         except SerializationError as exc:
-            await self._become_volatile(exc)
+            await self._become_volatile_or_raise(exc)
 
-    async def _become_volatile(self, error: SerializationError) -> None:
-        """Write nothing of the run from now on, and have what is written deleted; or raise the error."""
+    def _note_unwritable(self, reason: str) -> None:
+        self._unwritable = reason
+
+    async def _become_volatile_or_raise(self, error: SerializationError) -> None:
         if self.on_volatile is None:
             raise error
-        reason = in_words(error)
+        await self._become_volatile(in_words(error))
+
+    async def _become_volatile(self, reason: str) -> None:
+        """Write nothing of the run from now on, and have what is written deleted."""
+        if self.is_volatile:
+            return
         await self.writer.store(volatile=reason)
         self.volatile_reason = reason
         self._backlog = Backlog()
         self.writer.reports.keep_nothing()
-        self.on_volatile(reason)
+        if self.on_volatile is not None:
+            self.on_volatile(reason)
 
     async def _write(self, *, compact: bool) -> None:
         await self.writer.store_events()

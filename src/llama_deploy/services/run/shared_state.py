@@ -1,20 +1,22 @@
-"""Warns about steps that change attributes of a workflow object that several runs share.
+"""Notices steps that change attributes of their workflow object, which are not stored with the run.
 
-Such a step gives one run the data of another. A step is compared before and after it runs: which attributes
-the object has, and which objects they are. What changes inside an attribute, such as a list, is not noticed.
+If several runs share the object, such a step also gives one run the data of another. The object is compared
+before and after each step: which attributes it has, and which objects they are. What changes inside an
+attribute, such as a list, is not noticed.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from operator import is_
 from typing import Any, Final
+from weakref import ref
 
 from workflows import Workflow
 
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _OUR_PREFIX: Final = "__llama_deploy"
 _MISSING: Final = object()
+_NOTHING: Final = nullcontext()
 _LIBRARY: Final = library_attributes()
 RUN: Final = "run"
 """The name of a workflow's own method that starts its runs."""
@@ -40,7 +43,7 @@ class _Running:
 
 
 class SharedState:
-    """Compares the objects that the runs of one service share, and warns once.
+    """Compares the workflow objects of one service, and warns once if runs share one that changes.
 
     Args:
         service_name: The service.
@@ -52,12 +55,16 @@ class SharedState:
         self.has_warned = False
 
     @contextmanager
-    def compared(self, workflow: Workflow, name: str) -> Iterator[None]:
-        """Warn if the attributes of an object change meanwhile.
+    def compared(
+        self, workflow: Workflow, name: str, *, is_shared: bool, on_change: Callable[[str], None] | None
+    ) -> Iterator[None]:
+        """Notice if the attributes of an object change meanwhile.
 
         Args:
             workflow: The object.
             name: What runs: the name of a step, or `run`.
+            is_shared: Whether several runs share the object. The first change is then logged.
+            on_change: Called with what has changed, in words.
         """
         # A copy of a dict with texts as its keys is atomic, also beside steps in threads.
         running = _Running(workflow, name, dict(vars(workflow)))
@@ -67,14 +74,15 @@ class SharedState:
         finally:
             self._running.remove(running)
             after = dict(vars(workflow))
-            if not self.has_warned and not _is_same(running.before, after):
-                self._report(running, after)
+            if not _is_same(running.before, after):
+                changed = next(_changed_by_steps(workflow, running.before, after), None)
+                if changed is not None and on_change is not None:
+                    on_change(f"{_source([name])} has set `self.{changed}`")
+                if changed is not None and is_shared and not self.has_warned:
+                    self._warn(running, after, changed)
 
-    def _report(self, ended: _Running, after: dict[str, Any]) -> None:
+    def _warn(self, ended: _Running, after: dict[str, Any], changed: str) -> None:
         workflow = ended.workflow
-        changed = next(_changed_by_steps(workflow, ended.before, after), None)
-        if changed is None:
-            return
         self.has_warned = True
         # What ran at the same time may have done it.
         names = {
@@ -88,7 +96,7 @@ class SharedState:
             " each run then has an object of its own. Set what all runs may share in `__init__`, or use a"
             " `cached_property` or a `Resource`",
             self._service_name,
-            "the method 'run'" if names == {RUN} else f"the step {' or '.join(map(repr, sorted(names)))}",
+            _source(names),
             changed,
             type(workflow).__qualname__,
             extra={"action": "shared_state", "service_name": self._service_name},
@@ -96,15 +104,37 @@ class SharedState:
 
 
 @dataclass(frozen=True, slots=True)
-class SharedObject:
-    """An object that runs of a service share."""
+class RunObject:
+    """The workflow object of a run."""
 
-    workflow: Workflow
+    workflow: ref[Workflow]
+    """Weak: the contexts of cancelled timers, which hold this, outlive the run."""
     state: SharedState
+    is_shared: bool
+
+    def compared(
+        self, workflow: object, name: str, on_change: Callable[[str], None] | None
+    ) -> AbstractContextManager[None]:
+        """Notice what changes in the workflow object of the run; see `SharedState.compared`.
+
+        Another workflow is not compared: steps may run steps of other workflows.
+        """
+        mine = self.workflow()
+        if workflow is not mine or mine is None:
+            return _NOTHING
+        if on_change is None and (not self.is_shared or self.state.has_warned):
+            return _NOTHING
+        return self.state.compared(mine, name, is_shared=self.is_shared, on_change=on_change)
 
 
-sharing: ContextVar[SharedObject | None] = ContextVar("sharing", default=None)
-"""The object that is compared in the runs that are started in this context."""
+run_object: ContextVar[RunObject | None] = ContextVar("run_object", default=None)
+"""The object of the runs that are started in this context."""
+
+
+def _source(names: Iterable[str]) -> str:
+    """Return what runs, in words."""
+    names = sorted(names)
+    return "the method 'run'" if names == [RUN] else f"the step {' or '.join(map(repr, names))}"
 
 
 def _is_same(before: dict[str, Any], after: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from workflows import Workflow
 
-from llama_deploy.services.run.shared_state import sharing
+from llama_deploy.services.run.shared_state import run_object
 from llama_deploy.workflow_library import steps_of
 
 _NOTHING: Final = nullcontext()
@@ -57,6 +57,8 @@ class StepWatch:
     """The loop in which it is called."""
     on_begin: Callable[[], None]
     on_end: Callable[[], None]
+    on_change: Callable[[str], None] | None = None
+    """Called, in any thread, with what a step has changed in the workflow object."""
 
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
         """Call `on_begin` or `on_end` from another thread."""
@@ -114,7 +116,7 @@ def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Cal
         if watch is not None:
             watch.on_begin()
         try:
-            with _compared(step_name, args):
+            with _compared(step_name, args, watch):
                 return await function(*args, **kwargs)
         except (Exception, GeneratorExit):
             raise
@@ -139,7 +141,7 @@ def _guard_sync(step_name: str, function: Callable[..., Any]) -> Callable[..., A
         if watch is not None:
             watch.call_threadsafe(watch.on_begin)
         try:
-            with _compared(step_name, args):
+            with _compared(step_name, args, watch):
                 return function(*args, **kwargs)
         except Exception:
             raise
@@ -152,13 +154,14 @@ def _guard_sync(step_name: str, function: Callable[..., Any]) -> Callable[..., A
     return guarded_step
 
 
-def _compared(step_name: str, args: Sequence[object]) -> AbstractContextManager[None]:
-    """Notice what a step changes in an object that several runs share. See `SharedState`."""
-    shared = sharing.get()
-    # The context is that of the run. Its steps may run steps of other workflows.
-    if shared is None or not args or args[0] is not shared.workflow:
+def _compared(
+    step_name: str, args: Sequence[object], watch: StepWatch | None
+) -> AbstractContextManager[None]:
+    """Notice what a step changes in its workflow object."""
+    current = run_object.get()
+    if current is None or not args:
         return _NOTHING
-    return shared.state.compared(shared.workflow, step_name)
+    return current.compared(args[0], step_name, None if watch is None else watch.on_change)
 
 
 def running_code(thread_id: int) -> str:

@@ -169,7 +169,7 @@ class AttemptExecutor:
             self.slots.on_waiting(attempt)  # it has begun to wait before it became volatile
         logger.log(
             logging.DEBUG if self._has_volatile_runs.is_set() else logging.WARNING,
-            "task %s of service %s is volatile: %s, which cannot be stored. The run continues in memory, and"
+            "task %s of service %s is volatile: %s. That cannot be stored: the run continues in memory, and"
             " starts from its beginning if this process dies or stops; see docs/explanation/durability.md."
             " Further volatile tasks of this service are not logged",
             attempt.key.task_id,
