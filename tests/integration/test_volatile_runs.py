@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any, ClassVar
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
@@ -183,6 +183,72 @@ class Typed(BaseModel):
 
     llm: OpenAI | None = None
     count: int = 0
+
+
+class Live(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="allow")
+
+    llm: OpenAI = Field(default_factory=OpenAI)
+    count: int = 0
+
+
+class KeepsTyped(Workflow):
+    """A state with a default that cannot be stored, and a further key."""
+
+    @step
+    async def first(self, ctx: Context[Live], ev: StartEvent) -> Second:
+        async with ctx.store.edit_state() as state:
+            state.count += 1
+            state.more = OpenAI()  # type: ignore[attr-defined]
+        return Second()
+
+    @step
+    async def second(self, ctx: Context[Live], ev: Second) -> StopEvent:
+        return StopEvent(result=(await ctx.store.get_state()).count)
+
+
+class KeepsSelfKey(Workflow):
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        count = await ctx.store.get("self", default=0) + 1
+        await ctx.store.set("self", count)
+        await ctx.store.set("llm", OpenAI())
+        return StopEvent(result=count)
+
+
+class Nested(Workflow):
+    """Its store can be written key by key, but not as a whole."""
+
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        deep: list[Any] = []
+        for _ in range(99):
+            deep = [deep]
+        await ctx.store.set("deep", deep)
+        return StopEvent(result="done")
+
+
+class Books(Workflow):
+    """Prepares, asks, and books with what it has prepared."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+        self.order: list[str] = []
+        self.gate = asyncio.Event()
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> Ask:
+        self.order.append("ask")
+        await asyncio.sleep(0.1)
+        await ctx.store.set("llm", OpenAI())
+        return Ask()
+
+    @step
+    async def book(self, ctx: Context, ev: Answer) -> StopEvent:
+        self.order.append("book")
+        await ctx.store.get("llm")
+        await self.gate.wait()
+        return StopEvent(result=ev.text)
 
 
 class ReadsTyped(Workflow):
@@ -396,3 +462,46 @@ async def test_a_strict_service_stores_runs_that_keep_data_on_self(stack: Stack)
     async with stack.serving(stack.service(KeepsOnSelf, durability="step")):
         view = await stack.run(name="Ada")
     assert (result_of(view), view.durability) == ("report of Ada", Durability.STEP)
+
+
+@pytest.mark.parametrize("workflow", [KeepsTyped, KeepsSelfKey])
+async def test_what_can_be_stored_of_a_state_is(stack: Stack, workflow: type[Workflow]) -> None:
+    async with stack.serving(stack.service(workflow())):
+        session = await stack.session()
+        for count in (1, 2):
+            assert result_of(await stack.run("service", session)) == count
+
+
+async def test_a_state_that_cannot_be_stored_at_all_fails_no_task(stack: Stack) -> None:
+    async with stack.serving(stack.service(Nested())):
+        session = await stack.session()
+        for _ in range(2):
+            assert result_of(await stack.run("service", session)) == "done"
+
+
+async def test_left_out_keys_are_logged_once(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    async with stack.serving(stack.service(Reads())):
+        for _ in range(2):
+            await stack.run(set=True)
+    found = [record for record in caplog.records if getattr(record, "action", "") == "state_left_out"]
+    assert len(found) == 1
+    assert "ctx.store['llm'] holds an OpenAI" in found[0].getMessage()
+
+
+@pytest.mark.parametrize("durability", ["auto", "task"])
+async def test_a_restarted_run_gets_its_answers_when_it_asks_again(stack: Stack, durability: str) -> None:
+    first, second = Books(), Books()
+    async with stack.serving(stack.service(first, drain_timeout=0, durability=durability)):
+        task_id = await stack.submit()
+
+        async def asked() -> bool:
+            tasks = await stack.store.read(lambda tx: tx.tasks.load([task_id]))
+            return tasks[task_id].stream_length == 1
+
+        await eventually(asked)
+        await stack.send(task_id, Answer(text="yes"))
+        await eventually(lambda: first.order == ["ask", "book"])
+    second.gate.set()
+    async with stack.serving(stack.service(second, durability=durability)):
+        assert result_of(await stack.end(task_id)) == "yes"
+    assert second.order == ["ask", "book"]

@@ -53,8 +53,8 @@ def inbox_of(workflow: Workflow) -> RunInbox:
     )
 
 
-def entry_of(event: Event) -> InboxEntry:
-    return InboxEntry(task_id="task", seq=1, event=encode_event(event, service_name="echo"))
+def entry_of(event: Event, *, seq: int = 1) -> InboxEntry:
+    return InboxEntry(task_id="task", seq=seq, event=encode_event(event, service_name="echo"))
 
 
 def the_run(
@@ -338,6 +338,53 @@ async def test_a_dead_end_after_an_answer_is_one() -> None:
     assert outcome.status is TaskStatus.TIMED_OUT
     assert outcome.error is not None
     assert "step 'ask' took StartEvent and returned None" in outcome.error.message
+
+
+class AsksInVain(Workflow):
+    """Asks with a time limit, and gives up."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent | None:  # noqa: ARG002
+        try:
+            await ctx.wait_for_event(Even, waiter_event=InputRequiredEvent(), timeout=0.1)
+        except TimeoutError:
+            return None
+        return StopEvent()
+
+
+async def test_a_dead_end_after_a_question_that_timed_out_is_one() -> None:
+    async with asyncio.timeout(10):
+        outcome = await the_run(AsksInVain(timeout=None), timeout=0.5).execute()
+    assert outcome is not None
+    assert outcome.status is TaskStatus.TIMED_OUT
+
+
+class TakesPlainAnswers(Workflow):
+    """Asks, and takes plain events as answers, which another step may also return. Ends with the second."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> Odd | None:  # noqa: ARG002
+        ctx.write_event_to_stream(InputRequiredEvent())
+        return None
+
+    @step
+    async def take(self, ctx: Context, ev: Odd) -> StopEvent | None:
+        return None if ctx.collect_events(ev, [Odd] * 2) is None else StopEvent("both")
+
+
+async def test_a_run_that_has_asked_waits_for_plain_events_too() -> None:
+    workflow = TakesPlainAnswers(timeout=None)
+    inbox = inbox_of(workflow)
+    run = the_run(workflow, timeout=0.2, inbox=inbox)
+    executing = asyncio.create_task(run.execute())
+    for seq in (1, 2):
+        done, _ = await asyncio.wait({executing}, timeout=0.4)
+        assert not done
+        await inbox.put(entry_of(Odd(), seq=seq))
+    async with asyncio.timeout(10):
+        outcome = await executing
+    assert outcome is not None
+    assert outcome.value == "both"
 
 
 class AsksByReturning(Workflow):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, get_args, get_type_hints
 
 from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord
-from llama_deploy.types import SessionPolicy, TaskStatus
+from llama_deploy.types import Durability, SessionPolicy, TaskStatus
 
 NOW = datetime(2026, 2, 3, 4, 5, 6, 789_012, tzinfo=UTC)
 """With microseconds, which must come back."""
@@ -19,6 +19,7 @@ _VALUES: Final[dict[type, Callable[[int], object]]] = {
     str: "number {}".format,
     datetime: lambda number: NOW + timedelta(microseconds=number),
     TaskStatus: lambda _: TaskStatus.TIMED_OUT,
+    Durability: lambda _: Durability.VOLATILE,
 }
 """How a number, not 0 or 1, becomes a value of each type that a field of a task has."""
 

@@ -275,8 +275,8 @@ class ClaimReply(BaseModel):
     """The `seq` of the last event sent to the task, consumed or not."""
     run: RunRecord | None = None
     """What earlier attempts have stored. None: the run starts from its beginning."""
-    volatile: bool = False
-    """Whether an earlier attempt found that the run cannot be stored: it is not to be tried again."""
+    volatile: str | None = None
+    """Why an earlier attempt found that the run cannot be stored: it is not to be tried again."""
     omitted: list[str] = Field(default_factory=list)
     """The parts that are too large for this reply. Fetch them with `PartRequest`."""
 

@@ -54,6 +54,7 @@ try:
     )
     from llama_deploy.workflow_library.snapshots import (
         Snapshot,
+        forget_ticks,
         restore,
         snapshot,
         waiters,
@@ -125,6 +126,7 @@ __all__ = [
     "event_matches",
     "events_of",
     "fingerprint",
+    "forget_ticks",
     "has_steps_of_its_own",
     "infer_state_type",
     "install_runtime",

@@ -71,6 +71,11 @@ class Restored:
     """What the run has received from steps that begin again, by their next invocation ids."""
 
 
+def forget_ticks(adapter: InternalRunAdapter) -> None:
+    """Let the library forget what it keeps of a run for snapshots; none can be made any more."""
+    private(adapter, "_queues").ticks.clear()
+
+
 def snapshot(
     adapter: InternalRunAdapter,
     serializer: BaseSerializer,

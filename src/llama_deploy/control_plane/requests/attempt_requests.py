@@ -28,7 +28,6 @@ from llama_deploy.errors import (
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import StateStore
-from llama_deploy.types import Durability
 from llama_deploy.types.instance_protocol import (
     BEATS_PER_LEASE,
     AttemptEvents,
@@ -189,7 +188,7 @@ def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> 
             inbox=unit.inbox.unconsumed([task.task_id]),
             inbox_seq=task.inbox_length,
             run=unit.runs.record(task),
-            volatile=task.durability is Durability.VOLATILE,
+            volatile=task.volatile_reason,
         )
         unit.apply(claimed)
         if instance.lease_expires_at - unit.now < lease / BEATS_PER_LEASE:

@@ -8,13 +8,20 @@ from __future__ import annotations
 from workflows import Workflow
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, UnhandledEvent
 
-from llama_deploy.workflow_library import StepWorkerResult, TickStepResult, WorkflowTick, step_configs
+from llama_deploy.workflow_library import (
+    AddWaiter,
+    StepWorkerResult,
+    TickStepResult,
+    WorkflowTick,
+    step_configs,
+)
 
 
 class DeadEnds:
     """Knows whether an idle run waits for an answer, apart from those to `ctx.wait_for_event`.
 
-    It does if it has asked a question and has taken no event from outside since, or if a step takes answers.
+    It does if it has asked a question, because only the workflow's author knows which event is the answer, or
+    if a step takes answers.
 
     Args:
         workflow: The workflow.
@@ -22,32 +29,35 @@ class DeadEnds:
 
     def __init__(self, workflow: Workflow) -> None:
         self._takes_answers = takes_answers(workflow)
-        self._has_asked = False
+        self.has_asked = False
+        """Whether the run has asked a question, other than those of `ctx.wait_for_event`."""
+        self._asked_by_waits: list[Event] = []
         self._last = "the run was resumed in this state"
 
     def on_event(self, event: Event) -> None:
         """Learn that the run has asked a question, or that no step took an event."""
         if isinstance(event, InputRequiredEvent):
-            self._has_asked = True
+            self.has_asked = self.has_asked or not any(event is each for each in self._asked_by_waits)
         elif isinstance(event, UnhandledEvent):
             self._last = f"no step takes {event.event_type}, the last event"
-
-    def on_answer(self) -> None:
-        """Learn that the run has taken an event from outside."""
-        self._has_asked = False
 
     def on_tick(self, tick: WorkflowTick) -> None:
         """Learn what the last step returned."""
         if isinstance(tick, TickStepResult):
+            waits = [each.waiter_event for each in tick.result if isinstance(each, AddWaiter)]
+            self._asked_by_waits += [event for event in waits if isinstance(event, InputRequiredEvent)]
             returned = [each.result for each in tick.result if isinstance(each, StepWorkerResult)]
             result = type(returned[-1]).__name__ if returned and returned[-1] is not None else "None"
             self._last = f"step {str(tick.step_id)!r} took {type(tick.event).__name__} and returned {result}"
 
     def reason(self) -> str | None:
         """Return why nothing will happen any more. None: the run waits."""
-        if self._has_asked or self._takes_answers:
+        if self.has_asked or self._takes_answers:
             return None
-        return f"no step is running and nothing is waited for: {self._last}"
+        return (
+            f"nothing is waited for, and {self._last}. To wait for an event from outside, use"
+            " `ctx.wait_for_event`, or a step that takes a HumanResponseEvent"
+        )
 
 
 def takes_answers(workflow: Workflow) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, model_validator
 from workflows import Context, Workflow
+from workflows.events import InputRequiredEvent
 
 from llama_deploy import workflow_library as library
 from llama_deploy.batching import split
@@ -33,6 +34,8 @@ class RunSnapshot(BaseModel):
     """The major version of this model."""
     run: library.Snapshot
     waits: list[Wait]
+    has_asked: bool = False
+    """See `RunInbox.has_asked`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +68,8 @@ class RunHistory:
     """The library's state of the run. None: it is at its beginning."""
     sent: SentEvents = field(default_factory=lambda: SentEvents({}))
     """What the run has received from steps that begin again."""
+    has_asked: bool = False
+    """Whether the run has asked a question, as far as it is stored."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """The keys of `ctx.store` that an earlier task of the session could not store, and why."""
 
@@ -155,7 +160,10 @@ class JournalFormat:
         for tick in restored.ticks:
             waits.on_tick(tick)
         sent = SentEvents(restored.received)
-        return restored.context, RunHistory(record, waits, state, restored.broker, sent)
+        events = (event for tick in restored.ticks for _, event in library.events_of(tick))
+        has_asked = any(isinstance(event, InputRequiredEvent) for event in events)
+        has_asked = has_asked or (snapshot is not None and snapshot.has_asked)
+        return restored.context, RunHistory(record, waits, state, restored.broker, sent, has_asked)
 
     def _check(self, record: RunRecord, *, task_id: str) -> None:
         begun, here = record.header, self.header

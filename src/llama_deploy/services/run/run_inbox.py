@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from workflows import Workflow
-from workflows.events import Event, UnhandledEvent, WorkflowIdleEvent
+from workflows.events import Event, InputRequiredEvent, UnhandledEvent, WorkflowIdleEvent
 
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.services.run.dead_ends import DeadEnds
 from llama_deploy.services.run.questions import Questions
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.types.instance_protocol import InboxEntry
-from llama_deploy.workflow_library import BrokerState, TickAddEvent, TickStepResult, WorkflowTick
+from llama_deploy.workflow_library import AddWaiter, BrokerState, TickAddEvent, TickStepResult, WorkflowTick
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ class RunInbox:
         on_seen: Called with the number of the last entry up to which all have arrived.
         entries: The entries at the start, in order: those that the run has not taken.
         seen: The number of the last entry that the control plane had at the start.
+        begins_again: Whether the run starts from its beginning in a further attempt. The entries at the start
+            may answer questions that it asks again.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class RunInbox:
         on_seen: Callable[[int], None],
         entries: Sequence[InboxEntry] = (),
         seen: int = 0,
+        begins_again: bool = False,
     ) -> None:
         self._task_id = task_id
         self._registry = registry
@@ -105,6 +108,9 @@ class RunInbox:
         self._dropped: deque[_Offer] = deque()
         self._offered: _Offer | None = None
         self._taken: list[int] = []
+        self._replayed_to = self.seen if begins_again else 0
+        """Entries up to this number answer what an earlier attempt asked. Each waits for a question."""
+        self._may_replay = False
         for entry in entries:
             self._decode(entry)
         on_seen(self.seen)
@@ -118,6 +124,11 @@ class RunInbox:
     def is_quiet(self) -> bool:
         """Whether there is nothing that the run could take now."""
         return self._offered is None and self._next() is None
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the run has asked a question, other than those of `ctx.wait_for_event`."""
+        return self._dead_ends.has_asked
 
     def dead_end(self) -> str | None:
         """Return why an idle run will not continue. None: it waits for something from outside."""
@@ -133,9 +144,10 @@ class RunInbox:
         if self._waiting:
             await self.deliver()
 
-    def resume(self, run: BrokerState) -> None:
-        """Learn what the steps of a run that an earlier attempt has begun wait for."""
+    def resume(self, run: BrokerState, *, has_asked: bool) -> None:
+        """Learn what a run that an earlier attempt has begun waits for, and whether it has asked."""
         self._questions.resume(run)
+        self._dead_ends.has_asked = has_asked
 
     async def open(self, send: Callable[[Event], Awaitable[None]]) -> None:
         """Deliver what has come, and from now on what comes, with `send`: the run has started."""
@@ -163,6 +175,7 @@ class RunInbox:
         if offer is not None:
             self._waiting.remove(offer)
             self._offered = offer
+            self._may_replay = False
             await self._send(offer.event)
 
     def take_consumed(self) -> list[int]:
@@ -177,10 +190,14 @@ class RunInbox:
             self._offered.has_arrived = tick.event is self._offered.event
         self._questions.on_tick(tick)
         self._dead_ends.on_tick(tick)
+        if isinstance(tick, TickStepResult) and any(isinstance(each, AddWaiter) for each in tick.result):
+            self._may_replay = True
 
     def on_event(self, event: Event) -> None:
         """Learn that no step has taken the offered event, or that no step is running."""
         self._dead_ends.on_event(event)
+        if isinstance(event, InputRequiredEvent | WorkflowIdleEvent):
+            self._may_replay = True
         if isinstance(event, WorkflowIdleEvent):
             self._questions.on_idle()
         if isinstance(event, UnhandledEvent) and self._offered is not None and self._offered.has_arrived:
@@ -195,7 +212,6 @@ class RunInbox:
                 self._dropped.append(_Offer(offered.seq, offered.event))
             else:
                 self._taken.append(offered.seq)
-                self._dead_ends.on_answer()
         elif isinstance(tick, TickStepResult):
             # In front of later ones, to keep the order of the inbox.
             self._waiting.extendleft(reversed(self._dropped))
@@ -204,7 +220,10 @@ class RunInbox:
 
     def _next(self) -> _Offer | None:
         """Return the first event that can be offered now."""
-        return next((offer for offer in self._waiting if self._questions.wants(offer.event)), None)
+        offer = next((offer for offer in self._waiting if self._questions.wants(offer.event)), None)
+        if offer is None or (offer.seq <= self._replayed_to and not self._may_replay):
+            return None
+        return offer
 
     def _decode(self, entry: InboxEntry) -> None:
         try:

@@ -47,8 +47,8 @@ class RunJournal:
     """Which value cannot be written. The run is volatile then: nothing is written of it any more."""
     fits: bool = field(default=True, init=False)
     """Whether the control plane accepts a snapshot of this size. If not, the run cannot be parked."""
-    _unwritable: str | None = field(default=None, init=False)
-    """What a step has changed that cannot be written, in words."""
+    _changes: list[str] = field(default_factory=list, init=False)
+    """What steps have changed that cannot be written, in words. Timers may keep it in memory for a while."""
     _backlog: Backlog = field(default_factory=Backlog, init=False)
     _state: str = field(default="", init=False)
     """The state as it was written last."""
@@ -73,7 +73,7 @@ class RunJournal:
     @property
     def on_change(self) -> Callable[[str], None] | None:
         """Notes, in any thread, that a step has changed something which cannot be written, in words."""
-        return None if self.on_volatile is None else self._note_unwritable
+        return None if self.on_volatile is None else self._changes.append
 
     def on_tick(self, tick: WorkflowTick) -> None:
         """Add a tick."""
@@ -91,10 +91,10 @@ class RunJournal:
         """
         # A tick that ends the run does not get here: it travels with the outcome.
         consumed = self.inbox.take_consumed()
-        if self._unwritable is not None and not self.is_volatile:
+        if self._changes and not self.is_volatile:
             async with self._lock:
                 if self._failure is None:
-                    await self._become_volatile(self._unwritable)
+                    await self._become_volatile(self._changes[0])
         if not self.is_volatile:
             self._backlog.settle(consumed)
         if starting:
@@ -191,9 +191,6 @@ class RunJournal:
         except SerializationError as exc:
             await self._become_volatile_or_raise(exc)
 
-    def _note_unwritable(self, reason: str) -> None:
-        self._unwritable = reason
-
     async def _become_volatile_or_raise(self, error: SerializationError) -> None:
         if self.on_volatile is None:
             raise error
@@ -205,7 +202,9 @@ class RunJournal:
             return
         await self.writer.store(volatile=reason)
         self.volatile_reason = reason
-        self._backlog = Backlog()
+        self._backlog, self._state = Backlog(), ""
+        if self._adapter is not None:
+            library.forget_ticks(self._adapter)
         self.writer.reports.keep_nothing()
         if self.on_volatile is not None:
             self.on_volatile(reason)
@@ -250,7 +249,9 @@ class RunJournal:
         run, forget = made
         mark = self._backlog.mark(self.inbox.take_consumed())
         known_state, task_id = self._state, self.writer.key.task_id
-        text = RunSnapshot(run=run, waits=self.history.waits.all()).model_dump_json()
+        text = RunSnapshot(
+            run=run, waits=self.history.waits.all(), has_asked=self.inbox.has_asked
+        ).model_dump_json()
         try:
             await self.writer.store(
                 snapshot=self.form.seal("snapshot", text, task_id=task_id),

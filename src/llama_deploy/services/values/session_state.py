@@ -10,7 +10,8 @@ does not grow with its runs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel, Field
@@ -21,6 +22,8 @@ from llama_deploy.errors import SerializationError
 from llama_deploy.services.values.unwritable import in_words
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.workflow_library import DictState, StateStore, empty_context, infer_state_type, state_seed
+
+logger = logging.getLogger(__name__)
 
 _STORE: Final = "ctx.store"
 STATE_PREFIX: Final = "__workflow_state__:"
@@ -66,6 +69,7 @@ class StateCodec:
         self._state_type = infer_state_type(workflow)
         self.key = STATE_PREFIX + qualified_name(self._state_type)
         self._left_out_key = f"{self.key}:left_out"
+        self._has_warned = False
 
     async def encode(self, store: StateStore[Any]) -> str | None:
         """Return the content of a store as text. None: it is empty.
@@ -129,8 +133,8 @@ class StateCodec:
         except SerializationError:
             if self._strict:
                 raise
-            state, left_out = self._without_unwritable(state)
-            text = self._text(state)
+            text, left_out = self._without_unwritable(state)
+            self._log_left_out(left_out)
         self._note_left_out(call, state, left_out)
         if text is not None:
             call.state[self.key] = self._writing.seal(text, context=self._context(call))
@@ -164,10 +168,10 @@ class StateCodec:
                 self._writing.write(value, path=f"{_STORE}[{key!r}]")
             raise
 
-    def _without_unwritable(self, state: BaseModel) -> tuple[BaseModel, dict[str, str]]:
-        """Return a state without the keys that cannot be written, and why each of them cannot.
+    def _without_unwritable(self, state: BaseModel) -> tuple[str | None, dict[str, str]]:
+        """Return a state as text without the keys that cannot be written, and why each of them cannot.
 
-        A field of a typed state gets its default; one without a default is an error.
+        A field of a typed state then gets its default. If the rest cannot be written either, nothing is.
         """
         left_out: dict[str, str] = {}
         for key, value in _items(state):
@@ -175,16 +179,23 @@ class StateCodec:
                 self._writing.write(value, path=f"{_STORE}[{key!r}]")
             except SerializationError as exc:
                 left_out[key] = in_words(exc)
-        if isinstance(state, DictState):
-            kept = {key: value for key, value in state.items() if key not in left_out}
-            return DictState(**kept), left_out
-        fields = type(state).model_fields
-        defaults = {
-            key: fields[key].get_default(call_default_factory=True)
-            for key in left_out
-            if key in fields and not fields[key].is_required()
-        }
-        return state.model_copy(update=defaults), left_out
+        kept = _without(state, left_out.keys())
+        try:
+            return self._text(kept), left_out
+        except SerializationError as exc:
+            return None, {key: left_out.get(key, in_words(exc)) for key, _ in _items(state)}
+
+    def _log_left_out(self, left_out: Mapping[str, str]) -> None:
+        """Warn of the first state of the service with such keys."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "a task of %s leaves its session without these keys of ctx.store, which cannot be stored: %s."
+                " Later tasks of the session do not find them; see docs/explanation/durability.md",
+                self._workflow.workflow_name,
+                "; ".join(left_out.values()),
+                extra={"action": "state_left_out"},
+            )
 
     def _note_left_out(self, call: WorkflowState, state: BaseModel, left_out: Mapping[str, str]) -> None:
         """Put into the session's state which keys it misses; an earlier task may have left out some too."""
@@ -209,6 +220,22 @@ class StateCodec:
 
     def _context(self, call: WorkflowState) -> str:
         return f"session:{call.session_id or ''}:{self.key}"
+
+
+def _without(state: BaseModel, keys: Collection[str]) -> BaseModel:
+    """Return a copy of a state without keys. It may be incomplete, and is only written."""
+    if isinstance(state, DictState):
+        rest = DictState()
+        for key, value in state.items():
+            if key not in keys:
+                rest[key] = value
+        return rest
+    copy = state.model_copy()
+    for key in keys:
+        vars(copy).pop(key, None)
+        if copy.model_extra is not None:
+            copy.model_extra.pop(key, None)
+    return copy
 
 
 def _items(state: BaseModel) -> Iterable[tuple[str, Any]]:

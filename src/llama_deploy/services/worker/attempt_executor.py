@@ -64,7 +64,7 @@ class AttemptExecutor:
         task_id, number = dispatch.task_id, dispatch.attempt
         key = AttemptKey(task_id, number, reply.token)
         # A run that has a journal already is written in any case.
-        keeps_journal = reply.run is not None or (self.config.durability != "task" and not reply.volatile)
+        keeps_journal = reply.run is not None or (self.config.durability != "task" and reply.volatile is None)
         return WorkflowAttempt(
             key=key,
             state=WorkflowState(
@@ -78,9 +78,11 @@ class AttemptExecutor:
                 on_seen=lambda seq: self.ledger.seen(task_id, number, inbox_seq=seq),
                 entries=reply.inbox,
                 seen=reply.inbox_seq,
+                begins_again=number > 1 and (reply.run is None or not reply.run.goes_on),
             ),
             reports=AttemptReports(key, self.publish, keep_published=keeps_journal),
             keeps_journal=keeps_journal,
+            volatile_reason=reply.volatile,
             record=reply.run,
         )
 
@@ -113,7 +115,7 @@ class AttemptExecutor:
         if record is not None and record.goes_on:
             context, history = hosted.journals.restore(record, workflow=workflow, task_id=attempt.key.task_id)
             if history.broker is not None:
-                attempt.inbox.resume(history.broker)
+                attempt.inbox.resume(history.broker, has_asked=history.has_asked)
             start = resuming(workflow, context)
             hosted.states.note(call)
         else:

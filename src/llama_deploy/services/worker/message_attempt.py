@@ -111,6 +111,7 @@ class MessageAttempt(Attempt):
                 await asyncio.wait(self._tasks)
         finally:
             await end(self._tasks)
+            self._tasks.clear()  # their contexts refer to this attempt
             await self.reports.close()
 
     def _start(self, work: Coroutine[Any, Any, None], *, name: str) -> None:

@@ -30,6 +30,8 @@ class WorkflowAttempt(Attempt):
     inbox: RunInbox
     keeps_journal: bool = False
     """Whether the run is written to its journal: by the service's settings, or because it has one already."""
+    volatile_reason: str | None = None
+    """Why an earlier attempt has made the run volatile."""
     record: RunRecord | None = None
     """What earlier attempts have left in the run's journal."""
     run: WorkflowRun | None = field(default=None, init=False)
@@ -47,7 +49,9 @@ class WorkflowAttempt(Attempt):
         if self.run is None:
             return None
         journal = self.run.journal
-        return "its durability is 'task'" if journal is None else journal.volatile_reason
+        if journal is not None:
+            return journal.volatile_reason
+        return self.volatile_reason or "its durability is 'task'"
 
     def cancel(self) -> None:
         """End the run. Idempotent."""
