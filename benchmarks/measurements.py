@@ -176,6 +176,12 @@ async def floor(bench: Bench) -> None:
 
 async def latency(bench: Bench) -> None:
     """One trivial task after another, by both surfaces of the client."""
+    for prefix, seconds in (await latencies(bench)).items():
+        bench.figures.add(**percentiles(prefix, seconds))
+
+
+async def latencies(bench: Bench) -> dict[str, list[float]]:
+    """Run one trivial task after another; returns the seconds of each, by the surface of the client."""
     session = await bench.client.core.sessions.create()
 
     async def session_run() -> object:
@@ -185,9 +191,8 @@ async def latency(bench: Bench) -> None:
         handle = await bench.client.submit("echo")
         return await handle.result()
 
-    for prefix, call in (("session_run", session_run), ("submit_result", submit_result)):
-        seconds = await bench.in_sequence(call, times=bench.scale.sequential)
-        bench.figures.add(**percentiles(prefix, seconds))
+    calls: dict[str, Call] = {"session_run": session_run, "submit_result": submit_result}
+    return {name: await bench.in_sequence(call, times=bench.scale.sequential) for name, call in calls.items()}
 
 
 async def throughput(bench: Bench) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 import uvloop
 
 from benchmarks.figures import Tally
-from benchmarks.measurements import FULL, IN_FLIGHT, MAIN_SERVICES, QUICK, Bench, Call, warm_up
+from benchmarks.measurements import FULL, IN_FLIGHT, MAIN_SERVICES, QUICK, Bench, latencies, warm_up
 from benchmarks.processes import Stack
 
 SLICE: Final = replace(FULL, sequential=30, burst=300)
@@ -41,27 +41,16 @@ class Slice:
 
 async def measure(bench: Bench) -> Slice:
     """Measure one slice."""
-    session = await bench.client.core.sessions.create()
-
-    async def session_run() -> object:
-        return await session.run("echo")
-
-    async def submit_result() -> object:
-        handle = await bench.client.submit("echo")
-        return await handle.result()
 
     async def run() -> object:
         return await bench.client.run("echo")
 
     bench = replace(bench, tally=Tally())
-    calls: dict[str, Call] = {"session_run": session_run, "submit_result": submit_result}
-    latencies = {
-        name: await bench.in_sequence(call, times=bench.scale.sequential) for name, call in calls.items()
-    }
+    seconds = await latencies(bench)
     before, started = sum(bench.cpu.values()), time.perf_counter()
     await bench.in_flight(run, times=bench.scale.burst)
     return Slice(
-        latencies=latencies,
+        latencies=seconds,
         tasks=bench.scale.burst,
         seconds=time.perf_counter() - started,
         cpu_seconds=sum(bench.cpu.values()) - before,

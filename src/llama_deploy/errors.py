@@ -34,7 +34,7 @@ LlamaDeployError
 ├── ProtocolVersionError                 instance and control plane are of incompatible releases
 ├── RunMismatchError                     another version of the workflow started the run
 ├── MissingStateError (ValueError)       `ctx.store` had a value that cannot be stored between tasks
-├── RunStuckError                        nothing could happen in the run any more
+├── RunStuckError                        nothing more could happen in the run
 ├── AttemptsExhaustedError               too many instances died while they ran the task
 ├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task is still running
 └── TaskEndedError                       the task did not succeed

@@ -189,7 +189,7 @@ def run(
     """Run a task: print its events as they arrive, then its result. Ctrl-C cancels it.
 
     Exit codes: 0 the task succeeded, 1 it failed, 2 wrong usage, 3 the service, session or control plane was
-    not found, 124 timeout, 130 Ctrl-C, 141 nobody reads the output any more.
+    not found, 124 timeout, 130 Ctrl-C, 141 output closed.
     """
     from llama_deploy.cli.run_command import RunOptions, run_task
 

@@ -15,13 +15,13 @@ from llama_deploy.cli.exit_codes import ExitCode
 
 
 def note(message: str) -> None:
-    """Print a message to stderr. If nobody reads it any more, the command goes on."""
+    """Print a message to stderr. If stderr is closed, the command continues."""
     with suppress(BrokenPipeError):
         typer.echo(message, err=True)
 
 
 class Commands(TyperGroup):
-    """Commands that end quietly when nobody reads their output any more."""
+    """Commands that end quietly when their output is closed, as by `head`."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the command line. This prints the help and the version."""

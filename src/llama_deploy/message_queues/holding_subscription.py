@@ -101,7 +101,7 @@ class HoldingSubscription(Subscription):
         return seconds
 
     def _open(self, messages: Iterable[ReceivedMessage]) -> list[Delivery]:
-        """Return the deliveries of those messages that are still held and are no dead letters."""
+        """Return the deliveries of those messages that are still held and have not become dead letters."""
         self._held.drop_expired()
         deliveries: list[Delivery] = []
         for each in messages:

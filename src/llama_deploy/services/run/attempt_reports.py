@@ -162,7 +162,7 @@ class AttemptReports:
         return self.keep_published and self._buffer.is_crowded
 
     def keep_nothing(self) -> None:
-        """Drop published events at once from now on: the run has no journal any more."""
+        """Drop published events at once from now on: the run no longer has a journal."""
         self.keep_published = False
         self._drop(self._buffer.sent)
 

@@ -1,4 +1,4 @@
-"""Tells a run that waits for somebody from one in which nothing will happen any more.
+"""Tells a run that waits for somebody from a run in which nothing more can happen.
 
 The library says of both that they are idle: no step is running, and none is about to.
 """
@@ -32,7 +32,7 @@ class DeadEnds:
         self.has_asked = False
         """Whether the run has asked a question, other than those of `ctx.wait_for_event`."""
         self._asked_by_waits: list[Event] = []
-        self._last = "the run was resumed in this state"
+        self._last = "no step has run since the run was resumed"
 
     def on_event(self, event: Event) -> None:
         """Learn that the run has asked a question, or that no step took an event."""
@@ -51,7 +51,7 @@ class DeadEnds:
             self._last = f"step {str(tick.step_id)!r} took {type(tick.event).__name__} and returned {result}"
 
     def reason(self) -> str | None:
-        """Return why nothing will happen any more. None: the run waits."""
+        """Return why nothing more can happen. None: the run waits."""
         if self.has_asked or self._takes_answers:
             return None
         return (

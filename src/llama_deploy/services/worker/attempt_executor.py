@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -38,7 +37,7 @@ from llama_deploy.workflow_library import resuming, take_timeout
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class AttemptExecutor:
     """Makes attempts from granted claims, and executes them. Each run is complete when it is created."""
 
@@ -57,7 +56,8 @@ class AttemptExecutor:
     hold_lease: Callable[[], Awaitable[None]]
     """See `RunHooks`."""
     _outage: Outage = field(default_factory=journal_outage, init=False)
-    _has_volatile_runs: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _has_warned: bool = field(default=False, init=False)
+    """Whether a volatile run was logged."""
 
     def new_attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> WorkflowAttempt:
         """Return the attempt of a granted claim."""
@@ -170,7 +170,7 @@ class AttemptExecutor:
         if attempt.run is not None and attempt.run.clock.is_waiting:
             self.slots.on_waiting(attempt)  # it has begun to wait before it became volatile
         logger.log(
-            logging.DEBUG if self._has_volatile_runs.is_set() else logging.WARNING,
+            logging.DEBUG if self._has_warned else logging.WARNING,
             "task %s of service %s is volatile: %s. That cannot be stored: the run continues in memory, and"
             " starts from its beginning if this process dies or stops; see docs/explanation/durability.md."
             " Further volatile tasks of this service are not logged",
@@ -179,4 +179,4 @@ class AttemptExecutor:
             reason,
             extra={"action": "volatile", "task_id": attempt.key.task_id},
         )
-        self._has_volatile_runs.set()
+        self._has_warned = True
