@@ -446,6 +446,21 @@ async def test_lists_of_many_lengths_need_few_statements(store: SQLiteStateStore
     assert len(connection._prepared) == len([1, 2, 4, 8, 16, 32, 64, 128, 256])
 
 
+@pytest.mark.parametrize("turns", range(1, 6))
+def test_a_store_is_closed_although_its_program_ends_meanwhile(tmp_path: Path, turns: int) -> None:
+    """`asyncio.run` cancels the tasks that the program leaves, whether they have begun or not."""
+
+    async def leave_while_it_closes() -> None:
+        store = await SQLiteStateStore.connect(f"sqlite:///{tmp_path}/store.db")
+        left.append(asyncio.create_task(store.close()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    left: list[asyncio.Task[None]] = []
+    asyncio.run(leave_while_it_closes())
+    assert not (tmp_path / "store.db-wal").exists()
+
+
 def test_a_store_that_nobody_closed_lets_the_process_end(uri: str) -> None:
     program = f"""
 import asyncio

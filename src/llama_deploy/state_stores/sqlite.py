@@ -65,7 +65,7 @@ class SQLiteStateStore(StateStore):
         self._writer = _Lane([database.writer], name="sqlite-writer")
         # A database in memory belongs to its one connection.
         self._reader = _Lane(database.readers, name="sqlite-reader") if database.readers else self._writer
-        self._closing: asyncio.Task[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
 
     @classmethod
     async def schema_revision(cls, uri: str) -> str | None:
@@ -106,7 +106,8 @@ class SQLiteStateStore(StateStore):
 
     async def close(self) -> None:  # noqa: D102
         if self._closing is None:
-            self._closing = asyncio.create_task(asyncio.to_thread(self._finish))
+            # Not a task: `asyncio.run` cancels those that have not begun.
+            self._closing = asyncio.get_running_loop().run_in_executor(None, self._finish)
         await asyncio.shield(self._closing)
 
     def _check_open(self) -> None:
