@@ -16,13 +16,13 @@ import typer
 
 from llama_deploy.cli.error_messages import print_error, reported
 from llama_deploy.cli.exit_codes import ExitCode
-from llama_deploy.cli.logs import configure_logging
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
     HUMAN_RESPONSE,
     AsJson,
     Concurrency,
     Insecure,
+    LogFormatOption,
     OptionalStore,
     OptionalTargets,
     Port,
@@ -69,6 +69,7 @@ def main_options(
     insecure: Insecure = False,
     timeout: Timeout = None,
     verbose: Verbose = False,
+    log_format: LogFormatOption = None,
     _version: Version = False,
 ) -> None:
     """Serve workflows and run tasks.
@@ -82,6 +83,7 @@ def main_options(
         insecure=insecure,
         timeout=timeout,
         verbose=verbose,
+        log_format=log_format,
         given=frozenset(name for name in context.params if _is_given(context, name)),
     )
 
@@ -119,7 +121,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     machines, with or without workflows.
     """
     settings: Settings = context.obj
-    configure_logging(verbose=settings.verbose)
+    logs = settings.logs()
     with reported(verbose=settings.verbose):
         settings.reject("server", "insecure", "timeout", command="serve")
         from llama_deploy.cli import serving
@@ -138,6 +140,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
             ),
             max_concurrent_tasks=max_concurrent_tasks,
             as_json=as_json,
+            logs=logs,
         )
 
 
@@ -154,7 +157,7 @@ def worker(
     The command waits until the control plane responds. Ctrl-C lets running tasks finish.
     """
     settings: Settings = context.obj
-    configure_logging(verbose=settings.verbose)
+    logs = settings.logs()
     with reported(verbose=settings.verbose, servers=settings.servers):
         settings.reject("timeout", command="worker")
         from llama_deploy.cli import serving
@@ -166,6 +169,7 @@ def worker(
             queue=queue,
             max_concurrent_tasks=max_concurrent_tasks,
             as_json=as_json,
+            logs=logs,
         )
 
 
@@ -258,7 +262,7 @@ def upgrade(context: typer.Context, store: Store, as_json: AsJson = False) -> No
 
 
 def _with_store(settings: Settings, work: Coroutine[Any, Any, None], *, command: str) -> None:
-    configure_logging(verbose=settings.verbose, level=logging.WARNING)
+    settings.logs(level=logging.WARNING)
     with reported(verbose=settings.verbose), closing(work):
         settings.reject("server", "insecure", "timeout", command=command)
         asyncio.run(work)
@@ -283,7 +287,7 @@ def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> 
             except TimeoutError as exc:
                 raise TaskTimeoutError(f"the command did not finish within {settings.timeout:g} s") from exc
 
-    configure_logging(verbose=settings.verbose, level=logging.WARNING)
+    settings.logs(level=logging.WARNING)
     with reported(verbose=settings.verbose, servers=settings.servers):
         try:
             return asyncio.run(with_client())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Final
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from llama_deploy.cli.error_messages import CommandError
+from llama_deploy.cli.logs import CommandLogging, LogFormat
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
 """The URL of the control plane that `llamactl serve` starts without options."""
@@ -32,8 +34,13 @@ class Settings:
     timeout: float | None
     """Seconds to wait. None: no limit."""
     verbose: bool
+    log_format: LogFormat | None
     given: frozenset[str]
     """The names of the options on the command line; all others are defaults or come from the environment."""
+
+    def logs(self, *, level: int = logging.INFO) -> CommandLogging:
+        """Log to stderr; see `CommandLogging`."""
+        return CommandLogging(verbose=self.verbose, log_format=self.log_format, level=level)
 
     def reject(self, *names: str, command: str) -> None:
         """Reject options that a command does not use.
@@ -94,6 +101,15 @@ Timeout = Annotated[
 ]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Log everything, and show the tracebacks of errors.")
+]
+LogFormatOption = Annotated[
+    LogFormat | None,
+    typer.Option(
+        "--log-format",
+        envvar="LLAMA_DEPLOY_LOG_FORMAT",
+        show_envvar=True,
+        help="How to log. Default: as the application configures logging, or as text.",
+    ),
 ]
 Concurrency = Annotated[
     int | None,

@@ -8,6 +8,7 @@ from llama_deploy.cli.addresses import check_ports, explain_bind_error
 from llama_deploy.cli.announcement import announce_instances, announce_stack
 from llama_deploy.cli.environment import settings_of
 from llama_deploy.cli.error_messages import CommandError
+from llama_deploy.cli.logs import CommandLogging
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
@@ -23,7 +24,14 @@ from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.web.http_server import is_loopback
 
 
-def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | None, as_json: bool) -> None:
+def serve(
+    targets: Sequence[str],
+    place: Place,
+    *,
+    max_concurrent_tasks: int | None,
+    as_json: bool,
+    logs: CommandLogging,
+) -> None:
     """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
 
     Raises:
@@ -32,7 +40,7 @@ def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | N
         LlamaDeployError: As `LocalStack.start`.
     """
     _check(place)
-    hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
+    hosted = _host(targets, logs, max_concurrent_tasks=max_concurrent_tasks)
     try:
         run_until_stopped(_serve(hosted, place, as_json=as_json))
     except BindError as exc:
@@ -98,6 +106,7 @@ def work(
     queue: str | None,
     max_concurrent_tasks: int | None,
     as_json: bool,
+    logs: CommandLogging,
 ) -> None:
     """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
 
@@ -105,7 +114,7 @@ def work(
         CommandError: A workflow was not found, or an environment variable is not valid.
         LlamaDeployError: As `run_workflow`.
     """
-    hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
+    hosted = _host(targets, logs, max_concurrent_tasks=max_concurrent_tasks)
     with settings_of(ClientSettings):
         settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
     control_plane = settings.connect_to(control_plane_urls)
@@ -135,8 +144,11 @@ def work(
     run_until_stopped(work_on_all())
 
 
-def _host(targets: Sequence[str], *, max_concurrent_tasks: int | None) -> list[HostedWorkflow]:
-    workflows = load_workflows(targets)
+def _host(
+    targets: Sequence[str], logs: CommandLogging, *, max_concurrent_tasks: int | None
+) -> list[HostedWorkflow]:
+    with logs.left_to_the_application():
+        workflows = load_workflows(targets)
     with settings_of(WorkflowServiceConfig):
         return [
             HostedWorkflow.named(name, workflow, max_concurrent_tasks=max_concurrent_tasks)

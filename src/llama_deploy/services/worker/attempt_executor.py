@@ -12,6 +12,7 @@ from workflows import Workflow
 
 from llama_deploy.messages import QueueMessage
 from llama_deploy.retrying import Outage
+from llama_deploy.running_task import RunningTask
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow, start_run
@@ -67,6 +68,7 @@ class AttemptExecutor:
         keeps_journal = reply.run is not None or (self.config.durability != "task" and reply.volatile is None)
         return WorkflowAttempt(
             key=key,
+            task=RunningTask(task_id, dispatch.session_id, dispatch.agent_id, number),
             state=WorkflowState(
                 state=reply.session_state, session_id=dispatch.session_id, task_id=task_id, attempt=number
             ),

@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, Consumer
 from llama_deploy.messages import QueueMessage
+from llama_deploy.running_task import running_task
 from llama_deploy.services.background import run_to_completion
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.run_outcome import RunOutcome
@@ -151,6 +152,7 @@ class Worker(ABC, Generic[A]):
 
     async def process(self, attempt: A) -> None:
         """Execute an attempt, and report its outcome."""
+        running_task.set(attempt.task)
         outcome, session_state = await self.execute(attempt)
         await self.report(attempt, outcome, session_state)
 
@@ -184,6 +186,7 @@ class Worker(ABC, Generic[A]):
             self._settings.service_name,
             type(cause).__name__,
             cause,
+            exc_info=cause if outcome.status is TaskStatus.FAILED else None,
             extra={"action": "task_failed", "task_id": task_id},
         )
         if self._settings.raise_exceptions and not self._failure.done():
