@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llama_deploy.types.actions import ActionTypes
 from llama_deploy.types.ids import generate_id
 from llama_deploy.types.services import InstanceInfo, ServiceDefinition
 from llama_deploy.types.sessions import SessionDefinition, SessionOptions, SessionPolicy, SessionState
@@ -19,6 +20,7 @@ from llama_deploy.types.tasks import (
 )
 
 __all__ = [
+    "ActionTypes",
     "Durability",
     "EventDefinition",
     "InstanceInfo",
