@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llama_deploy.renamed import old_names
 from llama_deploy.types.actions import ActionTypes
 from llama_deploy.types.ids import generate_id
 from llama_deploy.types.services import InstanceInfo, ServiceDefinition
@@ -39,3 +40,5 @@ __all__ = [
     "TaskView",
     "generate_id",
 ]
+
+__getattr__ = old_names(__name__, __path__)
