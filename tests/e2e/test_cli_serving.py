@@ -168,7 +168,7 @@ class TestServe:
             ("cli_app:Ask", "calling cli_app:Ask without arguments failed", 1),
             ("cli_app:settings", "returned an object of the class dict, which is not a Workflow", 1),
             ("broken:repeat", "No module named 'there_is_no_such_module'", 1),
-            ("not good=cli_app:repeat", "'not good' is not a valid service name", 2),
+            ("..=cli_app:repeat", "'..' is not a valid service name", 2),
             ("control_plane=cli_app:repeat", "reserved", 2),
         ],
     )

@@ -36,13 +36,10 @@ from llama_deploy.message_queues import (
     SimpleMessageQueueServer,
 )
 from llama_deploy.messages import ActionTypes, QueueMessage
-from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import (
     ServiceDefinition,
     SessionOptions,
-    TaskDefinition,
-    TaskResult,
     TaskSubmission,
 )
 from llama_deploy.types.instance_protocol import (
@@ -700,32 +697,6 @@ async def test_a_deregistered_service_gets_its_running_tasks_again(
     await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
     assert (await instance.run_one()).attempt == 2
     assert (await get(http, "/tasks/t", wait=10))["status"] == "succeeded"
-
-
-class Remembering(BaseOrchestrator):
-    """Sends every task to `echo`, and counts in the session's state."""
-
-    async def get_next_messages(
-        self, task_def: TaskDefinition, state: dict[str, Any]
-    ) -> tuple[list[QueueMessage], dict[str, Any]]:
-        return [QueueMessage(type="echo", data=task_def.model_dump())], {"asked": state.get("asked", 0) + 1}
-
-    async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
-        return {"last": result.result, "asked_before": state["asked"]}
-
-
-async def test_an_orchestrator_of_ones_own_routes_and_remembers(
-    queue: LocalMessageQueue, config: ControlPlaneConfig
-) -> None:
-    async with ControlPlaneServer(queue, orchestrator=Remembering(), config=config) as server:
-        await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
-        session = await server.create_session()
-        task_id = await server.add_task_to_session(session, TaskDefinition(input="{}"))
-        async with await queue.subscribe("llama_deploy.echo") as work:
-            await Instance(server, queue, work, "one").run_one()
-        await server.plane.tasks.get(task_id, wait=10)
-        state = (await server.plane.sessions.state(session)).state
-        assert state == {"asked": 1, "last": "done", "asked_before": 1}
 
 
 async def test_an_attempt_whose_events_the_queue_has_lost_is_tried_again(

@@ -4,4 +4,7 @@ from __future__ import annotations
 
 from llama_deploy.cli import main
 
-main()
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import operator
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.errors import ConfigError
 from llama_deploy.services.run.workflow_factory import WorkflowFactory
+from llama_deploy.types.services import check_service_name
 
 _FORM: Final = "use module:attribute or path/to/file.py:attribute, such as app:workflow"
-_SERVICE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +45,13 @@ class Target:
         if not colon or not source or not attribute or (separator and not name):
             raise CommandError(f"{text!r} does not name a workflow", hint=_FORM)
         service_name = name or attribute.rpartition(".")[2].lstrip("_")
-        if _SERVICE_NAME.fullmatch(service_name) is None:
+        try:
+            check_service_name(service_name)
+        except ValueError as exc:
             raise CommandError(
-                f"{service_name!r} is not a valid service name",
-                hint="use letters, digits, `_`, `-` and `.`; set the name with name=module:attribute",
-            )
+                f"{service_name!r} is not a valid service name: {exc}",
+                hint="set the name with name=module:attribute",
+            ) from exc
         return cls(source, attribute, service_name)
 
 

@@ -14,6 +14,7 @@ from llama_deploy.client.settings import ClientSettings
 from llama_deploy.client.sync.client import SyncClient
 from llama_deploy.client.sync.core import SyncSession
 from llama_deploy.client.sync.task import SyncTaskHandle
+from llama_deploy.renamed import old_names
 
 __all__ = [
     "ApiServerStatus",
@@ -26,3 +27,5 @@ __all__ = [
     "SyncTaskHandle",
     "TaskHandle",
 ]
+
+__getattr__ = old_names(__name__, __path__)

@@ -16,6 +16,7 @@ from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.dispatch.leases import Leases
 from llama_deploy.control_plane.dispatch.outbox_reader import OutboxReader
 from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
+from llama_deploy.control_plane.dispatch.router import Router
 from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
 from llama_deploy.control_plane.dispatch.timers import Timers
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
@@ -56,7 +57,7 @@ class ControlPlane:
         queue: The message queue. The caller closes it.
         store: The state store. The caller closes it.
         config: Settings.
-        orchestrator: Sets the maximum of attempts, and may add results to the session's state.
+        orchestrator: Sets the maximum of attempts, and may send tasks from service to service.
         publish_callback: Called with each message after it is published.
         clock: Returns the current time, aware, UTC.
     """
@@ -108,6 +109,9 @@ class ControlPlane:
             lease=lease,
             max_pause=timedelta(seconds=config.redispatch_seconds),
         )
+        self._router = Router(
+            store=store, writer=self._writer, orchestrator=orchestrator, clock=clock, lease=lease
+        )
         self._background: list[asyncio.Task[None]] = []
         self._subscription: Subscription | None = None
         self.sessions = Sessions(store=store, writer=self._writer)
@@ -116,6 +120,7 @@ class ControlPlane:
             writer=self._writer,
             hub=self._hub,
             default_max_attempts=orchestrator.max_attempts,
+            routed=self._router.is_needed,
             backlog=lambda: self._relay.backlog,
             max_backlog=config.max_backlog,
         )
@@ -123,8 +128,6 @@ class ControlPlane:
         self.attempts = Attempts(
             store=store,
             writer=self._writer,
-            sessions=self.sessions,
-            orchestrator=orchestrator,
             lease_seconds=config.lease_seconds,
         )
         self._lost_after = LATE_SECONDS if queue.durable else LOST_AFTER_SECONDS
@@ -142,6 +145,7 @@ class ControlPlane:
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
             asyncio.create_task(self._sweeps.run(), name="sweeps"),
+            asyncio.create_task(self._router.run(), name="router"),
             asyncio.create_task(self._publish_outbox(after=unsent), name="outbox"),
         ]
         if self._store.shared:
@@ -213,6 +217,8 @@ class ControlPlane:
 
     def _after_commit(self, committed: Committed) -> None:
         self._relay.send(committed.outgoing)
+        if committed.unrouted:
+            self._router.wake(committed.unrouted)
         for task_id in committed.grown:
             self._hub.grown(task_id)
         for task_id, task in committed.ended.items():

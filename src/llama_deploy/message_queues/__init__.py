@@ -21,25 +21,31 @@ from llama_deploy.message_queues.simple import (
     SimpleMessageQueueConfig,
     SimpleMessageQueueServer,
 )
+from llama_deploy.renamed import old_names
 
 if TYPE_CHECKING:
-    from llama_deploy.message_queues.aws import AWSMessageQueueConfig
-    from llama_deploy.message_queues.kafka import KafkaMessageQueueConfig
-    from llama_deploy.message_queues.nats import NatsMessageQueueConfig
-    from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueueConfig
-    from llama_deploy.message_queues.redis import RedisMessageQueueConfig
+    from llama_deploy.message_queues.aws import AWSMessageQueue, AWSMessageQueueConfig
+    from llama_deploy.message_queues.kafka import KafkaMessageQueue, KafkaMessageQueueConfig
+    from llama_deploy.message_queues.nats import NatsMessageQueue, NatsMessageQueueConfig
+    from llama_deploy.message_queues.rabbitmq import RabbitMQMessageQueue, RabbitMQMessageQueueConfig
+    from llama_deploy.message_queues.redis import RedisMessageQueue, RedisMessageQueueConfig
 
 __all__ = [
+    "AWSMessageQueue",
     "AWSMessageQueueConfig",
     "AbstractMessageQueue",
     "Consumer",
     "Delivery",
+    "KafkaMessageQueue",
     "KafkaMessageQueueConfig",
     "LocalMessageQueue",
     "MessageQueueConfig",
+    "NatsMessageQueue",
     "NatsMessageQueueConfig",
     "PublishCallback",
+    "RabbitMQMessageQueue",
     "RabbitMQMessageQueueConfig",
+    "RedisMessageQueue",
     "RedisMessageQueueConfig",
     "SimpleMessageQueue",
     "SimpleMessageQueueConfig",
@@ -51,18 +57,25 @@ __all__ = [
 ]
 
 _BACKENDS: Final = {
+    "AWSMessageQueue": "aws",
     "AWSMessageQueueConfig": "aws",
+    "KafkaMessageQueue": "kafka",
     "KafkaMessageQueueConfig": "kafka",
+    "NatsMessageQueue": "nats",
     "NatsMessageQueueConfig": "nats",
+    "RabbitMQMessageQueue": "rabbitmq",
     "RabbitMQMessageQueueConfig": "rabbitmq",
+    "RedisMessageQueue": "redis",
     "RedisMessageQueueConfig": "redis",
 }
 """Names whose backend needs a package of its own, imported when it is first asked for."""
+
+_old = old_names(__name__, __path__)
 
 
 def __getattr__(name: str) -> Any:
     """Import the settings of a backend when they are first asked for (PEP 562)."""
     backend = _BACKENDS.get(name)
     if backend is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _old(name)
     return getattr(import_module(f"{__name__}.{backend}"), name)

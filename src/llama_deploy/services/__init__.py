@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llama_deploy.renamed import old_names
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
 from llama_deploy.services.run.workflow_factory import AnyWorkflow
@@ -18,3 +19,5 @@ __all__ = [
     "WorkflowServiceConfig",
     "WorkflowState",
 ]
+
+__getattr__ = old_names(__name__, __path__)

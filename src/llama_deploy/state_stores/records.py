@@ -83,7 +83,8 @@ class TaskRecord(NamedTuple):
     """The secret of the attempt under way."""
     claimed_at: datetime | None = None
     redispatch_at: datetime | None = None
-    """When the attempt is published again if no instance has claimed it."""
+    """When the attempt is published again if no instance has claimed it; of a pending task, since when it
+    waits for the orchestrator."""
     dispatches: int = 0
     """How often the attempt under way was published."""
     stream_length: int = 0
@@ -108,6 +109,16 @@ class TaskRecord(NamedTuple):
     """The `Durability` of the last attempt, once there is one."""
     volatile_reason: str | None = None
     """Why the run is volatile, in words."""
+    routed_to: str | None = None
+    """The service of the current part of a route. None: `service_name`."""
+    routing: str | None = None
+    """The `Routing` of a task that an orchestrator sends from service to service, as JSON. None: it has no
+    route, or has ended."""
+
+    @property
+    def target(self) -> str:
+        """The name of the service that runs the task at the moment."""
+        return self.service_name if self.routed_to is None else self.routed_to
 
 
 PROGRESS: Final = (

@@ -85,6 +85,15 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def unrouted(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        """Return tasks in the status `pending` with a `redispatch_at`, by that, then in order of insertion.
+
+        Args:
+            due_before: Only those with an earlier `redispatch_at`. None: all.
+            limit: The most tasks to return.
+        """
+
+    @abstractmethod
     def insert(self, tasks: Sequence[TaskRecord]) -> None:
         """Store new tasks; their order is the order of their session."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llama_deploy.renamed import old_names
+from llama_deploy.types.actions import ActionTypes
 from llama_deploy.types.ids import generate_id
 from llama_deploy.types.services import InstanceInfo, ServiceDefinition
 from llama_deploy.types.sessions import SessionDefinition, SessionOptions, SessionPolicy, SessionState
@@ -19,6 +21,7 @@ from llama_deploy.types.tasks import (
 )
 
 __all__ = [
+    "ActionTypes",
     "Durability",
     "EventDefinition",
     "InstanceInfo",
@@ -37,3 +40,5 @@ __all__ = [
     "TaskView",
     "generate_id",
 ]
+
+__getattr__ = old_names(__name__, __path__)

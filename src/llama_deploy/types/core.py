@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llama_deploy.renamed import old_names
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
@@ -21,3 +22,5 @@ __all__ = [
     "TaskStream",
     "generate_id",
 ]
+
+__getattr__ = old_names(__name__)

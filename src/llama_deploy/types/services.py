@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
+from unicodedata import category
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from llama_deploy.types.json_values import JsonObject
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+MAX_NAME_LENGTH: Final = 200
+"""The most characters in a service name."""
+
+
+def check_service_name(name: str) -> str:
+    """Return a service name if it can be one.
+
+    Raises:
+        ValueError: It is empty, too long, `.` or `..`, or has control characters or lone surrogates.
+    """
+    if not 0 < len(name) <= MAX_NAME_LENGTH:
+        raise ValueError(f"a service name has 1 to {MAX_NAME_LENGTH} characters, not {len(name)}")
+    if name in {".", ".."} or any(category(character) in {"Cc", "Cs"} for character in name):
+        raise ValueError(
+            f"{name!r} cannot be a service name: it must not be . or .. and must not have control characters"
+        )
+    return name
+
+
+ServiceName = Annotated[str, AfterValidator(check_service_name)]
+"""The name of a service: any text without control characters."""
 
 
 class InstanceInfo(BaseModel):
@@ -26,7 +50,7 @@ class InstanceInfo(BaseModel):
 class ServiceDefinition(BaseModel):
     """A service as it registers and as it is listed."""
 
-    service_name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+    service_name: ServiceName
     description: str = ""
     prompt: list[Any] = Field(default_factory=list)
     """Kept for the 0.6 API."""

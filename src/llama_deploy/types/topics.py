@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 CONTROL_PLANE: Final = "control_plane"
 """The type of messages to the control plane. Messages to a service have the service name as their type."""
+MAX_PART_LENGTH: Final = 120
+"""How many characters of a topic a service name takes. With an instance and the suffix of dead letters, a
+topic stays below the smallest limit of the brokers, which is the 235 of Kafka."""
+
+_PLAIN: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.\-]{{0,{MAX_PART_LENGTH - 1}}}")
+_SUFFIX_OF_OTHERS: Final = ".dead_letters"
+_ESCAPED: Final = re.compile(rb"[^A-Za-z0-9]")
+_DIGEST_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +32,26 @@ class Topics:
 
     def work(self, service_name: str) -> str:
         """The topic for the attempts of a service, which its instances share."""
-        return f"{self.namespace}.{service_name}"
+        return f"{self.namespace}.{topic_part(service_name)}"
 
     def instance(self, service_name: str, instance_id: str) -> str:
         """The topic for events and cancellations of one instance."""
-        return f"{self.namespace}.{service_name}.{instance_id}"
+        return f"{self.namespace}.{topic_part(service_name)}.{instance_id}"
+
+
+def topic_part(service_name: str) -> str:
+    """Return a service name in the form that it has in topics.
+
+    Every broker accepts it: it has letters, digits, `_`, `-` and `.` only. A name of these, which begins with
+    a letter or a digit, stays as it is. Of any other, each other byte becomes `_` and two digits, after a
+    leading `_`. Names that are too long for that end in a digest. Different names have different forms.
+    """
+    if _PLAIN.fullmatch(service_name) and not service_name.endswith(_SUFFIX_OF_OTHERS):
+        return service_name
+    raw = service_name.encode()
+    escaped = "_" + _ESCAPED.sub(lambda found: b"_%02x" % found[0][0], raw).decode()
+    if len(escaped) <= MAX_PART_LENGTH:
+        return escaped
+    digest = blake2b(raw, digest_size=_DIGEST_BYTES).hexdigest()
+    # Two `_` are nowhere else but at the beginning.
+    return f"{escaped[: MAX_PART_LENGTH - len(digest) - 2]}__{digest}"

@@ -34,6 +34,10 @@ def next_turn(open_tasks: Sequence[TaskRecord], *, at: datetime) -> Transition |
         open_tasks: The open tasks of the session, oldest first.
         at: The present time.
     """
-    if open_tasks and all(task.status is TaskStatus.PENDING for task in open_tasks):
+
+    def waits(task: TaskRecord) -> bool:
+        return task.status is TaskStatus.PENDING and not lifecycle.is_unrouted(task)
+
+    if open_tasks and all(waits(task) for task in open_tasks):
         return lifecycle.take_turn(open_tasks[0], at=at)
     return None

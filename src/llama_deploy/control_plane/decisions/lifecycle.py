@@ -11,6 +11,10 @@
                                                  └─cancel─▶ cancelled
 ```
 
+A task with a route does not become `queued` by itself: it stays `pending` until an orchestrator outside has
+named the next service (`go_on`), or has said that there is none (`conclude`). Each of its hops ends in
+`pending` again.
+
 An event that does not fit raises an error and changes nothing: `FencedOutError` for an attempt that is not
 the current one, `TaskFinishedError` for a request to a task that has ended. A run's journal belongs to its
 task: it is kept from attempt to attempt and deleted when the task ends.
@@ -24,6 +28,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from llama_deploy.backoff import Backoff
+from llama_deploy.control_plane.decisions.routing import Hop, Routing
 from llama_deploy.errors import (
     AttemptsExhaustedError,
     EventsMissingError,
@@ -68,6 +73,10 @@ class Transition:
     """Delete what is stored of the run."""
     restore_inbox: bool = False
     """Offer the consumed entries of the inbox to the next attempt."""
+    drop_inbox: bool = False
+    """Offer no entry of the inbox to later attempts."""
+    route: bool = False
+    """Ask the orchestrator where the task goes."""
 
     @property
     def ended(self) -> bool:
@@ -102,7 +111,9 @@ def admit(task: TaskRecord, *, open_tasks: Sequence[TaskRecord], policy: Session
 
 
 def take_turn(task: TaskRecord, *, at: datetime) -> Transition:
-    """It is the task's turn in its session: `pending` → `queued`."""
+    """It is the task's turn in its session: `pending` → `queued`, or the orchestrator is asked first."""
+    if task.routing is not None:
+        return Transition(_moved(task, TaskStatus.PENDING, at=at, redispatch_at=at), route=True)
     return Transition(_moved(task, TaskStatus.QUEUED, at=at, dispatches=1), dispatch=True)
 
 
@@ -159,21 +170,89 @@ def take_events(task: TaskRecord, sent: AttemptEvents) -> Transition:
 def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transition:
     """The owner of the attempt has finished it: `running` → a terminal status.
 
+    If the task has a route and nobody wants its end, only a hop has ended: `running` → `pending`.
+
     Raises:
         FencedOutError: The sender does not own the attempt.
         EventsMissingError: Earlier events of the attempt have not arrived.
     """
     events = _new_events(task, outcome)
     grown = _grown(task, len(events))
+    if task.routing is not None and outcome.status is not TaskStatus.CANCELLED:
+        if task.cancel_requested:
+            return _finish(grown, _cancelled(task), at=at, events=events)
+        return _end_hop(grown, outcome, at=at, events=events)
     return _finish(grown, outcome.task_result, at=at, events=events, stop_event=outcome.stop_event)
 
 
 def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
-    """Whether the task has ended with this very outcome: a queue may deliver it more than once."""
+    """Whether the task, or its hop, has ended with this very outcome: a queue may deliver it repeatedly."""
+    if is_unrouted(task):
+        ended = Routing.of(task).outcome
+        return ended is not None and ended.attempt == outcome.attempt
     if not task.status.is_terminal or task.result is None or task.attempt != outcome.attempt:
         return False
     stored = TaskResult.model_validate_json(task.result)
     return (stored.status, stored.result, stored.error) == (outcome.status, outcome.text, outcome.error)
+
+
+def _end_hop(
+    task: TaskRecord, outcome: AttemptOutcome, *, at: datetime, events: Sequence[EventPayload]
+) -> Transition:
+    """The run is over, and with it all that was stored of it. The orchestrator is asked what follows."""
+    kept = outcome.model_copy(update={"events": [], "token": "", "session_state": None})
+    routing = Routing.of(task).model_copy(update={"outcome": kept})
+    fresh = {"has_run": False, "journal_length": 0, "running_seconds": 0.0, "losses": 0}
+    unknown = dict.fromkeys(["wake_at", "durability", "volatile_reason"])
+    ended = _moved(
+        task,
+        TaskStatus.PENDING,
+        at=at,
+        redispatch_at=at,
+        routing=routing.encode(),
+        **_NO_OWNER,
+        **fresh,
+        **unknown,
+    )
+    return Transition(ended, events, forget_run=task.has_run, drop_inbox=True, route=True)
+
+
+def is_unrouted(task: TaskRecord) -> bool:
+    """Whether the task waits for the orchestrator to say where it goes."""
+    return task.status is TaskStatus.PENDING and task.redispatch_at is not None
+
+
+def go_on(task: TaskRecord, hop: Hop, *, waiting: Sequence[Hop], at: datetime) -> Transition:
+    """The orchestrator has named the next service: `pending` → `queued`.
+
+    Args:
+        task: A task that waits for the orchestrator.
+        hop: The service, and what it gets.
+        waiting: Those that come after it.
+        at: The present time.
+    """
+    ended = Routing.of(task).outcome
+    routing = Routing(input=hop.input, waiting=list(waiting))
+    task = task._replace(routed_to=hop.service_name, routing=routing.encode())
+    if ended is None:
+        return Transition(_moved(task, TaskStatus.QUEUED, at=at, dispatches=1), dispatch=True)
+    if ended.stop_event is None:
+        return _next_attempt(task, at=at)
+    # The stop event of the hop before is an ordinary event of the task.
+    grown = task._replace(stream_length=task.stream_length + 1)
+    return replace(_next_attempt(grown, at=at), events=[ended.stop_event])
+
+
+def conclude(task: TaskRecord, result: TaskResult | TaskFailure, *, at: datetime) -> Transition:
+    """The orchestrator has named no other service, or it has failed: `pending` → a terminal status.
+
+    The stop event of the last hop is the terminal event, unless the orchestrator has failed.
+    """
+    if isinstance(result, TaskFailure):
+        return _finish(task, _failed(task, result), at=at)
+    ended = Routing.of(task).outcome
+    stop_event = None if ended is None else ended.stop_event
+    return _finish(task, result, at=at, stop_event=stop_event)
 
 
 def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transition:
@@ -262,7 +341,7 @@ def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
         return _finish(task, _cancelled(task), at=at)
     losses = task.losses + 1
     if losses >= task.max_attempts:
-        reason = f"{losses} instances of service {task.service_name} died or went silent under this task"
+        reason = f"{losses} instances of service {task.target} died or went silent under this task"
         result = _failed(task, _failure(AttemptsExhaustedError, reason))
         return _finish(task._replace(losses=losses), result, at=at)
     following = _next_attempt(task._replace(losses=losses), at=at)
@@ -417,6 +496,7 @@ def _finish(
         has_run=False,
         journal_length=0,
         result=result.model_dump_json(),
+        routing=None,
     )
     terminal = stop_event or _terminal_event(result)
     return Transition(ended, [*events, terminal], forget_run=task.has_run)

@@ -77,7 +77,7 @@ class Dispatcher:
         """
         if not tasks:
             return
-        waiting = {task.service_name for task in tasks if self.is_waiting(task.service_name)}
+        waiting = {task.target for task in tasks if self.is_waiting(task.target)}
 
         def run(unit: Unit) -> int:
             known = [task for each in tasks if (task := unit.tasks.find(each.task_id)) is not None]
@@ -86,7 +86,7 @@ class Dispatcher:
                 known = [item for item in known if item.redispatch_at and item.redispatch_at <= unit.now]
             count = 0
             for task in known:
-                if task.service_name in waiting and not lifecycle.is_held_back(task):
+                if task.target in waiting and not lifecycle.is_held_back(task):
                     unit.postpone(task)
                 else:
                     unit.apply(lifecycle.dispatch_again(task))
@@ -108,9 +108,7 @@ class Dispatcher:
         def late(task: TaskRecord) -> bool:
             is_late = task.redispatch_at is not None and task.redispatch_at > soon
             return (
-                is_late
-                and task.service_name in service_names
-                and 1 <= task.dispatches <= _MAX_EXPEDITED_DISPATCHES
+                is_late and task.target in service_names and 1 <= task.dispatches <= _MAX_EXPEDITED_DISPATCHES
             )
 
         def run(unit: Unit) -> None:

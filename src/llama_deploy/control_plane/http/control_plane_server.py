@@ -38,7 +38,7 @@ class ControlPlaneServer(CoreEndpoints):
 
     Args:
         message_queue: The message queue. The caller closes it.
-        orchestrator: Chooses the service for a task of the 0.6 form. None: a `SimpleOrchestrator`.
+        orchestrator: Sends tasks from service to service. None: each task goes to the service that it names.
         publish_callback: Called with each message after it is published.
         state_store: The state store. The caller closes it. None: opened from the settings, and closed here.
         config: Settings. None: from the environment and the defaults.

@@ -13,9 +13,7 @@ from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.http.stream_responses import data_response
 from llama_deploy.control_plane.http.task_routes import Wait
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.control_plane.requests.routing import route
 from llama_deploy.errors import InvalidRequestError
-from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import (
     EventDefinition,
@@ -38,7 +36,6 @@ class CoreEndpoints(ABC):
     """The control plane, its services, its sessions and their tasks and state."""
 
     config: ControlPlaneConfig
-    orchestrator: BaseOrchestrator
 
     @property
     @abstractmethod
@@ -93,8 +90,7 @@ class CoreEndpoints(ABC):
                 f"the task names session {task_def.session_id}, the path {session_id}; send the same id"
             )
         task = task_def.model_copy(update={"session_id": session_id})
-        submission = await route(self.orchestrator, self.plane.sessions, task)
-        return (await self.plane.tasks.submit(submission)).task_id
+        return (await self.plane.tasks.submit_definition(task)).task_id
 
     async def get_session_tasks(self, session_id: Key) -> list[TaskDefinition]:
         """Return the tasks of a session in the order in which they were accepted."""
@@ -140,7 +136,7 @@ def _definition(task: TaskRecord) -> TaskDefinition:
         input=task.input,
         task_id=public_id(task.task_id),
         session_id=public_id(task.session_id),
-        agent_id=task.service_name,
+        agent_id=task.service_name or None,
     )
 
 

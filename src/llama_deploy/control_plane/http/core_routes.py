@@ -23,7 +23,7 @@ def core_routes(endpoints: CoreEndpoints) -> APIRouter:
         ("POST", "/services/register", endpoints.register_service, "services"),
         ("POST", "/services/deregister", endpoints.deregister_service, "services"),
         ("GET", "/services", endpoints.get_all_services, "services"),
-        ("GET", "/services/{service_name}", endpoints.get_service, "services"),
+        ("GET", "/services/{service_name:path}", endpoints.get_service, "services"),
         ("POST", "/sessions/create", endpoints.create_session, "sessions"),
         ("GET", "/sessions", endpoints.get_all_sessions, "sessions"),
         ("GET", "/sessions/{session_id}", endpoints.get_session, "sessions"),

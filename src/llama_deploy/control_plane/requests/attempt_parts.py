@@ -14,6 +14,7 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.routing import run_input
 from llama_deploy.control_plane.storage.run_rows import run_record
 from llama_deploy.errors import TaskNotFoundError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
@@ -108,7 +109,7 @@ def _text(tx: StoreTransaction, request: PartRequest) -> str:
     lifecycle.check_owner(task, attempt=request.attempt, token=request.token)
     match request.part:
         case AttemptPart.INPUT:
-            return task.input
+            return run_input(task)
         case AttemptPart.SESSION_STATE:
             return tx.sessions.load([task.session_id])[task.session_id].state
         case AttemptPart.INBOX:

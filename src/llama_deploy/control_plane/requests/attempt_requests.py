@@ -12,10 +12,9 @@ from typing import Final
 from pydantic import ValidationError
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.routing import run_input
 from llama_deploy.control_plane.requests.attempt_parts import AttemptParts, Grant, limited, sizes_of
 from llama_deploy.control_plane.requests.rejection_log import RejectionLog
-from llama_deploy.control_plane.requests.routing import keep_result
-from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -26,7 +25,6 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.messages import ActionTypes, QueueMessage
-from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.types.instance_protocol import (
     BEATS_PER_LEASE,
@@ -54,14 +52,10 @@ class Attempts:
         *,
         store: StateStore,
         writer: Writer,
-        sessions: Sessions,
-        orchestrator: BaseOrchestrator,
         lease_seconds: float,
     ) -> None:
         self._store = store
         self._writer = writer
-        self._sessions = sessions
-        self._orchestrator = orchestrator
         self._lease = timedelta(seconds=lease_seconds)
         self._rejections = RejectionLog()
         self.parts = AttemptParts(store)
@@ -114,7 +108,7 @@ class Attempts:
         for place, message in enumerate(messages):
             try:
                 report = _report(message)
-                commands.append(await self._command(report))
+                commands.append(_command(report))
                 reports.append((place, report))
             except LlamaDeployError as exc:
                 answers[place] = _answer(message, exc)
@@ -150,16 +144,6 @@ class Attempts:
         except LlamaDeployError as exc:
             logger.warning("task %s: %s", report.task_id, exc, extra={"action": "reports_lost"})
 
-    async def _command(self, report: AttemptEvents) -> Command[None]:
-        if not isinstance(report, AttemptOutcome):
-            return _events_command(report)
-        if self._orchestrator.keeps_state:
-            tasks = await self._store.read(lambda tx: tx.tasks.load([report.task_id]))
-            if report.task_id in tasks:
-                session_id = tasks[report.task_id].session_id
-                report = await keep_result(self._orchestrator, self._sessions, report, session_id=session_id)
-        return _outcome_command(report)
-
 
 def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> Command[Grant]:
     def run(unit: Unit) -> Grant:
@@ -183,7 +167,7 @@ def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> 
         reply = ClaimReply(
             granted=True,
             token=claimed.task.token or "",
-            input=task.input,
+            input=run_input(task),
             session_state=json.loads(session.state),
             inbox=unit.inbox.unconsumed([task.task_id]),
             inbox_seq=task.inbox_length,
@@ -239,6 +223,10 @@ def _report(message: QueueMessage) -> AttemptEvents:
             f"malformed {message.action}: {describe_validation_error(exc)}{advice}"
         ) from exc
     raise InvalidRequestError(f"the control plane does not accept {message.action} messages")
+
+
+def _command(report: AttemptEvents) -> Command[None]:
+    return _outcome_command(report) if isinstance(report, AttemptOutcome) else _events_command(report)
 
 
 def _events_command(sent: AttemptEvents) -> Command[None]:

@@ -116,7 +116,7 @@ class Sessions:
             InvalidRequestError: A key has the reserved prefix.
             SerializationError: A value that cannot be encoded as JSON.
         """
-        _check_state(changes)
+        check_state(changes)
         return await self._write(session_id, lambda unit: unit.sessions.merge_state(session_id, changes))
 
     async def replace_state(self, session_id: str, state: dict[str, Any], *, version: int) -> SessionState:
@@ -128,7 +128,7 @@ class Sessions:
             InvalidRequestError: A key has the reserved prefix.
             SerializationError: A value that cannot be encoded as JSON.
         """
-        _check_state(state)
+        check_state(state)
 
         def run(unit: Unit) -> SessionRecord:
             session = unit.sessions.get(session_id)
@@ -157,7 +157,13 @@ def _is_reserved(key: str) -> bool:
     return key.startswith(RESERVED_PREFIX)
 
 
-def _check_state(state: dict[str, Any]) -> None:
+def check_state(state: dict[str, Any]) -> None:
+    """Raise an error unless a client may write this state.
+
+    Raises:
+        InvalidRequestError: A key has the reserved prefix.
+        SerializationError: A value cannot be encoded as JSON.
+    """
     if taken := [key for key in state if _is_reserved(key)]:
         raise InvalidRequestError(
             f"state keys with the prefix {RESERVED_PREFIX!r} are reserved for services: {taken}; rename them"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.event_checks import check_event
+from llama_deploy.control_plane.decisions.routing import NEW_ROUTE
 from llama_deploy.control_plane.requests.session_requests import new_session
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
@@ -28,13 +29,14 @@ from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
     SessionPolicy,
+    TaskDefinition,
     TaskResult,
     TaskStatus,
     TaskSubmission,
     TaskView,
     generate_id,
 )
-from llama_deploy.types.json_values import encode_json
+from llama_deploy.types.json_values import decode_object, encode_json
 from llama_deploy.types.keys import public_id
 
 _MAX_INBOX: Final = 10_000
@@ -51,7 +53,7 @@ def task_view(task: TaskRecord) -> TaskView:
     return TaskView(
         task_id=task_id,
         session_id=public_id(task.session_id),
-        service_name=task.service_name,
+        service_name=task.target,
         status=task.status,
         attempt=task.attempt,
         instance_id=task.instance_id,
@@ -61,6 +63,17 @@ def task_view(task: TaskRecord) -> TaskView:
         durability=task.durability,
         volatile_reason=task.volatile_reason,
     )
+
+
+class _NewTask(NamedTuple):
+    """A task to be accepted."""
+
+    task_id: str
+    session_id: str | None
+    service_name: str
+    """Empty: the orchestrator knows."""
+    input: str
+    max_attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,8 @@ class Tasks:
     """Notifies of their changes."""
     default_max_attempts: int
     """For submissions without `max_attempts`."""
+    routed: bool
+    """Whether an orchestrator chooses the services of new tasks."""
     backlog: Callable[[], int]
     """Returns how many messages wait for the queue."""
     max_backlog: int
@@ -92,37 +107,62 @@ class Tasks:
             ConflictError: A different task has this id.
             OverloadedError: Too many messages wait for the queue.
         """
+        new = _NewTask(
+            submission.task_id,
+            submission.session_id,
+            submission.service_name,
+            _encoded(submission.arguments),
+            submission.max_attempts or self.default_max_attempts,
+        )
+        return await self._submit(new, wait=wait)
+
+    async def submit_definition(self, task: TaskDefinition) -> TaskView:
+        """Accept a task in the form of 0.6, as `submit` does.
+
+        Raises:
+            InvalidRequestError: The task names no service, or its input is not a JSON object, and there is no
+                orchestrator that reads it.
+            LlamaDeployError: As `submit`.
+        """
+        text = task.input
+        if not self.routed:
+            if not task.agent_id:
+                raise InvalidRequestError(
+                    f"task {task.task_id} does not name a service; set agent_id to the name of one"
+                )
+            text = _encoded(decode_object(text, what="the input with the run arguments"))
+        new = _NewTask(task.task_id, task.session_id, task.agent_id or "", text, self.default_max_attempts)
+        return await self._submit(new, wait=0.0)
+
+    async def _submit(self, new: _NewTask, *, wait: float) -> TaskView:
         if self.backlog() >= self.max_backlog:
             raise OverloadedError(f"{self.max_backlog} messages are waiting for the queue; retry later")
-        with self.hub.watch(submission.task_id) as watch:
-            view = await self._accept(submission)
+        with self.hub.watch(new.task_id) as watch:
+            view = await self._accept(new)
             if view.status.is_terminal or wait <= 0:
                 return view
-            return await watch.end(wait) or await self.get(submission.task_id)
+            return await watch.end(wait) or await self.get(new.task_id)
 
-    async def _accept(self, submission: TaskSubmission) -> TaskView:
-        new_session_id = generate_id() if submission.session_id is None else None
-        session_id = submission.session_id or new_session_id or ""
-        try:
-            arguments = encode_json(submission.arguments)
-        except SerializationError as exc:
-            raise InvalidRequestError(f"arguments: {exc}") from exc
+    async def _accept(self, new: _NewTask) -> TaskView:
+        new_session_id = generate_id() if new.session_id is None else None
+        session_id = new.session_id or new_session_id or ""
 
         def run(unit: Unit) -> TaskRecord:
-            known = unit.tasks.find(submission.task_id)
+            known = unit.tasks.find(new.task_id)
             if known is not None:
-                return _same_task(known, submission, arguments)
-            if not unit.services.exists(submission.service_name):
-                raise ServiceNotFoundError(f"there is no service {submission.service_name!r}")
+                return _same_task(known, new)
+            if not self.routed and not unit.services.exists(new.service_name):
+                raise ServiceNotFoundError(f"there is no service {new.service_name!r}")
             task = TaskRecord(
-                task_id=submission.task_id,
+                task_id=new.task_id,
                 session_id=session_id,
-                service_name=submission.service_name,
-                input=arguments,
+                service_name=new.service_name,
+                input=new.input,
                 status=TaskStatus.PENDING,
                 created_at=unit.now,
                 status_changed_at=unit.now,
-                max_attempts=submission.max_attempts or self.default_max_attempts,
+                max_attempts=new.max_attempts,
+                routing=NEW_ROUTE if self.routed else None,
             )
             if new_session_id is not None:
                 unit.add_session(new_session(new_session_id, policy=SessionPolicy.ENQUEUE, at=unit.now))
@@ -135,15 +175,15 @@ class Tasks:
             return unit.tasks.find(accepted.task_id) or accepted
 
         reads = Reads(
-            tasks={submission.task_id},
+            tasks={new.task_id},
             sessions={session_id} if new_session_id is None else set(),
-            services={submission.service_name},
+            services=set() if self.routed else {new.service_name},
         )
         try:
             return task_view(await self.writer.write(Command(run, reads)))
         except ServiceNotFoundError as exc:
             known = await self.store.read(lambda tx: tx.services.load())
-            raise ServiceNotFoundError.among(known, submission.service_name) from exc
+            raise ServiceNotFoundError.among(known, new.service_name) from exc
 
     async def get(self, task_id: str, *, session_id: str | None = None, wait: float = 0.0) -> TaskView:
         """Return a task as soon as it has ended, or after `wait` seconds.
@@ -184,7 +224,7 @@ class Tasks:
             InvalidRequestError: The event is malformed, for another service, or of an unknown class.
         """
         task = await self._find(task_id, session_id)
-        check_event(event, task.service_name, await self._definition(task.service_name))
+        check_event(event, task.target, await self._definition(task.target))
 
         def run(unit: Unit) -> None:
             current = unit.tasks.get(task_id)
@@ -228,10 +268,17 @@ class Tasks:
         return ServiceDefinition.model_validate_json(record.definition) if record is not None else None
 
 
-def _same_task(known: TaskRecord, submission: TaskSubmission, arguments: str) -> TaskRecord:
+def _encoded(arguments: dict[str, Any]) -> str:
+    try:
+        return encode_json(arguments)
+    except SerializationError as exc:
+        raise InvalidRequestError(f"arguments: {exc}") from exc
+
+
+def _same_task(known: TaskRecord, new: _NewTask) -> TaskRecord:
     """Return the task that an earlier request created from the same submission."""
-    same_session = submission.session_id in (None, known.session_id)
-    if (known.service_name, known.input) == (submission.service_name, arguments) and same_session:
+    same_session = new.session_id in (None, known.session_id)
+    if (known.service_name, known.input) == (new.service_name, new.input) and same_session:
         return known
     raise ConflictError(
         f"task {known.task_id} exists with another service, session or arguments; choose another task_id"

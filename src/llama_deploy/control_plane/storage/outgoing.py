@@ -40,15 +40,19 @@ class OutgoingMessages:
         dispatch = TaskDispatch(
             task_id=task.task_id,
             session_id=task.session_id,
-            agent_id=task.service_name,
+            agent_id=task.target,
             attempt=task.attempt,
         )
-        self._send(task, self._topics.work(task.service_name), ActionTypes.NEW_TASK, dispatch)
+        self._send(task, self._topics.work(task.target), ActionTypes.NEW_TASK, dispatch)
+
+    def publish(self, message: QueueMessage) -> None:
+        """Send a message to the topic of its type."""
+        self._messages.append(Outgoing(self._topics.work(message.type), message))
 
     def tell_instance(self, task: TaskRecord, action: ActionTypes, data: BaseModel) -> None:
         """Send a message to the instance that runs the task, if there is one."""
         if task.instance_id is not None:
-            self._send(task, self._topics.instance(task.service_name, task.instance_id), action, data)
+            self._send(task, self._topics.instance(task.target, task.instance_id), action, data)
 
     def flush(self, tx: StoreTransaction, *, relay_at: datetime) -> None:
         """Store the messages. Other control planes may publish them from `relay_at` on."""
@@ -65,6 +69,6 @@ class OutgoingMessages:
             publisher_id=CONTROL_PLANE,
             action=action,
             data=data.model_dump(mode="json"),
-            type=task.service_name,
+            type=task.target,
         )
         self._messages.append(Outgoing(topic, message))

@@ -17,7 +17,7 @@ from llama_deploy.control_plane.storage.run_rows import RunRows
 from llama_deploy.control_plane.storage.service_rows import InstanceRows, ServiceRows
 from llama_deploy.control_plane.storage.session_rows import SessionRows
 from llama_deploy.control_plane.storage.task_rows import TaskRows
-from llama_deploy.messages import ActionTypes
+from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.state_stores.base import Notice, StoreTransaction
 from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord
 from llama_deploy.types import EventDefinition, TaskStatus
@@ -38,6 +38,8 @@ class Committed:
     ended: dict[str, TaskRecord] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
     """Ids of tasks that were deleted."""
+    unrouted: dict[str, str] = field(default_factory=dict)
+    """Tasks that wait for the orchestrator, each with its session."""
     due: datetime | None = None
     """When the first of the new timers, delayed attempts and lease ends is due; None without one."""
 
@@ -107,13 +109,9 @@ class Unit:
         if transition.events:
             self.tasks.append_events(task, transition.events)
             self._committed.grown.add(task.task_id)
-        if transition.journal is not None:
-            self.runs.write(transition.journal)
-            self.inbox.consume(task, transition.journal.consumed)
-        if transition.forget_run:
-            self.runs.forget([task.task_id])
-        if transition.restore_inbox:
-            self.inbox.restore(task)
+        self._store_run(transition)
+        if transition.route:
+            self._committed.unrouted[task.task_id] = task.session_id
         if (timer := task.redispatch_at if lifecycle.is_held_back(task) else task.wake_at) is not None:
             self.note_due(timer)
         if transition.notify_cancel:
@@ -124,6 +122,18 @@ class Unit:
             if (following := next_turn(self.tasks.open_of(task.session_id), at=self.now)) is not None:
                 self.apply(following)
         return task
+
+    def _store_run(self, transition: Transition) -> None:
+        task = transition.task
+        if transition.journal is not None:
+            self.runs.write(transition.journal)
+            self.inbox.consume(task, transition.journal.consumed)
+        if transition.forget_run:
+            self.runs.forget([task.task_id])
+        if transition.restore_inbox:
+            self.inbox.restore(task)
+        if transition.drop_inbox:
+            self.inbox.consume(task, range(1, task.inbox_length + 1))
 
     def add_session(self, session: SessionRecord) -> None:
         """Store a new session."""
@@ -156,6 +166,10 @@ class Unit:
         if task.status is TaskStatus.RUNNING and len(event.event_obj_str) <= MAX_EVENT_CHARACTERS:
             self._outgoing.tell_instance(task, ActionTypes.SEND_EVENT, entry)
         return self.apply(lifecycle.wake(task, at=self.now))
+
+    def publish(self, message: QueueMessage) -> None:
+        """Send a message to the topic of its type after the transaction."""
+        self._outgoing.publish(message)
 
     def lose(self, task: TaskRecord) -> TaskRecord:
         """The instance that ran the task is gone."""

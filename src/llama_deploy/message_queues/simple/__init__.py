@@ -6,6 +6,7 @@ from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.http_queue import SimpleMessageQueue
 from llama_deploy.message_queues.simple.local import LocalMessageQueue
 from llama_deploy.message_queues.simple.queue_server import SimpleMessageQueueServer
+from llama_deploy.renamed import old_names
 
 __all__ = [
     "LocalMessageQueue",
@@ -13,3 +14,5 @@ __all__ = [
     "SimpleMessageQueueConfig",
     "SimpleMessageQueueServer",
 ]
+
+__getattr__ = old_names(__name__, __path__)

@@ -78,8 +78,8 @@ class ControlPlaneMember(ABC):
         return Topics(self._registration.topic_namespace)
 
     def get_topic(self, msg_type: str) -> str:
-        """Return the topic for messages of this type: `{topic_namespace}.{msg_type}`."""
-        return f"{self._registration.topic_namespace}.{msg_type}"
+        """Return the topic for messages of this type: `{topic_namespace}.{msg_type}`, see `topic_part`."""
+        return self.topics.work(msg_type)
 
     async def register_to_control_plane(self, control_plane_url: Address | None = None) -> None:
         """Register the service. Doing it again updates the registration.

@@ -138,6 +138,7 @@ task_is_open = tasks.c.finished_at.is_(None)
 task_is_pending = tasks.c.status == _literal(TaskStatus.PENDING)
 task_is_queued = tasks.c.status == _literal(TaskStatus.QUEUED)
 task_is_running = tasks.c.status == _literal(TaskStatus.RUNNING)
+task_is_unrouted = sa.and_(task_is_pending, tasks.c.redispatch_at.is_not(None))
 task_is_waiting = tasks.c.status == _literal(TaskStatus.WAITING)
 
 
@@ -150,6 +151,7 @@ def _partial_index(
 # One index for the tasks of a session and for the open ones among them: every index costs a page a commit.
 sa.Index("ix_tasks_session", tasks.c.session_id, tasks.c.finished_at)
 _partial_index("ix_tasks_pending", tasks.c.position, where=task_is_pending)
+_partial_index("ix_tasks_unrouted", tasks.c.redispatch_at, tasks.c.position, where=task_is_unrouted)
 _partial_index("ix_tasks_queued", tasks.c.redispatch_at, tasks.c.position, where=task_is_queued)
 _partial_index("ix_tasks_instance_running", tasks.c.instance_id, tasks.c.position, where=task_is_running)
 _partial_index("ix_tasks_waiting", tasks.c.wake_at, tasks.c.position, where=task_is_waiting)

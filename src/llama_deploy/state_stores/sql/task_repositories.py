@@ -29,6 +29,7 @@ from llama_deploy.state_stores.sql.tables import (
     task_is_open,
     task_is_queued,
     task_is_running,
+    task_is_unrouted,
     task_is_waiting,
     tasks,
 )
@@ -66,6 +67,10 @@ _OPEN_TASKS_OF_SESSIONS = Query.of(
 _TASKS_OF_INSTANCES = Query.of(
     _tasks_with_position.where(tasks.c.instance_id.in_(ids), task_is_running), in_order_of=tasks.c.task_id
 )
+
+_unrouted_tasks = _TASK.where(task_is_unrouted).order_by(tasks.c.redispatch_at, tasks.c.position).limit(limit)
+_UNROUTED_TASKS = Query.of(_unrouted_tasks)
+_UNROUTED_TASKS_BEFORE = Query.of(_unrouted_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
 
 _queued_tasks = (
     _TASK.where(task_is_queued).order_by(tasks.c.redispatch_at.nulls_first(), tasks.c.position).limit(limit)
@@ -128,6 +133,9 @@ class SQLTasks(SQLRepository, TaskRepository):
 
     def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         return self._due(_SLEEPING_TASKS, _SLEEPING_TASKS_BEFORE, due_before, limit)
+
+    def unrouted(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
+        return self._due(_UNROUTED_TASKS, _UNROUTED_TASKS_BEFORE, due_before, limit)
 
     def insert(self, tasks: Sequence[TaskRecord]) -> None:
         self._access.write(_INSERT_TASKS, _TASK.rows(tasks))

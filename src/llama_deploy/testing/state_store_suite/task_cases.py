@@ -142,6 +142,23 @@ class TaskTests(StoreTests):
         found = await store.read(lambda tx: tx.tasks.of_sessions(["s1", "s2", "unknown"]))
         assert _ids(found) == ["c", "a", "b", "d"]
 
+    async def test_tasks_that_wait_for_the_orchestrator_come_by_since_when(self, store: StateStore) -> None:
+        def work(tx: StoreTransaction) -> None:
+            tx.tasks.insert(
+                [
+                    a_task("second", redispatch_at=NOW + timedelta(seconds=1)),
+                    a_task("first", redispatch_at=NOW),
+                    a_task("not yet"),
+                    a_task("queued", status=TaskStatus.QUEUED, redispatch_at=NOW),
+                ]
+            )
+
+        await store.transact(work)
+        assert _ids(await store.read(lambda tx: tx.tasks.unrouted())) == ["first", "second"]
+        assert _ids(await store.read(lambda tx: tx.tasks.unrouted(limit=1))) == ["first"]
+        early = await store.read(lambda tx: tx.tasks.unrouted(due_before=NOW + timedelta(seconds=1)))
+        assert _ids(early) == ["first"]
+
     async def test_open_tasks_are_those_that_have_not_ended(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> None:
             tx.tasks.insert([a_task(status.value, status=status) for status in TaskStatus])

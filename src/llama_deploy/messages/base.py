@@ -9,14 +9,13 @@ upgraded in any order as long as the major version stays.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Final
 
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llama_deploy.errors import MessageDecodeError, SerializationError
-from llama_deploy.types import generate_id
+from llama_deploy.types import ActionTypes, generate_id
 from llama_deploy.types.json_values import is_deeper
 from llama_deploy.types.validation import describe_validation_error
 
@@ -25,27 +24,6 @@ WIRE_VERSION: Final = 1
 MAX_DEPTH: Final = 180
 """How deep objects and lists may be nested in a message. The JSON parser reads 201 levels, and some queues
 wrap a message in further ones."""
-
-
-class ActionTypes(StrEnum):
-    """What the receiver of a message is to do."""
-
-    NEW_TASK = "new_task"
-    """To a service: claim and run an attempt. Data: `TaskDispatch`."""
-    COMPLETED_TASK = "completed_task"
-    """To the control plane: an attempt has ended. Data: `AttemptOutcome`."""
-    REQUEST_FOR_HELP = "request_for_help"
-    """Kept for the 0.6 API; unused."""
-    NEW_TOOL_CALL = "new_tool_call"
-    """Kept for the 0.6 API; unused."""
-    COMPLETED_TOOL_CALL = "completed_tool_call"
-    """Kept for the 0.6 API; unused."""
-    TASK_STREAM = "task_stream"
-    """To the control plane: events that an attempt streamed. Data: `AttemptEvents`."""
-    SEND_EVENT = "send_event"
-    """To an instance: an event for a running workflow. Data: `InboxEntry`."""
-    CANCEL_TASK = "cancel_task"
-    """To an instance: stop an attempt. Data: `TaskCancellation`."""
 
 
 def _now() -> str:

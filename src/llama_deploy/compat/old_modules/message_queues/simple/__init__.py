@@ -1,0 +1,1 @@
+"""Old modules of `llama_deploy.message_queues.simple`."""

@@ -1,0 +1,1 @@
+"""Old modules of `llama_deploy.services`."""

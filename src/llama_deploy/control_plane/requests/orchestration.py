@@ -1,0 +1,151 @@
+"""Asking the orchestrator what follows for a task. Changes nothing; `dispatch.router` stores the answer."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pydantic_core
+from pydantic import ValidationError
+
+from llama_deploy.control_plane.decisions.routing import Hop, Routing
+from llama_deploy.control_plane.requests.session_requests import check_state
+from llama_deploy.errors import ConfigError, LlamaDeployError, SerializationError
+from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.orchestrators import BaseOrchestrator
+from llama_deploy.orchestrators.utils import get_result_key
+from llama_deploy.state_stores.records import TaskRecord
+from llama_deploy.types import TaskDefinition, TaskFailure, TaskResult, TaskStatus
+from llama_deploy.types.json_values import decode_object
+from llama_deploy.types.keys import public_id
+from llama_deploy.types.validation import describe_validation_error
+
+logger = logging.getLogger(__name__)
+
+_MAX_TRACEBACK: Final = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What follows for a task."""
+
+    state: dict[str, Any] | None
+    """The session's state as the orchestrator has left it. None: unchanged."""
+    hops: Sequence[Hop] = ()
+    """Where the task goes, the next service first. Empty: the task ends."""
+    result: TaskResult | TaskFailure | None = None
+    """How it ends. None: it goes on."""
+    messages: Sequence[QueueMessage] = ()
+    """To be published."""
+
+
+async def ask(orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str, Any]) -> Answer:
+    """Ask an orchestrator about a task that waits for it. Never raises for an error of the orchestrator.
+
+    Args:
+        orchestrator: Its errors become the failure of the task.
+        task: The task.
+        state: A copy of the session's state, which the orchestrator may change.
+    """
+    question = _Question(orchestrator, task, state)
+    try:
+        return await question.answer()
+    except Exception as exc:
+        name = f"{type(orchestrator).__name__}.{question.asking}"
+        logger.exception(
+            "%s has failed for task %s",
+            name,
+            task.task_id,
+            extra={"action": "orchestrator_failed", "task_id": task.task_id},
+        )
+        return Answer(None, result=_failure(name, exc))
+
+
+class _Question:
+    def __init__(self, orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str, Any]) -> None:
+        self._orchestrator = orchestrator
+        self._task = task
+        self._task_id = public_id(task.task_id)
+        self._state = state
+        self._routing = Routing.of(task)
+        self.asking = "add_result_to_state"
+        """The method that is called, or whose answer is read."""
+
+    async def answer(self) -> Answer:
+        ended = self._routing.outcome
+        last = None
+        if ended is not None:
+            last = ended.task_result.model_copy(update={"task_id": self._task_id})
+            self._merge(await self._orchestrator.add_result_to_state(last, self._state))
+            if last.status is not TaskStatus.SUCCEEDED and not self._orchestrator.continues_after_failure:
+                return Answer(self._json_state(), result=last)
+        definition = TaskDefinition(
+            input=self._task.input,
+            task_id=self._task_id,
+            session_id=public_id(self._task.session_id),
+            agent_id=self._task.service_name or None,
+        )
+        self.asking = "get_next_messages"
+        messages, changes = await self._orchestrator.get_next_messages(definition, self._state)
+        self._merge(changes)
+        state = self._json_state()
+        hops = [*self._routing.waiting, *(self._hop(each) for each in messages if _is_task(each))]
+        others = [each for each in messages if not _is_task(each)]
+        return Answer(state, hops, None if hops else self._end(state, last), others)
+
+    def _merge(self, changes: dict[str, Any] | None) -> None:
+        if changes is not None and changes is not self._state:
+            self._state.update(changes)
+
+    def _json_state(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = pydantic_core.to_jsonable_python(self._state)
+        except ValueError as exc:
+            raise SerializationError(f"the state that it leaves is not JSON: {exc}") from exc
+        check_state(state)
+        return state
+
+    def _hop(self, message: QueueMessage) -> Hop:
+        text = message.data.get("input", self._task.input)
+        decode_object(text, what=f"the input of the message for service {message.type!r}")
+        return Hop(service_name=message.type, input=text)
+
+    def _end(self, state: dict[str, Any], last: TaskResult | None) -> TaskResult:
+        """Return the result that the orchestrator has left, or else that of the last service."""
+        left = state.get(get_result_key(self._task_id))
+        if left is None:
+            if last is None:
+                key = get_result_key(self._task_id)
+                raise ConfigError(
+                    f"it named no service for the task; return a message, or set {key!r} in the state to the"
+                    " TaskResult"
+                )
+            return last
+        try:
+            read = TaskResult.model_validate_json if isinstance(left, str) else TaskResult.model_validate
+            result = read(left)
+        except ValidationError as exc:
+            raise ConfigError(
+                f"it left a result that is not a TaskResult: {describe_validation_error(exc)}"
+            ) from exc
+        if last is not None and result.result == last.result:
+            return last
+        value = result.result if result.value is None else result.value
+        return result.model_copy(update={"task_id": self._task_id, "value": value})
+
+
+def _is_task(message: QueueMessage) -> bool:
+    return message.action in (None, ActionTypes.NEW_TASK)
+
+
+def _failure(name: str, error: Exception) -> TaskFailure:
+    cls = type(error)
+    said = str(error) if isinstance(error, LlamaDeployError) else f"{cls.__name__}: {error}"
+    return TaskFailure(
+        type=f"{cls.__module__}.{cls.__qualname__}",
+        message=f"{name} of the orchestrator has failed: {said}",
+        traceback="".join(traceback.format_exception(error))[-_MAX_TRACEBACK:],
+    )

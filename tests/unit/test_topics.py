@@ -1,0 +1,54 @@
+"""Topics: every service name has one, which every broker accepts."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from llama_deploy.types import ServiceDefinition
+from llama_deploy.types.topics import MAX_PART_LENGTH, Topics, topic_part
+
+NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=200)
+ODD = st.text("ab_ ./:é", min_size=1, max_size=60)
+
+
+@given(NAMES)
+@example("你好" * 100)
+@example("a" * 200)
+@example("a/b:c d")
+def test_a_topic_has_only_what_every_broker_accepts(name: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", topic_part(name))
+    assert len(topic_part(name)) <= MAX_PART_LENGTH
+
+
+@given(ODD, ODD)
+@example("a b", "_a_20b")
+@example("a b", "a_20b")
+@example("x" * 150 + " a", "x" * 150 + " b")
+@example("x" * 121, "x" * 120)
+def test_different_names_have_different_topics(one: str, other: str) -> None:
+    assert (topic_part(one) == topic_part(other)) == (one == other)
+
+
+@pytest.mark.parametrize("name", ["echo", "my-service", "my_service", "a.b", "9", "A"])
+def test_a_plain_name_stays_as_it_is(name: str) -> None:
+    assert Topics("ns").work(name) == f"ns.{name}"
+    assert Topics("ns").instance(name, "i") == f"ns.{name}.i"
+
+
+def test_a_service_does_not_get_the_dead_letters_of_another() -> None:
+    assert Topics("ns").work("echo.dead_letters") != Topics("ns").work("echo") + ".dead_letters"
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "/", "a:b", "你好", "_x", "-", "a%2Fb", "é", "🙂", "x" * 200])
+def test_a_service_may_have_any_name(name: str) -> None:
+    assert ServiceDefinition(service_name=name).service_name == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a\nb", "a\x00", "\x7f", "x" * 201])
+def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="service name"):
+        ServiceDefinition(service_name=name)
