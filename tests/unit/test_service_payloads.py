@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,8 +20,9 @@ from pydantic import BaseModel, PrivateAttr
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
+from llama_deploy.codec.plain_json import to_json_value
 from llama_deploy.errors import InvalidRequestError, SerializationError
-from llama_deploy.services.values.payloads import EventRegistry, streamed_event, to_json_value, value_type_of
+from llama_deploy.services.values.payloads import EventRegistry, streamed_event, value_type_of
 from llama_deploy.types import EventDefinition
 
 
@@ -78,6 +80,15 @@ class Flow(Workflow):
         (b"text", "text"),
         (["NaN", "Infinity"], ["NaN", "Infinity"]),
         (Path("/a"), "/a"),
+        ({1: "x", "2": "y", None: "z"}, {"1": "x", "2": "y", "None": "z"}),
+        (float("nan"), "NaN"),
+        ([1.5, float("inf"), {"x": float("-inf")}], [1.5, "Infinity", {"x": "-Infinity"}]),
+        (Pair(1, float("nan")), {"left": 1, "right": "NaN"}),
+        ({"name": str, "output": Point}, {"name": "builtins.str", "output": f"{__name__}.Point"}),
+        ({"rows": list[int]}, {"rows": "list[int]"}),
+        ([np.float32(0.5), np.int64(3), np.bool_(True)], [0.5, 3, True]),
+        (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        (np.float64("nan"), "NaN"),
     ],
 )
 def test_values_have_a_plain_form(value: object, expected: object) -> None:
@@ -97,8 +108,12 @@ def endless() -> list[Any]:
         ({"items": [1, 2, {"handle": object()}]}, "$.items[2].handle"),
         (Holder(held={"a": [object()]}), "$.held.a[0]"),
         (Pair(1, [b"\xff"]), "$.right[0]"),
-        ([float("inf")], "$[0]"),
-        ({"a": [1.5, float("nan")]}, "$.a[1]"),
+        ([10**5000], "$[0]"),
+        ({"a": [iter([1])]}, "$.a[0]"),
+        (Holder(held=map(str, [1])), "$.held"),
+        ({"a": {1: "x", "1": "y"}}, "$.a"),
+        ([{True: 1, "true": 2}], "$[0]"),
+        (Holder(held={None: 1, "None": 2}), "$.held"),
         ({"a": ["fine", "\ud800"]}, "$.a[1]"),
         (StopEvent(result=[object()]), "$.result[0]"),
         ({"f": test_values_have_a_plain_form}, "$.f"),
@@ -122,7 +137,7 @@ def test_a_streamed_event_is_named_and_measured() -> None:
     assert 500 < streamed.size < 600
     with pytest.raises(SerializationError) as caught:
         streamed_event(Event(handle=object()))
-    assert caught.value.path == "Event.handle"
+    assert caught.value.path == "event Event.handle"
 
 
 def test_plain_values_have_no_type_name() -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pydantic_core
 from pydantic import BaseModel
+
+T = TypeVar("T")
 
 _HOME: Final = "llama_index.core.agent"
 _HELD: Final = (
@@ -86,7 +88,7 @@ def rejection(cls: type) -> str | None:
 
     The text follows the name of the class.
     """
-    return next(_of_bases(cls, _REJECTED), None)
+    return named_base(cls, _REJECTED)
 
 
 def raw_fields(cls: type) -> frozenset[str]:
@@ -94,7 +96,12 @@ def raw_fields(cls: type) -> frozenset[str]:
     return frozenset().union(*_of_bases(cls, _RAW_FIELDS))
 
 
-def _of_bases(cls: type, table: Mapping[str, Any]) -> Iterator[Any]:
+def named_base(cls: type, table: Mapping[str, T]) -> T | None:
+    """Return what a table of names has for a class, or for the first of its bases. None: nothing."""
+    return next(_of_bases(cls, table), None)
+
+
+def _of_bases(cls: type, table: Mapping[str, T]) -> Iterator[T]:
     for base in cls.__mro__:
         if (found := table.get(f"{base.__module__}.{base.__qualname__}")) is not None:
             yield found

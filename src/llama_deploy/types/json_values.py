@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import pydantic_core
@@ -52,6 +53,20 @@ def decode_object(text: str, *, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequestError(f"{what} must be a JSON object, not {type(value).__name__}")
     return value
+
+
+def check_keys(value: Mapping[Any, Any]) -> None:
+    """Check that the keys of a mapping are different in JSON, where each key is a string.
+
+    Raises:
+        ValueError: Two keys are the same, such as `1` and `"1"`, or a key cannot be written.
+    """
+    seen: dict[str, Any] = {}
+    for key in value:
+        (text,) = pydantic_core.to_jsonable_python({key: None})
+        if text in seen:
+            raise ValueError(f"the keys {seen[text]!r} and {key!r} are the same in JSON: use strings as keys")
+        seen[text] = key
 
 
 def is_deeper(value: Any, levels: int) -> bool:

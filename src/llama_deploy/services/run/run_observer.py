@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from workflows import Workflow
 from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowIdleEvent
@@ -105,13 +107,19 @@ class RunObserver:
         if isinstance(event, StopEvent):
             ending.ended(event)
         elif ending.fault is None:
-            try:
-                with self.clock.held():  # the event may have to wait until earlier ones are sent
-                    await self.hooks.on_event(streamed_event(event))
-            except LlamaDeployError as exc:
-                ending.fail(exc)
-            if self.journal is not None:
-                self.journal.make_room()
+            with suppress(LlamaDeployError):
+                await self._stream(partial(streamed_event, event))
+
+    async def on_item(self, item: StreamedEvent) -> None:
+        """A step streams an item of its result. Returns when there is room for the next one.
+
+        Raises:
+            RunReleasedError: The run has ended.
+            LlamaDeployError: The item, or an earlier event, was rejected. The run ends.
+        """
+        if self.ending.is_over or self.ending.last_event is not None:
+            raise RunReleasedError
+        await self._stream(lambda: item)
 
     async def send(self, tick: WorkflowTick) -> None:
         """Send the run a tick, if it has begun."""
@@ -121,6 +129,17 @@ class RunObserver:
     def close(self) -> None:
         """Stop the timers of the run. Idempotent."""
         self._timers.cancel()
+
+    async def _stream(self, make: Callable[[], StreamedEvent]) -> None:
+        try:
+            with self.clock.held():  # the event may have to wait until earlier ones are sent
+                await self.hooks.on_event(make())
+        except LlamaDeployError as exc:
+            self.ending.fail(exc)
+            raise
+        finally:
+            if self.journal is not None:
+                self.journal.make_room()
 
     async def _before_start(self) -> None:
         """Wait until steps may start: the run belongs to this instance, and what they depend on is stored."""
