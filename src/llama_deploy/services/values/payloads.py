@@ -27,6 +27,7 @@ from llama_deploy.codec import qualified_name
 from llama_deploy.codec.agents import is_agent, with_reduced_fields
 from llama_deploy.codec.type_registry import classes_in_modules_of
 from llama_deploy.errors import InvalidRequestError, SerializationError
+from llama_deploy.live_objects import check_portable, find_live
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.types.validation import describe_validation_error
@@ -50,17 +51,23 @@ def to_json_value(value: object, *, path: str = "$") -> Any:
 
     Raises:
         SerializationError: Something in it cannot be JSON: an object of another class, a number that is not
-            finite, bytes or a string that are not text, a value that contains itself.
+            finite, bytes or a string that are not text, a value that contains itself. Or it must not leave
+            the process, see `live_objects`.
     """
     return measured(value, path=path)[0]
 
 
 def measured(value: object, *, path: str = "$") -> tuple[Any, int]:
     """Return `value` as JSON values, and the length of their text in bytes; see `to_json_value`."""
+    is_reduced = find_live(value, path=path) is not None
+    if is_reduced:
+        # It may be one of the raw objects that an agent keeps.
+        value = with_reduced_fields(value)
+        check_portable(value, path=path)
     try:
         return _encode(value)
     except _ENCODING_ERRORS:
-        value = with_reduced_fields(value)
+        value = value if is_reduced else with_reduced_fields(value)
     try:
         return _encode(value)
     except _ENCODING_ERRORS as exc:
