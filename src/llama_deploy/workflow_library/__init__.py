@@ -5,7 +5,7 @@ Importing this package checks them against the installed version. The tests of d
 it, with the oldest and the newest version that is allowed.
 
 Raises:
-    ConfigError: At import, if the installed version lacks something.
+    ConfigError: At import, if the installed version lacks something, or a file of the user has its name.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Final
 
 from llama_deploy.workflow_library.versions import (
     UntestedLibraryWarning,
+    check_namesake,
     library_version,
     unsupported,
     warn_if_untested,
 )
+
+check_namesake()
 
 try:
     from workflows._event_matching import event_matches, step_accepts_event
@@ -61,6 +64,8 @@ try:
         work_items,
     )
     from llama_deploy.workflow_library.steps import (
+        INVALID,
+        OPTIONAL,
         abort,
         cache_steps,
         empty_context,
@@ -72,6 +77,7 @@ try:
         step_configs,
         steps_of,
         take_timeout,
+        validate,
     )
     from llama_deploy.workflow_library.ticks import (
         events_of,
@@ -89,6 +95,8 @@ UNDECLARED: Final = "_data"
 """The private attribute with the undeclared fields of the library's events and states."""
 
 __all__ = [
+    "INVALID",
+    "OPTIONAL",
     "UNDECLARED",
     "AddWaiter",
     "BaseInternalRunAdapterDecorator",
@@ -146,6 +154,7 @@ __all__ = [
     "step_configs",
     "steps_of",
     "take_timeout",
+    "validate",
     "waiters",
     "will_try_again",
     "work_items",
