@@ -10,6 +10,7 @@ no logging and starts nothing.
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -119,10 +120,21 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
     for module, names in _MODULES.items():
         if name in names:
-            value = getattr(import_module(f"{__name__}.{module}"), name)
+            value = getattr(_import(module), name)
             globals()[name] = value
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return import_module(f"{__name__}.{module}")
+    except (ImportError, AttributeError) as exc:
+        from llama_deploy.module_names import imported_namesake  # noqa: PLC0415 - only for an error
+
+        if (namesake := imported_namesake()) is None:
+            raise
+        raise ImportError(str(namesake)) from exc
 
 
 def __dir__() -> list[str]:

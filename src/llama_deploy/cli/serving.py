@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
 from llama_deploy.cli.addresses import check_ports, explain_bind_error
 from llama_deploy.cli.announcement import announce_instances, announce_stack
 from llama_deploy.cli.environment import settings_of

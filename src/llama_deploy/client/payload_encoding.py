@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import pydantic
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
 from llama_deploy.errors import InvalidRequestError, SerializationError
+from llama_deploy.live_objects import check_portable
 from llama_deploy.types import (
     EventDefinition,
     SessionOptions,
@@ -20,6 +21,10 @@ from llama_deploy.types import (
 from llama_deploy.types.validation import describe_validation_error
 
 T = TypeVar("T")
+_ONLY_DATA: Final = (
+    "only data can be sent: plain values, models and dataclasses. Create anything else where the workflow "
+    "runs"
+)
 
 
 def encode_arguments(arguments: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +32,8 @@ def encode_arguments(arguments: Mapping[str, Any] | None, keywords: Mapping[str,
 
     Raises:
         InvalidRequestError: An argument is in `arguments` and also a keyword.
-        SerializationError: A value cannot be converted to JSON.
+        SerializationError: A value cannot be converted to JSON, or must not leave the process, such as an LLM
+            with its key; see `live_objects`.
     """
     given = dict(arguments or {})
     if twice := given.keys() & keywords.keys():
@@ -42,16 +48,19 @@ def encode_json_object(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a mapping such as a session's state as JSON values.
 
     Raises:
-        SerializationError: A value cannot be converted to JSON.
+        SerializationError: A value cannot be converted to JSON, or must not leave the process.
     """
     return {name: _to_json_value(value, path=f"$.{name}") for name, value in values.items()}
 
 
 def _to_json_value(value: Any, *, path: str) -> Any:
+    check_portable(value, path=path)
     try:
         return pydantic_core.to_jsonable_python(value)
     except (pydantic_core.PydanticSerializationError, ValueError) as exc:
-        raise SerializationError(f"{path} cannot be converted to JSON: {exc}", path=path) from exc
+        raise SerializationError(
+            f"{path} cannot be converted to JSON: {exc}; {_ONLY_DATA}", path=path
+        ) from exc
 
 
 def encode_event(
@@ -67,17 +76,18 @@ def encode_event(
 
     Raises:
         InvalidRequestError: The idempotency key is empty or too long.
-        SerializationError: `event` is not an event, or a field cannot be converted to JSON.
+        SerializationError: `event` is not an event, a field cannot be converted to JSON, or its value must
+            not leave the process.
     """
     if not isinstance(event, BaseModel):
-        raise SerializationError(
-            f"expected an event of the workflow, got {type(event).__name__}: {event!r:.80}"
-        )
+        raise SerializationError(f"expected an event of the workflow, got a {type(event).__name__}")
+    check_portable(event, path=type(event).__name__)
     name = f"{type(event).__module__}.{type(event).__name__}"
     try:
-        value = event.model_dump(mode="json")
+        # A warning would show the value of a field.
+        value = event.model_dump(mode="json", warnings=False)
     except (pydantic_core.PydanticSerializationError, ValueError) as exc:
-        raise SerializationError(f"event {name} cannot be converted to JSON: {exc}") from exc
+        raise SerializationError(f"event {name} cannot be converted to JSON: {exc}; {_ONLY_DATA}") from exc
     wire = {"__is_pydantic": True, "value": value, "qualified_name": name}
     try:
         return EventDefinition(

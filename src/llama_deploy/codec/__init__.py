@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
 from llama_deploy.codec.exceptions import DescribedError
 from llama_deploy.codec.serializer import TypedSerializer
 from llama_deploy.codec.signing import Signer

@@ -14,6 +14,8 @@ from typing import Any, Final, TypeVar
 import pydantic_core
 from pydantic import BaseModel
 
+from llama_deploy.live_objects import find_live
+
 T = TypeVar("T")
 
 _HOME: Final = "llama_index.core.agent"
@@ -38,23 +40,6 @@ _RAW_FIELDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     }
 )
 """Fields with raw objects of tools and LLM clients, of any class; other fields hold the relevant data."""
-
-_NO_MODEL: Final = (
-    "which holds connections and keys, and is not stored: create it in `__init__` of the workflow or once "
-    "for the module, and do not put it into events or state"
-)
-_REJECTED: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "llama_index.core.memory.memory.Memory": (
-            "whose messages are in a database and not in the object: use a `ChatMemoryBuffer`, or keep only "
-            "its `session_id` and create it in each step, with an `async_database_uri` that all instances "
-            "reach"
-        ),
-        "llama_index.core.base.llms.base.BaseLLM": _NO_MODEL,
-        "llama_index.core.base.embeddings.base.BaseEmbedding": _NO_MODEL,
-    }
-)
-"""Classes, by name, that look like data and are not. Their subclasses are included."""
 
 LEVELS: Final = 4
 """How deep containers are searched for what can be kept of them."""
@@ -83,14 +68,6 @@ def is_agent(workflow_class: type) -> bool:
     return any(base.__module__.startswith(_HOME) for base in workflow_class.__mro__)
 
 
-def rejection(cls: type) -> str | None:
-    """Return why objects of a class are never encoded. None: they may be.
-
-    The text follows the name of the class.
-    """
-    return named_base(cls, _REJECTED)
-
-
 def raw_fields(cls: type) -> frozenset[str]:
     """Return the fields of a class that are encoded as far as possible, and never cause an error."""
     return frozenset().union(*_of_bases(cls, _RAW_FIELDS))
@@ -113,7 +90,7 @@ def reduced(value: object, *, levels: int = LEVELS) -> Any:
         return {str(key): reduced(item, levels=levels - 1) for key, item in value.items()}
     if levels and isinstance(value, list | tuple):
         return [reduced(item, levels=levels - 1) for item in value]
-    if rejection(type(value)) is not None:
+    if find_live(value, path="") is not None:
         return None
     try:
         return pydantic_core.from_json(pydantic_core.to_json(value, inf_nan_mode="null"))

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
 
-from llama_deploy.codec.agents import LEVELS, raw_fields, reduced, rejection
+from llama_deploy.codec.agents import LEVELS, raw_fields, reduced
 from llama_deploy.codec.exceptions import DescribedError, builtin_arguments, describe
 from llama_deploy.codec.faults import Fault, step_to
 from llama_deploy.codec.forms import Form, PrivateAttributes, form_of
 from llama_deploy.codec.type_registry import TypeRegistry, qualified_name
 from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
+from llama_deploy.live_objects import is_filled, rejection, rejection_of_secret, secret_fields
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,8 @@ class Encoder:
         if not issubclass(cls, BaseException):
             if name is None:
                 raise Fault(self._registry.rejection_of(cls), cls=cls)
-            return self._taken_apart(_marking(form.take, raw_fields(cls)), form.kind, name)
+            take = _marking(_without_secrets(form.take, cls), raw_fields(cls))
+            return self._taken_apart(take, form.kind, name)
         return self._error_handler(form if name is not None else None, name or "")
 
     def _class(self, value: type, _: int) -> Any:
@@ -244,6 +246,23 @@ def _marking(
         return {name: _Raw(item) if name in raw else item for name, item in held.items()}, *rest
 
     return take_marked
+
+
+def _without_secrets(
+    take: Callable[[Any], tuple[object, ...]], cls: type
+) -> Callable[[Any], tuple[object, ...]]:
+    """Return a `take` that refuses objects which act with secrets that they hold; see `live_objects`."""
+    secret = secret_fields(cls)
+    if not secret:
+        return take
+
+    def take_checked(value: Any) -> tuple[object, ...]:
+        for name in secret:
+            if is_filled(getattr(value, name, None)):
+                raise Fault(f"is a {qualified_name(cls)}, and {rejection_of_secret(name)}", cls=cls)
+        return take(value)
+
+    return take_checked
 
 
 class _Table(dict[type, _Handler]):
@@ -328,6 +347,8 @@ def _what(cls: type) -> str:
 
 
 def _rejection_of(cls: type) -> str:
+    if not issubclass(cls, _CODE) and (reason := rejection(cls)) is not None:
+        return f"is a {qualified_name(cls)}, {reason}"
     return (
         f"is {_what(cls)}: exclude the field, keep a reference such as a name or an id "
         "instead, or make it a model, a dataclass or an enum that the workflow declares"

@@ -24,6 +24,7 @@ from llama_deploy.codec.field_names import with_field_names
 from llama_deploy.codec.plain_checks import check_plain, with_finite_numbers
 from llama_deploy.codec.type_registry import qualified_name
 from llama_deploy.errors import SerializationError
+from llama_deploy.live_objects import check_portable, find_live
 
 _MAX_DIGITS: Final = 4300
 """How long integers may be that Python reads; see `sys.set_int_max_str_digits`."""
@@ -45,17 +46,23 @@ def to_json_value(value: object, *, path: str = "$") -> Any:
 
     Raises:
         SerializationError: Something in it cannot be JSON: an object of another class, an iterator, bytes or
-            a string that are not text, keys that are the same in JSON, a value that contains itself.
+            a string that are not text, keys that are the same in JSON, a value that contains itself. Or it
+            must not leave the process, see `live_objects`.
     """
     return measured(value, path=path)[0]
 
 
 def measured(value: object, *, path: str = "$") -> tuple[Any, int]:
     """Return `value` as JSON values, and the length of their text in bytes; see `to_json_value`."""
+    is_reduced = find_live(value, path=path) is not None
+    if is_reduced:
+        # It may be one of the raw objects that an agent keeps.
+        value = with_reduced_fields(value)
+        check_portable(value, path=path)
     try:
         return _encode(value)
     except _ENCODING_ERRORS:
-        value = with_reduced_fields(value)
+        value = value if is_reduced else with_reduced_fields(value)
     try:
         return _encode(value)
     except _ENCODING_ERRORS as exc:

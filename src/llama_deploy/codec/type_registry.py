@@ -12,10 +12,11 @@ from typing import Final, Generic, Protocol
 from pydantic import BaseModel, RootModel
 from workflows import Workflow
 
-from llama_deploy.codec.agents import agent_types, data_types, rejection
+from llama_deploy.codec.agents import agent_types, data_types
 from llama_deploy.codec.annotations import has_fields, is_model, reachable
 from llama_deploy.codec.library import GENERIC_EVENTS, library_types
 from llama_deploy.errors import SerializationError
+from llama_deploy.live_objects import rejection
 from llama_deploy.workflow_library import infer_state_type
 
 _GENERIC: Final[frozenset[object]] = GENERIC_EVENTS | {
@@ -47,7 +48,7 @@ class TypeRegistry:
     they are loaded when the registry is created. Subclasses of general base classes such as `BaseModel`,
     `Event` or `Exception` are not included. A class that is loaded later is not known, because a process that
     has only imported the workflow could not read it: a service creates its registry before any step runs. A
-    few classes that only look like data are never known, see `codec.agents`.
+    few classes that only look like data are never known, see `live_objects`.
 
     Args:
         types: The declared classes; see `declared_types`.

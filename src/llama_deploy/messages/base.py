@@ -56,8 +56,12 @@ class QueueMessage(BaseModel):
     """
 
     # The JSON parser on both sides reads `Infinity` and `NaN`; the default, null, would lose the number.
+    # An object in the data that is not valid may show its secrets.
     model_config = ConfigDict(
-        extra="allow", ser_json_inf_nan="constants", json_schema_extra=_describe_version
+        extra="allow",
+        ser_json_inf_nan="constants",
+        json_schema_extra=_describe_version,
+        hide_input_in_errors=True,
     )
 
     id_: str = Field(default_factory=generate_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
 from llama_deploy.renamed import old_names
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway

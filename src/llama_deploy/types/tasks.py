@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types.ids import generate_id
@@ -54,6 +54,9 @@ class TaskFailure(BaseModel):
 class TaskDefinition(BaseModel):
     """A task in the format of the 0.6 API."""
 
+    # An object that is passed by mistake may show its secrets.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     input: str
     """The run arguments: a JSON object as text."""
     task_id: PublicId = Field(default_factory=generate_id, min_length=1, max_length=200)
@@ -65,6 +68,8 @@ class TaskDefinition(BaseModel):
 
 class TaskSubmission(BaseModel):
     """The body of `POST /tasks`."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     service_name: str = Field(min_length=1, max_length=200)
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -161,6 +166,8 @@ class TaskStream(BaseModel):
 
 class EventDefinition(BaseModel):
     """An event to send into a running workflow."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     agent_id: str | None = None
     """The name of the service. If set, it must be that of the task."""

@@ -5,17 +5,20 @@ Importing this package checks them against the installed version. The tests of d
 it, with the oldest and the newest version that is allowed.
 
 Raises:
-    ConfigError: At import, if the installed version lacks something.
+    ConfigError: At import, if the installed version lacks something, or a file of the user has its name.
 """
 
 from __future__ import annotations
 
 from llama_deploy.workflow_library.versions import (
     UntestedLibraryWarning,
+    check_namesake,
     library_version,
     unsupported,
     warn_if_untested,
 )
+
+check_namesake()
 
 try:
     from workflows._event_matching import event_matches, step_accepts_event
@@ -60,6 +63,8 @@ try:
         work_items,
     )
     from llama_deploy.workflow_library.steps import (
+        INVALID,
+        OPTIONAL,
         abort,
         cache_steps,
         empty_context,
@@ -71,6 +76,7 @@ try:
         step_configs,
         steps_of,
         take_timeout,
+        validate,
     )
     from llama_deploy.workflow_library.ticks import (
         events_of,
@@ -85,6 +91,8 @@ except ImportError as exc:
 warn_if_untested()
 
 __all__ = [
+    "INVALID",
+    "OPTIONAL",
     "UNDECLARED",
     "AddWaiter",
     "BaseInternalRunAdapterDecorator",
@@ -145,6 +153,7 @@ __all__ = [
     "step_configs",
     "steps_of",
     "take_timeout",
+    "validate",
     "waiters",
     "will_try_again",
     "work_items",

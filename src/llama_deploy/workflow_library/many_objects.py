@@ -87,7 +87,7 @@ def has_steps_of_its_own(workflow: Workflow) -> bool:
 
 
 def describe_class(first: Workflow) -> None:
-    """Find out once what `share_class` shares. A class that is not valid is reported by its runs."""
+    """Find out once what `share_class` shares. What fails, with validation disabled, fails in the runs."""
     with suppress(Exception):
         private(first, "_validate")()
         private(first, "_get_broker_config")()

@@ -13,6 +13,7 @@ from workflows import Context, Workflow
 from workflows.context import BaseSerializer
 from workflows.context.context_types import SerializedContext
 from workflows.decorators import StepConfig
+from workflows.errors import WorkflowConfigurationError, WorkflowValidationError
 from workflows.handler import WorkflowHandler
 from workflows.plugins.basic import ExternalAsyncioAdapter
 from workflows.runtime.types.plugin import Runtime
@@ -20,7 +21,11 @@ from workflows.runtime.types.plugin import Runtime
 from llama_deploy.workflow_library.versions import private
 
 _TIMEOUT: Final = "__llama_deploy_timeout__"
-_CLASS_ATTRIBUTES: Final = ("_get_steps", "_switch_runtime", "_step_functions_version")
+INVALID: Final = (WorkflowConfigurationError, WorkflowValidationError)
+"""What the library raises for a workflow that is not valid."""
+OPTIONAL: Final = WorkflowValidationError
+"""The one of them that `disable_validation=True` avoids."""
+_CLASS_ATTRIBUTES: Final = ("_get_steps", "_switch_runtime", "_step_functions_version", "_validate")
 
 for _name in _CLASS_ATTRIBUTES:
     private(Workflow, _name)  # so that a missing one is reported at import
@@ -29,6 +34,16 @@ for _name in _CLASS_ATTRIBUTES:
 def steps_of(workflow: Workflow) -> dict[str, Any]:
     """Return the functions of a workflow's steps by name, including those defined outside of its class."""
     return dict(private(workflow, "_get_steps")())
+
+
+def validate(workflow: Workflow) -> None:
+    """Check a workflow as its runs do: not if it was made with `disable_validation=True`.
+
+    Raises:
+        WorkflowValidationError: It is not valid.
+        WorkflowConfigurationError: The same.
+    """
+    private(workflow, "_validate")()
 
 
 def cache_steps(workflow: Workflow) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
-from importlib.metadata import version
+from importlib.metadata import distribution, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 from llama_deploy.errors import ConfigError
+from llama_deploy.module_names import Namesake
 
 PACKAGE: Final = "llama-index-workflows"
 OLDEST_TESTED: Final = "2.26.1"
@@ -17,6 +21,25 @@ TESTED: Final = f"{OLDEST_TESTED} to {NEWEST_TESTED}"
 
 class UntestedLibraryWarning(UserWarning):
     """The installed workflow library is newer than the versions that this release was tested with."""
+
+
+def check_namesake() -> None:
+    """Check that the name of the library leads to it.
+
+    Raises:
+        ConfigError: A file or folder of the user has its name.
+    """
+    package = "workflows"
+    spec = find_spec(package) if package not in sys.modules else sys.modules[package].__spec__
+    meant = Path(str(distribution(PACKAGE).locate_file(package)))
+    if spec is None or not meant.is_dir():
+        return  # an editable installation is elsewhere
+    places = [spec.origin, *(spec.submodule_search_locations or ())]
+    if any(Path(place).resolve().is_relative_to(meant.resolve()) for place in places if place):
+        return
+    found = Path(spec.origin or places[-1] or package)
+    found = found.parent if found.stem == "__init__" else found
+    raise ConfigError(str(Namesake(package, found, f"{PACKAGE}, in {meant}")))
 
 
 def library_version() -> str:

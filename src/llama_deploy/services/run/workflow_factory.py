@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from workflows import Workflow
 
 from llama_deploy.errors import ConfigError
-from llama_deploy.workflow_library import has_steps_of_its_own
+from llama_deploy.workflow_library import INVALID, OPTIONAL, has_steps_of_its_own, validate
 
 AnyWorkflow: TypeAlias = Workflow | Callable[[], Workflow]
 """A workflow, a workflow class, or a function without arguments that returns a new workflow."""
@@ -44,14 +44,20 @@ class WorkflowFactory:
     def of(cls, given: AnyWorkflow, *, name: str | None = None) -> Workflow | WorkflowFactory:
         """Return an instance or a factory as it is; turn a class or a function into a factory, by calling it.
 
+        The library validates the workflow, unless it was made with `disable_validation=True`.
+
         Args:
             given: A workflow, a workflow class, or a function without arguments that returns a workflow.
             name: Names it in errors. None: its qualified name.
 
         Raises:
-            ConfigError: It is none of these, the call failed, or has not returned a workflow.
+            ConfigError: It is none of these, the call failed, or has not returned a workflow. Or the workflow
+                is not valid; the text has the library's words, and where its class is.
         """
-        if isinstance(given, Workflow | WorkflowFactory):
+        if isinstance(given, WorkflowFactory):
+            return given
+        if isinstance(given, Workflow):
+            _validate(given, name or _name_of(type(given)))
             return given
         name = name or _name_of(given)
         if not callable(given):
@@ -60,12 +66,15 @@ class WorkflowFactory:
                 "class, a workflow, or a function without arguments that returns a new workflow"
             )
         first = _call(given, name)
+        _validate(first, name)
         return cls(given, name, first, has_steps_of_its_own(first))
 
 
 def _call(make: Callable[[], object], name: str) -> Workflow:
     try:
         made = make()
+    except INVALID as exc:
+        raise _invalid(name, _place_of(make), exc) from exc
     except (Exception, SystemExit) as exc:
         raise ConfigError(
             f"calling {name} without arguments failed: {type(exc).__name__}: {exc}; a service calls it for "
@@ -82,6 +91,28 @@ def _call(make: Callable[[], object], name: str) -> Workflow:
         f"{name} returned an object of the class {type(made).__name__}, which is not a Workflow; a service "
         "needs a workflow class, or a function without arguments that returns a new workflow"
     )
+
+
+def _validate(workflow: Workflow, name: str) -> None:
+    try:
+        validate(workflow)
+    except INVALID as exc:
+        raise _invalid(name, _place_of(type(workflow)), exc) from exc
+
+
+def _invalid(name: str, place: str, exc: Exception) -> ConfigError:
+    reason = str(exc).removesuffix(".")
+    advice = ", or make it with `disable_validation=True`" if isinstance(exc, OPTIONAL) else ""
+    return ConfigError(f"{name}{place} is not a valid workflow: {reason}. Change its steps{advice}")
+
+
+def _place_of(made_by: object) -> str:
+    """Return the file and line of a class or function, in brackets; empty if there is none."""
+    try:
+        code: Any = inspect.unwrap(made_by) if callable(made_by) else made_by
+        return f" ({inspect.getsourcefile(code)}, line {inspect.getsourcelines(code)[1]})"
+    except (TypeError, OSError):
+        return ""
 
 
 def _name_of(given: object) -> str:

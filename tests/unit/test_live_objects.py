@@ -1,0 +1,276 @@
+"""Objects with connections, code or secrets do not leave their process; plain data does."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pytest
+from llama_index.core import Document, MockEmbedding
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.llms import MockLLM
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.tools import FunctionTool
+from llama_index.core.vector_stores import SimpleVectorStore
+from pydantic import BaseModel, Field, SecretBytes, SecretStr, ValidationError
+from pydantic_settings import BaseSettings
+from workflows import Workflow, step
+from workflows.events import HumanResponseEvent, StartEvent, StopEvent
+
+from llama_deploy.client.payload_encoding import encode_arguments, encode_event, encode_json_object
+from llama_deploy.codec.plain_json import to_json_value
+from llama_deploy.errors import SerializationError
+from llama_deploy.messages import QueueMessage
+from llama_deploy.services.values.payloads import streamed_event
+from llama_deploy.services.values.writing import Writing
+from llama_deploy.types import TaskDefinition
+
+# The library looks at all attributes of an agent.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+KEY = "sk-4f9a-never-shown"
+
+
+class KeyedLLM(MockLLM):
+    api_key: str = KEY
+
+    def __init__(self) -> None:
+        super().__init__(max_tokens=None)
+
+
+class KeyedEmbedding(MockEmbedding):
+    api_key: str = KEY
+
+    def __init__(self) -> None:
+        super().__init__(embed_dim=2)
+
+
+class HandMadeModel(BaseModel):
+    model: str = "small"
+    api_key: str = KEY
+
+    def complete(self, prompt: str) -> str:
+        return prompt
+
+
+@dataclass
+class HandMadeClient:
+    url: str = "http://localhost"
+    auth_token: str = KEY
+
+    async def fetch(self) -> str:
+        return self.url
+
+
+class EnvironmentSettings(BaseSettings):
+    openai_api_key: str = KEY
+
+
+class SecretHolder(BaseModel):
+    key: SecretStr = SecretStr(KEY)
+
+
+@dataclass
+class Config:
+    llm: Any = field(default_factory=KeyedLLM)
+
+
+class Wrapper(BaseModel):
+    inner: Any
+
+
+class Word(BaseModel):
+    token: str
+
+    def is_known(self) -> bool:
+        return True
+
+
+class Login(BaseModel):
+    user: str
+    password: str
+
+
+class Begin(StartEvent):
+    api_key: str
+    password: str = ""
+
+    def masked(self, with_char: str) -> str:
+        return with_char * len(self.api_key)
+
+
+class Nothing(Workflow):
+    @step
+    async def end(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=ev.get("value"))
+
+
+def numbers() -> Iterator[int]:
+    yield 1
+
+
+async def async_numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+def adds(a: int, b: int) -> int:
+    return a + b
+
+
+LIVE = {
+    "llm": KeyedLLM,
+    "embedding": KeyedEmbedding,
+    "tool": lambda: FunctionTool.from_defaults(adds),
+    "agent": lambda: FunctionAgent(llm=KeyedLLM()),
+    "vector store": SimpleVectorStore,
+    "workflow": Nothing,
+    "model that acts": HandMadeModel,
+    "dataclass that acts": HandMadeClient,
+    "settings": EnvironmentSettings,
+    "secret": lambda: SecretStr(KEY),
+    "secret bytes": lambda: SecretBytes(KEY.encode()),
+    "secret field": SecretHolder,
+    "in a dataclass": Config,
+    "function": lambda: adds,
+    "lambda": lambda: lambda: None,
+    "method": lambda: KeyedLLM().complete,
+    "module": lambda: ModuleType("some"),
+    "class": lambda: KeyedLLM,
+    "generator": numbers,
+    "async generator": async_numbers,
+    "iterator": lambda: iter([1]),
+    "map": lambda: map(str, [1]),
+    "file": lambda: io.StringIO(KEY),
+    "lock": threading.Lock,
+    "event": asyncio.Event,
+    "connection": lambda: sqlite3.connect(":memory:"),
+    "object": object,
+}
+WRAPPED = {
+    "itself": lambda live: live,
+    "in a list": lambda live: [1, live],
+    "in a tuple": lambda live: (live,),
+    "in a dict": lambda live: {"a": {"b": live}},
+    "in a model": lambda live: Wrapper(inner=live),
+    "in an event": lambda live: HumanResponseEvent(answer=live),
+}
+IN_WORDS = r"^\$\.it.*(where the workflow runs|environment of the worker)"
+live_objects = pytest.mark.parametrize("make", LIVE.values(), ids=list(LIVE))
+wrapped = pytest.mark.parametrize("wrap", WRAPPED.values(), ids=list(WRAPPED))
+
+
+def check(error: SerializationError) -> None:
+    chain: BaseException | None = error
+    while chain is not None:
+        assert KEY not in str(chain)
+        assert KEY not in repr(chain)
+        chain = chain.__cause__ or chain.__context__
+
+
+@live_objects
+@wrapped
+def test_a_client_refuses_live_objects(make: Any, wrap: Any) -> None:
+    value = wrap(make())
+    with pytest.raises(SerializationError, match=IN_WORDS) as caught:
+        encode_arguments(None, {"it": value})
+    check(caught.value)
+    with pytest.raises(SerializationError, match=IN_WORDS) as caught:
+        encode_json_object({"it": value})
+    check(caught.value)
+
+
+@live_objects
+def test_a_client_refuses_events_with_live_objects(make: Any) -> None:
+    with pytest.raises(SerializationError, match="HumanResponseEvent") as caught:
+        encode_event(HumanResponseEvent(answer=make()))
+    check(caught.value)
+
+
+@live_objects
+@wrapped
+def test_results_and_streamed_events_hold_no_live_objects(make: Any, wrap: Any) -> None:
+    live = make()
+    if isinstance(live, type):
+        return  # its name is written
+    value = wrap(live)
+    for encode in (lambda: to_json_value(value), lambda: streamed_event(HumanResponseEvent(it=value))):
+        with pytest.raises(SerializationError) as caught:
+            encode()
+        check(caught.value)
+
+
+@live_objects
+@wrapped
+def test_journals_and_state_hold_no_live_objects(make: Any, wrap: Any) -> None:
+    extra = [HandMadeModel, HandMadeClient, EnvironmentSettings, SecretHolder, Config, Wrapper]
+    with pytest.raises(SerializationError) as caught:
+        Writing(Nothing(), extra=extra).write(wrap(make()), path="$")
+    check(caught.value)
+
+
+def test_what_is_not_an_event_is_not_shown() -> None:
+    with pytest.raises(SerializationError, match="got a dict") as caught:
+        encode_event({"api_key": KEY})  # type: ignore[arg-type]
+    check(caught.value)
+
+
+def test_an_object_in_a_definition_is_not_shown() -> None:
+    for build in (lambda: TaskDefinition(input=KeyedLLM()), lambda: QueueMessage(data=KeyedLLM())):
+        with pytest.raises(ValidationError) as caught:
+            build()
+        assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"api_key": KEY, "password": "p"},
+        Begin(api_key=KEY),
+        Login(user="u", password="p"),
+        [Word(token="a-long-token-of-a-text")],
+        SecretStr(""),
+        HandMadeModel(api_key=""),
+        [Document(text="a", metadata={"token": "b"})],
+        [NodeWithScore(node=TextNode(text="a"), score=0.5)],
+        [ChatMessage(role="user", content="a")],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_plain_data_passes(value: Any) -> None:
+    assert encode_arguments(None, {"it": value}).keys() == {"it"}
+    to_json_value(value)
+    assert encode_event(HumanResponseEvent(it=value))
+
+
+def test_a_field_that_is_excluded_is_not_looked_at() -> None:
+    class Answer(HumanResponseEvent):
+        text: str
+        llm: Any = Field(default=None, exclude=True)
+
+    assert KEY not in encode_event(Answer(text="a", llm=KeyedLLM())).event_obj_str
+
+
+def test_an_llm_is_refused_without_a_key() -> None:
+    with pytest.raises(SerializationError, match="Resource"):
+        encode_arguments(None, {"llm": MockLLM(max_tokens=1)})
+
+
+def test_a_secret_is_found_at_any_depth() -> None:
+    value: Any = KeyedLLM()
+    for _ in range(200):
+        value = [value]
+    with pytest.raises(SerializationError, match="KeyedLLM"):
+        encode_arguments(None, {"it": value})
+
+
+def test_a_value_that_contains_itself_ends() -> None:
+    circle: dict[str, Any] = {}
+    circle["a"] = circle["b"] = [circle, circle]
+    with pytest.raises(SerializationError, match=r"\$\.it cannot be converted"):
+        encode_arguments(None, {"it": circle})
