@@ -82,13 +82,6 @@ def test_a_thread_that_outlives_its_loop_tells_nobody() -> None:
     StepWatch(loop, begin_or_end, begin_or_end).call_threadsafe(begin_or_end)
 
 
-async def test_a_step_that_cancels_itself_fails_its_run() -> None:
-    workflow = Exits(timeout=5)
-    guard_steps(workflow)
-    with pytest.raises(StepExitError):
-        await workflow.run(error=asyncio.CancelledError())
-
-
 async def test_ordinary_errors_and_other_instances_stay_as_they_are() -> None:
     guarded, other = Exits(), Exits()
     guard_steps(guarded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_deploy.codec.exceptions import DescribedError
+from llama_deploy.codec.exceptions import DescribedError, text_of
 from llama_deploy.codec.serializer import TypedSerializer
 from llama_deploy.codec.signing import Signer
 from llama_deploy.codec.type_registry import TypeRegistry, declared_types, qualified_name
@@ -16,4 +16,5 @@ __all__ = [
     "TypedSerializer",
     "declared_types",
     "qualified_name",
+    "text_of",
 ]

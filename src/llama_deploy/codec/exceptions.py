@@ -35,11 +35,15 @@ def describe(error: BaseException) -> tuple[str, str]:
     if isinstance(error, DescribedError):
         return error.type_name, error.message
     cls = type(error)
+    return f"{cls.__module__}.{cls.__qualname__}", text_of(error)
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, or why it has none."""
     try:
-        text = str(error)
-    except Exception as exc:  # noqa: BLE001 - a user's `__str__` may raise anything
-        text = f"(its text failed with {type(exc).__name__})"
-    return f"{cls.__module__}.{cls.__qualname__}", text
+        return str(error)
+    except BaseException as exc:  # noqa: BLE001 - a user's `__str__` may raise anything
+        return f"(its text failed with {type(exc).__name__})"
 
 
 def builtin_arguments(error: BaseException) -> list[object] | None:
