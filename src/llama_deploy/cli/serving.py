@@ -8,6 +8,7 @@ from llama_deploy.cli.addresses import check_ports, explain_bind_error
 from llama_deploy.cli.announcement import announce_instances, announce_stack
 from llama_deploy.cli.environment import settings_of
 from llama_deploy.cli.error_messages import CommandError
+from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
@@ -23,7 +24,14 @@ from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.web.http_server import is_loopback
 
 
-def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | None, as_json: bool) -> None:
+def serve(
+    targets: Sequence[str],
+    place: Place,
+    *,
+    max_concurrent_tasks: int | None,
+    loop: EventLoop,
+    as_json: bool,
+) -> None:
     """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
 
     Raises:
@@ -34,7 +42,7 @@ def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | N
     _check(place)
     hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
     try:
-        run_until_stopped(_serve(hosted, place, as_json=as_json))
+        run_until_stopped(_serve(hosted, place, as_json=as_json), loop=loop)
     except BindError as exc:
         raise explain_bind_error(exc, place) from exc
 
@@ -97,6 +105,7 @@ def work(
     insecure: bool,
     queue: str | None,
     max_concurrent_tasks: int | None,
+    loop: EventLoop,
     as_json: bool,
 ) -> None:
     """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
@@ -132,7 +141,7 @@ def work(
             )
         )
 
-    run_until_stopped(work_on_all())
+    run_until_stopped(work_on_all(), loop=loop)
 
 
 def _host(targets: Sequence[str], *, max_concurrent_tasks: int | None) -> list[HostedWorkflow]:

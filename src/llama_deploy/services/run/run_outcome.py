@@ -122,9 +122,16 @@ def describe_failure(exc: BaseException) -> TaskFailure:
     lines = _traceback_of(exc)
     return TaskFailure(
         type=qualified_name(type(shown)),
-        message=_cut(_writable(text_of(exc)), MAX_TEXT),
+        message=_cut(_writable(text_of(exc)), MAX_TEXT) + _advice(exc),
         traceback=None if lines is None else _writable("\n".join(lines)),
     )
+
+
+def _advice(exc: BaseException) -> str:
+    """Return what to do about an exception that says it only to those who know how services run."""
+    if isinstance(exc, ValueError) and text_of(exc).startswith("Can't patch loop of type"):
+        return " (nest_asyncio cannot patch uvloop; start llamactl with `--loop asyncio`)"
+    return ""
 
 
 def _traceback_of(exc: BaseException) -> list[str] | None:
