@@ -35,6 +35,7 @@ LlamaDeployError
 ├── RunMismatchError                     another version of the workflow started the run
 ├── MissingStateError (ValueError)       `ctx.store` had a value that cannot be stored between tasks
 ├── RunStuckError                        nothing more could happen in the run
+├── BlockingCallError (RuntimeError)     a blocking client was used in a thread with an event loop
 ├── AttemptsExhaustedError               too many instances died while they ran the task
 ├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task is still running
 └── TaskEndedError                       the task did not succeed
@@ -409,6 +410,12 @@ class RunStuckError(LlamaDeployError):
     """The failure of a run without a time limit in which no step was running and nothing was waited for."""
 
     code = "run_stuck"
+
+
+class BlockingCallError(LlamaDeployError, RuntimeError):
+    """A call of a client without `await` that would block the event loop of its thread."""
+
+    code = "blocking_call"
 
 
 class AttemptsExhaustedError(LlamaDeployError):

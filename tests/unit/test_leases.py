@@ -12,7 +12,11 @@ import pytest
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch
+from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.dispatch.leases import Leases
+from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
+from llama_deploy.control_plane.dispatch.timers import Timers
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.storage.unit import Committed
 from llama_deploy.control_plane.storage.writer import Writer
@@ -65,11 +69,41 @@ class Scene:
             pace=DispatchPace(unclaimed=Backoff(10, longest=60), lost=Backoff(1, longest=60)),
             after_commit=self._note,
         )
-        self.leases = Leases(store=store, writer=self.writer, clock=self._clock, lease_seconds=LEASE_SECONDS)
+        self._was_set = timedelta()
+        self.leases = Leases(
+            store=store,
+            writer=self.writer,
+            watch=ClockWatch(self._clock, self._steady),
+            lease_seconds=LEASE_SECONDS,
+        )
+        self.dispatcher = Dispatcher(
+            store=store, writer=self.writer, clock=self._clock, lease=LEASE, is_waiting=lambda _: False
+        )
+        self.timers = Timers(store=store, writer=self.writer, clock=self._clock)
         self.committed: list[Committed] = []
 
     def _clock(self) -> datetime:
         return self.now
+
+    def _steady(self) -> float:
+        return (self.now - self._was_set).timestamp()
+
+    def set_clock(self, by: timedelta) -> None:
+        """Set the clock without letting time pass."""
+        self.now += by
+        self._was_set += by
+
+    async def sweep(self) -> None:
+        """Sweep everything, as the control plane does."""
+        loop = SweepLoop(
+            dispatcher=self.dispatcher,
+            timers=self.timers,
+            leases=self.leases,
+            clock=self._clock,
+            lease=LEASE,
+            max_pause=LEASE,
+        )
+        await loop.sweep()
 
     def _note(self, committed: Committed) -> None:
         self.committed.append(committed)
@@ -183,3 +217,53 @@ async def test_an_instance_is_told_that_a_claim_without_an_answer_is_void(scene:
     assert await scene.beat(claiming=claiming) == [("t", 1), ("deleted", 1)]
     await scene.claim("t", 2)
     assert await scene.beat(claiming=claiming) == [("t", 1), ("deleted", 1)]
+
+
+SOME_JUMPS = pytest.mark.parametrize("jump", [timedelta(seconds=30), timedelta(hours=1)])
+
+
+@SOME_JUMPS
+async def test_no_attempt_is_lost_because_the_clock_is_set_forward(scene: Scene, jump: timedelta) -> None:
+    await scene.submit("t")
+    await scene.claim("t", 1)
+    await scene.sweep()
+    scene.set_clock(jump)
+    await scene.sweep()
+    assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
+    assert await scene.is_alive()
+    scene.now += LEASE
+    await scene.sweep()
+    assert await scene.stands("t") == (TaskStatus.QUEUED, 2)
+
+
+@SOME_JUMPS
+async def test_a_lease_ends_in_time_although_the_clock_is_set_back(scene: Scene, jump: timedelta) -> None:
+    await scene.submit("t")
+    await scene.claim("t", 1)
+    await scene.sweep()
+    scene.set_clock(-jump)
+    await scene.sweep()
+    assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
+    scene.now += LEASE
+    await scene.sweep()
+    assert await scene.stands("t") == (TaskStatus.QUEUED, 2)
+
+
+@SOME_JUMPS
+async def test_a_delayed_attempt_is_due_in_time_although_the_clock_is_set_back(
+    scene: Scene, jump: timedelta
+) -> None:
+    await scene.lose("t")
+    await scene.claim("t", 2)
+    scene.now += LEASE
+    await scene.leases.sweep()
+    delayed = await scene.task("t")
+    assert (delayed.attempt, delayed.dispatches) == (3, 0), "the second loss delays the next attempt"
+    assert delayed.redispatch_at is not None
+    delay = delayed.redispatch_at - scene.now
+    scene.set_clock(-jump)
+    await scene.sweep()
+    assert (await scene.task("t")).dispatches == 0
+    scene.now += delay + A_MOMENT
+    await scene.sweep()
+    assert (await scene.task("t")).dispatches == 1

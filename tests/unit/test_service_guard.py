@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from typing import Any
@@ -71,13 +70,6 @@ async def test_the_begin_and_the_end_of_a_step_are_told_in_the_loop(workflow: Wo
     with pytest.raises(StepExitError):  # another run, which nobody watches
         await workflow.run(error=SystemExit(3))
     assert told == [("begin", threading.get_ident()), ("end", threading.get_ident())]
-
-
-async def test_a_step_that_cancels_itself_fails_its_run() -> None:
-    workflow = Exits(timeout=5)
-    guard_steps(workflow)
-    with pytest.raises(StepExitError):
-        await workflow.run(error=asyncio.CancelledError())
 
 
 async def test_ordinary_errors_and_other_instances_stay_as_they_are() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from llama_deploy.cli.error_messages import print_error, reported
+from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
@@ -23,6 +24,7 @@ from llama_deploy.cli.options import (
     Concurrency,
     Insecure,
     LogFormatOption,
+    Loop,
     OptionalStore,
     OptionalTargets,
     Port,
@@ -106,6 +108,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     port: Port = 8000,
     queue_port: QueuePort = 8001,
     max_concurrent_tasks: Concurrency = None,
+    loop: Loop = EventLoop.AUTO,
     allow_remote: Annotated[
         bool,
         typer.Option(
@@ -139,6 +142,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
                 store=store,
             ),
             max_concurrent_tasks=max_concurrent_tasks,
+            loop=loop,
             as_json=as_json,
             logs=logs,
         )
@@ -150,6 +154,7 @@ def worker(
     targets: Targets,
     queue: Queue = None,
     max_concurrent_tasks: Concurrency = None,
+    loop: Loop = EventLoop.AUTO,
     as_json: AsJson = False,
 ) -> None:
     """Run services for a control plane in another process.
@@ -168,6 +173,7 @@ def worker(
             insecure=settings.insecure,
             queue=queue,
             max_concurrent_tasks=max_concurrent_tasks,
+            loop=loop,
             as_json=as_json,
             logs=logs,
         )

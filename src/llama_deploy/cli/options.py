@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from llama_deploy.cli.error_messages import CommandError
+from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.logs import CommandLogging, LogFormat
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
@@ -118,6 +119,14 @@ Concurrency = Annotated[
         metavar="N",
         help="How many tasks each service runs at the same time. Default: "
         "LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS from the environment, or 8.",
+    ),
+]
+Loop = Annotated[
+    EventLoop,
+    typer.Option(
+        "--loop",
+        help="The event loop. `auto` is uvloop, which is faster; but asyncio if a workflow's module imports "
+        "nest_asyncio, which cannot patch uvloop.",
     ),
 ]
 Port = Annotated[

@@ -9,6 +9,7 @@ from llama_deploy.cli.addresses import check_ports, explain_bind_error
 from llama_deploy.cli.announcement import announce_instances, announce_stack
 from llama_deploy.cli.environment import settings_of
 from llama_deploy.cli.error_messages import CommandError
+from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.logs import CommandLogging
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
@@ -30,6 +31,7 @@ def serve(
     place: Place,
     *,
     max_concurrent_tasks: int | None,
+    loop: EventLoop,
     as_json: bool,
     logs: CommandLogging,
 ) -> None:
@@ -43,7 +45,7 @@ def serve(
     _check(place)
     hosted = _host(targets, logs, max_concurrent_tasks=max_concurrent_tasks)
     try:
-        run_until_stopped(_serve(hosted, place, as_json=as_json))
+        run_until_stopped(_serve(hosted, place, as_json=as_json), loop=loop)
     except BindError as exc:
         raise explain_bind_error(exc, place) from exc
 
@@ -106,6 +108,7 @@ def work(
     insecure: bool,
     queue: str | None,
     max_concurrent_tasks: int | None,
+    loop: EventLoop,
     as_json: bool,
     logs: CommandLogging,
 ) -> None:
@@ -142,7 +145,7 @@ def work(
             )
         )
 
-    run_until_stopped(work_on_all())
+    run_until_stopped(work_on_all(), loop=loop)
 
 
 def _host(

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Coroutine
 from typing import Any, Final
 
-import uvloop
-
+from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.output import note
 from llama_deploy.deploy.garbage import seldom_collecting
+
+logger = logging.getLogger(__name__)
 
 _SAME_PRESS_SECONDS: Final = 0.3
 """Ctrl-C twice within this time counts once: a terminal and a wrapper may both send the signal."""
 
 
-def run_until_stopped(serving: Coroutine[Any, Any, None]) -> None:
-    """Run `serving` on uvloop until it ends, or until Ctrl-C or SIGTERM shuts it down.
+def run_until_stopped(serving: Coroutine[Any, Any, None], *, loop: EventLoop) -> None:
+    """Run `serving` on an event loop until it ends, or until Ctrl-C or SIGTERM shuts it down.
 
     The first signal cancels it, and services drain. A second Ctrl-C cancels it again, and services hand back
     their tasks. A third one exits at once; the tasks move to other instances when the leases expire.
+
+    What ends the loop in another task, such as `sys.exit()` in one that a step has left behind, ends that
+    task only.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, seldom_collecting():
-        runner.run(_until_stopped(serving))
+    with asyncio.Runner(loop_factory=loop.factory) as runner, seldom_collecting():
+        running = runner.get_loop()
+        main = running.create_task(_until_stopped(serving))
+        while not main.done():
+            try:
+                running.run_until_complete(main)
+            except (SystemExit, KeyboardInterrupt) as exc:
+                if main.done():
+                    raise
+                logger.exception(
+                    "a task that a workflow has started raised %s; it has ended, and this process goes on",
+                    type(exc).__name__,
+                    extra={"action": "exit_in_task"},
+                )
 
 
 async def _until_stopped(serving: Coroutine[Any, Any, None]) -> None:

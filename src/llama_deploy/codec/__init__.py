@@ -6,6 +6,7 @@ from llama_deploy import workflow_library  # noqa: F401 - first, as it says why 
 from llama_deploy.codec.exceptions import DescribedError
 from llama_deploy.codec.serializer import TypedSerializer
 from llama_deploy.codec.signing import Signer
+from llama_deploy.codec.texts import text_of, valid_text
 from llama_deploy.codec.type_registry import TypeRegistry, declared_types, qualified_name
 from llama_deploy.codec.typed_json import TypedJson
 
@@ -17,4 +18,6 @@ __all__ = [
     "TypedSerializer",
     "declared_types",
     "qualified_name",
+    "text_of",
+    "valid_text",
 ]

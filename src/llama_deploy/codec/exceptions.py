@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 from typing import Final
 
+from llama_deploy.codec.texts import text_of
+
 BUILTIN_ERRORS: Final[dict[str, type[BaseException]]] = {
     name: cls
     for name, cls in vars(builtins).items()
@@ -35,11 +37,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     if isinstance(error, DescribedError):
         return error.type_name, error.message
     cls = type(error)
-    try:
-        text = str(error)
-    except Exception as exc:  # noqa: BLE001 - a user's `__str__` may raise anything
-        text = f"(its text failed with {type(exc).__name__})"
-    return f"{cls.__module__}.{cls.__qualname__}", text
+    return f"{cls.__module__}.{cls.__qualname__}", text_of(error)
 
 
 def builtin_arguments(error: BaseException) -> list[object] | None:

@@ -12,6 +12,7 @@ from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch
 from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.dispatch.leases import Leases
 from llama_deploy.control_plane.dispatch.outbox_reader import OutboxReader
@@ -104,7 +105,12 @@ class ControlPlane:
                 is_waiting=lambda service_name: self._relay.is_waiting(self.topics.work(service_name)),
             ),
             timers=Timers(store=store, writer=self._writer, clock=clock),
-            leases=Leases(store=store, writer=self._writer, clock=clock, lease_seconds=config.lease_seconds),
+            leases=Leases(
+                store=store,
+                writer=self._writer,
+                watch=ClockWatch(clock),
+                lease_seconds=config.lease_seconds,
+            ),
             clock=clock,
             lease=lease,
             max_pause=timedelta(seconds=config.redispatch_seconds),

@@ -12,6 +12,7 @@ The next request then goes to the next replica.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import io
 import os
 import ssl
@@ -29,7 +30,7 @@ import pydantic_core
 import urllib3
 from pydantic import TypeAdapter, ValidationError
 
-from llama_deploy.errors import InternalServerError, UnavailableError
+from llama_deploy.errors import BlockingCallError, InternalServerError, UnavailableError
 from llama_deploy.types.validation import describe_validation_error
 from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT, Address, ConnectionSettings
 from llama_deploy.web.problems import from_problem
@@ -329,7 +330,7 @@ class HttpConnection:
 
 
 class SyncHttpConnection:
-    """A pool of kept-alive connections for threads. `close` it.
+    """A pool of kept-alive connections for threads without an event loop. `close` it.
 
     Args:
         address: As for `HttpConnection`.
@@ -360,7 +361,12 @@ class SyncHttpConnection:
         )
 
     def _open(self, request: HttpRequest, *, preload: bool) -> tuple[str, urllib3.BaseHTTPResponse]:
-        """Send a request to the first replica that can be reached; return its URL and its response."""
+        """Send a request to the first replica that can be reached; return its URL and its response.
+
+        Raises:
+            BlockingCallError: This thread runs an event loop.
+        """
+        _reject_in_loop(request)
         seconds = self.settings.timeout if request.timeout is None else request.timeout
         connect = min(seconds, _CONNECT_SECONDS if len(self._replicas) > 1 else DEFAULT_TIMEOUT)
         # urllib3 would send parameters as a form when there is a body.
@@ -431,3 +437,25 @@ class SyncHttpConnection:
         pool = vars(self).pop("_pool", None)
         if pool is not None:
             pool.clear()
+
+
+def _reject_in_loop(request: HttpRequest) -> None:
+    """Reject a call that would block the event loop of this thread.
+
+    Nothing else in the loop would continue, and the server that has to answer may run in it. IPython runs the
+    cells of a notebook in a loop, where users know that a cell blocks.
+
+    Raises:
+        BlockingCallError: This thread runs an event loop.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if hasattr(builtins, "get_ipython"):
+        return
+    raise BlockingCallError(
+        f"{request.method} {request.path} was not sent: a client without `await` would block the event loop"
+        " that runs in this thread. Use the asynchronous client (`Client` instead of `SyncClient`), or call"
+        " this one in a thread, with `await asyncio.to_thread(...)` or in a step that is a plain function"
+    )

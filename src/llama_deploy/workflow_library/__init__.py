@@ -24,16 +24,31 @@ try:
     from workflows._event_matching import event_matches, step_accepts_event
     from workflows.context.state_store import DictState, StateStore, infer_state_type
     from workflows.events import DictLikeModel
+    from workflows.plugins.basic import get_current_run_id
     from workflows.runtime.runtime_decorators import BaseInternalRunAdapterDecorator, BaseRuntimeDecorator
     from workflows.runtime.types.internal_state import BrokerState
-    from workflows.runtime.types.named_task import NamedTask, PendingStart, PendingWorker, PullTask
+    from workflows.runtime.types.named_task import (
+        NamedTask,
+        PendingStart,
+        PendingWorker,
+        PullTask,
+        WorkerTask,
+    )
     from workflows.runtime.types.plugin import (
         ExternalRunAdapter,
         InternalRunAdapter,
+        RegisteredWorkflow,
         Runtime,
         WaitForNextTaskResult,
     )
-    from workflows.runtime.types.results import AddWaiter, DeleteWaiter, EmissionKey, StepWorkerResult
+    from workflows.runtime.types.results import (
+        AddWaiter,
+        DeleteWaiter,
+        EmissionKey,
+        StepWorkerFailed,
+        StepWorkerResult,
+    )
+    from workflows.runtime.types.step_function import StepWorkerFunction
     from workflows.runtime.types.step_id import StepId
     from workflows.runtime.types.ticks import (
         TickAddEvent,
@@ -109,10 +124,13 @@ __all__ = [
     "PendingStart",
     "PendingWorker",
     "PullTask",
+    "RegisteredWorkflow",
     "Runtime",
     "Snapshot",
     "StateStore",
     "StepId",
+    "StepWorkerFailed",
+    "StepWorkerFunction",
     "StepWorkerResult",
     "TickAddEvent",
     "TickCancelRun",
@@ -122,6 +140,7 @@ __all__ = [
     "TickWaiterTimeout",
     "UntestedLibraryWarning",
     "WaitForNextTaskResult",
+    "WorkerTask",
     "WorkflowTick",
     "abort",
     "cache_steps",
@@ -131,6 +150,7 @@ __all__ = [
     "events_of",
     "fingerprint",
     "forget_ticks",
+    "get_current_run_id",
     "has_steps_of_its_own",
     "infer_state_type",
     "install_runtime",

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 from llama_deploy.control_plane.decisions import lifecycle
@@ -95,6 +96,21 @@ class Dispatcher:
 
         if count := await self.writer.write(Command(run, _free(tasks))):
             logger.info("%d unclaimed tasks are published again", count, extra={"action": "dispatch_again"})
+
+    async def bring_forward(self, by: timedelta) -> None:
+        """Let all queued attempts be due earlier: the clock was set back, and their delays would grow."""
+        queued = await self.store.read(lambda tx: tx.tasks.queued(limit=_MAX_AT_START))
+
+        def run(unit: Unit, page: Sequence[TaskRecord]) -> None:
+            for each in page:
+                task = unit.tasks.find(each.task_id)
+                # What was decided since is decided by the new time.
+                if task is not None and task.redispatch_at and task.redispatch_at == each.redispatch_at:
+                    unit.apply(Transition(task._replace(redispatch_at=task.redispatch_at - by)))
+
+        for start in range(0, len(queued), _PAGE):
+            page = queued[start : start + _PAGE]
+            await self.writer.write(Command(partial(run, page=page), _free(page)))
 
     async def expedite(self, service_names: Collection[str]) -> None:
         """Publish the unclaimed attempts of services again soon, because an instance of theirs is silent.

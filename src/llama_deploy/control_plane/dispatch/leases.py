@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -35,6 +36,8 @@ class LeaseSweep:
     """Services with an instance whose lease had expired when the sweep began."""
     next_at: datetime | None
     """When the next lease expires. None: there is none."""
+    set_back: timedelta = timedelta()
+    """How far the clock was set back since the last sweep."""
 
 
 class Leases:
@@ -43,16 +46,16 @@ class Leases:
     Args:
         store: Where instances are read.
         writer: How they and their tasks are changed.
-        clock: Returns the present time, aware, UTC.
+        watch: Notices that the clock was set.
         lease_seconds: How long an instance may be silent.
     """
 
-    def __init__(
-        self, *, store: StateStore, writer: Writer, clock: Callable[[], datetime], lease_seconds: float
-    ) -> None:
+    def __init__(self, *, store: StateStore, writer: Writer, watch: ClockWatch, lease_seconds: float) -> None:
         self._store = store
         self._writer = writer
-        self._clock = clock
+        self._watch = watch
+        self._clock = watch.clock
+        self._set_back = timedelta()
         self._lease = timedelta(seconds=lease_seconds)
         self._heartbeats_missed = False
         self._expired: set[tuple[str, datetime]] = set()
@@ -69,13 +72,16 @@ class Leases:
         return self._heartbeats_missed or store_failed
 
     async def renew_all(self) -> None:
-        """Give every instance a fresh lease, because its heartbeats could not be received."""
+        """Give every instance a fresh lease, because its heartbeats could not be received.
+
+        A lease that is longer was granted before the clock was set back, and is cut.
+        """
         until = self._clock() + self._lease
 
         def renew(tx: StoreTransaction) -> None:
             found = tx.instances.load()
             tx.instances.put(
-                [item._replace(lease_expires_at=until) for item in found if item.lease_expires_at < until]
+                [item._replace(lease_expires_at=until) for item in found if item.lease_expires_at != until]
             )
 
         if await self._store.read(lambda tx: tx.instances.load()):
@@ -84,6 +90,7 @@ class Leases:
 
     async def sweep(self) -> LeaseSweep:
         """Move on the tasks of instances whose leases have expired."""
+        self._look_at_clock()
         if self.may_have_missed_heartbeats():
             self._heartbeats_missed = False
             await self.renew_all()
@@ -96,7 +103,22 @@ class Leases:
         else:
             alive = [item.lease_expires_at for item in instances if item.lease_expires_at > now]
             next_at = min(alive, default=None)
-        return LeaseSweep({item.service_name for item in silent}, next_at)
+        set_back, self._set_back = self._set_back, timedelta()
+        return LeaseSweep({item.service_name for item in silent}, next_at, set_back)
+
+    def _look_at_clock(self) -> None:
+        """If the clock was set, no lease means anything."""
+        jumped = self._watch.jump()
+        if not jumped:
+            return
+        logger.warning(
+            "the clock of this machine was set %s by %.0f s; leases are renewed",
+            "back" if jumped < timedelta() else "forward",
+            abs(jumped).total_seconds(),
+            extra={"action": "clock_set"},
+        )
+        self._heartbeats_missed = True
+        self._set_back += max(-jumped, timedelta())
 
     async def _expire(self, silent: Sequence[InstanceRecord]) -> None:
         """Move on the tasks of those instances that are still silent when all heartbeats are stored."""
@@ -105,6 +127,7 @@ class Leases:
         self._expired = set()
         if not silent:
             return
+        self._look_at_clock()
         if self.may_have_missed_heartbeats():
             self._heartbeats_missed = True
             return

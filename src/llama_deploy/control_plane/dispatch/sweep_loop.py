@@ -58,18 +58,21 @@ class SweepLoop:
             self._woken.clear()  # before the sweep reads, so that nothing new is missed between
             self._until = None
             try:
-                pause = await self._sweep()
+                pause = await self.sweep()
             except LlamaDeployError as exc:
                 logger.warning("a sweep failed; retrying: %s", exc, extra={"action": "sweep"})
                 self.leases.note_missed_heartbeats()
                 pause = min(self.lease, _RETRY_PAUSE)
             await self._sleep(pause)
 
-    async def _sweep(self) -> timedelta:
-        """Do what is due, and return how long nothing else can be."""
+    async def sweep(self) -> timedelta:
+        """Do what is due once, and return how long nothing else can be."""
         dues = [await self.dispatcher.sweep(), await self.timers.sweep()]
         leases = await self.leases.sweep()
         await self.dispatcher.expedite(leases.silent_services)
+        if leases.set_back:
+            await self.dispatcher.bring_forward(leases.set_back)
+            return timedelta()
         now = self.clock()
         pauses = [due - now for due in (*dues, leases.next_at) if due is not None]
         return max(min([*pauses, self.max_pause]), timedelta())

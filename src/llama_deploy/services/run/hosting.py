@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from workflows import Workflow
 from workflows.events import Event
 
+from llama_deploy.services.run.contained_steps import contained_steps
 from llama_deploy.services.run.run_observer import RunObserver
-from llama_deploy.services.run.step_guard import watching
+from llama_deploy.services.run.step_guard import StepExitError, watching
 from llama_deploy.workflow_library import (
     BaseInternalRunAdapterDecorator,
     BaseRuntimeDecorator,
@@ -28,10 +30,13 @@ from llama_deploy.workflow_library import (
     PendingStart,
     PendingWorker,
     PullTask,
+    RegisteredWorkflow,
     Runtime,
     TickStepResult,
     WaitForNextTaskResult,
+    WorkerTask,
     WorkflowTick,
+    get_current_run_id,
     install_runtime,
 )
 
@@ -49,6 +54,10 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         """Tasks that have started and were not returned as completed."""
         host.attach(decorated)
 
+    async def get_now(self) -> float:
+        """Return the time of the run. See `RunClock.now`."""
+        return self._host.clock.now()
+
     async def on_tick(self, tick: WorkflowTick) -> None:
         """See `RunObserver.on_tick`."""
         if self._host.journal is not None and not self._host.journal.is_volatile:
@@ -63,6 +72,11 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
     async def write_to_event_stream(self, event: Event) -> None:
         """See `RunObserver.on_event`. The library's own stream of a hosted run has no readers."""
         await self._host.on_event(event)
+
+    async def close(self) -> None:
+        """The run ends: its steps are cancelled next."""
+        self._host.is_leaving = True
+        await super().close()
 
     async def send_event(self, tick: WorkflowTick) -> None:
         """Take what a step sends, or what comes from outside. See `SentEvents`."""
@@ -99,7 +113,16 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
             result = done.result()
             if isinstance(result, TickStepResult):
                 self._host.history.sent.replace_in_result(result)
+        elif done is not None:
+            self._report_lost(done, in_turn)
         return WaitForNextTaskResult(done, started)
+
+    def _report_lost(self, done: asyncio.Task[Any], tasks: list[NamedTask]) -> None:
+        """End the run if `done` is a step whose result the library does not get, and would wait for."""
+        for each in tasks:
+            if each.task is done and isinstance(each, WorkerTask):
+                raised = (None if done.cancelled() else done.exception()) or asyncio.CancelledError()
+                self._host.ending.fail(StepExitError(str(each.step_id), raised))
 
 
 class HostedRuntime(BaseRuntimeDecorator):
@@ -128,6 +151,15 @@ class HostedRuntime(BaseRuntimeDecorator):
         finally:
             hosting.reset(token)
             watching.reset(watch_token)
+
+    def register(self, workflow: Workflow) -> RegisteredWorkflow:
+        """Return how the library runs `workflow` in this context."""
+        registered = super().register(workflow)
+        host = self._hosts.get(get_current_run_id() or "")
+        if host is None:
+            return registered
+        steps = contained_steps(registered.steps, is_ending=lambda: host.is_leaving, now=host.clock.now)
+        return replace(registered, steps=steps)
 
     def get_internal_adapter(self, workflow: Workflow) -> InternalRunAdapter:
         """Return the adapter of the run that begins in this context."""

@@ -35,6 +35,8 @@ class RunClock:
     on_timeout: Callable[[], None]
     on_idle: Callable[[], None]
     spent: float = 0.0
+    _zero: float = field(default_factory=lambda: time.time() - time.monotonic(), init=False)
+    """What the wall clock showed when this clock was made, less the monotonic time."""
     _is_working: bool = field(default=False, init=False)
     _is_stuck: bool = field(default=False, init=False)
     _holds: int = field(default=0, init=False)
@@ -107,6 +109,14 @@ class RunClock:
         self._set(None, self.on_idle)
         # Something that a step has left running may refer to this clock; it must not keep the run in memory.
         self.on_timeout = self.on_idle = _do_nothing
+
+    def now(self) -> float:
+        """Return the time in seconds since 1970, as the library needs it for what it stores.
+
+        It is the wall clock's at the beginning of the attempt, and advances steadily from there: setting the
+        wall clock does not move the retries and time limits of a run.
+        """
+        return self._zero + time.monotonic()
 
     @property
     def running_seconds(self) -> float:

@@ -141,7 +141,7 @@ class RunEnding:
         if isinstance(last, WorkflowTimedOutEvent):
             return RunOutcome.timed_out(last, exc, dead_end=self.dead_end)
         if isinstance(last, WorkflowFailedEvent):
-            return RunOutcome.failed(exc or last.exception)
+            return RunOutcome.failed(last.exception if exc is None else exc)
         if exc is not None and not isinstance(exc, WorkflowCancelledByUser):
             return RunOutcome.failed(exc)
         stop = result.result() if known and exc is None else last

@@ -124,7 +124,8 @@ class RunJournal:
             if not self.inbox.is_quiet:
                 return False  # something has come during earlier writes
             # The control plane wakes the run for every inbox entry above this number.
-            parking = Parking(inbox_seq=self.inbox.seen, wake_in=self.history.waits.seconds_to_next())
+            wake_in = self.history.waits.seconds_to_next(now=self.writer.clock.now())
+            parking = Parking(inbox_seq=self.inbox.seen, wake_in=wake_in)
             try:
                 if not await self._compact(parking=parking):
                     return False

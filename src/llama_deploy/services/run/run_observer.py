@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,6 +51,8 @@ class RunObserver:
     clock: RunClock
     ending: RunEnding
     hooks: RunHooks
+    is_leaving: bool = field(default=False, init=False)
+    """Whether the library ends the run, and cancels its steps."""
     _adapter: InternalRunAdapter | None = field(default=None, init=False)
     _is_resumed: bool = field(default=False, init=False)
     _timers: BackgroundTasks = field(default_factory=lambda: BackgroundTasks("timers of a run"), init=False)
@@ -160,5 +161,5 @@ class RunObserver:
         await self.send(TickIdleCheck())
 
     async def _end_wait(self, wait: Wait) -> None:
-        await asyncio.sleep(max(0.0, wait.due - time.time()))
+        await asyncio.sleep(max(0.0, wait.due - self.clock.now()))
         await self.send(wait.tick())

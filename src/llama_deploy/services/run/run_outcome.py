@@ -13,19 +13,23 @@ from workflows.errors import WorkflowTimeoutError
 from workflows.events import StopEvent, WorkflowTimedOutEvent
 
 from llama_deploy import message_consumers
-from llama_deploy.codec import qualified_name
+from llama_deploy.codec import qualified_name, text_of, valid_text
 from llama_deploy.codec.plain_json import measured, to_json_value
 from llama_deploy.errors import SerializationError, TaskCancelledError
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import value_type_of
-from llama_deploy.services.values.texts import text_of
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.workflow_library import library_folders
 
 logger = logging.getLogger(__name__)
 
+MAX_TEXT: Final = 50_000
+"""How many characters of an exception's text, and of its traceback, are reported."""
 _TRACEBACK_LINES: Final = 20
+_TEXT_LINES: Final = 5
+"""How many lines of a long text the traceback repeats."""
+_LINE_CHARACTERS: Final = 2_000
 _SERVICES: Final = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - as in frames
 _CONSUMERS: Final = os.path.dirname(message_consumers.__file__)  # noqa: PTH120
 _FRAMEWORK: Final = (*library_folders(), _SERVICES + os.sep, _CONSUMERS + os.sep)
@@ -74,9 +78,11 @@ class RunOutcome:
         """
         active = ", ".join(event.active_steps) or "none"
         message = f"timed out after {event.timeout} seconds; active steps: {active}"
-        text = str(cause or message) + (f"; {dead_end}" if dead_end else "")
+        text = (message if cause is None else str(cause)) + (f"; {dead_end}" if dead_end else "")
         error = TaskFailure(type=qualified_name(WorkflowTimeoutError), message=text)
-        return cls(TaskStatus.TIMED_OUT, error=error, cause=cause or WorkflowTimeoutError(message))
+        return cls(
+            TaskStatus.TIMED_OUT, error=error, cause=WorkflowTimeoutError(message) if cause is None else cause
+        )
 
     @classmethod
     def cancelled(cls) -> RunOutcome:
@@ -122,14 +128,40 @@ def describe_failure(exc: BaseException) -> TaskFailure:
     """Return what clients see of an exception: its class, its text and the end of its traceback.
 
     The frames of the workflow library and of this package are omitted: they are the same in every traceback.
+    A long text is cut. Characters that UTF-8 cannot represent are replaced by their escape sequences.
     """
     shown = exc.raised if isinstance(exc, StepExitError) else exc
-    trace = traceback.TracebackException.from_exception(exc)
-    own = [frame for frame in trace.stack if not frame.filename.startswith(_FRAMEWORK)]
-    trace.stack = traceback.StackSummary.from_list(own or trace.stack)
-    lines = "".join(trace.format()).splitlines()
+    lines = _traceback_of(exc)
     return TaskFailure(
         type=qualified_name(type(shown)),
-        message=str(exc),
-        traceback="\n".join(lines[-_TRACEBACK_LINES:]),
+        message=_cut(text_of(exc), MAX_TEXT) + _advice(exc),
+        traceback=None if lines is None else valid_text("\n".join(lines)),
     )
+
+
+def _advice(exc: BaseException) -> str:
+    """Return what to do about an exception that says it only to those who know how services run."""
+    if isinstance(exc, ValueError) and text_of(exc).startswith("Can't patch loop of type"):
+        return " (nest_asyncio cannot patch uvloop; start llamactl with `--loop asyncio`)"
+    return ""
+
+
+def _traceback_of(exc: BaseException) -> list[str] | None:
+    """Return the last lines of a traceback. None: the exception's own code prevents it."""
+    try:
+        trace = traceback.TracebackException.from_exception(exc)
+        own = [frame for frame in trace.stack if not frame.filename.startswith(_FRAMEWORK)]
+        trace.stack = traceback.StackSummary.from_list(own or trace.stack)
+        lines = "".join(trace.format()).splitlines()
+        text = "".join(trace.format_exception_only()).splitlines()
+    except Exception:  # noqa: BLE001 - a user's properties and `__str__` may raise anything
+        return None
+    if len(text) > _TEXT_LINES and lines[-len(text) :] == text:
+        kept = [*text[:_TEXT_LINES], f"... ({len(text) - _TEXT_LINES} more lines)"]
+        lines = lines[-_TRACEBACK_LINES - len(text) : -len(text)] + kept
+    return [_cut(line, _LINE_CHARACTERS) for line in lines[-_TRACEBACK_LINES:]]
+
+
+def _cut(text: str, longest: int) -> str:
+    """Return a text of about `longest` characters at most; one that was cut says so."""
+    return text if len(text) <= longest else f"{text[:longest]}... (cut: it has {len(text)} characters)"

@@ -1,8 +1,8 @@
 """Keeps a workflow's steps from ending the process, and reports which of them are running.
 
-With asyncio, a `SystemExit` or `KeyboardInterrupt` in a task ends the whole loop, and the workflow library
-waits forever for a step that ends with another `BaseException` or cancels itself. A guarded step raises an
-ordinary exception instead, so that only its run fails.
+With asyncio, a `SystemExit` or `KeyboardInterrupt` in a task ends the whole loop, and nobody learns of a
+`StopIteration` that a thread raises. A guarded step raises an ordinary exception instead, so that only its
+run fails. In a forked child it ends the child. Cancellations are left to `contained_steps`.
 
 The library finds a step with `getattr(workflow, name)` when it calls it. The guards are therefore attributes
 of the workflow object; its class and other objects stay unchanged. Further objects of the class that are made
@@ -27,6 +27,8 @@ from typing import Any, Final
 
 from workflows import Workflow
 
+from llama_deploy.codec import text_of
+from llama_deploy.services.run.forked_steps import generation, leave, only_in
 from llama_deploy.services.run.shared_state import run_object
 from llama_deploy.services.run.stream_reading import Emit, read_streams
 from llama_deploy.workflow_library import steps_of
@@ -38,13 +40,16 @@ _MARK: Final = "__llama_deploy_guarded__"
 class StepExitError(Exception):
     """A step raised something that would have ended the process, or made its run wait forever.
 
+    Or something that has no text, which the library would replace by what its `__str__` raises.
+
     Attributes:
         raised: What it raised.
         step_name: The step.
     """
 
     def __init__(self, step_name: str, raised: BaseException) -> None:
-        detail = f": {raised}" if str(raised) else ""
+        text = text_of(raised)
+        detail = f": {text}" if text else ""
         super().__init__(f"the step {step_name!r} raised {type(raised).__name__}{detail}")
         self.raised = raised
         self.step_name = step_name
@@ -103,49 +108,79 @@ def _guarded(workflow: Workflow, name: str, step: Callable[..., Any]) -> Callabl
 
 
 def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    call = function if inspect.iscoroutinefunction(function) else _in_thread(step_name, function)
+    is_async = inspect.iscoroutinefunction(function)
+    call = _in_loop(step_name, function) if is_async else _in_thread(step_name, function)
 
     @functools.wraps(function)
     async def guarded_step(*args: Any, **kwargs: Any) -> Any:
-        watch = watching.get()
+        watch, forks = watching.get(), generation()
         if watch is not None:
             watch.on_begin()
         try:
             with _compared(step_name, args, watch):
-                returned = await call(*args, **kwargs)
+                returned = await call(forks, *args, **kwargs)
                 if watch is not None and watch.on_item is not None:
                     await read_streams(returned, watch.on_item)
                 return returned
-        except (Exception, GeneratorExit):
+        except (asyncio.CancelledError, GeneratorExit):
             raise
-        except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+        except BaseException as exc:
+            if forks != generation():
+                leave(step_name, exc)
+            if _is_ordinary(exc):
                 raise
             raise StepExitError(step_name, exc) from exc
-        except BaseException as exc:
-            raise StepExitError(step_name, exc) from exc
         finally:
+            if forks != generation():
+                leave(step_name)
             if watch is not None:
                 watch.on_end()
 
     return guarded_step
 
 
+def _in_loop(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """Return a step that awaits a coroutine function, in the process in which it began."""
+
+    def call(forks: int, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        return only_in(forks, step_name, function(*args, **kwargs))
+
+    return call
+
+
 def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """Return a step that calls a function in a thread, as the library does."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(forks: int, /, *args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except StopIteration as exc:  # asyncio cannot pass it on
+        except BaseException as exc:
+            if forks != generation():
+                leave(step_name, exc)
+            # A future cannot hold a StopIteration: whoever waits for it would not learn of it.
+            if _is_ordinary(exc) and not isinstance(exc, StopIteration):
+                raise
             raise StepExitError(step_name, exc) from exc
+        finally:
+            if forks != generation():
+                leave(step_name)
 
-    async def call_in_thread(*args: Any, **kwargs: Any) -> Any:
-        run = functools.partial(copy_context().run, call, *args, **kwargs)
+    async def call_in_thread(forks: int, /, *args: Any, **kwargs: Any) -> Any:
+        run = functools.partial(copy_context().run, call, forks, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(None, run)
 
     return call_in_thread
+
+
+def _is_ordinary(error: BaseException) -> bool:
+    """Whether the library takes an exception as it is."""
+    if not isinstance(error, Exception):
+        return False
+    try:
+        str(error)
+    except BaseException:  # noqa: BLE001 - a user's `__str__` may raise anything
+        return False
+    return True
 
 
 def _compared(

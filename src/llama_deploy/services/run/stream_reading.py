@@ -13,12 +13,12 @@ from typing import Any, Final, TypeAlias
 
 from workflows.events import StopEvent
 
+from llama_deploy.codec import text_of, valid_text
 from llama_deploy.codec.plain_json import measured
 from llama_deploy.errors import PayloadTooLargeError, SerializationError
 from llama_deploy.services.values.live_streams import LiveStream, TextDeltas, replace_streams
 from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.values.streamed_item import StreamedItem
-from llama_deploy.services.values.texts import text_of, valid_text
 from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.workflow_library import parts_of, set_parts
 

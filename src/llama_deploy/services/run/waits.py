@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeGuard
@@ -26,7 +25,7 @@ class Wait(BaseModel):
     step: str
     waiter_id: str
     due: float
-    """Seconds since 1970, the clock of the library's ticks."""
+    """Seconds since 1970, the clock of the library's ticks. See `RunClock.now`."""
 
     def tick(self) -> WorkflowTick:
         """Return the tick that ends the wait. The run ignores it if the event has come."""
@@ -54,8 +53,8 @@ class Waits:
         for result in tick.result:
             if isinstance(result, DeleteWaiter):
                 self._waits.pop((step, result.waiter_id), None)
-            elif isinstance(result, AddWaiter) and _is_limit(result.timeout):
-                due = (tick.stamped_at or time.time()) + result.timeout
+            elif isinstance(result, AddWaiter) and _is_limit(result.timeout) and tick.stamped_at is not None:
+                due = tick.stamped_at + result.timeout
                 # A step that runs again from its top keeps the time limit of its first wait.
                 self._waits.setdefault(
                     (step, result.waiter_id), Wait(step=step, waiter_id=result.waiter_id, due=due)
@@ -65,10 +64,14 @@ class Waits:
         """Return the waits, the nearest first."""
         return sorted(self._waits.values(), key=lambda wait: wait.due)
 
-    def seconds_to_next(self) -> float | None:
-        """Return the seconds until the nearest time limit. None: there is none."""
+    def seconds_to_next(self, *, now: float) -> float | None:
+        """Return the seconds until the nearest time limit. None: there is none.
+
+        Args:
+            now: The time of the run, see `RunClock.now`.
+        """
         waits = self.all()
-        return max(0.0, waits[0].due - time.time()) if waits else None
+        return max(0.0, waits[0].due - now) if waits else None
 
 
 def _is_limit(timeout: float | None) -> TypeGuard[float]:

@@ -177,13 +177,15 @@ class WorkflowRun:
 
     def _time_out(self) -> None:
         if self._timeout is not None:
-            self._background.spawn(self._observer.send(TickTimeout(timeout=self._timeout)))
+            # The library would compare its own measure, which lacks what other attempts have not written.
+            over = TickTimeout(timeout=self._timeout, stamped_at=self.clock.now() + self._timeout)
+            self._background.spawn(self._observer.send(over))
         elif self._ending.dead_end is not None:
             self._ending.fail(RunStuckError(f"the run cannot end: {self._ending.dead_end}"))
 
     async def _park(self, journal: RunJournal) -> None:
         """Leave memory, unless something comes in the meantime."""
-        wake_in = self._waits.seconds_to_next()
+        wake_in = self._waits.seconds_to_next(now=self.clock.now())
         if wake_in is not None and wake_in < _MIN_PARKED_SECONDS:
             self._is_parking = False  # a step is about to start
             self.clock.wait_again()

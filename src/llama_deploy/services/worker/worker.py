@@ -177,15 +177,15 @@ class Worker(ABC, Generic[A]):
 
     def _surface(self, task_id: str, outcome: RunOutcome) -> None:
         """Log a failure, and raise it from `run` if the settings say so."""
-        cause = outcome.cause
-        if cause is None or outcome.status not in (TaskStatus.FAILED, TaskStatus.TIMED_OUT):
+        cause, error = outcome.cause, outcome.error
+        if cause is None or error is None or outcome.status not in (TaskStatus.FAILED, TaskStatus.TIMED_OUT):
             return
         logger.warning(
-            "task %s of service %s failed: %s: %s",
+            "task %s of service %s failed: %s: %.2000s",
             task_id,
             self._settings.service_name,
             type(cause).__name__,
-            cause,
+            error.message,
             exc_info=cause if outcome.status is TaskStatus.FAILED else None,
             extra={"action": "task_failed", "task_id": task_id},
         )

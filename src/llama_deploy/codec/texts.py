@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from llama_deploy.codec import qualified_name
-
 
 def text_of(value: object) -> str:
     """Return `str(value)`, or what stands for it if the code of its class fails."""
     try:
         text = str(value)
-    except Exception as exc:  # noqa: BLE001 - the code of any class
-        text = f"<{qualified_name(type(value))}, whose text failed with {type(exc).__name__}: {exc}>"
+    except BaseException as exc:  # noqa: BLE001 - a user's `__str__` may raise anything
+        return f"(its text failed with {type(exc).__name__})"
     return valid_text(text)
 
 

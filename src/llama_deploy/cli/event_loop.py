@@ -1,0 +1,30 @@
+"""The event loop that a command runs workflows on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Final
+
+_PATCHES_LOOPS: Final = "nest_asyncio"
+"""A package that patches event loops. It refuses those of uvloop."""
+
+
+class EventLoop(StrEnum):
+    """An event loop, or how to choose it."""
+
+    AUTO = "auto"
+    """asyncio for workflows whose modules import `nest_asyncio`, otherwise uvloop."""
+    ASYNCIO = "asyncio"
+    UVLOOP = "uvloop"
+
+    @property
+    def factory(self) -> Callable[[], asyncio.AbstractEventLoop]:
+        """What makes the loop. Ask after the modules of the workflows are imported."""
+        if self is EventLoop.ASYNCIO or (self is EventLoop.AUTO and _PATCHES_LOOPS in sys.modules):
+            return asyncio.new_event_loop
+        import uvloop  # noqa: PLC0415 - short commands start faster without it
+
+        return uvloop.new_event_loop
