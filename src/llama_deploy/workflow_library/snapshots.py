@@ -26,6 +26,7 @@ from workflows.runtime.types.ticks import (
     WorkflowTickAdapter,
 )
 
+from llama_deploy.workflow_library.run_state import run_state
 from llama_deploy.workflow_library.ticks import is_placeholder
 from llama_deploy.workflow_library.versions import private
 
@@ -178,7 +179,7 @@ def restore(
         }
     with serializer.validation_context():
         parsed = [WorkflowTickAdapter.validate_python(serializer.deserialize(tick)) for tick in ticks]
-    broker, received = _received(broker, parsed, received)
+    broker, received = _received(run_state(broker), parsed, received)
     _unite(broker)
     # The library does this first when a run is resumed; it chooses the same invocation ids.
     following, _ = rewind_in_progress(broker, 0.0)
