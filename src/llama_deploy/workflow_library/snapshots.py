@@ -111,7 +111,7 @@ def snapshot(
         )
         for step_id, waiter in waiters(state)
     ]
-    run = state.to_serialized(serializer).model_dump_json()
+    run = state.to_serialized(_EachOnce(serializer)).model_dump_json()
     count = len(queues.ticks)
 
     def forget() -> None:
@@ -124,6 +124,24 @@ def snapshot(
         if received.get(name)
     ]
     return Snapshot(run=run, waiters=details, sent=sent), forget
+
+
+class _EachOnce(BaseSerializer):
+    """Writes each event once; each running step refers to all the events that it had collected before."""
+
+    def __init__(self, serializer: BaseSerializer) -> None:
+        self._serializer = serializer
+        self._written: dict[int, tuple[Any, str]] = {}
+        """Values, so that their ids stay theirs, and their texts."""
+
+    def serialize(self, value: Any) -> str:
+        found = self._written.get(id(value))
+        if found is None:
+            found = self._written[id(value)] = value, self._serializer.serialize(value)
+        return found[1]
+
+    def deserialize(self, value: str) -> Any:
+        return self._serializer.deserialize(value)
 
 
 def waiters(state: BrokerState) -> Iterator[tuple[StepId, StepWorkerWaiter[Event]]]:
