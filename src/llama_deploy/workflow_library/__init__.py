@@ -32,7 +32,13 @@ try:
         Runtime,
         WaitForNextTaskResult,
     )
-    from workflows.runtime.types.results import AddWaiter, DeleteWaiter, EmissionKey, StepWorkerResult
+    from workflows.runtime.types.results import (
+        AddCollectedEvent,
+        AddWaiter,
+        DeleteWaiter,
+        EmissionKey,
+        StepWorkerResult,
+    )
     from workflows.runtime.types.step_id import StepId
     from workflows.runtime.types.ticks import (
         TickAddEvent,
@@ -90,6 +96,7 @@ UNDECLARED: Final = "_data"
 
 __all__ = [
     "UNDECLARED",
+    "AddCollectedEvent",
     "AddWaiter",
     "BaseInternalRunAdapterDecorator",
     "BaseRuntimeDecorator",
