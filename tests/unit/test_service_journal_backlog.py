@@ -118,3 +118,21 @@ def test_the_size_counts_from_the_last_snapshot(monkeypatch: pytest.MonkeyPatch)
     assert (size.seq, size.ticks, size.characters) == (10, 0, 0)
     size.add("\n" + "x" * 120)
     assert not size.is_due(0), "the next snapshot is due at twice the length of the last one"
+
+
+def test_a_snapshot_is_due_once_as_much_is_written_as_the_last_one_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "COMPACT_AFTER_TICKS", 5)
+    header = RunHeader(fingerprint="f", library_version="1")
+    first = JournalSize.of(RunRecord(header=header, entries=[], next_seq=0))
+    assert first.is_due(5)
+    first.reset(1_000)
+    resumed = JournalSize.of(RunRecord(header=header, snapshot="x" * 1_000, entries=[], next_seq=0))
+    for size in (first, resumed):
+        assert not size.is_due(100), "a run with many pending events would be written again and again"
+        for _ in range(9):
+            size.add("\n" + "x" * 99)
+            assert not size.is_due(100)
+        size.add("\n" + "x" * 99)
+        assert size.is_due(0)

@@ -42,6 +42,7 @@ try:
         WaitForNextTaskResult,
     )
     from workflows.runtime.types.results import (
+        AddCollectedEvent,
         AddWaiter,
         DeleteWaiter,
         EmissionKey,
@@ -109,6 +110,7 @@ __all__ = [
     "INVALID",
     "OPTIONAL",
     "UNDECLARED",
+    "AddCollectedEvent",
     "AddWaiter",
     "BaseInternalRunAdapterDecorator",
     "BaseRuntimeDecorator",

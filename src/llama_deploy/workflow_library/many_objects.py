@@ -13,9 +13,10 @@ from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 from workflows.plugins.basic import BasicRuntime
 from workflows.runtime.types.internal_state import BrokerState
-from workflows.runtime.types.plugin import RegisteredWorkflow
+from workflows.runtime.types.plugin import ExternalRunAdapter, RegisteredWorkflow
 from workflows.runtime.types.step_function import as_step_worker_functions, create_workflow_run_function
 
+from llama_deploy.workflow_library.run_state import run_state
 from llama_deploy.workflow_library.versions import private
 
 _FIND: Final = "_get_steps"
@@ -46,6 +47,12 @@ class ManyObjectsRuntime(BasicRuntime):
             workflow_run_fn=partial(_run, workflow),
             steps=as_step_worker_functions(workflow),
         )
+
+    def run_workflow(
+        self, run_id: str, workflow: Workflow, init_state: BrokerState, *rest: Any, **options: Any
+    ) -> ExternalRunAdapter:
+        """Start a run whose state is cheap to copy."""
+        return super().run_workflow(run_id, workflow, run_state(init_state), *rest, **options)
 
     @asynccontextmanager
     async def _maybe_acquire_max_concurrent_runs(

@@ -26,6 +26,7 @@ from workflows.runtime.types.ticks import (
     WorkflowTickAdapter,
 )
 
+from llama_deploy.workflow_library.run_state import run_state
 from llama_deploy.workflow_library.ticks import is_placeholder
 from llama_deploy.workflow_library.versions import private
 
@@ -110,7 +111,7 @@ def snapshot(
         )
         for step_id, waiter in waiters(state)
     ]
-    run = state.to_serialized(serializer).model_dump_json()
+    run = state.to_serialized(_EachOnce(serializer)).model_dump_json()
     count = len(queues.ticks)
 
     def forget() -> None:
@@ -123,6 +124,24 @@ def snapshot(
         if received.get(name)
     ]
     return Snapshot(run=run, waiters=details, sent=sent), forget
+
+
+class _EachOnce(BaseSerializer):
+    """Writes each event once; each running step refers to all the events that it had collected before."""
+
+    def __init__(self, serializer: BaseSerializer) -> None:
+        self._serializer = serializer
+        self._written: dict[int, tuple[Any, str]] = {}
+        """Values, so that their ids stay theirs, and their texts."""
+
+    def serialize(self, value: Any) -> str:
+        found = self._written.get(id(value))
+        if found is None:
+            found = self._written[id(value)] = value, self._serializer.serialize(value)
+        return found[1]
+
+    def deserialize(self, value: str) -> Any:
+        return self._serializer.deserialize(value)
 
 
 def waiters(state: BrokerState) -> Iterator[tuple[StepId, StepWorkerWaiter[Event]]]:
@@ -178,7 +197,7 @@ def restore(
         }
     with serializer.validation_context():
         parsed = [WorkflowTickAdapter.validate_python(serializer.deserialize(tick)) for tick in ticks]
-    broker, received = _received(broker, parsed, received)
+    broker, received = _received(run_state(broker), parsed, received)
     _unite(broker)
     # The library does this first when a run is resumed; it chooses the same invocation ids.
     following, _ = rewind_in_progress(broker, 0.0)

@@ -31,13 +31,15 @@ class DeadEnds:
         self._takes_answers = takes_answers(workflow)
         self.has_asked = False
         """Whether the run has asked a question, other than those of `ctx.wait_for_event`."""
-        self._asked_by_waits: list[Event] = []
+        self._asked_by_waits: dict[int, Event] = {}
+        """By their ids, until they were streamed."""
         self._last = "no step has run since the run was resumed"
 
     def on_event(self, event: Event) -> None:
         """Learn that the run has asked a question, or that no step took an event."""
         if isinstance(event, InputRequiredEvent):
-            self.has_asked = self.has_asked or not any(event is each for each in self._asked_by_waits)
+            by_a_wait = self._asked_by_waits.pop(id(event), None) is not None
+            self.has_asked = self.has_asked or not by_a_wait
         elif isinstance(event, UnhandledEvent):
             self._last = f"no step takes {event.event_type}, the last event"
 
@@ -45,7 +47,7 @@ class DeadEnds:
         """Learn what the last step returned."""
         if isinstance(tick, TickStepResult):
             waits = [each.waiter_event for each in tick.result if isinstance(each, AddWaiter)]
-            self._asked_by_waits += [event for event in waits if isinstance(event, InputRequiredEvent)]
+            self._asked_by_waits |= {id(each): each for each in waits if isinstance(each, InputRequiredEvent)}
             returned = [each.result for each in tick.result if isinstance(each, StepWorkerResult)]
             result = type(returned[-1]).__name__ if returned and returned[-1] is not None else "None"
             self._last = f"step {str(tick.step_id)!r} took {type(tick.event).__name__} and returned {result}"

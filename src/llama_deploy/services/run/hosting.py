@@ -18,7 +18,9 @@ from workflows.events import Event
 
 from llama_deploy.services.run.contained_steps import contained_steps
 from llama_deploy.services.run.run_observer import RunObserver
+from llama_deploy.services.run.start_gate import StartGate
 from llama_deploy.services.run.step_guard import StepExitError, watching
+from llama_deploy.services.run.step_turns import StepTurns
 from llama_deploy.workflow_library import (
     BaseInternalRunAdapterDecorator,
     BaseRuntimeDecorator,
@@ -29,7 +31,6 @@ from llama_deploy.workflow_library import (
     NamedTask,
     PendingStart,
     PendingWorker,
-    PullTask,
     RegisteredWorkflow,
     Runtime,
     TickStepResult,
@@ -50,8 +51,8 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
     def __init__(self, decorated: InternalRunAdapter, host: RunObserver) -> None:
         super().__init__(decorated)
         self._host = host
-        self._oldest_first: list[NamedTask] = []
-        """Tasks that have started and were not returned as completed."""
+        self._turns = StepTurns()
+        self._gate = StartGate()
         host.attach(decorated)
 
     async def get_now(self) -> float:
@@ -88,41 +89,52 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         pending: list[PendingStart],
         timeout: float | None = None,  # noqa: ASYNC109 - the library's signature
     ) -> WaitForNextTaskResult:
-        """See `RunObserver.before_steps`."""
-        try:
-            await self._host.before_steps(starting=any(isinstance(each, PendingWorker) for each in pending))
-        except BaseException:
-            for each in pending:
-                each.coro.close()
-            raise
-        started: list[NamedTask] = [each.start(asyncio.create_task(each.coro)) for each in pending]
-        still = {named.task for named in running}
-        self._oldest_first = [named for named in self._oldest_first if named.task in still] + started
-        # The library takes the first task that is done, and lists steps in no order. In a fan-out, finished
-        # steps would wait for steps that begin and end after them, and not be stored meanwhile.
-        in_turn = sorted(self._oldest_first, key=lambda named: isinstance(named, PullTask))
-        try:
-            waited = await super().wait_for_next_task(in_turn, [], timeout)
-        except asyncio.CancelledError:
-            # The library knows these tasks only when this call returns, and would leave them running.
-            for known in started:
-                known.task.cancel()
-            raise
-        done = waited.completed
-        if done is not None and not done.cancelled() and done.exception() is None:
-            result = done.result()
-            if isinstance(result, TickStepResult):
-                self._host.history.sent.replace_in_result(result)
-        elif done is not None:
-            self._report_lost(done, in_turn)
-        return WaitForNextTaskResult(done, started)
+        """Return the next step that has ended; start what is pending. See `RunObserver.before_steps`.
 
-    def _report_lost(self, done: asyncio.Task[Any], tasks: list[NamedTask]) -> None:
-        """End the run if `done` is a step whose result the library does not get, and would wait for."""
+        Steps that have ended are taken first, and steps that they start are held back until then. So what all
+        of them have done is stored with one write, however many there are.
+        """
+        turns, gate = self._turns, self._gate
+        turns.keep(running)
+        ended = None if turns.is_any_collecting(pending) else turns.next_ended()
+        if ended is None:
+            try:
+                await self._host.before_steps(starting=gate.is_holding or any(map(_is_step, pending)))
+            except BaseException:
+                for each in pending:
+                    each.coro.close()
+                raise
+            gate.open()
+        started = [each.start(self._start(each, is_held=ended is not None)) for each in pending]
+        turns.add(started)
+        if ended is None:
+            try:
+                ended = (await super().wait_for_next_task(turns.in_turn(), [], timeout)).completed
+            except asyncio.CancelledError:
+                # The library knows these tasks only when this call returns, and would leave them running.
+                for known in started:
+                    known.task.cancel()
+                raise
+        if ended is not None and not ended.cancelled() and ended.exception() is None:
+            result = ended.result()
+            if isinstance(result, TickStepResult):
+                turns.learn(result)
+                self._host.history.sent.replace_in_result(result)
+        elif ended is not None:
+            self._report_lost(ended, turns.in_turn())
+        return WaitForNextTaskResult(ended, started)
+
+    def _report_lost(self, ended: asyncio.Task[Any], tasks: list[NamedTask]) -> None:
+        """End the run if `ended` is a step whose result the library does not get, and would wait for."""
         for each in tasks:
-            if each.task is done and isinstance(each, WorkerTask):
-                raised = (None if done.cancelled() else done.exception()) or asyncio.CancelledError()
+            if each.task is ended and isinstance(each, WorkerTask):
+                raised = (None if ended.cancelled() else ended.exception()) or asyncio.CancelledError()
                 self._host.ending.fail(StepExitError(str(each.step_id), raised))
+
+    def _start(self, pending: PendingStart, *, is_held: bool) -> asyncio.Task[Any]:
+        if is_held and _is_step(pending):
+            return self._gate.hold(pending.coro)
+        return asyncio.create_task(pending.coro)
 
 
 class HostedRuntime(BaseRuntimeDecorator):
@@ -177,3 +189,7 @@ def host_runs(workflow: Workflow, runtime: Runtime | None = None) -> None:
     """
     if not isinstance(workflow.runtime, HostedRuntime):
         install_runtime(workflow, runtime or HostedRuntime())
+
+
+def _is_step(pending: PendingStart) -> bool:
+    return isinstance(pending, PendingWorker)

@@ -17,7 +17,7 @@ from llama_deploy.workflow_library import (
 )
 
 COMPACT_AFTER_TICKS: Final = 500
-"""After how many ticks a journal is replaced by a snapshot."""
+"""After how many ticks a journal is replaced by a snapshot, unless they are shorter than the last one."""
 COMPACT_AFTER_CHARACTERS: Final = 1024 * 1024
 """After how many characters it is, or after twice the length of the last snapshot if that is more."""
 
@@ -94,8 +94,12 @@ class JournalSize:
     """How many entries were written, over all attempts."""
     ticks: int
     characters: int
-    limit: int
-    """How many characters are enough for the next snapshot."""
+    snapshot: int
+    """How many characters the last snapshot has.
+
+    As much is written as entries before the next one, so snapshots at most double what is written, however
+    many events wait in a run.
+    """
 
     @classmethod
     def of(cls, record: RunRecord | None) -> JournalSize:
@@ -105,7 +109,7 @@ class JournalSize:
             seq=0 if record is None else record.next_seq,
             ticks=sum(entry.count("\n") for entry in entries),
             characters=sum(map(len, entries)),
-            limit=COMPACT_AFTER_CHARACTERS,
+            snapshot=0 if record is None else len(record.snapshot or ""),
         )
 
     def add(self, entry: str) -> None:
@@ -117,11 +121,13 @@ class JournalSize:
     def reset(self, snapshot_length: int) -> None:
         """Count from a snapshot that was written."""
         self.ticks = self.characters = 0
-        self.limit = max(COMPACT_AFTER_CHARACTERS, 2 * snapshot_length)
+        self.snapshot = snapshot_length
 
     def is_due(self, more_ticks: int) -> bool:
         """Whether a snapshot should replace the entries instead of writing that many more ticks."""
-        return self.ticks + more_ticks >= COMPACT_AFTER_TICKS or self.characters >= self.limit
+        if self.ticks + more_ticks >= COMPACT_AFTER_TICKS:
+            return self.characters >= self.snapshot
+        return self.characters >= max(COMPACT_AFTER_CHARACTERS, 2 * self.snapshot)
 
 
 def ends_step(ticks: Sequence[WorkflowTick]) -> bool:

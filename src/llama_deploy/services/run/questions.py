@@ -8,13 +8,13 @@ keeps such an event back until another question wants it or the step has ended: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflows import Workflow
 from workflows.events import Event
 
+from llama_deploy.services.run.question_index import Branch, Kind, Question, QuestionIndex
 from llama_deploy.workflow_library import (
     AddWaiter,
     BrokerState,
@@ -24,37 +24,12 @@ from llama_deploy.workflow_library import (
     TickStepResult,
     TickWaiterTimeout,
     WorkflowTick,
-    event_matches,
     step_accepts_event,
     step_configs,
     waiters,
     will_try_again,
     work_items,
 )
-
-
-@dataclass(slots=True, eq=False)
-class Question:
-    """An event that a step waits for, or has waited for and not ended since."""
-
-    step: str
-    awaited: type[Event]
-    requirements: dict[str, Any]
-    takes_subclasses: bool
-    begun: Event
-    """The event with which the step began. Its identity tells parallel runs of one step apart."""
-    is_answered: bool = False
-    """Whether the event has come, or the time limit is over."""
-
-    def takes(self, event: Event) -> bool:
-        """Whether the library would run the step again with this event."""
-        return event_matches(event, self.awaited, allow_subclasses=self.takes_subclasses) and all(
-            getattr(event, name, None) == value for name, value in self.requirements.items()
-        )
-
-    def is_asked_in(self, step: str, begun: Event) -> bool:
-        """Whether the run of `step` that began with the event `begun` has asked it."""
-        return self.step == step and self.begun is begun
 
 
 class Questions:
@@ -66,98 +41,136 @@ class Questions:
 
     def __init__(self, workflow: Workflow) -> None:
         self._workflow = workflow
-        self._questions: dict[tuple[str, str], Question] = {}
-        self._in_progress: list[Question] = []
-        """One question for each run of a step that works on an answer."""
+        self._asked: dict[tuple[str, str], Question] = {}
+        self._branches: dict[tuple[str, int], Branch] = {}
+        self._working: dict[Branch, None] = {}
+        self._index = QuestionIndex()
+        self._open = 0
+        self.changes = 0
+        """How often something has happened since which the run may want an event that it did not want."""
 
     def resume(self, run: BrokerState) -> None:
         """Learn the questions of a run that an earlier attempt has begun."""
         asked: dict[tuple[str, str | None], Question] = {}
         for step_id, waiter in waiters(run):
-            question = self._question(
-                str(step_id), waiter.waiting_for_event, waiter.requirements, waiter.event
+            question = self._ask(
+                (str(step_id), waiter.waiter_id), waiter.waiting_for_event, waiter.requirements, waiter.event
             )
-            question.is_answered = waiter.resolved_event is not None or waiter.timed_out
-            self._questions[question.step, waiter.waiter_id] = question
-            asked[question.step, waiter.work_item_id] = question
+            if waiter.resolved_event is not None or waiter.timed_out:
+                self._answer(question)
+            asked[str(step_id), waiter.work_item_id] = question
         for step_id, item in work_items(run):
             if (worked_on := asked.get((str(step_id), item.work_item_id))) is not None:
-                self._in_progress.append(worked_on)
+                self._work(worked_on.branch, 1)
 
     def on_tick(self, tick: WorkflowTick) -> None:
         """Learn from an event, the end of a time limit, or the result of a step."""
         if isinstance(tick, TickAddEvent):
             if tick.collection_release_payload is None:
-                for question in self._questions.values():
-                    if question.takes(tick.event):
+                for kind in self._index.taking(tick.event):
+                    for question in kind.questions:
                         self._answer(question)
+                        self._work(question.branch, 1)
         elif isinstance(tick, TickWaiterTimeout):
-            late = self._questions.get((str(tick.step_id), tick.waiter_id))
+            late = self._asked.get((str(tick.step_id), tick.waiter_id))
             if late is not None and not late.is_answered:
                 self._answer(late)
+                self._work(late.branch, 1)
         elif isinstance(tick, TickStepResult):
             self._on_result(tick)
 
     def on_idle(self) -> None:
         """Learn that no step is running."""
-        self._in_progress.clear()
+        for branch in list(self._working):
+            self._work(branch, -branch.working)
 
     @property
     def is_any_open(self) -> bool:
         """Whether a step waits for an event, or for the end of its time limit."""
-        return any(not each.is_answered for each in self._questions.values())
+        return self._open > 0
+
+    def is_asked_for(self, event: Event) -> bool:
+        """Whether a step waits for an event."""
+        return self._open > 0 and any(kind.open for kind in self._index.taking(event))
 
     def wants(self, event: Event) -> bool:
         """Whether the run can use an event for more than replacing an earlier answer."""
-        matching = [each for each in self._questions.values() if each.takes(event)]
-        if any(self._is_in_progress(each) for each in matching):
+        matching = self._index.taking(event)
+        if any(kind.working for kind in matching):
             return False
-        if not matching or not all(each.is_answered for each in matching):
+        if not matching or any(kind.open for kind in matching):
             return True
         # The questions of a step that has failed for good stay answered for ever. They must not keep an event
         # from a step that begins with it.
-        return not any(self._asks_again(each) for each in matching) and self._begins_a_step(event, matching)
+        return not any(kind.asking for kind in matching) and self._begins_a_step(event, matching)
 
     def _on_result(self, tick: TickStepResult) -> None:
         step = str(tick.step_id)
         # A step that waits for its retry is still in progress.
-        if not will_try_again(tick):
-            runs = [each for each in self._in_progress if each.is_asked_in(step, tick.event)]
-            if runs:
-                self._in_progress.remove(runs[0])
+        branch = None if will_try_again(tick) else self._branches.get((step, id(tick.event)))
+        if branch is not None and branch.working:
+            self._work(branch, -1)
         has_ended = any(isinstance(each, StepWorkerResult) for each in tick.result)
         for result in tick.result:
             if isinstance(result, AddWaiter):
-                self._questions[step, result.waiter_id] = self._question(
-                    step, result.event_type, result.requirements, tick.event
-                )
+                self._ask((step, result.waiter_id), result.event_type, result.requirements, tick.event)
             elif isinstance(result, DeleteWaiter) and has_ended:
-                self._questions.pop((step, result.waiter_id), None)
+                self._forget((step, result.waiter_id))
 
-    def _question(
-        self, step: str, awaited: type[Event], requirements: dict[str, Any], begun: Event
+    def _ask(
+        self,
+        key: tuple[str, str],
+        awaited: type[Event],
+        requirements: Mapping[str, Any],
+        begun: Event,
     ) -> Question:
+        """Add the question of a step by its name and that of its wait."""
+        self._forget(key)
+        step = key[0]
         config = step_configs(self._workflow).get(step)
         takes_subclasses = config is not None and config.accept_event_subclasses
-        return Question(step, awaited, requirements, takes_subclasses, begun)
+        question = Question(
+            self._branches.setdefault((step, id(begun)), Branch(step, begun)),
+            self._index.kind(awaited, requirements, takes_subclasses=takes_subclasses),
+        )
+        question.add()
+        self._asked[key] = question
+        self._open += 1
+        self.changes += 1
+        return question
 
     def _answer(self, question: Question) -> None:
-        question.is_answered = True
-        self._in_progress.append(question)
+        if not question.is_answered:
+            self._open -= 1
+            self.changes += question.answer()
 
-    def _is_in_progress(self, question: Question) -> bool:
-        return any(each.is_asked_in(question.step, question.begun) for each in self._in_progress)
+    def _work(self, branch: Branch, change: int) -> None:
+        """Count how often a branch works on answers."""
+        self.changes += branch.change(working=change)
+        if branch.working:
+            self._working[branch] = None
+        else:
+            self._working.pop(branch, None)
+            self._release(branch)
 
-    def _asks_again(self, question: Question) -> bool:
-        """Whether the step of an answered question waits for another answer."""
-        return any(
-            not each.is_answered and each.is_asked_in(question.step, question.begun)
-            for each in self._questions.values()
-        )
+    def _forget(self, key: tuple[str, str]) -> None:
+        """Remove a question, if there is one."""
+        question = self._asked.pop(key, None)
+        if question is not None:
+            self._answer(question)
+            question.remove()
+            self.changes += not question.kind.working
+            self._index.forget(question.kind)
+            self._release(question.branch)
 
-    def _begins_a_step(self, event: Event, matching: Sequence[Question]) -> bool:
+    def _release(self, branch: Branch) -> None:
+        """Forget a branch that has neither questions nor answers."""
+        if not branch.questions and not branch.working:
+            self._branches.pop((branch.step, id(branch.begun)), None)
+
+    def _begins_a_step(self, event: Event, matching: Sequence[Kind]) -> bool:
         """Whether a step other than those that ask begins with an event."""
-        asking = {each.step for each in matching}
+        asking = {step for kind in matching for step in kind.steps}
         return any(
             step_accepts_event(event, config.accepted_events, allow_subclasses=config.accept_event_subclasses)
             for name, config in step_configs(self._workflow).items()

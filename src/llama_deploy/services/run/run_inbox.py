@@ -4,15 +4,14 @@ Entries may arrive twice, late or out of order, over the instance's topic or wit
 Each is given to the workflow once, in the order of the inbox.
 
 The library drops an event that no step takes at that moment. An answer that comes before the workflow asks
-for it with `ctx.wait_for_event` would be lost. The inbox keeps such an event, and offers it again whenever a
-step has ended or begun to wait. One event is offered at a time, and it is known whether the run has taken it
+for it with `ctx.wait_for_event` would be lost. The inbox keeps such an event, and offers it again when a step
+has begun to wait for it. One event is offered at a time, and it is known whether the run has taken it
 before any step starts.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,6 +21,7 @@ from workflows.events import Event, InputRequiredEvent, UnhandledEvent, Workflow
 
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.services.run.dead_ends import DeadEnds
+from llama_deploy.services.run.offers import EarlierAnswers, Offer, Offers
 from llama_deploy.services.run.questions import Questions
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.types.instance_protocol import InboxEntry
@@ -59,18 +59,6 @@ class EntrySequence:
         return following
 
 
-@dataclass(slots=True, eq=False)
-class _Offer:
-    """An event that was sent to the run."""
-
-    seq: int
-    event: Event
-    has_arrived: bool = False
-    """Whether the run has come to it."""
-    was_dropped: bool = False
-    """Whether no step has taken it."""
-
-
 class RunInbox:
     """Gives the events of a task's inbox to its run.
 
@@ -104,13 +92,10 @@ class RunInbox:
         self._sequence = EntrySequence(max([seen, *(entry.seq for entry in entries)]))
         self._questions = Questions(workflow)
         self._dead_ends = DeadEnds(workflow)
-        self._waiting: deque[_Offer] = deque()
-        self._dropped: deque[_Offer] = deque()
-        self._offered: _Offer | None = None
+        self._earlier = EarlierAnswers(self.seen if begins_again else 0)
+        self._offers = Offers(self._questions, self._earlier)
+        self._offered: Offer | None = None
         self._taken: list[int] = []
-        self._replayed_to = self.seen if begins_again else 0
-        """Entries up to this number answer what an earlier attempt asked. Each waits for a question."""
-        self._may_replay = False
         for entry in entries:
             self._decode(entry)
         on_seen(self.seen)
@@ -123,7 +108,7 @@ class RunInbox:
     @property
     def is_quiet(self) -> bool:
         """Whether there is nothing that the run could take now."""
-        return self._offered is None and self._next() is None
+        return self._offered is None and self._offers.next() is None
 
     @property
     def has_asked(self) -> bool:
@@ -136,12 +121,12 @@ class RunInbox:
 
     async def put(self, entry: InboxEntry) -> None:
         """Add an entry, unless it was seen before, and deliver what can be delivered."""
-        entries = self._sequence.add(entry, room=MAX_WAITING - len(self._waiting) - len(self._dropped))
+        entries = self._sequence.add(entry, room=MAX_WAITING - len(self._offers))
         for following in entries:
             self._decode(following)
         if entries:
             self._on_seen(self.seen)
-        if self._waiting:
+        if self._offers:
             await self.deliver()
 
     def resume(self, run: BrokerState, *, has_asked: bool) -> None:
@@ -171,12 +156,9 @@ class RunInbox:
         """Offer the run the next event, unless it has not yet come to an earlier one."""
         if self._send is None or self.is_held or self._offered is not None:
             return
-        offer = self._next()
-        if offer is not None:
-            self._waiting.remove(offer)
-            self._offered = offer
-            self._may_replay = False
-            await self._send(offer.event)
+        self._offered = self._offers.take()
+        if self._offered is not None:
+            await self._send(self._offered.event)
 
     def take_consumed(self) -> list[int]:
         """Return the numbers of the entries that the run has taken since the last call."""
@@ -191,43 +173,34 @@ class RunInbox:
         self._questions.on_tick(tick)
         self._dead_ends.on_tick(tick)
         if isinstance(tick, TickStepResult) and any(isinstance(each, AddWaiter) for each in tick.result):
-            self._may_replay = True
+            self._earlier.has_asked = True
 
     def on_event(self, event: Event) -> None:
         """Learn that no step has taken the offered event, or that no step is running."""
         self._dead_ends.on_event(event)
         if isinstance(event, InputRequiredEvent | WorkflowIdleEvent):
-            self._may_replay = True
+            self._earlier.has_asked = True
         if isinstance(event, WorkflowIdleEvent):
             self._questions.on_idle()
         if isinstance(event, UnhandledEvent) and self._offered is not None and self._offered.has_arrived:
             self._offered.was_dropped = True
 
     async def after_tick(self, tick: WorkflowTick) -> None:
-        """Settle the offered event, or offer dropped events again when a step has ended."""
+        """Settle the offered event, or offer dropped events again that a step has begun to wait for."""
         offered = self._offered
         if offered is not None and offered.has_arrived:
             self._offered = None
             if offered.was_dropped:
-                self._dropped.append(_Offer(offered.seq, offered.event))
+                self._offers.drop(offered)
             else:
                 self._taken.append(offered.seq)
         elif isinstance(tick, TickStepResult):
-            # In front of later ones, to keep the order of the inbox.
-            self._waiting.extendleft(reversed(self._dropped))
-            self._dropped.clear()
+            self._offers.offer_again()
         await self.deliver()
-
-    def _next(self) -> _Offer | None:
-        """Return the first event that can be offered now."""
-        offer = next((offer for offer in self._waiting if self._questions.wants(offer.event)), None)
-        if offer is None or (offer.seq <= self._replayed_to and not self._may_replay):
-            return None
-        return offer
 
     def _decode(self, entry: InboxEntry) -> None:
         try:
-            self._waiting.append(_Offer(entry.seq, self._registry.decode(entry.event)))
+            self._offers.add(Offer(entry.seq, self._registry.decode(entry.event)))
         except InvalidRequestError as exc:
             self._taken.append(entry.seq)
             logger.warning(
