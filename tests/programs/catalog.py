@@ -284,6 +284,16 @@ PROGRAMS = (
         name="factory", source="factory:create_workflow", arguments={"topic": "llamas"}, killed_in="complete"
     ),
     Program(
+        name="nested_questions",
+        source="nested_questions:PlanTrip",
+        arguments={"city": "Oslo"},
+        answers=(HumanResponseEvent(response="yes"),),
+        repeated_events=frozenset({"InputRequiredEvent"}),
+    ),
+    Program(name="local_classes", source="local_classes:greeter", arguments={"name": "Ada"}, killed_in="end"),
+    Program(name="circle", source="shapes:Geometry", arguments={"round": True}, killed_in="shapes/Circle"),
+    Program(name="square", source="shapes:Geometry", arguments={"round": False}, killed_in="shapes/Square"),
+    Program(
         name="sub_questions",
         source="sub_questions:engine",
         arguments={"query": "Who was when and where?"},
