@@ -1,4 +1,4 @@
-"""A step that takes a family of events, a step outside of its class, and an event sent to one step by name."""
+"""A step that takes a family of events, one outside of its class, and an event sent to a step by name."""
 
 from tests.programs.outside import call
 from workflows import Context, Workflow, step

@@ -49,7 +49,8 @@ class WorkflowFactory:
             name: Names it in errors. None: its qualified name.
 
         Raises:
-            ConfigError: It is none of these, the call failed, or has not returned a workflow.
+            ConfigError: It is none of these, the call failed, or has not returned a workflow, or the function
+                defines another class in each call.
         """
         if isinstance(given, Workflow | WorkflowFactory):
             return given
@@ -60,7 +61,20 @@ class WorkflowFactory:
                 "class, a workflow, or a function without arguments that returns a new workflow"
             )
         first = _call(given, name)
+        _check_class(given, name, first)
         return cls(given, name, first, has_steps_of_its_own(first))
+
+
+def _check_class(make: Callable[[], object], name: str, first: Workflow) -> None:
+    """Refuse a function that defines the class of its workflow, which would fail each run."""
+    cls = type(first)
+    if "<locals>" not in cls.__qualname__ or isinstance(make, type):
+        return
+    if type(_call(make, name)) is not cls:
+        raise ConfigError(
+            f"{name} defines the class {cls.__qualname__} anew in each call; define it in the module, or name "
+            "an instance. All runs of a service need one class, so that another process can continue them"
+        )
 
 
 def _call(make: Callable[[], object], name: str) -> Workflow:
