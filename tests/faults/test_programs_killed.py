@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory for the programs, which import each other from the root of the repository."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("CONTROL_PLANE_LEASE_SECONDS", "2")
+    monkeypatch.setenv("CONTROL_PLANE_LEASE_SECONDS", "3")
     return tmp_path
 
 

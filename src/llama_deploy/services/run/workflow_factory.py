@@ -49,7 +49,7 @@ class WorkflowFactory:
             name: Names it in errors. None: its qualified name.
 
         Raises:
-            ConfigError: It is none of these, the call failed, or has not returned a workflow, or the function
+            ConfigError: It is none of these, the call failed or has not returned a workflow, or the function
                 defines another class in each call.
         """
         if isinstance(given, Workflow | WorkflowFactory):
@@ -72,8 +72,8 @@ def _check_class(make: Callable[[], object], name: str, first: Workflow) -> None
         return
     if type(_call(make, name)) is not cls:
         raise ConfigError(
-            f"{name} defines the class {cls.__qualname__} anew in each call; define it in the module, or name "
-            "an instance. All runs of a service need one class, so that another process can continue them"
+            f"{name} defines the class {cls.__qualname__} anew in each call; define it in the module, or "
+            "name an instance. All runs of a service need one class: another process may continue them"
         )
 
 
