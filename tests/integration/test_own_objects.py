@@ -280,6 +280,13 @@ class Needs(Report):
         super().__init__()
 
 
+def define() -> Workflow:
+    class Defined(Report):
+        """Another class after each call."""
+
+    return Defined()
+
+
 class TestFaultyFactories:
     @pytest.mark.parametrize(
         ("make", "text"),
@@ -290,8 +297,20 @@ class TestFaultyFactories:
             (partial(asyncio.sleep, 0), r"returned a coroutine; .* must not be `async`"),
             (partial(sys.exit, 3), r"without arguments failed: SystemExit: 3"),
             (Needs, r"Needs without arguments failed"),
+            (
+                define,
+                r"define\.<locals>\.Defined anew in each call; define it in the module, or name an instance",
+            ),
         ],
-        ids=["raises", "no workflow", "no workflow of a partial", "async", "exits", "class with arguments"],
+        ids=[
+            "raises",
+            "no workflow",
+            "no workflow of a partial",
+            "async",
+            "exits",
+            "class with arguments",
+            "defines a class",
+        ],
     )
     async def test_the_service_refuses_to_start(self, stack: Stack, make: Any, text: str) -> None:
         with pytest.raises(ConfigError, match=text):

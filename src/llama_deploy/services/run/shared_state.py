@@ -1,15 +1,15 @@
 """Notices steps that change attributes of their workflow object, which are not stored with the run.
 
 If several runs share the object, such a step also gives one run the data of another. The object is compared
-before and after each step: which attributes it has, and which objects they are. What changes inside an
-attribute, such as a list, is not noticed.
+before and after each step: which attributes it has, and which objects they are. If the run has the object
+for itself, the data inside of them are compared too. In a shared object, these belong to no run.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from weakref import ref
 
 from workflows import Workflow
 
+from llama_deploy.services.run.held_data import HeldData
 from llama_deploy.workflow_library import library_attributes, steps_of
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class SharedState:
         """
         # A copy of a dict with texts as its keys is atomic, also beside steps in threads.
         running = _Running(workflow, name, dict(vars(workflow)))
+        held = None if is_shared else HeldData.of(_without_library(running.before))
         self._running.append(running)
         try:
             yield
@@ -80,6 +82,9 @@ class SharedState:
                     on_change(f"{_source([name])} has set `self.{changed}`")
                 if changed is not None and is_shared and not self.has_warned:
                     self._warn(running, after, changed)
+            if held is not None and on_change is not None:
+                for changed in _of_steps(workflow, held.changed()):
+                    on_change(f"{_source([name])} has changed `self.{changed}`")
 
     def _warn(self, ended: _Running, after: dict[str, Any], changed: str) -> None:
         workflow = ended.workflow
@@ -148,10 +153,19 @@ def _differs(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 def _changed_by_steps(workflow: Workflow, before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     """Yield the attributes in which two states differ, but not those of the library, of ours, and caches."""
+    return _of_steps(workflow, (name for name in {**before, **after} if _differs(name, before, after)))
+
+
+def _of_steps(workflow: Workflow, names: Iterable[str]) -> Iterator[str]:
+    """Yield the names but those of the library, of ours, and caches."""
     others = _LIBRARY | steps_of(workflow).keys()
-    for name in {**before, **after}:
-        if not _differs(name, before, after) or name in others or name.startswith(_OUR_PREFIX):
+    for name in names:
+        if name in others or name.startswith(_OUR_PREFIX):
             continue
         declared = inspect.getattr_static(type(workflow), name, None)
         if not isinstance(declared, cached_property):
             yield name
+
+
+def _without_library(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name not in _LIBRARY}

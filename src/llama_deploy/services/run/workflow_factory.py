@@ -51,8 +51,9 @@ class WorkflowFactory:
             name: Names it in errors. None: its qualified name.
 
         Raises:
-            ConfigError: It is none of these, the call failed, or has not returned a workflow. Or the workflow
-                is not valid; the text has the library's words, and where its class is.
+            ConfigError: It is none of these, the call failed or has not returned a workflow, or the function
+                defines another class in each call. Or the workflow is not valid; the text has the library's
+                words, and where its class is.
         """
         if isinstance(given, WorkflowFactory):
             return given
@@ -67,7 +68,20 @@ class WorkflowFactory:
             )
         first = _call(given, name)
         _validate(first, name)
+        _check_class(given, name, first)
         return cls(given, name, first, has_steps_of_its_own(first))
+
+
+def _check_class(make: Callable[[], object], name: str, first: Workflow) -> None:
+    """Refuse a function that defines the class of its workflow, which would fail each run."""
+    cls = type(first)
+    if "<locals>" not in cls.__qualname__ or isinstance(make, type):
+        return
+    if type(_call(make, name)) is not cls:
+        raise ConfigError(
+            f"{name} defines the class {cls.__qualname__} anew in each call; define it in the module, or "
+            "name an instance. All runs of a service need one class: another process may continue them"
+        )
 
 
 def _call(make: Callable[[], object], name: str) -> Workflow:

@@ -1,0 +1,60 @@
+"""Programs of many shapes are served as they are: the same results and events as `await workflow.run()`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tests.e2e.llamactl import ANY_PORTS, started
+from tests.programs.catalog import PROGRAMS, REFUSED, Program
+from tests.programs.runs import Failure, Run, Served, compare_events, compare_results, run_plainly
+
+from llama_deploy import Client
+
+ROOT = Path(__file__).parents[2]
+TARGETS = [program.target for program in (*PROGRAMS, *REFUSED)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory for the programs, which import each other from the root of the repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return tmp_path
+
+
+async def run_served(client: Client, program: Program, plain: Run) -> Run:
+    served = Served(client, program, plain)
+    served.may_answer.set()
+    return await served.finish()
+
+
+# The programs and the libraries that they use may warn.
+@pytest.mark.filterwarnings("default")
+async def test_a_program_is_served_as_it_is(folder: Path, subtests: pytest.Subtests) -> None:
+    plain = {program.name: await run_plainly(program) for program in PROGRAMS}
+    with started(folder, "serve", *TARGETS, *ANY_PORTS, "--json") as process:
+        url = json.loads(process.line())["control_plane_url"]
+        async with Client(url, timeout=60) as client:
+            ended = await asyncio.gather(
+                *(run_served(client, each, plain[each.name]) for each in PROGRAMS), return_exceptions=True
+            )
+            refused = await asyncio.gather(
+                *(run_served(client, each, Run(results=[Failure("", "")])) for each in REFUSED)
+            )
+    for program, run in zip(PROGRAMS, ended, strict=True):
+        with subtests.test(program.name):
+            if isinstance(run, BaseException):
+                raise run
+            compare_results(plain[program.name], run)
+            compare_events(program, plain[program.name], run)
+            assert run.view is not None
+            assert (run.view.durability, run.view.attempt) == (program.durability, 1), run.view
+    for program, run in zip(REFUSED, refused, strict=True):
+        with subtests.test(program.name):
+            [failure] = run.results
+            assert isinstance(failure, Failure), failure
+            assert "cannot be written as JSON" in failure.message
