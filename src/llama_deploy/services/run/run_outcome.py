@@ -14,6 +14,7 @@ from workflows.events import StopEvent, WorkflowTimedOutEvent
 from llama_deploy import message_consumers
 from llama_deploy.codec import qualified_name
 from llama_deploy.errors import TaskCancelledError
+from llama_deploy.renamed import advice_on
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import measured, to_json_value, value_type_of
 from llama_deploy.types import TaskFailure, TaskStatus
@@ -117,6 +118,6 @@ def describe_failure(exc: BaseException) -> TaskFailure:
     lines = "".join(trace.format()).splitlines()
     return TaskFailure(
         type=qualified_name(type(shown)),
-        message=str(exc),
+        message=str(exc) if (advice := advice_on(exc)) is None else f"{exc}: {advice}",
         traceback="\n".join(lines[-_TRACEBACK_LINES:]),
     )
