@@ -2,6 +2,7 @@
 
 # A type checker sees the contract of this release, which such a class does not have.
 # mypy: ignore-errors
+# ruff: noqa: ARG002 - the signatures of that time
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 
 from llama_deploy.message_consumers import BaseMessageQueueConsumer, StartConsumingCallable
 from llama_deploy.message_queues import AbstractMessageQueue
+from llama_deploy.message_queues.base import BaseMessageQueue
 from llama_deploy.messages import QueueMessage
 
 
@@ -26,12 +28,22 @@ class OwnQueue(AbstractMessageQueue):
 
     topics: dict[str, asyncio.Queue[str]] = {}  # noqa: RUF012 - as a user writes it
 
+    failures = 0
+    """How many calls still fail."""
+
     def __init__(self) -> None:
+        super().__init__()
         self._consumers: dict[str, BaseMessageQueueConsumer] = {}
         self.cleaned = False
 
     async def _publish(self, message: QueueMessage, topic: str) -> Any:
+        self.fail()
         self.topics.setdefault(topic, asyncio.Queue()).put_nowait(message.model_dump_json())
+
+    def fail(self) -> None:
+        if OwnQueue.failures > 0:
+            OwnQueue.failures -= 1
+            raise ConnectionError("no broker")
 
     async def register_consumer(
         self, consumer: BaseMessageQueueConsumer, topic: str
@@ -40,6 +52,7 @@ class OwnQueue(AbstractMessageQueue):
 
         async def start_consuming() -> None:
             while consumer.id_ in self._consumers:
+                self.fail()
                 text = await self.topics.setdefault(topic, asyncio.Queue()).get()
                 await consumer.process_message(QueueMessage.model_validate_json(text))
 
@@ -48,7 +61,7 @@ class OwnQueue(AbstractMessageQueue):
     async def deregister_consumer(self, consumer: BaseMessageQueueConsumer) -> Any:
         self._consumers.pop(consumer.id_, None)
 
-    async def cleanup(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the signature of 0.6
+    async def cleanup(self, *args: Any, **kwargs: Any) -> None:
         self.cleaned = True
 
     def as_config(self) -> BaseModel:
@@ -58,3 +71,39 @@ class OwnQueue(AbstractMessageQueue):
 def new_queue() -> AbstractMessageQueue:
     """Return a queue over the memory that all of them share."""
     return OwnQueue()
+
+
+class OlderQueue(BaseMessageQueue):
+    """A queue as programs before 0.4 define one, over the same memory."""
+
+    def __init__(self) -> None:
+        self.queue = OwnQueue()
+        self.cleaned = False
+
+    async def _publish(self, message: QueueMessage, topic: str) -> Any:
+        await self.queue._publish(message, topic)
+
+    async def register_consumer(
+        self, consumer: BaseMessageQueueConsumer, topic: str | None = None
+    ) -> StartConsumingCallable:
+        return await self.queue.register_consumer(consumer, topic)
+
+    async def deregister_consumer(self, consumer: BaseMessageQueueConsumer) -> Any:
+        await self.queue.deregister_consumer(consumer)
+
+    async def processing_loop(self) -> None: ...
+
+    async def launch_local(self) -> asyncio.Task: ...
+
+    async def launch_server(self) -> None: ...
+
+    async def cleanup_local(self, message_types: list[str], *args: Any, **kwargs: Any) -> None:
+        self.cleaned = True
+
+    def as_config(self) -> BaseModel:
+        return OwnConfig()
+
+
+def older_queue() -> AbstractMessageQueue:
+    """Return an older queue over the memory that all of them share."""
+    return OlderQueue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ from llama_deploy.message_queues import AbstractMessageQueue, KafkaMessageQueue,
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 from llama_deploy.types import ServiceDefinition, SessionPolicy
-from tests.integration.queue_0_6 import OwnQueue, new_queue
+from tests.integration.queue_0_6 import OlderQueue, OwnQueue, new_queue, older_queue
 
 
 class Greet(Workflow):
@@ -163,7 +163,10 @@ def test_a_queue_can_be_made_without_a_connection() -> None:
     assert "secret" not in rabbitmq.as_config().address
 
 
-async def test_a_queue_written_for_0_6_works(configs: Configs) -> None:
+@pytest.mark.parametrize("new_queue", [new_queue, older_queue])
+async def test_a_queue_written_for_0_6_works(
+    configs: Configs, new_queue: Callable[[], AbstractMessageQueue]
+) -> None:
     control_plane, _, service_config = configs
     OwnQueue.topics = {}
     queue = new_queue()
@@ -181,8 +184,23 @@ async def test_a_queue_written_for_0_6_works(configs: Configs) -> None:
         running.cancel()
         await running
     await queue.close()
-    assert isinstance(queue, OwnQueue)
+    assert isinstance(queue, OwnQueue | OlderQueue)
     assert queue.cleaned
+
+
+async def test_a_queue_written_for_0_6_may_fail_for_a_while(configs: Configs) -> None:
+    control_plane, _, service_config = configs
+    OwnQueue.topics = {}
+    async with ControlPlaneServer(new_queue(), config=control_plane):
+        service = WorkflowService(Greet(), new_queue(), service_config)
+        running = await service.launch_local()
+        await service.register_to_control_plane(control_plane.url)
+        async with Client(control_plane.url, timeout=20) as client:
+            assert await client.run("greet", name="Ada") == "Hello, Ada!"
+            OwnQueue.failures = 5
+            assert await client.run("greet", name="Bob") == "Hello, Bob!"
+        running.cancel()
+        await running
 
 
 async def test_messages_of_a_queue_written_for_0_6_reach_consumers() -> None:

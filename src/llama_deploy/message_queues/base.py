@@ -23,16 +23,24 @@ import asyncio
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any, ClassVar, Final, Protocol, Self, TypeGuard
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llama_deploy.cancellation import ends_quietly
 from llama_deploy.closing import AsyncCloseable
-from llama_deploy.errors import ClosedError, ConfigError, InvalidRequestError, SerializationError
+from llama_deploy.errors import (
+    ClosedError,
+    ConfigError,
+    InvalidRequestError,
+    LlamaDeployError,
+    SerializationError,
+    UnavailableError,
+)
 from llama_deploy.message_queues.consumer_loop import ConsumerLoop
 from llama_deploy.messages import QueueMessage
+from llama_deploy.renamed import old_names
 
 DEFAULT_GROUP: Final = "default"
 DEAD_LETTERS_SUFFIX: Final = ".dead_letters"
@@ -232,7 +240,7 @@ class AbstractMessageQueue(AsyncCloseable):
     call this constructor. Subscriptions are then made of its consumers, see `ConsumerSubscription`.
 
     Args:
-        config: Settings with which another process reaches the same broker.
+        config: Settings with which another process reaches the same broker. None: `as_config` is overridden.
     """
 
     durable: bool = False
@@ -241,14 +249,19 @@ class AbstractMessageQueue(AsyncCloseable):
     _publishing = 0
     _closed = False
 
-    def __init__(self, config: MessageQueueConfig) -> None:
-        self._settings = config
+    def __init__(self, config: MessageQueueConfig | None = None) -> None:
+        if config is not None:
+            self._settings = config
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Add what a class that was written for 0.6 does not have."""
         super().__init_subclass__(**arguments)
         if "register_consumer" in vars(cls) and cls._subscribe is AbstractMessageQueue._subscribe:
-            additions = {"_subscribe": _subscribe_as_consumer, "_disconnect": _disconnect_nothing}
+            additions = {
+                "_publish": _translating(cls._publish),
+                "_subscribe": _subscribe_as_consumer,
+                "_disconnect": _disconnect_nothing,
+            }
             for name, function in additions.items():
                 setattr(cls, name, function)
 
@@ -403,6 +416,21 @@ class AbstractMessageQueue(AsyncCloseable):
             raise ClosedError(f"this {type(self).__name__} is closed; connect another with its config")
 
 
+def _translating(publish: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
+    """Return `_publish` of a queue that was written for 0.6, with errors of the project."""
+
+    @wraps(publish)
+    async def translated(queue: AbstractMessageQueue, message: QueueMessage, topic: str) -> None:
+        try:
+            await publish(queue, message, topic)
+        except LlamaDeployError:
+            raise
+        except Exception as exc:
+            raise UnavailableError(f"publishing to {topic!r} has failed: {exc!r}") from exc
+
+    return translated
+
+
 async def _subscribe_as_consumer(
     queue: AbstractMessageQueue, topic: str, *, group: str, expires_after: float | None
 ) -> Subscription:
@@ -417,11 +445,18 @@ async def _subscribe_as_consumer(
             " implement `_subscribe`, see docs/how-to/custom-queue.md"
         )
     subscription = ConsumerSubscription(topic)
-    start_consuming = await queue.register_consumer(subscription, topic)
-    subscription.begin(start_consuming, leave=partial(queue.deregister_consumer, subscription))
+    join = partial(queue.register_consumer, subscription, topic)
+    try:
+        start_consuming = await join()
+    except Exception as exc:
+        raise UnavailableError(f"the queue cannot register a consumer of topic {topic!r}: {exc!r}") from exc
+    subscription.begin(start_consuming, join=join, leave=partial(queue.deregister_consumer, subscription))
     return subscription
 
 
 async def _disconnect_nothing(queue: AbstractMessageQueue) -> None:
     """A queue that was written for 0.6 disconnects in its own `cleanup`."""
     del queue
+
+
+__getattr__ = old_names(__name__)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
 
 from llama_deploy.message_queues.base import Delivery, Subscription
+from llama_deploy.messages import QueueMessage
 from llama_deploy.types import generate_id
 
-if TYPE_CHECKING:
-    from llama_deploy.messages import QueueMessage
+logger = logging.getLogger(__name__)
+
+Consuming: TypeAlias = Callable[[], Awaitable[object]]
+"""Consumes until it is cancelled or its consumer is deregistered."""
+Join: TypeAlias = Callable[[], Awaitable[Consuming]]
+"""Registers a consumer."""
+Leave: TypeAlias = Callable[[], Awaitable[object]]
+"""Deregisters a consumer."""
 
 _VISIBILITY_SECONDS: Final = 30.0
 _RESTART_SECONDS: Final = 1.0
@@ -37,27 +45,37 @@ class ConsumerSubscription(Subscription):
         self._arrived: asyncio.Queue[_HeldDelivery] = asyncio.Queue()
         self._held: set[_HeldDelivery] = set()
         self._consuming: asyncio.Task[None] | None = None
-        self._leave: Callable[[], Coroutine[Any, Any, object]] | None = None
+        self._leave: Leave | None = None
 
-    def begin(
-        self,
-        start_consuming: Callable[[], Coroutine[Any, Any, None]],
-        *,
-        leave: Callable[[], Coroutine[Any, Any, object]],
-    ) -> None:
+    def begin(self, start_consuming: Consuming, *, join: Join, leave: Leave) -> None:
         """Run the loop of the queue.
 
         Args:
             start_consuming: What `register_consumer` has returned.
+            join: Registers this consumer again, after its loop has ended with an error.
             leave: Deregisters this consumer.
         """
         self._leave = leave
-        self._consuming = asyncio.create_task(self._consume(start_consuming), name=f"consume {self.topic}")
+        consuming = self._consume(start_consuming, join=join, leave=leave)
+        self._consuming = asyncio.create_task(consuming, name=f"consume {self.topic}")
 
-    async def _consume(self, start_consuming: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _consume(self, start_consuming: Consuming, *, join: Join, leave: Leave) -> None:
         while not self.closed:
-            await start_consuming()
+            try:
+                await start_consuming()
+            except Exception as exc:  # noqa: BLE001 - the queue is code of the user
+                logger.warning(
+                    "the consumer of topic %s has failed and begins again: %r",
+                    self.topic,
+                    exc,
+                    extra={"action": "consume_again"},
+                )
             await asyncio.sleep(_RESTART_SECONDS)
+            try:
+                await leave()
+                start_consuming = await join()
+            except Exception as exc:  # noqa: BLE001 - as above
+                logger.debug("topic %s: %r", self.topic, exc, extra={"action": "consume_again"})
 
     async def process_message(self, message: QueueMessage, **_: Any) -> None:
         """Hand a message to the reader, and return when it is settled."""
@@ -80,30 +98,16 @@ class ConsumerSubscription(Subscription):
         asyncio.get_running_loop().call_later(delay, self._arrived.put_nowait, again)
 
     async def _receive(self, max_messages: int) -> list[Delivery]:
-        arriving = asyncio.ensure_future(self._arrived.get())
-        waiting: set[asyncio.Future[Any]] = {arriving}
-        if self._consuming is not None:
-            waiting.add(self._consuming)
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            if arriving.done() and not arriving.cancelled():
-                self._arrived.put_nowait(arriving.result())
-            arriving.cancel()
-            raise
-        if not arriving.done():
-            arriving.cancel()
-            if self._consuming is not None and not self.closed:
-                self._consuming.result()
-            return []
-        found: list[Delivery] = [arriving.result()]
+        found: list[Delivery] = [await self._arrived.get()]
         while len(found) < max_messages and not self._arrived.empty():
             found.append(self._arrived.get_nowait())
-        return found
+        return [delivery for delivery in found if not delivery.is_settled]
 
     async def _close(self) -> None:
         for delivery in self._held:
             delivery.is_settled = True
+        # Wakes the reader.
+        self._arrived.put_nowait(_HeldDelivery(QueueMessage(), attempt=1, subscription=self))
         if self._leave is not None:
             await self._leave()
         if self._consuming is not None:

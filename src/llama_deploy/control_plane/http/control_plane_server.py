@@ -27,7 +27,7 @@ from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
 from llama_deploy.renamed import see
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.store_registry import open_state_store
-from llama_deploy.types.topics import CONTROL_PLANE
+from llama_deploy.types.topics import CONTROL_PLANE, Topics
 from llama_deploy.web.application import create_app
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.http_server import HttpServer
@@ -159,6 +159,10 @@ class ControlPlaneServer(CoreEndpoints):
         answer = (await self.plane.attempts.take([message]))[0]
         if answer is not None:
             raise answer
+
+    def get_topic(self, msg_type: str) -> str:
+        """Return the topic for messages of this type."""
+        return Topics(self.config.topic_namespace).work(msg_type)
 
     async def register_to_message_queue(self) -> StartConsumingCallable:
         """Return a callable that waits forever, for 0.6 programs; see `as_consumer`."""
