@@ -1,4 +1,7 @@
-"""Names and modules of 0.6 that are elsewhere now. `llama_deploy.compat` says where; nothing else does."""
+"""What programs of 0.6 expect elsewhere: old names and modules, and advice where something is different.
+
+`llama_deploy.compat` has the names and modules, and docs/how-to/migrate-from-0.6.md the list of differences.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,32 @@ def old_names(module: str, path: list[str] | None = None) -> Callable[[str], Any
         return getattr(import_module(source), name)
 
     return find
+
+
+_GUIDE: Final = "docs/how-to/migrate-from-0.6.md"
+_STORE: Final = "ctx.get and ctx.set"
+_NESTED: Final = "add_workflows"
+_OLD_MEMBERS: Final = {
+    ("Context", "get"): ("use `await ctx.store.get(...)`", _STORE),
+    ("Context", "set"): ("use `await ctx.store.set(...)`", _STORE),
+    ("Context", "data"): ("use `ctx.store`", _STORE),
+    ("Workflow", "add_workflows"): ("call the service with a client in the step", _NESTED),
+    ("Workflow", "_service_manager"): ("call the service with a client in the step", _NESTED),
+}
+"""What the workflow library has removed, by class and attribute: what to do, and the entry in the guide."""
+
+
+def see(entry: str) -> str:
+    """Return the words that lead to an entry of the list of differences."""
+    return f"see {entry!r} in {_GUIDE}"
+
+
+def advice_on(error: BaseException) -> str | None:
+    """Return what to do about an error that a program of 0.6 gets because something is different now."""
+    if not isinstance(error, AttributeError):
+        return None
+    for cls in type(error.obj).__mro__:
+        if (found := _OLD_MEMBERS.get((cls.__name__, error.name or ""))) is not None:
+            action, entry = found
+            return f"{action}; {see(entry)}"
+    return None

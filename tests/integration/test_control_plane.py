@@ -479,8 +479,6 @@ async def test_unknown_things_are_named(http: HttpConnection, instance: Instance
         await get(http, "/tasks/nothing")
     with pytest.raises(TaskNotFoundError):
         await get(http, "/tasks/nothing/events")
-    with pytest.raises(ServiceNotFoundError):
-        await post(http, "/services/deregister", service_name="nobody")
 
 
 @pytest.mark.parametrize("text", ["not json", "[1]", "7", '"text"', "null"])

@@ -462,8 +462,7 @@ async def test_launch_server_serves_until_it_is_cancelled() -> None:
     async with await SimpleMessageQueue.connect(config) as queue:
         await queue.publish(QueueMessage(), "t")
     serving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await serving
+    await serving
 
 
 async def test_a_closing_server_does_not_wait_for_long_polls() -> None:

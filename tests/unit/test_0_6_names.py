@@ -70,7 +70,7 @@ llama_deploy.message_queues.apache_kafka
 llama_deploy.message_queues.aws
     AWSMessageQueue AWSMessageQueueConfig
 llama_deploy.message_queues.base
-    AbstractMessageQueue PublishCallback
+    BaseMessageQueue AbstractMessageQueue PublishCallback
 llama_deploy.message_queues.rabbitmq
     RabbitMQMessageQueue RabbitMQMessageQueueConfig
 llama_deploy.message_queues.redis

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -12,9 +13,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from llama_deploy.errors import ConfigError
 from llama_deploy.web.connection_settings import ConnectionSettings
 
+NOT_GIVEN: Final = -1.0
+"""The timeout of a client that is created without one."""
+
 
 def _split(urls: object) -> object:
     return [url.strip() for url in urls.split(",")] if isinstance(urls, str) and "," in urls else urls
+
+
+def _without_limit(seconds: object) -> object:
+    return math.inf if seconds is None else seconds
 
 
 class ClientSettings(BaseSettings):
@@ -44,8 +52,8 @@ class ClientSettings(BaseSettings):
     """The URL of the API server. Only `client.apiserver` uses it."""
     disable_ssl: bool = Field(default=False, frozen=True)
     """Accept any certificate from an `https` server."""
-    timeout: float = Field(default=120.0, gt=0)
-    """Seconds to wait for a result, and to retry while a server does not respond."""
+    timeout: Annotated[float, BeforeValidator(_without_limit)] = Field(default=120.0, gt=0)
+    """Seconds to wait for a result, and to retry while a server does not respond. None: without limit."""
     poll_interval: float = 0.5
     """Deprecated and ignored: the client does not poll. Kept for programs written for 0.6."""
 

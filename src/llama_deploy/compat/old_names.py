@@ -30,6 +30,8 @@ SOURCES: Final[Mapping[tuple[str, str], str]] = {
     ("llama_deploy.client", "AsyncLlamaDeployClient"): "llama_deploy.compat",
     ("llama_deploy.client", "LlamaDeployClient"): "llama_deploy.compat",
     ("llama_deploy.control_plane", "BaseControlPlane"): "llama_deploy.control_plane.base",
+    ("llama_deploy.message_queues", "BaseMessageQueue"): "llama_deploy.compat.old_queue",
+    ("llama_deploy.message_queues.base", "BaseMessageQueue"): "llama_deploy.compat.old_queue",
     ("llama_deploy.message_queues", "SolaceMessageQueue"): "llama_deploy.compat.solace",
     ("llama_deploy.message_queues", "SolaceMessageQueueConfig"): "llama_deploy.compat.solace",
 }

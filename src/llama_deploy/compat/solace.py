@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from llama_deploy.errors import ConfigError
+from llama_deploy.renamed import see
 
 
 class _NotThere:
@@ -17,7 +18,7 @@ class _NotThere:
 def _refuse(*_: Any, **__: Any) -> NoReturn:
     raise ConfigError(
         "there is no message queue over Solace; use another broker, or write a backend:"
-        " docs/how-to/custom-queue.md. See `Solace` in docs/how-to/migrate-from-0.6.md"
+        f" docs/how-to/custom-queue.md; {see('Solace')}"
     )
 
 

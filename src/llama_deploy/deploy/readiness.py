@@ -11,6 +11,7 @@ from llama_deploy.backoff import Backoff
 from llama_deploy.errors import ConfigError, InternalServerError, NotFoundError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.queue_registry import config_from_settings
+from llama_deploy.renamed import see
 from llama_deploy.retrying import Outage, retry
 from llama_deploy.web.connection_settings import Address
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest, as_object, read_answer
@@ -61,7 +62,16 @@ async def connect_queue(
         settings = await _queue_settings(connection)
         if config is not None:
             _check_same_type(config, settings)
-        return await (config or config_from_settings(settings)).connect()
+        if config is not None:
+            return await config.connect()
+        try:
+            return await config_from_settings(settings).connect()
+        except ConfigError as exc:
+            raise ConfigError(
+                f"{exc}. The control plane sends the settings of the queue without credentials: set them in"
+                " the environment of this process, or pass message_queue_config;"
+                f" {see('Credentials of a broker')}"
+            ) from exc
 
     try:
         return await until_available(attempt, action=f"connecting to the queue of {connection.base_url}")

@@ -1,4 +1,4 @@
-"""Graceful shutdown on SIGTERM."""
+"""Graceful shutdown on SIGTERM, and a quiet one on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -38,6 +38,37 @@ def drained_on_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if handler.received:
                 signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def quiet_on_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the call in this context without an error, as `deploy_core` did in 0.6.
+
+    `asyncio.run` cancels the program's main task. That cancellation ends here: the program goes on after the
+    call. A cancellation for another reason is raised. Does nothing outside of the main thread, or if the
+    program handles SIGINT itself without cancelling.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    task = asyncio.current_task()
+    if task is None or not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        handler(signum, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not interrupted or task.uncancel():
+            raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, handler)
 
 
 class _CancelTasks:

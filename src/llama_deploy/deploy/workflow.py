@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from llama_deploy.cancellation import ends_quietly
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.readiness import connect_queue, until_available
-from llama_deploy.deploy.termination import drained_on_sigterm
+from llama_deploy.deploy.termination import drained_on_sigterm, quiet_on_interrupt
 from llama_deploy.deploy.together import run_together
 from llama_deploy.message_queues import MessageQueueConfig
 from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
@@ -16,6 +17,7 @@ from llama_deploy.services.run.workflow_factory import WorkflowFactory
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
 
 
+@ends_quietly
 async def deploy_workflow(
     workflow: AnyWorkflow,
     workflow_config: WorkflowServiceConfig,
@@ -45,7 +47,7 @@ async def deploy_workflow(
         Exception: The error of the part that failed.
     """
     control_plane = connection or (control_plane_config or ControlPlaneConfig()).url
-    with drained_on_sigterm(), seldom_collecting():
+    with quiet_on_interrupt(), drained_on_sigterm(), seldom_collecting():
         await run_workflow(
             workflow,
             workflow_config,

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llama_deploy.cancellation import ends_quietly
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues.base import StartConsumingCallable
 from llama_deploy.messages import QueueMessage
@@ -58,6 +59,7 @@ class BaseMessageQueueConsumer(BaseModel, ABC):
         message.stats.process_end_time = message.stats.timestamp_str()
         return result
 
+    @ends_quietly
     async def start_consuming(self, consuming_callable: StartConsumingCallable | None = None) -> None:
         """Consume until cancelled or deregistered.
 

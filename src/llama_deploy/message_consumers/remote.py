@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from llama_deploy.message_consumers.base import BaseMessageQueueConsumer
 from llama_deploy.messages import QueueMessage
@@ -28,7 +28,9 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
     url: str
     """Such as `http://127.0.0.1:8002/process_message`. It may have a query, whose values no error, log or
     `repr` shows. Credentials go into `headers`."""
-    client_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
+    client_kwargs: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = Field(
+        default_factory=dict, repr=False
+    )
     """`headers` and other arguments of `aiohttp.ClientSession`; `timeout`, the seconds for an answer, or
     None; `verify`, False to accept every certificate, the path of a file with certificate authorities, or an
     `ssl.SSLContext`; `cert`, the path of a client certificate with its key, or the paths of both."""

@@ -44,6 +44,5 @@ class MessageQueuePublisherMixin(ABC):
             UnavailableError: The queue does not answer.
         """
         message.publisher_id = self.publisher_id
-        message.stats.publish_time = message.stats.timestamp_str()
         topic = kwargs.pop("topic", None) or self.get_topic(message.type)
         await self.message_queue.publish(message, topic, callback=self.publish_callback, **kwargs)

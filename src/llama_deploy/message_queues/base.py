@@ -23,14 +23,24 @@ import asyncio
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import cached_property, partial, wraps
 from typing import Any, ClassVar, Final, Protocol, Self, TypeGuard
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from llama_deploy.cancellation import ends_quietly
 from llama_deploy.closing import AsyncCloseable
-from llama_deploy.errors import ClosedError, InvalidRequestError, SerializationError
+from llama_deploy.errors import (
+    ClosedError,
+    ConfigError,
+    InvalidRequestError,
+    LlamaDeployError,
+    SerializationError,
+    UnavailableError,
+)
 from llama_deploy.message_queues.consumer_loop import ConsumerLoop
 from llama_deploy.messages import QueueMessage
+from llama_deploy.renamed import old_names
 
 DEFAULT_GROUP: Final = "default"
 DEAD_LETTERS_SUFFIX: Final = ".dead_letters"
@@ -225,20 +235,48 @@ class Subscription(AsyncCloseable):
 class AbstractMessageQueue(AsyncCloseable):
     """A live connection to a message queue. `close` it, or use it with `async with`.
 
+    A subclass implements `_publish`, `_subscribe` and `_disconnect`. Or, as one that was written for 0.6,
+    `_publish`, `register_consumer`, `deregister_consumer`, `cleanup` and `as_config`; such a class need not
+    call this constructor. Subscriptions are then made of its consumers, see `ConsumerSubscription`.
+
     Args:
-        config: Settings with which another process reaches the same broker.
+        config: Settings with which another process reaches the same broker. None: `as_config` is overridden.
     """
 
     durable: bool = False
     """Whether what `publish` accepted survives the death of the broker."""
+    # Here and not in the constructor, because classes of 0.6 do not call it.
+    _publishing = 0
+    _closed = False
 
-    def __init__(self, config: MessageQueueConfig) -> None:
-        self._settings = config
-        self._consumers: dict[str, asyncio.Event] = {}
-        self._subscriptions: set[Subscription] = set()
-        self._publishing = 0
-        self._idle = asyncio.Event()
-        self._closed = False
+    def __init__(self, config: MessageQueueConfig | None = None) -> None:
+        if config is not None:
+            self._settings = config
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Add what a class that was written for 0.6 does not have."""
+        super().__init_subclass__(**arguments)
+        if "register_consumer" in vars(cls) and cls._subscribe is AbstractMessageQueue._subscribe:
+            additions = {
+                "_publish": _translating(cls._publish),
+                "_subscribe": _subscribe_as_consumer,
+                "_disconnect": _disconnect_nothing,
+            }
+            for name, function in additions.items():
+                setattr(cls, name, function)
+
+    # Made when they are needed, for the same reason.
+    @cached_property
+    def _stops(self) -> dict[str, asyncio.Event]:
+        return {}
+
+    @cached_property
+    def _open_subscriptions(self) -> set[Subscription]:
+        return set()
+
+    @cached_property
+    def _idle(self) -> asyncio.Event:
+        return asyncio.Event()
 
     async def publish(
         self, message: QueueMessage, topic: str, callback: PublishCallback | None = None, **kwargs: Any
@@ -265,6 +303,7 @@ class AbstractMessageQueue(AsyncCloseable):
         """
         self._check_open()
         self._publishing += 1
+        message.stats.publish_time = message.stats.timestamp_str()
         try:
             await self._publish(message, topic)
         finally:
@@ -295,7 +334,9 @@ class AbstractMessageQueue(AsyncCloseable):
         """
         self._check_open()
         subscription = await self._subscribe(topic, group=group, expires_after=expires_after)
-        self._subscriptions = {each for each in self._subscriptions if not each.closed} | {subscription}
+        ended = [each for each in self._open_subscriptions if each.closed]
+        self._open_subscriptions.difference_update(ended)
+        self._open_subscriptions.add(subscription)
         if self._closed:  # while it joined
             await subscription.close()
         self._check_open()
@@ -307,7 +348,7 @@ class AbstractMessageQueue(AsyncCloseable):
         Deletes no topics, queues or data. Idempotent.
         """
         self._closed = True
-        await asyncio.gather(*(subscription.close() for subscription in self._subscriptions))
+        await asyncio.gather(*(subscription.close() for subscription in self._open_subscriptions))
         while self._publishing:
             self._idle.clear()
             await self._idle.wait()
@@ -349,8 +390,9 @@ class AbstractMessageQueue(AsyncCloseable):
         """
         subscription = await self.subscribe(topic, group=group)
         stop = asyncio.Event()
-        self._consumers[consumer.id_] = stop
+        self._stops[consumer.id_] = stop
 
+        @ends_quietly
         async def start_consuming() -> None:
             async with subscription:
                 consuming = ConsumerLoop(
@@ -365,10 +407,56 @@ class AbstractMessageQueue(AsyncCloseable):
 
     async def deregister_consumer(self, consumer: Consumer) -> None:
         """Stop consuming for `consumer` after the messages in progress. Unknown consumers are ignored."""
-        stop = self._consumers.pop(consumer.id_, None)
+        stop = self._stops.pop(consumer.id_, None)
         if stop is not None:
             stop.set()
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"this {type(self).__name__} is closed; connect another with its config")
+
+
+def _translating(publish: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
+    """Return `_publish` of a queue that was written for 0.6, with errors of the project."""
+
+    @wraps(publish)
+    async def translated(queue: AbstractMessageQueue, message: QueueMessage, topic: str) -> None:
+        try:
+            await publish(queue, message, topic)
+        except LlamaDeployError:
+            raise
+        except Exception as exc:
+            raise UnavailableError(f"publishing to {topic!r} has failed: {exc!r}") from exc
+
+    return translated
+
+
+async def _subscribe_as_consumer(
+    queue: AbstractMessageQueue, topic: str, *, group: str, expires_after: float | None
+) -> Subscription:
+    """Join a topic as a consumer of a queue that was written for 0.6."""
+    del expires_after
+    # It is a subscription, so it cannot stand above.
+    from llama_deploy.message_queues.consumer_subscription import ConsumerSubscription  # noqa: PLC0415
+
+    if group != DEFAULT_GROUP:
+        raise ConfigError(
+            f"{type(queue).__name__} was written for 0.6 and does not have groups, such as {group!r};"
+            " implement `_subscribe`, see docs/how-to/custom-queue.md"
+        )
+    subscription = ConsumerSubscription(topic)
+    join = partial(queue.register_consumer, subscription, topic)
+    try:
+        start_consuming = await join()
+    except Exception as exc:
+        raise UnavailableError(f"the queue cannot register a consumer of topic {topic!r}: {exc!r}") from exc
+    subscription.begin(start_consuming, join=join, leave=partial(queue.deregister_consumer, subscription))
+    return subscription
+
+
+async def _disconnect_nothing(queue: AbstractMessageQueue) -> None:
+    """A queue that was written for 0.6 disconnects in its own `cleanup`."""
+    del queue
+
+
+__getattr__ = old_names(__name__)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
+from llama_deploy.message_queues.base import (
+    DEFAULT_GROUP,
+    AbstractMessageQueue,
+    MessageQueueConfig,
+    PublishCallback,
+    Subscription,
+)
+from llama_deploy.messages import QueueMessage
 
 
 class BrokerQueueConfig(MessageQueueConfig):
@@ -54,7 +63,12 @@ class Publication:
 
 
 class BrokerQueue(AbstractMessageQueue):
-    """A queue that connects over the network: `await connect(config)` gives one that is ready."""
+    """A queue that connects over the network: `await connect(config)` gives one that is ready.
+
+    One that is created without `connect` connects when it is first used.
+    """
+
+    _is_open = False
 
     @classmethod
     async def connect(cls, config: Any) -> Self:
@@ -66,11 +80,38 @@ class BrokerQueue(AbstractMessageQueue):
         """
         queue = cls(config)
         try:
-            await queue._connect()
+            await queue.open()
         except BaseException:
             await queue.cleanup()
             raise
         return queue
+
+    @cached_property
+    def _opening(self) -> asyncio.Lock:
+        return asyncio.Lock()
+
+    async def open(self) -> None:
+        """Connect, unless that was done. `connect` lists the errors."""
+        async with self._opening:
+            if not self._is_open:
+                await self._connect()
+                self._is_open = True
+
+    async def publish(
+        self, message: QueueMessage, topic: str, callback: PublishCallback | None = None, **kwargs: Any
+    ) -> None:
+        """See `AbstractMessageQueue.publish`."""
+        if not self._is_open:
+            await self.open()
+        await super().publish(message, topic, callback, **kwargs)
+
+    async def subscribe(
+        self, topic: str, *, group: str = DEFAULT_GROUP, expires_after: float | None = None
+    ) -> Subscription:
+        """See `AbstractMessageQueue.subscribe`."""
+        if not self._is_open:
+            await self.open()
+        return await super().subscribe(topic, group=group, expires_after=expires_after)
 
     @abstractmethod
     async def _connect(self) -> None:

@@ -26,23 +26,30 @@ MAX_DEPTH: Final = 180
 wrap a message in further ones."""
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
-
-
 class QueueMessageStats(BaseModel):
-    """When a message was published and processed; ISO 8601, UTC."""
+    """When a message was published and processed; ISO 8601, UTC.
+
+    The times of processing are those of the receiver. A message equals the one that was sent, with them or
+    without.
+    """
 
     model_config = ConfigDict(extra="allow")
 
-    publish_time: str | None = Field(default_factory=_now)
+    publish_time: str | None = None
+    """Set by the queue that publishes the message."""
     process_start_time: str | None = None
     process_end_time: str | None = None
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QueueMessageStats) and self.publish_time == other.publish_time
+
+    __hash__ = None  # type: ignore[assignment]  # as of every model that can change
+
     @staticmethod
-    def timestamp_str() -> str:
-        """Return the current time in the format of the fields."""
-        return _now()
+    def timestamp_str(format: str | None = None) -> str:  # noqa: A002 - 0.6 API
+        """Return the current time, in the format of the fields or that of `strftime`."""
+        now = datetime.now(UTC)
+        return now.isoformat() if format is None else now.strftime(format)
 
 
 def _describe_version(schema: dict[str, Any]) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from typing import Final
 
 from llama_deploy.errors import ConfigError
+from llama_deploy.renamed import see
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.types.extras import described, load_entry_point
 
 ENTRY_POINT_GROUP = "llama_deploy.state_stores"
 """Packages declare their stores here: the scheme of the address = the class, a `StateStore`."""
+
+_OF_0_6: Final = frozenset({"redis", "rediss", "unix", "mongodb+srv"})
+"""Schemes of the key-value stores of 0.6."""
 
 
 async def open_state_store(uri: str) -> StateStore:
@@ -42,7 +47,8 @@ def _store_type(uri: str) -> type[StateStore]:
         # The rest of the address may hold a password.
         named = f"the state store scheme {scheme!r} is unknown" if separator else "the address has no scheme"
         schemes = ", ".join(f"{name}://" for name in sorted(known)) or "none"
-        raise ConfigError(f"{named}: a state store's address starts with one of: {schemes}")
+        old = f"; {see('State stores')}" if scheme in _OF_0_6 else ""
+        raise ConfigError(f"{named}: a state store's address starts with one of: {schemes}{old}")
     return _load(known[scheme])
 
 

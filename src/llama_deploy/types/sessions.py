@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from llama_deploy.types.ids import generate_id
 from llama_deploy.types.keys import PublicId
 
 
@@ -26,7 +27,7 @@ class SessionPolicy(StrEnum):
 class SessionDefinition(BaseModel):
     """A session: a conversation, which owns state."""
 
-    session_id: str
+    session_id: str = Field(default_factory=generate_id)
     task_ids: list[str] = Field(default_factory=list)
     """All tasks of the session, in the order in which they were accepted."""
     state: dict[str, Any] = Field(default_factory=dict)

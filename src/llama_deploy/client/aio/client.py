@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from llama_deploy.client.aio.core import Core, Session
 from llama_deploy.client.aio.server_api import ServerApi
 from llama_deploy.client.aio.task import TaskHandle
 from llama_deploy.client.payload_encoding import build_submission, encode_arguments
-from llama_deploy.client.settings import ClientSettings
+from llama_deploy.client.settings import NOT_GIVEN, ClientSettings
 from llama_deploy.client.sync.client import SyncClient  # asyncio only
 from llama_deploy.client.task_results import value_of
 from llama_deploy.web.http_connection import HttpConnection
@@ -47,8 +48,8 @@ class Client:
         ca: A PEM file with the certificate authorities to trust. None: `LLAMA_DEPLOY_CA`, or those of the
             system.
         client_certificate: PEM files with the client's certificate and its unencrypted key.
-        timeout: Seconds to wait for a result, and to retry while a server does not respond. None:
-            `LLAMA_DEPLOY_TIMEOUT`, or 120.
+        timeout: Seconds to wait for a result, and to retry while a server does not respond. None: without
+            limit. If you do not pass it: `LLAMA_DEPLOY_TIMEOUT`, or 120.
         disable_ssl: Accept any certificate from an `https` server. None: `LLAMA_DEPLOY_DISABLE_SSL`, or
             False.
         api_server_url: The URL of the API server, for `apiserver`. None: `LLAMA_DEPLOY_API_SERVER_URL`, or
@@ -74,7 +75,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         ca: Path | str | None = None,
         client_certificate: tuple[Path | str, Path | str] | None = None,
-        timeout: float | None = None,
+        timeout: float | None = NOT_GIVEN,
         disable_ssl: bool | None = None,
         api_server_url: str | None = None,
         poll_interval: float | None = None,
@@ -83,12 +84,14 @@ class Client:
             "control_plane_url": control_plane_url,
             "api_key": api_key,
             "ca": ca,
-            "timeout": timeout,
             "disable_ssl": disable_ssl,
             "api_server_url": api_server_url,
             "poll_interval": poll_interval,
         }
-        self.settings = ClientSettings(**{name: value for name, value in given.items() if value is not None})
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if timeout != NOT_GIVEN:
+            chosen["timeout"] = timeout
+        self.settings = ClientSettings(**chosen)
         options: dict[str, Any] = {"headers": headers, "client_certificate": client_certificate}
         control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
         self._control_plane = ServerApi(HttpConnection(control_plane), self.settings)
@@ -136,12 +139,15 @@ class Client:
 
     @property
     def timeout(self) -> float:
-        """Seconds to wait for a result, and to retry while a server does not respond. You may change it."""
+        """Seconds to wait for a result, and to retry while a server does not respond; `math.inf` is no limit.
+
+        You may change it.
+        """
         return self.settings.timeout
 
     @timeout.setter
-    def timeout(self, seconds: float) -> None:
-        self.settings.timeout = seconds
+    def timeout(self, seconds: float | None) -> None:
+        self.settings.timeout = math.inf if seconds is None else seconds
 
     async def submit(
         self,

@@ -59,7 +59,7 @@ class ServiceCollection:
     def __init__(self, api: ServerApi) -> None:
         self._api = api
         self.items: dict[str, Service] = {}
-        """The services by name, as the last call of `list` returned them."""
+        """The services by name: what the last `list` returned, with what was registered and removed since."""
 
     def list(self) -> list[Service]:
         """Return the registered services, ordered by name."""
@@ -73,15 +73,14 @@ class ServiceCollection:
             InvalidRequestError: The definition is not valid.
         """
         self._api.post("/services/register", ANYTHING, json=service_def)
-        return Service.model_validate(service_def.model_dump())
+        service = Service.model_validate(service_def.model_dump())
+        self.items[service.id] = service
+        return service
 
     def deregister(self, name: str) -> None:
-        """Remove a service and all its instances.
-
-        Raises:
-            ServiceNotFoundError: The service is not registered.
-        """
+        """Remove a service and all its instances. Does nothing if it is not registered."""
         self._api.post("/services/deregister", ANYTHING, service_name=name)
+        self.items.pop(name, None)
 
 
 class SessionCollection:
@@ -147,11 +146,7 @@ class SessionCollection:
         return self._create(id, policy)
 
     def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
-        """Delete a session and its tasks.
-
-        Raises:
-            SessionNotFoundError: The session does not exist.
-        """
+        """Delete a session and its tasks. Does nothing if it does not exist."""
         self._api.post(session_path(id) + "/delete", ANYTHING)
 
 
@@ -223,10 +218,12 @@ class SyncSession:
         return self._api.get(session_path(self.id) + "/tasks", _TASKS)
 
     def get_task_result(self, task_id: str) -> TaskResult | None:
-        """Return the result of a task, None while it has not ended. A failure is returned, not raised.
+        """Return the result of a task, None while it has not ended and if the session has no such task.
+
+        A failure is returned, not raised.
 
         Raises:
-            TaskNotFoundError: The session has no such task.
+            SessionNotFoundError: The session does not exist.
         """
         return self._api.get(session_task_path(self.id, task_id) + "/result", _RESULT)
 

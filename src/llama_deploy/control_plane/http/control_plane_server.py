@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from starlette.types import ASGIApp
 
+from llama_deploy.cancellation import ends_quietly
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.http.core_endpoints import CoreEndpoints
@@ -23,9 +24,10 @@ from llama_deploy.message_consumers import BaseMessageQueueConsumer, CallableMes
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, StartConsumingCallable
 from llama_deploy.messages import QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
+from llama_deploy.renamed import see
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.store_registry import open_state_store
-from llama_deploy.types.topics import CONTROL_PLANE
+from llama_deploy.types.topics import CONTROL_PLANE, Topics
 from llama_deploy.web.application import create_app
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.http_server import HttpServer
@@ -52,6 +54,11 @@ class ControlPlaneServer(CoreEndpoints):
         state_store: StateStore | None = None,
         config: ControlPlaneConfig | None = None,
     ) -> None:
+        if state_store is not None and not isinstance(state_store, StateStore):
+            raise ConfigError(
+                f"state_store is a {type(state_store).__name__}, not a StateStore; set state_store_uri"
+                f" instead; {see('State stores')}"
+            )
         self.message_queue = message_queue
         self.orchestrator = orchestrator or SimpleOrchestrator()
         self.publish_callback = publish_callback
@@ -110,8 +117,10 @@ class ControlPlaneServer(CoreEndpoints):
             self._resources = stack.pop_all()
         logger.info("control plane on %s", self.config.url, extra={"action": "control_plane_started"})
 
+    @ends_quietly
     async def launch_server(self) -> None:
         """Serve until cancelled; raises if a part fails."""
+        logger.info("Launching control plane server at %s:%s", *self._address())
         async with self:
             await self.plane.run()
 
@@ -151,9 +160,14 @@ class ControlPlaneServer(CoreEndpoints):
         if answer is not None:
             raise answer
 
+    def get_topic(self, msg_type: str) -> str:
+        """Return the topic for messages of this type."""
+        return Topics(self.config.topic_namespace).work(msg_type)
+
     async def register_to_message_queue(self) -> StartConsumingCallable:
         """Return a callable that waits forever, for 0.6 programs; see `as_consumer`."""
 
+        @ends_quietly
         async def wait() -> None:
             await asyncio.Event().wait()
 

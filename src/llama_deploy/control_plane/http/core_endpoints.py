@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import Body, Header, Query, Response
@@ -13,7 +14,13 @@ from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.http.stream_responses import data_response
 from llama_deploy.control_plane.http.task_routes import Wait
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.errors import InvalidRequestError
+from llama_deploy.errors import (
+    InvalidRequestError,
+    ServiceNotFoundError,
+    SessionNotFoundError,
+    TaskNotFoundError,
+)
+from llama_deploy.message_queues.base import MessageQueueConfig
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import (
     EventDefinition,
@@ -48,7 +55,11 @@ class CoreEndpoints(ABC):
 
     async def get_message_queue_config(self) -> dict[str, Any]:
         """Return how to connect to the message queue, without credentials."""
-        return self.plane.queue.as_config().public_settings()
+        settings = self.plane.queue.as_config()
+        if isinstance(settings, MessageQueueConfig):
+            return settings.public_settings()
+        # Of a queue that was written for 0.6. Which of its settings are credentials is not known.
+        return {"type": type(settings).__name__}
 
     async def register_service(self, service_def: ServiceDefinition) -> dict[str, Any]:
         """Register a service or an instance of it; returns the settings of the control plane."""
@@ -56,8 +67,9 @@ class CoreEndpoints(ABC):
         return {**self.config.public_settings(), "protocol": PROTOCOL_VERSION}
 
     async def deregister_service(self, service_name: str, instance_id: str | None = None) -> None:
-        """Remove a service, or one instance of it."""
-        await self.plane.services.deregister(service_name, instance_id=instance_id)
+        """Remove a service, or one instance of it. Does nothing if it is not there, as in 0.6."""
+        with suppress(ServiceNotFoundError):
+            await self.plane.services.deregister(service_name, instance_id=instance_id)
 
     async def get_all_services(self) -> dict[str, ServiceDefinition]:
         """Return all services by name."""
@@ -80,8 +92,9 @@ class CoreEndpoints(ABC):
         return await self.plane.sessions.get(session_id)
 
     async def delete_session(self, session_id: Key) -> None:
-        """Delete a session with its tasks."""
-        await self.plane.sessions.delete(session_id)
+        """Delete a session with its tasks. Does nothing if it is not there, as in 0.6."""
+        with suppress(SessionNotFoundError):
+            await self.plane.sessions.delete(session_id)
 
     async def add_task_to_session(self, session_id: Key, task_def: TaskDefinition) -> str:
         """Accept a task and return its id. The task is durable when this returns."""
@@ -102,8 +115,10 @@ class CoreEndpoints(ABC):
         return _definition(tasks[-1]) if tasks else None
 
     async def get_task_result(self, session_id: Key, task_id: Key, wait: Wait = 0.0) -> TaskResult | None:
-        """Return a task's result, or null while it has not ended."""
-        return (await self.plane.tasks.get(task_id, session_id=session_id, wait=wait)).result
+        """Return a task's result, or null while it has not ended or if the session has no such task."""
+        with suppress(TaskNotFoundError):
+            return (await self.plane.tasks.get(task_id, session_id=session_id, wait=wait)).result
+        return None
 
     async def get_task_result_stream(self, session_id: Key, task_id: Key) -> StreamingResponse:
         """Return the data of a task's events as they occur, one per line. The terminal event is last."""

@@ -36,7 +36,8 @@ class AWSMessageQueue(BrokerQueue):
 
     durable = True
 
-    def __init__(self, config: AWSMessageQueueConfig) -> None:
+    def __init__(self, config: AWSMessageQueueConfig | None = None) -> None:
+        config = config or AWSMessageQueueConfig()
         super().__init__(config)
         self._connection = SqsConnection(config)
         self._topics = SqsTopics(self._connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Self
 
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.message_queues.broker_queue import BrokerQueue
@@ -17,9 +18,15 @@ class KafkaMessageQueue(BrokerQueue):
 
     durable = True
 
-    def __init__(self, config: KafkaMessageQueueConfig) -> None:
+    def __init__(self, config: KafkaMessageQueueConfig | None = None) -> None:
+        config = config or KafkaMessageQueueConfig()
         super().__init__(config)
         self._connection = KafkaConnection(config)
+
+    @classmethod
+    def from_url_params(cls, host: str, port: int | None = None) -> Self:
+        """Return a queue for the broker at an address."""
+        return cls(KafkaMessageQueueConfig(host=host, port=port))
 
     async def _connect(self) -> None:
         await self._connection.retry(self._connection.ping)

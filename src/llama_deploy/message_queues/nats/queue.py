@@ -17,7 +17,8 @@ class NatsMessageQueue(BrokerQueue):
     Publications at the same time share the connection and wait for their confirmations concurrently.
     """
 
-    def __init__(self, config: NatsMessageQueueConfig) -> None:
+    def __init__(self, config: NatsMessageQueueConfig | None = None) -> None:
+        config = config or NatsMessageQueueConfig()
         super().__init__(config)
         self._connection = NatsConnection(config)
         self._topics = NatsTopics(self._connection)

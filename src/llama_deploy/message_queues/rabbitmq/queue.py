@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any, Self
 
 from aio_pika.exceptions import PublishError
+from pydantic import SecretStr
 
 from llama_deploy.errors import UnavailableError
 from llama_deploy.message_queues.base import DEFAULT_GROUP, Subscription
@@ -27,13 +29,46 @@ class RabbitMQMessageQueue(BrokerQueue):
 
     durable = True
 
-    def __init__(self, config: RabbitMQMessageQueueConfig) -> None:
+    def __init__(
+        self,
+        config: RabbitMQMessageQueueConfig | None = None,
+        url: str | None = None,
+        exchange_name: str | None = None,
+    ) -> None:
+        given: dict[str, Any] = {"url": url, "exchange_name": exchange_name}
+        config = config or RabbitMQMessageQueueConfig(
+            **{name: value for name, value in given.items() if value is not None}
+        )
         super().__init__(config)
         self._config = config
         self._publishing_connection = RabbitMQConnection(config, "publisher")
         self._consuming_connection = RabbitMQConnection(config, "consumer")
         self._topology = Topology(self._publishing_connection, config)
         self._publisher = Publisher(self._publishing_connection, config.exchange_name)
+
+    @classmethod
+    def from_url_params(
+        cls,
+        username: str,
+        password: str,
+        host: str,
+        vhost: str = "",
+        port: int | None = None,
+        *,
+        secure: bool = False,
+        exchange_name: str | None = None,
+    ) -> Self:
+        """Return a queue for the broker at an address."""
+        given: dict[str, Any] = {"vhost": vhost or None, "port": port, "exchange_name": exchange_name}
+        return cls(
+            RabbitMQMessageQueueConfig(
+                username=username,
+                password=SecretStr(password),
+                host=host,
+                secure=secure,
+                **{name: value for name, value in given.items() if value is not None},
+            )
+        )
 
     async def _connect(self) -> None:
         await self._publishing_connection.retry(self._topology.declare_exchange)

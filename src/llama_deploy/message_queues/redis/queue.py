@@ -25,7 +25,8 @@ class RedisMessageQueue(BrokerQueue):
     Messages that are published at the same time travel together, and so do settlements.
     """
 
-    def __init__(self, config: RedisMessageQueueConfig) -> None:
+    def __init__(self, config: RedisMessageQueueConfig | None = None) -> None:
+        config = config or RedisMessageQueueConfig()
         super().__init__(config)
         self._connection = RedisConnection(config)
         self._batcher: Batcher[Publication, None] = Batcher(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive
 
+from llama_deploy.cancellation import ends_quietly
 from llama_deploy.closing import AsyncCloseable
 from llama_deploy.errors import ClosedError, MessageDecodeError
 from llama_deploy.message_queues.base import DEFAULT_GROUP
@@ -32,6 +34,8 @@ from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.http_server import HttpServer
 from llama_deploy.web.responses import json_response
 from llama_deploy.web.shortcuts import Call, Routes
+
+logger = logging.getLogger(__name__)
 
 MAX_WAIT_SECONDS: Final = 60.0
 """A longer `wait` is cut to this."""
@@ -128,6 +132,7 @@ class SimpleMessageQueueServer(AsyncCloseable):
         """
         if self._running is not None:
             return
+        logger.info("Launching message queue server at %s/", self.config.base_url)
         host = await BrokerHost.start(self.config)
         try:
             app = build_app(host.broker, self.config)
@@ -149,6 +154,7 @@ class SimpleMessageQueueServer(AsyncCloseable):
             await running.http.close()
             await running.host.close()
 
+    @ends_quietly
     async def launch_server(self) -> None:
         """Start, and serve until cancelled.
 

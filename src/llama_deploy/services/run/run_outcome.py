@@ -16,6 +16,7 @@ from llama_deploy import message_consumers
 from llama_deploy.codec import qualified_name, text_of, valid_text
 from llama_deploy.codec.plain_json import measured, to_json_value
 from llama_deploy.errors import SerializationError, TaskCancelledError
+from llama_deploy.renamed import advice_on
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import value_type_of
 from llama_deploy.types import TaskFailure, TaskStatus
@@ -140,10 +141,11 @@ def describe_failure(exc: BaseException) -> TaskFailure:
 
 
 def _advice(exc: BaseException) -> str:
-    """Return what to do about an exception that says it only to those who know how services run."""
+    """Return what to do, to follow the text of an exception that does not say it."""
     if isinstance(exc, ValueError) and text_of(exc).startswith("Can't patch loop of type"):
-        return " (nest_asyncio cannot patch uvloop; start llamactl with `--loop asyncio`)"
-    return ""
+        return ": nest_asyncio cannot patch uvloop; start llamactl with `--loop asyncio`"
+    advice = advice_on(exc)
+    return "" if advice is None else f": {advice}"
 
 
 def _traceback_of(exc: BaseException) -> list[str] | None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from llama_deploy.backoff import Backoff
+from llama_deploy.cancellation import ends_quietly
 from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
 from llama_deploy.message_consumers import BaseMessageQueueConsumer
 from llama_deploy.message_publishers import MessageQueuePublisherMixin
@@ -157,6 +158,7 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
         """Let what `register_to_message_queue` returned drain and end. Idempotent."""
         self._consuming_ended.set()
 
+    @ends_quietly
     async def _consume(self, consumer: BaseMessageQueueConsumer, ended: asyncio.Event) -> None:
         if self._worker is not None:
             raise ConfigError(f"service {self.service_name!r} is consuming already; create another instance")

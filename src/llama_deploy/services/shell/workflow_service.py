@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from workflows.events import StopEvent
 
+from llama_deploy.cancellation import ends_quietly
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_consumers import (
     BaseMessageQueueConsumer,
@@ -56,6 +57,7 @@ class WorkflowService(WorkflowCalls):
         config: Settings.
         publish_callback: Called with each message after the queue has it.
         gateway: The connection to the control plane. None: HTTP, to the URL with which the service registers.
+        **settings: Fields of `WorkflowServiceConfig`, as in 0.5. They replace those of `config`.
 
     Raises:
         ConfigError: A class of `allowed_types` cannot be imported, or the class or function that is to make
@@ -66,11 +68,13 @@ class WorkflowService(WorkflowCalls):
         self,
         workflow: AnyWorkflow,
         message_queue: AbstractMessageQueue,
-        config: WorkflowServiceConfig,
+        config: WorkflowServiceConfig | None = None,
         publish_callback: PublishCallback | None = None,
         *,
         gateway: ControlPlaneGateway | None = None,
+        **settings: Any,
     ) -> None:
+        config = _with_settings(config, settings)
         extra = [_load_class(name) for name in config.allowed_types]
         self._hosted = HostedWorkflow.prepare(
             workflow,
@@ -138,6 +142,7 @@ class WorkflowService(WorkflowCalls):
                 extra={"action": "register", "service_name": self.service_name},
             )
 
+    @ends_quietly
     async def processing_loop(self) -> None:
         """Work on tasks from registration until cancelled, then drain.
 
@@ -166,9 +171,11 @@ class WorkflowService(WorkflowCalls):
 
     async def launch_local(self) -> asyncio.Task[None]:
         """Start the service in the running loop, without HTTP. Cancel the task to stop it."""
+        logger.info("%s launch_local", self.service_name)
         self._launch.listening.set()
         return self._launch.begin()
 
+    @ends_quietly
     async def launch_server(self) -> None:
         """Run the service with its HTTP server until cancelled.
 
@@ -179,6 +186,7 @@ class WorkflowService(WorkflowCalls):
         config = self.config
         host = config.internal_host or config.host
         port = config.port if config.internal_port is None else config.internal_port
+        logger.info("Launching %s server at %s:%s", self.service_name, host, port)
         listening = HttpServer.start(
             service_edge(self), host=host, port=port, allow_remote=config.allow_remote
         )
@@ -233,6 +241,17 @@ def _schema_of(cls: type[BaseModel]) -> dict[str, Any] | None:
         return cls.model_json_schema()
     except (PydanticInvalidForJsonSchema, PydanticUserError):
         return None
+
+
+def _with_settings(config: WorkflowServiceConfig | None, settings: dict[str, Any]) -> WorkflowServiceConfig:
+    """Return the settings of a service that gets some as keyword arguments."""
+    if config is not None and not settings:
+        return config
+    settings.pop("running", None)  # 0.5 had it, and nothing used it
+    if unknown := sorted(settings.keys() - WorkflowServiceConfig.model_fields.keys()):
+        raise TypeError(f"WorkflowService does not have the argument {unknown[0]!r}")
+    given = {} if config is None else config.model_dump(exclude_unset=True)
+    return WorkflowServiceConfig(**{**given, **settings})
 
 
 def _load_class(name: str) -> type:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llama_deploy.errors import UnavailableError
 from llama_deploy.web.edge.authentication import Anonymous, Authentication, Authenticator
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES, BodyLimit
 from llama_deploy.web.edge.json_bodies import JsonBodies
 from llama_deploy.web.edge.origin_check import OriginCheck, with_cors
 from llama_deploy.web.edge.tracing import TraceParentReader, Tracer, Tracing
 from llama_deploy.web.edge.trusted_hosts import TrustedHosts
+from llama_deploy.web.responses import problem_response
 from llama_deploy.web.shortcuts import Endpoint, Shortcuts
 
 _NO_SHORTCUTS: Final[Mapping[tuple[str, str], Endpoint]] = MappingProxyType({})
@@ -85,9 +88,38 @@ class _HttpOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._layers(scope, receive, send)
+            await self._respond(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _quiet_when_cancelled(send))
         else:
             await receive()
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. One that is cancelled, with its whole process, ends without a traceback."""
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._layers(scope, receive, note)
+        except asyncio.CancelledError:
+            if started:
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await problem_response(UnavailableError("the server stops; retry"))(scope, receive, send)
+
+
+def _quiet_when_cancelled(send: Send) -> Send:
+    """Let a server that is cancelled, with its whole process, log no traceback of its own end."""
+
+    async def pass_on(message: Message) -> None:
+        task = asyncio.current_task()
+        if message["type"] == "lifespan.shutdown.failed" and task is not None and task.cancelling():
+            message = {**message, "message": ""}
+        await send(message)
+
+    return pass_on
