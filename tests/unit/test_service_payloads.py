@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID
 
@@ -229,3 +230,59 @@ def test_questions_and_answers_are_told_from_other_events() -> None:
     assert flow.questions == waits.questions == ["InputRequiredEvent", "Offer"]
     assert flow.answers == ["Reply"], "a step declares it"
     assert waits.answers == ["Approval", "HumanResponseEvent", "Reply"], "one of the module's"
+
+
+def in_a_module(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(text, vars(module))  # noqa: S102 - it is written here
+    return module
+
+
+BARE = """
+from workflows import Workflow, step
+from workflows.events import StartEvent, StopEvent
+{imports}
+class Bare(Workflow):
+    @step
+    async def ask(self, ev: StartEvent) -> StopEvent: ...
+"""
+ASKING = """
+from workflows.events import HumanResponseEvent
+class Approval(HumanResponseEvent):
+    by: str
+async def ask(ctx):
+    return await ctx.wait_for_event(Approval)
+class Base: ...
+"""
+
+
+@pytest.mark.parametrize("cls", [HumanResponseEvent, InputRequiredEvent])
+def test_the_answers_of_the_library_are_known_to_every_workflow(
+    cls: type[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = in_a_module("bare", BARE.format(imports=""), monkeypatch).Bare
+    registry = EventRegistry(bare())
+    assert type(registry.decode(definition({"type": cls.__name__, "value": {}}))) is cls
+    assert registry.answers == []
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["from asking import ask", "import asking", "from asking import Base", "from between import ask_later"],
+)
+def test_an_answer_that_an_imported_function_waits_for_is_known(
+    imports: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_module("asking", ASKING, monkeypatch)
+    in_a_module("between", "from asking import ask\nasync def ask_later(ctx): await ask(ctx)", monkeypatch)
+    bare = in_a_module("bare", BARE.format(imports=imports), monkeypatch).Bare
+    event = EventRegistry(bare()).decode(definition({"type": "Approval", "value": {"by": "Ada"}}))
+    assert event.by == "Ada"
+
+
+def test_the_answers_of_other_modules_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_a_module("asking", ASKING, monkeypatch)
+    bare = in_a_module("bare", BARE.format(imports=""), monkeypatch).Bare
+    with pytest.raises(InvalidRequestError, match="--allow-type"):
+        EventRegistry(bare()).decode(definition({"type": "Approval", "value": {"by": "Ada"}}))

@@ -20,6 +20,7 @@ from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
     HUMAN_RESPONSE,
+    AllowTypes,
     AsJson,
     Concurrency,
     Insecure,
@@ -109,6 +110,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     queue_port: QueuePort = 8001,
     max_concurrent_tasks: Concurrency = None,
     loop: Loop = EventLoop.AUTO,
+    allow_types: AllowTypes = None,
     allow_remote: Annotated[
         bool,
         typer.Option(
@@ -131,7 +133,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
         from llama_deploy.cli.place import Place
 
         serving.serve(
-            targets or [],
+            serving.Program(targets or [], logs, max_concurrent_tasks, allow_types),
             Place(
                 data_dir=data_dir,
                 host=host,
@@ -141,10 +143,8 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
                 queue=queue,
                 store=store,
             ),
-            max_concurrent_tasks=max_concurrent_tasks,
             loop=loop,
             as_json=as_json,
-            logs=logs,
         )
 
 
@@ -155,6 +155,7 @@ def worker(
     queue: Queue = None,
     max_concurrent_tasks: Concurrency = None,
     loop: Loop = EventLoop.AUTO,
+    allow_types: AllowTypes = None,
     as_json: AsJson = False,
 ) -> None:
     """Run services for a control plane in another process.
@@ -168,14 +169,12 @@ def worker(
         from llama_deploy.cli import serving
 
         serving.work(
-            targets,
+            serving.Program(targets, logs, max_concurrent_tasks, allow_types),
             control_plane_urls=settings.servers,
             insecure=settings.insecure,
             queue=queue,
-            max_concurrent_tasks=max_concurrent_tasks,
             loop=loop,
             as_json=as_json,
-            logs=logs,
         )
 
 

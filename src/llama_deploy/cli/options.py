@@ -129,6 +129,15 @@ Loop = Annotated[
         "nest_asyncio, which cannot patch uvloop.",
     ),
 ]
+AllowTypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-type",
+        metavar="MODULE:CLASS",
+        help="A further class that events, state and results may contain, such as `app.answers:Approval`. "
+        "Repeat the option for several. Default: LLAMA_DEPLOY_WF_SERVICE_ALLOWED_TYPES from the environment.",
+    ),
+]
 Port = Annotated[
     int,
     typer.Option(

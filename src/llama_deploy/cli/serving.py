@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
 from llama_deploy.cli.addresses import check_ports, explain_bind_error
@@ -26,15 +27,38 @@ from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.web.http_server import is_loopback
 
 
-def serve(
-    targets: Sequence[str],
-    place: Place,
-    *,
-    max_concurrent_tasks: int | None,
-    loop: EventLoop,
-    as_json: bool,
-    logs: CommandLogging,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The workflows that the command line names, and how they are hosted."""
+
+    targets: Sequence[str]
+    logs: CommandLogging
+    max_concurrent_tasks: int | None
+    """For each service. None: from the environment or the default."""
+    allowed_types: Sequence[str] | None
+    """See `WorkflowServiceConfig.allowed_types`. None: from the environment or the default."""
+
+    def load(self) -> list[HostedWorkflow]:
+        """Import the workflows.
+
+        Raises:
+            CommandError: A workflow was not found, or an environment variable is not valid.
+        """
+        with self.logs.left_to_the_application():
+            workflows = load_workflows(self.targets)
+        with settings_of(WorkflowServiceConfig):
+            return [
+                HostedWorkflow.named(
+                    name,
+                    workflow,
+                    max_concurrent_tasks=self.max_concurrent_tasks,
+                    allowed_types=self.allowed_types,
+                )
+                for name, workflow in workflows.items()
+            ]
+
+
+def serve(program: Program, place: Place, *, loop: EventLoop, as_json: bool) -> None:
     """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
 
     Raises:
@@ -43,7 +67,7 @@ def serve(
         LlamaDeployError: As `LocalStack.start`.
     """
     _check(place)
-    hosted = _host(targets, logs, max_concurrent_tasks=max_concurrent_tasks)
+    hosted = program.load()
     try:
         run_until_stopped(_serve(hosted, place, as_json=as_json), loop=loop)
     except BindError as exc:
@@ -102,15 +126,13 @@ def _message_queue_config(place: Place) -> MessageQueueConfig:
 
 
 def work(
-    targets: Sequence[str],
+    program: Program,
     *,
     control_plane_urls: Sequence[str],
     insecure: bool,
     queue: str | None,
-    max_concurrent_tasks: int | None,
     loop: EventLoop,
     as_json: bool,
-    logs: CommandLogging,
 ) -> None:
     """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
 
@@ -118,7 +140,7 @@ def work(
         CommandError: A workflow was not found, or an environment variable is not valid.
         LlamaDeployError: As `run_workflow`.
     """
-    hosted = _host(targets, logs, max_concurrent_tasks=max_concurrent_tasks)
+    hosted = program.load()
     with settings_of(ClientSettings):
         settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
     control_plane = settings.connect_to(control_plane_urls)
@@ -146,15 +168,3 @@ def work(
         )
 
     run_until_stopped(work_on_all(), loop=loop)
-
-
-def _host(
-    targets: Sequence[str], logs: CommandLogging, *, max_concurrent_tasks: int | None
-) -> list[HostedWorkflow]:
-    with logs.left_to_the_application():
-        workflows = load_workflows(targets)
-    with settings_of(WorkflowServiceConfig):
-        return [
-            HostedWorkflow.named(name, workflow, max_concurrent_tasks=max_concurrent_tasks)
-            for name, workflow in workflows.items()
-        ]

@@ -9,12 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
-
-import pydantic_core
-from pydantic import BaseModel
-
-from llama_deploy.live_objects import find_live
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
@@ -31,18 +26,17 @@ _DATA: Final = (
     ("llama_index.core.base.llms.types", "ChatMessage"),
     ("llama_index.core.base.llms.types", "BaseContentBlock"),
 )
-"""The base classes of what retrievers return and of chat messages."""
+"""The base classes of what retrievers return and of chat messages. See also `codec.known_classes`."""
 
 _RAW_FIELDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "llama_index.core.tools.types.ToolOutput": frozenset({"raw_input", "raw_output"}),
         "llama_index.core.base.llms.types.ChatMessage": frozenset({"additional_kwargs"}),
+        "llama_index.core.base.llms.types.ChatResponse": frozenset({"raw", "additional_kwargs"}),
+        "llama_index.core.base.llms.types.CompletionResponse": frozenset({"raw", "additional_kwargs"}),
     }
 )
 """Fields with raw objects of tools and LLM clients, of any class; other fields hold the relevant data."""
-
-LEVELS: Final = 4
-"""How deep containers are searched for what can be kept of them."""
 
 
 def agent_types(workflow_class: type) -> Iterator[type]:
@@ -73,6 +67,11 @@ def raw_fields(cls: type) -> frozenset[str]:
     return frozenset().union(*_of_bases(cls, _RAW_FIELDS))
 
 
+def is_opaque(cls: type) -> bool:
+    """Return whether a class is a dataclass that pydantic cannot write, because it answers any attribute."""
+    return named_base(cls, _OPAQUE) is not None
+
+
 def named_base(cls: type, table: Mapping[str, T]) -> T | None:
     """Return what a table of names has for a class, or for the first of its bases. None: nothing."""
     return next(_of_bases(cls, table), None)
@@ -84,39 +83,6 @@ def _of_bases(cls: type, table: Mapping[str, T]) -> Iterator[T]:
             yield found
 
 
-def reduced(value: object, *, levels: int = LEVELS) -> Any:
-    """Return as much of a value as JSON can represent; other objects become None."""
-    if levels and isinstance(value, Mapping):
-        return {str(key): reduced(item, levels=levels - 1) for key, item in value.items()}
-    if levels and isinstance(value, list | tuple):
-        return [reduced(item, levels=levels - 1) for item in value]
-    if find_live(value, path="") is not None:
-        return None
-    try:
-        return pydantic_core.from_json(pydantic_core.to_json(value, inf_nan_mode="null"))
-    except Exception:  # noqa: BLE001 - code of any class, and nothing that must be kept
-        return None
-
-
-def with_reduced_fields(value: Any, *, levels: int = 2 * LEVELS) -> Any:
-    """Return a copy of a value in which the raw fields of all models contain only JSON."""
-    if not levels:
-        return value
-
-    def reduce_all(items: Mapping[Any, Any]) -> dict[Any, Any]:
-        return {key: with_reduced_fields(item, levels=levels - 1) for key, item in items.items()}
-
-    if isinstance(value, BaseModel):
-        raw = raw_fields(type(value))
-        fields = vars(value)
-        model = value.model_copy(update={name: reduced(fields[name]) for name in raw & fields.keys()})
-        vars(model).update(reduce_all({name: item for name, item in fields.items() if name not in raw}))
-        if model.__pydantic_private__:
-            # The library's events keep undeclared fields here.
-            model.__pydantic_private__.update(reduce_all(model.__pydantic_private__))
-        return model
-    if type(value) is dict:
-        return reduce_all(value)
-    if type(value) in (list, tuple):
-        return type(value)(with_reduced_fields(item, levels=levels - 1) for item in value)
-    return value
+_OPAQUE: Final[Mapping[str, bool]] = MappingProxyType(
+    {"llama_index.core.base.response.schema.PydanticResponse": True}
+)

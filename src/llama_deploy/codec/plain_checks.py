@@ -22,11 +22,9 @@ from llama_deploy.types.json_values import check_keys
 from llama_deploy.workflow_library import parts_of_model
 
 _SCALARS: Final = frozenset({str, int, float, bool, type(None), bytes})
-_MAX_LEVELS: Final = 260
-"""Pydantic reports an error for values that are nested deeper."""
 
 
-def check_plain(value: Any, *, level: int = 0) -> bool:
+def check_plain(value: Any) -> bool:
     """Look for what must not be written.
 
     Returns:
@@ -36,13 +34,18 @@ def check_plain(value: Any, *, level: int = 0) -> bool:
     Raises:
         ValueError: It contains an iterator, or a mapping with keys that are the same in JSON.
     """
-    cls: type = type(value)
-    if cls in _SCALARS or level > _MAX_LEVELS:
+    if type(value) in _SCALARS:
         return False
-    has_names = is_written_with_names(cls)
-    for item in _children_of(cls)(value):
-        if type(item) not in _SCALARS and check_plain(item, level=level + 1):
-            has_names = True
+    waiting, seen, has_names = [value], {id(value)}, False
+    while waiting:
+        current = waiting.pop()
+        cls: type = type(current)
+        has_names = has_names or is_written_with_names(cls)
+        for item in _children_of(cls)(current):
+            # An object that occurs twice is looked at once; one that contains itself is left to pydantic.
+            if type(item) not in _SCALARS and id(item) not in seen:
+                seen.add(id(item))
+                waiting.append(item)
     return has_names
 
 

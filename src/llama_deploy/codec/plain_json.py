@@ -18,10 +18,10 @@ import pydantic_core
 from pydantic import BaseModel
 from workflows.events import Event, StopEvent
 
-from llama_deploy.codec.agents import with_reduced_fields
 from llama_deploy.codec.faults import step_to
 from llama_deploy.codec.field_names import with_field_names
 from llama_deploy.codec.plain_checks import check_plain, with_finite_numbers
+from llama_deploy.codec.reducing import with_reduced_fields
 from llama_deploy.codec.type_registry import qualified_name
 from llama_deploy.errors import SerializationError
 from llama_deploy.live_objects import check_portable, find_live

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from weakref import ref
 
 from workflows import Workflow
 from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowIdleEvent
@@ -18,6 +19,7 @@ from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_ending import RunEnding, RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
+from llama_deploy.services.run.stream_reading import Emit
 from llama_deploy.services.run.waits import Wait
 from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
 from llama_deploy.services.values.unwritable import explain_missing
@@ -111,16 +113,21 @@ class RunObserver:
             with suppress(LlamaDeployError):
                 await self._stream(partial(streamed_event, event))
 
-    async def on_item(self, item: StreamedEvent) -> None:
-        """A step streams an item of its result. Returns when there is room for the next one.
+    @property
+    def on_item(self) -> Emit:
+        """Streams an item of the result of a step. It raises an error if the run has ended, or ends with it.
 
-        Raises:
-            RunReleasedError: The run has ended.
-            LlamaDeployError: The item, or an earlier event, was rejected. The run ends.
+        It does not refer to this object: the contexts of timers, which hold it, outlive the run.
         """
-        if self.ending.is_over or self.ending.last_event is not None:
-            raise RunReleasedError
-        await self._stream(lambda: item)
+        this = ref(self)
+
+        async def stream(item: StreamedEvent) -> None:
+            observer = this()
+            if observer is None or observer.ending.is_over or observer.ending.last_event is not None:
+                raise RunReleasedError
+            await observer._stream(lambda: item)  # noqa: SLF001 - of this class
+
+        return stream
 
     async def send(self, tick: WorkflowTick) -> None:
         """Send the run a tick, if it has begun."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from contextlib import aclosing, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from operator import is_
 from types import AsyncGeneratorType, GeneratorType, MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -59,13 +60,15 @@ async def replace_streams(
             return await read(LiveStream(place, items, is_text))
     if not levels or cls not in _CONTAINERS or not _may_hold_streams(value):
         return value
-    steps = value.items() if cls is dict else enumerate(value)
+    held: dict[Any, Any] = value if cls is dict else dict(enumerate(value))
     replaced = {
         key: await replace_streams(
             item, place + (step_to(key) if cls is dict else f"[{key}]"), read, levels=levels - 1
         )
-        for key, item in steps
+        for key, item in held.items()
     }
+    if all(map(is_, held.values(), replaced.values())):
+        return value
     return replaced if cls is dict else cls(replaced.values())
 
 

@@ -21,9 +21,8 @@ from workflows.events import (
 )
 
 from llama_deploy.codec import qualified_name
-from llama_deploy.codec.agents import is_agent
 from llama_deploy.codec.plain_json import measured
-from llama_deploy.codec.type_registry import classes_in_modules_of
+from llama_deploy.codec.type_registry import ALLOW_IT, classes_in_modules_of, questions_and_answers_near
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
@@ -33,6 +32,8 @@ from llama_deploy.workflow_library import UNDECLARED
 _PLAIN: Final = (bool, int, float, str, list, dict)
 _NOT_FROM_OUTSIDE: Final = (StartEvent, StopEvent, InternalDispatchEvent)
 """Events that begin or end a run, or are internal to the library."""
+_OF_EVERYBODY: Final[tuple[type[Event], ...]] = (HumanResponseEvent, InputRequiredEvent)
+"""Events that any workflow may wait for."""
 
 
 def value_type_of(value: object) -> str | None:
@@ -65,7 +66,8 @@ class EventRegistry:
 
     Args:
         workflow: The events that its steps take or return are included, and the answers of people
-            (`HumanResponseEvent` and derived classes) that its module defines or imports by name.
+            (`HumanResponseEvent` and derived classes) that its module, or a module from which it imports
+            something, defines or imports by name.
         extra: Further classes, such as other events that appear only in `ctx.wait_for_event`.
     """
 
@@ -73,17 +75,17 @@ class EventRegistry:
         self._by_name: dict[str, type[Event]] = {}
         by_short_name: dict[str, set[type[Event]]] = {}
         named = [cls for cls in classes_in_modules_of(type(workflow)) if issubclass(cls, Event)]
+        near = list(questions_and_answers_near(type(workflow)))
         declared = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
         named_answers = _derived(HumanResponseEvent, named)
-        self.questions = _names(_derived(InputRequiredEvent, [*declared, *named, InputRequiredEvent]))
+        self.questions = _names(_derived(InputRequiredEvent, [*declared, *named, *near, InputRequiredEvent]))
         """The names of the classes that ask for an answer when they are streamed."""
         self.answers = _names(_derived(HumanResponseEvent, declared) or named_answers)
         """The names of the classes that answer a question: those of the steps, or else of the module."""
-        classes = [*declared, *named_answers]
-        if is_agent(type(workflow)):
-            # Tools of an agent may wait for these; no step declares them.
-            classes.append(HumanResponseEvent)
-        for cls in classes:
+        # Steps, tools and imported functions wait for these; no step declares them.
+        known = {cls.__name__ for cls in (*declared, *named_answers)}
+        others = [cls for cls in _derived(HumanResponseEvent, near) if cls.__name__ not in known]
+        for cls in [*declared, *named_answers, *others, *_OF_EVERYBODY]:
             if issubclass(cls, _NOT_FROM_OUTSIDE):
                 continue
             # The library writes `module.__name__`, so a nested class has two names.
@@ -111,9 +113,8 @@ class EventRegistry:
         cls = self._by_name.get(name) or self._by_name.get(name.rpartition(".")[2])
         if cls is None:
             raise InvalidRequestError(
-                f"the workflow has no event {name!r}, only {', '.join(self.names) or 'none'}. An event that "
-                "appears only in ctx.wait_for_event must be a HumanResponseEvent, or be named in "
-                "`allowed_types` of the service"
+                f"the workflow has no event {name!r}, only {', '.join(self.names) or 'none'}. An event that"
+                f" appears only in ctx.wait_for_event must be a HumanResponseEvent, or: {ALLOW_IT}"
             )
         return build_event(cls, fields)
 
