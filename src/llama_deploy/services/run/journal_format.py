@@ -156,7 +156,10 @@ class JournalFormat:
             raise SerializationError(f"the journal of task {task_id} cannot be read: {exc}") from exc
         if not restored.broker.is_running:
             raise SerializationError(f"the journal of task {task_id} does not hold a run that can be resumed")
-        waits = Waits.restore([] if snapshot is None else snapshot.waits)
+        waits = Waits.restore(
+            wait.model_copy(update={"waiter_id": restored.waiter_ids.local(wait.waiter_id)})
+            for wait in ([] if snapshot is None else snapshot.waits)
+        )
         for tick in restored.ticks:
             waits.on_tick(tick)
         sent = SentEvents(restored.received)
