@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.requests.attempt_parts import AttemptParts, Grant, limited, sizes_of
+from llama_deploy.control_plane.requests.overwritten_keys import OverwrittenKeys
 from llama_deploy.control_plane.requests.rejection_log import RejectionLog
 from llama_deploy.control_plane.requests.routing import keep_result
 from llama_deploy.control_plane.requests.session_requests import Sessions
@@ -28,6 +29,7 @@ from llama_deploy.errors import (
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import StateStore
+from llama_deploy.types import SessionPolicy
 from llama_deploy.types.instance_protocol import (
     BEATS_PER_LEASE,
     AttemptEvents,
@@ -64,6 +66,7 @@ class Attempts:
         self._orchestrator = orchestrator
         self._lease = timedelta(seconds=lease_seconds)
         self._rejections = RejectionLog()
+        self._overwritten = OverwrittenKeys()
         self.parts = AttemptParts(store)
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
@@ -158,7 +161,7 @@ class Attempts:
             if report.task_id in tasks:
                 session_id = tasks[report.task_id].session_id
                 report = await keep_result(self._orchestrator, self._sessions, report, session_id=session_id)
-        return _outcome_command(report)
+        return _outcome_command(report, self._overwritten)
 
 
 def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> Command[Grant]:
@@ -185,6 +188,7 @@ def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> 
             token=claimed.task.token or "",
             input=task.input,
             session_state=json.loads(session.state),
+            is_parallel=session.policy is SessionPolicy.PARALLEL,
             inbox=unit.inbox.unconsumed([task.task_id]),
             inbox_seq=task.inbox_length,
             run=unit.runs.record(task),
@@ -248,13 +252,18 @@ def _events_command(sent: AttemptEvents) -> Command[None]:
     return Command(run, Reads.of_tasks(sent.task_id))
 
 
-def _outcome_command(outcome: AttemptOutcome) -> Command[None]:
+def _outcome_command(outcome: AttemptOutcome, log: OverwrittenKeys) -> Command[None]:
     def run(unit: Unit) -> None:
         task = unit.tasks.get(outcome.task_id)
         if lifecycle.is_repeated(task, outcome):
             return
         ended = lifecycle.end(task, outcome, at=unit.now)
         if outcome.session_state:
+            session = unit.sessions.get(task.session_id)
+            if session.policy is SessionPolicy.PARALLEL:
+                log.note(
+                    session.state, outcome.session_state, session_id=task.session_id, task_id=task.task_id
+                )
             try:
                 unit.sessions.merge_state(task.session_id, outcome.session_state)
             except SerializationError as exc:

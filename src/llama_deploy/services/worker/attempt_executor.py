@@ -68,7 +68,11 @@ class AttemptExecutor:
         return WorkflowAttempt(
             key=key,
             state=WorkflowState(
-                state=reply.session_state, session_id=dispatch.session_id, task_id=task_id, attempt=number
+                state=reply.session_state,
+                session_id=dispatch.session_id,
+                task_id=task_id,
+                attempt=number,
+                is_parallel=reply.is_parallel,
             ),
             input=reply.input,
             inbox=RunInbox(
@@ -117,7 +121,7 @@ class AttemptExecutor:
             if history.broker is not None:
                 attempt.inbox.resume(history.broker, has_asked=history.has_asked)
             start = resuming(workflow, context)
-            hosted.states.note(call)
+            hosted.states.note(call, bases=history.bases)
         else:
             prepared, history = RunCall.prepare(workflow, call.run_kwargs), RunHistory(record)
             start = partial(start_run, prepared, await (self.hooks.load_state or hosted.states.load)(call))
@@ -146,7 +150,7 @@ class AttemptExecutor:
         clock: RunClock,
         on_failure: Callable[[Exception], None],
     ) -> RunJournal:
-        form = self.hosted.journals
+        form = self.hosted.journals.of_run(attempt.state.bases)
         writer = JournalWriter(
             key=attempt.key,
             header=form.header,
