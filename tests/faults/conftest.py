@@ -76,6 +76,14 @@ class System:
         )
         return self._stack.enter_context(program)
 
+    def worker(self, *targets: str) -> Program:
+        """Start `llamactl worker`."""
+        output = self.folder / f"worker-{free_port()}.log"
+        program = Program(
+            ["-m", "llama_deploy.cli", "-s", self.url, "worker", *targets], output=output, env=self.env
+        )
+        return self._stack.enter_context(program)
+
     def service(self, name: str = "ledger", **env: str) -> Program:
         return self.start("service.py", LLAMA_DEPLOY_WF_SERVICE_SERVICE_NAME=name, **env)
 

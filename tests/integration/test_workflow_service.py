@@ -31,7 +31,6 @@ from llama_deploy.services import (
     WorkflowService,
     WorkflowServiceConfig,
 )
-from llama_deploy.services.values.session_state import STATE_PREFIX
 from llama_deploy.types import (
     EventDefinition,
     SessionPolicy,
@@ -47,6 +46,7 @@ from llama_deploy.types.instance_protocol import (
     ReleaseReply,
     ReleaseRequest,
 )
+from llama_deploy.types.state_keys import STATE_PREFIX
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest
 from tests.integration.in_process import (
     PATIENCE,

@@ -21,6 +21,7 @@ from llama_deploy.codec.known_classes import LLAMA_INDEX, find_known
 from llama_deploy.codec.library import GENERIC_EVENTS, library_types
 from llama_deploy.errors import SerializationError
 from llama_deploy.live_objects import rejection
+from llama_deploy.module_names import stable_name
 from llama_deploy.workflow_library import infer_state_type
 
 _GENERIC: Final[frozenset[object]] = GENERIC_EVENTS | {
@@ -48,8 +49,11 @@ _LIBRARIES: Final = frozenset({"llama_deploy", "llama_index", "pydantic", "workf
 
 
 def qualified_name(cls: type) -> str:
-    """Return `module.Class`, including the classes and functions in which it is nested."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+    """Return `module.Class`, including the classes and functions in which it is nested.
+
+    It is the same in every process that runs the file, also as a script; see `module_names`.
+    """
+    return f"{stable_name(cls.__module__)}.{cls.__qualname__}"
 
 
 class TypeRegistry:
@@ -142,8 +146,12 @@ class TypeRegistry:
         for cls in classes:
             if rejection(cls) is not None:
                 continue
-            # The library writes `module.__name__`, so a nested class has two names.
-            for name in {qualified_name(cls), f"{cls.__module__}.{cls.__name__}"}:
+            # The library writes `module.__name__`, also of a nested class and of `__main__`.
+            for name in {
+                qualified_name(cls),
+                f"{stable_name(cls.__module__)}.{cls.__name__}",
+                f"{cls.__module__}.{cls.__name__}",
+            }:
                 self._by_name[name] = cls if self._by_name.get(name, cls) is cls else None
             if cls.__module__.partition(".")[0] not in _LIBRARIES:
                 bare = cls.__name__

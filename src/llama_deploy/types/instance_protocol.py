@@ -269,6 +269,8 @@ class ClaimReply(BaseModel):
     input: str = ""
     """The run arguments: a JSON object as text."""
     session_state: dict[str, Any] = Field(default_factory=dict)
+    is_parallel: bool = False
+    """Whether other tasks of the session may run at the same time."""
     inbox: list[InboxEntry] = Field(default_factory=list)
     """The events sent to the task that its run has not consumed, in order."""
     inbox_seq: int = 0

@@ -29,6 +29,7 @@ from workflows.runtime.types.ticks import (
 from llama_deploy.workflow_library.run_state import run_state
 from llama_deploy.workflow_library.ticks import is_placeholder
 from llama_deploy.workflow_library.versions import private
+from llama_deploy.workflow_library.waiter_ids import WaiterIds
 
 
 class WaiterDetails(BaseModel):
@@ -70,6 +71,8 @@ class Restored:
     """The ticks after the snapshot."""
     received: Mapping[str, Sequence[Event]]
     """What the run has received from steps that begin again, by their next invocation ids."""
+    waiter_ids: WaiterIds
+    """Translates the ids of waiting steps in what was stored."""
 
 
 def forget_ticks(adapter: InternalRunAdapter) -> None:
@@ -186,17 +189,24 @@ def restore(
         SerializationError: A value in them cannot be read.
     """
     received: dict[str, list[Event]] = {}
+    waiter_ids = WaiterIds()
     if snapshot is None:
         broker = BrokerState.from_workflow(workflow)
     else:
         run = SerializedContext.model_validate_json(snapshot.run)
         broker = BrokerState.from_serialized(run, workflow, serializer)
         _complete(broker, snapshot.waiters, serializer)
+        for _, waiter in waiters(broker):
+            waiter_ids.learn(waiter.waiting_for_event)
+            waiter.waiter_id = waiter_ids.local(waiter.waiter_id)
         received = {
             each.begin: [serializer.deserialize(event) for event in each.events] for each in snapshot.sent
         }
     with serializer.validation_context():
-        parsed = [WorkflowTickAdapter.validate_python(serializer.deserialize(tick)) for tick in ticks]
+        parsed = [
+            waiter_ids.in_tick(WorkflowTickAdapter.validate_python(serializer.deserialize(tick)))
+            for tick in ticks
+        ]
     broker, received = _received(run_state(broker), parsed, received)
     _unite(broker)
     # The library does this first when a run is resumed; it chooses the same invocation ids.
@@ -208,6 +218,7 @@ def restore(
         broker,
         parsed,
         _renamed(received, broker, following),
+        waiter_ids,
     )
 
 

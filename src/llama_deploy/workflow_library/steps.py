@@ -75,12 +75,13 @@ def fingerprint(workflow: Workflow) -> str:
     """Return a digest of a workflow's steps with the events that they take and return.
 
     A run can only be resumed by a workflow with the same digest: the library would silently drop work for
-    steps that do not exist any more.
+    steps that do not exist any more. The modules of the events do not count, because the name of a module
+    depends on how the program was started.
     """
     steps = {
         name: {
-            "takes": sorted(_qualified(event) for event in config.accepted_events),
-            "returns": sorted(_qualified(event) for event in config.return_types),
+            "takes": sorted(map(_bare_name, config.accepted_events)),
+            "returns": sorted(map(_bare_name, config.return_types)),
         }
         for name, config in step_configs(workflow).items()
     }
@@ -88,9 +89,8 @@ def fingerprint(workflow: Workflow) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def _qualified(event: object) -> str:
-    # With the module: the library's names of waiting steps contain it.
-    return f"{getattr(event, '__module__', '')}.{getattr(event, '__qualname__', repr(event))}"
+def _bare_name(event: object) -> str:
+    return getattr(event, "__qualname__", repr(event))
 
 
 def install_runtime(workflow: Workflow, runtime: Runtime) -> None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.routing import run_input
 from llama_deploy.control_plane.requests.attempt_parts import AttemptParts, Grant, limited, sizes_of
+from llama_deploy.control_plane.requests.overwritten_keys import OverwrittenKeys
 from llama_deploy.control_plane.requests.rejection_log import RejectionLog
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
@@ -26,6 +27,7 @@ from llama_deploy.errors import (
 )
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.state_stores.base import StateStore
+from llama_deploy.types import SessionPolicy
 from llama_deploy.types.instance_protocol import (
     BEATS_PER_LEASE,
     AttemptEvents,
@@ -58,6 +60,7 @@ class Attempts:
         self._writer = writer
         self._lease = timedelta(seconds=lease_seconds)
         self._rejections = RejectionLog()
+        self._overwritten = OverwrittenKeys()
         self.parts = AttemptParts(store)
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
@@ -108,7 +111,7 @@ class Attempts:
         for place, message in enumerate(messages):
             try:
                 report = _report(message)
-                commands.append(_command(report))
+                commands.append(_command(report, self._overwritten))
                 reports.append((place, report))
             except LlamaDeployError as exc:
                 answers[place] = _answer(message, exc)
@@ -169,6 +172,7 @@ def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> 
             token=claimed.task.token or "",
             input=run_input(task),
             session_state=json.loads(session.state),
+            is_parallel=session.policy is SessionPolicy.PARALLEL,
             inbox=unit.inbox.unconsumed([task.task_id]),
             inbox_seq=task.inbox_length,
             run=unit.runs.record(task),
@@ -225,8 +229,10 @@ def _report(message: QueueMessage) -> AttemptEvents:
     raise InvalidRequestError(f"the control plane does not accept {message.action} messages")
 
 
-def _command(report: AttemptEvents) -> Command[None]:
-    return _outcome_command(report) if isinstance(report, AttemptOutcome) else _events_command(report)
+def _command(report: AttemptEvents, log: OverwrittenKeys) -> Command[None]:
+    if isinstance(report, AttemptOutcome):
+        return _outcome_command(report, log)
+    return _events_command(report)
 
 
 def _events_command(sent: AttemptEvents) -> Command[None]:
@@ -236,13 +242,18 @@ def _events_command(sent: AttemptEvents) -> Command[None]:
     return Command(run, Reads.of_tasks(sent.task_id))
 
 
-def _outcome_command(outcome: AttemptOutcome) -> Command[None]:
+def _outcome_command(outcome: AttemptOutcome, log: OverwrittenKeys) -> Command[None]:
     def run(unit: Unit) -> None:
         task = unit.tasks.get(outcome.task_id)
         if lifecycle.is_repeated(task, outcome):
             return
         ended = lifecycle.end(task, outcome, at=unit.now)
         if outcome.session_state:
+            session = unit.sessions.get(task.session_id)
+            if session.policy is SessionPolicy.PARALLEL:
+                log.note(
+                    session.state, outcome.session_state, session_id=task.session_id, task_id=task.task_id
+                )
             try:
                 unit.sessions.merge_state(task.session_id, outcome.session_state)
             except SerializationError as exc:

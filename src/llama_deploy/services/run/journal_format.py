@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, model_validator
@@ -72,6 +73,8 @@ class RunHistory:
     """Whether the run has asked a question, as far as it is stored."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """The keys of `ctx.store` that an earlier task of the session could not store, and why."""
+    bases: Mapping[str, str] = field(default_factory=dict)
+    """See `WorkflowState.bases`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +86,18 @@ class JournalFormat:
         writing: Writes and signs its values.
         states: Writes its state.
         header: Identifies the workflow and the library that write.
+        bases: See `WorkflowState.bases`. They are stored with the state of the run.
     """
 
     workflow_name: str
     writing: Writing
     states: StateCodec
     header: RunHeader
+    bases: Mapping[str, str] = field(default_factory=dict)
+
+    def of_run(self, bases: Mapping[str, str]) -> JournalFormat:
+        """Return the format for a run that has begun with these values in its session."""
+        return replace(self, bases=bases) if bases else self
 
     def entries(self, ticks: Sequence[WorkflowTick]) -> list[str]:
         """Return ticks as the texts of journal entries, each small enough for one write.
@@ -113,6 +122,8 @@ class JournalFormat:
 
     def seal(self, kind: Part, text: str, *, task_id: str, seq: int | None = None) -> str:
         """Return a text as it is stored: an entry with its number, a `RunSnapshot`, or a state."""
+        if kind == "state" and self.bases:
+            text = f"{text}\n{json.dumps(dict(self.bases))}"  # JSON text has no line breaks
         return self.writing.seal(text, context=_context(kind, task_id, seq))
 
     def restore(self, record: RunRecord, *, workflow: Workflow, task_id: str) -> tuple[Context, RunHistory]:
@@ -140,9 +151,11 @@ class JournalFormat:
                 for seq, entry in enumerate(record.entries, start=first)
                 for tick in self.writing.open(entry, context=_context("journal", task_id, seq)).split("\n")
             ]
-            state = record.state
+            state, bases = record.state, {}
             if state is not None:
-                state = self.writing.open(state, context=_context("state", task_id)) or None
+                text = self.writing.open(state, context=_context("state", task_id))
+                state, _, begun_with = text.partition("\n")
+                state, bases = state or None, json.loads(begun_with or "{}")
             restored = library.restore(
                 workflow,
                 snapshot=None if snapshot is None else snapshot.run,
@@ -156,14 +169,18 @@ class JournalFormat:
             raise SerializationError(f"the journal of task {task_id} cannot be read: {exc}") from exc
         if not restored.broker.is_running:
             raise SerializationError(f"the journal of task {task_id} does not hold a run that can be resumed")
-        waits = Waits.restore([] if snapshot is None else snapshot.waits)
+        waits = Waits.restore(
+            wait.model_copy(update={"waiter_id": restored.waiter_ids.local(wait.waiter_id)})
+            for wait in ([] if snapshot is None else snapshot.waits)
+        )
         for tick in restored.ticks:
             waits.on_tick(tick)
         sent = SentEvents(restored.received)
         events = (event for tick in restored.ticks for _, event in library.events_of(tick))
         has_asked = any(isinstance(event, InputRequiredEvent) for event in events)
         has_asked = has_asked or (snapshot is not None and snapshot.has_asked)
-        return restored.context, RunHistory(record, waits, state, restored.broker, sent, has_asked)
+        history = RunHistory(record, waits, state, restored.broker, sent, has_asked, bases=bases)
+        return restored.context, history
 
     def _check(self, record: RunRecord, *, task_id: str) -> None:
         begun, here = record.header, self.header

@@ -12,22 +12,24 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
 from typing import Any, Final
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from workflows import Context, Workflow
 
 from llama_deploy.codec import qualified_name
 from llama_deploy.errors import SerializationError
+from llama_deploy.services.values.shared_keys import SharedKeys, digest_of
 from llama_deploy.services.values.unwritable import in_words
 from llama_deploy.services.values.writing import Writing
+from llama_deploy.types.state_keys import STATE_PREFIX, name_in
 from llama_deploy.workflow_library import DictState, StateStore, empty_context, infer_state_type, state_seed
 
 logger = logging.getLogger(__name__)
 
 _STORE: Final = "ctx.store"
-STATE_PREFIX: Final = "__workflow_state__:"
-"""The prefix of the reserved keys; the qualified name of the state's class follows."""
 
 
 class WorkflowState(BaseModel):
@@ -48,6 +50,10 @@ class WorkflowState(BaseModel):
     """The number of the attempt at the task."""
     left_out: dict[str, str] = Field(default_factory=dict)
     """The keys that earlier tasks of the session could not store, and why."""
+    is_parallel: bool = False
+    """Whether other tasks of the session may run at the same time."""
+    bases: dict[str, str] = Field(default_factory=dict)
+    """The digests of the values of `ctx.store` with which a run has begun, if it is parallel to others."""
 
 
 class StateCodec:
@@ -68,6 +74,7 @@ class StateCodec:
         self._strict = strict
         self._state_type = infer_state_type(workflow)
         self.key = STATE_PREFIX + qualified_name(self._state_type)
+        self._keys = SharedKeys(self.key, writing)
         self._left_out_key = f"{self.key}:left_out"
         self._has_warned = False
 
@@ -102,22 +109,37 @@ class StateCodec:
             SignatureError: It was not signed with a key of this service.
         """
         self.note(call)
+        path = f"$[{self.key!r}]"
+        try:
+            text = self._shared_text(call) if call.is_parallel else self._held_text(call, path)
+            if text is None:
+                return None
+            return empty_context(self._workflow, state=self.seed(text), serializer=self._writing.serializer)
+        except SerializationError as exc:
+            if exc.path == path:
+                raise
+            raise SerializationError(
+                f"this service cannot read {path} of the session's state: {exc}", path=path
+            ) from exc
+
+    def _held_text(self, call: WorkflowState, path: str) -> str | None:
         held = call.state.get(self.key)
         if held is None:
             return None
-        path = f"$[{self.key!r}]"
         if not isinstance(held, str) or not self._writing.is_sealed(held):
             raise SerializationError(
                 f"{path} of the session's state was written by an older release; start a new session",
                 path=path,
             )
-        try:
-            seed = self.seed(self._writing.open(held, context=self._context(call)))
-            return empty_context(self._workflow, state=seed, serializer=self._writing.serializer)
-        except SerializationError as exc:
-            raise SerializationError(
-                f"this service cannot read {path} of the session's state: {exc}", path=path
-            ) from exc
+        return self._writing.open(held, context=self._context(call))
+
+    def _shared_text(self, call: WorkflowState) -> str | None:
+        values = self._keys.read(call.state, session_id=call.session_id)
+        if not values:
+            return None
+        state = self._state_type()
+        _set(state, values)
+        return self._text(state)
 
     async def save(self, ctx: Context, call: WorkflowState) -> None:
         """Put the workflow's state after a run into the session's state.
@@ -127,6 +149,9 @@ class StateCodec:
                 where. Or nothing of the state can be written.
         """
         state: BaseModel = await ctx.store.get_state()
+        if call.is_parallel:
+            self._save_keys(state, call)
+            return
         left_out: dict[str, str] = {}
         try:
             text = self._text(state)
@@ -142,19 +167,69 @@ class StateCodec:
             # A merge cannot remove a key, so a state that was emptied becomes null.
             call.state[self.key] = None
 
-    def note(self, call: WorkflowState) -> None:
-        """Note which state the session holds before the run."""
+    def _save_keys(self, state: BaseModel, call: WorkflowState) -> None:
+        """Put the keys that a run has changed into the session's state."""
+        texts: dict[str, str] = {}
+        left_out: dict[str, str] = {}
+        for key, value in _items(state):
+            try:
+                texts[key] = self._writing.write(value, path=f"{_STORE}[{key!r}]")
+            except SerializationError as exc:
+                if self._strict:
+                    raise
+                left_out[key] = in_words(exc)
+        if left_out:
+            self._log_left_out(left_out)
+        self._note_left_out(call, state, left_out)
+        call.state.update(
+            self._keys.changes(
+                texts, bases=call.bases, keep=left_out, session_id=call.session_id, task_id=call.task_id
+            )
+        )
+
+    def note(self, call: WorkflowState, *, bases: Mapping[str, str] | None = None) -> None:
+        """Note which state the session holds before the run.
+
+        Args:
+            call: The call.
+            bases: See `WorkflowState.bases`, for a run that goes on. None: it begins.
+        """
+        if call.is_parallel:
+            begun_with = self._keys.bases(call.state) if bases is None else bases
+            call.bases = {**self._defaults, **begun_with}
         call.hash = self._digest(call)
         call.left_out = self._left_out(call)
 
     def changes(self, call: WorkflowState) -> dict[str, Any] | None:
         """Return what to merge into the session's state after a run. None: the run has not changed it."""
         changed: dict[str, Any] = {}
-        if self._digest(call) != call.hash:
+        if call.is_parallel:
+            changed.update(self._changed_keys(call))
+        elif self._digest(call) != call.hash:
             changed[self.key] = call.state[self.key]
         if self._left_out(call) != call.left_out:
             changed[self._left_out_key] = call.state[self._left_out_key]
         return changed or None
+
+    @cached_property
+    def _defaults(self) -> dict[str, str]:
+        """The digests of the values of a new state."""
+        digests: dict[str, str] = {}
+        with suppress(ValidationError):  # it has no defaults
+            for key, value in _items(self._state_type()):
+                with suppress(SerializationError):
+                    digests[key] = digest_of(self._writing.write(value, path=_STORE))
+        return digests
+
+    def _changed_keys(self, call: WorkflowState) -> dict[str, Any]:
+        """Return the keys that `_save_keys` has put into the session's state."""
+        return {
+            key: held
+            for key, held in call.state.items()
+            if (name := name_in(key, self.key)) is not None
+            and held["task_id"] == call.task_id
+            and held["digest"] != call.bases.get(name, "")
+        }
 
     def _text(self, state: BaseModel) -> str | None:
         """Return a state as text. None: it is empty."""
@@ -236,6 +311,18 @@ def _without(state: BaseModel, keys: Collection[str]) -> BaseModel:
         if copy.model_extra is not None:
             copy.model_extra.pop(key, None)
     return copy
+
+
+def _set(state: BaseModel, values: Mapping[str, Any]) -> None:
+    """Set keys of a state as they were stored, without validation."""
+    for key, value in values.items():
+        if isinstance(state, DictState):
+            state[key] = value
+        elif key in type(state).model_fields:
+            vars(state)[key] = value
+            state.model_fields_set.add(key)
+        elif state.model_extra is not None:
+            state.model_extra[key] = value
 
 
 def _items(state: BaseModel) -> Iterable[tuple[str, Any]]:

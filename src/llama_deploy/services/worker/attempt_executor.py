@@ -70,7 +70,11 @@ class AttemptExecutor:
             key=key,
             task=RunningTask(task_id, dispatch.session_id, dispatch.agent_id, number),
             state=WorkflowState(
-                state=reply.session_state, session_id=dispatch.session_id, task_id=task_id, attempt=number
+                state=reply.session_state,
+                session_id=dispatch.session_id,
+                task_id=task_id,
+                attempt=number,
+                is_parallel=reply.is_parallel,
             ),
             input=reply.input,
             inbox=RunInbox(
@@ -119,7 +123,7 @@ class AttemptExecutor:
             if history.broker is not None:
                 attempt.inbox.resume(history.broker, has_asked=history.has_asked)
             start = resuming(workflow, context)
-            hosted.states.note(call)
+            hosted.states.note(call, bases=history.bases)
         else:
             prepared, history = RunCall.prepare(workflow, call.run_kwargs), RunHistory(record)
             start = partial(start_run, prepared, await (self.hooks.load_state or hosted.states.load)(call))
@@ -148,7 +152,7 @@ class AttemptExecutor:
         clock: RunClock,
         on_failure: Callable[[Exception], None],
     ) -> RunJournal:
-        form = self.hosted.journals
+        form = self.hosted.journals.of_run(attempt.state.bases)
         writer = JournalWriter(
             key=attempt.key,
             header=form.header,
