@@ -145,13 +145,14 @@ class ControlPlane:
 
     async def __aenter__(self) -> Self:
         # While others run, heartbeats are still received and no message was lost with the queue.
-        unsent = None if await self._store.has_company() else await self._continue()
+        has_company = await self._store.has_company()
+        unsent = None if has_company else await self._continue()
         self._subscription = await self.queue.subscribe(self.topics.control_plane)
         reports = Reports(self._subscription, self.attempts, lost_after=self._lost_after)
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
             asyncio.create_task(self._sweeps.run(), name="sweeps"),
-            asyncio.create_task(self._router.run(), name="router"),
+            asyncio.create_task(self._router.run(has_company=has_company), name="router"),
             asyncio.create_task(self._publish_outbox(after=unsent), name="outbox"),
         ]
         if self._store.shared:

@@ -94,9 +94,13 @@ class Router:
             self._waiting.setdefault(session_id, {})[task_id] = None
         self._woken.set()
 
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        looking = asyncio.create_task(self._look())
+    async def run(self, *, has_company: bool) -> None:
+        """Serve until cancelled.
+
+        Args:
+            has_company: Whether other control planes ran on the store at the start.
+        """
+        looking = asyncio.create_task(self._look(has_company=has_company))
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
@@ -109,14 +113,14 @@ class Router:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
 
-    async def _look(self) -> None:
+    async def _look(self, *, has_company: bool) -> None:
         """Look for tasks that an earlier control plane has left behind, and regularly if there are others."""
-        until = self._clock() - self._patience if await self._store.has_company() else None
+        until = self._clock() - self._patience if has_company else None
         while True:
             read = partial(self._left_behind, due_before=until)
             found = await retry(read, backoff=_BACKOFF, retry_on=lambda _: True, outage=self._outage)
             self.wake({task.task_id: task.session_id for task in found})
-            if not self._store.shared and len(found) < _PAGE:
+            if len(found) < _PAGE and not (self._store.shared and self.is_needed):
                 return
             await asyncio.sleep(_INTERVAL_SECONDS)
             until = self._clock() - self._patience
