@@ -1,4 +1,4 @@
-"""Runs while the system clock is set: what a run measures does not depend on it."""
+"""What a run measures depends neither on the system clock nor on the life of an instance."""
 # ruff: noqa: ARG002 - the library finds a step's event by its annotation, whether the step uses it or not
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from workflows import Context, Workflow, step
 from workflows.events import HumanResponseEvent, StartEvent, StopEvent
 from workflows.retry_policy import retry_policy, stop_after_delay, wait_fixed
 
+from llama_deploy.services.run import run_clock
 from llama_deploy.types import TaskStatus
-from tests.integration.in_process import Stack, result_of, running_stack
+from tests.integration.in_process import Stack, result_of, running_stack, until
 
 JUMPS = pytest.mark.parametrize("jump", [-3600.0, -30.0, 30.0, 3600.0])
 SOON = 8.0
@@ -61,6 +62,35 @@ class Sets(Workflow):
         if self.tried == 1:
             raise ConnectionError("once")
         return StopEvent(result=self.tried)
+
+
+class Long(Workflow):
+    """Its only step lasts longer than its time limit."""
+
+    @step
+    async def work(self, ev: StartEvent) -> StopEvent:
+        await asyncio.sleep(60)
+        return StopEvent()
+
+
+async def test_a_run_whose_instance_dies_does_not_get_its_time_again(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_clock, "NOTE_SECONDS", 0.2)
+
+    async def has_worked() -> bool:
+        task = (await stack.store.read(lambda tx: tx.tasks.load([task_id])))[task_id]
+        return task.running_seconds >= 2
+
+    async with stack.serving(stack.service(Long(timeout=3), drain_timeout=0)) as service:
+        task_id = await stack.submit()
+        await until(has_worked)
+        service.cancel()
+    async with stack.serving(stack.service(Long(timeout=3))):
+        since = time.monotonic()
+        view = await stack.end(task_id)
+        assert (view.status, view.attempt) == (TaskStatus.TIMED_OUT, 2)
+        assert time.monotonic() - since < 2
 
 
 class Waits(Workflow):
