@@ -15,12 +15,18 @@ from tests.e2e.llamactl import ANY_PORTS, Process, llamactl, started
 
 SERVICES = ("loops:Nested", "loops:Leaves", "loops:Exits")
 
+PATCHED = """
+import asyncio, nest_asyncio, uvloop
+from loops import *
+asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+"""
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A working directory with two modules of the same workflows; one of them imports nest_asyncio."""
     shutil.copy(PROGRAMS / "loops.py", tmp_path)
-    (tmp_path / "patched.py").write_text("import nest_asyncio\nfrom loops import *\n")
+    (tmp_path / "patched.py").write_text(PATCHED)
     return tmp_path
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import pytest
+from pydantic import model_validator
 from workflows import Context, Workflow, catch_error, step
 from workflows.events import StartEvent, StepFailedEvent, StopEvent
 from workflows.resource import Resource
 from workflows.retry_policy import retry_if_exception_type, retry_policy, stop_after_attempt, wait_fixed
 
+from llama_deploy.services import AnyWorkflow
 from llama_deploy.types import TaskFailure
 from tests.integration.in_process import Stack, failure_of, result_of, running_stack
 
@@ -134,7 +136,7 @@ async def stack() -> AsyncIterator[Stack]:
         yield stack
 
 
-async def error_of(stack: Stack, workflow: Workflow) -> TaskFailure:
+async def error_of(stack: Stack, workflow: AnyWorkflow) -> TaskFailure:
     async with stack.serving(stack.service(workflow)):
         view = await stack.end(await stack.submit(), wait=SOON)
         assert view.result is not None, f"the run hangs: {view.status}"
@@ -279,6 +281,38 @@ async def test_a_resource_may_raise_anything(stack: Stack, raised: BaseException
     error = await error_of(stack, Needs(timeout=None))
     assert error.type.endswith(type(raised).__name__)
     assert "'use' raised" in error.message
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), GeneratorExit(), asyncio.CancelledError()])
+async def test_what_runs_before_the_first_step_may_raise_anything(
+    stack: Stack, raised: BaseException
+) -> None:
+    class Checked(StartEvent):
+        @model_validator(mode="after")
+        def check(self) -> NoReturn:
+            raise raised
+
+    class Checks(Workflow):
+        @step
+        async def work(self, ev: Checked) -> StopEvent:
+            return StopEvent()
+
+    class Made(Workflow):
+        made = 0
+
+        def __init__(self) -> None:
+            super().__init__(timeout=None)
+            Made.made += 1
+            if Made.made > 1:
+                raise raised
+
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            return StopEvent()
+
+    for workflow in (Checks(timeout=None), Made):
+        error = await error_of(stack, workflow)
+        assert type(raised).__name__ in error.type + error.message
 
 
 class Refusing:

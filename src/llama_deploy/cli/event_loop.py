@@ -24,7 +24,7 @@ class EventLoop(StrEnum):
     def factory(self) -> Callable[[], asyncio.AbstractEventLoop]:
         """What makes the loop. Ask after the modules of the workflows are imported."""
         if self is EventLoop.ASYNCIO or (self is EventLoop.AUTO and _PATCHES_LOOPS in sys.modules):
-            return asyncio.new_event_loop
+            return asyncio.SelectorEventLoop  # not the policy's: a module may have set that of uvloop
         import uvloop  # noqa: PLC0415 - short commands start faster without it
 
         return uvloop.new_event_loop

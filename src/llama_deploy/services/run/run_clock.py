@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _MIN_PAUSE: Final = 1.0
+NOTE_SECONDS: Final = 5.0
+"""How much of its time limit a run may get again if its instance dies."""
 _STALL_SECONDS: Final = 60.0
 """How long a run may be stuck that has neither a time limit nor an `idle_timeout`."""
 
@@ -28,6 +30,7 @@ class RunClock:
         on_timeout: Called once, when `timeout` is over. Without one: when the run was stuck for so long.
         on_idle: Called each time that the run has waited for `idle_timeout`.
         spent: Seconds that the run has worked in earlier attempts.
+        on_progress: Called each time that a run with a time limit has worked for `NOTE_SECONDS`.
     """
 
     timeout: float | None
@@ -35,6 +38,9 @@ class RunClock:
     on_timeout: Callable[[], None]
     on_idle: Callable[[], None]
     spent: float = 0.0
+    on_progress: Callable[[], None] | None = None
+    _noted: float = field(init=False)
+    """What `running_seconds` was when `on_progress` was called."""
     _zero: float = field(default_factory=lambda: time.time() - time.monotonic(), init=False)
     """What the wall clock showed when this clock was made, less the monotonic time."""
     _is_working: bool = field(default=False, init=False)
@@ -47,6 +53,10 @@ class RunClock:
     _is_stopped: bool = field(default=False, init=False)
     is_waiting: bool = field(default=False, init=False)
     """Whether the run waits for something from outside."""
+
+    def __post_init__(self) -> None:
+        """Earlier attempts have noted what they have worked."""
+        self._noted = self.spent
 
     def work(self) -> None:
         """The run works from now on. Idempotent."""
@@ -109,6 +119,7 @@ class RunClock:
         self._set(None, self.on_idle)
         # Something that a step has left running may refer to this clock; it must not keep the run in memory.
         self.on_timeout = self.on_idle = _do_nothing
+        self.on_progress = None
 
     def now(self) -> float:
         """Return the time in seconds since 1970, as the library needs it for what it stores.
@@ -142,11 +153,14 @@ class RunClock:
         self._timer = None
         if self.timeout is None or self._since is None:
             return
-        left = self.timeout - self.running_seconds
-        if left > 0:
-            self._set(left, self._check)
-        else:
+        worked = self.running_seconds
+        if worked >= self.timeout:
             self._set(0.0, self.on_timeout)
+            return
+        if worked - self._noted >= NOTE_SECONDS and self.on_progress is not None:
+            self._noted = worked
+            self.on_progress()
+        self._set(min(self.timeout - worked, NOTE_SECONDS), self._check)
 
     def _set(self, delay: float | None, callback: Callable[[], None]) -> None:
         if self._timer is not None:

@@ -53,6 +53,8 @@ class RunJournal:
     _state: str = field(default="", init=False)
     """The state as it was written last."""
     _adapter: InternalRunAdapter | None = field(default=None, init=False)
+    _is_time_due: bool = field(default=False, init=False)
+    """Whether the time is to be stored that the run has worked."""
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _background: asyncio.Task[None] | None = field(default=None, init=False)
     _failure: Exception | None = field(default=None, init=False)
@@ -167,6 +169,12 @@ class RunJournal:
         if self.writer.reports.is_crowded:
             self._store_soon()
 
+    def store_time(self) -> None:
+        """Store in the background how long the run has worked. Nothing else has to be written."""
+        if not self.is_volatile:
+            self._is_time_due = True
+            self._store_soon()
+
     def _store_soon(self) -> None:
         if self._background is None or self._background.done():
             name = f"journal-{self.writer.key.task_id}"
@@ -174,13 +182,16 @@ class RunJournal:
 
     async def _store_in_background(self) -> None:
         try:
-            while self._backlog.is_ready or self.writer.reports.is_crowded:
+            while self._backlog.is_ready or self.writer.reports.is_crowded or self._is_time_due:
                 async with self._lock:
                     if self._failure is not None or self.writer.is_closed:
                         return
                     await self.writer.store_events()
                     if self._backlog.is_ready:
                         await self._store(compact=False)
+                    elif self._is_time_due and not self.is_volatile:
+                        await self.writer.store()
+                    self._is_time_due = False
         except Exception as exc:  # noqa: BLE001 - reported to the run, which ends with it
             self._failure = self._failure or exc
             if not self.writer.is_closed:

@@ -81,6 +81,7 @@ class WorkflowRun:
             on_timeout=self._time_out,
             on_idle=self.park,
             spent=0.0 if history.record is None else history.record.running_seconds,
+            on_progress=self._note_time,
         )
         self.journal = None if open_journal is None else open_journal(self.clock, self._ending.fail)
         self._observer = RunObserver(
@@ -174,6 +175,11 @@ class WorkflowRun:
     def _end(self) -> None:
         self._ending.finish()
         self.clock.stop()
+
+    def _note_time(self) -> None:
+        """Have the time stored that the run has worked, in a step that lasts long."""
+        if self.journal is not None:
+            self.journal.store_time()
 
     def _time_out(self) -> None:
         if self._timeout is not None:

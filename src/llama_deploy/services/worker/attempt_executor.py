@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.services.values.session_state import WorkflowState
@@ -107,8 +109,11 @@ class AttemptExecutor:
                 if outcome is None or outcome.ctx is None:
                     return outcome, None
                 await (self.hooks.save_state or self.hosted.states.save)(outcome.ctx, attempt.state)
-        except Exception as exc:  # noqa: BLE001 - the boundary of the task: what fails here fails the task
-            return RunOutcome.failed(exc), None
+        except BaseException as exc:
+            # The boundary of the task: what the workflow's own code raises fails the task, whatever it is.
+            if isinstance(exc, asyncio.CancelledError) and _is_cancelled():
+                raise
+            return RunOutcome.failed(exc if isinstance(exc, Exception) else StepExitError("run", exc)), None
         finally:
             if run is not None and run.journal is not None:
                 await run.journal.close()
@@ -186,3 +191,9 @@ class AttemptExecutor:
             extra={"action": "volatile", "task_id": attempt.key.task_id},
         )
         self._has_warned = True
+
+
+def _is_cancelled() -> bool:
+    """Whether the instance has cancelled this task; the workflow's own code may raise such an error too."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
