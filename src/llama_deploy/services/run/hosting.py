@@ -61,7 +61,7 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
 
     async def on_tick(self, tick: WorkflowTick) -> None:
         """See `RunObserver.on_tick`."""
-        if self._host.journal is not None and not self._host.journal.is_volatile:
+        if self._host.journal is not None and not self._host.journal.volatility:
             await super().on_tick(tick)
         await self._host.on_tick(tick)
 

@@ -23,7 +23,8 @@ from llama_deploy.services.run.journal_format import JournalFormat, RunHistory, 
 from llama_deploy.services.run.journal_writer import JournalWriter
 from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
-from llama_deploy.services.values.unwritable import in_words
+from llama_deploy.services.run.volatility import Volatility
+from llama_deploy.services.run.written_state import WrittenState
 from llama_deploy.types.instance_protocol import Parking
 from llama_deploy.workflow_library import InternalRunAdapter, WorkflowTick
 
@@ -41,17 +42,12 @@ class RunJournal:
     inbox: RunInbox
     on_failure: Callable[[Exception], None]
     """Called with the reason when the journal cannot be written any more."""
-    on_volatile: Callable[[str], None] | None = None
-    """Called with the reason when the run has become volatile. None: what cannot be written is an error."""
-    volatile_reason: str | None = field(default=None, init=False)
-    """Which value cannot be written. The run is volatile then: nothing is written of it any more."""
+    volatility: Volatility = field(default_factory=Volatility)
+    """Nothing is written of a volatile run any more."""
     fits: bool = field(default=True, init=False)
     """Whether the control plane accepts a snapshot of this size. If not, the run cannot be parked."""
-    _changes: list[str] = field(default_factory=list, init=False)
-    """What steps have changed that cannot be written, in words. Timers may keep it in memory for a while."""
     _backlog: Backlog = field(default_factory=Backlog, init=False)
-    _state: str = field(default="", init=False)
-    """The state as it was written last."""
+    _state: WrittenState = field(init=False)
     _adapter: InternalRunAdapter | None = field(default=None, init=False)
     _is_time_due: bool = field(default=False, init=False)
     """Whether the time is to be stored that the run has worked."""
@@ -61,25 +57,15 @@ class RunJournal:
 
     def __post_init__(self) -> None:
         """Begin with the state that earlier attempts have written."""
-        self._state = self.history.state or ""
+        self._state = WrittenState(self.form.states, self.history.state or "")
 
     def attach(self, adapter: InternalRunAdapter) -> None:
         """Take the library's access to the run, which begins now."""
         self._adapter = adapter
 
-    @property
-    def is_volatile(self) -> bool:
-        """Whether the run holds a value that cannot be written, so that the next attempt starts it again."""
-        return self.volatile_reason is not None
-
-    @property
-    def on_change(self) -> Callable[[str], None] | None:
-        """Notes, in any thread, that a step has changed something which cannot be written, in words."""
-        return None if self.on_volatile is None else self._changes.append
-
     def on_tick(self, tick: WorkflowTick) -> None:
         """Add a tick."""
-        if not self.is_volatile:
+        if not self.volatility:
             self._backlog.add(tick)
 
     async def before_steps(self, *, starting: bool) -> None:
@@ -93,11 +79,11 @@ class RunJournal:
         """
         # A tick that ends the run does not get here: it travels with the outcome.
         consumed = self.inbox.take_consumed()
-        if self._changes and not self.is_volatile:
+        if (reason := self.volatility.due) is not None:
             async with self._lock:
                 if self._failure is None:
-                    await self._become_volatile(self._changes[0])
-        if not self.is_volatile:
+                    await self._become_volatile(reason)
+        if not self.volatility:
             self._backlog.settle(consumed)
         if starting:
             async with self._lock:  # the run may be about to leave
@@ -120,7 +106,7 @@ class RunJournal:
             LlamaDeployError: See `before_steps`.
         """
         async with self._lock:
-            if self._failure is not None or self.is_volatile:
+            if self._failure is not None or self.volatility:
                 return False
             await self.writer.store_events()
             if not self.inbox.is_quiet:
@@ -132,7 +118,7 @@ class RunJournal:
                 if not await self._compact(parking=parking):
                     return False
             except SerializationError as exc:
-                await self._become_volatile_or_raise(exc)
+                await self._become_volatile(self.volatility.reason_for(exc))
                 return False
             self._failure = RunReleasedError()
             return True
@@ -144,7 +130,7 @@ class RunJournal:
             LlamaDeployError: See `before_steps`.
         """
         async with self._lock:
-            if self._failure is not None or self.is_volatile or not self.writer.size.seq:
+            if self._failure is not None or self.volatility or not self.writer.size.seq:
                 return
             await self.writer.store_events()
             if not self.inbox.is_quiet:
@@ -201,25 +187,18 @@ class RunJournal:
         try:
             await self._write(compact=compact)
         except SerializationError as exc:
-            await self._become_volatile_or_raise(exc)
-
-    async def _become_volatile_or_raise(self, error: SerializationError) -> None:
-        if self.on_volatile is None:
-            raise error
-        await self._become_volatile(in_words(error))
+            await self._become_volatile(self.volatility.reason_for(exc))
 
     async def _become_volatile(self, reason: str) -> None:
         """Write nothing of the run from now on, and have what is written deleted."""
-        if self.is_volatile:
+        if self.volatility:
             return
         await self.writer.store(volatile=reason)
-        self.volatile_reason = reason
-        self._backlog, self._state = Backlog(), ""
+        self._backlog, self._state.text = Backlog(), ""
         if self._adapter is not None:
             library.forget_ticks(self._adapter)
         self.writer.reports.keep_nothing()
-        if self.on_volatile is not None:
-            self.on_volatile(reason)
+        self.volatility.begin(reason)
 
     async def _write(self, *, compact: bool) -> None:
         await self.writer.store_events()
@@ -260,7 +239,7 @@ class RunJournal:
             return False
         run, forget = made
         mark = self._backlog.mark(self.inbox.take_consumed())
-        known_state, task_id = self._state, self.writer.key.task_id
+        known_state, task_id = self._state.text, self.writer.key.task_id
         text = RunSnapshot(
             run=run, waits=self.history.waits.all(), has_asked=self.inbox.has_asked
         ).model_dump_json()
@@ -273,7 +252,7 @@ class RunJournal:
                 parking=parking,
             )
         except PayloadTooLargeError as exc:
-            self.fits, self._state = False, known_state
+            self.fits, self._state.text = False, known_state
             logger.warning(
                 "task %s cannot leave memory, and its journal keeps growing: its snapshot is too large: %s",
                 task_id,
@@ -289,10 +268,5 @@ class RunJournal:
     async def _changed_state(self) -> str | None:
         """Return the run's state to write. None: it is what was written last."""
         store = None if self._adapter is None else self._adapter.get_state_store(())
-        if store is None:
-            return None
-        text = await self.form.states.encode(store) or ""
-        if text == self._state:
-            return None
-        self._state = text
-        return self.form.seal("state", text, task_id=self.writer.key.task_id)
+        text = await self._state.change(store)
+        return None if text is None else self.form.seal("state", text, task_id=self.writer.key.task_id)

@@ -107,7 +107,7 @@ class WorkflowRun:
 
     def park(self) -> None:
         """Let the run leave memory if it only waits; `execute` then returns None. Idempotent."""
-        if self.journal is None or self.journal.is_volatile:
+        if self.journal is None or self.journal.volatility:
             return
         if self._is_parking or self._ending.is_cancelled or not self.clock.is_waiting:
             return
@@ -131,7 +131,7 @@ class WorkflowRun:
         watch = StepWatch(
             self.clock.step_begins,
             self.clock.step_ends,
-            None if self.journal is None else self.journal.on_change,
+            None if self.journal is None else self.journal.volatility.on_change,
             self._observer.on_item,
         )
         context.run(watching.set, watch)

@@ -26,6 +26,7 @@ from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.step_guard import StepExitError
+from llama_deploy.services.run.volatility import Volatility
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.services.values.session_state import WorkflowState
@@ -173,7 +174,9 @@ class AttemptExecutor:
             history=history,
             inbox=attempt.inbox,
             on_failure=on_failure,
-            on_volatile=None if self.config.durability == "step" else partial(self._on_volatile, attempt),
+            volatility=Volatility(
+                None if self.config.durability == "step" else partial(self._on_volatile, attempt)
+            ),
         )
 
     def _on_volatile(self, attempt: WorkflowAttempt, reason: str) -> None:

@@ -50,7 +50,7 @@ class WorkflowAttempt(Attempt):
             return None
         journal = self.run.journal
         if journal is not None:
-            return journal.volatile_reason
+            return journal.volatility.reason
         return self.volatile_reason or "its durability is 'task'"
 
     def cancel(self) -> None:
