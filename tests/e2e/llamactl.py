@@ -55,10 +55,10 @@ class Process:
                 self._lines.put(line)
         self._lines.put("")
 
-    def line(self) -> str:
-        """Return the next line of stdout."""
+    def line(self, *, seconds: float = PATIENCE) -> str:
+        """Return the next line of stdout, which comes within `seconds`."""
         try:
-            line = self._lines.get(timeout=PATIENCE)
+            line = self._lines.get(timeout=seconds)
         except queue.Empty:
             pytest.fail(f"no output; stderr: {self.errors.read_text()}")
         assert line, f"it has ended; stderr: {self.errors.read_text()}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.llamactl import ANY_PORTS, started
 from tests.programs.catalog import PROGRAMS, REFUSED, Program
-from tests.programs.runs import Failure, Run, Served, compare_events, compare_results, run_plainly
+from tests.programs.runs import PATIENCE, Failure, Run, Served, compare_events, compare_results, run_plainly
 
 from llama_deploy import Client
 
@@ -34,11 +34,12 @@ async def run_served(client: Client, program: Program, plain: Run) -> Run:
 
 # The programs and the libraries that they use may warn.
 @pytest.mark.filterwarnings("default")
+@pytest.mark.timeout(300)
 async def test_a_program_is_served_as_it_is(folder: Path, subtests: pytest.Subtests) -> None:
     plain = {program.name: await run_plainly(program) for program in PROGRAMS}
     with started(folder, "serve", *TARGETS, *ANY_PORTS, "--json") as process:
-        url = json.loads(process.line())["control_plane_url"]
-        async with Client(url, timeout=60) as client:
+        url = json.loads(process.line(seconds=PATIENCE))["control_plane_url"]
+        async with Client(url, timeout=PATIENCE) as client:
             ended = await asyncio.gather(
                 *(run_served(client, each, plain[each.name]) for each in PROGRAMS), return_exceptions=True
             )

@@ -56,7 +56,7 @@ def worker(folder: Path, url: str) -> AbstractContextManager[Process]:
 
 
 async def is_ready(process: Process) -> None:
-    await asyncio.to_thread(process.line)
+    await asyncio.to_thread(process.line, seconds=PATIENCE)
 
 
 def is_in_middle(served: Served, outside: Outside) -> bool:
@@ -113,6 +113,7 @@ async def run_and_kill(
 
 # The programs and the libraries that they use may warn.
 @pytest.mark.filterwarnings("default")
+@pytest.mark.timeout(300)
 async def test_a_killed_program_ends_as_if_it_had_not_been(
     folder: Path, outside: Outside, subtests: pytest.Subtests
 ) -> None:

@@ -25,11 +25,16 @@ class PlanTrip(Workflow):
     @step
     async def hotel(self, ctx: Context, ev: StartEvent) -> Booked:
         handler = BookHotel(timeout=None).run(city=ev.city)
-        async for event in handler.stream_events():
-            if isinstance(event, InputRequiredEvent):
-                answer = await ctx.wait_for_event(HumanResponseEvent, waiter_event=event)
-                await handler.send_event(answer)
-        return Booked(text=f"{ev.city} with {await handler}")
+        try:
+            async for event in handler.stream_events():
+                if isinstance(event, InputRequiredEvent):
+                    answer = await ctx.wait_for_event(HumanResponseEvent, waiter_event=event)
+                    await handler.send_event(answer)
+            return Booked(text=f"{ev.city} with {await handler}")
+        finally:
+            # The step runs again from its start when the answer is there.
+            if not handler.is_done():
+                await handler.cancel_run()
 
     @step
     async def confirm(self, ev: Booked) -> StopEvent:

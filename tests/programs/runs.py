@@ -20,7 +20,8 @@ from llama_deploy.client import TaskHandle
 from llama_deploy.errors import TaskFailedError
 from llama_deploy.types import Durability, TaskView
 
-PATIENCE = 60.0
+PATIENCE = 120.0
+"""Seconds that fifty programs may take for a step together, on a loaded machine."""
 
 
 @dataclass(frozen=True, slots=True)
