@@ -16,7 +16,7 @@ from workflows.events import StopEvent
 from llama_deploy.codec import text_of, valid_text
 from llama_deploy.codec.plain_json import measured
 from llama_deploy.errors import PayloadTooLargeError, SerializationError
-from llama_deploy.services.values.live_streams import LiveStream, TextDeltas, replace_streams
+from llama_deploy.services.values.live_streams import LiveStream, TextDeltas, holds_stream, replace_streams
 from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.values.streamed_item import StreamedItem
 from llama_deploy.types.instance_protocol import EventPayload
@@ -42,11 +42,12 @@ async def read_streams(returned: object, emit: Emit) -> None:
     """
     if not isinstance(returned, StopEvent):
         return
-    reader = _Reader(emit)
-    parts = dict(parts_of(returned))
-    read = {name: await replace_streams(part, name, reader.read) for name, part in parts.items()}
-    if changed := {name: part for name, part in read.items() if part is not parts[name]}:
-        set_parts(returned, changed)
+    streams = {name: part for name, part in parts_of(returned) if holds_stream(part)}
+    if streams:
+        reader = _Reader(emit)
+        set_parts(
+            returned, {name: await replace_streams(part, name, reader.read) for name, part in streams.items()}
+        )
 
 
 @dataclass(slots=True)

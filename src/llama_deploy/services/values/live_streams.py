@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from contextlib import aclosing, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from operator import is_
 from types import AsyncGeneratorType, GeneratorType, MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -25,6 +24,7 @@ _END: Final = object()
 _LEVELS: Final = 3
 """How deep a result is searched for streams."""
 _CONTAINERS: Final = frozenset({dict, list, tuple})
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 
 _Items: TypeAlias = AsyncGenerator[Any]
 _Read: TypeAlias = Callable[[Any], _Items]
@@ -42,24 +42,43 @@ class LiveStream:
     """Whether its items are text by its class."""
 
 
+def holds_stream(value: Any, *, levels: int = _LEVELS) -> bool:
+    """Return whether a value is a stream, or a dict, list or tuple that holds one.
+
+    Args:
+        value: The value.
+        levels: How deep it is searched.
+    """
+    cls: type = type(value)
+    if cls in _PLAIN:
+        return False
+    if cls not in _CONTAINERS:
+        return _reader_of(cls) is not None
+    items = value.values() if cls is dict else value
+    # Long lists usually have items of one class; this looks at them in C.
+    if not levels or _PLAIN.issuperset(map(type, items)):
+        return False
+    return any(holds_stream(item, levels=levels - 1) for item in items)
+
+
 async def replace_streams(
     value: Any, place: str, read: Callable[[LiveStream], Any], *, levels: int = _LEVELS
 ) -> Any:
     """Return a value with what `read` has made of each of its streams; the value itself if it has none.
 
     Args:
-        value: The value. Dicts, lists and tuples are searched; they are not changed.
+        value: The value, see `holds_stream`. It is not changed.
         place: The place of the value.
         read: An asynchronous function that reads a stream.
         levels: How deep it is searched.
     """
     cls: type = type(value)
+    if not holds_stream(value, levels=levels):
+        return value
     if (source := _reader_of(cls)) is not None:
         how, is_text = source
         async with aclosing(how(value)) as items:
             return await read(LiveStream(place, items, is_text))
-    if not levels or cls not in _CONTAINERS or not _may_hold_streams(value):
-        return value
     held: dict[Any, Any] = value if cls is dict else dict(enumerate(value))
     replaced = {
         key: await replace_streams(
@@ -67,14 +86,7 @@ async def replace_streams(
         )
         for key, item in held.items()
     }
-    if all(map(is_, held.values(), replaced.values())):
-        return value
     return replaced if cls is dict else cls(replaced.values())
-
-
-def _may_hold_streams(container: Any) -> bool:
-    classes = set(map(type, container.values() if type(container) is dict else container))
-    return any(cls in _CONTAINERS or _reader_of(cls) is not None for cls in classes)
 
 
 @functools.lru_cache(maxsize=1024)
