@@ -6,13 +6,14 @@ workflow has loaded them.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 import pydantic_core
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from llama_deploy.live_objects import find_live
 
@@ -30,6 +31,10 @@ _DATA: Final = (
     ("llama_index.core.base.llms.types", "BaseContentBlock"),
 )
 """The base classes of what retrievers return and of chat messages."""
+
+_NODES: Final = ("BaseNode", "NodeWithScore")
+_CLASS_NAME: Final = "class_name"
+"""The key under which they write the name of their class."""
 
 _RAW_FIELDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
@@ -52,6 +57,38 @@ def agent_types(workflow_class: type) -> Iterator[type]:
 def data_types() -> Iterator[type]:
     """Return the classes of llama_index that are pure data; none if it is not loaded."""
     yield from _loaded(_DATA)
+
+
+def with_nodes(value: Any) -> Any:
+    """Return JSON in which documents, nodes and nodes with scores of llama_index are objects again.
+
+    They tell the name of their class. An object that only looks like one stays as it is.
+    """
+    if isinstance(value, list):
+        return [with_nodes(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    fields = {name: with_nodes(item) for name, item in value.items()}
+    name = fields.get(_CLASS_NAME)
+    cls = _node_classes().get(name) if isinstance(name, str) else None
+    if cls is None:
+        return fields
+    try:
+        return cls.model_validate(fields)
+    except (ValidationError, TypeError):
+        return fields
+
+
+def _node_classes() -> dict[str, type[BaseModel]]:
+    """Return the loaded classes of nodes that can be made, by the names that they write."""
+    found: dict[str, type[BaseModel]] = {}
+    waiting: list[Any] = [cls for cls in _loaded(_DATA) if cls.__name__ in _NODES]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if not inspect.isabstract(cls):
+            found.setdefault(cls.class_name(), cls)
+    return found
 
 
 def _loaded(names: Iterable[tuple[str, str]]) -> Iterator[type]:
