@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -28,7 +29,7 @@ from llama_deploy.client.payload_encoding import encode_arguments, encode_event,
 from llama_deploy.codec.plain_json import to_json_value
 from llama_deploy.errors import SerializationError
 from llama_deploy.messages import QueueMessage
-from llama_deploy.services.values.payloads import streamed_event
+from llama_deploy.services.values.payloads import build_event, streamed_event
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types import TaskDefinition
 
@@ -274,3 +275,40 @@ def test_a_value_that_contains_itself_ends() -> None:
     circle["a"] = circle["b"] = [circle, circle]
     with pytest.raises(SerializationError, match=r"\$\.it cannot be converted"):
         encode_arguments(None, {"it": circle})
+
+
+class Ingest(StartEvent):
+    documents: list[Document]
+    nodes: list[NodeWithScore]
+    messages: list[ChatMessage]
+    raw: list[dict[str, Any]]
+
+
+NODES = [NodeWithScore(node=TextNode(text="a"), score=0.5), NodeWithScore(node=Document(text="b"))]
+
+
+def test_declared_documents_nodes_and_messages_arrive_with_their_types() -> None:
+    given = Ingest(
+        documents=[Document(text="a")], nodes=NODES, messages=[ChatMessage(content="hi")], raw=[{"a": 1}]
+    )
+    arrived = build_event(
+        Ingest, encode_arguments(None, {name: getattr(given, name) for name in Ingest.model_fields})
+    )
+    assert isinstance(arrived, Ingest)
+    assert arrived.model_dump() == given.model_dump()
+    assert [type(item.node) for item in arrived.nodes] == [TextNode, Document]
+
+
+def test_documents_and_nodes_arrive_with_their_types_if_they_are_not_declared() -> None:
+    given = {"documents": [Document(text="a")], "found": {"nodes": NODES}}
+    arrived = build_event(StartEvent, encode_arguments(None, given))
+    assert arrived.documents == given["documents"]
+    assert arrived.found == given["found"]
+    sent = json.loads(encode_event(HumanResponseEvent(nodes=NODES)).event_obj_str)["value"]
+    assert build_event(HumanResponseEvent, sent).nodes == NODES
+
+
+@pytest.mark.parametrize("value", [{"class_name": "Document", "text_resource": 5}, {"class_name": [1]}])
+def test_what_only_looks_like_a_document_stays_plain(value: dict[str, Any]) -> None:
+    assert build_event(StartEvent, {"it": value}).it == value
+    assert build_event(Ingest, {"documents": [], "nodes": [], "messages": [], "raw": [value]}).raw == [value]

@@ -9,9 +9,9 @@ import pydantic
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
-from llama_deploy.client.node_results import with_nodes
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.live_objects import check_portable
+from llama_deploy.nodes import with_nodes
 from llama_deploy.types import (
     EventDefinition,
     SessionOptions,

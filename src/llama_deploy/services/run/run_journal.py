@@ -157,7 +157,7 @@ class RunJournal:
 
     def store_time(self) -> None:
         """Store in the background how long the run has worked. Nothing else has to be written."""
-        if not self.is_volatile:
+        if not self.volatility:
             self._is_time_due = True
             self._store_soon()
 
@@ -175,7 +175,7 @@ class RunJournal:
                     await self.writer.store_events()
                     if self._backlog.is_ready:
                         await self._store(compact=False)
-                    elif self._is_time_due and not self.is_volatile:
+                    elif self._is_time_due and not self.volatility:
                         await self.writer.store()
                     self._is_time_due = False
         except Exception as exc:  # noqa: BLE001 - reported to the run, which ends with it

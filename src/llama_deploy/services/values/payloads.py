@@ -24,6 +24,7 @@ from llama_deploy.codec import qualified_name
 from llama_deploy.codec.plain_json import measured
 from llama_deploy.codec.type_registry import ALLOW_IT, classes_in_modules_of, questions_and_answers_near
 from llama_deploy.errors import InvalidRequestError
+from llama_deploy.nodes import with_nodes
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.types.validation import describe_validation_error
@@ -130,6 +131,8 @@ def _names(classes: Iterable[type]) -> list[str]:
 def build_event(cls: type[Event], fields: dict[str, Any]) -> Event:
     """Build an event from decoded JSON.
 
+    Documents and nodes of llama_index are objects again, also in fields that are not declared.
+
     Raises:
         InvalidRequestError: The fields are not valid; the text lists pydantic's findings.
     """
@@ -137,8 +140,14 @@ def build_event(cls: type[Event], fields: dict[str, Any]) -> Event:
     private = fields.keys() & cls.__private_attributes__.keys()
     if private - {UNDECLARED} or not isinstance(fields.get(UNDECLARED, {}), dict):
         raise InvalidRequestError(f"{cls.__name__}: {', '.join(sorted(private))}: not allowed as fields")
+    declared = cls.model_fields
+    fields = {name: item if name in declared else with_nodes(item) for name, item in fields.items()}
     try:
-        return cls.model_validate(fields)
+        try:
+            return cls.model_validate(fields)
+        except TypeError:
+            # A declared field is of an abstract class, such as the node of a NodeWithScore.
+            return cls.model_validate(with_nodes(fields))
     except ValidationError as exc:
         raise InvalidRequestError(f"{cls.__name__}: {describe_validation_error(exc)}") from exc
     except (TypeError, ValueError) as exc:
