@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.conftest import PROGRAMS
 from tests.e2e.llamactl import ANY_PORTS, Process, llamactl, started
 
-SERVICES = ("loops:Nested", "loops:Leaves", "loops:Exits")
+SERVICES = ("loops:Nested", "loops:Leaves", "loops:Exits", "loops:Exhausts")
 
 PATCHED = """
 import asyncio, nest_asyncio, uvloop
@@ -50,6 +50,8 @@ def test_nothing_that_a_step_leaves_behind_ends_the_process(project: Path) -> No
         grouped = llamactl(project, "run", "Exits", server=server)
         assert grouped.returncode == 1
         assert "SystemExit" in grouped.stderr
+        exhausted = llamactl(project, "-t", "10", "run", "Exhausts", server=server)
+        assert "RuntimeError: a function in a thread raised StopIteration" in exhausted.stderr
         # It is imported too late for the loop to be chosen by it.
         nested = llamactl(project, "run", "Nested", server=server)
         assert "start llamactl with `--loop asyncio`" in nested.stderr

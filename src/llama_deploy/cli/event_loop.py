@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 _PATCHES_LOOPS: Final = "nest_asyncio"
 """A package that patches event loops. It refuses those of uvloop."""
@@ -28,3 +31,21 @@ class EventLoop(StrEnum):
         import uvloop  # noqa: PLC0415 - short commands start faster without it
 
         return uvloop.new_event_loop
+
+
+class Threads(ThreadPoolExecutor):
+    """The threads of a loop. What they call may raise anything.
+
+    In older releases of Python, whoever awaits a call that raises `StopIteration` waits for ever.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Call a function in a thread."""
+        return super().submit(_call, fn, *args, **kwargs)
+
+
+def _call(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    try:
+        return fn(*args, **kwargs)
+    except StopIteration as exc:
+        raise RuntimeError("a function in a thread raised StopIteration") from exc

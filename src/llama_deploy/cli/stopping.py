@@ -9,7 +9,7 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from llama_deploy.cli.event_loop import EventLoop
+from llama_deploy.cli.event_loop import EventLoop, Threads
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.output import note
 from llama_deploy.deploy.garbage import seldom_collecting
@@ -31,6 +31,7 @@ def run_until_stopped(serving: Coroutine[Any, Any, None], *, loop: EventLoop) ->
     """
     with asyncio.Runner(loop_factory=loop.factory) as runner, seldom_collecting():
         running = runner.get_loop()
+        running.set_default_executor(Threads(thread_name_prefix="asyncio"))
         main = running.create_task(_until_stopped(serving))
         while not main.done():
             try:

@@ -39,6 +39,14 @@ class Leaves(Workflow):
         return StopEvent(result=type(asyncio.get_running_loop()).__module__.partition(".")[0])
 
 
+class Exhausts(Workflow):
+    """Exhausts an iterator in a thread."""
+
+    @step
+    async def work(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await asyncio.to_thread(next, iter([])))
+
+
 class Exits(Workflow):
     """Ends the process in a task group."""
 
