@@ -80,6 +80,10 @@ oldest: venv ## The tests of durable runs with the oldest workflow library that 
 bench: venv ## Measure; prints a table and writes JSON. BROKER=all (or one, STORE=...) compares queues and stores.
 	$(BIN)/python benchmarks/run.py $(if $(BROKER),--broker $(BROKER)) $(if $(STORE),--store $(STORE)) $(ARGS)
 
+.PHONY: bench-fan-out
+bench-fan-out: venv ## Compare large fan-outs with the workflow library alone.
+	$(BIN)/python -m benchmarks.fan_out $(ARGS)
+
 .PHONY: bench-against
 bench-against: venv ## Compare CPU per task, latency and throughput with another revision: REV=... (main).
 	$(BIN)/python benchmarks/run.py --against $(or $(REV),main) $(ARGS)

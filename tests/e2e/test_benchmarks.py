@@ -144,3 +144,21 @@ def test_a_side_that_does_not_start_is_an_error(tmp_path: Path) -> None:
             side.wait_until_ready()
     finally:
         side.stop()
+
+
+def test_a_small_fan_out_is_compared_with_the_library_alone(tmp_path: Path) -> None:
+    path = tmp_path / "fan_out.json"
+    arguments = ("--form=listed", "--form=chain", "--sizes=20", "--rounds=1", f"--json={path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.fan_out", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # 1: so small a run may take longer than the limit for large ones.
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    runs = json.loads(path.read_text())["runs"]
+    assert [(each["form"], each["size"]) for each in runs] == [("listed", 20), ("chain", 20)]
+    assert all(set(each["wall_seconds"]) == {"bare", "auto", "step"} for each in runs)
