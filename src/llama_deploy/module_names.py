@@ -85,7 +85,7 @@ class Namesake:
         kind = "folder" if self.found.is_dir() else "file"
         return (
             f"the {kind} {self.found} has the same name as the module `{self.name}` ({self.meant}), and only "
-            f"one of them can be imported: rename the {kind}, and its imports"
+            f"one of them can be imported: rename the {kind}, for example to my_{self.name}, and its imports"
         )
 
 

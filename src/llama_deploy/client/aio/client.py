@@ -185,7 +185,8 @@ class Client:
             ConflictError: Another task has this `task_id`, with another service, session or arguments.
             InvalidRequestError: The submission is malformed. The worker checks the arguments; wrong ones fail
                 the task.
-            SerializationError: An argument cannot be converted to JSON.
+            SerializationError: An argument cannot be converted to JSON, or holds an object with connections,
+                code or secrets, such as an LLM. Nothing was sent.
             UnavailableError: The control plane did not respond for the client's `timeout`.
         """
         submission = build_submission(
