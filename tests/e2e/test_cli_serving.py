@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tests.e2e.llamactl import ANY_PORTS, PATIENCE, environment, llamactl, started
 
+from llama_deploy import Client
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.testing.processes import free_port
 
@@ -219,6 +220,54 @@ class TestServe:
             url = json.loads(process.line())["control_plane_url"]
             done = llamactl(folder, "run", "repeat", "message=hi", server=url)
         assert done.stdout.splitlines()[-1] == "hi", done.stderr
+
+
+class TestAllowedTypes:
+    """Events that appear only in `ctx.wait_for_event`, and are imported where they are waited for."""
+
+    APP = """
+        from workflows import Context, Workflow, step
+        from workflows.events import StartEvent, StopEvent
+
+        class Asks(Workflow):
+            @step
+            async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+                from outside import Approve
+
+                return StopEvent(result=(await ctx.wait_for_event(Approve)).by)
+        """
+    OUTSIDE = """
+        from workflows.events import Event
+
+        class Approve(Event):
+            by: str
+        """
+
+    @pytest.fixture
+    def asking(self, tmp_path: Path) -> Path:
+        (tmp_path / "asks.py").write_text(textwrap.dedent(self.APP))
+        (tmp_path / "outside.py").write_text(textwrap.dedent(self.OUTSIDE))
+        return tmp_path
+
+    @pytest.mark.parametrize("allowed", [True, False])
+    def test_an_event_is_accepted_if_its_class_is_named(self, asking: Path, *, allowed: bool) -> None:
+        options = ("--allow-type", "outside:Approve") if allowed else ()
+        with started(asking, "serve", "asks.py:Asks", *ANY_PORTS, "--json", *options) as process:
+            url = json.loads(process.line())["control_plane_url"]
+            with Client(url).sync as client:
+                task = client.submit("Asks")
+                sent = llamactl(asking, "send", task.task_id, "by=Ada", "--event", "Approve", server=url)
+                if allowed:
+                    assert task.result() == "Ada"
+                else:
+                    assert sent.returncode != 0
+                    assert "--allow-type" in sent.stderr
+                    assert "LLAMA_DEPLOY_WF_SERVICE_ALLOWED_TYPES" in sent.stderr
+
+    def test_a_class_that_does_not_exist_is_reported(self, asking: Path) -> None:
+        done = llamactl(asking, "serve", "asks.py:Asks", *ANY_PORTS, "--allow-type", "outside:Missing")
+        assert done.returncode != 0
+        assert "'outside:Missing', which cannot be imported" in done.stderr
 
 
 class TestWorker:

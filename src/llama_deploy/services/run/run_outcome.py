@@ -92,13 +92,14 @@ class RunOutcome:
         return cls(TaskStatus.CANCELLED, error=error)
 
     @classmethod
-    def succeeded(cls, event: StopEvent, ctx: Context | None = None) -> RunOutcome:
+    def succeeded(cls, event: StopEvent, ctx: Context | None = None, *, strict: bool = False) -> RunOutcome:
         """The run ended with the workflow's stop event.
 
-        A result that does not have a JSON form, such as an object, becomes its text.
+        A result that does not have a JSON form, such as an object, becomes its text unless this is `strict`.
 
         Raises:
-            SerializationError: An undeclared field beside the result cannot be written as JSON.
+            SerializationError: The result, if this is `strict`, or an undeclared field beside it, cannot be
+                written as JSON.
         """
         name = type(event).__name__
         plain = type(event) is StopEvent
@@ -109,6 +110,8 @@ class RunOutcome:
         try:
             value, size = measured(result, path="result")
         except SerializationError as exc:
+            if strict:
+                raise
             text, repeated = text or text_of(result), "result"
             value, size = text, len(text)
             logger.info("clients get the text of a result: %s", exc, extra={"action": "text_of_result"})

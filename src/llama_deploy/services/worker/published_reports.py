@@ -49,7 +49,7 @@ def outcome_of_value(value: object) -> RunOutcome:
     Raises:
         SerializationError: The value cannot be written as JSON.
     """
-    return RunOutcome.succeeded(StopEvent(result=value))
+    return RunOutcome.succeeded(StopEvent(result=value), strict=True)
 
 
 def outcome_of_result(published: TaskResult) -> RunOutcome:
