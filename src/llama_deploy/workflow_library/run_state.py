@@ -7,7 +7,7 @@ fan-out of n events costs n² records. The reducer changes few kinds of records;
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from workflows.events import Event
 from workflows.runtime.types.internal_state import (
@@ -106,15 +106,8 @@ def run_state(state: BrokerState) -> BrokerState:
     """Return the state of a run with cheap copies. With an unknown version of the library, as it is."""
     if not IS_KNOWN or isinstance(state, RunState):
         return state
-    content = _content(state)
-    content["workers"] = {
-        step_id: _StepState(**_content(worker)) for step_id, worker in state.workers.items()
-    }
-    return RunState(**content)
-
-
-def _content(record: Any) -> dict[str, Any]:
-    return {each.name: getattr(record, each.name) for each in fields(record)}
+    steps = {step_id: _StepState(**vars(step)) for step_id, step in state.workers.items()}
+    return RunState(**{**vars(state), "workers": steps})
 
 
 def _copy_step(step: InternalStepWorkerState) -> InternalStepWorkerState:

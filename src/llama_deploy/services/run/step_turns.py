@@ -48,9 +48,13 @@ class StepTurns:
 
     def next_ended(self) -> asyncio.Task[Any] | None:
         """Return the step that is taken next. None: no step has ended."""
-        ended = (each for each in self._oldest_first if each.task.done() and not isinstance(each, PullTask))
-        first = min(ended, key=self._rank, default=None)
-        return None if first is None else first.task
+        first: asyncio.Task[Any] | None = None
+        for each in self._oldest_first:
+            if each.task.done() and not isinstance(each, PullTask):
+                if each.step_id in self._collecting:
+                    return each.task
+                first = first or each.task
+        return first
 
     def learn(self, result: TickStepResult) -> None:
         """Learn from the result of a step whether it collects events."""
@@ -59,6 +63,8 @@ class StepTurns:
 
     def is_any_collecting(self, pending: Iterable[PendingStart]) -> bool:
         """Whether one of these steps collects events."""
+        if not self._collecting:
+            return False
         return any(isinstance(each, PendingWorker) and each.step_id in self._collecting for each in pending)
 
     def _rank(self, named: NamedTask) -> int:
