@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
     from llama_deploy.messages import QueueMessage
     from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
-    from llama_deploy.services import BaseService, WorkflowService, WorkflowServiceConfig
+    from llama_deploy.services import BaseService, StreamedItem, WorkflowService, WorkflowServiceConfig
     from llama_deploy.types import TaskEvent, TaskStatus, generate_id
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "SimpleMessageQueueServer",
     "SimpleOrchestrator",
     "SimpleOrchestratorConfig",
+    "StreamedItem",
     "SyncClient",
     "TaskCancelledError",
     "TaskEndedError",
@@ -108,7 +109,7 @@ _MODULES: Final = {
     ),
     "messages": ("QueueMessage",),
     "orchestrators": ("SimpleOrchestrator", "SimpleOrchestratorConfig"),
-    "services": ("BaseService", "WorkflowService", "WorkflowServiceConfig"),
+    "services": ("BaseService", "StreamedItem", "WorkflowService", "WorkflowServiceConfig"),
     "types": ("TaskEvent", "TaskStatus", "generate_id"),
 }
 """The module that defines each public name."""

@@ -293,7 +293,7 @@ async def test_a_live_object_between_steps_arrives(stack: Stack) -> None:
     async with stack.serving(stack.service(CarriesTool())):
         view = await stack.run()
     assert result_of(view) == "OpenAI"
-    assert view.volatile_reason == "Second.tool.search[0] holds an OpenAI"
+    assert view.volatile_reason == "event Second.tool.search[0] holds an OpenAI"
 
 
 async def test_a_run_that_is_stored_says_so(stack: Stack) -> None:
@@ -371,7 +371,7 @@ async def test_one_volatile_run_of_a_service_is_logged(
             await stack.run()
     found = [record for record in caplog.records if getattr(record, "action", "") == "volatile"]
     assert len(found) == 1
-    assert "Second.tool.search[0] holds an OpenAI" in found[0].getMessage()
+    assert "event Second.tool.search[0] holds an OpenAI" in found[0].getMessage()
 
 
 async def test_a_strict_service_refuses_at_the_end_of_the_step(stack: Stack) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from workflows.context.serializers import JsonSerializer
-from workflows.events import HumanResponseEvent, StopEvent
+from workflows.events import Event, HumanResponseEvent, StopEvent
 
 from llama_deploy.client.payload_encoding import (
     decode_result,
@@ -96,3 +96,17 @@ def test_importing_the_client_does_not_import_the_workflow_library_or_a_server()
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "value", [{1: "a", "1": "b"}, {"a": [{True: 1, "true": 2}]}, ({None: 1, "None": 2},), {1.5: 1, "1.5": 2}]
+)
+def test_no_key_of_an_argument_is_lost(value: Any) -> None:
+    with pytest.raises(SerializationError, match="the same in JSON"):
+        encode_arguments({"held": value}, {})
+    with pytest.raises(SerializationError, match="the same in JSON"):
+        encode_event(Event(held=value))
+
+
+def test_other_keys_of_an_argument_become_texts() -> None:
+    assert encode_arguments({"held": {1: "a", "2": "b"}}, {}) == {"held": {"1": "a", "2": "b"}}

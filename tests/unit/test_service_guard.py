@@ -60,7 +60,7 @@ async def test_the_begin_and_the_end_of_a_step_are_told_in_the_loop(workflow: Wo
         told.append((what, threading.get_ident()))
 
     guard_steps(workflow)
-    watch = StepWatch(asyncio.get_running_loop(), lambda: tell("begin"), lambda: tell("end"))
+    watch = StepWatch(lambda: tell("begin"), lambda: tell("end"))
     token = watching.set(watch)
     try:
         handler = workflow.run(error=SystemExit(3))
@@ -71,15 +71,6 @@ async def test_the_begin_and_the_end_of_a_step_are_told_in_the_loop(workflow: Wo
     with pytest.raises(StepExitError):  # another run, which nobody watches
         await workflow.run(error=SystemExit(3))
     assert told == [("begin", threading.get_ident()), ("end", threading.get_ident())]
-
-
-def test_a_thread_that_outlives_its_loop_tells_nobody() -> None:
-    loop = asyncio.new_event_loop()
-    loop.close()
-
-    def begin_or_end() -> None: ...
-
-    StepWatch(loop, begin_or_end, begin_or_end).call_threadsafe(begin_or_end)
 
 
 async def test_a_step_that_cancels_itself_fails_its_run() -> None:

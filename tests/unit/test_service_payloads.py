@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,8 +21,9 @@ from pydantic import BaseModel, PrivateAttr
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
+from llama_deploy.codec.plain_json import to_json_value
 from llama_deploy.errors import InvalidRequestError, SerializationError
-from llama_deploy.services.values.payloads import EventRegistry, streamed_event, to_json_value, value_type_of
+from llama_deploy.services.values.payloads import EventRegistry, streamed_event, value_type_of
 from llama_deploy.types import EventDefinition
 
 
@@ -78,6 +81,15 @@ class Flow(Workflow):
         (b"text", "text"),
         (["NaN", "Infinity"], ["NaN", "Infinity"]),
         (Path("/a"), "/a"),
+        ({1: "x", "2": "y", None: "z"}, {"1": "x", "2": "y", "None": "z"}),
+        (float("nan"), "NaN"),
+        ([1.5, float("inf"), {"x": float("-inf")}], [1.5, "Infinity", {"x": "-Infinity"}]),
+        (Pair(1, float("nan")), {"left": 1, "right": "NaN"}),
+        ({"name": str, "output": Point}, {"name": "builtins.str", "output": f"{__name__}.Point"}),
+        ({"rows": list[int]}, {"rows": "list[int]"}),
+        ([np.float32(0.5), np.int64(3), np.bool_(True)], [0.5, 3, True]),
+        (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        (np.float64("nan"), "NaN"),
     ],
 )
 def test_values_have_a_plain_form(value: object, expected: object) -> None:
@@ -97,8 +109,12 @@ def endless() -> list[Any]:
         ({"items": [1, 2, {"handle": object()}]}, "$.items[2].handle"),
         (Holder(held={"a": [object()]}), "$.held.a[0]"),
         (Pair(1, [b"\xff"]), "$.right[0]"),
-        ([float("inf")], "$[0]"),
-        ({"a": [1.5, float("nan")]}, "$.a[1]"),
+        ([10**5000], "$[0]"),
+        ({"a": [iter([1])]}, "$.a[0]"),
+        (Holder(held=map(str, [1])), "$.held"),
+        ({"a": {1: "x", "1": "y"}}, "$.a"),
+        ([{True: 1, "true": 2}], "$[0]"),
+        (Holder(held={None: 1, "None": 2}), "$.held"),
         ({"a": ["fine", "\ud800"]}, "$.a[1]"),
         (StopEvent(result=[object()]), "$.result[0]"),
         ({"f": test_values_have_a_plain_form}, "$.f"),
@@ -122,7 +138,7 @@ def test_a_streamed_event_is_named_and_measured() -> None:
     assert 500 < streamed.size < 600
     with pytest.raises(SerializationError) as caught:
         streamed_event(Event(handle=object()))
-    assert caught.value.path == "Event.handle"
+    assert caught.value.path == "event Event.handle"
 
 
 def test_plain_values_have_no_type_name() -> None:
@@ -214,3 +230,59 @@ def test_questions_and_answers_are_told_from_other_events() -> None:
     assert flow.questions == waits.questions == ["InputRequiredEvent", "Offer"]
     assert flow.answers == ["Reply"], "a step declares it"
     assert waits.answers == ["Approval", "HumanResponseEvent", "Reply"], "one of the module's"
+
+
+def in_a_module(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(text, vars(module))  # noqa: S102 - it is written here
+    return module
+
+
+BARE = """
+from workflows import Workflow, step
+from workflows.events import StartEvent, StopEvent
+{imports}
+class Bare(Workflow):
+    @step
+    async def ask(self, ev: StartEvent) -> StopEvent: ...
+"""
+ASKING = """
+from workflows.events import HumanResponseEvent
+class Approval(HumanResponseEvent):
+    by: str
+async def ask(ctx):
+    return await ctx.wait_for_event(Approval)
+class Base: ...
+"""
+
+
+@pytest.mark.parametrize("cls", [HumanResponseEvent, InputRequiredEvent])
+def test_the_answers_of_the_library_are_known_to_every_workflow(
+    cls: type[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = in_a_module("bare", BARE.format(imports=""), monkeypatch).Bare
+    registry = EventRegistry(bare())
+    assert type(registry.decode(definition({"type": cls.__name__, "value": {}}))) is cls
+    assert registry.answers == []
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["from asking import ask", "import asking", "from asking import Base", "from between import ask_later"],
+)
+def test_an_answer_that_an_imported_function_waits_for_is_known(
+    imports: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_module("asking", ASKING, monkeypatch)
+    in_a_module("between", "from asking import ask\nasync def ask_later(ctx): await ask(ctx)", monkeypatch)
+    bare = in_a_module("bare", BARE.format(imports=imports), monkeypatch).Bare
+    event = EventRegistry(bare()).decode(definition({"type": "Approval", "value": {"by": "Ada"}}))
+    assert event.by == "Ada"
+
+
+def test_the_answers_of_other_modules_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_a_module("asking", ASKING, monkeypatch)
+    bare = in_a_module("bare", BARE.format(imports=""), monkeypatch).Bare
+    with pytest.raises(InvalidRequestError, match="--allow-type"):
+        EventRegistry(bare()).decode(definition({"type": "Approval", "value": {"by": "Ada"}}))

@@ -20,6 +20,7 @@ from llama_deploy.cli.logs import configure_logging
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
     HUMAN_RESPONSE,
+    AllowTypes,
     AsJson,
     Concurrency,
     Insecure,
@@ -104,6 +105,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     port: Port = 8000,
     queue_port: QueuePort = 8001,
     max_concurrent_tasks: Concurrency = None,
+    allow_types: AllowTypes = None,
     allow_remote: Annotated[
         bool,
         typer.Option(
@@ -137,6 +139,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
                 store=store,
             ),
             max_concurrent_tasks=max_concurrent_tasks,
+            allowed_types=allow_types,
             as_json=as_json,
         )
 
@@ -147,6 +150,7 @@ def worker(
     targets: Targets,
     queue: Queue = None,
     max_concurrent_tasks: Concurrency = None,
+    allow_types: AllowTypes = None,
     as_json: AsJson = False,
 ) -> None:
     """Run services for a control plane in another process.
@@ -165,6 +169,7 @@ def worker(
             insecure=settings.insecure,
             queue=queue,
             max_concurrent_tasks=max_concurrent_tasks,
+            allowed_types=allow_types,
             as_json=as_json,
         )
 

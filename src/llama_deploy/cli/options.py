@@ -104,6 +104,15 @@ Concurrency = Annotated[
         "LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS from the environment, or 8.",
     ),
 ]
+AllowTypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-type",
+        metavar="MODULE:CLASS",
+        help="A further class that events, state and results may contain, such as `app.answers:Approval`. "
+        "Repeat the option for several. Default: LLAMA_DEPLOY_WF_SERVICE_ALLOWED_TYPES from the environment.",
+    ),
+]
 Port = Annotated[
     int,
     typer.Option(

@@ -23,7 +23,14 @@ from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.web.http_server import is_loopback
 
 
-def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | None, as_json: bool) -> None:
+def serve(
+    targets: Sequence[str],
+    place: Place,
+    *,
+    max_concurrent_tasks: int | None,
+    allowed_types: Sequence[str] | None,
+    as_json: bool,
+) -> None:
     """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
 
     Raises:
@@ -32,7 +39,7 @@ def serve(targets: Sequence[str], place: Place, *, max_concurrent_tasks: int | N
         LlamaDeployError: As `LocalStack.start`.
     """
     _check(place)
-    hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
+    hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks, allowed_types=allowed_types)
     try:
         run_until_stopped(_serve(hosted, place, as_json=as_json))
     except BindError as exc:
@@ -97,6 +104,7 @@ def work(
     insecure: bool,
     queue: str | None,
     max_concurrent_tasks: int | None,
+    allowed_types: Sequence[str] | None,
     as_json: bool,
 ) -> None:
     """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
@@ -105,7 +113,7 @@ def work(
         CommandError: A workflow was not found, or an environment variable is not valid.
         LlamaDeployError: As `run_workflow`.
     """
-    hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks)
+    hosted = _host(targets, max_concurrent_tasks=max_concurrent_tasks, allowed_types=allowed_types)
     with settings_of(ClientSettings):
         settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
     control_plane = settings.connect_to(control_plane_urls)
@@ -135,10 +143,14 @@ def work(
     run_until_stopped(work_on_all())
 
 
-def _host(targets: Sequence[str], *, max_concurrent_tasks: int | None) -> list[HostedWorkflow]:
+def _host(
+    targets: Sequence[str], *, max_concurrent_tasks: int | None, allowed_types: Sequence[str] | None
+) -> list[HostedWorkflow]:
     workflows = load_workflows(targets)
     with settings_of(WorkflowServiceConfig):
         return [
-            HostedWorkflow.named(name, workflow, max_concurrent_tasks=max_concurrent_tasks)
+            HostedWorkflow.named(
+                name, workflow, max_concurrent_tasks=max_concurrent_tasks, allowed_types=allowed_types
+            )
             for name, workflow in workflows.items()
         ]

@@ -9,6 +9,7 @@ import pydantic
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
+from llama_deploy.client.node_results import with_nodes
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.types import (
     EventDefinition,
@@ -17,6 +18,7 @@ from llama_deploy.types import (
     TaskSubmission,
     generate_id,
 )
+from llama_deploy.types.json_values import check_all_keys
 from llama_deploy.types.validation import describe_validation_error
 
 T = TypeVar("T")
@@ -49,6 +51,7 @@ def encode_json_object(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _to_json_value(value: Any, *, path: str) -> Any:
     try:
+        check_all_keys(value)
         return pydantic_core.to_jsonable_python(value)
     except (pydantic_core.PydanticSerializationError, ValueError) as exc:
         raise SerializationError(f"{path} cannot be converted to JSON: {exc}", path=path) from exc
@@ -75,6 +78,7 @@ def encode_event(
         )
     name = f"{type(event).__module__}.{type(event).__name__}"
     try:
+        check_all_keys(event.model_dump())
         value = event.model_dump(mode="json")
     except (pydantic_core.PydanticSerializationError, ValueError) as exc:
         raise SerializationError(f"event {name} cannot be converted to JSON: {exc}") from exc
@@ -95,8 +99,12 @@ def decode_result(value: Any, as_type: type[T], *, task_id: str) -> T:
     Raises:
         SerializationError: The result does not match `as_type`.
     """
+    adapter = TypeAdapter(as_type)
     try:
-        return TypeAdapter(as_type).validate_json(pydantic_core.to_json(value))
+        try:
+            return adapter.validate_json(pydantic_core.to_json(value))
+        except TypeError:  # an abstract class
+            return adapter.validate_python(with_nodes(value))
     except pydantic.ValidationError as exc:
         name = getattr(as_type, "__name__", as_type)
         raise SerializationError(

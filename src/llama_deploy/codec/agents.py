@@ -9,10 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final, TypeVar
 
-import pydantic_core
-from pydantic import BaseModel
+T = TypeVar("T")
 
 _HOME: Final = "llama_index.core.agent"
 _HELD: Final = (
@@ -27,16 +26,21 @@ _DATA: Final = (
     ("llama_index.core.base.llms.types", "ChatMessage"),
     ("llama_index.core.base.llms.types", "BaseContentBlock"),
 )
-"""The base classes of what retrievers return and of chat messages."""
+"""The base classes of what retrievers return and of chat messages. See also `codec.known_classes`."""
 
 _RAW_FIELDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "llama_index.core.tools.types.ToolOutput": frozenset({"raw_input", "raw_output"}),
         "llama_index.core.base.llms.types.ChatMessage": frozenset({"additional_kwargs"}),
+        "llama_index.core.base.llms.types.ChatResponse": frozenset({"raw", "additional_kwargs"}),
+        "llama_index.core.base.llms.types.CompletionResponse": frozenset({"raw", "additional_kwargs"}),
     }
 )
 """Fields with raw objects of tools and LLM clients, of any class; other fields hold the relevant data."""
 
+_OPAQUE: Final[Mapping[str, bool]] = MappingProxyType(
+    {"llama_index.core.base.response.schema.PydanticResponse": True}
+)
 _NO_MODEL: Final = (
     "which holds connections and keys, and is not stored: create it in `__init__` of the workflow or once "
     "for the module, and do not put it into events or state"
@@ -53,9 +57,6 @@ _REJECTED: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Classes, by name, that look like data and are not. Their subclasses are included."""
-
-LEVELS: Final = 4
-"""How deep containers are searched for what can be kept of them."""
 
 
 def agent_types(workflow_class: type) -> Iterator[type]:
@@ -86,7 +87,7 @@ def rejection(cls: type) -> str | None:
 
     The text follows the name of the class.
     """
-    return next(_of_bases(cls, _REJECTED), None)
+    return named_base(cls, _REJECTED)
 
 
 def raw_fields(cls: type) -> frozenset[str]:
@@ -94,45 +95,17 @@ def raw_fields(cls: type) -> frozenset[str]:
     return frozenset().union(*_of_bases(cls, _RAW_FIELDS))
 
 
-def _of_bases(cls: type, table: Mapping[str, Any]) -> Iterator[Any]:
+def is_opaque(cls: type) -> bool:
+    """Return whether a class is a dataclass that pydantic cannot write, because it answers any attribute."""
+    return named_base(cls, _OPAQUE) is not None
+
+
+def named_base(cls: type, table: Mapping[str, T]) -> T | None:
+    """Return what a table of names has for a class, or for the first of its bases. None: nothing."""
+    return next(_of_bases(cls, table), None)
+
+
+def _of_bases(cls: type, table: Mapping[str, T]) -> Iterator[T]:
     for base in cls.__mro__:
         if (found := table.get(f"{base.__module__}.{base.__qualname__}")) is not None:
             yield found
-
-
-def reduced(value: object, *, levels: int = LEVELS) -> Any:
-    """Return as much of a value as JSON can represent; other objects become None."""
-    if levels and isinstance(value, Mapping):
-        return {str(key): reduced(item, levels=levels - 1) for key, item in value.items()}
-    if levels and isinstance(value, list | tuple):
-        return [reduced(item, levels=levels - 1) for item in value]
-    if rejection(type(value)) is not None:
-        return None
-    try:
-        return pydantic_core.from_json(pydantic_core.to_json(value, inf_nan_mode="null"))
-    except Exception:  # noqa: BLE001 - code of any class, and nothing that must be kept
-        return None
-
-
-def with_reduced_fields(value: Any, *, levels: int = 2 * LEVELS) -> Any:
-    """Return a copy of a value in which the raw fields of all models contain only JSON."""
-    if not levels:
-        return value
-
-    def reduce_all(items: Mapping[Any, Any]) -> dict[Any, Any]:
-        return {key: with_reduced_fields(item, levels=levels - 1) for key, item in items.items()}
-
-    if isinstance(value, BaseModel):
-        raw = raw_fields(type(value))
-        fields = vars(value)
-        model = value.model_copy(update={name: reduced(fields[name]) for name in raw & fields.keys()})
-        vars(model).update(reduce_all({name: item for name, item in fields.items() if name not in raw}))
-        if model.__pydantic_private__:
-            # The library's events keep undeclared fields here.
-            model.__pydantic_private__.update(reduce_all(model.__pydantic_private__))
-        return model
-    if type(value) is dict:
-        return reduce_all(value)
-    if type(value) in (list, tuple):
-        return type(value)(with_reduced_fields(item, levels=levels - 1) for item in value)
-    return value

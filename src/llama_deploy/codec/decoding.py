@@ -1,6 +1,7 @@
 """Decodes JSON values to Python values. A name in the data never causes an import.
 
-Names are looked up among the declared classes and the builtin exceptions; only objects of these are built.
+Names are looked up among the declared classes, the builtin exceptions and the lists of `codec.known_classes`;
+only objects of these are built.
 The following code runs during decoding, and must therefore withstand bad data:
 
 * of declared classes: `__new__` of models and exceptions, the factories and the copying of defaults,
@@ -20,12 +21,15 @@ from typing import Any, Final
 from llama_deploy.codec.encoding import TAG
 from llama_deploy.codec.faults import Fault, step_to
 from llama_deploy.codec.forms import Form, form_of
+from llama_deploy.codec.known_classes import build_scalar, class_value
 from llama_deploy.codec.type_registry import TypeRegistry
 from llama_deploy.codec.values import SPECIAL_KINDS, VALUE_KINDS, expect
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
-_BUILDERS: Final[dict[str, Callable[..., object]]] = SPECIAL_KINDS | {
-    kind.name: kind.build for kind in VALUE_KINDS
+_BUILDERS: Final[dict[str, Callable[..., object]]] = {
+    **SPECIAL_KINDS,
+    **{kind.name: kind.build for kind in VALUE_KINDS},
+    "numpy": build_scalar,
 }
 
 
@@ -87,7 +91,7 @@ class Decoder:
         if not parts or type(parts[0]) is not str:
             raise Fault(f"is of the kind {kind!r}, but does not name a class")
         if kind == "class":
-            return self._class(*parts)
+            return class_value(parts[0]) or self._class(*parts)
         form = self._form_of(parts[0])
         if form is None or form.kind != kind:
             raise Fault(f"is of the kind {kind!r}, which {parts[0]} is not")
@@ -99,7 +103,7 @@ class Decoder:
         return self._forms[name]
 
     def _class(self, name: object) -> type:
-        cls = self._registry.find(expect(str, name))
+        cls = self._registry.load(expect(str, name))
         if cls is None:
             raise Fault(self._registry.unknown(expect(str, name)))
         return cls

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
 
-from llama_deploy.codec.agents import LEVELS, raw_fields, reduced, rejection
+from llama_deploy.codec.agents import raw_fields, rejection
 from llama_deploy.codec.exceptions import DescribedError, builtin_arguments, describe
 from llama_deploy.codec.faults import Fault, step_to
 from llama_deploy.codec.forms import Form, PrivateAttributes, form_of
+from llama_deploy.codec.known_classes import is_scalar, name_of_class_value, take_scalar
+from llama_deploy.codec.reducing import LEVELS, reduced
 from llama_deploy.codec.type_registry import TypeRegistry, qualified_name
 from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
 
@@ -184,6 +186,8 @@ class Encoder:
         """Return the handler for a class that was not seen before."""
         if issubclass(cls, type):
             return self._class
+        if is_scalar(cls):
+            return self._taken_apart(take_scalar, "numpy")
         form = form_of(cls)
         if form is None:
             raise Fault(_rejection_of(cls), cls=cls)
@@ -195,7 +199,7 @@ class Encoder:
         return self._error_handler(form if name is not None else None, name or "")
 
     def _class(self, value: type, _: int) -> Any:
-        name = self._registry.name_of(value)
+        name = self._registry.name_of(value) or name_of_class_value(value)
         if name is None:
             raise Fault("is the class itself: " + self._registry.rejection_of(value))
         return {TAG: ["class", name]}

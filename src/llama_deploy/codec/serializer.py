@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from workflows.context import BaseSerializer, JsonSerializer
+from workflows.events import Event
 
 from llama_deploy.codec.annotations import has_fields
 from llama_deploy.codec.type_registry import TypeRegistry
@@ -31,7 +32,8 @@ class TypedSerializer(BaseSerializer):
             SerializationError: Something in it cannot be encoded. The path begins with the value's class.
         """
         cls = type(value)
-        return self._codec.dumps(value, path=cls.__name__ if has_fields(cls) else "$")
+        kind = "event " if issubclass(cls, Event) else ""
+        return self._codec.dumps(value, path=kind + cls.__name__ if has_fields(cls) else "value")
 
     def deserialize(self, value: str) -> Any:
         """Return the value of JSON text.

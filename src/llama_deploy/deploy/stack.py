@@ -31,7 +31,12 @@ class HostedWorkflow:
 
     @classmethod
     def named(
-        cls, service_name: str, workflow: AnyWorkflow, *, max_concurrent_tasks: int | None = None
+        cls,
+        service_name: str,
+        workflow: AnyWorkflow,
+        *,
+        max_concurrent_tasks: int | None = None,
+        allowed_types: Sequence[str] | None = None,
     ) -> HostedWorkflow:
         """Return a workflow with default settings. The first line of its class's docstring describes it.
 
@@ -40,15 +45,15 @@ class HostedWorkflow:
             workflow: See `HostedWorkflow.workflow`.
             max_concurrent_tasks: How many tasks an instance runs at a time. None: from the environment or the
                 default, like all other settings.
+            allowed_types: Names of further classes, see `WorkflowServiceConfig`. None: from the environment.
 
         Raises:
             ConfigError: The class or function does not return a workflow.
         """
         source = WorkflowFactory.of(workflow)
         described = source.first if isinstance(source, WorkflowFactory) else source
-        chosen: dict[str, Any] = (
-            {} if max_concurrent_tasks is None else {"max_concurrent_tasks": max_concurrent_tasks}
-        )
+        options = {"max_concurrent_tasks": max_concurrent_tasks, "allowed_types": allowed_types}
+        chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         config = WorkflowServiceConfig(
             host="127.0.0.1",
             port=0,

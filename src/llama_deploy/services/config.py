@@ -66,7 +66,8 @@ class WorkflowServiceConfig(BaseSettings):
     `task`: at its beginning.
 
     With `auto` and `task`, keys of `ctx.store` that cannot be stored are missing in later tasks of the
-    session. A result, and the events that the workflow streams, must be valid JSON in any case.
+    session. The events that the workflow streams must be valid JSON in any case. A result without a JSON form
+    becomes its text.
     """
     idle_timeout: float | None = Field(default=60.0, ge=0)
     """Seconds after which a run that only waits for something from outside leaves memory. If another task
@@ -92,15 +93,18 @@ class WorkflowServiceConfig(BaseSettings):
     drain_timeout: float = Field(default=30.0, ge=0)
     """Seconds that running tasks may take to end when the service stops. The rest is handed back."""
     allowed_types: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(default_factory=list)
-    """Qualified names of further classes that events and session state may contain, such as `package.Answer`.
+    """Names of further classes that events and state may contain, such as `package.module:Answer` or
+    `package.module.Answer`.
 
-    In the environment, separate names by commas. The classes are imported when the service is created.
+    In the environment, separate names by commas; `llamactl serve` and `worker` also take `--allow-type`.
+    The classes are imported when the service is created.
 
     You do not need to name: the workflow's events, its state, the classes in their annotations; the models,
     dataclasses, enums and exceptions that the workflow's module defines or imports by name; the subclasses of
-    all these that are loaded when the service is created; llama_index's nodes and messages if it is loaded
-    then. You must name an event that clients send if it appears only in `ctx.wait_for_event`, unless it is a
-    `HumanResponseEvent` or derived from it.
+    all these that are loaded when the service is created; llama_index's nodes, messages, responses and what
+    its agents return. You must name an event that clients send if it appears only in `ctx.wait_for_event`,
+    unless it is a `HumanResponseEvent`, or derived from it in a module from which the workflow's module
+    imports something.
     """
     blocked_limit: float = Field(default=60.0, gt=0)
     """Seconds after which an instance whose event loop is blocked stops its heartbeats.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import pydantic_core
@@ -52,6 +53,37 @@ def decode_object(text: str, *, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequestError(f"{what} must be a JSON object, not {type(value).__name__}")
     return value
+
+
+def check_keys(value: Mapping[Any, Any]) -> None:
+    """Check that the keys of a mapping are different in JSON, where each key is a string.
+
+    Raises:
+        ValueError: Two keys are the same, such as `1` and `"1"`, or a key cannot be written.
+    """
+    seen: dict[str, Any] = {}
+    for key in value:
+        (text,) = pydantic_core.to_jsonable_python({key: None})
+        if text in seen:
+            raise ValueError(f"the keys {seen[text]!r} and {key!r} are the same in JSON: use strings as keys")
+        seen[text] = key
+
+
+def check_all_keys(value: object) -> None:
+    """Check the keys of all mappings in dicts, lists and tuples; see `check_keys`.
+
+    Raises:
+        ValueError: As `check_keys`.
+    """
+    waiting, seen = [value], set[int]()
+    while waiting:
+        current = waiting.pop()
+        if not isinstance(current, dict | list | tuple) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, dict) and not all(type(key) is str for key in current):
+            check_keys(current)
+        waiting.extend(current.values() if isinstance(current, dict) else current)
 
 
 def is_deeper(value: Any, levels: int) -> bool:

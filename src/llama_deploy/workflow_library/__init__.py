@@ -10,8 +10,6 @@ Raises:
 
 from __future__ import annotations
 
-from typing import Final
-
 from llama_deploy.workflow_library.versions import (
     UntestedLibraryWarning,
     library_version,
@@ -44,6 +42,7 @@ try:
         WorkflowTick,
     )
 
+    from llama_deploy.workflow_library.event_parts import UNDECLARED, parts_of, parts_of_model, set_parts
     from llama_deploy.workflow_library.many_objects import (
         ManyObjectsRuntime,
         describe_class,
@@ -84,9 +83,6 @@ except ImportError as exc:
     raise unsupported(str(exc)) from exc
 
 warn_if_untested()
-
-UNDECLARED: Final = "_data"
-"""The private attribute with the undeclared fields of the library's events and states."""
 
 __all__ = [
     "UNDECLARED",
@@ -134,10 +130,13 @@ __all__ = [
     "library_attributes",
     "library_folders",
     "library_version",
+    "parts_of",
+    "parts_of_model",
     "placeholder",
     "restore",
     "resuming",
     "sent_placeholder",
+    "set_parts",
     "share_class",
     "shares_class",
     "snapshot",

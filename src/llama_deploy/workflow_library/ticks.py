@@ -16,12 +16,12 @@ _NO_STEP: Final = StepId.root("__placeholder__")
 def events_of(tick: WorkflowTick) -> Iterator[tuple[str, Event]]:
     """Yield the events of a tick, each with a name to show to users."""
     if isinstance(tick, TickAddEvent):
-        yield type(tick.event).__name__, tick.event
+        yield f"event {type(tick.event).__name__}", tick.event
     elif isinstance(tick, TickStepResult):
         results = [each.result for each in tick.result if isinstance(each, StepWorkerResult)]
         for event in (*results, *(sent.event for sent in tick.sends)):
             if event is not None:
-                yield type(event).__name__, event
+                yield f"event {type(event).__name__}", event
 
 
 def will_try_again(tick: TickStepResult) -> bool:

@@ -16,7 +16,8 @@ from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.codec import TypedJson, TypeRegistry, declared_types
-from llama_deploy.codec.agents import agent_types, is_agent, reduced, with_reduced_fields
+from llama_deploy.codec.agents import agent_types, is_agent
+from llama_deploy.codec.reducing import reduced, with_reduced_fields
 from llama_deploy.errors import SerializationError
 from llama_deploy.services.values.payloads import streamed_event
 

@@ -153,8 +153,8 @@ def test_errors_name_the_place_from_the_class_on() -> None:
     passages = Passages(nodes=[NodeWithScore.model_construct(node=not_a_node)])
     with pytest.raises(SerializationError) as caught:
         serializer.serialize(passages)
-    assert caught.value.path == "Passages.nodes[0].node"
-    assert str(caught.value).startswith("Passages.nodes[0].node is a builtins.object")
+    assert caught.value.path == "event Passages.nodes[0].node"
+    assert str(caught.value).startswith("event Passages.nodes[0].node is a builtins.object")
 
 
 def test_the_library_finds_classes_through_the_registry_only() -> None:

@@ -21,7 +21,8 @@ def check_event(event: EventDefinition, service_name: str, definition: ServiceDe
         raise InvalidRequestError(
             f"service {service_name!r} does not accept events of the class {name!r};"
             f" it accepts: {', '.join(known) or 'none'}. An event that appears only in ctx.wait_for_event"
-            " must be a HumanResponseEvent, or be named in the service's setting allowed_types"
+            " must be a HumanResponseEvent, or be named with --allow-type of llamactl or in the service's"
+            " setting allowed_types (LLAMA_DEPLOY_WF_SERVICE_ALLOWED_TYPES)"
         )
 
 

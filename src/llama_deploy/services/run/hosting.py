@@ -16,6 +16,7 @@ from workflows import Workflow
 from workflows.events import Event
 
 from llama_deploy.services.run.run_observer import RunObserver
+from llama_deploy.services.run.step_guard import watching
 from llama_deploy.workflow_library import (
     BaseInternalRunAdapterDecorator,
     BaseRuntimeDecorator,
@@ -118,6 +119,7 @@ class HostedRuntime(BaseRuntimeDecorator):
             host = None  # a workflow's own `run` may run others first
         # The run's steps inherit the context. Workflows that they run are not hosted.
         token = hosting.set(None)
+        watch_token = watching.set(None if host is None else watching.get())
         try:
             if host is not None:
                 self._hosts[run_id] = host
@@ -125,6 +127,7 @@ class HostedRuntime(BaseRuntimeDecorator):
             return super().run_workflow(run_id, workflow, state, *rest, **options)
         finally:
             hosting.reset(token)
+            watching.reset(watch_token)
 
     def get_internal_adapter(self, workflow: Workflow) -> InternalRunAdapter:
         """Return the adapter of the run that begins in this context."""

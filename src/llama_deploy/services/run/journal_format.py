@@ -104,7 +104,7 @@ class JournalFormat:
 
     def _tick_text(self, tick: WorkflowTick) -> str:
         try:
-            return self.writing.write(tick, path="$")
+            return self.writing.write(tick, path="the run")
         except SerializationError:
             # Name the place in terms of the workflow; its author does not know ticks.
             for place, event in library.events_of(tick):

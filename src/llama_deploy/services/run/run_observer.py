@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from weakref import ref
 
 from workflows import Workflow
 from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowIdleEvent
@@ -17,6 +20,7 @@ from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_ending import RunEnding, RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
+from llama_deploy.services.run.stream_reading import Emit
 from llama_deploy.services.run.waits import Wait
 from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
 from llama_deploy.services.values.unwritable import explain_missing
@@ -105,13 +109,24 @@ class RunObserver:
         if isinstance(event, StopEvent):
             ending.ended(event)
         elif ending.fault is None:
-            try:
-                with self.clock.held():  # the event may have to wait until earlier ones are sent
-                    await self.hooks.on_event(streamed_event(event))
-            except LlamaDeployError as exc:
-                ending.fail(exc)
-            if self.journal is not None:
-                self.journal.make_room()
+            with suppress(LlamaDeployError):
+                await self._stream(partial(streamed_event, event))
+
+    @property
+    def on_item(self) -> Emit:
+        """Streams an item of the result of a step. It raises an error if the run has ended, or ends with it.
+
+        It does not refer to this object: the contexts of timers, which hold it, outlive the run.
+        """
+        this = ref(self)
+
+        async def stream(item: StreamedEvent) -> None:
+            observer = this()
+            if observer is None or observer.ending.is_over or observer.ending.last_event is not None:
+                raise RunReleasedError
+            await observer._stream(lambda: item)  # noqa: SLF001 - of this class
+
+        return stream
 
     async def send(self, tick: WorkflowTick) -> None:
         """Send the run a tick, if it has begun."""
@@ -121,6 +136,17 @@ class RunObserver:
     def close(self) -> None:
         """Stop the timers of the run. Idempotent."""
         self._timers.cancel()
+
+    async def _stream(self, make: Callable[[], StreamedEvent]) -> None:
+        try:
+            with self.clock.held():  # the event may have to wait until earlier ones are sent
+                await self.hooks.on_event(make())
+        except LlamaDeployError as exc:
+            self.ending.fail(exc)
+            raise
+        finally:
+            if self.journal is not None:
+                self.journal.make_room()
 
     async def _before_start(self) -> None:
         """Wait until steps may start: the run belongs to this instance, and what they depend on is stored."""

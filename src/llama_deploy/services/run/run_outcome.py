@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from dataclasses import dataclass
@@ -13,12 +14,16 @@ from workflows.events import StopEvent, WorkflowTimedOutEvent
 
 from llama_deploy import message_consumers
 from llama_deploy.codec import qualified_name
-from llama_deploy.errors import TaskCancelledError
+from llama_deploy.codec.plain_json import measured, to_json_value
+from llama_deploy.errors import SerializationError, TaskCancelledError
 from llama_deploy.services.run.step_guard import StepExitError
-from llama_deploy.services.values.payloads import measured, to_json_value, value_type_of
+from llama_deploy.services.values.payloads import value_type_of
+from llama_deploy.services.values.texts import text_of
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.workflow_library import library_folders
+
+logger = logging.getLogger(__name__)
 
 _TRACEBACK_LINES: Final = 20
 _SERVICES: Final = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - as in frames
@@ -83,23 +88,31 @@ class RunOutcome:
     def succeeded(cls, event: StopEvent, ctx: Context | None = None) -> RunOutcome:
         """The run ended with the workflow's stop event.
 
+        A result that does not have a JSON form, such as an object, becomes its text.
+
         Raises:
-            SerializationError: The result cannot be written as JSON.
+            SerializationError: An undeclared field beside the result cannot be written as JSON.
         """
         name = type(event).__name__
         plain = type(event) is StopEvent
         result: object = event.result if plain else event
-        value, size = measured(result)
-        text = str(result) if plain else None
-        data = to_json_value({key: item for key, item in event.items() if key != "result"}) if plain else {}
+        text = text_of(result) if plain else None
+        repeated: Literal["result", "data"] = "result" if plain else "data"
+        others = {key: item for key, item in event.items() if key != "result"} if plain else {}
+        try:
+            value, size = measured(result, path="result")
+        except SerializationError as exc:
+            text, repeated = text or text_of(result), "result"
+            value, size = text, len(text)
+            logger.info("clients get the text of a result: %s", exc, extra={"action": "text_of_result"})
         return cls(
             TaskStatus.SUCCEEDED,
             # The control plane derives the text from the value where it can.
             result=None if text == str(value) else text,
             value=value,
             value_type=value_type_of(result),
-            terminal_event=EventPayload(type=name, data=data),
-            event_value="result" if plain else "data",
+            terminal_event=EventPayload(type=name, data=to_json_value(others, path=name) if others else {}),
+            event_value=repeated,
             ctx=ctx,
             size=size + 256,
         )

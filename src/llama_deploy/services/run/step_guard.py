@@ -19,8 +19,8 @@ import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from types import FrameType, MethodType
 from typing import Any, Final
@@ -28,6 +28,7 @@ from typing import Any, Final
 from workflows import Workflow
 
 from llama_deploy.services.run.shared_state import run_object
+from llama_deploy.services.run.stream_reading import Emit, read_streams
 from llama_deploy.workflow_library import steps_of
 
 _NOTHING: Final = nullcontext()
@@ -53,17 +54,12 @@ class StepExitError(Exception):
 class StepWatch:
     """What is called when the steps of a run begin and end."""
 
-    loop: asyncio.AbstractEventLoop
-    """The loop in which it is called."""
     on_begin: Callable[[], None]
     on_end: Callable[[], None]
     on_change: Callable[[str], None] | None = None
     """Called, in any thread, with what a step has changed in the workflow object."""
-
-    def call_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Call `on_begin` or `on_end` from another thread."""
-        with suppress(RuntimeError):  # the loop may be closed before a thread ends
-            self.loop.call_soon_threadsafe(callback)
+    on_item: Emit | None = None
+    """Streams an item of a result that is a stream. None: streams are not read."""
 
 
 watching: ContextVar[StepWatch | None] = ContextVar("watching", default=None)
@@ -100,16 +96,15 @@ def unguard(workflow: Workflow) -> None:
 
 
 def _guarded(workflow: Workflow, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
-    function = getattr(step, "__func__", step)
-    guarded = (
-        _guard_async(name, function) if inspect.iscoroutinefunction(function) else _guard_sync(name, function)
-    )
+    guarded = _guard(name, getattr(step, "__func__", step))
     setattr(guarded, _MARK, True)
     # The library calls bound methods with the instance, and free functions without.
     return MethodType(guarded, workflow) if inspect.ismethod(step) else guarded
 
 
-def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    call = function if inspect.iscoroutinefunction(function) else _in_thread(step_name, function)
+
     @functools.wraps(function)
     async def guarded_step(*args: Any, **kwargs: Any) -> Any:
         watch = watching.get()
@@ -117,7 +112,10 @@ def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Cal
             watch.on_begin()
         try:
             with _compared(step_name, args, watch):
-                return await function(*args, **kwargs)
+                returned = await call(*args, **kwargs)
+                if watch is not None and watch.on_item is not None:
+                    await read_streams(returned, watch.on_item)
+                return returned
         except (Exception, GeneratorExit):
             raise
         except asyncio.CancelledError as exc:
@@ -134,24 +132,20 @@ def _guard_async(step_name: str, function: Callable[..., Awaitable[Any]]) -> Cal
     return guarded_step
 
 
-def _guard_sync(step_name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def guarded_step(*args: Any, **kwargs: Any) -> Any:
-        watch = watching.get()
-        if watch is not None:
-            watch.call_threadsafe(watch.on_begin)
-        try:
-            with _compared(step_name, args, watch):
-                return function(*args, **kwargs)
-        except Exception:
-            raise
-        except BaseException as exc:
-            raise StepExitError(step_name, exc) from exc
-        finally:
-            if watch is not None:
-                watch.call_threadsafe(watch.on_end)
+def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """Return a step that calls a function in a thread, as the library does."""
 
-    return guarded_step
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except StopIteration as exc:  # asyncio cannot pass it on
+            raise StepExitError(step_name, exc) from exc
+
+    async def call_in_thread(*args: Any, **kwargs: Any) -> Any:
+        run = functools.partial(copy_context().run, call, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(None, run)
+
+    return call_in_thread
 
 
 def _compared(

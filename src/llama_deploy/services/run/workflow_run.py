@@ -128,10 +128,10 @@ class WorkflowRun:
         context = copy_context()
         context.run(hosting.set, self._observer)
         watch = StepWatch(
-            asyncio.get_running_loop(),
             self.clock.step_begins,
             self.clock.step_ends,
             None if self.journal is None else self.journal.on_change,
+            self._observer.on_item,
         )
         context.run(watching.set, watch)
         starting = asyncio.create_task(self._begin(), context=context)

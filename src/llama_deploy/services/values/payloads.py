@@ -1,18 +1,15 @@
-"""Values of a workflow as JSON: results, streamed events, and the events that clients send.
+"""Streamed events as JSON, and the events that clients send.
 
-Encoding is strict: a value without a plain form in JSON raises `SerializationError`, which names the place
-inside the value. Decoding builds only classes that the workflow declares; no name in a payload is imported.
+Decoding builds only classes that the workflow declares; no name in a payload is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
-import pydantic_core
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from workflows import Workflow
 from workflows.events import (
     Event,
@@ -24,9 +21,9 @@ from workflows.events import (
 )
 
 from llama_deploy.codec import qualified_name
-from llama_deploy.codec.agents import is_agent, with_reduced_fields
-from llama_deploy.codec.type_registry import classes_in_modules_of
-from llama_deploy.errors import InvalidRequestError, SerializationError
+from llama_deploy.codec.plain_json import measured
+from llama_deploy.codec.type_registry import ALLOW_IT, classes_in_modules_of, questions_and_answers_near
+from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.types.validation import describe_validation_error
@@ -35,73 +32,8 @@ from llama_deploy.workflow_library import UNDECLARED
 _PLAIN: Final = (bool, int, float, str, list, dict)
 _NOT_FROM_OUTSIDE: Final = (StartEvent, StopEvent, InternalDispatchEvent)
 """Events that begin or end a run, or are internal to the library."""
-_ENCODING_ERRORS: Final = (pydantic_core.PydanticSerializationError, ValueError, TypeError, RecursionError)
-
-
-def to_json_value(value: object, *, path: str = "$") -> Any:
-    """Return `value` as JSON values.
-
-    Models and dataclasses become objects; sets and tuples lists; dates, UUIDs, decimals and paths strings;
-    enums their values; bytes the text that they contain in UTF-8.
-
-    Args:
-        value: The value.
-        path: The place of the value, for errors.
-
-    Raises:
-        SerializationError: Something in it cannot be JSON: an object of another class, a number that is not
-            finite, bytes or a string that are not text, a value that contains itself.
-    """
-    return measured(value, path=path)[0]
-
-
-def measured(value: object, *, path: str = "$") -> tuple[Any, int]:
-    """Return `value` as JSON values, and the length of their text in bytes; see `to_json_value`."""
-    try:
-        return _encode(value)
-    except _ENCODING_ERRORS:
-        value = with_reduced_fields(value)
-    try:
-        return _encode(value)
-    except _ENCODING_ERRORS as exc:
-        place, reason = _find_fault(value, path, exc)
-        raise SerializationError(f"{place} cannot be written as JSON: {reason}", path=place) from exc
-
-
-def _encode(value: object) -> tuple[Any, int]:
-    encoded = pydantic_core.to_jsonable_python(value)
-    text = pydantic_core.to_json(encoded, inf_nan_mode="constants")
-    # The standard library takes four times as long, so it only checks texts that may contain such a number.
-    if b"NaN" in text or b"Infinity" in text:
-        json.dumps(encoded, allow_nan=False)
-    return encoded, len(text)
-
-
-def _find_fault(value: object, path: str, exc: Exception, *, depth: int = 0) -> tuple[str, str]:
-    """Return the innermost place that cannot be encoded, and why."""
-    if depth < 50:  # noqa: PLR2004 - ends at values that contain themselves
-        for step, child in _children(value):
-            try:
-                _encode(child)
-            except _ENCODING_ERRORS as inner:
-                return _find_fault(child, path + step, inner, depth=depth + 1)
-    return path, f"{type(value).__name__}: {exc}"
-
-
-def _children(value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Event):
-        yield from ((f".{name}", getattr(value, name)) for name in type(value).model_fields)
-        yield from ((f".{name}", child) for name, child in value.items())
-        if isinstance(value, StopEvent):
-            yield ".result", value.result
-    elif isinstance(value, BaseModel):
-        yield from ((f".{name}", child) for name, child in value)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from ((f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
-    elif isinstance(value, Mapping):
-        yield from ((f".{key}", child) for key, child in value.items())
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from ((f"[{index}]", child) for index, child in enumerate(value))
+_OF_EVERYBODY: Final[tuple[type[Event], ...]] = (HumanResponseEvent, InputRequiredEvent)
+"""Events that any workflow may wait for."""
 
 
 def value_type_of(value: object) -> str | None:
@@ -125,7 +57,7 @@ def streamed_event(event: Event) -> StreamedEvent:
         SerializationError: A field cannot be written as JSON; the path begins with the event's class.
     """
     name = type(event).__name__
-    fields, size = measured(event, path=name)
+    fields, size = measured(event, path=f"event {name}")
     return StreamedEvent(EventPayload(type=name, data={**fields.pop(UNDECLARED, {}), **fields}), size)
 
 
@@ -134,7 +66,8 @@ class EventRegistry:
 
     Args:
         workflow: The events that its steps take or return are included, and the answers of people
-            (`HumanResponseEvent` and derived classes) that its module defines or imports by name.
+            (`HumanResponseEvent` and derived classes) that its module, or a module from which it imports
+            something, defines or imports by name.
         extra: Further classes, such as other events that appear only in `ctx.wait_for_event`.
     """
 
@@ -142,17 +75,17 @@ class EventRegistry:
         self._by_name: dict[str, type[Event]] = {}
         by_short_name: dict[str, set[type[Event]]] = {}
         named = [cls for cls in classes_in_modules_of(type(workflow)) if issubclass(cls, Event)]
+        near = list(questions_and_answers_near(type(workflow)))
         declared = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
         named_answers = _derived(HumanResponseEvent, named)
-        self.questions = _names(_derived(InputRequiredEvent, [*declared, *named, InputRequiredEvent]))
+        self.questions = _names(_derived(InputRequiredEvent, [*declared, *named, *near, InputRequiredEvent]))
         """The names of the classes that ask for an answer when they are streamed."""
         self.answers = _names(_derived(HumanResponseEvent, declared) or named_answers)
         """The names of the classes that answer a question: those of the steps, or else of the module."""
-        classes = [*declared, *named_answers]
-        if is_agent(type(workflow)):
-            # Tools of an agent may wait for these; no step declares them.
-            classes.append(HumanResponseEvent)
-        for cls in classes:
+        # Steps, tools and imported functions wait for these; no step declares them.
+        known = {cls.__name__ for cls in (*declared, *named_answers)}
+        others = [cls for cls in _derived(HumanResponseEvent, near) if cls.__name__ not in known]
+        for cls in [*declared, *named_answers, *others, *_OF_EVERYBODY]:
             if issubclass(cls, _NOT_FROM_OUTSIDE):
                 continue
             # The library writes `module.__name__`, so a nested class has two names.
@@ -180,9 +113,8 @@ class EventRegistry:
         cls = self._by_name.get(name) or self._by_name.get(name.rpartition(".")[2])
         if cls is None:
             raise InvalidRequestError(
-                f"the workflow has no event {name!r}, only {', '.join(self.names) or 'none'}. An event that "
-                "appears only in ctx.wait_for_event must be a HumanResponseEvent, or be named in "
-                "`allowed_types` of the service"
+                f"the workflow has no event {name!r}, only {', '.join(self.names) or 'none'}. An event that"
+                f" appears only in ctx.wait_for_event must be a HumanResponseEvent, or: {ALLOW_IT}"
             )
         return build_event(cls, fields)
 

@@ -9,10 +9,11 @@ from typing import Any, Final
 from workflows.events import StopEvent
 
 from llama_deploy.codec import qualified_name
+from llama_deploy.codec.plain_json import measured, to_json_value
 from llama_deploy.errors import ClosedError, InvalidRequestError, TaskCancelledError, TaskFailedError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.run.run_outcome import RunOutcome
-from llama_deploy.services.values.payloads import StreamedEvent, measured, to_json_value
+from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.worker.attempt import Attempt, processing
 from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.message_data import parse_data
