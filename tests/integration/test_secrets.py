@@ -52,6 +52,8 @@ class Leaking(Workflow):
                 return StopEvent(result=[model])
             case "stream":
                 ctx.write_event_to_stream(Event(model={"held": model}))
+            case "items":
+                return StopEvent(result=(each for each in [model, object()]))
             case "state":
                 await ctx.store.set("model", model)
             case _:
@@ -85,7 +87,7 @@ async def stack(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["llm", "model"])
-@pytest.mark.parametrize("way", ["result", "stream", "state", "event"])
+@pytest.mark.parametrize("way", ["result", "stream", "items", "state", "event"])
 async def test_what_a_workflow_does_with_an_object_stores_no_secret(
     stack: LocalStack, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str, kind: str
 ) -> None:
@@ -95,7 +97,7 @@ async def test_what_a_workflow_does_with_an_object_stores_no_secret(
             result = await client.run("leaking", way=way, kind=kind)
         except TaskFailedError as exc:
             result = str(exc)
-    assert ("holds" in result) == (way in ("result", "stream")), result
+    assert ("neither sent nor stored" in result) == (way in ("result", "stream", "items")), result
     assert KEY.encode() not in stored(tmp_path)
     assert KEY not in caplog.text + result
 

@@ -16,6 +16,7 @@ from llama_deploy import message_consumers
 from llama_deploy.codec import qualified_name, text_of, valid_text
 from llama_deploy.codec.plain_json import measured, to_json_value
 from llama_deploy.errors import SerializationError, TaskCancelledError
+from llama_deploy.live_objects import check_portable
 from llama_deploy.renamed import advice_on
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import value_type_of
@@ -99,7 +100,7 @@ class RunOutcome:
 
         Raises:
             SerializationError: The result, if this is `strict`, or an undeclared field beside it, cannot be
-                written as JSON.
+                written as JSON. Or the result holds keys and secrets, which its text may show.
         """
         name = type(event).__name__
         plain = type(event) is StopEvent
@@ -112,6 +113,7 @@ class RunOutcome:
         except SerializationError as exc:
             if strict:
                 raise
+            check_portable(result, path="result", as_text=True)
             text, repeated = text or text_of(result), "result"
             value, size = text, len(text)
             logger.info("clients get the text of a result: %s", exc, extra={"action": "text_of_result"})
