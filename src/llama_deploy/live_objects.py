@@ -16,7 +16,6 @@ import inspect
 import io
 import types
 from collections.abc import Iterator, Mapping
-from itertools import count
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
@@ -138,8 +137,8 @@ def check_portable(value: object, *, path: str, as_text: bool = False) -> None:
     seen: dict[int, object] = {}
     while waiting:
         place, item = waiting.pop()
-        if id(item) in seen:
-            continue  # a circle, or an object in two places
+        if type(item) in SCALARS or id(item) in seen:
+            continue  # the latter: a circle, or an object in two places
         seen[id(item)] = item
         cls: type = type(item)
         reason = reason_against(item) if may_be_live(cls) else None
@@ -147,13 +146,12 @@ def check_portable(value: object, *, path: str, as_text: bool = False) -> None:
             raise SerializationError(f"{place} is a {name_of(cls)}, {reason}", path=place, holds=cls.__name__)
         # Its text shows all fields of a model.
         parts = vars(item) if as_text and isinstance(item, BaseModel) else parts_of(item)
-        steps = map(step_to, parts) if isinstance(parts, Mapping) else (f"[{at}]" for at in count())
-        items = parts.values() if isinstance(parts, Mapping) else parts
-        waiting += [
-            (place + step, each)
-            for step, each in zip(steps, items, strict=False)
-            if type(each) not in SCALARS
-        ]
+        if isinstance(parts, Mapping):
+            if not SCALARS.issuperset(map(type, parts.values())):
+                found = [(key, part) for key, part in parts.items() if type(part) not in SCALARS]
+                waiting += [(place + step_to(key), part) for key, part in found]
+        elif not SCALARS.issuperset(map(type, parts)):
+            waiting += [(f"{place}[{at}]", part) for at, part in enumerate(parts)]
 
 
 @functools.lru_cache(maxsize=4096)
