@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, Final
 import pydantic_core
 from pydantic import ValidationError
 
+from llama_deploy.cancellation import is_being_cancelled
 from llama_deploy.control_plane.decisions.routing import Hop, Routing
 from llama_deploy.control_plane.requests.session_requests import check_state
 from llama_deploy.errors import ConfigError, LlamaDeployError, SerializationError
@@ -53,7 +55,10 @@ async def ask(orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str,
     question = _Question(orchestrator, task, state)
     try:
         return await question.answer()
-    except Exception as exc:
+    except BaseException as exc:
+        # The boundary of the user's code: whatever it raises fails the task.
+        if isinstance(exc, asyncio.CancelledError) and is_being_cancelled():
+            raise
         name = f"{type(orchestrator).__name__}.{question.asking}"
         logger.exception(
             "%s has failed for task %s",
@@ -141,9 +146,11 @@ def _is_task(message: QueueMessage) -> bool:
     return message.action in (None, ActionTypes.NEW_TASK)
 
 
-def _failure(name: str, error: Exception) -> TaskFailure:
+def _failure(name: str, error: BaseException) -> TaskFailure:
     cls = type(error)
-    said = str(error) if isinstance(error, LlamaDeployError) else f"{cls.__name__}: {error}"
+    # Unlike `str`, this never fails, whatever class of the user it is.
+    text = "".join(traceback.format_exception_only(error)).strip()
+    said = str(error) if isinstance(error, LlamaDeployError) else text
     return TaskFailure(
         type=f"{cls.__module__}.{cls.__qualname__}",
         message=f"{name} of the orchestrator has failed: {said}",
