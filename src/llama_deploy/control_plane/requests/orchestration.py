@@ -21,7 +21,7 @@ from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.orchestrators.utils import get_result_key
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import TaskDefinition, TaskFailure, TaskResult, TaskStatus
-from llama_deploy.types.json_values import decode_object
+from llama_deploy.types.json_values import decode_object, encode_json
 from llama_deploy.types.keys import public_id
 from llama_deploy.types.validation import describe_validation_error
 
@@ -97,6 +97,7 @@ class _Question:
         messages, changes = await self._orchestrator.get_next_messages(definition, self._state)
         self._merge(changes)
         state = self._json_state()
+        _check_sendable(messages)
         hops = [*self._routing.waiting, *(self._hop(each) for each in messages if _is_task(each))]
         others = [each for each in messages if not _is_task(each)]
         return Answer(state, hops, None if hops else self._end(state, last), others)
@@ -140,6 +141,18 @@ class _Question:
             return last
         value = result.result if result.value is None else result.value
         return result.model_copy(update={"task_id": self._task_id, "value": value})
+
+
+def _check_sendable(messages: Sequence[QueueMessage]) -> None:
+    """Check what would fail later, in the transaction that stores the answer.
+
+    Raises:
+        SerializationError: The name of a service or a topic, or the data of a message, cannot be encoded.
+    """
+    for message in messages:
+        encode_json(message.type)
+        if not _is_task(message):
+            message.encode()
 
 
 def _is_task(message: QueueMessage) -> bool:
