@@ -8,6 +8,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from pydantic import BaseModel
 from workflows import Context
 from workflows.errors import WorkflowTimeoutError
 from workflows.events import StopEvent, WorkflowTimedOutEvent
@@ -120,7 +121,7 @@ class RunOutcome:
         return cls(
             TaskStatus.SUCCEEDED,
             # The control plane derives the text from the value where it can.
-            result=None if text == str(value) else text,
+            result=None if text in (None, str(value)) or _may_show_keys(result) else text,
             value=value,
             value_type=value_type_of(result),
             terminal_event=EventPayload(type=name, data=to_json_value(others, path=name) if others else {}),
@@ -128,6 +129,17 @@ class RunOutcome:
             ctx=ctx,
             size=size + 256,
         )
+
+
+def _may_show_keys(result: object) -> bool:
+    """Whether the text of a result shows an object with keys, in a field that its JSON does not have."""
+    if type(result).__str__ not in (object.__str__, BaseModel.__str__):
+        return False  # its class chooses what is shown
+    try:
+        check_portable(result, path="result", as_text=True)
+    except SerializationError:
+        return True
+    return False
 
 
 def describe_failure(exc: BaseException) -> TaskFailure:
