@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import Document
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
@@ -37,6 +37,11 @@ class HandMade(BaseModel):
         return prompt
 
 
+class Hidden(BaseModel):
+    text: str = "found"
+    model: Any = Field(exclude=True)
+
+
 class Passed(Event):
     model: Any
 
@@ -52,6 +57,12 @@ class Leaking(Workflow):
                 return StopEvent(result=[model])
             case "stream":
                 ctx.write_event_to_stream(Event(model={"held": model}))
+            case "hidden":
+                return StopEvent(result=Hidden(model=model))
+            case "hidden in a list":
+                return StopEvent(result=[Hidden(model=model)])
+            case "items":
+                return StopEvent(result=(each for each in [model, object()]))
             case "state":
                 await ctx.store.set("model", model)
             case _:
@@ -85,17 +96,17 @@ async def stack(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["llm", "model"])
-@pytest.mark.parametrize("way", ["result", "stream", "state", "event"])
+@pytest.mark.parametrize("way", ["result", "stream", "items", "hidden", "hidden in a list", "state", "event"])
 async def test_what_a_workflow_does_with_an_object_stores_no_secret(
     stack: LocalStack, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with Client(stack.control_plane_url) as client:
         try:
-            result = await client.run("leaking", way=way, kind=kind)
+            result = str(await client.run("leaking", way=way, kind=kind))
         except TaskFailedError as exc:
             result = str(exc)
-    assert ("holds" in result) == (way in ("result", "stream")), result
+    assert ("neither sent nor stored" in result) == (way in ("result", "stream", "items")), result
     assert KEY.encode() not in stored(tmp_path)
     assert KEY not in caplog.text + result
 

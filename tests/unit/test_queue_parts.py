@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,10 +15,15 @@ from hypothesis import strategies as st
 from llama_deploy.batching import split
 from llama_deploy.errors import ClosedError, UnavailableError
 from llama_deploy.message_queues import (
+    AWSMessageQueue,
     AWSMessageQueueConfig,
+    KafkaMessageQueue,
     KafkaMessageQueueConfig,
+    NatsMessageQueue,
     NatsMessageQueueConfig,
+    RabbitMQMessageQueue,
     RabbitMQMessageQueueConfig,
+    RedisMessageQueue,
     RedisMessageQueueConfig,
     SimpleMessageQueueConfig,
 )
@@ -350,3 +356,17 @@ async def test_without_retries_a_call_has_time_for_one_try(connection: BrokerCon
 def test_every_setting_is_described(settings: type[MessageQueueConfig]) -> None:
     fields = settings.model_json_schema()["properties"]
     assert [name for name, field in fields.items() if not field.get("description")] == []
+
+
+@pytest.mark.parametrize(
+    "queue_class",
+    [AWSMessageQueue, KafkaMessageQueue, NatsMessageQueue, RabbitMQMessageQueue, RedisMessageQueue],
+)
+async def test_a_queue_that_is_closed_before_its_first_use_does_not_connect(queue_class: Any) -> None:
+    queue = queue_class()
+    await queue.cleanup()
+    async with asyncio.timeout(5):
+        with pytest.raises(ClosedError):
+            await queue.publish(QueueMessage(), "topic")
+        with pytest.raises(ClosedError):
+            await queue.subscribe("topic")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, Final
 import pydantic_core
 from pydantic import ValidationError
 
+from llama_deploy.cancellation import is_being_cancelled
 from llama_deploy.control_plane.decisions.routing import Hop, Routing
 from llama_deploy.control_plane.requests.session_requests import check_state
 from llama_deploy.errors import ConfigError, LlamaDeployError, SerializationError
@@ -19,7 +21,7 @@ from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.orchestrators.utils import get_result_key
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import TaskDefinition, TaskFailure, TaskResult, TaskStatus
-from llama_deploy.types.json_values import decode_object
+from llama_deploy.types.json_values import decode_object, encode_json
 from llama_deploy.types.keys import public_id
 from llama_deploy.types.validation import describe_validation_error
 
@@ -53,7 +55,10 @@ async def ask(orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str,
     question = _Question(orchestrator, task, state)
     try:
         return await question.answer()
-    except Exception as exc:
+    except BaseException as exc:
+        # The boundary of the user's code: whatever it raises fails the task.
+        if isinstance(exc, asyncio.CancelledError) and is_being_cancelled():
+            raise
         name = f"{type(orchestrator).__name__}.{question.asking}"
         logger.exception(
             "%s has failed for task %s",
@@ -92,6 +97,7 @@ class _Question:
         messages, changes = await self._orchestrator.get_next_messages(definition, self._state)
         self._merge(changes)
         state = self._json_state()
+        _check_sendable(messages)
         hops = [*self._routing.waiting, *(self._hop(each) for each in messages if _is_task(each))]
         others = [each for each in messages if not _is_task(each)]
         return Answer(state, hops, None if hops else self._end(state, last), others)
@@ -137,13 +143,27 @@ class _Question:
         return result.model_copy(update={"task_id": self._task_id, "value": value})
 
 
+def _check_sendable(messages: Sequence[QueueMessage]) -> None:
+    """Check what would fail later, in the transaction that stores the answer.
+
+    Raises:
+        SerializationError: The name of a service or a topic, or the data of a message, cannot be encoded.
+    """
+    for message in messages:
+        encode_json(message.type)
+        if not _is_task(message):
+            message.encode()
+
+
 def _is_task(message: QueueMessage) -> bool:
     return message.action in (None, ActionTypes.NEW_TASK)
 
 
-def _failure(name: str, error: Exception) -> TaskFailure:
+def _failure(name: str, error: BaseException) -> TaskFailure:
     cls = type(error)
-    said = str(error) if isinstance(error, LlamaDeployError) else f"{cls.__name__}: {error}"
+    # Unlike `str`, this never fails, whatever class of the user it is.
+    text = "".join(traceback.format_exception_only(error)).strip()
+    said = str(error) if isinstance(error, LlamaDeployError) else text
     return TaskFailure(
         type=f"{cls.__module__}.{cls.__qualname__}",
         message=f"{name} of the orchestrator has failed: {said}",

@@ -16,6 +16,7 @@ from workflows.events import StopEvent
 from llama_deploy.codec import text_of, valid_text
 from llama_deploy.codec.plain_json import measured
 from llama_deploy.errors import PayloadTooLargeError, SerializationError
+from llama_deploy.live_objects import check_portable
 from llama_deploy.services.values.live_streams import LiveStream, TextDeltas, holds_stream, replace_streams
 from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.values.streamed_item import StreamedItem
@@ -94,10 +95,15 @@ class _Reader:
 
 
 def _as_json(item: object) -> tuple[Any, int]:
-    """Return an item as JSON, or its text if it does not have that form, and its length."""
+    """Return an item as JSON, or its text if it does not have that form, and its length.
+
+    Raises:
+        SerializationError: It holds keys and secrets, which its text may show.
+    """
     try:
         return measured(item)
     except SerializationError:
+        check_portable(item, path="an item of the stream", as_text=True)
         text = text_of(item)
         return text, len(text.encode())
 
