@@ -15,7 +15,8 @@ import functools
 import inspect
 import io
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections import UserList, deque
+from collections.abc import Iterable, Iterator, Mapping, MappingView
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -76,6 +77,10 @@ _CODE: Final = (
 _PLAIN: Final = frozenset({str, int, float, bool, type(None), bytes})
 _SEQUENCES: Final = frozenset({list, tuple, set, frozenset})
 _CONTAINERS: Final = _SEQUENCES | {dict}
+_ITERABLES: Final = (list, tuple, set, frozenset, deque, UserList, MappingView)
+_LONGEST: Final = 10**60
+_ATTRS: Final = "__attrs_attrs__"
+"""What classes of the package attrs have: their fields."""
 _SECRET_NAMES: Final = (
     "apikey",
     "accesskey",
@@ -142,6 +147,28 @@ def find_live(value: object, *, path: str) -> SerializationError | None:
     """
     if not _holds_live(value):
         return None
+    return next((fault for place, item in _places(value, path) if (fault := _fault(item, place))), None)
+
+
+def check_text(value: object, *, path: str) -> None:
+    """Check that the text of a value, `str(value)`, may leave the process.
+
+    That of a file or a function may. What a class of the user writes into its own text is not looked at.
+
+    Args:
+        value: The value.
+        path: The place of the value, for errors.
+
+    Raises:
+        SerializationError: The text would show an object with connections or secrets, see `check_portable`.
+    """
+    for place, item in _places(value, path):
+        if rejection(type(item)) is not _RUNS and (fault := _fault(item, place)) is not None:
+            raise fault
+
+
+def _places(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yield a value and what it contains, at any depth, with their places; no object twice."""
     waiting: list[tuple[str, object]] = [(path, value)]
     seen: set[int] = set()
     while waiting:
@@ -149,11 +176,10 @@ def find_live(value: object, *, path: str) -> SerializationError | None:
         if type(item) in _PLAIN or id(item) in seen:
             continue  # the latter: a circle, or an object in two places
         seen.add(id(item))
-        if (fault := _fault(item, place)) is not None:
-            return fault
-        step = _step_to_item if isinstance(item, list | tuple | set | frozenset) else _step_to
+        yield place, item
+        step = _step_to_item if isinstance(item, _ITERABLES) else _step_to
         waiting += [(place + step(key), child) for key, child in _contents(item).items()]
-    return None
+        waiting += [(place + step(key), key) for key in _keys(item)]
 
 
 def _holds_live(value: object) -> bool:
@@ -168,6 +194,7 @@ def _holds_live(value: object) -> bool:
         if cls not in _CONTAINERS and _fault(item, "") is not None:
             return True
         waiting += _items(item) if cls in _SEQUENCES else _contents(item).values()
+        waiting += _keys(item)
     return False
 
 
@@ -229,9 +256,28 @@ def _contents(value: Any) -> Mapping[Any, object]:
     """Return what a value contains, by the numbers or names of its places."""
     if isinstance(value, Mapping):
         return value
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, _ITERABLES):
         return dict(enumerate(_items(value)))
-    return _held(value) if _has_fields(value) else {}
+    return _held(value) if _has_fields(value) else _shown(value)
+
+
+def _shown(value: Any) -> Mapping[str, object]:
+    """Return what an object contains that is no container, model or dataclass, but shows it in its text."""
+    cls: type = type(value)
+    if isinstance(value, BaseException | functools.partial):
+        return {"args": value.args, **getattr(value, "keywords", {})}
+    if isinstance(value, types.SimpleNamespace):
+        return vars(value)
+    if _name_of(cls) == "numpy.ndarray" and value.dtype.hasobject:
+        return {"items": value.tolist()}
+    return {each.name: getattr(value, each.name, None) for each in getattr(cls, _ATTRS, ())}
+
+
+def _keys(value: object) -> Iterable[object]:
+    """Return the keys of a mapping that may contain something."""
+    if not isinstance(value, Mapping) or _PLAIN.issuperset(map(type, value)):
+        return ()
+    return [key for key in value if type(key) not in _PLAIN]
 
 
 def _fault(value: object, path: str) -> SerializationError | None:
@@ -278,7 +324,11 @@ def _excluded(cls: type[Any]) -> frozenset[str]:
 
 
 def _step_to(key: object) -> str:
-    return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{str(key)[:60]!r}]"
+    if isinstance(key, str) and key.isidentifier():
+        return f".{key}"
+    # The text of an object may show what it holds, and a long integer has none.
+    is_short = type(key) in _PLAIN and not (type(key) is int and abs(key) > _LONGEST)
+    return f"[{str(key)[:60]!r}]" if is_short else f"[a {type(key).__name__}]"
 
 
 def _step_to_item(number: object) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from llama_index.core.base.llms.types import CompletionResponse
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import Document
 from pydantic import BaseModel
@@ -50,6 +53,12 @@ class Leaking(Workflow):
         match ev.way:
             case "result":
                 return StopEvent(result=[model])
+            case "text":
+                return StopEvent(result=[object(), ValueError(model), {"of": SimpleNamespace(model=model)}])
+            case "item":
+                return StopEvent(result=(each for each in [1, [object(), model]]))
+            case "raw":
+                return StopEvent(result=[CompletionResponse(text="done", raw={"holds": model})])
             case "stream":
                 ctx.write_event_to_stream(Event(model={"held": model}))
             case "state":
@@ -85,17 +94,20 @@ async def stack(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["llm", "model"])
-@pytest.mark.parametrize("way", ["result", "stream", "state", "event"])
+@pytest.mark.parametrize("way", ["result", "text", "item", "raw", "stream", "state", "event"])
 async def test_what_a_workflow_does_with_an_object_stores_no_secret(
     stack: LocalStack, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with Client(stack.control_plane_url) as client:
         try:
-            result = await client.run("leaking", way=way, kind=kind)
+            result = str(await client.run("leaking", way=way, kind=kind))
         except TaskFailedError as exc:
             result = str(exc)
-    assert ("holds" in result) == (way in ("result", "stream")), result
+        session = await client.core.sessions.create()
+        with suppress(TaskFailedError):
+            result += await session.run("leaking", way=way, kind=kind)
+    assert ("holds" in result) == (way not in ("state", "event")), result
     assert KEY.encode() not in stored(tmp_path)
     assert KEY not in caplog.text + result
 

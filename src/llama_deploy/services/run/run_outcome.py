@@ -16,6 +16,7 @@ from llama_deploy import message_consumers
 from llama_deploy.codec import DescribedError, qualified_name, text_of, valid_text
 from llama_deploy.codec.plain_json import measured, to_json_value
 from llama_deploy.errors import SerializationError, TaskCancelledError
+from llama_deploy.live_objects import check_text
 from llama_deploy.renamed import advice_on
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import value_type_of
@@ -99,7 +100,7 @@ class RunOutcome:
 
         Raises:
             SerializationError: The result, if this is `strict`, or an undeclared field beside it, cannot be
-                written as JSON.
+                written as JSON. Or the text of the result would show an object with connections or secrets.
         """
         name = type(event).__name__
         plain = type(event) is StopEvent
@@ -112,13 +113,15 @@ class RunOutcome:
         except SerializationError as exc:
             if strict:
                 raise
+            check_text(result, path="result")
             text, repeated = text or text_of(result), "result"
             value, size = text, len(text)
             logger.info("clients get the text of a result: %s", exc, extra={"action": "text_of_result"})
+        if text == str(value) or _is_reduced(result):
+            text = None  # the control plane derives it from the value
         return cls(
             TaskStatus.SUCCEEDED,
-            # The control plane derives the text from the value where it can.
-            result=None if text == str(value) else text,
+            result=text,
             value=value,
             value_type=value_type_of(result),
             terminal_event=EventPayload(type=name, data=to_json_value(others, path=name) if others else {}),
@@ -126,6 +129,15 @@ class RunOutcome:
             ctx=ctx,
             size=size + 256,
         )
+
+
+def _is_reduced(result: object) -> bool:
+    """Whether the value of a result lacks what its text would show; see `codec.reducing`."""
+    try:
+        check_text(result, path="result")
+    except SerializationError:
+        return True
+    return False
 
 
 def describe_failure(exc: BaseException) -> TaskFailure:

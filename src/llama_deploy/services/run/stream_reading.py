@@ -16,6 +16,7 @@ from workflows.events import StopEvent
 from llama_deploy.codec import text_of, valid_text
 from llama_deploy.codec.plain_json import measured
 from llama_deploy.errors import PayloadTooLargeError, SerializationError
+from llama_deploy.live_objects import check_text
 from llama_deploy.services.values.live_streams import LiveStream, TextDeltas, holds_stream, replace_streams
 from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.values.streamed_item import StreamedItem
@@ -38,6 +39,7 @@ async def read_streams(returned: object, emit: Emit) -> None:
 
     Raises:
         PayloadTooLargeError: They contain too much.
+        SerializationError: They contain an object with connections or secrets.
         Exception: What a stream raises.
     """
     if not isinstance(returned, StopEvent):
@@ -68,7 +70,7 @@ class _Reader:
             delta = deltas.of(item)
             if delta is None:
                 is_text = False
-                kept, size = _as_json(item)
+                kept, size = _as_json(item, f"{stream.place}[{index}]")
                 data = {"item": kept}
             else:
                 kept, delta = delta, valid_text(delta)
@@ -93,11 +95,12 @@ class _Reader:
             )
 
 
-def _as_json(item: object) -> tuple[Any, int]:
+def _as_json(item: object, place: str) -> tuple[Any, int]:
     """Return an item as JSON, or its text if it does not have that form, and its length."""
     try:
-        return measured(item)
+        return measured(item, path=place)
     except SerializationError:
+        check_text(item, path=place)
         text = text_of(item)
         return text, len(text.encode())
 
