@@ -65,8 +65,8 @@ class _Reader:
         deltas, index = TextDeltas(), 0
         content: list[Any] = []
         is_text = True
-        await asyncio.sleep(0)  # what the step has streamed before comes first
         async for item in stream.items:
+            await asyncio.sleep(0)  # what the step, or the stream itself, has streamed before comes first
             delta = deltas.of(item)
             if delta is None:
                 is_text = False
