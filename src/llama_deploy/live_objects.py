@@ -15,7 +15,7 @@ import functools
 import inspect
 import io
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
@@ -75,6 +75,8 @@ _CODE: Final = (
     types.CoroutineType,
     functools.partial,
 )
+_ATTRS: Final = "__attrs_attrs__"
+"""What classes of the package attrs have: their fields."""
 _SECRET_NAMES: Final = (
     "apikey",
     "accesskey",
@@ -144,14 +146,29 @@ def check_portable(value: object, *, path: str, as_text: bool = False) -> None:
         reason = reason_against(item) if may_be_live(cls) else None
         if reason is not None and not (as_text and reason in (_RUNS, _ITERATES)):
             raise SerializationError(f"{place} is a {name_of(cls)}, {reason}", path=place, holds=cls.__name__)
-        # Its text shows all fields of a model.
-        parts = vars(item) if as_text and isinstance(item, BaseModel) else parts_of(item)
+        parts = _shown(item) if as_text else parts_of(item)
         if isinstance(parts, Mapping):
+            if not SCALARS.issuperset(map(type, parts)):
+                waiting += [(place + step_to(key), key) for key in parts if type(key) not in SCALARS]
             if not SCALARS.issuperset(map(type, parts.values())):
                 found = [(key, part) for key, part in parts.items() if type(part) not in SCALARS]
                 waiting += [(place + step_to(key), part) for key, part in found]
         elif not SCALARS.issuperset(map(type, parts)):
             waiting += [(f"{place}[{at}]", part) for at, part in enumerate(parts)]
+
+
+def _shown(value: Any) -> Iterable[Any]:
+    """Return the parts of a value that its text shows, which are more than its JSON has."""
+    cls: type = type(value)
+    if isinstance(value, BaseModel | types.SimpleNamespace):
+        return vars(value)
+    if isinstance(value, BaseException):
+        return value.args
+    if isinstance(value, functools.partial):
+        return (*value.args, *value.keywords.values())
+    if fields := getattr(cls, _ATTRS, None):
+        return {field.name: getattr(value, field.name, None) for field in fields}
+    return parts_of(value)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -14,6 +14,7 @@ from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.run import journal_backlog
+from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
 from tests.integration.in_process import Stack, result_of, running_stack, until
 
@@ -184,3 +185,43 @@ async def test_steps_that_end_during_a_write_wait_for_the_next_one(stack: Stack)
         assert result_of(await stack.end(task_id)) == 3
     assert sorted(workflow.begun[3:]) == ["follow 0", "follow 1", "follow 2"]
     assert gateway.writes - before <= 4, "one of the first step, one of the two others, and what follows"
+
+
+class Turn(Event):
+    """Goes round."""
+
+
+class Endless(Workflow):
+    """Steps that end at once, again and again."""
+
+    @step
+    async def begin(self, ev: StartEvent, ctx: Context) -> Turn | Done:
+        for _ in range(ev.get("chains", default=1)):
+            ctx.send_event(Turn())
+        ctx.send_event(Done(number=ev.get("sent", default=0)))
+        return Turn()
+
+    @step
+    async def go_round(self, ev: Turn) -> Turn | StopEvent:
+        return Turn(number=ev.get("number", default=0) + 1)
+
+    @step
+    async def collect(self, ctx: Context, ev: Done) -> Done | StopEvent:
+        ctx.collect_events(ev, [Done])
+        return StopEvent(result="sent") if ev.number == 1 else Done(number=ev.number)
+
+    @step
+    async def take(self, ev: Answer) -> StopEvent:
+        return StopEvent(result=ev.number)
+
+
+@pytest.mark.parametrize("chains", [0, 1, 4])
+async def test_steps_that_end_again_and_again_delay_nothing(stack: Stack, chains: int) -> None:
+    service = stack.service(Endless(timeout=1.0))
+    async with stack.serving(service):
+        view = await stack.end(await stack.submit(chains=chains), wait=5)
+        assert view.status is TaskStatus.TIMED_OUT, "the time limit"
+        assert result_of(await stack.end(await stack.submit(chains=chains, sent=1), wait=5)) == "sent"
+        task_id = await stack.submit(chains=chains)
+        await stack.send(task_id, Answer(number=7, response=""))
+        assert result_of(await stack.end(task_id, wait=5)) == 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sqlite3
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import closing
@@ -286,6 +287,47 @@ async def test_cancelling_and_the_time_limit_interrupt_reading(stack: Stack, how
         view = await stack.end(task_id, wait=5)
         assert view.status is (TaskStatus.CANCELLED if end == "cancel" else TaskStatus.TIMED_OUT)
         await eventually(lambda: Closes.closed == [how])
+
+
+class Rows(Workflow):
+    """Its streams depend on the thread that reads them, and hold a lock meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+        self.lock = threading.Lock()
+
+    @step
+    async def answer(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=self.read())
+
+    def read(self) -> Generator[str]:
+        with closing(sqlite3.connect(":memory:")) as database, self.lock:
+            for word in WORDS:
+                yield from (row for (row,) in database.execute("SELECT ?", [word]))
+
+
+async def test_a_generator_is_read_in_a_thread_of_its_own(stack: Stack) -> None:
+    async with stack.serving(stack.service(Rows(), max_concurrent_tasks=60)):
+        tasks = [await stack.submit() for _ in range(60)]
+        assert [result_of(await stack.end(task)) for task in tasks] == [TEXT] * 60
+
+
+class Tells(Workflow):
+    @step
+    async def answer(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        async def items() -> AsyncGenerator[int]:
+            for number in range(3):
+                ctx.write_event_to_stream(Event(number=number))
+                yield number
+
+        return StopEvent(result=items())
+
+
+async def test_what_a_generator_streams_itself_is_in_order(stack: Stack) -> None:
+    async with stack.serving(stack.service(Tells)):
+        events = await stack.events((await stack.run()).task_id)
+    told = [(event.type, event.data.get("number", event.data.get("item"))) for event in events[:-1]]
+    assert told == [(name, number) for number in range(3) for name in ("Event", "StreamedItem")]
 
 
 class TooLong(Workflow):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from llama_index.core.base.llms.types import CompletionResponse
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import Document
 from pydantic import BaseModel, Field
@@ -50,11 +52,17 @@ class Leaking(Workflow):
     """Puts an object with a key wherever a value can go."""
 
     @step
-    async def begin(self, ctx: Context, ev: StartEvent) -> Passed | StopEvent:
+    async def begin(self, ctx: Context, ev: StartEvent) -> Passed | StopEvent:  # noqa: PLR0911 - a way each
         model = HandMade() if ev.get("kind", "llm") == "model" else KeyedLLM()
         match ev.way:
             case "result":
                 return StopEvent(result=[model])
+            case "text":
+                return StopEvent(result=[object(), ValueError(model), {"of": SimpleNamespace(model=model)}])
+            case "item":
+                return StopEvent(result=(each for each in [1, [object(), model]]))
+            case "raw":
+                return StopEvent(result=[CompletionResponse(text="done", raw={"holds": model})])
             case "stream":
                 ctx.write_event_to_stream(Event(model={"held": model}))
             case "hidden":
@@ -96,7 +104,10 @@ async def stack(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["llm", "model"])
-@pytest.mark.parametrize("way", ["result", "stream", "items", "hidden", "hidden in a list", "state", "event"])
+@pytest.mark.parametrize(
+    "way",
+    ["result", "text", "item", "items", "raw", "stream", "hidden", "hidden in a list", "state", "event"],
+)
 async def test_what_a_workflow_does_with_an_object_stores_no_secret(
     stack: LocalStack, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str, kind: str
 ) -> None:
@@ -106,7 +117,9 @@ async def test_what_a_workflow_does_with_an_object_stores_no_secret(
             result = str(await client.run("leaking", way=way, kind=kind))
         except TaskFailedError as exc:
             result = str(exc)
-    assert ("neither sent nor stored" in result) == (way in ("result", "stream", "items")), result
+    assert ("neither sent nor stored" in result) == (
+        way not in ("raw", "hidden", "hidden in a list", "state", "event")
+    ), result
     assert KEY.encode() not in stored(tmp_path)
     assert KEY not in caplog.text + result
 

@@ -7,13 +7,14 @@ import io
 import json
 import sqlite3
 import threading
-from collections import deque
+from collections import UserList, deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType, ModuleType
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from llama_index.core import Document, MockEmbedding
 from llama_index.core.agent.workflow import FunctionAgent
@@ -237,6 +238,10 @@ WRAPPED = {
     "in a mapping": lambda live: Sources(by_name=MappingProxyType({"a": live})),
     "in a model": lambda live: Wrapper(inner=live),
     "in an event": lambda live: HumanResponseEvent(answer=live),
+    "in a list of another class": lambda live: UserList([live]),
+    "in a view": lambda live: {"a": live}.values(),
+    "in a proxy": lambda live: MappingProxyType({"a": live}),
+    "in an array": lambda live: np.array([live, None], dtype=object),
 }
 IN_WORDS = r"^\$\.it.*(where the workflow runs|environment of the worker|pass a list of its items)"
 live_objects = pytest.mark.parametrize("make", LIVE.values(), ids=list(LIVE))
@@ -363,6 +368,18 @@ def test_a_field_that_is_excluded_is_not_looked_at() -> None:
         llm: Any = Field(default=None, exclude=True)
 
     assert KEY not in encode_event(Answer(text="a", llm=KeyedLLM())).event_obj_str
+
+
+class Hashable(HandMadeModel):
+    def __hash__(self) -> int:
+        return 1
+
+
+def test_a_secret_in_a_key_is_found() -> None:
+    for value in ({Hashable(): 1}, [{(1, Hashable()): object()}]):
+        with pytest.raises(SerializationError, match="Hashable, which has the secret") as caught:
+            encode_arguments(None, {"it": value})
+        check(caught.value)
 
 
 def test_an_llm_is_refused_without_a_key() -> None:

@@ -113,6 +113,19 @@ async def test_a_step_that_collects_comes_first_and_what_comes_from_outside_last
     assert turns.next_ended() is None
 
 
+async def test_what_comes_from_outside_does_not_wait_for_ever() -> None:
+    turns = StepTurns(max_delay=0.0)
+    pull, join = PullTask(0, asyncio.create_task(nothing())), started(a_step(JOIN))
+    turns.learn(result(JOIN, AddCollectedEvent(event_id="default", event=Event())))
+    turns.add([join, pull])
+    await asyncio.wait([join.task])
+    await asyncio.wait([pull.task])
+    assert turns.in_turn() == [pull, join]
+    assert turns.next_ended() is pull.task
+    turns.keep([join])
+    assert turns.next_ended() is join.task
+
+
 async def test_it_is_known_whether_a_step_collects() -> None:
     turns, work, join = StepTurns(), a_step(WORK), a_step(JOIN)
     turns.learn(result(JOIN, AddCollectedEvent(event_id="default", event=Event())))

@@ -1,14 +1,15 @@
 """In which order the library gets to know the steps of a run that have ended.
 
 The library takes the first task that is done, and lists steps in no order. In a fan-out, finished steps would
-wait for steps that begin and end after them, and not be stored meanwhile.
+wait for steps that begin and end after them, and not be stored meanwhile. Events that were sent and the end
+of the time limit, which come from outside of the steps, would wait for ever if steps end again and again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from llama_deploy.workflow_library import (
     AddCollectedEvent,
@@ -20,14 +21,24 @@ from llama_deploy.workflow_library import (
     TickStepResult,
 )
 
+MAX_DELAY: Final = 0.2
+"""How many seconds what comes from outside waits for steps that have ended."""
+
 
 class StepTurns:
-    """The tasks of a run that have started and whose end the library does not know yet."""
+    """The tasks of a run that have started and whose end the library does not know yet. Use it in the loop.
 
-    def __init__(self) -> None:
+    Args:
+        max_delay: See `MAX_DELAY`.
+    """
+
+    def __init__(self, *, max_delay: float = MAX_DELAY) -> None:
+        self._max_delay = max_delay
         self._oldest_first: list[NamedTask] = []
         self._collecting: set[StepId] = set()
         """The steps that have collected an event."""
+        self._came: tuple[asyncio.Task[Any], float] | None = None
+        """What has come from outside, and when that was seen."""
 
     def add(self, started: Iterable[NamedTask]) -> None:
         """Add tasks that have started."""
@@ -42,12 +53,15 @@ class StepTurns:
         """Return the tasks in the order in which they are taken if they are done.
 
         Steps that collect come first: the library runs them again if another event was collected since they
-        began. What comes from outside is last, so that it does not delay what is to be stored.
+        began. What comes from outside is last for a while, so that it does not delay what is to be stored.
         """
-        return sorted(self._oldest_first, key=self._rank)
+        overdue = self._find_overdue()
+        return sorted(self._oldest_first, key=lambda each: -1 if each.task is overdue else self._rank(each))
 
     def next_ended(self) -> asyncio.Task[Any] | None:
-        """Return the step that is taken next. None: no step has ended."""
+        """Return the step that is taken next, or what has come from outside too long ago. None: nothing."""
+        if (overdue := self._find_overdue()) is not None:
+            return overdue
         first: asyncio.Task[Any] | None = None
         for each in self._oldest_first:
             if each.task.done() and not isinstance(each, PullTask):
@@ -66,6 +80,16 @@ class StepTurns:
         if not self._collecting:
             return False
         return any(isinstance(each, PendingWorker) and each.step_id in self._collecting for each in pending)
+
+    def _find_overdue(self) -> asyncio.Task[Any] | None:
+        """Return what has come from outside and has waited long enough. None: nothing."""
+        pull = next((each.task for each in self._oldest_first if isinstance(each, PullTask)), None)
+        if pull is None or not pull.done():
+            return None
+        now = asyncio.get_running_loop().time()
+        if self._came is None or self._came[0] is not pull:
+            self._came = pull, now
+        return pull if now - self._came[1] >= self._max_delay else None
 
     def _rank(self, named: NamedTask) -> int:
         if isinstance(named, PullTask):

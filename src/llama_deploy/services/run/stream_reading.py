@@ -39,6 +39,7 @@ async def read_streams(returned: object, emit: Emit) -> None:
 
     Raises:
         PayloadTooLargeError: They contain too much.
+        SerializationError: They contain an object with connections or secrets.
         Exception: What a stream raises.
     """
     if not isinstance(returned, StopEvent):
@@ -64,12 +65,12 @@ class _Reader:
         deltas, index = TextDeltas(), 0
         content: list[Any] = []
         is_text = True
-        await asyncio.sleep(0)  # what the step has streamed before comes first
         async for item in stream.items:
+            await asyncio.sleep(0)  # what the step, or the stream itself, has streamed before comes first
             delta = deltas.of(item)
             if delta is None:
                 is_text = False
-                kept, size = _as_json(item)
+                kept, size = _as_json(item, f"{stream.place}[{index}]")
                 data = {"item": kept}
             else:
                 kept, delta = delta, valid_text(delta)
@@ -94,16 +95,16 @@ class _Reader:
             )
 
 
-def _as_json(item: object) -> tuple[Any, int]:
+def _as_json(item: object, place: str) -> tuple[Any, int]:
     """Return an item as JSON, or its text if it does not have that form, and its length.
 
     Raises:
         SerializationError: It holds keys and secrets, which its text may show.
     """
     try:
-        return measured(item)
+        return measured(item, path=place)
     except SerializationError:
-        check_portable(item, path="an item of the stream", as_text=True)
+        check_portable(item, path=place, as_text=True)
         text = text_of(item)
         return text, len(text.encode())
 

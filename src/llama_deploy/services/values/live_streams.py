@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
-from contextlib import aclosing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
 from types import AsyncGeneratorType, GeneratorType, MappingProxyType
@@ -95,7 +96,7 @@ def _reader_of(cls: type) -> tuple[_Read, bool] | None:
     if issubclass(cls, AsyncGeneratorType):
         return _closing, False
     if issubclass(cls, GeneratorType | _DeclaredGenerator):
-        return _in_threads, False
+        return _in_thread, False
     read = named_base(cls, _RESPONSES)
     return None if read is None else (read, True)
 
@@ -113,9 +114,13 @@ async def _closing(source: AsyncIterator[Any]) -> _Items:
             await source.aclose()
 
 
-async def _in_threads(source: Iterator[Any]) -> _Items:
-    """Read an iterator that may block, each item in a thread."""
+async def _in_thread(source: Iterator[Any]) -> _Items:
+    """Read an iterator that may block, in a thread of its own.
+
+    It may hold a lock or a connection of the thread between two items, and must not wait for other work.
+    """
     loop, context = asyncio.get_running_loop(), copy_context()
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="result-stream")
 
     def read() -> Any:
         return context.run(next, source, _END)
@@ -128,22 +133,17 @@ async def _in_threads(source: Iterator[Any]) -> _Items:
     reading.set_result(None)
     try:
         while True:
-            reading = loop.run_in_executor(None, read)
+            reading = loop.run_in_executor(thread, read)
             item = await asyncio.shield(reading)
             if item is _END:
                 return
             yield item
     finally:
+        closing = thread.submit(close)
+        thread.shutdown(wait=False)
+        # A thread cannot be interrupted: an item that is being read is left alone.
         if reading.done():
-            await asyncio.shield(loop.run_in_executor(None, close))
-        else:
-            # A thread cannot be interrupted, and a generator cannot be closed while it works.
-            reading.add_done_callback(lambda _: _call_in_thread(loop, close))
-
-
-def _call_in_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    with suppress(RuntimeError):  # the loop may be closing
-        loop.run_in_executor(None, call)
+            await asyncio.shield(asyncio.wrap_future(closing))
 
 
 async def _of_response(response: Any) -> _Items:
@@ -152,7 +152,7 @@ async def _of_response(response: Any) -> _Items:
         yield response.response_txt or ""
         return
     source = response.response_gen
-    async with aclosing(_closing(source) if hasattr(source, "__anext__") else _in_threads(source)) as items:
+    async with aclosing(_closing(source) if hasattr(source, "__anext__") else _in_thread(source)) as items:
         async for item in items:
             yield item
 
@@ -160,7 +160,7 @@ async def _of_response(response: Any) -> _Items:
 async def _of_chat(response: Any) -> _Items:
     """Read the streaming response of a chat engine."""
     is_async = response.achat_stream is not None or response.awrite_response_to_history_task is not None
-    items = _closing(response.async_response_gen()) if is_async else _in_threads(response.response_gen)
+    items = _closing(response.async_response_gen()) if is_async else _in_thread(response.response_gen)
     async with aclosing(items):
         async for item in items:
             yield item
