@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.llamactl import ANY_PORTS, started
-from tests.programs.catalog import PROGRAMS, REFUSED, Program
-from tests.programs.runs import PATIENCE, Failure, Run, Served, compare_events, compare_results, run_plainly
+from tests.programs.catalog import PROGRAMS, Program
+from tests.programs.runs import PATIENCE, Run, Served, compare_events, compare_results, run_plainly
 
 from llama_deploy import Client
 
 ROOT = Path(__file__).parents[2]
-TARGETS = [program.target for program in (*PROGRAMS, *REFUSED)]
+TARGETS = [program.target for program in PROGRAMS]
 
 
 @pytest.fixture
@@ -43,19 +43,11 @@ async def test_a_program_is_served_as_it_is(folder: Path, subtests: pytest.Subte
             ended = await asyncio.gather(
                 *(run_served(client, each, plain[each.name]) for each in PROGRAMS), return_exceptions=True
             )
-            refused = await asyncio.gather(
-                *(run_served(client, each, Run(results=[Failure("", "")])) for each in REFUSED)
-            )
     for program, run in zip(PROGRAMS, ended, strict=True):
         with subtests.test(program.name):
             if isinstance(run, BaseException):
                 raise run
-            compare_results(plain[program.name], run)
+            compare_results(program, plain[program.name], run)
             compare_events(program, plain[program.name], run)
             assert run.view is not None
             assert (run.view.durability, run.view.attempt) == (program.durability, 1), run.view
-    for program, run in zip(REFUSED, refused, strict=True):
-        with subtests.test(program.name):
-            [failure] = run.results
-            assert isinstance(failure, Failure), failure
-            assert "cannot be written as JSON" in failure.message

@@ -125,7 +125,7 @@ async def test_a_killed_program_ends_as_if_it_had_not_been(
         with subtests.test(program.name):
             if isinstance(run, BaseException):
                 raise run
-            compare_results(expected, run)
+            compare_results(program, expected, run)
             compare_events_after_kill(program, expected, run, before)
             assert run.view is not None
             assert (run.view.durability, run.view.attempt) == (program.durability, 2), run.view

@@ -363,7 +363,6 @@ class Caches(Workflow):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[str] = []
         self.is_open = asyncio.Event()
 
     def run(self, **arguments: Any) -> WorkflowHandler:  # type: ignore[override]
@@ -380,7 +379,6 @@ class Caches(Workflow):
     async def use(self, ev: StartEvent, client: Annotated[list[str], Resource(connect)]) -> Collected:
         self.is_open.set()
         assert self.model is self.model
-        self.seen.append("inside a list, which is not looked at")
         return Collected()
 
     @step
@@ -429,6 +427,27 @@ class TestSharedInstances:
             await stack.run()
         [text] = warnings_in(caplog)
         assert f"the step 'change' has changed `self.{what}`" in text
+
+    @pytest.mark.parametrize("change", [dict.popitem, lambda held: held["lines"].append("b")])
+    async def test_what_changes_inside_of_an_attribute(
+        self, stack: Stack, caplog: pytest.LogCaptureFixture, change: Callable[[dict[str, Any]], object]
+    ) -> None:
+        class Changes(Workflow):
+            def __init__(self) -> None:
+                super().__init__()
+                self.held = {"lines": ["a"], "more": ["b"]}
+
+            @step
+            async def change(self, ev: StartEvent) -> StopEvent:
+                change(self.held)
+                return StopEvent()
+
+        async with stack.serving(stack.service(Changes())):
+            for _ in range(2):
+                task_id = await stack.submit()
+                await stack.end(task_id)
+        [text] = warnings_in(caplog)
+        assert "the step 'change' has changed `self.held`" in text
 
     async def test_a_step_that_fails(self, stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
         class Fails(Workflow):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_index.core.llms import ChatMessage
+from llama_index.core.schema import NodeWithScore
 from tests.programs.approvals import Approval
 from tests.programs.human_in_the_loop import ReviewGiven
 from workflows import Workflow
@@ -269,6 +270,7 @@ PROGRAMS = (
             source="results:Results",
             arguments={"kind": kind},
             killed_in=f"results/{kind}",
+            result_type=list[NodeWithScore] if kind == "nodes" else None,
         )
         for kind in ("model", "dataclass", "nodes", "enum", "set", "none")
     ),
@@ -277,6 +279,19 @@ PROGRAMS = (
         source="generators:StreamsWords",
         arguments={"text": "one two three"},
         killed_in="stream",
+    ),
+    Program(
+        name="streams_answer",
+        source="generators:StreamsAnswer",
+        arguments={"text": "one two three"},
+        killed_in="stream",
+    ),
+    Program(
+        name="plain_objects",
+        source="plain_objects:MakesReport",
+        arguments={"title": "Sea"},
+        killed_in="finish",
+        result_type=str,
     ),
     Program(name="caches", source="caches:cached", arguments={"number": 12}, killed_in="look_up"),
     Program(name="files", source="files:WritesFiles", arguments={"name": "tides"}, killed_in="extend"),
@@ -320,21 +335,3 @@ PROGRAMS = (
     ),
 )
 """What is served as it is."""
-
-REFUSED = (
-    Program(
-        name="streams_answer",
-        source="generators:StreamsAnswer",
-        arguments={"text": "one two three"},
-        is_killed=False,
-        fails=True,
-    ),
-    Program(
-        name="plain_objects",
-        source="plain_objects:MakesReport",
-        arguments={"title": "Sea"},
-        is_killed=False,
-        fails=True,
-    ),
-)
-"""Those whose results have no form in JSON: their tasks fail, and the error says why."""

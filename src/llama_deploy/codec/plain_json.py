@@ -115,7 +115,7 @@ def _find_fault(value: object, path: str, exc: Exception, *, depth: int = 0) -> 
 def _children(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, Event):
         yield from ((f".{name}", getattr(value, name)) for name in type(value).model_fields)
-        yield from ((f".{name}", child) for name, child in value.items())
+        yield from ((f".{name}", child) for name, child in Event.items(value))
         if isinstance(value, StopEvent):
             yield ".result", value.result
     elif isinstance(value, BaseModel):

@@ -14,7 +14,7 @@ from workflows.errors import WorkflowTimeoutError
 from workflows.events import StopEvent, WorkflowTimedOutEvent
 
 from llama_deploy import message_consumers
-from llama_deploy.codec import qualified_name, text_of, valid_text
+from llama_deploy.codec import DescribedError, qualified_name, text_of, valid_text
 from llama_deploy.codec.plain_json import measured, to_json_value
 from llama_deploy.errors import SerializationError, TaskCancelledError
 from llama_deploy.live_objects import check_portable
@@ -155,6 +155,31 @@ def describe_failure(exc: BaseException) -> TaskFailure:
         message=_cut(text_of(exc), MAX_TEXT) + _advice(exc),
         traceback=None if lines is None else valid_text("\n".join(lines)),
     )
+
+
+def loggable(exc: BaseException, described: TaskFailure) -> BaseException:
+    """Return an exception whose traceback any log can hold: `exc`, or what was described of it.
+
+    Its text, or that of an exception that led to it, may be long, fail, or not be valid UTF-8.
+    """
+    chain: list[BaseException] = []
+    waiting: list[BaseException | None] = [exc]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and not any(each is known for known in chain):
+            chain.append(each)
+            waiting += [each.__cause__, each.__context__]
+    if all(map(_is_loggable, chain)):
+        return exc
+    return DescribedError(described.type, described.message).with_traceback(exc.__traceback__)
+
+
+def _is_loggable(exc: BaseException) -> bool:
+    try:
+        text = str(exc)
+    except BaseException:  # noqa: BLE001 - a user's `__str__` may raise anything
+        return False
+    return len(text) <= MAX_TEXT and text_of(exc) == text
 
 
 def _advice(exc: BaseException) -> str:

@@ -1,15 +1,15 @@
 """Notices steps that change attributes of their workflow object, which are not stored with the run.
 
 If several runs share the object, such a step also gives one run the data of another. The object is compared
-before and after each step: which attributes it has, and which objects they are. If the run has the object
-for itself, the data inside of them are compared too. In a shared object, these belong to no run.
+before and after each step: which attributes it has, which objects they are, and the data inside of them. Data
+inside of a shared object belong to no run, so a run that changes them is not volatile.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -69,7 +69,9 @@ class SharedState:
         """
         # A copy of a dict with texts as its keys is atomic, also beside steps in threads.
         running = _Running(workflow, name, dict(vars(workflow)))
-        held = None if is_shared else HeldData.of(_without_library(running.before))
+        held = None
+        if not is_shared or not self.has_warned:
+            held = HeldData.of(_without_library(running.before))
         self._running.append(running)
         try:
             yield
@@ -81,20 +83,32 @@ class SharedState:
                 if changed is not None and on_change is not None:
                     on_change(f"{_source([name])} has set `self.{changed}`")
                 if changed is not None and is_shared and not self.has_warned:
-                    self._warn(running, after, changed)
-            if held is not None and on_change is not None:
-                for changed in _of_steps(workflow, held.changed()):
-                    on_change(f"{_source([name])} has changed `self.{changed}`")
+                    # What ran at the same time may have done it.
+                    suspects = [each for each in self._running if _differs(changed, each.before, after)]
+                    self._warn(changed, running, suspects)
+            if held is not None:
+                names = list(_of_steps(workflow, held.changed()))
+                self._tell(running, names, is_shared=is_shared, on_change=on_change)
 
-    def _warn(self, ended: _Running, after: dict[str, Any], changed: str) -> None:
+    def _tell(
+        self,
+        ended: _Running,
+        names: Sequence[str],
+        *,
+        is_shared: bool,
+        on_change: Callable[[str], None] | None,
+    ) -> None:
+        """Tell of attributes in which data have changed."""
+        if not is_shared and on_change is not None:
+            for name in names:
+                on_change(f"{_source([ended.name])} has changed `self.{name}`")
+        if is_shared and names and not self.has_warned:
+            self._warn(names[0], ended, self._running)
+
+    def _warn(self, changed: str, ended: _Running, suspects: Sequence[_Running]) -> None:
         workflow = ended.workflow
         self.has_warned = True
-        # What ran at the same time may have done it.
-        names = {
-            each.name
-            for each in (ended, *self._running)
-            if each.workflow is workflow and _differs(changed, each.before, after)
-        }
+        names = {each.name for each in (ended, *suspects) if each.workflow is workflow}
         logger.warning(
             "service %s: %s has changed `self.%s`, which all runs share: one user may get the data of"
             " another. Serve the class %s, or a function that returns a new workflow, instead of an instance;"

@@ -13,7 +13,7 @@ from llama_deploy.messages import QueueMessage
 from llama_deploy.running_task import running_task
 from llama_deploy.services.background import run_to_completion
 from llama_deploy.services.gateway import ControlPlaneGateway
-from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.run.run_outcome import RunOutcome, loggable
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.claims import Claims
 from llama_deploy.services.worker.hand_back import hand_back
@@ -186,7 +186,7 @@ class Worker(ABC, Generic[A]):
             self._settings.service_name,
             type(cause).__name__,
             error.message,
-            exc_info=cause if outcome.status is TaskStatus.FAILED else None,
+            exc_info=loggable(cause, error) if outcome.status is TaskStatus.FAILED else None,
             extra={"action": "task_failed", "task_id": task_id},
         )
         if self._settings.raise_exceptions and not self._failure.done():
