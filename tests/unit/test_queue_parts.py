@@ -26,6 +26,7 @@ from llama_deploy.message_queues import (
     RedisMessageQueue,
     RedisMessageQueueConfig,
     SimpleMessageQueueConfig,
+    consumer_subscription,
 )
 from llama_deploy.message_queues.base import Delivery, MessageQueueConfig
 from llama_deploy.message_queues.broker_connection import BrokerConnection
@@ -370,3 +371,32 @@ async def test_a_queue_that_is_closed_before_its_first_use_does_not_connect(queu
             await queue.publish(QueueMessage(), "topic")
         with pytest.raises(ClosedError):
             await queue.subscribe("topic")
+
+
+async def test_a_consumer_that_keeps_failing_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(consumer_subscription, "RESTART_SECONDS", 0.001)
+    tries = 0
+
+    async def consume() -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError("no broker")
+
+    async def join() -> Any:
+        return consume
+
+    async def leave() -> None:
+        """There is nothing to leave."""
+
+    subscription = consumer_subscription.ConsumerSubscription("topic")
+    subscription.begin(consume, join=join, leave=leave)
+    await eventually(lambda: tries > 5)
+    assert caplog.text.count("no broker") == 1
+    arrived = asyncio.create_task(subscription.process_message(QueueMessage()))
+    (delivery,) = await subscription.receive(1)
+    await delivery.ack()
+    await arrived
+    await eventually(lambda: caplog.text.count("no broker") == 2)
+    await subscription.close()
