@@ -19,6 +19,7 @@ from workflows.events import StartEvent, StepFailedEvent, StopEvent
 from workflows.resource import Resource
 from workflows.retry_policy import retry_if_exception_type, retry_policy, stop_after_attempt, wait_fixed
 
+from llama_deploy.errors import FencedOutError
 from llama_deploy.services import AnyWorkflow
 from llama_deploy.types import TaskFailure
 from tests.integration.in_process import Stack, failure_of, result_of, running_stack
@@ -173,6 +174,7 @@ async def error_of(stack: Stack, workflow: AnyWorkflow) -> TaskFailure:
             lambda: do_raise(ValueError("a\udc80b\0")), "ValueError", "a\\udc80b\0", id="half a character"
         ),
         (lambda: do_raise(going_round()), "ValueError", "first"),
+        (lambda: do_raise(FencedOutError("of another task")), "FencedOutError", "of another task"),
     ],
 )
 async def test_a_step_may_raise_anything(

@@ -148,6 +148,47 @@ def test_a_json_line_has_ids_and_the_traceback(
     assert fields["time"].endswith("+00:00")
 
 
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+def log_oddly() -> None:
+    """Log what may be wrong with a record."""
+    application.info("%d requests", "some")
+    application.info("%s and %s", "one")
+    application.info("of %s", Unprintable())
+    application.info(Unprintable())
+    circle: dict[object, object] = {}
+    circle[1, 2] = circle
+    for action in (circle, Unprintable(), float("nan"), {"a": object()}):
+        application.info("action", extra={"action": action})
+    application.info("stack", stack_info=True)
+    application.handle(logging.makeLogRecord({"msg": "made", "levelno": logging.INFO}))
+
+
+def test_any_record_is_one_json_line(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(log_format=LogFormat.JSON)
+    log_oddly()
+    lines = [
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        for line in capsys.readouterr().err.splitlines()
+    ]
+    assert [line["message"].partition(" (cannot")[0] for line in lines] == [
+        "%d requests",
+        "%s and %s",
+        "of %s",
+        "(its text failed with RuntimeError)",
+        *["action"] * 4,
+        "stack",
+        "made",
+    ]
+    assert "TypeError" in lines[0]["message"]
+    assert "log_oddly" in lines[8]["stack"]
+
+
 def test_a_line_of_text_names_the_task_once(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     token = running_task.set(TASK)

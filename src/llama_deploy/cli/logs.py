@@ -135,14 +135,33 @@ class _JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         if hasattr(record, "action"):
-            fields["action"] = record.action
-        fields |= _ids(record)
+            fields["action"] = _plain(record.action)
+        fields |= {name: _plain(value) for name, value in _ids(record).items()}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str)
+        if record.stack_info:
+            fields["stack"] = record.stack_info
+        return json.dumps(fields)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as exc:  # noqa: BLE001 - of the application's objects
+        return f"{_text(record.msg)} (cannot be formatted with its arguments: {type(exc).__name__})"
+
+
+def _plain(value: object) -> str | int | None:
+    return value if value is None or isinstance(value, str | int) else _text(value)
+
+
+def _text(value: object) -> str:
+    from llama_deploy.codec import text_of  # noqa: PLC0415 - short commands start faster without it
+
+    return text_of(value)
 
 
 def _ids(record: logging.LogRecord) -> dict[str, object]:
@@ -158,6 +177,6 @@ def _is_wanted(record: logging.LogRecord) -> bool:
     """Whether to show a record without `verbose`. Some libraries set a level below that of the root."""
     if record.levelno >= logging.WARNING:
         return True
-    if record.name.partition(".")[0] != _PACKAGE:
+    if str(record.name).partition(".")[0] != _PACKAGE:  # a record that was made by hand may have none
         return record.levelno >= logging.INFO
     return not hasattr(record, "task_id") and getattr(record, "action", None) not in _ANNOUNCED

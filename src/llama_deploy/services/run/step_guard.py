@@ -28,6 +28,7 @@ from typing import Any, Final
 from workflows import Workflow
 
 from llama_deploy.codec import text_of
+from llama_deploy.errors import FencedOutError
 from llama_deploy.services.run.forked_steps import generation, leave, only_in
 from llama_deploy.services.run.shared_state import run_object
 from llama_deploy.services.run.stream_reading import Emit, read_streams
@@ -174,7 +175,8 @@ def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Aw
 
 def _is_ordinary(error: BaseException) -> bool:
     """Whether the library takes an exception as it is."""
-    if not isinstance(error, Exception):
+    # A step that lost something else does not mean that its run belongs to another instance.
+    if not isinstance(error, Exception) or isinstance(error, FencedOutError):
         return False
     try:
         str(error)
