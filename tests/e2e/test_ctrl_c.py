@@ -14,7 +14,8 @@ import pytest
 from llama_deploy.testing.processes import free_port
 
 BODY = """
-import asyncio, sys
+import asyncio, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for programs in the background
 from llama_deploy import *
 from llama_deploy import ControlPlaneConfig, SimpleMessageQueueConfig, WorkflowServiceConfig
 from workflows import Workflow, step

@@ -232,6 +232,7 @@ class TestLargeMessages:
 def sized(size: int) -> QueueMessage:
     """Return a message that is so many bytes on the wire."""
     empty = QueueMessage(data={"text": ""})
+    empty.stats.publish_time = "2026-01-01T00:00:00.000000+00:00"  # as long as the one that the queue sets
     return empty.model_copy(update={"data": {"text": "x" * (size - len(empty.encode()))}})
 
 

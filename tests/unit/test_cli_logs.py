@@ -54,7 +54,7 @@ def test_a_line_has_its_level_once(configure: Configure, capsys: pytest.CaptureF
     assert (shown.count("WARNING"), shown.count("the queue is lost")) == (1, 1)
 
 
-@pytest.mark.parametrize("action", ["control_plane_started", "register"])
+@pytest.mark.parametrize("action", ["control_plane_started", "launch", "register"])
 def test_what_the_announcement_says_is_not_logged_too(
     action: str, configure: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from llama_deploy.running_task import running_task
 
 _PACKAGE: Final = "llama_deploy"
-_ANNOUNCED: Final = frozenset({"control_plane_started", "register"})
+_ANNOUNCED: Final = frozenset({"control_plane_started", "launch", "register"})
 """What the commands print themselves when they are ready."""
 _LIBRARIES: Final = (
     "aiobotocore",

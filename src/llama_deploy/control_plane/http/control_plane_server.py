@@ -120,7 +120,7 @@ class ControlPlaneServer(CoreEndpoints):
     @ends_quietly
     async def launch_server(self) -> None:
         """Serve until cancelled; raises if a part fails."""
-        logger.info("Launching control plane server at %s:%s", *self._address())
+        logger.info("Launching control plane server at %s:%s", *self._address(), extra={"action": "launch"})
         async with self:
             await self.plane.run()
 

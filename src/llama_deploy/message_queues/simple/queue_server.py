@@ -132,7 +132,7 @@ class SimpleMessageQueueServer(AsyncCloseable):
         """
         if self._running is not None:
             return
-        logger.info("Launching message queue server at %s/", self.config.base_url)
+        logger.info("Launching message queue server at %s/", self.config.base_url, extra={"action": "launch"})
         host = await BrokerHost.start(self.config)
         try:
             app = build_app(host.broker, self.config)

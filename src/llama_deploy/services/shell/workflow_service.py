@@ -171,7 +171,7 @@ class WorkflowService(WorkflowCalls):
 
     async def launch_local(self) -> asyncio.Task[None]:
         """Start the service in the running loop, without HTTP. Cancel the task to stop it."""
-        logger.info("%s launch_local", self.service_name)
+        logger.info("%s launch_local", self.service_name, extra={"action": "launch"})
         self._launch.listening.set()
         return self._launch.begin()
 
@@ -186,7 +186,7 @@ class WorkflowService(WorkflowCalls):
         config = self.config
         host = config.internal_host or config.host
         port = config.port if config.internal_port is None else config.internal_port
-        logger.info("Launching %s server at %s:%s", self.service_name, host, port)
+        logger.info("Launching %s server at %s:%s", self.service_name, host, port, extra={"action": "launch"})
         listening = HttpServer.start(
             service_edge(self), host=host, port=port, allow_remote=config.allow_remote
         )
