@@ -234,6 +234,46 @@ async def test_an_error_of_the_orchestrator_fails_the_task_with_words(
         assert [event.terminal for event in events].count(True) == 1
 
 
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Raising(Chain):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error: BaseException | None = error
+
+    async def get_next_messages(
+        self, task_def: TaskDefinition, state: State
+    ) -> tuple[list[QueueMessage], State]:
+        if (error := self.error) is not None:
+            self.error = None
+            raise error
+        return await super().get_next_messages(task_def, state)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncio.CancelledError("of another task"),
+        SystemExit(3),
+        GeneratorExit(),
+        BaseExceptionGroup("two", [SystemExit()]),
+        UnprintableError(),
+        pytest.param(ValueError("a\udc80b"), id="half a character"),
+    ],
+)
+async def test_whatever_an_orchestrator_raises_fails_its_task_only(
+    tmp_path: Path, error: BaseException
+) -> None:
+    async with system(tmp_path, Raising(error)) as running:
+        session = await running.session()
+        with pytest.raises(TaskFailedError, match=type(error).__name__):
+            await session.run("a", text="0")
+        assert await session.run("a", text="1") == "1abc"
+
+
 async def test_a_service_that_does_not_exist_fails_the_task(tmp_path: Path) -> None:
     async with system(tmp_path, Chain(), services="a") as running:
         session = await running.session()

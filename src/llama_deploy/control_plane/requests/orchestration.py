@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Answer:
 
 
 async def ask(orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str, Any]) -> Answer:
-    """Ask an orchestrator about a task that waits for it. Never raises for an error of the orchestrator.
+    """Ask an orchestrator about a task that waits for it. Raises nothing that the orchestrator has raised.
 
     Args:
         orchestrator: Its errors become the failure of the task.
@@ -53,7 +54,9 @@ async def ask(orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str,
     question = _Question(orchestrator, task, state)
     try:
         return await question.answer()
-    except Exception as exc:
+    except BaseException as exc:
+        if isinstance(exc, KeyboardInterrupt) or _is_cancelled():
+            raise
         name = f"{type(orchestrator).__name__}.{question.asking}"
         logger.exception(
             "%s has failed for task %s",
@@ -141,11 +144,25 @@ def _is_task(message: QueueMessage) -> bool:
     return message.action in (None, ActionTypes.NEW_TASK)
 
 
-def _failure(name: str, error: Exception) -> TaskFailure:
+def _is_cancelled() -> bool:
+    """Whether the current task is cancelled itself, and not something that it has awaited."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
+
+
+def _failure(name: str, error: BaseException) -> TaskFailure:
     cls = type(error)
-    said = str(error) if isinstance(error, LlamaDeployError) else f"{cls.__name__}: {error}"
+    if isinstance(error, LlamaDeployError):
+        said = str(error)
+    else:  # the text of other errors may fail
+        said = "".join(traceback.format_exception_only(error)).strip()
+    trace = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
     return TaskFailure(
         type=f"{cls.__module__}.{cls.__qualname__}",
-        message=f"{name} of the orchestrator has failed: {said}",
-        traceback="".join(traceback.format_exception(error))[-_MAX_TRACEBACK:],
+        message=_valid(f"{name} of the orchestrator has failed: {said}"),
+        traceback=_valid(trace),
     )
+
+
+def _valid(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
