@@ -1,4 +1,4 @@
-"""What runs until it is cancelled, and then ends quietly."""
+"""Cancellations of tasks: whether there is one, and what ends quietly with it."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ def ends_quietly(
             return None
 
     return run
+
+
+def is_being_cancelled() -> bool:
+    """Return whether somebody has cancelled the current task.
+
+    Otherwise a `CancelledError` in it comes from code that it calls, such as that of a user.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

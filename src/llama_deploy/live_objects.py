@@ -15,13 +15,13 @@ import functools
 import inspect
 import io
 import types
-from collections import UserList, deque
-from collections.abc import Iterable, Iterator, Mapping, MappingView
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
 from llama_deploy.errors import SerializationError
+from llama_deploy.json_parts import SCALARS, name_of, parts_of, step_to
 
 _ADVICE: Final = (
     "create it where the workflow runs, in `__init__`, in a `Resource` or once for the module, with keys "
@@ -33,6 +33,7 @@ _SENSITIVE: Final = (
     "the name under which it is found there"
 )
 _RUNS: Final = f"which is code or a running operation, and is neither sent nor stored: {_ADVICE}"
+_ITERATES: Final = "which is an iterator, and is neither sent nor stored: pass a list of its items"
 _LIVE: Final[Mapping[str, str]] = {
     "llama_index.core.memory.memory.Memory": (
         "whose messages are in a database and not in the object: use a `ChatMemoryBuffer`, or keep only "
@@ -74,11 +75,6 @@ _CODE: Final = (
     types.CoroutineType,
     functools.partial,
 )
-_PLAIN: Final = frozenset({str, int, float, bool, type(None), bytes})
-_SEQUENCES: Final = frozenset({list, tuple, set, frozenset})
-_CONTAINERS: Final = _SEQUENCES | {dict}
-_ITERABLES: Final = (list, tuple, set, frozenset, deque, UserList, MappingView)
-_LONGEST: Final = 10**60
 _ATTRS: Final = "__attrs_attrs__"
 """What classes of the package attrs have: their fields."""
 _SECRET_NAMES: Final = (
@@ -104,11 +100,18 @@ _SECRET_NAMES: Final = (
     "sessiontoken",
 )
 """How the names of secret fields end, without underscores. `token` alone is one only as the whole name."""
+_OF_PEOPLE: Final = ("passphrase", "passwd", "password")
+"""Secrets that people have too. Objects with these act only if they also have an address, or connect."""
+_ADDRESSES: Final = frozenset(
+    {"apibase", "apiurl", "baseurl", "database", "dsn", "endpoint", "host", "hostname", "port", "server"}
+    | {"uri", "url"}
+)
 _SETTINGS: Final = "pydantic_settings.main.BaseSettings"
 _EVENT: Final = "workflows.events.Event"
 _READS: Final = ("to_", "from_", "as_", "is_", "has_", "get_", "class_name")
 """How the names of methods begin that data may have."""
-_ACTS: Final = frozenset({"__call__", "__enter__", "__aenter__"})
+_CONNECTS: Final = frozenset({"__call__", "__enter__", "__aenter__"})
+_ANY_ARGUMENTS: Final = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 _DECORATORS: Final = (
     "validators",
     "field_validators",
@@ -118,84 +121,77 @@ _DECORATORS: Final = (
     "model_serializers",
     "computed_fields",
 )
-_UNDECLARED: Final = "_data"
-"""The private attribute with the undeclared fields of events."""
 
 
-def check_portable(value: object, *, path: str) -> None:
+def check_portable(value: object, *, path: str, as_text: bool = False) -> None:
     """Check that a value may leave the process.
 
     Args:
         value: The value.
         path: The place of the value, for errors.
+        as_text: Whether only its text leaves, which code and iterators may.
 
     Raises:
         SerializationError: It holds an object that must not; the text says where, which class the object has,
             and what to do. It never shows the object.
     """
-    found = find_live(value, path=path)
-    if found is not None:
-        raise found
-
-
-def find_live(value: object, *, path: str) -> SerializationError | None:
-    """Return the error for an object in a value that must not leave the process. None: there is none.
-
-    Args:
-        value: The value.
-        path: The place of the value, for errors.
-    """
-    if not _holds_live(value):
-        return None
-    return next((fault for place, item in _places(value, path) if (fault := _fault(item, place))), None)
-
-
-def check_text(value: object, *, path: str) -> None:
-    """Check that the text of a value, `str(value)`, may leave the process.
-
-    That of a file or a function may. What a class of the user writes into its own text is not looked at.
-
-    Args:
-        value: The value.
-        path: The place of the value, for errors.
-
-    Raises:
-        SerializationError: The text would show an object with connections or secrets, see `check_portable`.
-    """
-    for place, item in _places(value, path):
-        if rejection(type(item)) is not _RUNS and (fault := _fault(item, place)) is not None:
-            raise fault
-
-
-def _places(value: object, path: str) -> Iterator[tuple[str, object]]:
-    """Yield a value and what it contains, at any depth, with their places; no object twice."""
     waiting: list[tuple[str, object]] = [(path, value)]
-    seen: set[int] = set()
+    seen: dict[int, object] = {}
     while waiting:
         place, item = waiting.pop()
-        if type(item) in _PLAIN or id(item) in seen:
+        if type(item) in SCALARS or id(item) in seen:
             continue  # the latter: a circle, or an object in two places
-        seen.add(id(item))
-        yield place, item
-        step = _step_to_item if isinstance(item, _ITERABLES) else _step_to
-        waiting += [(place + step(key), child) for key, child in _contents(item).items()]
-        waiting += [(place + step(key), key) for key in _keys(item)]
+        seen[id(item)] = item
+        cls: type = type(item)
+        reason = reason_against(item) if may_be_live(cls) else None
+        if reason is not None and not (as_text and reason in (_RUNS, _ITERATES)):
+            raise SerializationError(f"{place} is a {name_of(cls)}, {reason}", path=place, holds=cls.__name__)
+        parts = _shown(item) if as_text else parts_of(item)
+        if isinstance(parts, Mapping):
+            if not SCALARS.issuperset(map(type, parts)):
+                waiting += [(place + step_to(key), key) for key in parts if type(key) not in SCALARS]
+            if not SCALARS.issuperset(map(type, parts.values())):
+                found = [(key, part) for key, part in parts.items() if type(part) not in SCALARS]
+                waiting += [(place + step_to(key), part) for key, part in found]
+        elif not SCALARS.issuperset(map(type, parts)):
+            waiting += [(f"{place}[{at}]", part) for at, part in enumerate(parts)]
 
 
-def _holds_live(value: object) -> bool:
-    """Return whether `find_live` finds something; faster, because nearly always it does not."""
-    waiting, seen = [value], set[int]()
-    while waiting:
-        item = waiting.pop()
-        cls = type(item)
-        if cls in _PLAIN or id(item) in seen:
-            continue
-        seen.add(id(item))
-        if cls not in _CONTAINERS and _fault(item, "") is not None:
-            return True
-        waiting += _items(item) if cls in _SEQUENCES else _contents(item).values()
-        waiting += _keys(item)
-    return False
+def _shown(value: Any) -> Iterable[Any]:
+    """Return the parts of a value that its text shows, which are more than its JSON has."""
+    cls: type = type(value)
+    if isinstance(value, BaseModel | types.SimpleNamespace):
+        return vars(value)
+    if isinstance(value, BaseException):
+        return value.args
+    if isinstance(value, functools.partial):
+        return (*value.args, *value.keywords.values())
+    if fields := getattr(cls, _ATTRS, None):
+        return {field.name: getattr(value, field.name, None) for field in fields}
+    return parts_of(value)
+
+
+@functools.lru_cache(maxsize=4096)
+def may_be_live(cls: type[Any]) -> bool:
+    """Return whether `reason_against` has to be asked about the objects of a class."""
+    return rejection(cls) is not None or bool(secret_fields(cls))
+
+
+def reason_against(value: object) -> str | None:
+    """Return why an object must not leave the process, whatever it contains. None: it may.
+
+    The text follows the name of the class.
+    """
+    cls = type(value)
+    reason = rejection(cls)
+    if reason is _SENSITIVE:
+        return reason if _revealed(value) else None
+    if reason is not None:
+        return reason
+    return next(
+        (rejection_of_secret(name) for name in secret_fields(cls) if is_filled(getattr(value, name, None))),
+        None,
+    )
 
 
 def rejection(cls: type) -> str | None:
@@ -209,14 +205,15 @@ def rejection(cls: type) -> str | None:
 @functools.lru_cache(maxsize=4096)
 def _rejection(cls: type[Any]) -> str | None:
     for base in cls.__mro__:
-        if (reason := _LIVE.get(_name_of(base))) is not None:
+        if (reason := _LIVE.get(name_of(base))) is not None:
             return reason
     if hasattr(cls, "get_secret_value"):
         return _SENSITIVE
-    if issubclass(cls, _CODE) or (issubclass(cls, Iterator) and not issubclass(cls, BaseModel)):
+    if issubclass(cls, (*_CODE, io.IOBase)):
         return _RUNS
-    if issubclass(cls, io.IOBase) or hasattr(cls, "__anext__"):
-        return _RUNS
+    if hasattr(cls, "__next__") or hasattr(cls, "__anext__"):
+        is_data = issubclass(cls, BaseModel) or dataclasses.is_dataclass(cls)
+        return None if is_data else _ITERATES
     return None
 
 
@@ -230,109 +227,34 @@ def secret_fields(cls: type) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _secret_fields(cls: type[Any]) -> frozenset[str]:
-    fields = _fields_of(cls)
-    named = frozenset(name for name in fields if _is_secret_name(name))
-    if not named or any(_name_of(base) == _EVENT for base in cls.__mro__):
+    fields = {name: _bare(name) for name in _fields_of(cls)}
+    secret = frozenset(
+        name for name, bare in fields.items() if bare == "token" or bare.endswith(_SECRET_NAMES)
+    )
+    bases = {name_of(base) for base in cls.__mro__}
+    if not secret or _EVENT in bases:
         return frozenset()
-    acts = any(_name_of(base) == _SETTINGS for base in cls.__mro__) or any(map(_acts, cls.__mro__))
-    return named if acts else frozenset()
+    # People have passwords too: a user with the method `verify(password)` is data.
+    is_of_program = any(not fields[name].endswith(_OF_PEOPLE) for name in secret)
+    actions = {action for base in cls.__mro__ for action in _actions_of(base)}
+    connects = "connects" in actions or (actions and not _ADDRESSES.isdisjoint(fields.values()))
+    return secret if _SETTINGS in bases or connects or (actions and is_of_program) else frozenset()
 
 
 def rejection_of_secret(name: str) -> str:
-    """Return why the secret in a field is not sent or stored. The text follows the name of the place."""
-    return f"holds the secret {name!r} of an object with connections, {_CONNECTED.partition(', and ')[2]}"
+    """Return why an object with a secret in a field is not sent or stored.
+
+    The text follows the name of the class.
+    """
+    return (
+        f"which has the secret {name!r} and methods that may use it, and is neither sent nor stored: "
+        f"{_ADVICE}. If it is only data, pass a dict of its fields"
+    )
 
 
 def is_filled(value: object) -> bool:
     """Return whether a secret field holds a secret: a text or bytes that are not empty."""
     return isinstance(value, str | bytes) and bool(value)
-
-
-def _items(value: Any) -> Iterable[object]:
-    return () if _PLAIN.issuperset(map(type, value)) else value
-
-
-def _contents(value: Any) -> Mapping[Any, object]:
-    """Return what a value contains, by the numbers or names of its places."""
-    if isinstance(value, Mapping):
-        return value
-    if isinstance(value, _ITERABLES):
-        return dict(enumerate(_items(value)))
-    return _held(value) if _has_fields(value) else _shown(value)
-
-
-def _shown(value: Any) -> Mapping[str, object]:
-    """Return what an object contains that is no container, model or dataclass, but shows it in its text."""
-    cls: type = type(value)
-    if isinstance(value, BaseException | functools.partial):
-        return {"args": value.args, **getattr(value, "keywords", {})}
-    if isinstance(value, types.SimpleNamespace):
-        return vars(value)
-    if _name_of(cls) == "numpy.ndarray" and value.dtype.hasobject:
-        return {"items": value.tolist()}
-    return {each.name: getattr(value, each.name, None) for each in getattr(cls, _ATTRS, ())}
-
-
-def _keys(value: object) -> Iterable[object]:
-    """Return the keys of a mapping that may contain something."""
-    if not isinstance(value, Mapping) or _PLAIN.issuperset(map(type, value)):
-        return ()
-    return [key for key in value if type(key) not in _PLAIN]
-
-
-def _fault(value: object, path: str) -> SerializationError | None:
-    """Return why an object must not leave the process, whatever it contains."""
-    cls = type(value)
-    reason = rejection(cls)
-    if reason is _SENSITIVE:
-        return _error(path, cls, reason) if _revealed(value) else None
-    if reason is not None:
-        return _error(path, cls, reason)
-    for name in secret_fields(cls):
-        if is_filled(getattr(value, name, None)):
-            return _error(path, cls, f"and {rejection_of_secret(name)}")
-    return None
-
-
-def _error(path: str, cls: type, reason: str) -> SerializationError:
-    return SerializationError(f"{path} is a {_name_of(cls)}, {reason}", path=path, holds=cls.__name__)
-
-
-def _has_fields(value: object) -> bool:
-    return isinstance(value, BaseModel) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
-
-
-def _held(value: Any) -> Mapping[str, object]:
-    """Return the fields of a model or dataclass that are sent, with their values."""
-    cls: type = type(value)
-    if not isinstance(value, BaseModel):
-        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-    held = vars(value)
-    if excluded := _excluded(cls):
-        held = {name: item for name, item in held.items() if name not in excluded}
-    undeclared = (value.__pydantic_private__ or {}).get(_UNDECLARED)
-    if value.__pydantic_extra__ or undeclared:
-        held = {**held, **(value.__pydantic_extra__ or {})}
-        if isinstance(undeclared, dict):
-            held |= undeclared
-    return held
-
-
-@functools.lru_cache(maxsize=4096)
-def _excluded(cls: type[Any]) -> frozenset[str]:
-    return frozenset(name for name, field in cls.model_fields.items() if field.exclude)
-
-
-def _step_to(key: object) -> str:
-    if isinstance(key, str) and key.isidentifier():
-        return f".{key}"
-    # The text of an object may show what it holds, and a long integer has none.
-    is_short = type(key) in _PLAIN and not (type(key) is int and abs(key) > _LONGEST)
-    return f"[{str(key)[:60]!r}]" if is_short else f"[a {type(key).__name__}]"
-
-
-def _step_to_item(number: object) -> str:
-    return f"[{number}]"
 
 
 def _revealed(value: Any) -> object:
@@ -352,31 +274,24 @@ def _fields_of(cls: type) -> frozenset[str]:
     )
 
 
-def _is_secret_name(name: str) -> bool:
-    plain = name.replace("_", "").lower()
-    return plain == "token" or plain.endswith(_SECRET_NAMES)
+def _bare(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
-def _acts(cls: type) -> bool:
-    """Return whether the body of a class defines methods that do more than to read or check its data."""
-    if cls in (object, BaseModel) or _name_of(cls).startswith(("pydantic.", "typing.", "abc.")):
-        return False
+def _actions_of(cls: type) -> Iterator[Literal["acts", "connects"]]:
+    """Yield what the methods in the body of a class do, other than to read or check its data."""
+    if cls in (object, BaseModel) or name_of(cls).startswith(("pydantic.", "typing.", "abc.")):
+        return
     decorators = getattr(cls, "__pydantic_decorators__", None)
     checks = {name for kind in _DECORATORS for name in getattr(decorators, kind, ())}
     for name, member in vars(cls).items():
         if not isinstance(member, types.FunctionType) or name in checks or hasattr(BaseModel, name):
             continue
-        if name in _ACTS or (not name.startswith(("_", *_READS)) and _takes_or_waits(member)):
-            return True
-    return False
-
-
-def _takes_or_waits(method: types.FunctionType) -> bool:
-    code = method.__code__
-    arguments = code.co_argcount + code.co_kwonlyargcount
-    others = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-    return arguments > 1 or bool(code.co_flags & others)
-
-
-def _name_of(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+        if name in _CONNECTS:
+            yield "connects"
+        elif not name.startswith(("_", *_READS)):
+            code = member.__code__
+            if code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+                yield "connects"
+            elif code.co_argcount + code.co_kwonlyargcount > 1 or code.co_flags & _ANY_ARGUMENTS:
+                yield "acts"

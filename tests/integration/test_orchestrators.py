@@ -234,44 +234,54 @@ async def test_an_error_of_the_orchestrator_fails_the_task_with_words(
         assert [event.terminal for event in events].count(True) == 1
 
 
-class UnprintableError(Exception):
+class MuteError(Exception):
     def __str__(self) -> str:
-        raise RuntimeError("no text")
+        raise ValueError("no text")
 
 
-class Raising(Chain):
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.error: BaseException | None = error
+@pytest.mark.parametrize("raised", [asyncio.CancelledError(), SystemExit(3), MuteError()], ids=repr)
+async def test_whatever_an_orchestrator_raises_fails_its_task_only(
+    tmp_path: Path, raised: BaseException
+) -> None:
+    class Raising(Chain):
+        async def get_next_messages(
+            self, task_def: TaskDefinition, state: State
+        ) -> tuple[list[QueueMessage], State]:
+            if json.loads(task_def.input).get("raises"):
+                raise raised
+            return await super().get_next_messages(task_def, state)
 
-    async def get_next_messages(
-        self, task_def: TaskDefinition, state: State
-    ) -> tuple[list[QueueMessage], State]:
-        if (error := self.error) is not None:
-            self.error = None
-            raise error
-        return await super().get_next_messages(task_def, state)
+    async with system(tmp_path, Raising()) as running, asyncio.timeout(20):
+        session = await running.session()
+        with pytest.raises(TaskFailedError, match=f"get_next_messages.*{type(raised).__name__}"):
+            await session.run("a", raises=True)
+        assert await session.run("a") == "abc", "the session goes on"
 
 
 @pytest.mark.parametrize(
-    "error",
+    "message",
     [
-        asyncio.CancelledError("of another task"),
-        SystemExit(3),
-        GeneratorExit(),
-        BaseExceptionGroup("two", [SystemExit()]),
-        UnprintableError(),
-        pytest.param(ValueError("a\udc80b"), id="half a character"),
+        QueueMessage(type="human", action=ActionTypes.SEND_EVENT, data={"x": object()}),
+        QueueMessage(type="half \ud83d", action=ActionTypes.SEND_EVENT),
+        QueueMessage(type="half \ud83d", action=ActionTypes.NEW_TASK),
     ],
+    ids=["data", "topic", "service"],
 )
-async def test_whatever_an_orchestrator_raises_fails_its_task_only(
-    tmp_path: Path, error: BaseException
+async def test_a_message_that_cannot_be_sent_fails_the_task_only(
+    tmp_path: Path, message: QueueMessage
 ) -> None:
-    async with system(tmp_path, Raising(error)) as running:
+    class Sending(Chain):
+        async def get_next_messages(
+            self, task_def: TaskDefinition, state: State
+        ) -> tuple[list[QueueMessage], State]:
+            messages, changes = await super().get_next_messages(task_def, state)
+            return [message, *messages] if json.loads(task_def.input).get("sends") else messages, changes
+
+    async with system(tmp_path, Sending()) as running, asyncio.timeout(20):
         session = await running.session()
-        with pytest.raises(TaskFailedError, match=type(error).__name__):
-            await session.run("a", text="0")
-        assert await session.run("a", text="1") == "1abc"
+        with pytest.raises(TaskFailedError, match="get_next_messages"):
+            await session.run("a", sends=True)
+        assert await session.run("a") == "abc", "the session goes on"
 
 
 async def test_a_service_that_does_not_exist_fails_the_task(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from llama_index.core.base.llms.types import CompletionResponse
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import Document
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
@@ -40,6 +39,11 @@ class HandMade(BaseModel):
         return prompt
 
 
+class Hidden(BaseModel):
+    text: str = "found"
+    model: Any = Field(exclude=True)
+
+
 class Passed(Event):
     model: Any
 
@@ -48,7 +52,7 @@ class Leaking(Workflow):
     """Puts an object with a key wherever a value can go."""
 
     @step
-    async def begin(self, ctx: Context, ev: StartEvent) -> Passed | StopEvent:
+    async def begin(self, ctx: Context, ev: StartEvent) -> Passed | StopEvent:  # noqa: PLR0911 - a way each
         model = HandMade() if ev.get("kind", "llm") == "model" else KeyedLLM()
         match ev.way:
             case "result":
@@ -61,6 +65,12 @@ class Leaking(Workflow):
                 return StopEvent(result=[CompletionResponse(text="done", raw={"holds": model})])
             case "stream":
                 ctx.write_event_to_stream(Event(model={"held": model}))
+            case "hidden":
+                return StopEvent(result=Hidden(model=model))
+            case "hidden in a list":
+                return StopEvent(result=[Hidden(model=model)])
+            case "items":
+                return StopEvent(result=(each for each in [model, object()]))
             case "state":
                 await ctx.store.set("model", model)
             case _:
@@ -94,7 +104,10 @@ async def stack(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["llm", "model"])
-@pytest.mark.parametrize("way", ["result", "text", "item", "raw", "stream", "state", "event"])
+@pytest.mark.parametrize(
+    "way",
+    ["result", "text", "item", "items", "raw", "stream", "hidden", "hidden in a list", "state", "event"],
+)
 async def test_what_a_workflow_does_with_an_object_stores_no_secret(
     stack: LocalStack, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str, kind: str
 ) -> None:
@@ -104,10 +117,9 @@ async def test_what_a_workflow_does_with_an_object_stores_no_secret(
             result = str(await client.run("leaking", way=way, kind=kind))
         except TaskFailedError as exc:
             result = str(exc)
-        session = await client.core.sessions.create()
-        with suppress(TaskFailedError):
-            result += await session.run("leaking", way=way, kind=kind)
-    assert ("holds" in result) == (way not in ("state", "event")), result
+    assert ("neither sent nor stored" in result) == (
+        way not in ("raw", "hidden", "hidden in a list", "state", "event")
+    ), result
     assert KEY.encode() not in stored(tmp_path)
     assert KEY not in caplog.text + result
 

@@ -12,7 +12,7 @@ from workflows import Context, Workflow, step
 from workflows.events import HumanResponseEvent, StartEvent, StopEvent
 from workflows.retry_policy import retry_policy, stop_after_delay, wait_fixed
 
-from llama_deploy.services.run import run_clock
+from llama_deploy.services.run import time_budget
 from llama_deploy.types import TaskStatus
 from tests.integration.in_process import Stack, result_of, running_stack, until
 
@@ -76,7 +76,7 @@ class Long(Workflow):
 async def test_a_run_whose_instance_dies_does_not_get_its_time_again(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_clock, "NOTE_SECONDS", 0.2)
+    monkeypatch.setattr(time_budget, "NOTE_SECONDS", 0.2)
 
     async def has_worked() -> bool:
         task = (await stack.store.read(lambda tx: tx.tasks.load([task_id])))[task_id]

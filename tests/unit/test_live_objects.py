@@ -8,10 +8,11 @@ import json
 import sqlite3
 import threading
 from collections import UserList, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,15 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.core.vector_stores import SimpleVectorStore
-from pydantic import BaseModel, Field, SecretBytes, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    PlainSerializer,
+    SecretBytes,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+)
 from pydantic_settings import BaseSettings
 from workflows import Workflow, step
 from workflows.events import HumanResponseEvent, StartEvent, StopEvent
@@ -30,6 +39,7 @@ from workflows.events import HumanResponseEvent, StartEvent, StopEvent
 from llama_deploy.client.payload_encoding import encode_arguments, encode_event, encode_json_object
 from llama_deploy.codec.plain_json import to_json_value
 from llama_deploy.errors import SerializationError
+from llama_deploy.live_objects import check_portable
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.values.payloads import build_event, streamed_event
 from llama_deploy.services.values.writing import Writing
@@ -88,6 +98,64 @@ class Wrapper(BaseModel):
     inner: Any
 
 
+class Sources(BaseModel):
+    by_name: Mapping[str, Any]
+
+
+class Database(BaseModel):
+    host: str = "db"
+    password: str = KEY
+
+    def query(self, sql: str) -> str:
+        return sql
+
+
+class Mailbox(BaseModel):
+    password: str = KEY
+
+    async def read(self) -> str:
+        return ""
+
+
+class Account(BaseModel):
+    name: str
+    password: str
+
+    def is_right(self, password: str) -> bool:
+        return password == self.password
+
+    def verify(self, password: str) -> bool:
+        return self.is_right(password)
+
+
+class Deck(BaseModel):
+    cards: list[int]
+
+    def __next__(self) -> int:
+        return self.cards.pop()
+
+    @cached_property
+    def llm(self) -> KeyedLLM:
+        return KeyedLLM()
+
+
+@dataclass
+class Hand:
+    cards: list[int]
+
+    def __next__(self) -> int:
+        return self.cards.pop()
+
+
+class Described(BaseModel):
+    llm: Any = Field(default_factory=KeyedLLM)
+    other: Annotated[Any, PlainSerializer(lambda _: "other")] = Field(default_factory=KeyedLLM)
+
+    @field_serializer("llm")
+    def _name_of(self, llm: Any) -> str:
+        return type(llm).__name__
+
+
 class Word(BaseModel):
     token: str
 
@@ -98,6 +166,10 @@ class Word(BaseModel):
 class Login(BaseModel):
     user: str
     password: str
+
+
+class Done(StopEvent):
+    count: int = 0
 
 
 class Begin(StartEvent):
@@ -135,6 +207,8 @@ LIVE = {
     "workflow": Nothing,
     "model that acts": HandMadeModel,
     "dataclass that acts": HandMadeClient,
+    "password with an address": Database,
+    "password that is waited with": Mailbox,
     "settings": EnvironmentSettings,
     "secret": lambda: SecretStr(KEY),
     "secret bytes": lambda: SecretBytes(KEY.encode()),
@@ -160,15 +234,16 @@ WRAPPED = {
     "in a list": lambda live: [1, live],
     "in a tuple": lambda live: (live,),
     "in a dict": lambda live: {"a": {"b": live}},
+    "in a deque": lambda live: deque([live]),
+    "in a mapping": lambda live: Sources(by_name=MappingProxyType({"a": live})),
     "in a model": lambda live: Wrapper(inner=live),
     "in an event": lambda live: HumanResponseEvent(answer=live),
-    "in a deque": lambda live: deque([live]),
     "in a list of another class": lambda live: UserList([live]),
     "in a view": lambda live: {"a": live}.values(),
     "in a proxy": lambda live: MappingProxyType({"a": live}),
     "in an array": lambda live: np.array([live, None], dtype=object),
 }
-IN_WORDS = r"^\$\.it.*(where the workflow runs|environment of the worker)"
+IN_WORDS = r"^\$\.it.*(where the workflow runs|environment of the worker|pass a list of its items)"
 live_objects = pytest.mark.parametrize("make", LIVE.values(), ids=list(LIVE))
 wrapped = pytest.mark.parametrize("wrap", WRAPPED.values(), ids=list(WRAPPED))
 
@@ -217,6 +292,7 @@ def test_results_and_streamed_events_hold_no_live_objects(make: Any, wrap: Any) 
 @wrapped
 def test_journals_and_state_hold_no_live_objects(make: Any, wrap: Any) -> None:
     extra = [HandMadeModel, HandMadeClient, EnvironmentSettings, SecretHolder, Config, Wrapper]
+    extra += [Database, Mailbox, Sources]
     with pytest.raises(SerializationError) as caught:
         Writing(Nothing(), extra=extra).write(wrap(make()), path="$")
     check(caught.value)
@@ -241,6 +317,10 @@ def test_an_object_in_a_definition_is_not_shown() -> None:
         {"api_key": KEY, "password": "p"},
         Begin(api_key=KEY),
         Login(user="u", password="p"),
+        Account(name="u", password="p"),
+        Deck(cards=[1]),
+        Hand(cards=[1]),
+        Described(),
         [Word(token="a-long-token-of-a-text")],
         SecretStr(""),
         HandMadeModel(api_key=""),
@@ -254,6 +334,32 @@ def test_plain_data_passes(value: Any) -> None:
     assert encode_arguments(None, {"it": value}).keys() == {"it"}
     to_json_value(value)
     assert encode_event(HumanResponseEvent(it=value))
+
+
+def test_what_a_property_has_cached_is_not_looked_at() -> None:
+    deck = Deck(cards=[1])
+    assert deck.llm.api_key
+    assert to_json_value(deck) == encode_arguments(None, {"it": deck})["it"] == {"cards": [1]}
+
+
+def test_the_result_of_a_stop_event_of_ones_own_is_looked_at() -> None:
+    with pytest.raises(SerializationError, match=r"^\$\.result\[0\] is a .*KeyedLLM") as caught:
+        to_json_value(Done(result=[KeyedLLM()]))
+    check(caught.value)
+
+
+def test_an_iterator_is_to_be_a_list() -> None:
+    for value in (zip([1], [2], strict=True), {"a": 1}.keys(), range(3)):
+        with pytest.raises(SerializationError, match="a list of its items"):
+            to_json_value(value)
+
+
+def test_the_text_of_an_object_is_data_unless_it_may_show_a_key() -> None:
+    for harmless in (lambda: None, iter([1]), Login(user="u", password="p"), object()):
+        check_portable([harmless], path="$", as_text=True)
+    for live in (KeyedLLM(), HandMadeModel(), Described()):
+        with pytest.raises(SerializationError):
+            check_portable([live], path="$", as_text=True)
 
 
 def test_a_field_that_is_excluded_is_not_looked_at() -> None:
@@ -271,7 +377,7 @@ class Hashable(HandMadeModel):
 
 def test_a_secret_in_a_key_is_found() -> None:
     for value in ({Hashable(): 1}, [{(1, Hashable()): object()}]):
-        with pytest.raises(SerializationError, match="Hashable, and holds") as caught:
+        with pytest.raises(SerializationError, match="Hashable, which has the secret") as caught:
             encode_arguments(None, {"it": value})
         check(caught.value)
 

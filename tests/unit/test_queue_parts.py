@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,12 +15,18 @@ from hypothesis import strategies as st
 from llama_deploy.batching import split
 from llama_deploy.errors import ClosedError, UnavailableError
 from llama_deploy.message_queues import (
+    AWSMessageQueue,
     AWSMessageQueueConfig,
+    KafkaMessageQueue,
     KafkaMessageQueueConfig,
+    NatsMessageQueue,
     NatsMessageQueueConfig,
+    RabbitMQMessageQueue,
     RabbitMQMessageQueueConfig,
+    RedisMessageQueue,
     RedisMessageQueueConfig,
     SimpleMessageQueueConfig,
+    consumer_subscription,
 )
 from llama_deploy.message_queues.base import Delivery, MessageQueueConfig
 from llama_deploy.message_queues.broker_connection import BrokerConnection
@@ -350,3 +357,46 @@ async def test_without_retries_a_call_has_time_for_one_try(connection: BrokerCon
 def test_every_setting_is_described(settings: type[MessageQueueConfig]) -> None:
     fields = settings.model_json_schema()["properties"]
     assert [name for name, field in fields.items() if not field.get("description")] == []
+
+
+@pytest.mark.parametrize(
+    "queue_class",
+    [AWSMessageQueue, KafkaMessageQueue, NatsMessageQueue, RabbitMQMessageQueue, RedisMessageQueue],
+)
+async def test_a_queue_that_is_closed_before_its_first_use_does_not_connect(queue_class: Any) -> None:
+    queue = queue_class()
+    await queue.cleanup()
+    async with asyncio.timeout(5):
+        with pytest.raises(ClosedError):
+            await queue.publish(QueueMessage(), "topic")
+        with pytest.raises(ClosedError):
+            await queue.subscribe("topic")
+
+
+async def test_a_consumer_that_keeps_failing_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(consumer_subscription, "RESTART_SECONDS", 0.001)
+    tries = 0
+
+    async def consume() -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError("no broker")
+
+    async def join() -> Any:
+        return consume
+
+    async def leave() -> None:
+        """There is nothing to leave."""
+
+    subscription = consumer_subscription.ConsumerSubscription("topic")
+    subscription.begin(consume, join=join, leave=leave)
+    await eventually(lambda: tries > 5)
+    assert caplog.text.count("no broker") == 1
+    arrived = asyncio.create_task(subscription.process_message(QueueMessage()))
+    (delivery,) = await subscription.receive(1)
+    await delivery.ack()
+    await arrived
+    await eventually(lambda: caplog.text.count("no broker") == 2)
+    await subscription.close()

@@ -24,8 +24,8 @@ from llama_deploy.types.validation import describe_validation_error
 
 T = TypeVar("T")
 _ONLY_DATA: Final = (
-    "only data can be sent: plain values, models and dataclasses. Create anything else where the workflow "
-    "runs"
+    "only data can be sent: plain values, lists, dicts, models and dataclasses. Make a list of what is only "
+    "iterated over, and create anything else where the workflow runs"
 )
 
 

@@ -16,12 +16,13 @@ from typing import Any, Final
 
 from llama_deploy.codec.agents import raw_fields
 from llama_deploy.codec.exceptions import DescribedError, builtin_arguments, describe
-from llama_deploy.codec.faults import Fault, step_to
+from llama_deploy.codec.faults import Fault
 from llama_deploy.codec.forms import Form, PrivateAttributes, form_of
 from llama_deploy.codec.known_classes import is_scalar, name_of_class_value, take_scalar
 from llama_deploy.codec.reducing import LEVELS, reduced
 from llama_deploy.codec.type_registry import TypeRegistry, qualified_name
 from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
+from llama_deploy.json_parts import step_to
 from llama_deploy.live_objects import is_filled, rejection, rejection_of_secret, secret_fields
 
 logger = logging.getLogger(__name__)
@@ -263,7 +264,7 @@ def _without_secrets(
     def take_checked(value: Any) -> tuple[object, ...]:
         for name in secret:
             if is_filled(getattr(value, name, None)):
-                raise Fault(f"is a {qualified_name(cls)}, and {rejection_of_secret(name)}", cls=cls)
+                raise Fault(f"is a {qualified_name(cls)}, {rejection_of_secret(name)}", cls=cls)
         return take(value)
 
     return take_checked

@@ -5,13 +5,7 @@ The path is collected while the stack unwinds, so it costs nothing in the normal
 
 from __future__ import annotations
 
-from typing import Final
-
 from llama_deploy.errors import SerializationError
-from llama_deploy.workflow_library import UNDECLARED
-
-_SHORT: Final = 60
-_LARGE: Final = 10**_SHORT
 
 
 class Fault(Exception):  # noqa: N818 - it never leaves the codec, which turns it into a SerializationError
@@ -39,15 +33,5 @@ class Fault(Exception):  # noqa: N818 - it never leaves the codec, which turns i
                     path=place,
                 )
             seen[id(container)] = place
-            place += "" if step == f".{UNDECLARED}" else step
+            place += step
         return SerializationError(f"{place} {self.reason}", path=place, holds=self._holds)
-
-
-def step_to(key: object) -> str:
-    """Return the step from a mapping to the value under `key`: `.name`, or `['another key']`."""
-    if isinstance(key, str) and key.isidentifier():
-        return f".{key}"
-    # The text of a user's class may be long or fail, and so may that of a long integer.
-    plain = type(key) in (str, float, bool) or (type(key) is int and -_LARGE < key < _LARGE)
-    text = ascii(key) if plain else type(key).__name__
-    return f"[{text if len(text) <= _SHORT else text[:_SHORT] + '...'}]"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from llama_deploy.codec.agents import named_base
-from llama_deploy.workflow_library import parts_of_model
+from llama_deploy.json_parts import parts_of
 
 _WITH_NAMES: Final[Mapping[str, bool]] = {"llama_index.core.schema.BaseNode": True}
 """The base classes of these models."""
@@ -33,24 +34,27 @@ def with_field_names(value: Any, encoded: Any) -> Any:
         value: The value, which is not nested too deeply for pydantic.
         encoded: What pydantic has made of it.
     """
-    if isinstance(encoded, list) and isinstance(value, list | tuple | set | frozenset):
-        return [with_field_names(*pair) for pair in zip(value, encoded, strict=True)]
+    if isinstance(encoded, list) and isinstance(value, list | tuple | set | frozenset | deque):
+        # A serializer of the user may have written fewer.
+        return [with_field_names(*pair) for pair in zip(value, encoded, strict=False)] + encoded[len(value) :]
     if not isinstance(encoded, dict):
         return encoded
     if isinstance(value, BaseModel):
         return _of_model(value, encoded)
     if isinstance(value, Mapping):
-        items = zip(value.values(), encoded.items(), strict=True)
-        return {key: with_field_names(inner, item) for inner, (key, item) in items}
+        items = zip(value.values(), encoded.items(), strict=False)
+        return encoded | {key: with_field_names(inner, item) for inner, (key, item) in items}
     if dataclasses.is_dataclass(value):
-        return {key: with_field_names(vars(value).get(key), item) for key, item in encoded.items()}
+        return {key: with_field_names(getattr(value, key, None), item) for key, item in encoded.items()}
     return encoded
 
 
 def _of_model(value: BaseModel, encoded: dict[str, Any]) -> dict[str, Any]:
     names = _names_by_key(type(value))
     keeps_keys = not is_written_with_names(type(value))
-    parts = parts_of_model(value)
+    parts = parts_of(value)
+    if not isinstance(parts, Mapping):  # its class writes it
+        return encoded
     named: dict[str, Any] = {}
     for key, item in encoded.items():
         name = names.get(key, key)

@@ -11,20 +11,20 @@ import json
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import pydantic_core
 from pydantic import BaseModel
 from workflows.events import Event, StopEvent
 
-from llama_deploy.codec.faults import step_to
 from llama_deploy.codec.field_names import with_field_names
 from llama_deploy.codec.plain_checks import check_plain, with_finite_numbers
 from llama_deploy.codec.reducing import with_reduced_fields
 from llama_deploy.codec.type_registry import qualified_name
 from llama_deploy.errors import SerializationError
-from llama_deploy.live_objects import check_portable, find_live
+from llama_deploy.json_parts import step_to
+from llama_deploy.live_objects import check_portable
 
 _MAX_DIGITS: Final = 4300
 """How long integers may be that Python reads; see `sys.set_int_max_str_digits`."""
@@ -54,15 +54,12 @@ def to_json_value(value: object, *, path: str = "$") -> Any:
 
 def measured(value: object, *, path: str = "$") -> tuple[Any, int]:
     """Return `value` as JSON values, and the length of their text in bytes; see `to_json_value`."""
-    is_reduced = find_live(value, path=path) is not None
-    if is_reduced:
-        # It may be one of the raw objects that an agent keeps.
-        value = with_reduced_fields(value)
-        check_portable(value, path=path)
     try:
         return _encode(value)
     except _ENCODING_ERRORS:
-        value = value if is_reduced else with_reduced_fields(value)
+        # Perhaps because of the raw objects that an agent keeps.
+        value = with_reduced_fields(value)
+    check_portable(value, path=path)
     try:
         return _encode(value)
     except _ENCODING_ERRORS as exc:
@@ -100,7 +97,8 @@ def _otherwise(value: Any) -> Any:
         check_plain(plain)
         if type(plain) is not type(value):
             return plain
-    raise TypeError(f"a {qualified_name(type(value))} does not have a form in JSON")
+    advice = "; use a list of its items" if isinstance(value, Iterable) else ""
+    raise TypeError(f"a {qualified_name(type(value))} does not have a form in JSON{advice}")
 
 
 def _find_fault(value: object, path: str, exc: Exception, *, depth: int = 0) -> tuple[str, str]:

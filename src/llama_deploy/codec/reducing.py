@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from llama_deploy.codec.agents import is_opaque, raw_fields
 from llama_deploy.codec.known_classes import is_scalar, take_scalar
 from llama_deploy.codec.plain_checks import check_plain
-from llama_deploy.live_objects import find_live
 
 LEVELS: Final = 4
 """How deep containers are searched for what can be kept of them."""
@@ -32,8 +31,6 @@ def reduced(value: object, *, levels: int = LEVELS) -> Any:
         return [[reduced(key, levels=0), item] for key, item in zip(value, items, strict=True)]
     if levels and isinstance(value, list | tuple):
         return [reduced(item, levels=levels - 1) for item in value]
-    if find_live(value, path="") is not None:
-        return None
     try:
         check_plain(value)
         return pydantic_core.from_json(pydantic_core.to_json(value, inf_nan_mode="null"))

@@ -91,9 +91,14 @@ class BrokerQueue(AbstractMessageQueue):
         return asyncio.Lock()
 
     async def open(self) -> None:
-        """Connect, unless that was done. `connect` lists the errors."""
+        """Connect, unless that was done. See `connect`.
+
+        Raises:
+            ClosedError: The queue was closed.
+        """
         async with self._opening:
             if not self._is_open:
+                self._check_open()
                 await self._connect()
                 self._is_open = True
 

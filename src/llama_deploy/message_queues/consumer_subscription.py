@@ -21,7 +21,7 @@ Leave: TypeAlias = Callable[[], Awaitable[object]]
 """Deregisters a consumer."""
 
 _VISIBILITY_SECONDS: Final = 30.0
-_RESTART_SECONDS: Final = 1.0
+RESTART_SECONDS: Final = 1.0
 """How long a loop of the queue that has ended with an error rests."""
 
 
@@ -46,6 +46,8 @@ class ConsumerSubscription(Subscription):
         self._held: set[_HeldDelivery] = set()
         self._consuming: asyncio.Task[None] | None = None
         self._leave: Leave | None = None
+        self._is_failing = False
+        """Whether the loop has failed since the last message."""
 
     def begin(self, start_consuming: Consuming, *, join: Join, leave: Leave) -> None:
         """Run the loop of the queue.
@@ -64,13 +66,15 @@ class ConsumerSubscription(Subscription):
             try:
                 await start_consuming()
             except Exception as exc:  # noqa: BLE001 - the queue is code of the user
-                logger.warning(
-                    "the consumer of topic %s has failed and begins again: %r",
+                logger.log(
+                    logging.DEBUG if self._is_failing else logging.WARNING,
+                    "the consumer of topic %s has failed and begins again, until it succeeds: %r",
                     self.topic,
                     exc,
                     extra={"action": "consume_again"},
                 )
-            await asyncio.sleep(_RESTART_SECONDS)
+                self._is_failing = True
+            await asyncio.sleep(RESTART_SECONDS)
             try:
                 await leave()
                 start_consuming = await join()
@@ -79,6 +83,7 @@ class ConsumerSubscription(Subscription):
 
     async def process_message(self, message: QueueMessage, **_: Any) -> None:
         """Hand a message to the reader, and return when it is settled."""
+        self._is_failing = False
         delivery = _HeldDelivery(message, attempt=1, subscription=self)
         self._held.add(delivery)
         self._arrived.put_nowait(delivery)

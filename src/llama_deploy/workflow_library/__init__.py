@@ -61,7 +61,7 @@ try:
         WorkflowTick,
     )
 
-    from llama_deploy.workflow_library.event_parts import UNDECLARED, parts_of, parts_of_model, set_parts
+    from llama_deploy.workflow_library.event_parts import UNDECLARED, parts_of, set_parts
     from llama_deploy.workflow_library.many_objects import (
         ManyObjectsRuntime,
         describe_class,
@@ -161,7 +161,6 @@ __all__ = [
     "library_folders",
     "library_version",
     "parts_of",
-    "parts_of_model",
     "placeholder",
     "restore",
     "resuming",

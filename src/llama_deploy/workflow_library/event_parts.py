@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pydantic import BaseModel
 from workflows.events import StopEvent
 
 UNDECLARED: Final = "_data"
@@ -32,23 +31,3 @@ def set_parts(event: StopEvent, parts: Mapping[str, Any]) -> None:
             private[UNDECLARED][name] = value
         else:
             private[_RESULT] = value
-
-
-def parts_of_model(model: BaseModel) -> dict[str, Any]:
-    """Return what the JSON of a model contains by its keys, if these are the names of the fields.
-
-    Of the private attributes, these are only those that the library writes. Do not change the returned dict.
-    """
-    fields, private = vars(model), model.__pydantic_private__
-    undeclared = result = None
-    if private:
-        undeclared, result = private.get(UNDECLARED), private.get(_RESULT)
-    extra = model.__pydantic_extra__
-    if not (extra or undeclared or result is not None):
-        return fields
-    parts = {**fields, **(extra or {})}
-    if undeclared and not isinstance(model, StopEvent):
-        parts[UNDECLARED] = undeclared
-    if result is not None:
-        parts["result"] = result
-    return parts

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import deque
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -22,7 +24,7 @@ from llama_index.core.base.response.schema import PydanticResponse, Response
 from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.schema import Document, ImageNode, IndexNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.tools import ToolOutput, ToolSelection
-from pydantic import BaseModel
+from pydantic import BaseModel, field_serializer
 from workflows import Workflow, step
 from workflows.events import Event, StartEvent, StopEvent
 
@@ -106,6 +108,24 @@ def test_nodes_keep_the_names_of_their_fields(value: Any) -> None:
     text = str(to_json_value(value))
     assert "'metadata': {'page': 1}" in text
     assert "extra_info" not in text
+
+
+@dataclass(slots=True)
+class Slotted:
+    nodes: Any
+
+
+class Shortened(BaseModel):
+    nodes: list[Any]
+
+    @field_serializer("nodes", mode="wrap")
+    def _first(self, nodes: list[Any], write: Any) -> Any:
+        return write(nodes[:1])
+
+
+@pytest.mark.parametrize("value", [Slotted([NODE]), deque([NODE]), Shortened(nodes=[NODE, NODE])])
+def test_nodes_keep_them_in_any_container(value: Any) -> None:
+    test_nodes_keep_the_names_of_their_fields(value)
 
 
 def test_lists_of_nodes_come_back() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import pydantic_core
 from pydantic import ValidationError
 
+from llama_deploy.cancellation import is_being_cancelled
 from llama_deploy.control_plane.decisions.routing import Hop, Routing
 from llama_deploy.control_plane.requests.session_requests import check_state
 from llama_deploy.errors import ConfigError, LlamaDeployError, SerializationError
@@ -20,7 +21,7 @@ from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.orchestrators.utils import get_result_key
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import TaskDefinition, TaskFailure, TaskResult, TaskStatus
-from llama_deploy.types.json_values import decode_object
+from llama_deploy.types.json_values import decode_object, encode_json
 from llama_deploy.types.keys import public_id
 from llama_deploy.types.validation import describe_validation_error
 
@@ -44,7 +45,7 @@ class Answer:
 
 
 async def ask(orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str, Any]) -> Answer:
-    """Ask an orchestrator about a task that waits for it. Raises nothing that the orchestrator has raised.
+    """Ask an orchestrator about a task that waits for it. Never raises for an error of the orchestrator.
 
     Args:
         orchestrator: Its errors become the failure of the task.
@@ -55,7 +56,8 @@ async def ask(orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str,
     try:
         return await question.answer()
     except BaseException as exc:
-        if isinstance(exc, KeyboardInterrupt) or _is_cancelled():
+        # The boundary of the user's code: whatever it raises fails the task.
+        if isinstance(exc, asyncio.CancelledError) and is_being_cancelled():
             raise
         name = f"{type(orchestrator).__name__}.{question.asking}"
         logger.exception(
@@ -95,6 +97,7 @@ class _Question:
         messages, changes = await self._orchestrator.get_next_messages(definition, self._state)
         self._merge(changes)
         state = self._json_state()
+        _check_sendable(messages)
         hops = [*self._routing.waiting, *(self._hop(each) for each in messages if _is_task(each))]
         others = [each for each in messages if not _is_task(each)]
         return Answer(state, hops, None if hops else self._end(state, last), others)
@@ -140,29 +143,29 @@ class _Question:
         return result.model_copy(update={"task_id": self._task_id, "value": value})
 
 
+def _check_sendable(messages: Sequence[QueueMessage]) -> None:
+    """Check what would fail later, in the transaction that stores the answer.
+
+    Raises:
+        SerializationError: The name of a service or a topic, or the data of a message, cannot be encoded.
+    """
+    for message in messages:
+        encode_json(message.type)
+        if not _is_task(message):
+            message.encode()
+
+
 def _is_task(message: QueueMessage) -> bool:
     return message.action in (None, ActionTypes.NEW_TASK)
 
 
-def _is_cancelled() -> bool:
-    """Whether the current task is cancelled itself, and not something that it has awaited."""
-    current = asyncio.current_task()
-    return current is not None and current.cancelling() > 0
-
-
 def _failure(name: str, error: BaseException) -> TaskFailure:
     cls = type(error)
-    if isinstance(error, LlamaDeployError):
-        said = str(error)
-    else:  # the text of other errors may fail
-        said = "".join(traceback.format_exception_only(error)).strip()
-    trace = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
+    # Unlike `str`, this never fails, whatever class of the user it is.
+    text = "".join(traceback.format_exception_only(error)).strip()
+    said = str(error) if isinstance(error, LlamaDeployError) else text
     return TaskFailure(
         type=f"{cls.__module__}.{cls.__qualname__}",
-        message=_valid(f"{name} of the orchestrator has failed: {said}"),
-        traceback=_valid(trace),
+        message=f"{name} of the orchestrator has failed: {said}",
+        traceback="".join(traceback.format_exception(error))[-_MAX_TRACEBACK:],
     )
-
-
-def _valid(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()

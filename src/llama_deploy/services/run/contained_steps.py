@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llama_deploy.cancellation import is_being_cancelled
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.workflow_library import StepWorkerFailed, StepWorkerFunction
 
@@ -44,8 +45,7 @@ def _contained(
             if type(item) is StepWorkerFailed:
                 # The library reads the wall clock here, and the clock of the run everywhere else.
                 output[place] = item.model_copy(update={"failed_at": now()})
-        task = asyncio.current_task()
-        if task is not None and task.cancelling() and not is_ending():
+        if is_being_cancelled() and not is_ending():
             await _forget_cancellation()
         return output
 

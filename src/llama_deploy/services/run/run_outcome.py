@@ -8,6 +8,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from pydantic import BaseModel
 from workflows import Context
 from workflows.errors import WorkflowTimeoutError
 from workflows.events import StopEvent, WorkflowTimedOutEvent
@@ -16,7 +17,7 @@ from llama_deploy import message_consumers
 from llama_deploy.codec import DescribedError, qualified_name, text_of, valid_text
 from llama_deploy.codec.plain_json import measured, to_json_value
 from llama_deploy.errors import SerializationError, TaskCancelledError
-from llama_deploy.live_objects import check_text
+from llama_deploy.live_objects import check_portable
 from llama_deploy.renamed import advice_on
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import value_type_of
@@ -100,7 +101,7 @@ class RunOutcome:
 
         Raises:
             SerializationError: The result, if this is `strict`, or an undeclared field beside it, cannot be
-                written as JSON. Or the text of the result would show an object with connections or secrets.
+                written as JSON. Or the result holds keys and secrets, which its text may show.
         """
         name = type(event).__name__
         plain = type(event) is StopEvent
@@ -113,15 +114,14 @@ class RunOutcome:
         except SerializationError as exc:
             if strict:
                 raise
-            check_text(result, path="result")
+            check_portable(result, path="result", as_text=True)
             text, repeated = text or text_of(result), "result"
             value, size = text, len(text)
             logger.info("clients get the text of a result: %s", exc, extra={"action": "text_of_result"})
-        if text == str(value) or _is_reduced(result):
-            text = None  # the control plane derives it from the value
         return cls(
             TaskStatus.SUCCEEDED,
-            result=text,
+            # The control plane derives the text from the value where it can.
+            result=None if text in (None, str(value)) or _may_show_keys(result) else text,
             value=value,
             value_type=value_type_of(result),
             terminal_event=EventPayload(type=name, data=to_json_value(others, path=name) if others else {}),
@@ -131,10 +131,12 @@ class RunOutcome:
         )
 
 
-def _is_reduced(result: object) -> bool:
-    """Whether the value of a result lacks what its text would show; see `codec.reducing`."""
+def _may_show_keys(result: object) -> bool:
+    """Whether the text of a result shows an object with keys, in a field that its JSON does not have."""
+    if type(result).__str__ not in (object.__str__, BaseModel.__str__):
+        return False  # its class chooses what is shown
     try:
-        check_text(result, path="result")
+        check_portable(result, path="result", as_text=True)
     except SerializationError:
         return True
     return False

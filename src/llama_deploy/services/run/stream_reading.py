@@ -16,7 +16,7 @@ from workflows.events import StopEvent
 from llama_deploy.codec import text_of, valid_text
 from llama_deploy.codec.plain_json import measured
 from llama_deploy.errors import PayloadTooLargeError, SerializationError
-from llama_deploy.live_objects import check_text
+from llama_deploy.live_objects import check_portable
 from llama_deploy.services.values.live_streams import LiveStream, TextDeltas, holds_stream, replace_streams
 from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.values.streamed_item import StreamedItem
@@ -96,11 +96,15 @@ class _Reader:
 
 
 def _as_json(item: object, place: str) -> tuple[Any, int]:
-    """Return an item as JSON, or its text if it does not have that form, and its length."""
+    """Return an item as JSON, or its text if it does not have that form, and its length.
+
+    Raises:
+        SerializationError: It holds keys and secrets, which its text may show.
+    """
     try:
         return measured(item, path=place)
     except SerializationError:
-        check_text(item, path=place)
+        check_portable(item, path=place, as_text=True)
         text = text_of(item)
         return text, len(text.encode())
 

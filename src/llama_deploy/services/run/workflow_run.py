@@ -23,6 +23,7 @@ from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.run_observer import RunHooks, RunObserver
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.step_guard import StepExitError, StepWatch, watching
+from llama_deploy.services.run.time_budget import TimeBudget
 from llama_deploy.workflow_library import TickTimeout
 
 _MIN_PARKED_SECONDS: Final = 0.5
@@ -76,12 +77,15 @@ class WorkflowRun:
         self._waits = history.waits
         self._ending = RunEnding(label)
         self.clock = RunClock(
-            timeout=limits.timeout,
+            TimeBudget(
+                limits.timeout,
+                on_over=self._time_out,
+                used=0.0 if history.record is None else history.record.running_seconds,
+                on_progress=self._note_time,
+            ),
             idle_timeout=limits.idle_timeout,
-            on_timeout=self._time_out,
             on_idle=self.park,
-            spent=0.0 if history.record is None else history.record.running_seconds,
-            on_progress=self._note_time,
+            on_stuck=self._fail_stuck,
         )
         self.journal = None if open_journal is None else open_journal(self.clock, self._ending.fail)
         self._observer = RunObserver(
@@ -186,7 +190,9 @@ class WorkflowRun:
             # The library would compare its own measure, which lacks what other attempts have not written.
             over = TickTimeout(timeout=self._timeout, stamped_at=self.clock.now() + self._timeout)
             self._background.spawn(self._observer.send(over))
-        elif self._ending.dead_end is not None:
+
+    def _fail_stuck(self) -> None:
+        if self._ending.dead_end is not None:
             self._ending.fail(RunStuckError(f"the run cannot end: {self._ending.dead_end}"))
 
     async def _park(self, journal: RunJournal) -> None:

@@ -10,7 +10,6 @@ does not grow with its runs.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -21,13 +20,12 @@ from workflows import Context, Workflow
 
 from llama_deploy.codec import qualified_name
 from llama_deploy.errors import SerializationError
+from llama_deploy.services.values.left_out_keys import LeftOutKeys
 from llama_deploy.services.values.shared_keys import SharedKeys, digest_of
 from llama_deploy.services.values.unwritable import in_words
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.state_keys import STATE_PREFIX, name_in
 from llama_deploy.workflow_library import DictState, StateStore, empty_context, infer_state_type, state_seed
-
-logger = logging.getLogger(__name__)
 
 _STORE: Final = "ctx.store"
 
@@ -75,8 +73,7 @@ class StateCodec:
         self._state_type = infer_state_type(workflow)
         self.key = STATE_PREFIX + qualified_name(self._state_type)
         self._keys = SharedKeys(self.key, writing)
-        self._left_out_key = f"{self.key}:left_out"
-        self._has_warned = False
+        self._missing = LeftOutKeys(self.key, workflow_name=workflow.workflow_name)
 
     async def encode(self, store: StateStore[Any]) -> str | None:
         """Return the content of a store as text. None: it is empty.
@@ -159,8 +156,7 @@ class StateCodec:
             if self._strict:
                 raise
             text, left_out = self._without_unwritable(state)
-            self._log_left_out(left_out)
-        self._note_left_out(call, state, left_out)
+        self._note_missing(call, state, left_out)
         if text is not None:
             call.state[self.key] = self._writing.seal(text, context=self._context(call))
         elif self.key in call.state:
@@ -178,9 +174,7 @@ class StateCodec:
                 if self._strict:
                     raise
                 left_out[key] = in_words(exc)
-        if left_out:
-            self._log_left_out(left_out)
-        self._note_left_out(call, state, left_out)
+        self._note_missing(call, state, left_out)
         call.state.update(
             self._keys.changes(
                 texts, bases=call.bases, keep=left_out, session_id=call.session_id, task_id=call.task_id
@@ -198,7 +192,7 @@ class StateCodec:
             begun_with = self._keys.bases(call.state) if bases is None else bases
             call.bases = {**self._defaults, **begun_with}
         call.hash = self._digest(call)
-        call.left_out = self._left_out(call)
+        call.left_out = self._missing.read(call.state)
 
     def changes(self, call: WorkflowState) -> dict[str, Any] | None:
         """Return what to merge into the session's state after a run. None: the run has not changed it."""
@@ -207,8 +201,8 @@ class StateCodec:
             changed.update(self._changed_keys(call))
         elif self._digest(call) != call.hash:
             changed[self.key] = call.state[self.key]
-        if self._left_out(call) != call.left_out:
-            changed[self._left_out_key] = call.state[self._left_out_key]
+        if self._missing.read(call.state) != call.left_out:
+            changed[self._missing.key] = call.state[self._missing.key]
         return changed or None
 
     @cached_property
@@ -260,28 +254,9 @@ class StateCodec:
         except SerializationError as exc:
             return None, {key: left_out.get(key, in_words(exc)) for key, _ in _items(state)}
 
-    def _log_left_out(self, left_out: Mapping[str, str]) -> None:
-        """Warn of the first state of the service with such keys."""
-        if not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "a task of %s leaves its session without these keys of ctx.store, which cannot be stored: %s."
-                " Later tasks of the session do not find them; see docs/explanation/durability.md",
-                self._workflow.workflow_name,
-                "; ".join(left_out.values()),
-                extra={"action": "state_left_out"},
-            )
-
-    def _note_left_out(self, call: WorkflowState, state: BaseModel, left_out: Mapping[str, str]) -> None:
-        """Put into the session's state which keys it misses; an earlier task may have left out some too."""
+    def _note_missing(self, call: WorkflowState, state: BaseModel, left_out: Mapping[str, str]) -> None:
         present = {key for key, _ in _items(state)}
-        missing = {key: why for key, why in call.left_out.items() if key not in present} | dict(left_out)
-        if missing or self._left_out_key in call.state:
-            call.state[self._left_out_key] = missing or None
-
-    def _left_out(self, call: WorkflowState) -> dict[str, str]:
-        found = call.state.get(self._left_out_key)
-        return found if isinstance(found, dict) else {}
+        self._missing.note(call.state, left_out, earlier=call.left_out, present=present)
 
     def _digest(self, call: WorkflowState) -> str | None:
         """Return what identifies the state that the session holds. None: it holds none.

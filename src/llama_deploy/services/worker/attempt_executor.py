@@ -11,6 +11,7 @@ from typing import Any
 
 from workflows import Workflow
 
+from llama_deploy.cancellation import is_being_cancelled
 from llama_deploy.messages import QueueMessage
 from llama_deploy.retrying import Outage
 from llama_deploy.running_task import RunningTask
@@ -112,7 +113,7 @@ class AttemptExecutor:
                 await (self.hooks.save_state or self.hosted.states.save)(outcome.ctx, attempt.state)
         except BaseException as exc:
             # The boundary of the task: what the workflow's own code raises fails the task, whatever it is.
-            if isinstance(exc, asyncio.CancelledError) and _is_cancelled():
+            if isinstance(exc, asyncio.CancelledError) and is_being_cancelled():
                 raise
             return RunOutcome.failed(exc if isinstance(exc, Exception) else StepExitError("run", exc)), None
         finally:
@@ -194,9 +195,3 @@ class AttemptExecutor:
             extra={"action": "volatile", "task_id": attempt.key.task_id},
         )
         self._has_warned = True
-
-
-def _is_cancelled() -> bool:
-    """Whether the instance has cancelled this task; the workflow's own code may raise such an error too."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -10,6 +10,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llama_deploy.cancellation import is_being_cancelled
 from llama_deploy.errors import UnavailableError
 from llama_deploy.web.edge.authentication import Anonymous, Authentication, Authenticator
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES, BodyLimit
@@ -117,8 +118,7 @@ def _quiet_when_cancelled(send: Send) -> Send:
     """Let a server that is cancelled, with its whole process, log no traceback of its own end."""
 
     async def pass_on(message: Message) -> None:
-        task = asyncio.current_task()
-        if message["type"] == "lifespan.shutdown.failed" and task is not None and task.cancelling():
+        if message["type"] == "lifespan.shutdown.failed" and is_being_cancelled():
             message = {**message, "message": ""}
         await send(message)
 
