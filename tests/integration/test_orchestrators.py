@@ -239,7 +239,11 @@ class MuteError(Exception):
         raise ValueError("no text")
 
 
-@pytest.mark.parametrize("raised", [asyncio.CancelledError(), SystemExit(3), MuteError()], ids=repr)
+@pytest.mark.parametrize(
+    "raised",
+    [asyncio.CancelledError(), SystemExit(3), MuteError(), ValueError("half \ud83d")],
+    ids=["CancelledError", "SystemExit", "MuteError", "half a character"],
+)
 async def test_whatever_an_orchestrator_raises_fails_its_task_only(
     tmp_path: Path, raised: BaseException
 ) -> None:

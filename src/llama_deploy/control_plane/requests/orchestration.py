@@ -166,6 +166,11 @@ def _failure(name: str, error: BaseException) -> TaskFailure:
     said = str(error) if isinstance(error, LlamaDeployError) else text
     return TaskFailure(
         type=f"{cls.__module__}.{cls.__qualname__}",
-        message=f"{name} of the orchestrator has failed: {said}",
-        traceback="".join(traceback.format_exception(error))[-_MAX_TRACEBACK:],
+        message=_valid(f"{name} of the orchestrator has failed: {said}"),
+        traceback=_valid("".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]),
     )
+
+
+def _valid(text: str) -> str:
+    """Return a text that is valid UTF-8, as the store needs it."""
+    return text.encode(errors="backslashreplace").decode()
