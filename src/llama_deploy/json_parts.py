@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -53,6 +54,21 @@ def parts_finder(cls: type[Any]) -> Callable[[Any], Parts]:
     if dataclasses.is_dataclass(cls):
         return functools.partial(_of_dataclass, [field.name for field in dataclasses.fields(cls)])
     return _none
+
+
+def of_numpy(value: Any) -> Any:
+    """Return a scalar or an array of numpy as a number or a list.
+
+    Raises:
+        TypeError: It is something else, or does not have this form.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
+        plain = value.tolist()
+        if type(plain) is not type(value):
+            return plain
+    advice = "; use a list of its items" if isinstance(value, Iterable) else ""
+    raise TypeError(f"a {name_of(type(value))} does not have a form in JSON{advice}")
 
 
 def step_to(key: object) -> str:

@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel
 from workflows.context.serializers import JsonSerializer
@@ -87,6 +88,23 @@ def test_a_result_has_the_requested_type() -> None:
 def test_a_result_of_another_type_raises() -> None:
     with pytest.raises(SerializationError, match="task t1 does not match Point: value: "):
         decode_result("seven", Point, task_id="t1")
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.int64(3), 3),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+        (np.array([1, None], dtype=object), [1, None]),
+    ],
+    ids=repr,
+)
+def test_scalars_and_arrays_of_numpy_are_numbers_and_lists(value: Any, plain: Any) -> None:
+    assert encode_arguments(None, {"it": {"of": [value]}}) == {"it": {"of": [plain]}}
+    sent = json.loads(encode_event(HumanResponseEvent(it=value)).event_obj_str)
+    assert sent["value"]["_data"]["it"] == plain
 
 
 def test_importing_the_client_does_not_import_the_workflow_library_or_a_server() -> None:

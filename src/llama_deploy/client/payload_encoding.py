@@ -10,6 +10,7 @@ import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
 from llama_deploy.errors import InvalidRequestError, SerializationError
+from llama_deploy.json_parts import of_numpy
 from llama_deploy.live_objects import check_portable
 from llama_deploy.nodes import with_nodes
 from llama_deploy.types import (
@@ -27,6 +28,8 @@ _ONLY_DATA: Final = (
     "only data can be sent: plain values, lists, dicts, models and dataclasses. Make a list of what is only "
     "iterated over, and create anything else where the workflow runs"
 )
+
+_ENCODING_ERRORS: Final = (pydantic_core.PydanticSerializationError, ValueError, TypeError)
 
 
 def encode_arguments(arguments: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,11 +62,18 @@ def _to_json_value(value: Any, *, path: str) -> Any:
     check_portable(value, path=path)
     try:
         check_all_keys(value)
-        return pydantic_core.to_jsonable_python(value)
-    except (pydantic_core.PydanticSerializationError, ValueError) as exc:
+        return pydantic_core.to_jsonable_python(value, fallback=_otherwise)
+    except _ENCODING_ERRORS as exc:
         raise SerializationError(
             f"{path} cannot be converted to JSON: {exc}; {_ONLY_DATA}", path=path
         ) from exc
+
+
+def _otherwise(value: Any) -> Any:
+    """Return what stands in JSON for an object that pydantic does not know."""
+    plain = of_numpy(value)
+    check_portable(plain, path="an array")
+    return plain
 
 
 def encode_event(
@@ -89,8 +99,9 @@ def encode_event(
     try:
         # A warning would show the value of a field.
         check_all_keys(event.model_dump(warnings=False))
-        value = event.model_dump(mode="json", warnings=False)
-    except (pydantic_core.PydanticSerializationError, ValueError) as exc:
+        serializer = type(event).__pydantic_serializer__
+        value = serializer.to_python(event, mode="json", warnings=False, fallback=_otherwise)
+    except _ENCODING_ERRORS as exc:
         raise SerializationError(f"event {name} cannot be converted to JSON: {exc}; {_ONLY_DATA}") from exc
     wire = {"__is_pydantic": True, "value": value, "qualified_name": name}
     try:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import pydantic_core
@@ -23,7 +22,7 @@ from llama_deploy.codec.plain_checks import check_plain, with_finite_numbers
 from llama_deploy.codec.reducing import with_reduced_fields
 from llama_deploy.codec.type_registry import qualified_name
 from llama_deploy.errors import SerializationError
-from llama_deploy.json_parts import step_to
+from llama_deploy.json_parts import of_numpy, step_to
 from llama_deploy.live_objects import check_portable
 
 _MAX_DIGITS: Final = 4300
@@ -91,14 +90,9 @@ def _otherwise(value: Any) -> Any:
         return qualified_name(value)
     if isinstance(value, types.GenericAlias | types.UnionType):
         return repr(value)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
-        plain = value.tolist()
-        check_plain(plain)
-        if type(plain) is not type(value):
-            return plain
-    advice = "; use a list of its items" if isinstance(value, Iterable) else ""
-    raise TypeError(f"a {qualified_name(type(value))} does not have a form in JSON{advice}")
+    plain = of_numpy(value)
+    check_plain(plain)
+    return plain
 
 
 def _find_fault(value: object, path: str, exc: Exception, *, depth: int = 0) -> tuple[str, str]:
