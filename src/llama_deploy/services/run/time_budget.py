@@ -64,6 +64,7 @@ class TimeBudget:
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None  # its context refers to what counts this run
         # Something that a step has left running may refer to this; it must not keep the run in memory.
         self.on_over, self.on_progress = _do_nothing, None
 
