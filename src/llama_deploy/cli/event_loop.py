@@ -36,7 +36,7 @@ class EventLoop(StrEnum):
 class Threads(ThreadPoolExecutor):
     """The threads of a loop. What they call may raise anything.
 
-    In older releases of Python, whoever awaits a call that raises `StopIteration` waits for ever.
+    In older releases of Python, awaiting a call that raises `StopIteration` never returns.
     """
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:

@@ -217,7 +217,7 @@ class Session:
         return await self._api.get(session_path(self.id) + "/tasks", _TASKS)
 
     async def get_task_result(self, task_id: str) -> TaskResult | None:
-        """Return the result of a task, None while it has not ended and if the session has no such task.
+        """Return the result of a task. None: it has not ended, or the session does not have this task.
 
         A failure is returned, not raised.
 
