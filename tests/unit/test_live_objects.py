@@ -10,7 +10,7 @@ import threading
 from collections import UserList, deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType, ModuleType
 from typing import Annotated, Any
 
@@ -198,6 +198,17 @@ def adds(a: int, b: int) -> int:
     return a + b
 
 
+@cache
+def connection() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_connection() -> Iterator[None]:
+    yield
+    connection().close()
+
+
 LIVE = {
     "llm": KeyedLLM,
     "embedding": KeyedEmbedding,
@@ -226,7 +237,7 @@ LIVE = {
     "file": lambda: io.StringIO(KEY),
     "lock": threading.Lock,
     "event": asyncio.Event,
-    "connection": lambda: sqlite3.connect(":memory:"),
+    "connection": connection,
     "object": object,
 }
 WRAPPED = {
