@@ -1,0 +1,117 @@
+"""A child's link to its supervisor."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from llama_deploy.supervisor.channel import Channel
+from llama_deploy.supervisor.step_trail import StepTrail
+
+VARIABLE: Final = "LLAMA_DEPLOY_SUPERVISOR"
+"""The environment variable that makes a command the child of a supervisor."""
+_PR_SET_PDEATHSIG: Final = 1
+ORPHANED: Final = 70
+"""The exit code of a child whose supervisor is gone (`EX_SOFTWARE` of `sysexits.h`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPlace:
+    """What a supervisor tells its child in `VARIABLE`, as JSON."""
+
+    parent: int
+    """The process id of the supervisor."""
+    channel: int
+    """The descriptor of the child's end of the channel."""
+    memory: int
+    """The descriptor of the memory of its `StepTrail`."""
+    control_plane_url: str | None = None
+    """The control plane that the supervisor itself runs. None: the one of the command line."""
+
+
+@dataclass(slots=True, eq=False)
+class SupervisorLink:
+    """Tells the supervisor how this process is doing, and obeys it. Ends this process if it is gone."""
+
+    place: ChildPlace
+    trail: StepTrail
+    _channel: Channel
+    _on_stop: Callable[[str], None] | None = field(default=None, init=False)
+    _stops: list[str] = field(default_factory=list, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """Return the link of this process, None if it has no supervisor. Call it once, in the main thread.
+
+        The processes that this one starts have no supervisor.
+        """
+        text = os.environ.pop(VARIABLE, None)
+        if text is None:
+            return None
+        place = ChildPlace(**json.loads(text))
+        _end_with(place.parent)
+        os.set_inheritable(place.channel, False)  # noqa: FBT003 - its only parameter
+        trail = StepTrail(place.memory)
+        os.close(place.memory)
+        link = cls(place, trail, Channel(socket.socket(fileno=place.channel)))
+        # The supervisor tells what a Ctrl-C means, which the terminal sends to all its processes.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=link._obey, name="supervisor-link", daemon=True).start()
+        return link
+
+    def hello(self, facts: dict[str, Any]) -> None:
+        """Tell what the supervisor needs to know to beat for this process; see `ChildProcess`."""
+        self._channel.send({"hello": facts})
+
+    def ready(self, services: list[dict[str, Any]]) -> None:
+        """Tell that the services accept tasks.
+
+        Args:
+            services: Their definitions as JSON.
+        """
+        self._channel.send({"ready": services})
+
+    def beat(self, heartbeat: bytes, *, interval: float) -> None:
+        """Pass on a heartbeat that is about to be sent.
+
+        Args:
+            heartbeat: The heartbeat as JSON.
+            interval: Seconds until the next one.
+        """
+        self._channel.send_line(b'{"beat":%b,"interval":%b}' % (heartbeat, json.dumps(interval).encode()))
+
+    def on_stop(self, callback: Callable[[str], None]) -> None:
+        """Call `callback` in another thread with each request to stop: `drain`, then perhaps `hand_back`."""
+        with self._lock:
+            self._on_stop = callback
+            stops, self._stops = self._stops, []
+        for how in stops:
+            callback(how)
+
+    def _obey(self) -> None:
+        while (messages := self._channel.receive()) is not None:
+            for message in messages:
+                with self._lock:
+                    callback = self._on_stop
+                    if callback is None:
+                        self._stops.append(message["stop"])
+                if callback is not None:
+                    callback(message["stop"])
+        os._exit(ORPHANED)
+
+
+def _end_with(parent: int) -> None:
+    """Let this process be killed when its parent ends, where the system can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ORPHANED)  # it has ended already
