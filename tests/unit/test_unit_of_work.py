@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 from pydantic import BaseModel
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.decisions.lifecycle import Transition

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.lifecycle import Transition
 from llama_deploy.state_stores.records import TaskRecord

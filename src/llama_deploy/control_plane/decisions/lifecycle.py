@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions.routing import Hop, Routing
 from llama_deploy.errors import (
     AttemptsExhaustedError,

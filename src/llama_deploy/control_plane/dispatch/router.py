@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.requests.orchestration import Answer, ask
 from llama_deploy.control_plane.requests.session_requests import visible
@@ -21,7 +22,6 @@ from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import ConfigError, LlamaDeployError, ServiceNotFoundError
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.orchestrators.simple import is_plain
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import SessionRecord, TaskRecord
 from llama_deploy.types import TaskFailure

@@ -11,9 +11,9 @@ from typing import Any
 
 from workflows import Workflow
 
-from llama_deploy.cancellation import is_being_cancelled
+from llama_deploy.concurrency.cancellation import is_being_cancelled
+from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.messages import QueueMessage
-from llama_deploy.retrying import Outage
 from llama_deploy.running_task import RunningTask
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
