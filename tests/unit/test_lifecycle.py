@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.errors import (
     EventsMissingError,
     FencedOutError,
