@@ -26,6 +26,7 @@ from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.run.run_texts import RunTexts
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.run.volatility import Volatility
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
@@ -170,9 +171,8 @@ class AttemptExecutor:
             outage=self._outage,
         )
         return RunJournal(
-            form=form,
+            texts=RunTexts(form, attempt.key.task_id, history, state=history.state or ""),
             writer=writer,
-            history=history,
             inbox=attempt.inbox,
             on_failure=on_failure,
             volatility=Volatility(
