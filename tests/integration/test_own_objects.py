@@ -12,7 +12,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cached_property, partial
 from types import MethodType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 from workflows import Context, Workflow, step
@@ -240,6 +240,43 @@ class TestOneObjectForEachRun:
 
             assert result_of(await stack.run(user="b")) == ["b", ["b"]]
             assert added == ["noted"]
+
+    async def test_a_class_makes_its_objects_in_its_own_way(self, stack: Stack) -> None:
+        class Pool(Report):
+            pool: ClassVar[list[Workflow]] = []
+
+            def __new__(cls) -> Workflow:  # type: ignore[misc]
+                made = super().__new__(cls)
+                cls.pool.append(made)
+                return made
+
+        async with stack.serving(stack.service(Pool)):
+            for user in "ab":
+                assert result_of(await stack.run(user=user)) == [user, [user]]
+        assert len(Pool.pool) == 3
+
+    async def test_a_step_that_only_some_objects_replace(self, stack: Stack) -> None:
+        class Other:
+            @step
+            async def begin(self, ev: StartEvent) -> StopEvent:
+                return StopEvent(result="differently")
+
+        class Changes(Workflow):
+            made = 0
+
+            def __init__(self) -> None:
+                super().__init__()
+                Changes.made += 1
+                if Changes.made % 2 == 0:
+                    vars(self)["begin"] = MethodType(Other.begin, self)
+
+            @step
+            async def begin(self, ev: StartEvent) -> StopEvent:
+                return StopEvent(result="as usual")
+
+        async with stack.serving(stack.service(Changes)):
+            results = [result_of(await stack.run()) for _ in range(4)]
+        assert results == ["differently", "as usual", "differently", "as usual"]
 
     async def test_a_step_that_ends_the_process_fails_its_run_only(self, stack: Stack) -> None:
         class Exits(Workflow):

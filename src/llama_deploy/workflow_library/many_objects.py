@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import MethodType
@@ -89,7 +89,7 @@ async def _run(
 def has_steps_of_its_own(workflow: Workflow) -> bool:
     """Return whether an object may have other steps than further objects of its class."""
     return private(type(workflow), _FIND) is not private(Workflow, _FIND) or any(
-        isinstance(value, MethodType) and hasattr(value, "_step_config") for value in vars(workflow).values()
+        type(value) is MethodType and hasattr(value, "_step_config") for value in vars(workflow).values()
     )
 
 
@@ -98,6 +98,24 @@ def describe_class(first: Workflow) -> None:
     with suppress(Exception):
         private(first, "_validate")()
         private(first, "_get_broker_config")()
+
+
+def make_like(first: Workflow, make: Callable[[], Workflow]) -> Workflow:
+    """Call `make`. If it is the class of `first`, the library need not search for the steps of the object.
+
+    Args:
+        first: An object of the class, after `cache_steps`, without steps of its own.
+        make: A class, or a function that returns a new workflow.
+    """
+    find = vars(first).get(_FIND)
+    if make is not type(first) or find is None:
+        return make()
+    if make.__new__ is not object.__new__ or type(make).__call__ is not type.__call__:
+        return make()  # the class has its own way to make objects
+    workflow = object.__new__(type(first))
+    vars(workflow)[_FIND] = find
+    make.__init__(workflow)
+    return workflow
 
 
 def share_class(first: Workflow, workflow: Workflow) -> None:
@@ -116,6 +134,11 @@ def share_class(first: Workflow, workflow: Workflow) -> None:
 def shares_class(first: Workflow, workflow: Workflow) -> bool:
     """Return whether `share_class` was called for these objects."""
     return vars(workflow).get(_FIND) is vars(first)[_FIND]
+
+
+def unshare_class(workflow: Workflow) -> None:
+    """Let the library search for the steps of an object from `make_like`, which has steps of its own."""
+    vars(workflow).pop(_FIND, None)
 
 
 def library_attributes() -> frozenset[str]:

@@ -138,12 +138,12 @@ class Tasks:
         if self.backlog() >= self.max_backlog:
             raise OverloadedError(f"{self.max_backlog} messages are waiting for the queue; retry later")
         with self.hub.watch(new.task_id) as watch:
-            view = await self._accept(new)
-            if view.status.is_terminal or wait <= 0:
-                return view
+            task = await self._accept(new)
+            if task.status.is_terminal or wait <= 0:
+                return task_view(task)
             return await watch.end(wait) or await self.get(new.task_id)
 
-    async def _accept(self, new: _NewTask) -> TaskView:
+    async def _accept(self, new: _NewTask) -> TaskRecord:
         new_session_id = generate_id() if new.session_id is None else None
         session_id = new.session_id or new_session_id or ""
 
@@ -180,7 +180,7 @@ class Tasks:
             services=set() if self.routed else {new.service_name},
         )
         try:
-            return task_view(await self.writer.write(Command(run, reads)))
+            return await self.writer.write(Command(run, reads))
         except ServiceNotFoundError as exc:
             known = await self.store.read(lambda tx: tx.services.load())
             raise ServiceNotFoundError.among(known, new.service_name) from exc
@@ -193,9 +193,9 @@ class Tasks:
             SessionNotFoundError: The session does not exist.
         """
         with self.hub.watch(task_id) as watch:
-            view = task_view(await self._find(task_id, session_id))
-            if view.status.is_terminal or wait <= 0:
-                return view
+            task = await self._find(task_id, session_id)
+            if task.status.is_terminal or wait <= 0:
+                return task_view(task)
             return await watch.end(wait) or task_view(await self._find(task_id, session_id))
 
     async def events(self, task_id: str, *, session_id: str | None = None, after: int = -1) -> EventStream:

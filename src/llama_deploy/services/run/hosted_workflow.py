@@ -32,6 +32,7 @@ from llama_deploy.workflow_library import (
     share_class,
     shares_class,
     take_timeout,
+    unshare_class,
 )
 
 _IS_SHARED: Final = "__llama_deploy_shared__"
@@ -108,7 +109,7 @@ class HostedWorkflow:
         finally:
             run_object.reset(token)
             if not vars(workflow)[_IS_SHARED] and shares_class(self.first, workflow):
-                unguard(workflow)
+                unguard(workflow, like=self.first)
 
     def _make(self, factory: WorkflowFactory) -> Workflow:
         """Return a prepared object for one run. One that was returned before is shared from now on."""
@@ -125,6 +126,7 @@ class HostedWorkflow:
             )
         attributes[_IS_SHARED] = False
         if factory.has_own_steps or has_steps_of_its_own(workflow):
+            unshare_class(workflow)
             _prepare(workflow)
             if fingerprint(workflow) != self.journals.header.fingerprint:
                 raise ConfigError(

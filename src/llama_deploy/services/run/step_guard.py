@@ -94,11 +94,17 @@ def guard_like(first: Workflow, workflow: Workflow) -> None:
         attributes[name] = MethodType(guard.__func__, workflow) if inspect.ismethod(guard) else guard
 
 
-def unguard(workflow: Workflow) -> None:
-    """Remove the guards from an object whose run has ended: they refer to it, and would keep it in memory."""
+def unguard(workflow: Workflow, *, like: Workflow) -> None:
+    """Remove the guards from an object whose run has ended: they refer to it, and would keep it in memory.
+
+    Args:
+        workflow: The object.
+        like: The object whose guards it got with `guard_like`.
+    """
     attributes = vars(workflow)
-    for name in [name for name, value in attributes.items() if hasattr(value, _MARK)]:
-        del attributes[name]
+    for name in steps_of(like):
+        if hasattr(attributes.get(name), _MARK):
+            del attributes[name]
 
 
 def _guarded(workflow: Workflow, name: str, step: Callable[..., Any]) -> Callable[..., Any]:

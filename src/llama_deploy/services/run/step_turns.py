@@ -8,7 +8,7 @@ of the time limit, which come from outside of the steps, would wait for ever if 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from llama_deploy.workflow_library import (
@@ -44,10 +44,11 @@ class StepTurns:
         """Add tasks that have started."""
         self._oldest_first += started
 
-    def keep(self, running: Iterable[NamedTask]) -> None:
-        """Remove all tasks but those that the library still waits for."""
-        still = {named.task for named in running}
-        self._oldest_first = [named for named in self._oldest_first if named.task in still]
+    def keep(self, running: Sequence[NamedTask]) -> None:
+        """Remove all tasks but those that the library still waits for. It waits for no others."""
+        if len(running) != len(self._oldest_first):
+            still = {named.task for named in running}
+            self._oldest_first = [named for named in self._oldest_first if named.task in still]
 
     def in_turn(self) -> list[NamedTask]:
         """Return the tasks in the order in which they are taken if they are done.

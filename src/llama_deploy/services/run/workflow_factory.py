@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from workflows import Workflow
 
 from llama_deploy.errors import ConfigError
-from llama_deploy.workflow_library import INVALID, OPTIONAL, has_steps_of_its_own, validate
+from llama_deploy.workflow_library import INVALID, OPTIONAL, has_steps_of_its_own, make_like, validate
 
 AnyWorkflow: TypeAlias = Workflow | Callable[[], Workflow]
 """A workflow, a workflow class, or a function without arguments that returns a new workflow."""
@@ -38,7 +38,7 @@ class WorkflowFactory:
         Raises:
             ConfigError: The call failed, or has not returned a workflow.
         """
-        return _call(self.make, self.name)
+        return _call(self.make, self.name, like=None if self.has_own_steps else self.first)
 
     @classmethod
     def of(cls, given: AnyWorkflow, *, name: str | None = None) -> Workflow | WorkflowFactory:
@@ -84,9 +84,9 @@ def _check_class(make: Callable[[], object], name: str, first: Workflow) -> None
         )
 
 
-def _call(make: Callable[[], object], name: str) -> Workflow:
+def _call(make: Callable[[], Any], name: str, *, like: Workflow | None = None) -> Workflow:
     try:
-        made = make()
+        made: object = make() if like is None else make_like(like, make)
     except INVALID as exc:
         raise _invalid(name, _place_of(make), exc) from exc
     except (Exception, SystemExit) as exc:
