@@ -130,7 +130,7 @@ def _import(module: str) -> ModuleType:
     try:
         return import_module(f"{__name__}.{module}")
     except (ImportError, AttributeError) as exc:
-        from llama_deploy.module_names import imported_namesake  # noqa: PLC0415 - only for an error
+        from llama_deploy.portability.module_names import imported_namesake  # noqa: PLC0415 - only for an error
 
         if (namesake := imported_namesake()) is None:
             raise

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.message_queues.consumer_loop import nack_delay
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from llama_deploy.batching import Batcher
+from llama_deploy.concurrency.batching import Batcher
 from llama_deploy.errors import ClosedError, OverloadedError, UnavailableError
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch

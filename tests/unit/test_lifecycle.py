@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.errors import (
     EventsMissingError,
     FencedOutError,

@@ -39,8 +39,8 @@ from workflows.events import HumanResponseEvent, StartEvent, StopEvent
 from llama_deploy.client.payload_encoding import encode_arguments, encode_event, encode_json_object
 from llama_deploy.codec.plain_json import to_json_value
 from llama_deploy.errors import SerializationError
-from llama_deploy.live_objects import check_portable
 from llama_deploy.messages import QueueMessage
+from llama_deploy.portability.live_objects import check_portable
 from llama_deploy.services.values.payloads import build_event, streamed_event
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types import TaskDefinition

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_deploy.batching import split
+from llama_deploy.concurrency.batching import split
 from llama_deploy.errors import ClosedError, UnavailableError
 from llama_deploy.message_queues import (
     AWSMessageQueue,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.dispatch import outbox_relay
 from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
 from llama_deploy.control_plane.storage.outgoing import Outgoing

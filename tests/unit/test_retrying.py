@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import LlamaDeployError, UnavailableError
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.testing.conditions import eventually
 
 QUICK = Backoff(first=0.001, longest=0.001)

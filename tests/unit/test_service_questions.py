@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from workflows import Workflow, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
-from llama_deploy.services.run.offers import EarlierAnswers, Offer, Offers
+from llama_deploy.services.run.offers import Offer, Offers
 from llama_deploy.services.run.questions import Questions
 from llama_deploy.workflow_library import (
     AddWaiter,
@@ -124,7 +124,7 @@ late = st.builds(TickWaiterTimeout, step_id=steps, waiter_id=names)
 @settings(max_examples=400)
 def test_a_run_wants_what_a_look_at_all_questions_would_say(ticks: list[WorkflowTick]) -> None:
     known, model = Questions(Asking()), Model()
-    waiting = {id(answer): Offers(known, EarlierAnswers(0)) for answer in ANSWERS}
+    waiting = {id(answer): Offers(known) for answer in ANSWERS}
     for answer in ANSWERS:
         waiting[id(answer)].add(Offer(1, answer))
     for tick in ticks:
@@ -134,12 +134,12 @@ def test_a_run_wants_what_a_look_at_all_questions_would_say(ticks: list[Workflow
         for answer in ANSWERS:
             assert known.wants(answer) == model.wants(answer)
             assert known.is_asked_for(answer) == any(each["open"] for each in model.taking(answer))
-            assert (waiting[id(answer)].next() is not None) == model.wants(answer), "it was not noticed"
+            assert waiting[id(answer)].is_quiet != model.wants(answer), "it was not noticed"
 
 
 def offers_of(*values: int, last: int = 0) -> tuple[Questions, Offers]:
     known = Questions(Asking())
-    offers = Offers(known, EarlierAnswers(last))
+    offers = Offers(known, last_earlier=last)
     for seq, value in enumerate(values, 1):
         offers.add(Offer(seq, Answer(value=value)))
     return known, offers
@@ -154,32 +154,75 @@ def ask(known: Questions, value: int) -> None:
     )
 
 
-def taken(offers: Offers) -> Offer:
+def offered(offers: Offers) -> Offer:
     offer = offers.take()
     assert offer is not None
+    assert offers.current is offer
     return offer
+
+
+def taken(offers: Offers) -> int:
+    """Offer the next event, which a step takes, and return its number."""
+    offer = offered(offers)
+    offers.came_to(offer.event)
+    assert offers.settle() is offer
+    assert not offer.was_dropped
+    return offer.seq
+
+
+def dropped(offers: Offers) -> int:
+    """Offer the next event, which no step takes, and return its number."""
+    offer = offered(offers)
+    offers.came_to(offer.event)
+    offers.not_taken()
+    assert offers.settle() is offer
+    assert offer.was_dropped
+    return offer.seq
 
 
 def test_what_was_dropped_is_offered_again_in_its_order_when_it_is_asked_for() -> None:
     known, offers = offers_of(1, 2, 2, 3)
-    for _ in range(3):
-        offers.drop(taken(offers))
+    assert [dropped(offers) for _ in range(3)] == [1, 2, 3]
     assert len(offers) == 4
     offers.offer_again()
-    assert taken(offers).seq == 4, "nobody asks for the others"
+    assert taken(offers) == 4, "nobody asks for the others"
     ask(known, 2)
     offers.offer_again()
-    assert [taken(offers).seq, taken(offers).seq] == [2, 3]
+    assert [taken(offers), taken(offers)] == [2, 3]
     assert len(offers) == 1
     assert not offers
 
 
+def test_what_was_dropped_once_may_be_taken_when_it_is_offered_again() -> None:
+    known, offers = offers_of(2)
+    assert dropped(offers) == 1
+    ask(known, 2)
+    offers.offer_again()
+    assert taken(offers) == 1
+    assert len(offers) == 0
+
+
+def test_one_event_is_offered_until_the_run_has_come_to_it() -> None:
+    _, offers = offers_of(1, 2)
+    first = offered(offers)
+    assert offers.take() is None
+    assert not offers.is_quiet
+    offers.came_to(Answer(value=1))
+    assert offers.settle() is None, "another event that looks like it"
+    offers.not_taken()
+    offers.came_to(first.event)
+    assert offers.settle() is first
+    assert not first.was_dropped, "the event that no step took was the other one"
+    assert taken(offers) == 2
+    assert offers.is_quiet
+
+
 def test_each_answer_to_an_earlier_attempt_waits_until_the_run_asks_again() -> None:
     _, offers = offers_of(1, 2, 3, last=2)
-    assert offers.next() is None
-    offers.earlier.has_asked = True
-    assert taken(offers).seq == 1
-    assert offers.next() is None, "each answers one question"
-    offers.earlier.has_asked = True
-    assert taken(offers).seq == 2
-    assert taken(offers).seq == 3, "it has come since"
+    assert offers.take() is None
+    offers.asked()
+    assert taken(offers) == 1
+    assert offers.take() is None, "each answers one question"
+    offers.asked()
+    assert taken(offers) == 2
+    assert taken(offers) == 3, "it has come since"

@@ -11,7 +11,7 @@ from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 from workflows.handler import WorkflowHandler
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.errors import (
     ClosedError,
     ConfigError,

@@ -1,17 +1,11 @@
-"""When a run becomes volatile, and when its state has to be written again."""
-# ruff: noqa: ARG002 - the library finds a step's event by its annotation, whether the step uses it or not
+"""When a run becomes volatile."""
 
 from __future__ import annotations
 
 import pytest
-from workflows import Context, Workflow, step
-from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.errors import SerializationError
 from llama_deploy.services.run.volatility import Volatility
-from llama_deploy.services.run.written_state import WrittenState
-from llama_deploy.services.values.session_state import StateCodec
-from llama_deploy.services.values.writing import Writing
 
 ERROR = SerializationError("no", path="$.tool", holds="OpenAI")
 
@@ -37,26 +31,3 @@ def test_an_error_gives_the_reason_if_the_run_may_be_volatile() -> None:
     with pytest.raises(SerializationError):
         strict.reason_for(ERROR)
     assert not strict
-
-
-class Nothing(Workflow):
-    @step
-    async def end(self, ev: StartEvent) -> StopEvent:
-        return StopEvent()
-
-
-async def test_a_state_is_written_when_it_has_changed() -> None:
-    workflow = Nothing()
-    store = Context(workflow).store
-    codec = StateCodec(workflow, Writing(workflow))
-    written = WrittenState(codec, "")
-    assert await written.change(None) is None
-    assert await written.change(store) is None, "an empty state is not worth a text"
-    await store.set("count", 1)
-    text = await written.change(store)
-    assert text is not None
-    assert "count" in text
-    assert await written.change(store) is None
-    assert await WrittenState(codec, text).change(store) is None, "it was written by an earlier attempt"
-    written.text = ""
-    assert await written.change(store) == text, "the write was refused"

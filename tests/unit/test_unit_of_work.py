@@ -11,10 +11,10 @@ from typing import cast
 import pytest
 from pydantic import BaseModel
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
-from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.storage.reads import Reads, RowKind, UndeclaredReadError
 from llama_deploy.control_plane.storage.unit import Committed, Unit

@@ -13,7 +13,7 @@ from typing import Final
 
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.exit_codes import ExitCode
-from llama_deploy.module_names import LOADED, FileModule, Namesake, module_of, namesake_in
+from llama_deploy.portability.module_names import LOADED, FileModule, Namesake, module_of, namesake_in
 
 FORM: Final = "use module:attribute or path/to/file.py:attribute, such as app:workflow"
 

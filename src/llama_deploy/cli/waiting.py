@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from llama_deploy.backoff import Backoff
 from llama_deploy.cli.error_messages import print_hint
 from llama_deploy.cli.output import note
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import LlamaDeployError, UnavailableError
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest, reason_of
 from llama_deploy.web.shown_url import shown_url

@@ -10,9 +10,9 @@ import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
 from llama_deploy.errors import InvalidRequestError, SerializationError
-from llama_deploy.json_parts import of_numpy
-from llama_deploy.live_objects import check_portable
-from llama_deploy.nodes import with_nodes
+from llama_deploy.portability.json_parts import of_numpy
+from llama_deploy.portability.live_objects import check_portable
+from llama_deploy.portability.nodes import with_nodes
 from llama_deploy.types import (
     EventDefinition,
     SessionOptions,

@@ -24,7 +24,7 @@ from llama_deploy.codec.forms import Form, form_of
 from llama_deploy.codec.known_classes import build_scalar, class_value
 from llama_deploy.codec.type_registry import TypeRegistry
 from llama_deploy.codec.values import SPECIAL_KINDS, VALUE_KINDS, expect
-from llama_deploy.json_parts import step_to
+from llama_deploy.portability.json_parts import step_to
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _BUILDERS: Final[dict[str, Callable[..., object]]] = {

@@ -22,8 +22,8 @@ from llama_deploy.codec.known_classes import is_scalar, name_of_class_value, tak
 from llama_deploy.codec.reducing import LEVELS, reduced
 from llama_deploy.codec.type_registry import TypeRegistry, qualified_name
 from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
-from llama_deploy.json_parts import step_to
-from llama_deploy.live_objects import is_filled, rejection, rejection_of_secret, secret_fields
+from llama_deploy.portability.json_parts import step_to
+from llama_deploy.portability.live_objects import is_filled, rejection, rejection_of_secret, secret_fields
 
 logger = logging.getLogger(__name__)
 

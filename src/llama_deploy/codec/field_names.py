@@ -15,7 +15,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from llama_deploy.codec.agents import named_base
-from llama_deploy.json_parts import parts_of
+from llama_deploy.portability.json_parts import parts_of
 
 _WITH_NAMES: Final[Mapping[str, bool]] = {"llama_index.core.schema.BaseNode": True}
 """The base classes of these models."""

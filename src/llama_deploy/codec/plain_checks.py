@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_deploy.codec.field_names import is_written_with_names
-from llama_deploy.json_parts import SCALARS, parts_finder
-from llama_deploy.live_objects import may_be_live, reason_against
+from llama_deploy.portability.json_parts import SCALARS, parts_finder
+from llama_deploy.portability.live_objects import may_be_live, reason_against
 from llama_deploy.types.json_values import check_keys
 
 

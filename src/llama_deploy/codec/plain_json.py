@@ -22,8 +22,8 @@ from llama_deploy.codec.plain_checks import check_plain, with_finite_numbers
 from llama_deploy.codec.reducing import with_reduced_fields
 from llama_deploy.codec.type_registry import qualified_name
 from llama_deploy.errors import SerializationError
-from llama_deploy.json_parts import of_numpy, step_to
-from llama_deploy.live_objects import check_portable
+from llama_deploy.portability.json_parts import of_numpy, step_to
+from llama_deploy.portability.live_objects import check_portable
 
 _MAX_DIGITS: Final = 4300
 """How long integers may be that Python reads; see `sys.set_int_max_str_digits`."""

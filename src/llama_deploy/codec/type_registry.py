@@ -20,8 +20,8 @@ from llama_deploy.codec.annotations import has_fields, is_model, reachable
 from llama_deploy.codec.known_classes import LLAMA_INDEX, find_known
 from llama_deploy.codec.library import GENERIC_EVENTS, library_types
 from llama_deploy.errors import SerializationError
-from llama_deploy.live_objects import rejection
-from llama_deploy.module_names import stable_name
+from llama_deploy.portability.live_objects import rejection
+from llama_deploy.portability.module_names import stable_name
 from llama_deploy.workflow_library import infer_state_type
 
 _GENERIC: Final[frozenset[object]] = GENERIC_EVENTS | {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from llama_deploy.cancellation import ends_quietly
+from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.termination import drained_on_sigterm, quiet_on_interrupt

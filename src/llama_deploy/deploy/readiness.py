@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import ConfigError, InternalServerError, NotFoundError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.queue_registry import config_from_settings
 from llama_deploy.renamed import see
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.web.connection_settings import Address
 from llama_deploy.web.http_connection import HttpConnection, HttpRequest, as_object, read_answer
 

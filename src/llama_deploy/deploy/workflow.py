@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from llama_deploy.cancellation import ends_quietly
+from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.readiness import connect_queue, until_available

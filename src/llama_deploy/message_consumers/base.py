@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llama_deploy.cancellation import ends_quietly
+from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues.base import StartConsumingCallable
 from llama_deploy.messages import QueueMessage

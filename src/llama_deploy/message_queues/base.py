@@ -28,8 +28,8 @@ from typing import Any, ClassVar, Final, Protocol, Self, TypeGuard
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from llama_deploy.cancellation import ends_quietly
-from llama_deploy.closing import AsyncCloseable
+from llama_deploy.concurrency.cancellation import ends_quietly
+from llama_deploy.concurrency.closing import AsyncCloseable
 from llama_deploy.errors import (
     ClosedError,
     ConfigError,

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import ConfigError, UnavailableError
-from llama_deploy.retrying import Outage, retry
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
-from llama_deploy.batching import Batcher
+from llama_deploy.concurrency.batching import Batcher
 from llama_deploy.errors import LlamaDeployError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter
 
-from llama_deploy.batching import Batcher, split
+from llama_deploy.concurrency.batching import Batcher, split
 from llama_deploy.errors import LlamaDeployError, PayloadTooLargeError, SessionNotFoundError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types import ServiceDefinition

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Self, TypeVar
 
-from llama_deploy.closing import AsyncCloseable
+from llama_deploy.concurrency.closing import AsyncCloseable
 from llama_deploy.state_stores.repositories import (
     EventRepository,
     InboxRepository,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from llama_deploy.batching import split
+from llama_deploy.concurrency.batching import split
 from llama_deploy.state_stores.base import Notice
 
 MAX_TEXT_BYTES: Final = 7900

@@ -25,9 +25,9 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import LlamaDeployError, UnavailableError
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.state_stores.base import Notice, StateStore, StoreTransaction
 from llama_deploy.state_stores.notices import Mailbox, decode_notice, encode_notice
 from llama_deploy.state_stores.postgresql_errors import (

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 
-from llama_deploy.closing import AsyncCloseable
+from llama_deploy.concurrency.closing import AsyncCloseable
 
 
 class TcpProxy(AsyncCloseable):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_deploy.errors import ConfigError
-from llama_deploy.module_names import Namesake
+from llama_deploy.portability.module_names import Namesake
 
 PACKAGE: Final = "llama-index-workflows"
 OLDEST_TESTED: Final = "2.26.1"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from llama_deploy.backoff import Backoff
-from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.control_plane.decisions import hops, lifecycle
+from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import TaskStatus
 
@@ -36,7 +36,7 @@ def next_turn(open_tasks: Sequence[TaskRecord], *, at: datetime) -> Transition |
     """
 
     def waits(task: TaskRecord) -> bool:
-        return task.status is TaskStatus.PENDING and not lifecycle.is_unrouted(task)
+        return task.status is TaskStatus.PENDING and not hops.is_unrouted(task)
 
     if open_tasks and all(waits(task) for task in open_tasks):
         return lifecycle.take_turn(open_tasks[0], at=at)

@@ -12,8 +12,7 @@
 ```
 
 A task with a route does not become `queued` by itself: it stays `pending` until an orchestrator outside has
-named the next service (`go_on`), or has said that there is none (`conclude`). Each of its hops ends in
-`pending` again.
+named the next service, or has said that there is none. Each of its hops ends in `pending` again; see `hops`.
 
 An event that does not fit raises an error and changes nothing: `FencedOutError` for an attempt that is not
 the current one, `TaskFinishedError` for a request to a task that has ended. A run's journal belongs to its
@@ -25,10 +24,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from llama_deploy.backoff import Backoff
-from llama_deploy.control_plane.decisions.routing import Hop, Routing
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.control_plane.decisions import hops
+from llama_deploy.control_plane.decisions.routing import Routing
+from llama_deploy.control_plane.decisions.transitions import (
+    NO_OWNER,
+    Transition,
+    cancelled_result,
+    failed_result,
+    failure_of,
+    finish,
+    first_attempt,
+    moved,
+    next_attempt,
+)
 from llama_deploy.errors import (
     AttemptsExhaustedError,
     EventsMissingError,
@@ -36,11 +47,10 @@ from llama_deploy.errors import (
     JournalConflictError,
     LlamaDeployError,
     SessionBusyError,
-    TaskCancelledError,
     TaskFinishedError,
 )
 from llama_deploy.state_stores.records import TaskRecord
-from llama_deploy.types import Durability, SessionPolicy, TaskFailure, TaskResult, TaskStatus
+from llama_deploy.types import Durability, SessionPolicy, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import (
     AttemptEvents,
     AttemptOutcome,
@@ -51,37 +61,8 @@ from llama_deploy.types.instance_protocol import (
 
 _LONGEST_SLEEP: Final = timedelta(days=3650)
 """A run with a later timer is woken at this time too, and parks again."""
-_NO_OWNER: Final = {"instance_id": None, "token": None, "claimed_at": None}
 HARMLESS_AFTER: Final = timedelta(minutes=1)
 """When an attempt of this age finishes a step, the losses before it are forgiven."""
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """What an event makes of a task."""
-
-    task: TaskRecord
-    events: Sequence[EventPayload] = ()
-    """To be appended to the stream. If the task has ended, the last one is the terminal event."""
-    dispatch: bool = False
-    """Publish the attempt."""
-    notify_cancel: bool = False
-    """Tell the instance to stop the attempt."""
-    journal: JournalWrite | None = None
-    """To be stored in the run's journal."""
-    forget_run: bool = False
-    """Delete what is stored of the run."""
-    restore_inbox: bool = False
-    """Offer the consumed entries of the inbox to the next attempt."""
-    drop_inbox: bool = False
-    """Offer no entry of the inbox to later attempts."""
-    route: bool = False
-    """Ask the orchestrator where the task goes."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the task has reached its end with this transition."""
-        return self.task.status.is_terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +94,8 @@ def admit(task: TaskRecord, *, open_tasks: Sequence[TaskRecord], policy: Session
 def take_turn(task: TaskRecord, *, at: datetime) -> Transition:
     """It is the task's turn in its session: `pending` → `queued`, or the orchestrator is asked first."""
     if task.routing is not None:
-        return Transition(_moved(task, TaskStatus.PENDING, at=at, redispatch_at=at), route=True)
-    return Transition(_moved(task, TaskStatus.QUEUED, at=at, dispatches=1), dispatch=True)
+        return hops.ask_for_route(task, at=at)
+    return first_attempt(task, at=at)
 
 
 def claim(
@@ -143,7 +124,7 @@ def claim(
             task_id=task.task_id,
             attempt=attempt,
         )
-    claimed = _moved(
+    claimed = moved(
         task,
         TaskStatus.RUNNING,
         at=at,
@@ -180,79 +161,20 @@ def end(task: TaskRecord, outcome: AttemptOutcome, *, at: datetime) -> Transitio
     grown = _grown(task, len(events))
     if task.routing is not None and outcome.status is not TaskStatus.CANCELLED:
         if task.cancel_requested:
-            return _finish(grown, _cancelled(task), at=at, events=events)
-        return _end_hop(grown, outcome, at=at, events=events)
-    return _finish(grown, outcome.task_result, at=at, events=events, stop_event=outcome.stop_event)
+            return finish(grown, cancelled_result(task), at=at, events=events)
+        return hops.end_hop(grown, outcome, at=at, events=events)
+    return finish(grown, outcome.task_result, at=at, events=events, stop_event=outcome.stop_event)
 
 
 def is_repeated(task: TaskRecord, outcome: AttemptOutcome) -> bool:
     """Whether the task, or its hop, has ended with this very outcome: a queue may deliver it repeatedly."""
-    if is_unrouted(task):
+    if hops.is_unrouted(task):
         ended = Routing.of(task).outcome
         return ended is not None and ended.attempt == outcome.attempt
     if not task.status.is_terminal or task.result is None or task.attempt != outcome.attempt:
         return False
     stored = TaskResult.model_validate_json(task.result)
     return (stored.status, stored.result, stored.error) == (outcome.status, outcome.text, outcome.error)
-
-
-def _end_hop(
-    task: TaskRecord, outcome: AttemptOutcome, *, at: datetime, events: Sequence[EventPayload]
-) -> Transition:
-    """The run is over, and with it all that was stored of it. The orchestrator is asked what follows."""
-    kept = outcome.model_copy(update={"events": [], "token": "", "session_state": None})
-    routing = Routing.of(task).model_copy(update={"outcome": kept})
-    fresh = {"has_run": False, "journal_length": 0, "running_seconds": 0.0, "losses": 0}
-    unknown = dict.fromkeys(["wake_at", "durability", "volatile_reason"])
-    ended = _moved(
-        task,
-        TaskStatus.PENDING,
-        at=at,
-        redispatch_at=at,
-        routing=routing.encode(),
-        **_NO_OWNER,
-        **fresh,
-        **unknown,
-    )
-    return Transition(ended, events, forget_run=task.has_run, drop_inbox=True, route=True)
-
-
-def is_unrouted(task: TaskRecord) -> bool:
-    """Whether the task waits for the orchestrator to say where it goes."""
-    return task.status is TaskStatus.PENDING and task.redispatch_at is not None
-
-
-def go_on(task: TaskRecord, hop: Hop, *, waiting: Sequence[Hop], at: datetime) -> Transition:
-    """The orchestrator has named the next service: `pending` → `queued`.
-
-    Args:
-        task: A task that waits for the orchestrator.
-        hop: The service, and what it gets.
-        waiting: Those that come after it.
-        at: The present time.
-    """
-    ended = Routing.of(task).outcome
-    routing = Routing(input=hop.input, waiting=list(waiting))
-    task = task._replace(routed_to=hop.service_name, routing=routing.encode())
-    if ended is None:
-        return Transition(_moved(task, TaskStatus.QUEUED, at=at, dispatches=1), dispatch=True)
-    if ended.stop_event is None:
-        return _next_attempt(task, at=at)
-    # The stop event of the hop before is an ordinary event of the task.
-    grown = task._replace(stream_length=task.stream_length + 1)
-    return replace(_next_attempt(grown, at=at), events=[ended.stop_event])
-
-
-def conclude(task: TaskRecord, result: TaskResult | TaskFailure, *, at: datetime) -> Transition:
-    """The orchestrator has named no other service, or it has failed: `pending` → a terminal status.
-
-    The stop event of the last hop is the terminal event, unless the orchestrator has failed.
-    """
-    if isinstance(result, TaskFailure):
-        return _finish(task, _failed(task, result), at=at)
-    ended = Routing.of(task).outcome
-    stop_event = None if ended is None else ended.stop_event
-    return _finish(task, result, at=at, stop_event=stop_event)
 
 
 def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transition:
@@ -291,7 +213,7 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
     if write.parking is None:
         return Transition(task, events, journal=write)
     if task.cancel_requested:
-        return _finish(task, _cancelled(task), at=at, events=events)
+        return finish(task, cancelled_result(task), at=at, events=events)
     return replace(_park(task, write.parking, at=at), events=events, journal=write)
 
 
@@ -319,12 +241,12 @@ def wake(task: TaskRecord, *, at: datetime) -> Transition:
     """An event or a timer concerns a run: if it is parked, its next attempt is due."""
     if task.status is not TaskStatus.WAITING:
         return Transition(task)
-    return _next_attempt(task, at=at)
+    return next_attempt(task, at=at)
 
 
 def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
     """Return the outcome of an attempt whose result cannot be stored."""
-    failure = _failure(type(error), str(error))
+    failure = failure_of(type(error), str(error))
     empty = dict.fromkeys(["value", "value_type", "terminal_event", "event_value"])
     changes = {"status": TaskStatus.FAILED, "result": str(error), "error": failure}
     return outcome.model_copy(update={**empty, **changes})
@@ -338,13 +260,13 @@ def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
     before.
     """
     if task.cancel_requested:
-        return _finish(task, _cancelled(task), at=at)
+        return finish(task, cancelled_result(task), at=at)
     losses = task.losses + 1
     if losses >= task.max_attempts:
         reason = f"{losses} instances of service {task.target} died or went silent under this task"
-        result = _failed(task, _failure(AttemptsExhaustedError, reason))
-        return _finish(task._replace(losses=losses), result, at=at)
-    following = _next_attempt(task._replace(losses=losses), at=at)
+        result = failed_result(task, failure_of(AttemptsExhaustedError, reason))
+        return finish(task._replace(losses=losses), result, at=at)
+    following = next_attempt(task._replace(losses=losses), at=at)
     if losses == 1:
         return following
     due = at + timedelta(seconds=backoff.delay(losses - 1))
@@ -364,16 +286,16 @@ def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Tr
 def take_back(task: TaskRecord, *, at: datetime) -> Transition:
     """The running attempt is taken from its owner, which is not the task's fault: the next one is due."""
     if task.cancel_requested:
-        return _finish(task, _cancelled(task), at=at)
-    return _next_attempt(task, at=at)
+        return finish(task, cancelled_result(task), at=at)
+    return next_attempt(task, at=at)
 
 
 def refuse(task: TaskRecord, *, attempt: int, error: LlamaDeployError, at: datetime) -> Transition:
     """The queue rejects the attempt's message permanently: `queued` → `failed`."""
     if task.status is not TaskStatus.QUEUED or task.attempt != attempt:
         return Transition(task)
-    failure = _failure(type(error), f"the task cannot be sent to its service: {error}")
-    return _finish(task, _failed(task, failure), at=at)
+    failure = failure_of(type(error), f"the task cannot be sent to its service: {error}")
+    return finish(task, failed_result(task, failure), at=at)
 
 
 def cancel(task: TaskRecord, *, at: datetime) -> Transition:
@@ -387,7 +309,7 @@ def cancel(task: TaskRecord, *, at: datetime) -> Transition:
     check_open(task)
     if task.status is TaskStatus.RUNNING:
         return Transition(task._replace(cancel_requested=True), notify_cancel=True)
-    return _finish(task, _cancelled(task), at=at)
+    return finish(task, cancelled_result(task), at=at)
 
 
 def dispatch_again(task: TaskRecord) -> Transition:
@@ -439,70 +361,10 @@ def _grown(task: TaskRecord, count: int) -> TaskRecord:
     return task._replace(stream_length=task.stream_length + count, attempt_events=task.attempt_events + count)
 
 
-def _moved(task: TaskRecord, status: TaskStatus, *, at: datetime, **changes: Any) -> TaskRecord:
-    """Return the task in another status: the one place where the status of a task changes."""
-    return task._replace(status=status, status_changed_at=at, **changes)
-
-
-def _next_attempt(task: TaskRecord, *, at: datetime) -> Transition:
-    changes = {"attempt": task.attempt + 1, "attempt_events": 0, "dispatches": 1, "wake_at": None}
-    return Transition(_moved(task, TaskStatus.QUEUED, at=at, **_NO_OWNER, **changes), dispatch=True)
-
-
 def _park(task: TaskRecord, parking: Parking, *, at: datetime) -> Transition:
     if task.inbox_length > parking.inbox_seq:
-        return _next_attempt(task, at=at)
+        return next_attempt(task, at=at)
     seconds = parking.wake_in
     sleep = None if seconds is None else timedelta(seconds=min(seconds, _LONGEST_SLEEP.total_seconds()))
     wake_at = None if sleep is None else at + sleep
-    return Transition(_moved(task, TaskStatus.WAITING, at=at, **_NO_OWNER, wake_at=wake_at))
-
-
-def _failure(error: type[LlamaDeployError], message: str) -> TaskFailure:
-    return TaskFailure(type=f"{error.__module__}.{error.__qualname__}", message=message)
-
-
-def _cancelled(task: TaskRecord) -> TaskResult:
-    failure = _failure(TaskCancelledError, "the task was cancelled")
-    return _failed(task, failure, status=TaskStatus.CANCELLED)
-
-
-def _failed(task: TaskRecord, failure: TaskFailure, *, status: TaskStatus = TaskStatus.FAILED) -> TaskResult:
-    return TaskResult(
-        task_id=task.task_id,
-        result=failure.message,
-        status=status,
-        error=failure,
-        attempts=task.attempt,
-    )
-
-
-def _finish(
-    task: TaskRecord,
-    result: TaskResult,
-    *,
-    at: datetime,
-    events: Sequence[EventPayload] = (),
-    stop_event: EventPayload | None = None,
-) -> Transition:
-    ended = _moved(
-        task,
-        result.status,
-        at=at,
-        token=None,
-        finished_at=at,
-        wake_at=None,
-        stream_length=task.stream_length + 1,
-        has_run=False,
-        journal_length=0,
-        result=result.model_dump_json(),
-        routing=None,
-    )
-    terminal = stop_event or _terminal_event(result)
-    return Transition(ended, [*events, terminal], forget_run=task.has_run)
-
-
-def _terminal_event(result: TaskResult) -> EventPayload:
-    """Return the last event of a stream whose workflow did not write one."""
-    data = {"status": result.status.value, "error": result.error.model_dump() if result.error else None}
-    return EventPayload(type="TaskEnded", data=data)
+    return Transition(moved(task, TaskStatus.WAITING, at=at, **NO_OWNER, wake_at=wake_at))

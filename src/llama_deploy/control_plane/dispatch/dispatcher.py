@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer

@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
 from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.control_plane.storage.writer import Writer
 from llama_deploy.errors import LlamaDeployError, MessageDecodeError
 from llama_deploy.messages import QueueMessage
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.records import OutboxRecord
 

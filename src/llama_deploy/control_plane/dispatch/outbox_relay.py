@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.errors import ClosedError, InternalServerError, LlamaDeployError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, is_refused_for_good
 from llama_deploy.messages import QueueMessage
-from llama_deploy.retrying import Outage, retry
 
 logger = logging.getLogger(__name__)
 

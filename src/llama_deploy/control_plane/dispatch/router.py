@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from llama_deploy.backoff import Backoff
-from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
+from llama_deploy.control_plane.decisions import hops
 from llama_deploy.control_plane.requests.orchestration import Answer, ask
 from llama_deploy.control_plane.requests.session_requests import visible
 from llama_deploy.control_plane.storage.reads import Reads
@@ -21,7 +22,6 @@ from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import ConfigError, LlamaDeployError, ServiceNotFoundError
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.orchestrators.simple import is_plain
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import SessionRecord, TaskRecord
 from llama_deploy.types import TaskFailure
@@ -146,7 +146,7 @@ class Router:
 
 def _read(task_id: str, tx: StoreTransaction) -> _Waiting | None:
     task = tx.tasks.load([task_id]).get(task_id)
-    if task is None or not lifecycle.is_unrouted(task):
+    if task is None or not hops.is_unrouted(task):
         return None
     session = tx.sessions.load([task.session_id]).get(task.session_id)
     return None if session is None else _Waiting(task, session)
@@ -158,7 +158,7 @@ def _command(asked: _Waiting, answer: Answer, orchestrator: BaseOrchestrator) ->
 
     def run(unit: Unit) -> bool:
         task = unit.tasks.find(asked.task.task_id)
-        if task is None or not lifecycle.is_unrouted(task) or task.routing != asked.task.routing:
+        if task is None or not hops.is_unrouted(task) or task.routing != asked.task.routing:
             return False
         session = unit.sessions.get(task.session_id)
         if session.version != asked.session.version:
@@ -171,15 +171,15 @@ def _command(asked: _Waiting, answer: Answer, orchestrator: BaseOrchestrator) ->
         if answer.state is not None:
             _put_state(unit, session, answer.state)
         if failure is not None:
-            unit.apply(lifecycle.conclude(task, failure, at=unit.now))
+            unit.apply(hops.conclude(task, failure, at=unit.now))
             return True
         for message in answer.messages:
             unit.publish(message)
         if answer.result is not None:
-            unit.apply(lifecycle.conclude(task, answer.result, at=unit.now))
+            unit.apply(hops.conclude(task, answer.result, at=unit.now))
         else:
             first, *waiting = answer.hops
-            unit.apply(lifecycle.go_on(task, first, waiting=waiting, at=unit.now))
+            unit.apply(hops.go_on(task, first, waiting=waiting, at=unit.now))
         return True
 
     reads = Reads.of_tasks(asked.task.task_id, may_end=True, with_session=True)

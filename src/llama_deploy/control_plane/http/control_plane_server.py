@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from starlette.types import ASGIApp
 
-from llama_deploy.cancellation import ends_quietly
+from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.http.core_endpoints import CoreEndpoints

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pydantic_core
 from pydantic import ValidationError
 
-from llama_deploy.cancellation import is_being_cancelled
+from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.control_plane.decisions.routing import Hop, Routing
 from llama_deploy.control_plane.requests.session_requests import check_state
 from llama_deploy.errors import ConfigError, LlamaDeployError, SerializationError

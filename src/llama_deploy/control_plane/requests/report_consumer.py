@@ -7,13 +7,13 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
 from llama_deploy.control_plane.requests.report_gaps import ReportGaps
 from llama_deploy.errors import EventsMissingError, LlamaDeployError, OverloadedError, UnavailableError
 from llama_deploy.message_queues.base import Delivery, Subscription
 from llama_deploy.message_queues.consumer_loop import nack_delay
-from llama_deploy.retrying import Outage, retry
 
 logger = logging.getLogger(__name__)
 

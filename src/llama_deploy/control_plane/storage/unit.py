@@ -9,7 +9,7 @@ from typing import Final, Self
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace, next_turn
-from llama_deploy.control_plane.decisions.lifecycle import Transition
+from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.storage.inbox_rows import InboxRows
 from llama_deploy.control_plane.storage.outgoing import Outgoing, OutgoingMessages
 from llama_deploy.control_plane.storage.reads import Reads, Scope

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, cast
 
-from llama_deploy.batching import Batcher
+from llama_deploy.concurrency.batching import Batcher
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Committed, Unit

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import TaskNotFoundError, UnavailableError
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import EventRecord
 from llama_deploy.types import TaskView

@@ -14,7 +14,7 @@ from aiobotocore.session import get_session
 from botocore import exceptions as driver
 from botocore.parsers import ResponseParserError
 
-from llama_deploy.batching import split
+from llama_deploy.concurrency.batching import split
 from llama_deploy.errors import (
     ConfigError,
     InvalidRequestError,

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from llama_deploy.batching import Batcher
+from llama_deploy.concurrency.batching import Batcher
 from llama_deploy.errors import PayloadTooLargeError, TopicNotFoundError
 from llama_deploy.message_queues.aws.config import AWSMessageQueueConfig
 from llama_deploy.message_queues.aws.connection import MAX_BYTES, MAX_ENTRIES, Outcome, SqsConnection

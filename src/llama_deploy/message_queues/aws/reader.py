@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.errors import TopicNotFoundError, UnavailableError
 from llama_deploy.message_queues.aws.connection import MAX_ENTRIES, SqsConnection
 from llama_deploy.message_queues.aws.topics import SqsTopics

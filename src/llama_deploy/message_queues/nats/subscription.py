@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
 from nats.js import api
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.message_queues.base import Delivery
 from llama_deploy.message_queues.holding_subscription import (
     HeldSettlement,

@@ -11,7 +11,8 @@ from typing import Final
 
 from aio_pika.abc import AbstractIncomingMessage
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import retry
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.message_queues.base import Delivery, Subscription
 from llama_deploy.message_queues.dead_letters import decode_message
@@ -21,7 +22,6 @@ from llama_deploy.message_queues.rabbitmq.connection import RabbitMQConnection, 
 from llama_deploy.message_queues.rabbitmq.delivery import BrokerConsumer, Flight, RabbitMQDelivery
 from llama_deploy.message_queues.rabbitmq.demand import Demand
 from llama_deploy.message_queues.settlement import SettleAction
-from llama_deploy.retrying import retry
 from llama_deploy.types import generate_id
 
 _BACKOFF: Final = Backoff(first=0.05, longest=2.0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from llama_deploy.batching import Batcher, split
+from llama_deploy.concurrency.batching import Batcher, split
 from llama_deploy.errors import ConfigError, LlamaDeployError, QueueFullError
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.message_queues.broker_queue import BrokerQueue, Publication

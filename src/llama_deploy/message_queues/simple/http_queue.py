@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-from llama_deploy.batching import Batcher, split
+from llama_deploy.concurrency.batching import Batcher, split
 from llama_deploy.errors import (
     InternalServerError,
     LlamaDeployError,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from llama_deploy.batching import Batcher
+from llama_deploy.concurrency.batching import Batcher
 from llama_deploy.errors import ConfigError
 
 logger = logging.getLogger(__name__)

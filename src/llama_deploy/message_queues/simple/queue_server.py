@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive
 
-from llama_deploy.cancellation import ends_quietly
-from llama_deploy.closing import AsyncCloseable
+from llama_deploy.concurrency.cancellation import ends_quietly
+from llama_deploy.concurrency.closing import AsyncCloseable
 from llama_deploy.errors import ClosedError, MessageDecodeError
 from llama_deploy.message_queues.base import DEFAULT_GROUP
 from llama_deploy.message_queues.settlement import MAX_SECONDS

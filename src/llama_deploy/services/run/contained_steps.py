@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llama_deploy.cancellation import is_being_cancelled
+from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.workflow_library import StepWorkerFailed, StepWorkerFunction
 

@@ -12,7 +12,7 @@ from workflows import Context, Workflow
 from workflows.events import InputRequiredEvent
 
 from llama_deploy import workflow_library as library
-from llama_deploy.batching import split
+from llama_deploy.concurrency.batching import split
 from llama_deploy.errors import LlamaDeployError, RunMismatchError, SerializationError
 from llama_deploy.services.run.attempt_reports import MAX_MESSAGE_CHARACTERS
 from llama_deploy.services.run.sent_events import SentEvents

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import FencedOutError, UnavailableError
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.journal_backlog import JournalSize
 from llama_deploy.services.run.run_clock import RunClock

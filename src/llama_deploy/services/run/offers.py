@@ -24,63 +24,81 @@ class Offer:
 
 
 @dataclass(slots=True)
-class EarlierAnswers:
-    """Answers to what an earlier attempt has asked, for a run that starts from its beginning again.
+class Offers:
+    """Events in the order of the inbox, of which the run is offered one at a time.
 
-    Each waits until the run has asked once more: the library would give all of them to the first question.
+    Those that no step has taken wait until a question asks for them. A run that starts from its beginning
+    again is offered an answer to an earlier attempt only when it has asked once more: the library would give
+    all of them to the first question.
     """
 
-    last: int
-    """The number of the last such entry; 0: there is none."""
-    has_asked: bool = False
-    """Whether the run has asked, or has become idle, since it was offered an event."""
-
-    def holds_back(self, offer: Offer) -> bool:
-        """Whether an event must wait until the run asks."""
-        return offer.seq <= self.last and not self.has_asked
-
-
-@dataclass(slots=True)
-class Offers:
-    """Events in the order of the inbox. Those that no step has taken wait until a question asks for them."""
-
     questions: Questions
-    earlier: EarlierAnswers
-    _waiting: deque[Offer] = field(default_factory=deque)
-    _dropped: list[Offer] = field(default_factory=list)
-    _unwanted: int = 0
+    last_earlier: int = 0
+    """The number of the last answer to an earlier attempt. 0: there is none."""
+    current: Offer | None = field(default=None, init=False)
+    """What the run was offered and has not settled. None: nothing."""
+    _has_asked: bool = field(default=False, init=False)
+    """Whether the run has asked, or has become idle, since it was offered an event."""
+    _waiting: deque[Offer] = field(default_factory=deque, init=False)
+    _dropped: list[Offer] = field(default_factory=list, init=False)
+    _unwanted: int = field(default=0, init=False)
     """How many of the first events the run has not wanted, as of `_seen`."""
-    _seen: int = 0
+    _seen: int = field(default=0, init=False)
     """The changes of the questions that were seen last."""
 
     def __len__(self) -> int:
-        """Return how many events the run has not taken."""
+        """Return how many events wait, without the current one."""
         return len(self._waiting) + len(self._dropped)
 
     def __bool__(self) -> bool:
         """Return whether an event waits to be offered."""
         return bool(self._waiting)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is offered, and nothing can be."""
+        return self.current is None and self._next() is None
+
     def add(self, offer: Offer) -> None:
         """Add an event at the end."""
         self._waiting.append(offer)
 
-    def next(self) -> Offer | None:
-        """Return the first event that can be offered now. None: there is none."""
-        offer = self._first_wanted()
-        return None if offer is None or self.earlier.holds_back(offer) else offer
-
     def take(self) -> Offer | None:
-        """Remove and return the event that can be offered now."""
-        offer = self.next()
+        """Remove the next event and return it, to be sent to the run. None: there is none now.
+
+        Further ones are offered when it is settled.
+        """
+        if self.current is not None:
+            return None
+        offer = self.current = self._next()
         if offer is not None:
             self._waiting.remove(offer)
-            self.earlier.has_asked = False
+            self._has_asked = False
         return offer
 
-    def drop(self, offer: Offer) -> None:
-        """Keep an event that no step has taken until a question asks for it."""
-        self._dropped.append(Offer(offer.seq, offer.event))
+    def asked(self) -> None:
+        """Learn that the run has asked, or has become idle."""
+        self._has_asked = True
+
+    def came_to(self, event: Event) -> None:
+        """Learn that the run has come to an event. It is the same object that was sent."""
+        if self.current is not None:
+            self.current.has_arrived = event is self.current.event
+
+    def not_taken(self) -> None:
+        """Learn that no step takes the event to which the run has come."""
+        if self.current is not None and self.current.has_arrived:
+            self.current.was_dropped = True
+
+    def settle(self) -> Offer | None:
+        """Return the current event if the run has come to it: it was taken, or waits for a question."""
+        offer = self.current
+        if offer is None or not offer.has_arrived:
+            return None
+        self.current = None
+        if offer.was_dropped:
+            self._dropped.append(Offer(offer.seq, offer.event))
+        return offer
 
     def offer_again(self) -> None:
         """Offer what was dropped, in front of later events, if a question asks for it."""
@@ -89,6 +107,12 @@ class Offers:
             self._dropped = [each for each in self._dropped if each not in again]
             self._waiting.extendleft(reversed(again))
             self._unwanted = 0
+
+    def _next(self) -> Offer | None:
+        offer = self._first_wanted()
+        if offer is None or (offer.seq <= self.last_earlier and not self._has_asked):
+            return None
+        return offer
 
     def _first_wanted(self) -> Offer | None:
         if self._seen != self.questions.changes:

@@ -21,7 +21,7 @@ from workflows.events import Event, InputRequiredEvent, UnhandledEvent, Workflow
 
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.services.run.dead_ends import DeadEnds
-from llama_deploy.services.run.offers import EarlierAnswers, Offer, Offers
+from llama_deploy.services.run.offers import Offer, Offers
 from llama_deploy.services.run.questions import Questions
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.types.instance_protocol import InboxEntry
@@ -89,12 +89,11 @@ class RunInbox:
         self._on_seen = on_seen
         self._send: Callable[[Event], Awaitable[None]] | None = None
         self.is_held = False
+        """Whether nothing is delivered, see `hold`."""
         self._sequence = EntrySequence(max([seen, *(entry.seq for entry in entries)]))
         self._questions = Questions(workflow)
         self._dead_ends = DeadEnds(workflow)
-        self._earlier = EarlierAnswers(self.seen if begins_again else 0)
-        self._offers = Offers(self._questions, self._earlier)
-        self._offered: Offer | None = None
+        self._offers = Offers(self._questions, last_earlier=self.seen if begins_again else 0)
         self._taken: list[int] = []
         for entry in entries:
             self._decode(entry)
@@ -108,7 +107,7 @@ class RunInbox:
     @property
     def is_quiet(self) -> bool:
         """Whether there is nothing that the run could take now."""
-        return self._offered is None and self._offers.next() is None
+        return self._offers.is_quiet
 
     @property
     def has_asked(self) -> bool:
@@ -154,11 +153,11 @@ class RunInbox:
 
     async def deliver(self) -> None:
         """Offer the run the next event, unless it has not yet come to an earlier one."""
-        if self._send is None or self.is_held or self._offered is not None:
+        if self._send is None or self.is_held:
             return
-        self._offered = self._offers.take()
-        if self._offered is not None:
-            await self._send(self._offered.event)
+        offer = self._offers.take()
+        if offer is not None:
+            await self._send(offer.event)
 
     def take_consumed(self) -> list[int]:
         """Return the numbers of the entries that the run has taken since the last call."""
@@ -167,33 +166,29 @@ class RunInbox:
 
     def on_tick(self, tick: WorkflowTick) -> None:
         """Learn that the run has come to an event, to the end of a wait, or to the result of a step."""
-        if isinstance(tick, TickAddEvent) and self._offered is not None:
-            # The event of a tick is the same object that was sent.
-            self._offered.has_arrived = tick.event is self._offered.event
+        if isinstance(tick, TickAddEvent):
+            self._offers.came_to(tick.event)
         self._questions.on_tick(tick)
         self._dead_ends.on_tick(tick)
         if isinstance(tick, TickStepResult) and any(isinstance(each, AddWaiter) for each in tick.result):
-            self._earlier.has_asked = True
+            self._offers.asked()
 
     def on_event(self, event: Event) -> None:
         """Learn that no step has taken the offered event, or that no step is running."""
         self._dead_ends.on_event(event)
         if isinstance(event, InputRequiredEvent | WorkflowIdleEvent):
-            self._earlier.has_asked = True
+            self._offers.asked()
         if isinstance(event, WorkflowIdleEvent):
             self._questions.on_idle()
-        if isinstance(event, UnhandledEvent) and self._offered is not None and self._offered.has_arrived:
-            self._offered.was_dropped = True
+        if isinstance(event, UnhandledEvent):
+            self._offers.not_taken()
 
     async def after_tick(self, tick: WorkflowTick) -> None:
         """Settle the offered event, or offer dropped events again that a step has begun to wait for."""
-        offered = self._offered
-        if offered is not None and offered.has_arrived:
-            self._offered = None
-            if offered.was_dropped:
-                self._offers.drop(offered)
-            else:
-                self._taken.append(offered.seq)
+        settled = self._offers.settle()
+        if settled is not None:
+            if not settled.was_dropped:
+                self._taken.append(settled.seq)
         elif isinstance(tick, TickStepResult):
             self._offers.offer_again()
         await self.deliver()

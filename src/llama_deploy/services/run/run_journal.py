@@ -16,15 +16,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llama_deploy import workflow_library as library
 from llama_deploy.errors import PayloadTooLargeError, SerializationError
 from llama_deploy.services.run.journal_backlog import Backlog, ends_step
-from llama_deploy.services.run.journal_format import JournalFormat, RunHistory, RunSnapshot
 from llama_deploy.services.run.journal_writer import JournalWriter
 from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
+from llama_deploy.services.run.run_texts import RunTexts
 from llama_deploy.services.run.volatility import Volatility
-from llama_deploy.services.run.written_state import WrittenState
 from llama_deploy.types.instance_protocol import Parking
 from llama_deploy.workflow_library import InternalRunAdapter, WorkflowTick
 
@@ -35,10 +33,9 @@ logger = logging.getLogger(__name__)
 class RunJournal:
     """Writes one run while it continues. `close` it."""
 
-    form: JournalFormat
+    texts: RunTexts
+    """What is written of the run."""
     writer: JournalWriter
-    history: RunHistory
-    """What earlier attempts have left. The run keeps its waits and sent events up to date."""
     inbox: RunInbox
     on_failure: Callable[[Exception], None]
     """Called with the reason when the journal cannot be written any more."""
@@ -47,21 +44,15 @@ class RunJournal:
     fits: bool = field(default=True, init=False)
     """Whether the control plane accepts a snapshot of this size. If not, the run cannot be parked."""
     _backlog: Backlog = field(default_factory=Backlog, init=False)
-    _state: WrittenState = field(init=False)
-    _adapter: InternalRunAdapter | None = field(default=None, init=False)
     _is_time_due: bool = field(default=False, init=False)
     """Whether the time is to be stored that the run has worked."""
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _background: asyncio.Task[None] | None = field(default=None, init=False)
     _failure: Exception | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        """Begin with the state that earlier attempts have written."""
-        self._state = WrittenState(self.form.states, self.history.state or "")
-
     def attach(self, adapter: InternalRunAdapter) -> None:
         """Take the library's access to the run, which begins now."""
-        self._adapter = adapter
+        self.texts.attach(adapter)
 
     def on_tick(self, tick: WorkflowTick) -> None:
         """Add a tick."""
@@ -112,7 +103,7 @@ class RunJournal:
             if not self.inbox.is_quiet:
                 return False  # something has come during earlier writes
             # The control plane wakes the run for every inbox entry above this number.
-            wake_in = self.history.waits.seconds_to_next(now=self.writer.clock.now())
+            wake_in = self.texts.history.waits.seconds_to_next(now=self.writer.clock.now())
             parking = Parking(inbox_seq=self.inbox.seen, wake_in=wake_in)
             try:
                 if not await self._compact(parking=parking):
@@ -147,8 +138,7 @@ class RunJournal:
         self.stop()
         if self._background is not None:
             await asyncio.wait([self._background])
-        # What a step has left running may refer to this journal; it must not keep the run in memory.
-        self._adapter = None
+        self.texts.detach()
 
     def make_room(self) -> None:
         """Store events in the background if so many wait that steps may have to."""
@@ -194,9 +184,8 @@ class RunJournal:
         if self.volatility:
             return
         await self.writer.store(volatile=reason)
-        self._backlog, self._state.text = Backlog(), ""
-        if self._adapter is not None:
-            library.forget_ticks(self._adapter)
+        self._backlog = Backlog()
+        self.texts.forget()
         self.writer.reports.keep_nothing()
         self.volatility.begin(reason)
 
@@ -205,21 +194,18 @@ class RunJournal:
         if compact and await self._compact():
             return
         ticks, consumed = self._backlog.take()
-        entries = self.form.entries(ticks)
-        state = await self._changed_state()
-        for text in entries[:-1]:
+        entries = self.texts.entries(ticks, first=self.writer.size.seq)
+        state = await self.texts.changed_state()
+        for entry in entries[:-1]:
             # The state goes first: what a step has put into it must not be lost when its result is stored.
-            await self.writer.store(entry=self._sealed(text), state=state)
+            await self.writer.store(entry=entry, state=state)
             state = None
         await self.writer.store(
-            entry=self._sealed(entries[-1]) if entries else None,
+            entry=entries[-1] if entries else None,
             state=state,
             consumed=consumed,
             step_ended=ends_step(ticks),
         )
-
-    def _sealed(self, entry: str) -> str:
-        return self.form.seal("journal", entry, task_id=self.writer.key.task_id, seq=self.writer.size.seq)
 
     async def _compact(self, *, parking: Parking | None = None, with_state: bool = True) -> bool:
         """Write a snapshot; return whether that was done.
@@ -227,32 +213,24 @@ class RunJournal:
         It is not done if the library cannot write the run, or if the control plane does not accept so much.
         To be parked, the run must wait for something from outside.
         """
-        if self._adapter is None or not self.fits:
+        if not self.fits:
             return False
-        made = library.snapshot(
-            self._adapter,
-            self.form.writing.serializer,
-            idle=parking is not None,
-            received=self.history.sent.received,
-        )
+        made = self.texts.snapshot(idle=parking is not None, has_asked=self.inbox.has_asked)
         if made is None:
             return False
-        run, forget = made
+        text, forget = made
         mark = self._backlog.mark(self.inbox.take_consumed())
-        known_state, task_id = self._state.text, self.writer.key.task_id
-        text = RunSnapshot(
-            run=run, waits=self.history.waits.all(), has_asked=self.inbox.has_asked
-        ).model_dump_json()
+        known_state, task_id = self.texts.state, self.writer.key.task_id
         try:
             await self.writer.store(
-                snapshot=self.form.seal("snapshot", text, task_id=task_id),
-                state=await self._changed_state() if with_state else None,
+                snapshot=self.texts.seal("snapshot", text),
+                state=await self.texts.changed_state() if with_state else None,
                 consumed=mark.consumed,
                 step_ended=mark.step_ended,
                 parking=parking,
             )
         except PayloadTooLargeError as exc:
-            self.fits, self._state.text = False, known_state
+            self.fits, self.texts.state = False, known_state
             logger.warning(
                 "task %s cannot leave memory, and its journal keeps growing: its snapshot is too large: %s",
                 task_id,
@@ -264,9 +242,3 @@ class RunJournal:
         self._backlog.drop(mark)
         self.writer.size.reset(len(text))
         return True
-
-    async def _changed_state(self) -> str | None:
-        """Return the run's state to write. None: it is what was written last."""
-        store = None if self._adapter is None else self._adapter.get_state_store(())
-        text = await self._state.change(store)
-        return None if text is None else self.form.seal("state", text, task_id=self.writer.key.task_id)

@@ -17,7 +17,7 @@ from llama_deploy import message_consumers
 from llama_deploy.codec import DescribedError, qualified_name, text_of, valid_text
 from llama_deploy.codec.plain_json import measured, to_json_value
 from llama_deploy.errors import SerializationError, TaskCancelledError
-from llama_deploy.live_objects import check_portable
+from llama_deploy.portability.live_objects import check_portable
 from llama_deploy.renamed import advice_on
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import value_type_of

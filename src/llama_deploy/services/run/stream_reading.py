@@ -16,7 +16,7 @@ from workflows.events import StopEvent
 from llama_deploy.codec import text_of, valid_text
 from llama_deploy.codec.plain_json import measured
 from llama_deploy.errors import PayloadTooLargeError, SerializationError
-from llama_deploy.live_objects import check_portable
+from llama_deploy.portability.live_objects import check_portable
 from llama_deploy.services.values.live_streams import LiveStream, TextDeltas, holds_stream, replace_streams
 from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.values.streamed_item import StreamedItem

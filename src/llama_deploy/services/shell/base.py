@@ -8,14 +8,14 @@ from abc import abstractmethod
 from functools import partial
 from typing import Any, Final
 
-from llama_deploy.backoff import Backoff
-from llama_deploy.cancellation import ends_quietly
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.cancellation import ends_quietly
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
 from llama_deploy.message_consumers import BaseMessageQueueConsumer
 from llama_deploy.message_publishers import MessageQueuePublisherMixin
 from llama_deploy.message_queues.base import StartConsumingCallable
 from llama_deploy.messages import ActionTypes, QueueMessage
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.services.background import end, run_to_completion
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.shell.control_plane_member import ControlPlaneMember, ControlPlaneSettings

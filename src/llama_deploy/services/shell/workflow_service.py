@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from workflows.events import StopEvent
 
-from llama_deploy.cancellation import ends_quietly
+from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_consumers import (
     BaseMessageQueueConsumer,

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 from pydantic import BaseModel, TypeAdapter
 
 from llama_deploy.codec.agents import named_base
-from llama_deploy.json_parts import step_to
+from llama_deploy.portability.json_parts import step_to
 
 _END: Final = object()
 _LEVELS: Final = 3

@@ -24,7 +24,7 @@ from llama_deploy.codec import qualified_name
 from llama_deploy.codec.plain_json import measured
 from llama_deploy.codec.type_registry import ALLOW_IT, classes_in_modules_of, questions_and_answers_near
 from llama_deploy.errors import InvalidRequestError
-from llama_deploy.nodes import with_nodes
+from llama_deploy.portability.nodes import with_nodes
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import EventPayload
 from llama_deploy.types.validation import describe_validation_error

@@ -11,9 +11,9 @@ from typing import Any
 
 from workflows import Workflow
 
-from llama_deploy.cancellation import is_being_cancelled
+from llama_deploy.concurrency.cancellation import is_being_cancelled
+from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.messages import QueueMessage
-from llama_deploy.retrying import Outage
 from llama_deploy.running_task import RunningTask
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
@@ -26,6 +26,7 @@ from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.run.run_texts import RunTexts
 from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.run.volatility import Volatility
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
@@ -170,9 +171,8 @@ class AttemptExecutor:
             outage=self._outage,
         )
         return RunJournal(
-            form=form,
+            texts=RunTexts(form, attempt.key.task_id, history, state=history.state or ""),
             writer=writer,
-            history=history,
             inbox=attempt.inbox,
             on_failure=on_failure,
             volatility=Volatility(

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import retry
 from llama_deploy.errors import (
     ClosedError,
     ConflictError,
@@ -19,7 +20,6 @@ from llama_deploy.errors import (
     TaskNotFoundError,
     UnavailableError,
 )
-from llama_deploy.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.worker.hand_back import release
 from llama_deploy.types.instance_protocol import (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-from llama_deploy.backoff import Backoff
-from llama_deploy.retrying import retry
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import retry
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.worker.claimed_parts import complete
 from llama_deploy.services.worker.ledger import Ledger

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import ClosedError, EventsMissingError, LlamaDeployError, PayloadTooLargeError
 from llama_deploy.message_queues.base import is_refused_for_good
 from llama_deploy.messages import QueueMessage
-from llama_deploy.retrying import Outage, retry
 from llama_deploy.types.instance_protocol import MAX_REPORT_BYTES
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llama_deploy.cancellation import is_being_cancelled
+from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.errors import UnavailableError
 from llama_deploy.web.edge.authentication import Anonymous, Authentication, Authenticator
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES, BodyLimit

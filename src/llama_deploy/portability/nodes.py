@@ -20,17 +20,34 @@ def with_nodes(value: Any) -> Any:
     Models of llama_index name an abstract class for them, which cannot be built. An object that only looks
     like one stays as it is, and so does all if llama_index is not loaded.
     """
-    return value if _MODULE not in sys.modules else _with_nodes(value)
+    return value if _MODULE not in sys.modules else _with_nodes(value, _LoadedClasses())
 
 
-def _with_nodes(value: Any) -> Any:
+class _LoadedClasses:
+    """The classes that are loaded when the first of them is asked for.
+
+    Use it for one value: others may be defined later.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, type[BaseModel]] | None = None
+
+    def find(self, name: object) -> type[BaseModel] | None:
+        """Return the class that writes this name and whose objects can be made. None: there is none."""
+        if not isinstance(name, str):
+            return None
+        if self._by_name is None:
+            self._by_name = _by_name()
+        return self._by_name.get(name)
+
+
+def _with_nodes(value: Any, classes: _LoadedClasses) -> Any:
     if isinstance(value, list):
-        return [_with_nodes(item) for item in value]
+        return [_with_nodes(item, classes) for item in value]
     if not isinstance(value, dict):
         return value
-    fields = {name: _with_nodes(item) for name, item in value.items()}
-    name = fields.get(_CLASS_NAME)
-    cls = _classes().get(name) if isinstance(name, str) else None
+    fields = {name: _with_nodes(item, classes) for name, item in value.items()}
+    cls = classes.find(fields.get(_CLASS_NAME))
     if cls is None:
         return fields
     try:
@@ -39,7 +56,7 @@ def _with_nodes(value: Any) -> Any:
         return fields
 
 
-def _classes() -> dict[str, type[BaseModel]]:
+def _by_name() -> dict[str, type[BaseModel]]:
     """Return the loaded classes that can be made, by the names that they write."""
     module = sys.modules[_MODULE]
     found: dict[str, type[BaseModel]] = {}

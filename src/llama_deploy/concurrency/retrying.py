@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from llama_deploy.backoff import Backoff
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.errors import LlamaDeployError
 
 logger = logging.getLogger(__name__)

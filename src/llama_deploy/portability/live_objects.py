@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 
 from llama_deploy.errors import SerializationError
-from llama_deploy.json_parts import SCALARS, name_of, parts_of, step_to
+from llama_deploy.portability.json_parts import SCALARS, name_of, parts_of, step_to
 
 _ADVICE: Final = (
     "create it where the workflow runs, in `__init__`, in a `Resource` or once for the module, with keys "

@@ -1,0 +1,124 @@
+"""What an event makes of a task, and the changes of a task that several events make. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from llama_deploy.errors import LlamaDeployError, TaskCancelledError
+from llama_deploy.state_stores.records import TaskRecord
+from llama_deploy.types import TaskFailure, TaskResult, TaskStatus
+from llama_deploy.types.instance_protocol import EventPayload, JournalWrite
+
+NO_OWNER: Final = {"instance_id": None, "token": None, "claimed_at": None}
+"""The fields of a task that no instance runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What an event makes of a task."""
+
+    task: TaskRecord
+    events: Sequence[EventPayload] = ()
+    """To be appended to the stream. If the task has ended, the last one is the terminal event."""
+    dispatch: bool = False
+    """Publish the attempt."""
+    notify_cancel: bool = False
+    """Tell the instance to stop the attempt."""
+    journal: JournalWrite | None = None
+    """To be stored in the run's journal."""
+    forget_run: bool = False
+    """Delete what is stored of the run."""
+    restore_inbox: bool = False
+    """Offer the consumed entries of the inbox to the next attempt."""
+    drop_inbox: bool = False
+    """Offer no entry of the inbox to later attempts."""
+    route: bool = False
+    """Ask the orchestrator where the task goes."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task has reached its end with this transition."""
+        return self.task.status.is_terminal
+
+
+def moved(task: TaskRecord, status: TaskStatus, *, at: datetime, **changes: Any) -> TaskRecord:
+    """Return the task in another status: the one place where the status of a task changes."""
+    return task._replace(status=status, status_changed_at=at, **changes)
+
+
+def first_attempt(task: TaskRecord, *, at: datetime) -> Transition:
+    """The task is sent to its service: `pending` → `queued`."""
+    return Transition(moved(task, TaskStatus.QUEUED, at=at, dispatches=1), dispatch=True)
+
+
+def next_attempt(task: TaskRecord, *, at: datetime) -> Transition:
+    """The attempt is over and the task is not: its next attempt is `queued`, without an owner."""
+    changes = {"attempt": task.attempt + 1, "attempt_events": 0, "dispatches": 1, "wake_at": None}
+    return Transition(moved(task, TaskStatus.QUEUED, at=at, **NO_OWNER, **changes), dispatch=True)
+
+
+def failure_of(error: type[LlamaDeployError], message: str) -> TaskFailure:
+    """Return the failure that an error of this class is, as a client reads it."""
+    return TaskFailure(type=f"{error.__module__}.{error.__qualname__}", message=message)
+
+
+def cancelled_result(task: TaskRecord) -> TaskResult:
+    """Return the result of a task that was cancelled."""
+    failure = failure_of(TaskCancelledError, "the task was cancelled")
+    return failed_result(task, failure, status=TaskStatus.CANCELLED)
+
+
+def failed_result(
+    task: TaskRecord, failure: TaskFailure, *, status: TaskStatus = TaskStatus.FAILED
+) -> TaskResult:
+    """Return the result of a task that has failed; `failure` says why."""
+    return TaskResult(
+        task_id=task.task_id,
+        result=failure.message,
+        status=status,
+        error=failure,
+        attempts=task.attempt,
+    )
+
+
+def finish(
+    task: TaskRecord,
+    result: TaskResult,
+    *,
+    at: datetime,
+    events: Sequence[EventPayload] = (),
+    stop_event: EventPayload | None = None,
+) -> Transition:
+    """The task ends: it gets the terminal status of its result.
+
+    Args:
+        task: The task.
+        result: Its result.
+        at: The present time.
+        events: The last events before the terminal one.
+        stop_event: The terminal event. None: one that tells the status and the error.
+    """
+    ended = moved(
+        task,
+        result.status,
+        at=at,
+        token=None,
+        finished_at=at,
+        wake_at=None,
+        stream_length=task.stream_length + 1,
+        has_run=False,
+        journal_length=0,
+        result=result.model_dump_json(),
+        routing=None,
+    )
+    terminal = stop_event or _terminal_event(result)
+    return Transition(ended, [*events, terminal], forget_run=task.has_run)
+
+
+def _terminal_event(result: TaskResult) -> EventPayload:
+    """Return the last event of a stream whose workflow did not write one."""
+    data = {"status": result.status.value, "error": result.error.model_dump() if result.error else None}
+    return EventPayload(type="TaskEnded", data=data)

@@ -1,0 +1,91 @@
+"""One run as the texts that its journal stores: entries, snapshots, and the state when it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from llama_deploy import workflow_library as library
+from llama_deploy.services.run.journal_format import JournalFormat, Part, RunHistory, RunSnapshot
+from llama_deploy.workflow_library import InternalRunAdapter, WorkflowTick
+
+
+@dataclass(slots=True, eq=False)
+class RunTexts:
+    """Reads a run through the library's access to it: from `attach` to `detach`."""
+
+    form: JournalFormat
+    task_id: str
+    history: RunHistory
+    """What earlier attempts have left. The run keeps its waits and sent events up to date."""
+    state: str
+    """The run's state as it was written last. Set it to what it was if a write was refused."""
+    _adapter: InternalRunAdapter | None = field(default=None, init=False)
+
+    def attach(self, adapter: InternalRunAdapter) -> None:
+        """Take the library's access to the run, which begins now."""
+        self._adapter = adapter
+
+    def detach(self) -> None:
+        """Let go of the run, which what a step has left running must not keep in memory."""
+        self._adapter = None
+
+    def forget(self) -> None:
+        """Let the library forget what only snapshots need; none can be made any more."""
+        self.state = ""
+        if self._adapter is not None:
+            library.forget_ticks(self._adapter)
+
+    def seal(self, kind: Part, text: str, *, seq: int | None = None) -> str:
+        """Return a text as it is stored; see `JournalFormat.seal`."""
+        return self.form.seal(kind, text, task_id=self.task_id, seq=seq)
+
+    def entries(self, ticks: Sequence[WorkflowTick], *, first: int) -> list[str]:
+        """Return ticks as sealed entries, one for each write.
+
+        Args:
+            ticks: The ticks.
+            first: The number of the first entry.
+
+        Raises:
+            SerializationError: A value cannot be written; the path says where.
+        """
+        texts = self.form.entries(ticks)
+        return [self.seal("journal", text, seq=seq) for seq, text in enumerate(texts, start=first)]
+
+    async def changed_state(self) -> str | None:
+        """Return the run's state, sealed, which counts as written from now on. None: it has not changed.
+
+        Raises:
+            SerializationError: A value cannot be written; the path says where.
+        """
+        if self._adapter is None or (store := self._adapter.get_state_store(())) is None:
+            return None
+        text = await self.form.states.encode(store) or ""
+        if text == self.state:
+            return None
+        self.state = text
+        return self.seal("state", text)
+
+    def snapshot(self, *, idle: bool, has_asked: bool) -> tuple[str, Callable[[], None]] | None:
+        """Return a snapshot, not sealed, and what lets the library forget the ticks before it.
+
+        Args:
+            idle: Require that the run waits for something from outside.
+            has_asked: See `RunInbox.has_asked`.
+
+        Returns:
+            None if the library cannot write the run, or if it is not idle but must be.
+
+        Raises:
+            SerializationError: A value cannot be written; the path says where.
+        """
+        if self._adapter is None:
+            return None
+        serializer, received = self.form.writing.serializer, self.history.sent.received
+        made = library.snapshot(self._adapter, serializer, idle=idle, received=received)
+        if made is None:
+            return None
+        run, forget = made
+        whole = RunSnapshot(run=run, waits=self.history.waits.all(), has_asked=has_asked)
+        return whole.model_dump_json(), forget
