@@ -29,6 +29,7 @@ from llama_deploy.cli.options import (
     OptionalStore,
     OptionalTargets,
     Port,
+    Processes,
     Queue,
     QueuePort,
     Server,
@@ -108,6 +109,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
     queue_port: QueuePort = 8001,
+    processes: Processes = 1,
     max_concurrent_tasks: Concurrency = None,
     loop: Loop = EventLoop.AUTO,
     allow_types: AllowTypes = None,
@@ -121,7 +123,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
 ) -> None:
     """Run a control plane, a message queue and services until Ctrl-C.
 
-    All of them run in this process. Use --queue and --store for a message broker and a database that run
+    Control plane and queue run in this process, and the steps in another one. Use --queue and --store for a message broker and a database that run
     elsewhere. With the same broker and the same PostgreSQL database you can run this command on several
     machines, with or without workflows.
     """
@@ -143,16 +145,18 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
                 queue=queue,
                 store=store,
             ),
+            processes=processes,
             loop=loop,
             as_json=as_json,
         )
 
 
 @app.command()
-def worker(
+def worker(  # noqa: PLR0913, PLR0917 - typer
     context: typer.Context,
     targets: Targets,
     queue: Queue = None,
+    processes: Processes = 1,
     max_concurrent_tasks: Concurrency = None,
     loop: Loop = EventLoop.AUTO,
     allow_types: AllowTypes = None,
@@ -166,6 +170,13 @@ def worker(
     logs = settings.logs()
     with reported(verbose=settings.verbose, servers=settings.servers):
         settings.reject("timeout", command="worker")
+        from llama_deploy.supervisor.link import SupervisorLink
+
+        link = SupervisorLink.from_environment()
+        if link is None and processes:
+            from llama_deploy.cli.supervising import supervise
+
+            sys.exit(supervise(processes=processes))
         from llama_deploy.cli import serving
 
         serving.work(
@@ -173,6 +184,7 @@ def worker(
             control_plane_urls=settings.servers,
             insecure=settings.insecure,
             queue=queue,
+            link=link,
             loop=loop,
             as_json=as_json,
         )

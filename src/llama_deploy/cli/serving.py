@@ -24,6 +24,8 @@ from llama_deploy.errors import BindError
 from llama_deploy.message_queues import MessageQueueConfig, SimpleMessageQueueConfig, config_from_url
 from llama_deploy.orchestrators import SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
+from llama_deploy.services.supervised_gateway import connection_facts
+from llama_deploy.supervisor.link import SupervisorLink
 from llama_deploy.web.http_server import is_loopback
 
 
@@ -131,6 +133,7 @@ def work(
     control_plane_urls: Sequence[str],
     insecure: bool,
     queue: str | None,
+    link: SupervisorLink | None,
     loop: EventLoop,
     as_json: bool,
 ) -> None:
@@ -145,11 +148,23 @@ def work(
         settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
     control_plane = settings.connect_to(control_plane_urls)
     message_queue_config = None if queue is None else config_from_url(queue)
+    if link is not None:
+        drain_timeouts = [each.config.drain_timeout for each in hosted]
+        blocked_limits = [each.config.blocked_limit for each in hosted]
+        link.hello(
+            {
+                "connection": connection_facts(control_plane),
+                "drain_timeout": max(drain_timeouts),
+                "blocked_limit": min(blocked_limits),
+            }
+        )
     ready: list[WorkflowService] = []
 
     def on_ready(service: WorkflowService) -> None:
         ready.append(service)
         if len(ready) == len(hosted):
+            if link is not None:
+                link.ready([each.service_definition.model_dump(mode="json") for each in ready])
             announce_instances(ready, control_plane_url=", ".join(control_plane_urls), as_json=as_json)
 
     async def work_on_all() -> None:
@@ -162,9 +177,10 @@ def work(
                     control_plane_url=control_plane,
                     message_queue_config=message_queue_config,
                     on_ready=on_ready,
+                    link=link,
                 )
                 for each in hosted
             )
         )
 
-    run_until_stopped(work_on_all(), loop=loop)
+    run_until_stopped(work_on_all(), loop=loop, link=link)

@@ -12,7 +12,9 @@ from typing import Any, Final
 from llama_deploy.cli.event_loop import EventLoop, Threads
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.output import note
+from llama_deploy.cli.supervising import StopRequests
 from llama_deploy.deploy.garbage import seldom_collecting
+from llama_deploy.supervisor.link import SupervisorLink
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,9 @@ _SAME_PRESS_SECONDS: Final = 0.3
 """Ctrl-C twice within this time counts once: a terminal and a wrapper may both send the signal."""
 
 
-def run_until_stopped(serving: Coroutine[Any, Any, None], *, loop: EventLoop) -> None:
+def run_until_stopped(
+    serving: Coroutine[Any, Any, None], *, loop: EventLoop, link: SupervisorLink | None = None
+) -> None:
     """Run `serving` on an event loop until it ends, or until Ctrl-C or SIGTERM shuts it down.
 
     The first signal cancels it, and services drain. A second Ctrl-C cancels it again, and services hand back
@@ -28,11 +32,16 @@ def run_until_stopped(serving: Coroutine[Any, Any, None], *, loop: EventLoop) ->
 
     What ends the loop in another task, such as `sys.exit()` in one that a step has left behind, ends that
     task only.
+
+    Args:
+        serving: What to run.
+        loop: The event loop.
+        link: The link to the supervisor of this process, which tells when to stop. None: it has none.
     """
     with asyncio.Runner(loop_factory=loop.factory) as runner, seldom_collecting():
         running = runner.get_loop()
         running.set_default_executor(Threads(thread_name_prefix="asyncio"))
-        main = running.create_task(_until_stopped(serving))
+        main = running.create_task(_until_stopped(serving, link))
         while not main.done():
             try:
                 running.run_until_complete(main)
@@ -46,51 +55,22 @@ def run_until_stopped(serving: Coroutine[Any, Any, None], *, loop: EventLoop) ->
                 )
 
 
-async def _until_stopped(serving: Coroutine[Any, Any, None]) -> None:
+async def _until_stopped(serving: Coroutine[Any, Any, None], link: SupervisorLink | None) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(serving)
-    stop = _Stop(loop, task)
-    loop.add_signal_handler(signal.SIGINT, stop.interrupt)
-    loop.add_signal_handler(signal.SIGTERM, stop.terminate)
+    stops = StopRequests(lambda _: task.cancel())
+    if link is None:
+        loop.add_signal_handler(signal.SIGINT, stops.interrupt)
+        loop.add_signal_handler(signal.SIGTERM, stops.terminate)
+    else:
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        link.on_stop(lambda _: loop.call_soon_threadsafe(task.cancel))
     try:
         await asyncio.wait({task})
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        loop.remove_signal_handler(signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
     if not task.cancelled():
         task.result()
-    note("Stopped.")
-
-
-class _Stop:
-    """Reacts to each request to stop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-        self._loop = loop
-        self._task = task
-        self._requests = 0
-        self._last = 0.0
-
-    def terminate(self) -> None:
-        """Drain; a repeated signal has no effect."""
-        if self._requests == 0:
-            self._request("Waiting for running tasks, then stopping.")
-
-    def interrupt(self) -> None:
-        """Drain, then hand back tasks, then exit."""
-        if self._requests and self._loop.time() - self._last < _SAME_PRESS_SECONDS:
-            return
-        if self._requests == 0:
-            self._request(
-                "Waiting for running tasks, then stopping. Press Ctrl-C again to hand them back now."
-            )
-        elif self._requests == 1:
-            self._request("Handing back the running tasks. Press Ctrl-C again to exit now.")
-        else:
-            os._exit(ExitCode.INTERRUPTED)
-
-    def _request(self, message: str) -> None:
-        self._requests += 1
-        self._last = self._loop.time()
-        note(message)
-        self._task.cancel()
+    if link is None:
+        note("Stopped.")

@@ -47,6 +47,9 @@ class SupervisorLink:
     _on_stop: Callable[[str], None] | None = field(default=None, init=False)
     _stops: list[str] = field(default_factory=list, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _beats: dict[str, bytes] = field(default_factory=dict, init=False)
+    """The last heartbeat of each instance that is not passed on yet, as a message."""
+    _has_beats: threading.Event = field(default_factory=threading.Event, init=False)
 
     @classmethod
     def from_environment(cls) -> Self | None:
@@ -65,7 +68,8 @@ class SupervisorLink:
         link = cls(place, trail, Channel(socket.socket(fileno=place.channel)))
         # The supervisor tells what a Ctrl-C means, which the terminal sends to all its processes.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=link._obey, name="supervisor-link", daemon=True).start()
+        for work in (link._obey, link._pass_on):
+            threading.Thread(target=work, name="supervisor-link", daemon=True).start()
         return link
 
     def hello(self, facts: dict[str, Any]) -> None:
@@ -80,14 +84,16 @@ class SupervisorLink:
         """
         self._channel.send({"ready": services})
 
-    def beat(self, heartbeat: bytes, *, interval: float) -> None:
-        """Pass on a heartbeat that is about to be sent.
+    def beat(self, instance_id: str, heartbeat: bytes, *, interval: float) -> None:
+        """Pass on a heartbeat that is about to be sent. Does not wait: the supervisor may be stopped.
 
         Args:
+            instance_id: The instance.
             heartbeat: The heartbeat as JSON.
             interval: Seconds until the next one.
         """
-        self._channel.send_line(b'{"beat":%b,"interval":%b}' % (heartbeat, json.dumps(interval).encode()))
+        self._beats[instance_id] = b'{"beat":%b,"interval":%b}' % (heartbeat, json.dumps(interval).encode())
+        self._has_beats.set()
 
     def on_stop(self, callback: Callable[[str], None]) -> None:
         """Call `callback` in another thread with each request to stop: `drain`, then perhaps `hand_back`."""
@@ -96,6 +102,13 @@ class SupervisorLink:
             stops, self._stops = self._stops, []
         for how in stops:
             callback(how)
+
+    def _pass_on(self) -> None:
+        while True:
+            self._has_beats.wait()
+            self._has_beats.clear()
+            for instance_id in list(self._beats):
+                self._channel.send_line(self._beats.pop(instance_id))
 
     def _obey(self) -> None:
         while (messages := self._channel.receive()) is not None:

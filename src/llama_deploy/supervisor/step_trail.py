@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +53,10 @@ class StepTrail:
         self._in_loop: LoopMark | None = None
         """Whose text the first slot holds."""
 
+    def of_task(self, task_id: str) -> TaskTrail:
+        """Return the trail of the steps of one task."""
+        return TaskTrail(self, task_id)
+
     def in_loop(self, task_id: str, step_name: str) -> LoopMark:
         """Return what notes that a step executes in the thread of the event loop, each time that it does."""
         return LoopMark(self, _text(task_id, step_name))
@@ -88,6 +92,22 @@ class StepTrail:
     def leave_loop(self) -> None:
         """Note that the thread of the loop executes no step."""
         self._memory[0] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTrail:
+    """The trail of the steps of one task."""
+
+    trail: StepTrail
+    task_id: str
+
+    def in_loop(self, step_name: str) -> LoopMark:
+        """See `StepTrail.in_loop`."""
+        return self.trail.in_loop(self.task_id, step_name)
+
+    def in_thread(self, step_name: str) -> AbstractContextManager[None]:
+        """See `StepTrail.in_thread`."""
+        return self.trail.in_thread(self.task_id, step_name)
 
 
 class LoopMark:

@@ -32,6 +32,7 @@ from llama_deploy.errors import FencedOutError
 from llama_deploy.services.run.forked_steps import generation, leave, only_in
 from llama_deploy.services.run.shared_state import run_object
 from llama_deploy.services.run.stream_reading import Emit, read_streams
+from llama_deploy.supervisor.step_trail import TaskTrail
 from llama_deploy.workflow_library import steps_of
 
 _NOTHING: Final = nullcontext()
@@ -66,6 +67,8 @@ class StepWatch:
     """Called, in any thread, with what a step has changed in the workflow object."""
     on_item: Emit | None = None
     """Streams an item of a result that is a stream. None: streams are not read."""
+    trail: TaskTrail | None = None
+    """Notes which steps execute, for the supervisor of this process. None: it has no supervisor."""
 
 
 watching: ContextVar[StepWatch | None] = ContextVar("watching", default=None)
@@ -125,7 +128,8 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
             watch.on_begin()
         try:
             with _compared(step_name, args, watch):
-                returned = await call(forks, *args, **kwargs)
+                trail = None if watch is None else watch.trail
+                returned = await call(forks, trail, *args, **kwargs)
                 if watch is not None and watch.on_item is not None:
                     await read_streams(returned, watch.on_item)
                 return returned
@@ -149,8 +153,9 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
 def _in_loop(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """Return a step that awaits a coroutine function, in the process in which it began."""
 
-    def call(forks: int, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        return only_in(forks, step_name, function(*args, **kwargs))
+    def call(forks: int, trail: TaskTrail | None, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        mark = None if trail is None else trail.in_loop(step_name)
+        return only_in(forks, step_name, function(*args, **kwargs), mark)
 
     return call
 
@@ -158,9 +163,10 @@ def _in_loop(step_name: str, function: Callable[..., Any]) -> Callable[..., Awai
 def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """Return a step that calls a function in a thread, as the library does."""
 
-    def call(forks: int, /, *args: Any, **kwargs: Any) -> Any:
+    def call(forks: int, trail: TaskTrail | None, /, *args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with _NOTHING if trail is None else trail.in_thread(step_name):
+                return function(*args, **kwargs)
         except BaseException as exc:
             if forks != generation():
                 leave(step_name, exc)
@@ -172,8 +178,8 @@ def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Aw
             if forks != generation():
                 leave(step_name)
 
-    async def call_in_thread(forks: int, /, *args: Any, **kwargs: Any) -> Any:
-        run = functools.partial(copy_context().run, call, forks, *args, **kwargs)
+    async def call_in_thread(forks: int, trail: TaskTrail | None, /, *args: Any, **kwargs: Any) -> Any:
+        run = functools.partial(copy_context().run, call, forks, trail, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(None, run)
 
     return call_in_thread

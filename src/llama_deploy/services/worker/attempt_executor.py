@@ -36,6 +36,7 @@ from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.services.worker.worker_settings import WorkerHooks
 from llama_deploy.services.worker.workflow_attempt import WorkflowAttempt
+from llama_deploy.supervisor.step_trail import StepTrail
 from llama_deploy.types.instance_protocol import ClaimReply, JournalReply, JournalWrite, TaskDispatch
 from llama_deploy.types.json_values import decode_object
 from llama_deploy.workflow_library import resuming, take_timeout
@@ -61,6 +62,8 @@ class AttemptExecutor:
     """Learns which runs only wait."""
     hold_lease: Callable[[], Awaitable[None]]
     """See `RunHooks`."""
+    trail: StepTrail | None = None
+    """Notes which steps execute. None: this process has no supervisor."""
     _outage: Outage = field(default_factory=journal_outage, init=False)
     _has_warned: bool = field(default=False, init=False)
     """Whether a volatile run was logged."""
@@ -146,6 +149,7 @@ class AttemptExecutor:
                 on_waiting=partial(self.slots.on_waiting, attempt),
                 on_working=partial(self.slots.on_working, attempt),
                 hold_lease=self.hold_lease,
+                trail=None if self.trail is None else self.trail.of_task(attempt.key.task_id),
             ),
             label=f"task {attempt.key.task_id}",
             limits=RunLimits(timeout=take_timeout(workflow), idle_timeout=self.config.idle_timeout),

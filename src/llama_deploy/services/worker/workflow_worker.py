@@ -55,6 +55,7 @@ class WorkflowWorker(Worker[WorkflowAttempt]):
             hooks=hooks,
             slots=self._slots,
             hold_lease=self._lease.hold,
+            trail=settings.trail,
         )
 
     def new_attempt(

@@ -1,0 +1,183 @@
+"""One child of a supervisor: a process that runs the steps of services."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from llama_deploy.supervisor.channel import Channel
+from llama_deploy.supervisor.link import VARIABLE, ChildPlace
+from llama_deploy.supervisor.silence import Silence
+from llama_deploy.supervisor.step_trail import ExecutingStep, new_memory, read_trail
+
+_STOPPED: Final = frozenset("TtZX")
+"""The states in which the operating system does not run a process: stopped, or dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCommand:
+    """How a child is started: as this process was, which is told by an environment variable what it is."""
+
+    control_plane_url: str | None = None
+    """The control plane that this process runs. None: the one of the command line."""
+
+    @property
+    def arguments(self) -> Sequence[str]:
+        """The program with its arguments: this interpreter, with its options and the same command line."""
+        return [sys.executable, *sys.orig_argv[1:]]
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """An instance of a service in a child."""
+
+    heartbeat: dict[str, Any]
+    """Its last heartbeat, as JSON."""
+    silence: Silence
+
+
+@dataclass(slots=True, eq=False)
+class ChildProcess:
+    """A child that was started. `close` it when it has ended."""
+
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    memory: int
+    """The descriptor of the memory of its `StepTrail`."""
+    instances: dict[str, Instance] = field(default_factory=dict, init=False)
+    """Its instances that have sent a heartbeat, by id."""
+    facts: dict[str, Any] = field(default_factory=dict, init=False)
+    """What it has said in its `hello`: `connection`, `drain_timeout` and `blocked_limit`."""
+    services: list[dict[str, Any]] | None = field(default=None, init=False)
+    """The definitions of its services as JSON. None: it is not ready."""
+    kill_at: float | None = field(default=None, init=False)
+    """When it is killed if it has not ended. None: it was not asked to end."""
+    death: str | None = field(default=None, init=False)
+    """Why it was killed, in words. None: it was not."""
+    culprits: list[str] = field(default_factory=list, init=False)
+    """The tasks whose steps have blocked it, if it was killed for that."""
+    is_told_silent: bool = field(default=False, init=False)
+    """Whether the log tells that it is silent."""
+    descriptor: int | None = field(default=None, init=False)
+    """Becomes readable when it has ended. None: the system does not have that."""
+    is_ending: bool = field(default=False, init=False)
+    """Whether it has closed its end of the channel, as it does when it ends."""
+
+    def __post_init__(self) -> None:
+        if hasattr(os, "pidfd_open"):
+            self.descriptor = os.pidfd_open(self.pid)
+
+    @classmethod
+    def start(cls, command: ChildCommand) -> Self:
+        """Start a child.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        ours, theirs = socket.socketpair()
+        memory = new_memory()
+        place = ChildPlace(os.getpid(), theirs.fileno(), memory, command.control_plane_url)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the command line of this process
+                command.arguments,
+                env={**os.environ, VARIABLE: json.dumps(asdict(place))},
+                pass_fds=(theirs.fileno(), memory),
+            )
+        except OSError:
+            ours.close()
+            os.close(memory)
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)  # noqa: FBT003 - its only parameter
+        return cls(process, Channel(ours), memory)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the operating system runs it: it has not ended and is not stopped."""
+        return self.process.poll() is None and _state(self.pid) not in _STOPPED
+
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds that it may take to end."""
+        return float(self.facts.get("drain_timeout", 0.0))
+
+    def receive(self, now: float) -> bool:
+        """Take what it has said. False: it has closed its end.
+
+        Args:
+            now: The monotonic time.
+        """
+        with suppress(BlockingIOError):
+            while (messages := self.channel.receive()) is not None:
+                for message in messages:
+                    self._take(message, now)
+            return False
+        return True
+
+    def _take(self, message: dict[str, Any], now: float) -> None:
+        if "hello" in message:
+            self.facts = message["hello"]
+        elif "ready" in message:
+            self.services = message["ready"]
+        elif "beat" in message:
+            beat, known = message["beat"], self.instances.get(message["beat"]["instance_id"])
+            if known is None:
+                known = self.instances[beat["instance_id"]] = Instance(
+                    beat, Silence(float(self.facts["blocked_limit"]))
+                )
+            known.heartbeat = beat
+            known.silence.heard(now, interval=message["interval"], blocked_seconds=beat["blocked_seconds"])
+            self.is_told_silent = self.is_told_silent and known.silence.is_silent(now)
+
+    def tell_to_stop(self, how: str) -> None:
+        """Ask it to `drain` or to `hand_back`."""
+        with suppress(BlockingIOError):  # it has not read earlier requests
+            self.channel.send({"stop": how})
+
+    def kill(self, reason: str, *, culprits: Sequence[str] = ()) -> None:
+        """Kill it, stopped or not. Idempotent.
+
+        Args:
+            reason: Why, in words.
+            culprits: The tasks that are to blame.
+        """
+        if self.death is None:
+            self.death, self.culprits = reason, list(culprits)
+        self.process.send_signal(signal.SIGKILL)
+
+    def executing(self) -> list[ExecutingStep]:
+        """Return the steps that it executes; it must not be able to continue with others."""
+        return read_trail(self.memory)
+
+    def close(self) -> None:
+        """Release what belongs to it. It must have ended. Idempotent."""
+        self.channel.close()
+        for descriptor in {self.memory, self.descriptor} - {None, -1}:
+            os.close(descriptor)
+        self.memory, self.descriptor = -1, None
+
+
+def _state(pid: int) -> str:
+    """Return the state of a process as one letter, as `ps` shows it."""
+    try:
+        # The name of the program, in brackets, may contain anything.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        pass
+    shown = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    return shown.stdout.strip()[:1] or "X"
