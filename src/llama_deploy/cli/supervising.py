@@ -48,9 +48,7 @@ class StopRequests:
                 "Waiting for running tasks, then stopping. Press Ctrl-C again to hand them back now.",
             )
         elif self._requests == 1:
-            self._request(
-                Stop.HAND_BACK, "Handing back the running tasks. Press Ctrl-C again to exit now."
-            )
+            self._request(Stop.HAND_BACK, "Handing back the running tasks. Press Ctrl-C again to exit now.")
         else:
             os._exit(ExitCode.INTERRUPTED)  # the children end with this process
 

@@ -76,4 +76,8 @@ class Silence:
 
     def next_at(self) -> float | None:
         """Return when to judge again. None: when a heartbeat has come."""
-        return None if self._heard_at is None else max(self._heard_at + _LATE * self.interval, self._repeated_at + self.interval)
+        return (
+            None
+            if self._heard_at is None
+            else max(self._heard_at + _LATE * self.interval, self._repeated_at + self.interval)
+        )
