@@ -123,9 +123,9 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
 ) -> None:
     """Run a control plane, a message queue and services until Ctrl-C.
 
-    Control plane and queue run in this process, and the steps in another one. Use --queue and --store for a message broker and a database that run
-    elsewhere. With the same broker and the same PostgreSQL database you can run this command on several
-    machines, with or without workflows.
+    Control plane and queue run in this process, and the steps in others. Use --queue and --store for a
+    message broker and a database that run elsewhere. With the same broker and the same PostgreSQL database
+    you can run this command on several machines, with or without workflows.
     """
     settings: Settings = context.obj
     logs = settings.logs()
@@ -133,9 +133,15 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
         settings.reject("server", "insecure", "timeout", command="serve")
         from llama_deploy.cli import serving
         from llama_deploy.cli.place import Place
+        from llama_deploy.supervisor.link import SupervisorLink
 
+        program = serving.Program(targets or [], logs, max_concurrent_tasks, allow_types)
+        link = SupervisorLink.from_environment()
+        if link is not None:
+            serving.work_for_parent(program, queue=queue, link=link, loop=loop)
+            return
         serving.serve(
-            serving.Program(targets or [], logs, max_concurrent_tasks, allow_types),
+            program,
             Place(
                 data_dir=data_dir,
                 host=host,
@@ -152,7 +158,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
 
 
 @app.command()
-def worker(  # noqa: PLR0913, PLR0917 - typer
+def worker(
     context: typer.Context,
     targets: Targets,
     queue: Queue = None,
@@ -174,9 +180,11 @@ def worker(  # noqa: PLR0913, PLR0917 - typer
 
         link = SupervisorLink.from_environment()
         if link is None and processes:
-            from llama_deploy.cli.supervising import supervise
+            from llama_deploy.cli.supervising import Supervising
+            from llama_deploy.supervisor.child_process import ChildCommand
 
-            sys.exit(supervise(processes=processes))
+            command = ChildCommand.of_this_process()
+            Supervising(processes, settings.verbose, settings.log_format, command).replace_this_process()
         from llama_deploy.cli import serving
 
         serving.work(

@@ -127,8 +127,8 @@ Processes = Annotated[
         min=0,
         max=1000,
         metavar="N",
-        help="In how many processes the steps run. If one is killed or blocked, its tasks move to another one "
-        "at once. 0: in this process, which saves memory and time, but lacks that.",
+        help="In how many processes the steps run. If one is killed or blocked, another one takes its tasks. "
+        "0: in this process, which saves memory and time, but lacks that.",
     ),
 ]
 Loop = Annotated[

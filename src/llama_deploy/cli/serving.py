@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
 from llama_deploy.cli.addresses import check_ports, explain_bind_error
@@ -25,7 +30,10 @@ from llama_deploy.message_queues import MessageQueueConfig, SimpleMessageQueueCo
 from llama_deploy.orchestrators import SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.supervised_gateway import connection_facts
+from llama_deploy.supervisor.child_process import ChildCommand
 from llama_deploy.supervisor.link import SupervisorLink
+from llama_deploy.supervisor.supervisor import Stop, Supervisor
+from llama_deploy.types import ServiceDefinition
 from llama_deploy.web.http_server import is_loopback
 
 
@@ -60,8 +68,15 @@ class Program:
             ]
 
 
-def serve(program: Program, place: Place, *, loop: EventLoop, as_json: bool) -> None:
+def serve(program: Program, place: Place, *, processes: int, loop: EventLoop, as_json: bool) -> None:
     """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
+
+    Args:
+        program: The workflows.
+        place: Where it listens and stores its data.
+        processes: In how many processes the workflows run. 0: in this one.
+        loop: The event loop.
+        as_json: See `announce_stack`.
 
     Raises:
         CommandError: A workflow was not found, an address cannot be used, or `place` or an environment
@@ -69,11 +84,16 @@ def serve(program: Program, place: Place, *, loop: EventLoop, as_json: bool) -> 
         LlamaDeployError: As `LocalStack.start`.
     """
     _check(place)
-    hosted = program.load()
+    if processes and program.targets:
+        serving = _serve_with_children(place, processes=processes, as_json=as_json)
+    else:
+        serving = _serve(program.load(), place, as_json=as_json)
     try:
-        run_until_stopped(_serve(hosted, place, as_json=as_json), loop=loop)
+        run_until_stopped(serving, loop=loop)
     except BindError as exc:
         raise explain_bind_error(exc, place) from exc
+    except _ChildFailedError as exc:
+        sys.exit(exc.exit_code)
 
 
 def _check(place: Place) -> None:
@@ -95,17 +115,71 @@ def _check(place: Place) -> None:
 
 
 async def _serve(hosted: Sequence[HostedWorkflow], place: Place, *, as_json: bool) -> None:
+    async with await _start(hosted, place) as stack:
+        definitions = [service.service_definition for service in stack.services]
+        announce_stack(stack, place, definitions, as_json=as_json)
+        await stack.run()
+
+
+async def _serve_with_children(place: Place, *, processes: int, as_json: bool) -> None:
+    loop = asyncio.get_running_loop()
+    async with await _start([], place) as stack:
+
+        def announce(services: list[dict[str, Any]], pids: list[int]) -> None:
+            definitions = [ServiceDefinition.model_validate(each) for each in services]
+            announce_stack(stack, place, definitions, processes=pids, as_json=as_json)
+
+        supervisor = Supervisor(
+            ChildCommand(ChildCommand.of_this_process(), stack.control_plane_url),
+            processes=processes,
+            on_ready=lambda *facts: loop.call_soon_threadsafe(announce, *facts),
+        )
+        await run_together(stack.run(), _supervise(supervisor))
+
+
+async def _supervise(supervisor: Supervisor) -> None:
+    """Run a supervisor in a thread. The first cancellation lets its children drain, later ones hand back.
+
+    Raises:
+        _ChildFailedError: The first child has ended before it was ready.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def run() -> None:
+        code = supervisor.run()
+        loop.call_soon_threadsafe(ended.set_result, code)
+
+    threading.Thread(target=run, name="supervisor", daemon=True).start()
+    stop: Stop | None = None
+    while not ended.done():
+        try:
+            await asyncio.wait({ended})
+        except asyncio.CancelledError:
+            stop = Stop.DRAIN if stop is None else Stop.HAND_BACK
+            supervisor.request(stop)
+    if stop is not None:
+        raise asyncio.CancelledError
+    raise _ChildFailedError(ended.result())
+
+
+class _ChildFailedError(Exception):
+    """A child has ended before any was ready, and has told why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"a process has ended with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+async def _start(hosted: Sequence[HostedWorkflow], place: Place) -> LocalStack:
     with settings_of(SimpleOrchestratorConfig):
         orchestrator_config = SimpleOrchestratorConfig()
-    stack = await LocalStack.start(
+    return await LocalStack.start(
         hosted,
         control_plane_config=_control_plane_config(place),
         message_queue_config=_message_queue_config(place),
         orchestrator_config=orchestrator_config,
     )
-    async with stack:
-        announce_stack(stack, place, as_json=as_json)
-        await stack.run()
 
 
 def _control_plane_config(place: Place) -> ControlPlaneConfig:
@@ -127,6 +201,20 @@ def _message_queue_config(place: Place) -> MessageQueueConfig:
         )
 
 
+def work_for_parent(program: Program, *, queue: str | None, link: SupervisorLink, loop: EventLoop) -> None:
+    """Run services for the control plane of the process that has started this one; see `work`."""
+    url = link.place.control_plane_url
+    work(
+        program,
+        control_plane_urls=[] if url is None else [url],
+        insecure=False,
+        queue=queue,
+        link=link,
+        loop=loop,
+        as_json=None,
+    )
+
+
 def work(
     program: Program,
     *,
@@ -135,9 +223,18 @@ def work(
     queue: str | None,
     link: SupervisorLink | None,
     loop: EventLoop,
-    as_json: bool,
+    as_json: bool | None,
 ) -> None:
     """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
+
+    Args:
+        program: The workflows.
+        control_plane_urls: The URLs of the control plane's replicas.
+        insecure: Whether to accept any certificate.
+        queue: The URL of the message queue. None: the control plane tells.
+        link: The link to the supervisor of this process. None: it has none.
+        loop: The event loop.
+        as_json: See `announce_instances`. None: announce nothing.
 
     Raises:
         CommandError: A workflow was not found, or an environment variable is not valid.
@@ -165,7 +262,13 @@ def work(
         if len(ready) == len(hosted):
             if link is not None:
                 link.ready([each.service_definition.model_dump(mode="json") for each in ready])
-            announce_instances(ready, control_plane_url=", ".join(control_plane_urls), as_json=as_json)
+            if as_json is not None:
+                announce_instances(
+                    ready,
+                    control_plane_url=", ".join(control_plane_urls),
+                    stop_pid=os.getpid() if link is None else link.place.parent,
+                    as_json=as_json,
+                )
 
     async def work_on_all() -> None:
         await wait_for_control_plane(control_plane)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import Coroutine
 from typing import Any, Final
 
 from llama_deploy.cli.event_loop import EventLoop, Threads
-from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.output import note
 from llama_deploy.cli.supervising import StopRequests
 from llama_deploy.deploy.garbage import seldom_collecting
@@ -58,13 +56,17 @@ def run_until_stopped(
 async def _until_stopped(serving: Coroutine[Any, Any, None], link: SupervisorLink | None) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(serving)
-    stops = StopRequests(lambda _: task.cancel())
+
+    def stop(_: object) -> None:
+        task.cancel()
+
     if link is None:
+        stops = StopRequests(stop, note=note)
         loop.add_signal_handler(signal.SIGINT, stops.interrupt)
         loop.add_signal_handler(signal.SIGTERM, stops.terminate)
     else:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
-        link.on_stop(lambda _: loop.call_soon_threadsafe(task.cancel))
+        link.on_stop(lambda how: loop.call_soon_threadsafe(stop, how))
     try:
         await asyncio.wait({task})
     finally:

@@ -38,6 +38,12 @@ class SupervisedGateway(HttpGateway):
         self._interval = registration.lease_seconds / BEATS_PER_LEASE
         return registration
 
+    async def deregister(self, service_name: str, instance_id: str | None = None) -> None:
+        """See `ControlPlaneGateway`."""
+        if instance_id is not None:
+            self._link.forget(instance_id)
+        await super().deregister(service_name, instance_id)
+
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """See `ControlPlaneGateway`."""
         self._link.beat(heartbeat.instance_id, heartbeat.model_dump_json().encode(), interval=self._interval)

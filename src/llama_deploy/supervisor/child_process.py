@@ -25,14 +25,16 @@ _STOPPED: Final = frozenset("TtZX")
 
 @dataclass(frozen=True, slots=True)
 class ChildCommand:
-    """How a child is started: as this process was, which is told by an environment variable what it is."""
+    """How a child is started. An environment variable tells it what it is."""
 
+    arguments: Sequence[str]
+    """The program and its arguments."""
     control_plane_url: str | None = None
     """The control plane that this process runs. None: the one of the command line."""
 
-    @property
-    def arguments(self) -> Sequence[str]:
-        """The program with its arguments: this interpreter, with its options and the same command line."""
+    @staticmethod
+    def of_this_process() -> list[str]:
+        """Return the program and the arguments of this process, with the options of the interpreter."""
         return [sys.executable, *sys.orig_argv[1:]]
 
 
@@ -51,7 +53,7 @@ class ChildProcess:
 
     process: subprocess.Popen[bytes]
     channel: Channel
-    memory: int
+    memory: int | None
     """The descriptor of the memory of its `StepTrail`."""
     instances: dict[str, Instance] = field(default_factory=dict, init=False)
     """Its instances that have sent a heartbeat, by id."""
@@ -98,7 +100,7 @@ class ChildProcess:
             raise
         finally:
             theirs.close()
-        ours.setblocking(False)  # noqa: FBT003 - its only parameter
+        ours.setblocking(False)
         return cls(process, Channel(ours), memory)
 
     @property
@@ -134,6 +136,8 @@ class ChildProcess:
             self.facts = message["hello"]
         elif "ready" in message:
             self.services = message["ready"]
+        elif "gone" in message:
+            self.instances.pop(message["gone"], None)
         elif "beat" in message:
             beat, known = message["beat"], self.instances.get(message["beat"]["instance_id"])
             if known is None:
@@ -162,14 +166,15 @@ class ChildProcess:
 
     def executing(self) -> list[ExecutingStep]:
         """Return the steps that it executes; it must not be able to continue with others."""
-        return read_trail(self.memory)
+        return [] if self.memory is None else read_trail(self.memory)
 
     def close(self) -> None:
         """Release what belongs to it. It must have ended. Idempotent."""
         self.channel.close()
-        for descriptor in {self.memory, self.descriptor} - {None, -1}:
-            os.close(descriptor)
-        self.memory, self.descriptor = -1, None
+        for descriptor in (self.memory, self.descriptor):
+            if descriptor is not None:
+                os.close(descriptor)
+        self.memory = self.descriptor = None
 
 
 def _state(pid: int) -> str:
@@ -179,7 +184,6 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     except (FileNotFoundError, ProcessLookupError, IndexError):
         pass
-    shown = subprocess.run(
-        ["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )  # noqa: S603, S607
+    ps = ["ps", "-o", "state=", "-p", str(pid)]
+    shown = subprocess.run(ps, capture_output=True, text=True, check=False)  # noqa: S603 - only a number
     return shown.stdout.strip()[:1] or "X"

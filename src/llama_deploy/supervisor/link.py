@@ -44,7 +44,7 @@ class SupervisorLink:
     place: ChildPlace
     trail: StepTrail
     _channel: Channel
-    _on_stop: Callable[[str], None] | None = field(default=None, init=False)
+    _on_stop: Callable[[str], object] | None = field(default=None, init=False)
     _stops: list[str] = field(default_factory=list, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _beats: dict[str, bytes] = field(default_factory=dict, init=False)
@@ -62,7 +62,7 @@ class SupervisorLink:
             return None
         place = ChildPlace(**json.loads(text))
         _end_with(place.parent)
-        os.set_inheritable(place.channel, False)  # noqa: FBT003 - its only parameter
+        os.set_inheritable(place.channel, False)
         trail = StepTrail(place.memory)
         os.close(place.memory)
         link = cls(place, trail, Channel(socket.socket(fileno=place.channel)))
@@ -95,7 +95,12 @@ class SupervisorLink:
         self._beats[instance_id] = b'{"beat":%b,"interval":%b}' % (heartbeat, json.dumps(interval).encode())
         self._has_beats.set()
 
-    def on_stop(self, callback: Callable[[str], None]) -> None:
+    def forget(self, instance_id: str) -> None:
+        """Tell that an instance sends no heartbeats any more."""
+        self._beats[instance_id] = json.dumps({"gone": instance_id}).encode()
+        self._has_beats.set()
+
+    def on_stop(self, callback: Callable[[str], object]) -> None:
         """Call `callback` in another thread with each request to stop: `drain`, then perhaps `hand_back`."""
         with self._lock:
             self._on_stop = callback

@@ -82,8 +82,8 @@ class Reports:
             except LlamaDeployError as exc:
                 if not exc.retriable or time.monotonic() >= until:
                     logger.warning(
-                        "the control plane does not know that a process has ended; its tasks move on when the "
-                        "lease ends: %s",
+                        "the control plane was not told that a process has ended; its tasks move on when"
+                        " their lease ends: %s",
                         exc,
                         extra={"action": "report_death"},
                     )

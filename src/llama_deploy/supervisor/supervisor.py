@@ -58,7 +58,7 @@ class Supervisor:
 
     command: ChildCommand
     processes: int
-    on_ready: Callable[[list[dict[str, Any]], list[int]], None] | None = None
+    on_ready: Callable[[list[dict[str, Any]], list[int]], object] | None = None
     _children: list[ChildProcess] = field(default_factory=list, init=False)
     _starts: list[float] = field(default_factory=list, init=False)
     """When further children are to be started."""
@@ -77,7 +77,7 @@ class Supervisor:
     _wake: tuple[int, int] = field(default_factory=os.pipe, init=False)
 
     def request(self, stop: Stop) -> None:
-        """Ask the children to stop; `run` returns when they have ended. Thread-safe, and safe in signal handlers."""
+        """Ask the children to stop; `run` returns when they have ended. Thread-safe, and reentrant."""
         self._requested = stop
         try:
             os.write(self._wake[1], b"\0")
@@ -93,7 +93,7 @@ class Supervisor:
         Raises:
             OSError: No child can be started.
         """
-        os.set_blocking(self._wake[0], False)  # noqa: FBT003 - its only parameters
+        os.set_blocking(self._wake[0], False)
         self._selector.register(self._wake[0], selectors.EVENT_READ, None)
         self._starts = [time.monotonic()] * self.processes
         try:
@@ -210,7 +210,7 @@ class Supervisor:
             child.kill_at = deadline if child.kill_at is None else min(deadline, child.kill_at)
 
     def _watch(self, now: float) -> None:
-        """Look at each child: repeat heartbeats, and kill what has been blocked or has drained for too long."""
+        """Repeat the heartbeats of silent children, and kill those that are blocked or do not end."""
         for child in self._children:
             if child.kill_at is not None and now >= child.kill_at:
                 steps = child.executing()
