@@ -27,6 +27,7 @@ def test_a_topic_has_only_what_every_broker_accepts(name: str) -> None:
 @given(ODD, ODD)
 @example("a b", "_a_20b")
 @example("a b", "a_20b")
+@example("a b c", "a_20b c")
 @example("x" * 150 + " a", "x" * 150 + " b")
 @example("x" * 121, "x" * 120)
 def test_different_names_have_different_topics(one: str, other: str) -> None:
