@@ -68,6 +68,11 @@ class ControlPlaneConfig(BaseSettings):
     """The maximum of that wait."""
     max_backlog: int = Field(default=20_000, gt=0)
     """How many messages may wait in the outbox before new tasks are rejected with 429."""
+    orchestrator_timeout: float = Field(default=60.0, gt=0)
+    """Seconds that an orchestrator of your own has to answer what follows for a task, after which the task
+    fails."""
+    max_orchestrator_calls: int = Field(default=1000, gt=0)
+    """How many tasks it is asked about at the same time; further tasks wait for their turn."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)
     """Maximum size of a request body in bytes; larger requests get 413."""
 

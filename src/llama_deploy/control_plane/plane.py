@@ -122,7 +122,13 @@ class ControlPlane:
             max_pause=timedelta(seconds=config.redispatch_seconds),
         )
         self._router = Router(
-            store=store, writer=self._writer, orchestrator=orchestrator, clock=clock, lease=lease
+            store=store,
+            writer=self._writer,
+            orchestrator=orchestrator,
+            timeout=config.orchestrator_timeout,
+            max_calls=config.max_orchestrator_calls,
+            clock=clock,
+            lease=lease,
         )
         self._background: list[asyncio.Task[None]] = []
         self._subscription: Subscription | None = None

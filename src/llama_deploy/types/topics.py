@@ -32,8 +32,8 @@ def check_namespace(namespace: str) -> str:
     """
     if not _NAMESPACE.fullmatch(namespace):
         raise ValueError(
-            f"{namespace!r} cannot be a topic namespace: use 1 to {MAX_NAMESPACE_LENGTH} characters of letters,"
-            " digits, _, - and ."
+            f"{namespace!r} cannot be a topic namespace: use 1 to {MAX_NAMESPACE_LENGTH} letters, digits, _, "
+            "- and ."
         )
     return namespace
 
