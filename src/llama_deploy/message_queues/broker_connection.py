@@ -10,7 +10,6 @@ from functools import partial
 from typing import Final, TypeVar
 
 from llama_deploy.backoff import Backoff
-from llama_deploy.cancellation import keeps_cancellation
 from llama_deploy.errors import ConfigError, UnavailableError
 from llama_deploy.retrying import Outage, retry
 
@@ -91,9 +90,8 @@ class BrokerConnection:
     async def _attempt(self, call: Callable[[], Awaitable[T]], give_up_at: float) -> T:
         """Make a call once, until `give_up_at`."""
         try:
-            with keeps_cancellation():
-                async with asyncio.timeout_at(None if give_up_at == NEVER else give_up_at):
-                    return await call()
+            async with asyncio.timeout_at(None if give_up_at == NEVER else give_up_at):
+                return await call()
         except TimeoutError as exc:
             raise UnavailableError(f"{self.broker} has not answered in time") from exc
 
