@@ -35,7 +35,7 @@ WORDS: Final = {
     r"http_connection\b": "sync_http_connection",
     r"HttpConnection\b": "SyncHttpConnection",
     r"Client\b": "SyncClient",
-    r"Session\b": "SyncSession",
+    r"Session\b(?! with id)": "SyncSession",  # the latter is a text of 0.5
     r"TaskHandle\b": "SyncTaskHandle",
     r"AsyncLlamaDeployClient\b": "LlamaDeployClient",
     r"AsyncSessionClient\b": "SessionClient",

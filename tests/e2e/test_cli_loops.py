@@ -40,13 +40,13 @@ def serving(project: Path, *arguments: str) -> Iterator[tuple[Process, str]]:
 def test_a_module_that_imports_nest_asyncio_gets_a_loop_that_it_can_patch(project: Path) -> None:
     with serving(project, "patched:Nested") as (_, server):
         done = llamactl(project, "run", "Nested", server=server)
-        assert done.stdout.splitlines()[-1] == "84 asyncio", done.stderr
+        assert done.stdout.endswith("84 asyncio\n"), done.stderr
 
 
 def test_nothing_that_a_step_leaves_behind_ends_the_process(project: Path) -> None:
     with serving(project, *SERVICES) as (process, server):
         left = llamactl(project, "run", "Leaves", server=server)
-        assert left.stdout.splitlines()[-1] == "uvloop", left.stderr
+        assert left.stdout.endswith("uvloop\n"), left.stderr
         grouped = llamactl(project, "run", "Exits", server=server)
         assert grouped.returncode == 1
         assert "SystemExit" in grouped.stderr
@@ -61,7 +61,7 @@ def test_nothing_that_a_step_leaves_behind_ends_the_process(project: Path) -> No
 def test_the_loop_can_be_chosen(project: Path) -> None:
     with serving(project, "--loop", "asyncio", *SERVICES) as (_, server):
         done = llamactl(project, "run", "Nested", server=server)
-        assert done.stdout.splitlines()[-1] == "84 asyncio", done.stderr
+        assert done.stdout.endswith("84 asyncio\n"), done.stderr
         assert llamactl(project, "run", "Leaves", server=server).returncode == 0
     wrong = llamactl(project, "worker", "--loop", "trio", "loops:Leaves")
     assert wrong.returncode == 2

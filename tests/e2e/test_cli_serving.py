@@ -258,6 +258,7 @@ class TestAllowedTypes:
                 task = client.submit("Asks")
                 sent = llamactl(asking, "send", task.task_id, "by=Ada", "--event", "Approve", server=url)
                 if allowed:
+                    assert sent.returncode == 0, sent.stderr
                     assert task.result() == "Ada"
                 else:
                     assert sent.returncode != 0

@@ -32,6 +32,8 @@ async def test_the_async_client_of_0_5(config: ControlPlaneConfig) -> None:
     assert [found.session_id for found in await old.list_sessions()] == ["mine"]
     assert (await old.get_service("adder")).service_name == "adder"
     await old.delete_session("mine")
+    with pytest.raises(ValueError, match=r"^Session with id mine not found"):
+        await old.get_session("mine")
     await old.close()
 
 
@@ -42,6 +44,8 @@ async def test_the_sync_client_of_0_5(config: ControlPlaneConfig) -> None:
         session = old.create_session()
         assert session.run("adder", a=3, b=4) == "7"
         assert old.get_session(session.session_id).id == session.id
+        with pytest.raises(ValueError, match=r"^Session with id mine not found"):
+            old.get_session("mine")
         old.register_service(ServiceDefinition(service_name="mine"))
         assert "mine" in [service.service_name for service in old.list_services()]
         old.deregister_service("mine")

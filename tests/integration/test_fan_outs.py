@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from workflows import Context, Workflow, step
-from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
+from workflows.events import Event, StartEvent, StopEvent
 
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.plane import ControlPlane
@@ -16,31 +16,12 @@ from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.run import journal_backlog
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
+from tests.fan_outs import Answer, Done, Go, Item, Splits
 from tests.integration.in_process import Stack, result_of, running_stack, until
 
 
-class Go(StartEvent):
-    count: int
-
-
-class Item(Event):
-    number: int
-
-
-class Done(Event):
-    number: int
-
-
-class Answer(HumanResponseEvent):
-    number: int
-
-
-class Listed(Workflow):
+class Listed(Splits):
     """Fans out with a list, and joins with one."""
-
-    @step
-    async def split(self, ev: Go) -> list[Item]:
-        return [Item(number=number) for number in range(ev.count)]
 
     @step(num_workers=50)
     async def work(self, ev: Item) -> Done:
@@ -79,7 +60,7 @@ class Collected(Workflow):
         return None if done is None else StopEvent(result=sum(each.number for each in done))
 
 
-class Staged(Workflow):
+class Staged(Splits):
     """Each item ends when it may; a second step follows it."""
 
     def __init__(self) -> None:
@@ -87,10 +68,6 @@ class Staged(Workflow):
         self.may_end = [asyncio.Event() for _ in range(3)]
         self.begun: list[str] = []
         self.ended: list[int] = []
-
-    @step
-    async def split(self, ev: Go) -> list[Item]:
-        return [Item(number=number) for number in range(ev.count)]
 
     @step(num_workers=3)
     async def work(self, ev: Item) -> Done:

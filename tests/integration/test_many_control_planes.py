@@ -27,14 +27,24 @@ from llama_deploy.control_plane.storage.writer import Writer
 from llama_deploy.errors import ConflictError, LlamaDeployError, TaskNotFoundError, UnavailableError
 from llama_deploy.message_queues import SimpleMessageQueue, SimpleMessageQueueConfig, SimpleMessageQueueServer
 from llama_deploy.message_queues.base import AbstractMessageQueue
+from llama_deploy.messages import QueueMessage
+from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.testing.conditions import eventually
-from llama_deploy.types import ServiceDefinition, SessionOptions, TaskStatus, TaskSubmission
+from llama_deploy.types import (
+    ServiceDefinition,
+    SessionOptions,
+    SessionPolicy,
+    TaskDefinition,
+    TaskStatus,
+    TaskSubmission,
+)
 from llama_deploy.types.instance_protocol import ClaimRequest
 from llama_deploy.web.http_connection import HttpConnection
 from tests.integration.conftest import get, post, read_stream, submit
+from tests.integration.test_orchestrators import Chain, State
 from tests.servers.postgresql import PostgreSQLServer, running_server
 
 LEASE = 3.0
@@ -69,6 +79,35 @@ class Asking(Workflow):
         return StopEvent(result=answer.get("text", ""))
 
 
+class Hop(Workflow):
+    """Appends its letter to a text, and notes that it ran."""
+
+    def __init__(self, letter: str, ran: Counter[str]) -> None:
+        super().__init__(timeout=None)
+        self.letter = letter
+        self.ran = ran
+
+    @step
+    async def append(self, ev: StartEvent) -> StopEvent:
+        self.ran[f"{ev.name} at {self.letter}"] += 1
+        return StopEvent(result=ev.get("text", "") + self.letter)
+
+
+class StuckChain(Chain):
+    """Answers nothing about the tasks that its control plane has to ask about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stuck: set[str] = set()
+
+    async def get_next_messages(
+        self, task_def: TaskDefinition, state: State
+    ) -> tuple[list[QueueMessage], State]:
+        self.stuck.add(task_def.task_id)
+        await asyncio.Event().wait()
+        return [], state
+
+
 @dataclass
 class Replica:
     server: ControlPlaneServer
@@ -94,11 +133,11 @@ class Cluster:
         self.replicas: list[Replica] = []
         self.ran: Counter[str] = Counter()
 
-    async def add(self, **settings: Any) -> Replica:
+    async def add(self, *, orchestrator: BaseOrchestrator | None = None, **settings: Any) -> Replica:
         queue = await self._stack.enter_async_context(await SimpleMessageQueue.connect(self.queue))
         store = await self._stack.enter_async_context(await PostgreSQLStateStore.connect(self.uri))
         config = ControlPlaneConfig(port=0, **{"lease_seconds": LEASE, **settings})
-        server = ControlPlaneServer(queue, state_store=store, config=config)
+        server = ControlPlaneServer(queue, orchestrator, state_store=store, config=config)
         await server.start()
         self._stack.push_async_callback(_close_quietly, server)
         http = HttpConnection(server.config.url)
@@ -306,6 +345,48 @@ async def test_what_a_dead_replica_has_not_sent_is_sent_by_others(cluster: Clust
         return not await others[0].store.read(lambda tx: tx.outbox.load())
 
     await eventually(outbox_is_empty)
+
+
+@pytest.mark.parametrize("ends", ["dies", "closes"])
+async def test_a_route_goes_on_once_when_the_control_plane_that_asks_is_gone(
+    postgresql_uri: str, ends: str
+) -> None:
+    orchestrator = StuckChain()
+    async with running_cluster(postgresql_uri, orchestrator=Chain()) as cluster:
+        stuck, (first, second, _) = await cluster.add(orchestrator=orchestrator), cluster.replicas[:PLANES]
+        for letter in "abc":
+            await cluster.serve(Hop(letter, cluster.ran), first, letter)
+        sessions = []
+        for n in range(2):
+            options = SessionOptions(session_id=f"s{n}", policy=SessionPolicy.PARALLEL)
+            sessions.append(await first.server.plane.sessions.create(options))
+        names = [f"t{n}" for n in range(24)]
+        for n, name in enumerate(names):
+            await submit(
+                (first, second, stuck)[n % 3].http,
+                task_id=name,
+                service_name="a",
+                session_id=sessions[n % 2],
+                arguments={"name": name},
+            )
+
+        async def is_in_the_middle() -> bool:
+            views = await asyncio.gather(*map(first.server.plane.tasks.get, names))
+            return bool(orchestrator.stuck) and any(view.status.is_terminal for view in views)
+
+        await eventually(is_in_the_middle)
+        await (stuck.die() if ends == "dies" else stuck.server.close())
+        for name in names:
+            view = await first.server.plane.tasks.get(name, wait=30)
+            assert view.status is TaskStatus.SUCCEEDED
+            assert view.result is not None
+            assert view.result.value == "abc"
+        assert cluster.ran == Counter(f"{name} at {letter}" for name in names for letter in "abc")
+        for n, session in enumerate(sessions):
+            state = (await first.server.plane.sessions.state(session)).state
+            own = [name for m, name in enumerate(names) if m % 2 == n]
+            assert state.get("count", 0) == 3 * len(own)
+            assert all(state.get(f"done_{name}") == ["a", "ab", "abc"] for name in own)
 
 
 async def test_a_replica_that_joins_leaves_leases_and_messages_alone(cluster: Cluster) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -475,3 +475,84 @@ async def test_an_orchestrator_that_never_ends_a_task_fails_it(
     async with system(tmp_path, Endless()) as running:
         with pytest.raises(TaskFailedError, match="Endless has sent the task to 5 services"):
             await running.client.run("a")
+
+
+class Hangs(Chain):
+    """Hangs in a method if the task asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hanging = 0
+
+    async def get_next_messages(
+        self, task_def: TaskDefinition, state: State
+    ) -> tuple[list[QueueMessage], State]:
+        if json.loads(task_def.input).get("hangs"):
+            await self.hang()
+        return await super().get_next_messages(task_def, state)
+
+    async def add_result_to_state(self, result: TaskResult, state: State) -> State:
+        if str(result.result).startswith("later"):
+            await self.hang()
+        return await super().add_result_to_state(result, state)
+
+    async def hang(self) -> None:
+        self.hanging += 1
+        await asyncio.Event().wait()
+
+
+class Unstoppable(Hangs):
+    """Ignores that it is cancelled, until `ended` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = asyncio.Event()
+
+    async def hang(self) -> None:
+        while not self.ended.is_set():
+            with suppress(asyncio.CancelledError):
+                await self.ended.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method"),
+    [({"hangs": True}, "get_next_messages"), ({"text": "later"}, "add_result_to_state")],
+)
+async def test_an_orchestrator_that_does_not_answer_fails_the_task_at_the_limit(
+    tmp_path: Path, arguments: dict[str, Any], method: str
+) -> None:
+    async with system(tmp_path, Hangs(), orchestrator_timeout=0.3) as running:
+        session = await running.session()
+        task = await running.client.submit("a", session=session, **arguments)
+        with pytest.raises(
+            TaskFailedError, match=rf"Hangs\.{method} .* 0\.3 s.*orchestrator_timeout"
+        ) as caught:
+            await task.result()
+        assert caught.value.error_type == "builtins.TimeoutError"
+        assert await session.run("a", text=">") == ">abc"
+
+
+async def test_a_call_that_cannot_be_cancelled_is_left_alone_at_the_limit(tmp_path: Path) -> None:
+    orchestrator = Unstoppable()
+    async with system(tmp_path, orchestrator, orchestrator_timeout=0.2) as running:
+        task = await running.client.submit("a", hangs=True)
+        with pytest.raises(TaskFailedError, match="has not returned"):
+            await task.result()
+        assert await running.client.run("a", text=">") == ">abc"
+        orchestrator.ended.set()
+
+
+async def test_hanging_calls_do_not_stop_the_routes_of_other_tasks(tmp_path: Path) -> None:
+    orchestrator = Hangs()
+    async with system(tmp_path, orchestrator) as running:
+        hanging = await asyncio.gather(*(running.client.submit("a", hangs=True) for _ in range(150)))
+        await eventually(lambda: orchestrator.hanging == len(hanging))
+        assert await running.client.run("a", text=">") == ">abc"
+        assert set(await asyncio.gather(*(task.status() for task in hanging))) == {TaskStatus.PENDING}
+
+
+async def test_tasks_wait_their_turn_when_too_many_calls_hang(tmp_path: Path) -> None:
+    async with system(tmp_path, Hangs(), orchestrator_timeout=0.3, max_orchestrator_calls=2) as running:
+        hanging = [await running.client.submit("a", hangs=True) for _ in range(4)]
+        assert await running.client.run("a", text=">") == ">abc"
+        assert {await task.status() for task in hanging} == {TaskStatus.FAILED}

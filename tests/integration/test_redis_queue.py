@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from llama_deploy.errors import ClosedError, ConfigError, QueueFullError
+from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.redis import subscription as redis_subscription
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
@@ -324,3 +325,19 @@ async def is_empty(client: Redis) -> bool:
 
 async def names(client: Redis, stream: str) -> list[str]:
     return [member["name"] for member in await client.xinfo_consumers(stream, "default")]
+
+
+async def test_a_cancellation_is_not_lost_while_the_driver_connects(server: RedisServer) -> None:
+    async def read(queue: AbstractMessageQueue, topic: str) -> None:
+        async with await queue.subscribe(topic) as subscription:
+            await subscription.receive(1)
+
+    for steps in range(1, 30):
+        async with await settings(server.url).connect() as queue:
+            reading = [asyncio.create_task(read(queue, f"topic-{n}")) for n in range(2)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for task in reading:
+                task.cancel()
+            _, deaf = await asyncio.wait(reading, timeout=5)
+            assert not deaf, f"not cancelled after {steps} steps of the loop"

@@ -88,13 +88,11 @@ ARRAY = np.array([1.5, 2.0])
     ("value", "text"),
     [
         (Handle(), "a handle"),
-        ([Handle], f"[{Handle!r}]"),
         (b"\xff", r"b'\xff'"),
         ({1: "a", "1": "b"}, "{1: 'a', '1': 'b'}"),
         ({"a": [{None: 1, "None": 2}]}, "{'a': [{None: 1, 'None': 2}]}"),
         ({"a": 1, "held": endless()}, "{'a': 1, 'held': [[...]]}"),
         ("half \ud83d", r"half \ud83d"),
-        (1j + 1, "(1+1j)"),
     ],
 )
 async def test_a_result_has_the_text_of_0_6(
@@ -103,9 +101,9 @@ async def test_a_result_has_the_text_of_0_6(
     monkeypatch.setattr(Returns, "value", value)
     async with stack.serving(stack.service(Returns)):
         view = await stack.run()
-        assert view.result is not None
-        assert view.result.error is None
-        assert view.result.result == text
+    assert result_of(view) == text
+    assert view.result is not None
+    assert view.result.result == text
 
 
 @pytest.mark.parametrize(
@@ -116,6 +114,8 @@ async def test_a_result_has_the_text_of_0_6(
         (ARRAY, [1.5, 2.0]),
         (np.float32(0.5), 0.5),
         (b"text", "text"),
+        (1j + 1, "1+1j"),
+        ([Handle], [f"{__name__}.Handle"]),
         ({"name": str, "output": Answer}, {"name": "builtins.str", "output": f"{__name__}.Answer"}),
         (10**60, 10**60),
         (nested(100), nested(100)),
@@ -150,7 +150,9 @@ async def test_no_value_holds_a_task_up(
     monkeypatch.setattr(workflow, "value", ODD[name])
     async with stack.serving(stack.service(workflow)):
         view = await stack.run()
-        assert view.status in {TaskStatus.SUCCEEDED, TaskStatus.FAILED}
+        # Pydantic writes a deep list, but messages cannot hold it. Other values of a result become a text.
+        fails = name == "deep" or workflow is Streams
+        assert view.status is (TaskStatus.FAILED if fails else TaskStatus.SUCCEEDED)
         monkeypatch.setattr(workflow, "value", 1)
         assert (await stack.run()).status is TaskStatus.SUCCEEDED, "the service goes on"
 

@@ -15,6 +15,7 @@ from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch
 from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.dispatch.leases import Leases
+from llama_deploy.control_plane.dispatch.pause_watch import PauseWatch
 from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
 from llama_deploy.control_plane.dispatch.timers import Timers
 from llama_deploy.control_plane.plane import ControlPlane
@@ -70,10 +71,12 @@ class Scene:
             after_commit=self._note,
         )
         self._was_set = timedelta()
+        self._pauses = PauseWatch(LEASE_SECONDS / 16, self._steady)
         self.leases = Leases(
             store=store,
             writer=self.writer,
             watch=ClockWatch(self._clock, self._steady),
+            pauses=self._pauses,
             lease_seconds=LEASE_SECONDS,
         )
         self.dispatcher = Dispatcher(
@@ -92,6 +95,18 @@ class Scene:
         """Set the clock without letting time pass."""
         self.now += by
         self._was_set += by
+
+    def let_pass(self, time: timedelta) -> None:
+        """Let time pass in which the event loop is free."""
+        until = self.now + time
+        self._pauses.look()
+        while self.now < until:
+            self.now = min(until, self.now + timedelta(seconds=self._pauses.interval))
+            self._pauses.look()
+
+    def pause(self, time: timedelta) -> None:
+        """Let time pass in which this process is stopped, or its event loop blocked."""
+        self.now += time
 
     async def sweep(self) -> None:
         """Sweep everything, as the control plane does."""
@@ -145,7 +160,7 @@ class Scene:
         """Let the lease expire while the instance holds the first attempt of a task."""
         await self.submit(task_id)
         await self.claim(task_id, 1)
-        self.now += LEASE
+        self.let_pass(LEASE)
         await self.leases.sweep()
         assert await self.stands(task_id) == (TaskStatus.QUEUED, 2)
 
@@ -166,7 +181,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 async def test_what_an_instance_claims_after_its_lease_is_not_taken_from_it(scene: Scene) -> None:
     await scene.lose("t")
-    scene.now += 10 * LEASE
+    scene.let_pass(10 * LEASE)
     await scene.claim("t", 2)
     await scene.leases.sweep()
     assert await scene.stands("t") == (TaskStatus.RUNNING, 2)
@@ -175,9 +190,9 @@ async def test_what_an_instance_claims_after_its_lease_is_not_taken_from_it(scen
 
 async def test_a_claim_before_the_next_heartbeat_is_protected_for_a_whole_lease(scene: Scene) -> None:
     await scene.submit("t")
-    scene.now += LEASE - A_MOMENT
+    scene.let_pass(LEASE - A_MOMENT)
     await scene.claim("t", 1)
-    scene.now += LEASE - A_MOMENT
+    scene.let_pass(LEASE - A_MOMENT)
     await scene.leases.sweep()
     assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
 
@@ -185,7 +200,7 @@ async def test_a_claim_before_the_next_heartbeat_is_protected_for_a_whole_lease(
 async def test_an_instance_that_only_claims_is_silent_a_lease_later(scene: Scene) -> None:
     await scene.lose("t")
     await scene.claim("t", 2)
-    scene.now += LEASE
+    scene.let_pass(LEASE)
     await scene.leases.sweep()
     assert await scene.stands("t") == (TaskStatus.QUEUED, 3)
 
@@ -201,13 +216,55 @@ async def test_a_second_silence_too_is_declared_only_after_a_grace_period(scene:
     await scene.lose("t")
     await scene.beat()
     await scene.claim("t", 2)
-    scene.now += LEASE
+    scene.let_pass(LEASE)
     scene.store.was_read.clear()
     sweep = asyncio.create_task(scene.leases.sweep())
     await scene.store.was_read.wait()
     await scene.beat(("t", 2))  # it was on its way when the sweep began
     await sweep
     assert await scene.stands("t") == (TaskStatus.RUNNING, 2)
+
+
+async def test_an_instance_that_is_heard_in_the_grace_period_is_alive_however_long_the_sweep_takes(
+    scene: Scene,
+) -> None:
+    await scene.lose("t")
+    await scene.beat()
+    await scene.claim("t", 2)
+    scene.let_pass(LEASE)
+    scene.store.was_read.clear()
+    sweep = asyncio.create_task(scene.leases.sweep())
+    await scene.store.was_read.wait()
+    await scene.beat(("t", 2))
+    scene.let_pass(2 * LEASE)  # the sweep waits for its turn to write
+    await sweep
+    assert await scene.stands("t") == (TaskStatus.RUNNING, 2)
+
+
+@pytest.mark.parametrize("pause", [LEASE / 3, LEASE, 100 * LEASE])
+async def test_the_time_of_a_pause_counts_for_no_lease(scene: Scene, pause: timedelta) -> None:
+    await scene.submit("t")
+    await scene.claim("t", 1)
+    scene.let_pass(LEASE / 3)
+    scene.pause(pause)
+    scene.let_pass(LEASE * 2 / 3 - A_MOMENT)
+    await scene.sweep()
+    assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
+    scene.let_pass(2 * A_MOMENT)
+    await scene.sweep()
+    assert await scene.stands("t") == (TaskStatus.QUEUED, 2)
+
+
+async def test_a_lease_ends_although_the_process_is_paused_again_and_again(scene: Scene) -> None:
+    await scene.submit("t")
+    await scene.claim("t", 1)
+    for _ in range(4):
+        await scene.sweep()
+        assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
+        scene.pause(2 * LEASE)
+        scene.let_pass(LEASE / 4)
+    await scene.sweep()
+    assert await scene.stands("t") == (TaskStatus.QUEUED, 2)
 
 
 async def test_an_instance_is_told_that_a_claim_without_an_answer_is_void(scene: Scene) -> None:
@@ -231,7 +288,7 @@ async def test_no_attempt_is_lost_because_the_clock_is_set_forward(scene: Scene,
     await scene.sweep()
     assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
     assert await scene.is_alive()
-    scene.now += LEASE
+    scene.let_pass(LEASE)
     await scene.sweep()
     assert await scene.stands("t") == (TaskStatus.QUEUED, 2)
 
@@ -244,7 +301,7 @@ async def test_a_lease_ends_in_time_although_the_clock_is_set_back(scene: Scene,
     scene.set_clock(-jump)
     await scene.sweep()
     assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
-    scene.now += LEASE
+    scene.let_pass(LEASE)
     await scene.sweep()
     assert await scene.stands("t") == (TaskStatus.QUEUED, 2)
 
@@ -255,7 +312,7 @@ async def test_a_delayed_attempt_is_due_in_time_although_the_clock_is_set_back(
 ) -> None:
     await scene.lose("t")
     await scene.claim("t", 2)
-    scene.now += LEASE
+    scene.let_pass(LEASE)
     await scene.leases.sweep()
     delayed = await scene.task("t")
     assert (delayed.attempt, delayed.dispatches) == (3, 0), "the second loss delays the next attempt"
@@ -264,6 +321,6 @@ async def test_a_delayed_attempt_is_due_in_time_although_the_clock_is_set_back(
     scene.set_clock(-jump)
     await scene.sweep()
     assert (await scene.task("t")).dispatches == 0
-    scene.now += delay + A_MOMENT
+    scene.let_pass(delay + A_MOMENT)
     await scene.sweep()
     assert (await scene.task("t")).dispatches == 1

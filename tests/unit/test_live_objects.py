@@ -342,9 +342,11 @@ def test_an_object_in_a_definition_is_not_shown() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_plain_data_passes(value: Any) -> None:
-    assert encode_arguments(None, {"it": value}).keys() == {"it"}
-    to_json_value(value)
-    assert encode_event(HumanResponseEvent(it=value))
+    written = to_json_value(value)
+    assert encode_arguments(None, {"it": value}) == {"it": written}
+    assert json.loads(encode_event(HumanResponseEvent(it=value)).event_obj_str)["value"] == {
+        "_data": {"it": written}
+    }
 
 
 def test_what_a_property_has_cached_is_not_looked_at() -> None:
@@ -388,9 +390,10 @@ class Hashable(HandMadeModel):
 
 def test_a_secret_in_a_key_is_found() -> None:
     for value in ({Hashable(): 1}, [{(1, Hashable()): object()}]):
-        with pytest.raises(SerializationError, match="Hashable, which has the secret") as caught:
-            encode_arguments(None, {"it": value})
-        check(caught.value)
+        for encode in (to_json_value, lambda it: encode_arguments(None, {"it": it})):
+            with pytest.raises(SerializationError, match="Hashable, which has the secret") as caught:
+                encode(value)
+            check(caught.value)
 
 
 def test_an_llm_is_refused_without_a_key() -> None:
@@ -442,6 +445,20 @@ def test_documents_and_nodes_arrive_with_their_types_if_they_are_not_declared() 
     assert arrived.found == given["found"]
     sent = json.loads(encode_event(HumanResponseEvent(nodes=NODES)).event_obj_str)["value"]
     assert build_event(HumanResponseEvent, sent).nodes == NODES
+
+
+@pytest.mark.parametrize("by_alias", [True, False], ids=["of an earlier client", "of this one"])
+def test_documents_and_nodes_are_read_with_either_name_of_their_metadata(*, by_alias: bool) -> None:
+    given = [Document(text="a", metadata={"k": 1}), NodeWithScore(node=TextNode(text="b", metadata={"k": 2}))]
+    sent = [node.model_dump(mode="json", by_alias=by_alias) for node in given]
+    assert ("extra_info" in sent[0]) == by_alias
+    if not by_alias:
+        assert encode_arguments(None, {"it": given}) == {"it": sent}
+    arrived = build_event(
+        Ingest, {"documents": sent[:1], "nodes": sent[1:], "messages": [], "raw": [], "it": sent}
+    )
+    assert isinstance(arrived, Ingest)
+    assert [*arrived.documents, *arrived.nodes] == arrived.it == given
 
 
 @pytest.mark.parametrize("value", [{"class_name": "Document", "text_resource": 5}, {"class_name": [1]}])

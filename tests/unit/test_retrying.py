@@ -108,3 +108,22 @@ async def test_a_pause_may_be_cut_short() -> None:
 
     assert await retry(lambda: place.once("one"), backoff=Backoff(60.0, longest=60.0), pause=pause) == "one"
     assert pauses == [60.0]
+
+
+@pytest.mark.parametrize("raised", [None, UnavailableError("the connection was given up")])
+async def test_a_cancellation_that_the_call_catches_is_not_lost(raised: UnavailableError | None) -> None:
+    begun = asyncio.Event()
+
+    async def call() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if raised is not None:
+                raise raised from None
+
+    retrying = asyncio.create_task(retry(call, backoff=QUICK))
+    await begun.wait()
+    retrying.cancel()
+    await asyncio.wait({retrying}, timeout=5)
+    assert retrying.cancelled()

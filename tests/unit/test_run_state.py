@@ -9,9 +9,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from tests.fan_outs import Answer, Done, Go, Item, Splits
 from workflows import Context, Workflow, step
 from workflows.context import JsonSerializer
-from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
+from workflows.events import StopEvent
 from workflows.plugins.basic import BasicRuntime
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 from workflows.runtime.control_loop import rebuild_state_from_ticks
@@ -32,28 +33,8 @@ LAST = 6
 """The last number of the runs with seven branches."""
 
 
-class Go(StartEvent):
-    count: int
-
-
-class Item(Event):
-    number: int
-
-
-class Done(Event):
-    number: int
-
-
-class Answer(HumanResponseEvent):
-    number: int
-
-
-class Listed(Workflow):
+class Listed(Splits):
     """Fans out with a list, and joins with one."""
-
-    @step
-    async def split(self, ev: Go) -> list[Item]:
-        return [Item(number=number) for number in range(ev.count)]
 
     @step(num_workers=2)
     async def work(self, ev: Item) -> Done:
@@ -93,12 +74,8 @@ class Collected(Workflow):
         return None if done is None else StopEvent(result=len(done))
 
 
-class Asking(Workflow):
+class Asking(Splits):
     """Each branch waits for an answer of its own; every second answer comes too late."""
-
-    @step
-    async def split(self, ev: Go) -> list[Item]:
-        return [Item(number=number) for number in range(ev.count)]
 
     @step
     async def ask(self, ctx: Context, ev: Item) -> Done:

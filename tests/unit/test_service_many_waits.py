@@ -10,8 +10,9 @@ from types import FrameType
 from typing import Self
 
 import pytest
+from tests.fan_outs import Answer, Done, Item, Splits
 from workflows import Context, Workflow, step
-from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
+from workflows.events import InputRequiredEvent, StopEvent
 
 from llama_deploy import services
 from llama_deploy.services.run.hosting import host_runs
@@ -27,37 +28,17 @@ from llama_deploy.types.instance_protocol import InboxEntry
 SERVICES = services.__path__[0]
 
 
-class Go(StartEvent):
-    count: int
-
-
-class Item(Event):
-    number: int
-
-
-class Done(Event):
-    number: int
-
-
 class Ask(InputRequiredEvent):
     number: int
 
 
-class Answer(HumanResponseEvent):
-    number: int
-
-
-class Asking(Workflow):
+class Asking(Splits):
     """Each branch asks a question of its own."""
 
     selects = True
     """Whether a branch waits for the answer with its number. Otherwise any answer ends all the waits."""
     pause = 0.0
     """Seconds that the first branches take before they ask."""
-
-    @step
-    async def split(self, ev: Go) -> list[Item]:
-        return [Item(number=number) for number in range(ev.count)]
 
     @step
     async def ask(self, ctx: Context, ev: Item) -> Done:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.topics import MAX_PART_LENGTH, Topics, topic_part
 
@@ -27,6 +28,7 @@ def test_a_topic_has_only_what_every_broker_accepts(name: str) -> None:
 @given(ODD, ODD)
 @example("a b", "_a_20b")
 @example("a b", "a_20b")
+@example("a b c", "a_20b c")
 @example("x" * 150 + " a", "x" * 150 + " b")
 @example("x" * 121, "x" * 120)
 def test_different_names_have_different_topics(one: str, other: str) -> None:
@@ -52,3 +54,14 @@ def test_a_service_may_have_any_name(name: str) -> None:
 def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="service name"):
         ServiceDefinition(service_name=name)
+
+
+@pytest.mark.parametrize("namespace", ["", "x" * 65, "a b", "a/b", "é", "a\n"])
+def test_a_namespace_that_a_broker_would_refuse_is_refused_by_the_settings(namespace: str) -> None:
+    with pytest.raises(ValueError, match="cannot be a topic namespace: use 1 to 64"):
+        ControlPlaneConfig(topic_namespace=namespace)
+
+
+@pytest.mark.parametrize("namespace", ["x" * 64, "team.alpha-1", "_", "."])
+def test_a_namespace_has_what_every_broker_accepts(namespace: str) -> None:
+    assert ControlPlaneConfig(topic_namespace=namespace).topic_namespace == namespace

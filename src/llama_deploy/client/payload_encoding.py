@@ -12,7 +12,8 @@ from pydantic import BaseModel, TypeAdapter
 from llama_deploy.errors import InvalidRequestError, SerializationError
 from llama_deploy.portability.json_parts import of_numpy
 from llama_deploy.portability.live_objects import check_portable
-from llama_deploy.portability.nodes import with_nodes
+from llama_deploy.portability.nodes import with_field_names, with_nodes
+from llama_deploy.portability.plain_checks import check_plain
 from llama_deploy.types import (
     EventDefinition,
     SessionOptions,
@@ -20,7 +21,6 @@ from llama_deploy.types import (
     TaskSubmission,
     generate_id,
 )
-from llama_deploy.types.json_values import check_all_keys
 from llama_deploy.types.validation import describe_validation_error
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ _ONLY_DATA: Final = (
     "iterated over, and create anything else where the workflow runs"
 )
 
-_ENCODING_ERRORS: Final = (pydantic_core.PydanticSerializationError, ValueError, TypeError)
+_ENCODING_ERRORS: Final = (pydantic_core.PydanticSerializationError, ValueError, TypeError, RecursionError)
 
 
 def encode_arguments(arguments: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,11 +59,12 @@ def encode_json_object(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_json_value(value: Any, *, path: str) -> Any:
-    check_portable(value, path=path)
     try:
-        check_all_keys(value)
-        return pydantic_core.to_jsonable_python(value, fallback=_otherwise)
+        has_names = check_plain(value)
+        encoded = pydantic_core.to_jsonable_python(value, fallback=_otherwise)
+        return with_field_names(value, encoded) if has_names else encoded
     except _ENCODING_ERRORS as exc:
+        check_portable(value, path=path)
         raise SerializationError(
             f"{path} cannot be converted to JSON: {exc}; {_ONLY_DATA}", path=path
         ) from exc
@@ -72,7 +73,7 @@ def _to_json_value(value: Any, *, path: str) -> Any:
 def _otherwise(value: Any) -> Any:
     """Return what stands in JSON for an object that pydantic does not know."""
     plain = of_numpy(value)
-    check_portable(plain, path="an array")
+    check_plain(plain)
     return plain
 
 
@@ -94,14 +95,16 @@ def encode_event(
     """
     if not isinstance(event, BaseModel):
         raise SerializationError(f"expected an event of the workflow, got a {type(event).__name__}")
-    check_portable(event, path=type(event).__name__)
     name = f"{type(event).__module__}.{type(event).__name__}"
     try:
-        # A warning would show the value of a field.
-        check_all_keys(event.model_dump(warnings=False))
+        has_names = check_plain(event)
         serializer = type(event).__pydantic_serializer__
+        # A warning would show the value of a field.
         value = serializer.to_python(event, mode="json", warnings=False, fallback=_otherwise)
+        if has_names:
+            value = with_field_names(event, value)
     except _ENCODING_ERRORS as exc:
+        check_portable(event, path=type(event).__name__)
         raise SerializationError(f"event {name} cannot be converted to JSON: {exc}; {_ONLY_DATA}") from exc
     wire = {"__is_pydantic": True, "value": value, "qualified_name": name}
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
@@ -23,7 +22,13 @@ from llama_deploy.codec.reducing import LEVELS, reduced
 from llama_deploy.codec.type_registry import TypeRegistry, qualified_name
 from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
 from llama_deploy.portability.json_parts import step_to
-from llama_deploy.portability.live_objects import is_filled, rejection, rejection_of_secret, secret_fields
+from llama_deploy.portability.live_objects import (
+    is_code,
+    is_filled,
+    rejection,
+    rejection_of_secret,
+    secret_fields,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -323,16 +328,6 @@ _PLAIN_LISTS: Final[dict[type, Callable[[list[Any]], bool]]] = {
     bool: lambda _: True,
 }
 
-_CODE: Final = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.ModuleType,
-    types.GeneratorType,
-    types.CoroutineType,
-    types.AsyncGeneratorType,
-)
-
 
 def _is_no_data(cls: type) -> bool:
     """Return whether objects of a class that is not in the table can never be encoded."""
@@ -347,12 +342,12 @@ def _rejection_of_private(cls: type) -> str:
 
 
 def _what(cls: type) -> str:
-    what = "which is code or a running operation" if issubclass(cls, _CODE) else "which cannot be stored"
+    what = "which is code or a running operation" if is_code(cls) else "which cannot be stored"
     return f"a {qualified_name(cls)}, {what}"
 
 
 def _rejection_of(cls: type) -> str:
-    if not issubclass(cls, _CODE) and (reason := rejection(cls)) is not None:
+    if not is_code(cls) and (reason := rejection(cls)) is not None:
         return f"is a {qualified_name(cls)}, {reason}"
     return (
         f"is {_what(cls)}: exclude the field, keep a reference such as a name or an id "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,13 @@ import pydantic_core
 from pydantic import BaseModel
 from workflows.events import Event, StopEvent
 
-from llama_deploy.codec.field_names import with_field_names
-from llama_deploy.codec.plain_checks import check_plain, with_finite_numbers
 from llama_deploy.codec.reducing import with_reduced_fields
 from llama_deploy.codec.type_registry import qualified_name
 from llama_deploy.errors import SerializationError
 from llama_deploy.portability.json_parts import of_numpy, step_to
 from llama_deploy.portability.live_objects import check_portable
+from llama_deploy.portability.nodes import with_field_names
+from llama_deploy.portability.plain_checks import check_plain
 
 _MAX_DIGITS: Final = 4300
 """How long integers may be that Python reads; see `sys.set_int_max_str_digits`."""
@@ -78,7 +79,7 @@ def _encode(value: object) -> tuple[Any, int]:
         encoded = with_field_names(value, encoded)
     text = pydantic_core.to_json(encoded, inf_nan_mode="constants")
     if b"NaN" in text or b"Infinity" in text:
-        encoded = with_finite_numbers(encoded)
+        encoded = _with_finite_numbers(encoded)
     if len(text) > _MAX_DIGITS and _LONG_NUMBER.search(text):
         json.loads(text)  # fails for an integer that Python's parser does not read
     return encoded, len(text)
@@ -93,6 +94,20 @@ def _otherwise(value: Any) -> Any:
     plain = of_numpy(value)
     check_plain(plain)
     return plain
+
+
+def _with_finite_numbers(value: Any) -> Any:
+    """Return JSON in which `NaN` and infinite numbers are strings, which pydantic reads as numbers."""
+    if type(value) is float:
+        return value if math.isfinite(value) else _NAMES.get(value, "NaN")
+    if type(value) is list:
+        return [_with_finite_numbers(item) for item in value]
+    if type(value) is dict:
+        return {key: _with_finite_numbers(item) for key, item in value.items()}
+    return value
+
+
+_NAMES: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
 def _find_fault(value: object, path: str, exc: Exception, *, depth: int = 0) -> tuple[str, str]:

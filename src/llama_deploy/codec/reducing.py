@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from llama_deploy.codec.agents import is_opaque, raw_fields
 from llama_deploy.codec.known_classes import is_scalar, take_scalar
-from llama_deploy.codec.plain_checks import check_plain
+from llama_deploy.portability.plain_checks import check_plain
 
 LEVELS: Final = 4
 """How deep containers are searched for what can be kept of them."""

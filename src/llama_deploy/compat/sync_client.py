@@ -101,7 +101,7 @@ class LlamaDeployClient:
         try:
             session = self._core.sessions.get(session_id)
         except SessionNotFoundError as exc:
-            raise UnknownSessionError(f"SyncSession with id {session_id} not found") from exc
+            raise UnknownSessionError(f"Session with id {session_id} not found") from exc
         return self._named(session, poll_interval)
 
     def get_or_create_session(

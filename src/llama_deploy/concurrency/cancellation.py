@@ -1,10 +1,11 @@
-"""Cancellations of tasks: whether there is one, and what ends quietly with it."""
+"""Cancellations of tasks: whether there is one, what ends quietly with it, and how none is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,3 +44,18 @@ def is_being_cancelled() -> bool:
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+@contextmanager
+def keeps_cancellation() -> Iterator[None]:
+    """Raise a cancellation that the code within has caught, or has turned into another error.
+
+    Drivers do that when they clean up. Their caller would go on, and a loop around the call would never end.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError

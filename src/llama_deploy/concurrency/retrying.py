@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from llama_deploy.concurrency.backoff import Backoff
+from llama_deploy.concurrency.cancellation import keeps_cancellation
 from llama_deploy.errors import LlamaDeployError
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ async def retry(
 ) -> T:
     """Return the result of `call`, which is made again while it fails with an error to retry.
 
+    A cancellation that `call` catches is raised nevertheless.
+
     Args:
         call: The call. It may run more than once.
         backoff: The pauses between the calls.
@@ -83,7 +86,8 @@ async def retry(
     try:
         while True:
             try:
-                result = await call()
+                with keeps_cancellation():
+                    result = await call()
             except LlamaDeployError as exc:
                 seconds = backoff.delay(failures + 1)
                 if not retry_on(exc):

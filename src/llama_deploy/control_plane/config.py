@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llama_deploy.types.ports import BoundPort
+from llama_deploy.types.topics import TopicNamespace
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
 from llama_deploy.web.edge.host_settings import AllowedOrigins, TrustedHostNames
 
@@ -45,8 +46,9 @@ class ControlPlaneConfig(BaseSettings):
     `*.example.com`; `*` is every name. A request for another host gets 421.
 
     IP addresses, `localhost`, `host` and `internal_host` need no entry."""
-    topic_namespace: str = "llama_deploy"
-    """The first part of every topic's name."""
+    topic_namespace: TopicNamespace = "llama_deploy"
+    """The first part of every topic's name: 1 to 64 letters, digits, `_`, `-` and `.`, which every broker
+    accepts."""
     state_store_uri: str | None = Field(default=None, repr=False)
     """Where the state is kept, such as `sqlite:///path/to/file.db`.
 
@@ -66,6 +68,11 @@ class ControlPlaneConfig(BaseSettings):
     """The maximum of that wait."""
     max_backlog: int = Field(default=20_000, gt=0)
     """How many messages may wait in the outbox before new tasks are rejected with 429."""
+    orchestrator_timeout: float = Field(default=60.0, gt=0)
+    """Seconds that an orchestrator of your own has to answer what follows for a task, after which the task
+    fails."""
+    max_orchestrator_calls: int = Field(default=1000, gt=0)
+    """How many tasks it is asked about at the same time; further tasks wait for their turn."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)
     """Maximum size of a request body in bytes; larger requests get 413."""
 

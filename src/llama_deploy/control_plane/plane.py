@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import Final, Self
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.config import ControlPlaneConfig
@@ -17,6 +17,7 @@ from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.dispatch.leases import Leases
 from llama_deploy.control_plane.dispatch.outbox_reader import OutboxReader
 from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
+from llama_deploy.control_plane.dispatch.pause_watch import PauseWatch
 from llama_deploy.control_plane.dispatch.router import Router
 from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
 from llama_deploy.control_plane.dispatch.timers import Timers
@@ -41,6 +42,9 @@ from llama_deploy.types.instance_protocol import TaskDispatch
 from llama_deploy.types.topics import Topics
 
 logger = logging.getLogger(__name__)
+
+_LOOKS_PER_LEASE: Final = 16
+"""How often within a lease the control plane looks whether it was paused."""
 
 
 def utc_now() -> datetime:
@@ -96,6 +100,7 @@ class ControlPlane:
         )
         self._outbox = OutboxReader(store=store, writer=self._writer, relay=self._relay, clock=clock)
         lease = timedelta(seconds=config.lease_seconds)
+        self._pauses = PauseWatch(config.lease_seconds / _LOOKS_PER_LEASE)
         self._sweeps = SweepLoop(
             dispatcher=Dispatcher(
                 store=store,
@@ -109,6 +114,7 @@ class ControlPlane:
                 store=store,
                 writer=self._writer,
                 watch=ClockWatch(clock),
+                pauses=self._pauses,
                 lease_seconds=config.lease_seconds,
             ),
             clock=clock,
@@ -116,7 +122,13 @@ class ControlPlane:
             max_pause=timedelta(seconds=config.redispatch_seconds),
         )
         self._router = Router(
-            store=store, writer=self._writer, orchestrator=orchestrator, clock=clock, lease=lease
+            store=store,
+            writer=self._writer,
+            orchestrator=orchestrator,
+            timeout=config.orchestrator_timeout,
+            max_calls=config.max_orchestrator_calls,
+            clock=clock,
+            lease=lease,
         )
         self._background: list[asyncio.Task[None]] = []
         self._subscription: Subscription | None = None
@@ -151,6 +163,7 @@ class ControlPlane:
         reports = Reports(self._subscription, self.attempts, lost_after=self._lost_after)
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
+            asyncio.create_task(self._pauses.run(), name="pauses"),
             asyncio.create_task(self._sweeps.run(), name="sweeps"),
             asyncio.create_task(self._router.run(has_company=has_company), name="router"),
             asyncio.create_task(self._publish_outbox(after=unsent), name="outbox"),

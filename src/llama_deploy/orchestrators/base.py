@@ -16,7 +16,8 @@ class BaseOrchestrator(ABC):
     block the event loop. Both methods get a copy of the session's state. What they change in it, and what
     they return, is stored together with the next step of the task. If the state has changed meanwhile,
     nothing is stored, and they are called again with the new state. The same happens if the control plane
-    dies before that. An exception fails the task.
+    dies before that. An exception fails the task, and so does an answer that takes longer than
+    `orchestrator_timeout` of the control plane.
 
     Example:
         ```python

@@ -209,12 +209,17 @@ def _rejection(cls: type[Any]) -> str | None:
             return reason
     if hasattr(cls, "get_secret_value"):
         return _SENSITIVE
-    if issubclass(cls, (*_CODE, io.IOBase)):
+    if is_code(cls) or issubclass(cls, io.IOBase):
         return _RUNS
     if hasattr(cls, "__next__") or hasattr(cls, "__anext__"):
         is_data = issubclass(cls, BaseModel) or dataclasses.is_dataclass(cls)
         return None if is_data else _ITERATES
     return None
+
+
+def is_code(cls: type) -> bool:
+    """Return whether the objects of a class are functions, modules or the like."""
+    return issubclass(cls, _CODE)
 
 
 def secret_fields(cls: type) -> frozenset[str]:

@@ -69,23 +69,6 @@ def check_keys(value: Mapping[Any, Any]) -> None:
         seen[text] = key
 
 
-def check_all_keys(value: object) -> None:
-    """Check the keys of all mappings in dicts, lists and tuples; see `check_keys`.
-
-    Raises:
-        ValueError: As `check_keys`.
-    """
-    waiting, seen = [value], set[int]()
-    while waiting:
-        current = waiting.pop()
-        if not isinstance(current, dict | list | tuple) or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, dict) and not all(type(key) is str for key in current):
-            check_keys(current)
-        waiting.extend(current.values() if isinstance(current, dict) else current)
-
-
 def is_deeper(value: Any, levels: int) -> bool:
     """Return whether objects and lists are nested more than `levels` deep."""
     level: list[dict[str, Any] | list[Any]] = [value] if isinstance(value, dict | list) else []

@@ -5,18 +5,41 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import AfterValidator
 
 CONTROL_PLANE: Final = "control_plane"
 """The type of messages to the control plane. Messages to a service have the service name as their type."""
 MAX_PART_LENGTH: Final = 120
-"""How many characters of a topic a service name takes. With an instance and the suffix of dead letters, a
-topic stays below the smallest limit of the brokers, which is the 235 of Kafka."""
+"""How many characters of a topic a service name takes."""
+MAX_NAMESPACE_LENGTH: Final = 64
+"""How many the namespace takes. With a service name and an instance, a topic stays below the smallest limit
+of the brokers, which is the 229 of RabbitMQ with the default exchange."""
 
 _PLAIN: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.\-]{{0,{MAX_PART_LENGTH - 1}}}")
+_NAMESPACE: Final = re.compile(rf"[A-Za-z0-9_.\-]{{1,{MAX_NAMESPACE_LENGTH}}}")
 _SUFFIX_OF_OTHERS: Final = ".dead_letters"
 _ESCAPED: Final = re.compile(rb"[^A-Za-z0-9]")
 _DIGEST_BYTES: Final = 16
+
+
+def check_namespace(namespace: str) -> str:
+    """Return a topic namespace if it can be one.
+
+    Raises:
+        ValueError: It is empty, too long, or has characters that not every broker accepts.
+    """
+    if not _NAMESPACE.fullmatch(namespace):
+        raise ValueError(
+            f"{namespace!r} cannot be a topic namespace: use 1 to {MAX_NAMESPACE_LENGTH} letters, digits, _, "
+            "- and ."
+        )
+    return namespace
+
+
+TopicNamespace = Annotated[str, AfterValidator(check_namespace)]
+"""The first part of every topic's name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -330,7 +330,7 @@ def generator() -> Iterator[int]:
     [
         (Undeclared(), f"{__name__}.Undeclared", "allowed_types"),
         (threading.Lock(), "_thread.lock", "exclude the field"),
-        (generator(), "builtins.generator", "keep a reference"),
+        (generator(), "builtins.generator", "a list of its items"),
         (generator, "builtins.function", "exclude the field"),
         (print, "builtins.builtin_function_or_method", "exclude the field"),
         (ast, "builtins.module", "exclude the field"),

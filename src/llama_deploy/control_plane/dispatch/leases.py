@@ -12,6 +12,7 @@ from typing import Final
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch
+from llama_deploy.control_plane.dispatch.pause_watch import PauseWatch
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -47,13 +48,23 @@ class Leases:
         store: Where instances are read.
         writer: How they and their tasks are changed.
         watch: Notices that the clock was set.
+        pauses: Knows when no heartbeat could be received. That time counts for no lease.
         lease_seconds: How long an instance may be silent.
     """
 
-    def __init__(self, *, store: StateStore, writer: Writer, watch: ClockWatch, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        writer: Writer,
+        watch: ClockWatch,
+        pauses: PauseWatch,
+        lease_seconds: float,
+    ) -> None:
         self._store = store
         self._writer = writer
         self._watch = watch
+        self._pauses = pauses
         self._clock = watch.clock
         self._set_back = timedelta()
         self._lease = timedelta(seconds=lease_seconds)
@@ -94,17 +105,26 @@ class Leases:
         if self.may_have_missed_heartbeats():
             self._heartbeats_missed = False
             await self.renew_all()
-        now = self._clock()
         instances = await self._store.read(lambda tx: tx.instances.load())
-        silent = [item for item in instances if item.lease_expires_at <= now]
+        now = self._clock()
+        ends = {item.instance_id: self._end_of(item, now) for item in instances}
+        silent = [item for item in instances if ends[item.instance_id] <= now]
         await self._expire(silent)
         if len(self._expired) < len(silent):
             next_at: datetime | None = now
         else:
-            alive = [item.lease_expires_at for item in instances if item.lease_expires_at > now]
-            next_at = min(alive, default=None)
+            next_at = min((end for end in ends.values() if end > now), default=None)
         set_back, self._set_back = self._set_back, timedelta()
         return LeaseSweep({item.service_name for item in silent}, next_at, set_back)
+
+    def _end_of(self, instance: InstanceRecord, now: datetime) -> datetime:
+        """Return when a lease ends: as much later as this process was paused since it was granted."""
+        stored = instance.lease_expires_at
+        if stored > now:
+            return stored
+        return stored + timedelta(
+            seconds=self._pauses.paused_within((now - stored + self._lease).total_seconds())
+        )
 
     def _look_at_clock(self) -> None:
         """If the clock was set, no lease means anything."""
@@ -121,8 +141,12 @@ class Leases:
         self._set_back += max(-jumped, timedelta())
 
     async def _expire(self, silent: Sequence[InstanceRecord]) -> None:
-        """Move on the tasks of those instances that are still silent when all heartbeats are stored."""
-        if not set(map(_lease_of, silent)) <= self._expired:
+        """Move on the tasks of those instances that are still silent when all heartbeats are stored.
+
+        Whoever was heard since then has a new lease, and keeps its tasks, however late this transaction is.
+        """
+        leases = set(map(_lease_of, silent))
+        if not leases <= self._expired:
             await self._wait_for_heartbeats()
         self._expired = set()
         if not silent:
@@ -132,11 +156,13 @@ class Leases:
             self._heartbeats_missed = True
             return
 
-        instance_ids = {instance.instance_id for instance in silent}
+        now = self._clock()
+        leases = {_lease_of(instance) for instance in silent if self._end_of(instance, now) <= now}
+        instance_ids = {instance_id for instance_id, _ in leases}
 
         def run(unit: Unit) -> tuple[set[tuple[str, datetime]], list[TaskRecord]]:
             found = [item for each in instance_ids if (item := unit.instances.find(each)) is not None]
-            expired = [item for item in found if item.lease_expires_at <= unit.now]
+            expired = [item for item in found if _lease_of(item) in leases]
             held = unit.tasks.of_instances([item.instance_id for item in expired])
             unit.instances.delete([item.instance_id for item in expired if _is_forgotten(item, unit.now)])
             return set(map(_lease_of, expired)), [unit.lose(task) for task in held]

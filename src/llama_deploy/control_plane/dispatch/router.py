@@ -14,7 +14,7 @@ from typing import Final
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.decisions import hops
-from llama_deploy.control_plane.requests.orchestration import Answer, ask
+from llama_deploy.control_plane.requests.orchestration import Answer, Orchestration
 from llama_deploy.control_plane.requests.session_requests import visible
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
@@ -29,8 +29,6 @@ from llama_deploy.types import TaskFailure
 logger = logging.getLogger(__name__)
 
 _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
-_MAX_CONCURRENT: Final = 100
-"""How many tasks the orchestrator is asked about at the same time."""
 _PAGE: Final = 10_000
 MAX_HOPS: Final = 1000
 """After how many attempts the route of a task ends, because its orchestrator seems to send it in circles."""
@@ -57,6 +55,9 @@ class Router:
         store: Where tasks are read.
         writer: How answers are stored.
         orchestrator: Its methods are called one task at a time per session.
+        timeout: Seconds after which a task that it was asked about fails.
+        max_calls: How many tasks it is asked about at the same time. The others wait in the order in which
+            they came.
         clock: Returns the present time, aware, UTC.
         lease: Another control plane counts as dead if a task has waited for it twice as long.
     """
@@ -67,19 +68,21 @@ class Router:
         store: StateStore,
         writer: Writer,
         orchestrator: BaseOrchestrator,
+        timeout: float,
+        max_calls: int,
         clock: Callable[[], datetime],
         lease: timedelta,
     ) -> None:
         self._store = store
         self._writer = writer
-        self._orchestrator = orchestrator
+        self._orchestration = Orchestration(orchestrator, timeout=timeout)
         self._clock = clock
         self._patience = 2 * lease
         self._waiting: dict[str, dict[str, None]] = {}
         """Ids of tasks by session, in the order in which they came."""
         self._busy: set[str] = set()
         self._woken = asyncio.Event()
-        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
+        self._slots = asyncio.Semaphore(max_calls)
         self._outage = Outage(on_start=_log_start, on_end=_log_end)
         self.is_needed = not is_plain(orchestrator)
         """Whether new tasks have routes. Otherwise only those that an earlier control plane has left."""
@@ -139,8 +142,8 @@ class Router:
     async def _route(self, task_id: str) -> None:
         """Ask about a task until the answer can be stored, or it does not wait any more."""
         while (waiting := await self._store.read(partial(_read, task_id))) is not None:
-            answer = await ask(self._orchestrator, waiting.task, visible(json.loads(waiting.session.state)))
-            if await self._writer.write(_command(waiting, answer, self._orchestrator)):
+            answer = await self._orchestration.ask(waiting.task, visible(json.loads(waiting.session.state)))
+            if await self._writer.write(_command(waiting, answer, self._orchestration.name)):
                 return
 
 
@@ -152,7 +155,7 @@ def _read(task_id: str, tx: StoreTransaction) -> _Waiting | None:
     return None if session is None else _Waiting(task, session)
 
 
-def _command(asked: _Waiting, answer: Answer, orchestrator: BaseOrchestrator) -> Command[bool]:
+def _command(asked: _Waiting, answer: Answer, orchestrator: str) -> Command[bool]:
     """Return the command that stores an answer. Its value is whether the answer was not outdated."""
     target = answer.hops[0].service_name if answer.hops else None
 
@@ -194,18 +197,18 @@ def _put_state(unit: Unit, session: SessionRecord, state: dict[str, object]) -> 
         unit.sessions.put_state(session, {**state, **reserved})
 
 
-def _unknown(service_name: str, orchestrator: BaseOrchestrator) -> TaskFailure:
+def _unknown(service_name: str, orchestrator: str) -> TaskFailure:
     return _failure(
         ServiceNotFoundError,
-        f"{type(orchestrator).__name__} sends the task to service {service_name!r}, which does not exist;"
+        f"{orchestrator} sends the task to service {service_name!r}, which does not exist;"
         " start an instance of it, or correct the name",
     )
 
 
-def _endless(orchestrator: BaseOrchestrator) -> TaskFailure:
+def _endless(orchestrator: str) -> TaskFailure:
     return _failure(
         ConfigError,
-        f"{type(orchestrator).__name__} has sent the task to {MAX_HOPS} services; return no message from"
+        f"{orchestrator} has sent the task to {MAX_HOPS} services; return no message from"
         " get_next_messages when the task is done",
     )
 

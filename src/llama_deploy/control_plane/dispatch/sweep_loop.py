@@ -18,8 +18,6 @@ from llama_deploy.errors import LlamaDeployError
 logger = logging.getLogger(__name__)
 
 _RETRY_PAUSE: Final = timedelta(seconds=1)
-_LATE_SECONDS: Final = 1.0
-"""A sweep that starts so late means that this process was paused, and may have missed heartbeats."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,10 +76,7 @@ class SweepLoop:
         return max(min([*pauses, self.max_pause]), timedelta())
 
     async def _sleep(self, pause: timedelta) -> None:
-        due = self._until = self.clock() + pause
+        self._until = self.clock() + pause
         with suppress(TimeoutError):
             async with asyncio.timeout(pause.total_seconds()):
                 await self._woken.wait()
-        if (self.clock() - due).total_seconds() > _LATE_SECONDS:
-            logger.warning("this process was paused; leases are renewed", extra={"action": "renew_leases"})
-            self.leases.note_missed_heartbeats()

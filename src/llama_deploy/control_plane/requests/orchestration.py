@@ -28,6 +28,8 @@ from llama_deploy.types.validation import describe_validation_error
 logger = logging.getLogger(__name__)
 
 _MAX_TRACEBACK: Final = 4000
+_CANCEL_SECONDS: Final = 1.0
+"""How long a call that was cancelled may take to end, before it is left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,40 +46,83 @@ class Answer:
     """To be published."""
 
 
-async def ask(orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str, Any]) -> Answer:
-    """Ask an orchestrator about a task that waits for it. Never raises for an error of the orchestrator.
+class Orchestration:
+    """Asks an orchestrator.
 
     Args:
-        orchestrator: Its errors become the failure of the task.
-        task: The task.
-        state: A copy of the session's state, which the orchestrator may change.
+        orchestrator: Its errors become failures of tasks.
+        timeout: Seconds after which a task that it was asked about fails.
     """
-    question = _Question(orchestrator, task, state)
-    try:
-        return await question.answer()
-    except BaseException as exc:
-        # The boundary of the user's code: whatever it raises fails the task.
-        if isinstance(exc, asyncio.CancelledError) and is_being_cancelled():
-            raise
-        name = f"{type(orchestrator).__name__}.{question.asking}"
-        logger.exception(
+
+    def __init__(self, orchestrator: BaseOrchestrator, *, timeout: float) -> None:
+        self.name = type(orchestrator).__name__
+        self._orchestrator = orchestrator
+        self._timeout = timeout
+        self._calls: set[asyncio.Task[Answer]] = set()
+        """Also those that go on although they were cancelled."""
+
+    async def ask(self, task: TaskRecord, state: dict[str, Any]) -> Answer:
+        """Ask about a task that waits for it. Never raises for an error of the orchestrator.
+
+        Args:
+            task: The task.
+            state: A copy of the session's state, which the orchestrator may change.
+        """
+        question = _Question(self._orchestrator, task, state)
+        name = f"orchestrator for task {public_id(task.task_id)}"
+        call = asyncio.create_task(self._answer(question), name=name)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        try:
+            done, _ = await asyncio.wait({call}, timeout=self._timeout)
+        finally:
+            if not call.done():
+                call.cancel()
+                # What it does in `finally` is done before its task goes on, if it takes no longer.
+                await asyncio.wait({call}, timeout=_CANCEL_SECONDS)
+        return call.result() if done else self._failed(question, _late(question, self._timeout))
+
+    async def _answer(self, question: _Question) -> Answer:
+        try:
+            return await question.answer()
+        except BaseException as exc:
+            # The boundary of the user's code: whatever it raises fails the task.
+            if isinstance(exc, asyncio.CancelledError) and is_being_cancelled():
+                raise
+            return self._failed(question, exc)
+
+    def _failed(self, question: _Question, error: BaseException) -> Answer:
+        task_id = question.task.task_id
+        logger.error(
             "%s has failed for task %s",
-            name,
-            task.task_id,
-            extra={"action": "orchestrator_failed", "task_id": task.task_id},
+            question.asking,
+            task_id,
+            exc_info=error,
+            extra={"action": "orchestrator_failed", "task_id": task_id},
         )
-        return Answer(None, result=_failure(name, exc))
+        return Answer(None, result=_failure(question.asking, error))
+
+
+def _late(question: _Question, seconds: float) -> TimeoutError:
+    return TimeoutError(
+        f"{question.asking} has not returned within {seconds:g} s; make it faster, or raise"
+        " orchestrator_timeout of the control plane"
+    )
 
 
 class _Question:
     def __init__(self, orchestrator: BaseOrchestrator, task: TaskRecord, state: dict[str, Any]) -> None:
         self._orchestrator = orchestrator
-        self._task = task
+        self.task = task
         self._task_id = public_id(task.task_id)
         self._state = state
         self._routing = Routing.of(task)
-        self.asking = "add_result_to_state"
+        self._method = "add_result_to_state"
+
+    @property
+    def asking(self) -> str:
         """The method that is called, or whose answer is read."""
+        return f"{type(self._orchestrator).__name__}.{self._method}"
 
     async def answer(self) -> Answer:
         ended = self._routing.outcome
@@ -88,12 +133,12 @@ class _Question:
             if last.status is not TaskStatus.SUCCEEDED and not self._orchestrator.continues_after_failure:
                 return Answer(self._json_state(), result=last)
         definition = TaskDefinition(
-            input=self._task.input,
+            input=self.task.input,
             task_id=self._task_id,
-            session_id=public_id(self._task.session_id),
-            agent_id=self._task.service_name or None,
+            session_id=public_id(self.task.session_id),
+            agent_id=self.task.service_name or None,
         )
-        self.asking = "get_next_messages"
+        self._method = "get_next_messages"
         messages, changes = await self._orchestrator.get_next_messages(definition, self._state)
         self._merge(changes)
         state = self._json_state()
@@ -115,7 +160,7 @@ class _Question:
         return state
 
     def _hop(self, message: QueueMessage) -> Hop:
-        text = message.data.get("input", self._task.input)
+        text = message.data.get("input", self.task.input)
         decode_object(text, what=f"the input of the message for service {message.type!r}")
         return Hop(service_name=message.type, input=text)
 

@@ -98,7 +98,8 @@ class Topology:
         """
         suffix = "" if group == DEFAULT_GROUP else f":{group}"
         name = f"{self._config.exchange_name}:{topic}{suffix}"
-        if not topic or not group or not _NAME.fullmatch(name + DEAD_LETTERS_SUFFIX):
+        longest = name if topic.endswith(DEAD_LETTERS_SUFFIX) else name + DEAD_LETTERS_SUFFIX
+        if not topic or not group or not _NAME.fullmatch(longest):
             raise InvalidRequestError(
                 f"RabbitMQ does not accept the topic {topic!r:.300} with the group {group!r:.300}: a name is "
                 "empty, too long, or has characters other than letters, digits, _.:@#,/+- and spaces"

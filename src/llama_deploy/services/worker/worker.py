@@ -189,7 +189,10 @@ class Worker(ABC, Generic[A]):
             exc_info=loggable(cause, error) if outcome.status is TaskStatus.FAILED else None,
             extra={"action": "task_failed", "task_id": task_id},
         )
-        if self._settings.raise_exceptions and not self._failure.done():
+        if not self._settings.raise_exceptions:
+            # Its frames refer to the run, and the library keeps it in some of them.
+            cause.__traceback__ = None
+        elif not self._failure.done():
             self._failure.set_exception(cause)
 
     def _on_reply(self) -> None:

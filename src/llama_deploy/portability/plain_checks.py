@@ -8,14 +8,13 @@ and connections, such as LLMs, as if they were data.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from llama_deploy.codec.field_names import is_written_with_names
 from llama_deploy.portability.json_parts import SCALARS, parts_finder
 from llama_deploy.portability.live_objects import may_be_live, reason_against
+from llama_deploy.portability.nodes import is_written_with_names
 from llama_deploy.types.json_values import check_keys
 
 
@@ -23,8 +22,7 @@ def check_plain(value: Any) -> bool:
     """Look for what must not be written.
 
     Returns:
-        Whether the value contains models that are written with the names of their fields; see
-        `codec.agents`.
+        Whether the value contains models that are written with the names of their fields; see `nodes`.
 
     Raises:
         ValueError: It contains an object that must not leave the process (see `live_objects`), such as an
@@ -43,9 +41,10 @@ def check_plain(value: Any) -> bool:
         if kind.may_be_live and (reason := reason_against(current)) is not None:
             raise ValueError(f"it is a {cls.__name__}, {reason}")
         parts = kind.find_parts(current)
+        items = parts.values() if isinstance(parts, dict) or kind.is_mapping else parts
         if kind.is_mapping and not set(map(type, parts)) <= {str}:
             check_keys(parts)
-        items = parts.values() if isinstance(parts, dict) or kind.is_mapping else parts
+            items = (*parts, *items)  # pydantic writes the text of a key, with all that it shows
         # Long lists usually have items of one class; this looks at them in C.
         if SCALARS.issuperset(map(type, items)):
             continue
@@ -70,17 +69,3 @@ class _Kind:
 @functools.lru_cache(maxsize=4096)
 def _kind_of(cls: type) -> _Kind:
     return _Kind(parts_finder(cls), issubclass(cls, Mapping), may_be_live(cls), is_written_with_names(cls))
-
-
-def with_finite_numbers(value: Any) -> Any:
-    """Return JSON in which `NaN` and infinite numbers are strings, which pydantic reads as numbers."""
-    if type(value) is float:
-        return value if math.isfinite(value) else _NAMES.get(value, "NaN")
-    if type(value) is list:
-        return [with_finite_numbers(item) for item in value]
-    if type(value) is dict:
-        return {key: with_finite_numbers(item) for key, item in value.items()}
-    return value
-
-
-_NAMES: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
