@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
@@ -35,6 +35,10 @@ MAX_EVENT_CHARACTERS: Final = 32 * 1024
 A larger one travels with the answer to a heartbeat. In UTF-8, and as a string within JSON, it stays below the
 limit of every broker.
 """
+MAX_INSTANCES_OF_PROCESS: Final = 1000
+"""How many instances, and how many culprits, a `ProcessDeath` may name."""
+MAX_REASON_CHARACTERS: Final = 500
+"""How long the reason of a `ProcessDeath` may be."""
 BEATS_PER_LEASE: Final = 3
 """How many heartbeats an instance sends while its lease lasts."""
 BEAT_TIMEOUT: Final = 5.0
@@ -348,6 +352,21 @@ class HeartbeatReply(BaseModel):
     """Held attempts whose cancellation was requested."""
     inbox: list[InboxEntry] = Field(default_factory=list)
     """Events for held attempts after their `inbox_seq` that their runs have not consumed."""
+
+
+_Ids = Annotated[list[str], Field(max_length=MAX_INSTANCES_OF_PROCESS)]
+
+
+class ProcessDeath(BaseModel):
+    """A process that ran instances has ended. Its supervisor reports it, and may do so again."""
+
+    instances: Annotated[_Ids, Field(min_length=1)]
+    """The ids of all its instances."""
+    reason: str = Field(min_length=1, max_length=MAX_REASON_CHARACTERS, pattern=r"^[^\r\n]*$")
+    """How it ended, in words that follow `the process`, such as `was killed by SIGKILL`."""
+    culprits: _Ids = Field(default_factory=list)
+    """The tasks whose steps blocked the process: only they are charged with the loss. Empty: not known, so
+    all its tasks are charged."""
 
 
 class ReleaseReply(BaseModel):
