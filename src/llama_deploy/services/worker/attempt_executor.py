@@ -14,7 +14,7 @@ from workflows import Workflow
 from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.messages import QueueMessage
-from llama_deploy.running_task import RunningTask
+from llama_deploy.running_task import TaskInfo
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow, start_run
@@ -76,7 +76,7 @@ class AttemptExecutor:
         keeps_journal = reply.run is not None or (self.config.durability != "task" and reply.volatile is None)
         return WorkflowAttempt(
             key=key,
-            task=RunningTask(task_id, dispatch.session_id, dispatch.agent_id, number),
+            task=TaskInfo(task_id, dispatch.session_id, dispatch.agent_id, number),
             state=WorkflowState(
                 state=reply.session_state,
                 session_id=dispatch.session_id,

@@ -27,6 +27,7 @@ from llama_deploy.services.worker.worker_settings import WorkerSettings
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, ClaimReply, TaskDispatch
 from llama_deploy.types.topics import Topics
+from llama_deploy.web.serving_control_plane import ServingControlPlane, serving_control_plane
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class Worker(ABC, Generic[A]):
     ) -> None:
         self._settings = settings
         self._gateway = gateway
+        address = gateway.address
+        self._serving = None if address is None else ServingControlPlane(address)
         self._topics = Topics(settings.registration.topic_namespace)
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.attempts: HeldAttempts[A] = HeldAttempts()
@@ -153,6 +156,7 @@ class Worker(ABC, Generic[A]):
     async def process(self, attempt: A) -> None:
         """Execute an attempt, and report its outcome."""
         running_task.set(attempt.task)
+        serving_control_plane.set(self._serving)
         outcome, session_state = await self.execute(attempt)
         await self.report(attempt, outcome, session_state)
 
@@ -233,3 +237,5 @@ class Worker(ABC, Generic[A]):
             task.cancel()
         if leaving:
             await asyncio.wait(leaving, timeout=_HAND_BACK_SECONDS)
+        if self._serving is not None:
+            await self._serving.close()
