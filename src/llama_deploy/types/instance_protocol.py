@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, Field
 
 from llama_deploy.errors import ProtocolVersionError
+from llama_deploy.types.services import BlockedStep
 from llama_deploy.types.tasks import Durability, EventDefinition, TaskFailure, TaskResult, TaskStatus
 
 PROTOCOL_VERSION: Final = 1
@@ -39,6 +40,8 @@ MAX_INSTANCES_OF_PROCESS: Final = 1000
 """How many instances, and how many culprits, a `ProcessDeath` may name."""
 MAX_REASON_CHARACTERS: Final = 500
 """How long the reason of a `ProcessDeath` may be."""
+MAX_BLOCKED_STEPS: Final = 100
+"""How many steps that block an instance a heartbeat may name."""
 BEATS_PER_LEASE: Final = 3
 """How many heartbeats an instance sends while its lease lasts."""
 BEAT_TIMEOUT: Final = 5.0
@@ -334,6 +337,8 @@ class Heartbeat(BaseModel):
     """How many tasks it is running, including those that wait in memory."""
     blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """For how long its event loop has been blocked; 0 if it is not."""
+    blocked: list[BlockedStep] = Field(default_factory=list, max_length=MAX_BLOCKED_STEPS)
+    """What blocks it."""
 
 
 class HeartbeatReply(BaseModel):

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import Final
 
+from pydantic import TypeAdapter
+
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
@@ -16,7 +18,7 @@ from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord
-from llama_deploy.types import InstanceInfo, ServiceDefinition
+from llama_deploy.types import BlockedStep, InstanceInfo, ServiceDefinition
 from llama_deploy.types.instance_protocol import (
     Heartbeat,
     HeartbeatReply,
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MAX_INBOX_CHARACTERS: Final = 8 * 1024 * 1024
 """How many characters of events the answer to one heartbeat may hold, but for a single larger one."""
+_BLOCKED: Final = TypeAdapter(list[BlockedStep])
 _RESERVED_NAMES: Final = frozenset({"control_plane"})
 """Their work topics would collide with topics of the control plane."""
 
@@ -156,7 +159,7 @@ class Services:
             instance = unit.instances.find(beat.instance_id)
             if instance is None:
                 return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
-            unit.renew_lease(instance._replace(last_heartbeat=unit.now), self.lease)
+            unit.renew_lease(_reported(instance, beat, at=unit.now), self.lease)
             self._release_forgotten(unit, beat)
             return HeartbeatReply(
                 at=unit.now,
@@ -229,6 +232,16 @@ def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
     return missed[: max(1, fitting)]
 
 
+def _reported(instance: InstanceRecord, beat: Heartbeat, *, at: datetime) -> InstanceRecord:
+    """Return an instance with what it says of itself."""
+    return instance._replace(
+        last_heartbeat=at,
+        slots=beat.slots,
+        running=beat.running,
+        blocked=_BLOCKED.dump_json(beat.blocked).decode() if beat.blocked else None,
+    )
+
+
 def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:
     return InstanceInfo(
         instance_id=instance.instance_id,
@@ -236,4 +249,7 @@ def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:
         port=instance.port,
         alive=instance.lease_expires_at > now,
         last_heartbeat=instance.last_heartbeat,
+        slots=instance.slots,
+        running=instance.running,
+        blocked=[] if instance.blocked is None else _BLOCKED.validate_json(instance.blocked),
     )
