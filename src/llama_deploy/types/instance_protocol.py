@@ -320,6 +320,11 @@ class HeldAttempt(AttemptReference):
 
     inbox_seq: int = 0
     """The last inbox entry that the instance has seen."""
+    running_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """How much of its time limit the run has used, over all attempts. None: it runs no workflow, or has
+    ended."""
+    timeout: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """The time limit of the run in seconds. None: without limit."""
 
 
 class Heartbeat(BaseModel):
@@ -336,7 +341,8 @@ class Heartbeat(BaseModel):
     running: int = Field(default=0, ge=0)
     """How many tasks it is running, including those that wait in memory."""
     blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """For how long its event loop has been blocked; 0 if it is not."""
+    """For how long its event loop has been blocked; 0 if it is not. While it is, the control plane ends held
+    attempts that are cancelled or over their time limit, because the instance cannot."""
     blocked: list[BlockedStep] = Field(default_factory=list, max_length=MAX_BLOCKED_STEPS)
     """What blocks it."""
 

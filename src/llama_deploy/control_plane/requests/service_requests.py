@@ -152,7 +152,8 @@ class Services:
 
         The heartbeat should list every task that the instance claimed earlier than one lease before
         `heard_at`. One that is missing gets its next attempt: the answer to its claim was lost, or the
-        instance has dropped it.
+        instance has dropped it. Of an instance that is blocked, the attempts are ended that are cancelled or
+        over their time limit.
         """
 
         def run(unit: Unit) -> HeartbeatReply:
@@ -161,6 +162,8 @@ class Services:
                 return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
             unit.renew_lease(_reported(instance, beat, at=unit.now), self.lease)
             self._release_forgotten(unit, beat)
+            if beat.blocked_seconds:
+                _end_overdue(unit, beat)
             return HeartbeatReply(
                 at=unit.now,
                 stale=_stale(unit, beat),
@@ -173,7 +176,10 @@ class Services:
             )
 
         task_ids = {held.task_id for held in beat.held} | {task_id for task_id, _ in beat.claiming}
-        return await self.writer.write(Command(run, Reads(tasks=task_ids, instances={beat.instance_id})))
+        reads = Reads(tasks=task_ids, instances={beat.instance_id})
+        if beat.blocked_seconds:
+            reads |= Reads(ending_tasks=task_ids)
+        return await self.writer.write(Command(run, reads))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         if beat.heard_at is None:
@@ -205,6 +211,29 @@ def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:
         and not task.status.is_terminal
         and (task.instance_id, task.attempt) == (beat.instance_id, held.attempt)
     )
+
+
+def _end_overdue(unit: Unit, beat: Heartbeat) -> None:
+    """End the attempts of a blocked instance that it should have ended itself."""
+    for held in beat.held:
+        if not _owns(unit, beat, held):
+            continue
+        transition = lifecycle.end_blocked(
+            unit.tasks.get(held.task_id),
+            running_seconds=held.running_seconds,
+            timeout=held.timeout,
+            at=unit.now,
+        )
+        if transition is not None:
+            ended = unit.apply(transition)
+            logger.warning(
+                "task %s is %s: instance %s should have ended it, but has been blocked for %.1f s",
+                held.task_id,
+                ended.status.value,
+                beat.instance_id,
+                beat.blocked_seconds,
+                extra={"action": "ended_blocked", "task_id": held.task_id},
+            )
 
 
 def _stale(unit: Unit, beat: Heartbeat) -> list[HeldAttempt]:
