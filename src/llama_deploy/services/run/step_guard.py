@@ -29,6 +29,7 @@ from workflows import Workflow
 
 from llama_deploy.codec import text_of
 from llama_deploy.errors import FencedOutError
+from llama_deploy.running_task import running_task
 from llama_deploy.services.run.forked_steps import generation, leave, only_in
 from llama_deploy.services.run.shared_state import run_object
 from llama_deploy.services.run.stream_reading import Emit, read_streams
@@ -124,6 +125,7 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
     @functools.wraps(function)
     async def guarded_step(*args: Any, **kwargs: Any) -> Any:
         watch, forks = watching.get(), generation()
+        task = running_task.get()  # noqa: F841 - `running_code` reads it from the frame
         if watch is not None:
             watch.on_begin()
         try:
@@ -207,17 +209,38 @@ def _compared(
     return current.compared(args[0], step_name, None if watch is None else watch.on_change)
 
 
-def running_code(thread_id: int) -> str:
-    """Return what a thread executes now: the line, and the guarded step if there is one."""
+@dataclass(frozen=True, slots=True)
+class RunningCode:
+    """What a thread executes."""
+
+    place: str
+    """File and line. Empty: the thread has just ended."""
+    step_name: str | None = None
+    """The guarded step that it belongs to."""
+    task_id: str | None = None
+    """The task whose step it is."""
+
+    def __str__(self) -> str:
+        if not self.place:
+            return "code that has just ended"
+        if self.step_name is None:
+            return self.place
+        task = "" if self.task_id is None else f" of task {self.task_id}"
+        return f"the step {self.step_name!r}{task} at {self.place}"
+
+
+def running_code(thread_id: int) -> RunningCode:
+    """Return what a thread executes now."""
     # This is documented, although its name begins with an underscore.
     frame = sys._current_frames().get(thread_id)  # noqa: SLF001
     if frame is None:
-        return "code that has just ended"
+        return RunningCode("")
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     for outer in _outwards(frame):
         if outer.f_code.co_name == "guarded_step" and outer.f_code.co_filename == __file__:
-            return f"the step {outer.f_locals['step_name']!r} at {place}"
-    return place
+            task = outer.f_locals.get("task")
+            return RunningCode(place, outer.f_locals["step_name"], None if task is None else task.task_id)
+    return RunningCode(place)
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

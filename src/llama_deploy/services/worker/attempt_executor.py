@@ -55,7 +55,7 @@ class AttemptExecutor:
     write: Callable[[JournalWrite], Awaitable[JournalReply]]
     """Has the control plane store a write of a journal."""
     ledger: Ledger
-    """Notes which inbox entries have arrived."""
+    """Notes which inbox entries have arrived, and how long runs have been running."""
     hooks: WorkerHooks
     """May replace how the workflow's state is read and written."""
     slots: WorkSlots
@@ -109,6 +109,7 @@ class AttemptExecutor:
         try:
             with self.hosted.object_of_run() as workflow:
                 run = attempt.run = await self._prepare(attempt, workflow)
+                self.ledger.measure(attempt.key.task_id, attempt.key.attempt, run.clock.budget)
                 if attempt.is_cancelled:
                     return RunOutcome.cancelled(), None
                 outcome = await run.execute()
