@@ -31,7 +31,7 @@ def run_until_stopped(serving: Coroutine[Any, Any, None], *, loop: EventLoop) ->
     """
     with asyncio.Runner(loop_factory=loop.factory) as runner, seldom_collecting():
         running = runner.get_loop()
-        running.set_default_executor(Threads(thread_name_prefix="asyncio"))
+        running.set_default_executor(Threads())
         main = running.create_task(_until_stopped(serving))
         while not main.done():
             try:

@@ -31,6 +31,7 @@ from llama_deploy.codec import text_of
 from llama_deploy.errors import FencedOutError
 from llama_deploy.services.run.forked_steps import generation, leave, only_in
 from llama_deploy.services.run.shared_state import run_object
+from llama_deploy.services.run.step_threads import step_threads
 from llama_deploy.services.run.stream_reading import Emit, read_streams
 from llama_deploy.workflow_library import steps_of
 
@@ -156,7 +157,7 @@ def _in_loop(step_name: str, function: Callable[..., Any]) -> Callable[..., Awai
 
 
 def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return a step that calls a function in a thread, as the library does."""
+    """Return a step that calls a function in a thread: of its service, or of the loop as the library does."""
 
     def call(forks: int, /, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -174,7 +175,10 @@ def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Aw
 
     async def call_in_thread(forks: int, /, *args: Any, **kwargs: Any) -> Any:
         run = functools.partial(copy_context().run, call, forks, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(None, run)
+        threads = step_threads.get()
+        if threads is None:
+            return await asyncio.get_running_loop().run_in_executor(None, run)
+        return await threads.run(step_name, run)
 
     return call_in_thread
 

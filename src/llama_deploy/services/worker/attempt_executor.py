@@ -27,6 +27,7 @@ from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.step_guard import StepExitError
+from llama_deploy.services.run.step_threads import StepThreads, step_threads
 from llama_deploy.services.run.volatility import Volatility
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.run_arguments import RunCall
@@ -60,6 +61,8 @@ class AttemptExecutor:
     """Learns which runs only wait."""
     hold_lease: Callable[[], Awaitable[None]]
     """See `RunHooks`."""
+    threads: StepThreads
+    """For synchronous steps."""
     _outage: Outage = field(default_factory=journal_outage, init=False)
     _has_warned: bool = field(default=False, init=False)
     """Whether a volatile run was logged."""
@@ -107,6 +110,7 @@ class AttemptExecutor:
                 run = attempt.run = await self._prepare(attempt, workflow)
                 if attempt.is_cancelled:
                     return RunOutcome.cancelled(), None
+                step_threads.set(self.threads)
                 outcome = await run.execute()
                 if outcome is None or outcome.ctx is None:
                     return outcome, None
