@@ -69,7 +69,9 @@ def serve(program: Program, place: Place, *, loop: EventLoop, as_json: bool) -> 
     _check(place)
     hosted = program.load()
     try:
-        run_until_stopped(_serve(hosted, place, as_json=as_json), loop=loop)
+        run_until_stopped(
+            _serve(hosted, place, as_json=as_json), loop=loop, drain_seconds=_drain_seconds(hosted)
+        )
     except BindError as exc:
         raise explain_bind_error(exc, place) from exc
 
@@ -167,4 +169,8 @@ def work(
             )
         )
 
-    run_until_stopped(work_on_all(), loop=loop)
+    run_until_stopped(work_on_all(), loop=loop, drain_seconds=_drain_seconds(hosted))
+
+
+def _drain_seconds(hosted: Sequence[HostedWorkflow]) -> float:
+    return max((each.config.drain_timeout for each in hosted), default=0.0)

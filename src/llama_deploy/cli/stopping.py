@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-from collections.abc import Coroutine
-from typing import Any, Final
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 from llama_deploy.cli.event_loop import EventLoop, Threads
-from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.output import note
 from llama_deploy.deploy.garbage import seldom_collecting
+from llama_deploy.deploy.termination import HAND_BACK, Presses
+from llama_deploy.deploy.watchdog import GRACE_SECONDS, Watchdog
 
 logger = logging.getLogger(__name__)
 
-_SAME_PRESS_SECONDS: Final = 0.3
-"""Ctrl-C twice within this time counts once: a terminal and a wrapper may both send the signal."""
 
-
-def run_until_stopped(serving: Coroutine[Any, Any, None], *, loop: EventLoop) -> None:
+def run_until_stopped(serving: Coroutine[Any, Any, None], *, loop: EventLoop, drain_seconds: float) -> None:
     """Run `serving` on an event loop until it ends, or until Ctrl-C or SIGTERM shuts it down.
 
     The first signal cancels it, and services drain. A second Ctrl-C cancels it again, and services hand back
     their tasks. A third one exits at once; the tasks move to other instances when the leases expire.
+    The process ends `drain_seconds` and 2 s after the first signal at the latest, with 128 and the number of
+    the signal as its exit code: 143 after SIGTERM, 130 after Ctrl-C.
 
     What ends the loop in another task, such as `sys.exit()` in one that a step has left behind, ends that
     task only.
+
+    Args:
+        serving: What to run.
+        loop: Runs it.
+        drain_seconds: How long running tasks may take to end.
     """
     with asyncio.Runner(loop_factory=loop.factory) as runner, seldom_collecting():
         running = runner.get_loop()
         running.set_default_executor(Threads())
-        main = running.create_task(_until_stopped(serving))
+        main = running.create_task(_until_stopped(serving, drain_seconds))
         while not main.done():
             try:
                 running.run_until_complete(main)
@@ -46,51 +52,62 @@ def run_until_stopped(serving: Coroutine[Any, Any, None], *, loop: EventLoop) ->
                 )
 
 
-async def _until_stopped(serving: Coroutine[Any, Any, None]) -> None:
-    loop = asyncio.get_running_loop()
+async def _until_stopped(serving: Coroutine[Any, Any, None], drain_seconds: float) -> None:
     task = asyncio.create_task(serving)
-    stop = _Stop(loop, task)
-    loop.add_signal_handler(signal.SIGINT, stop.interrupt)
-    loop.add_signal_handler(signal.SIGTERM, stop.terminate)
-    try:
+    with _stopping(task, drain_seconds):
         await asyncio.wait({task})
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        loop.remove_signal_handler(signal.SIGTERM)
     if not task.cancelled():
         task.result()
     note("Stopped.")
 
 
-class _Stop:
-    """Reacts to each request to stop."""
+@contextmanager
+def _stopping(task: asyncio.Task[None], drain_seconds: float) -> Iterator[None]:
+    """Let signals stop a task, and end this process in time. After a signal that holds to its very end."""
+    watchdog = Watchdog({signal.SIGINT, signal.SIGTERM}, drain_seconds=drain_seconds)
+    stop = _Stop(asyncio.get_running_loop(), task, watchdog)
+    watchdog.open()
+    found = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if not stop.is_requested:
+            for signum, handler in found.items():
+                signal.signal(signum, handler)
+            watchdog.close()
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+
+class _Stop:
+    """Reacts to each request to stop. It is a signal handler: the event loop may be blocked."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], watchdog: Watchdog) -> None:
         self._loop = loop
         self._task = task
-        self._requests = 0
-        self._last = 0.0
+        self._watchdog = watchdog
+        self._presses = Presses()
+        self.is_requested = False
 
-    def terminate(self) -> None:
-        """Drain; a repeated signal has no effect."""
-        if self._requests == 0:
-            self._request("Waiting for running tasks, then stopping.")
-
-    def interrupt(self) -> None:
-        """Drain, then hand back tasks, then exit."""
-        if self._requests and self._loop.time() - self._last < _SAME_PRESS_SECONDS:
-            return
-        if self._requests == 0:
-            self._request(
-                "Waiting for running tasks, then stopping. Press Ctrl-C again to hand them back now."
-            )
-        elif self._requests == 1:
-            self._request("Handing back the running tasks. Press Ctrl-C again to exit now.")
-        else:
-            os._exit(ExitCode.INTERRUPTED)
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Drain at first. Ctrl-C again hands back tasks, and once more exits; SIGTERM again has no effect."""
+        del frame
+        code = 128 + signum
+        if not self.is_requested:
+            self.is_requested = True
+            self._presses.add()
+            hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
+            self._request(f"Waiting for running tasks, then stopping.{hint}")
+            self._watchdog.expect_end(code)
+        elif signum == signal.SIGINT and (count := self._presses.add()) is not None:
+            if count == HAND_BACK:
+                self._request("Handing back the running tasks. Press Ctrl-C again to exit now.")
+                self._watchdog.expect_end(code, seconds=GRACE_SECONDS)
+            else:
+                self._watchdog.expect_end(code, seconds=0)
 
     def _request(self, message: str) -> None:
-        self._requests += 1
-        self._last = self._loop.time()
-        note(message)
-        self._task.cancel()
+        def react() -> None:
+            note(message)
+            self._task.cancel()
+
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(react)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from llama_deploy.errors import BindError, ConfigError
 
 _BACKLOG: Final = 2048
-_GRACE_SECONDS: Final = 2
+_GRACE_SECONDS: Final = 1
 """How long running requests may take to end after `close`."""
 
 

@@ -30,6 +30,7 @@ from workflows import Workflow
 from llama_deploy.codec import text_of
 from llama_deploy.errors import FencedOutError
 from llama_deploy.services.run.forked_steps import generation, leave, only_in
+from llama_deploy.services.run.running_steps import noted
 from llama_deploy.services.run.shared_state import run_object
 from llama_deploy.services.run.step_threads import step_threads
 from llama_deploy.services.run.stream_reading import Emit, read_streams
@@ -150,8 +151,9 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
 def _in_loop(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """Return a step that awaits a coroutine function, in the process in which it began."""
 
-    def call(forks: int, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        return only_in(forks, step_name, function(*args, **kwargs))
+    async def call(forks: int, /, *args: Any, **kwargs: Any) -> Any:
+        with noted(step_name):
+            return await only_in(forks, step_name, function(*args, **kwargs))
 
     return call
 
@@ -161,7 +163,8 @@ def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Aw
 
     def call(forks: int, /, *args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with noted(step_name):
+                return function(*args, **kwargs)
         except BaseException as exc:
             if forks != generation():
                 leave(step_name, exc)

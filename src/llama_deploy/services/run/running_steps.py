@@ -1,0 +1,31 @@
+"""Which steps run in this process, in the event loop or in threads, to say what keeps it from ending."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from llama_deploy.running_task import RunningTask, running_task
+
+_running: Final[dict[object, tuple[str, RunningTask | None]]] = {}
+
+
+@contextmanager
+def noted(step_name: str) -> Iterator[None]:
+    """Note that a step runs in this context. Thread-safe."""
+    key = object()
+    _running[key] = (step_name, running_task.get())
+    try:
+        yield
+    finally:
+        del _running[key]
+
+
+def running_steps() -> list[str]:
+    """Return the steps that run now, with their tasks, in words. Thread-safe."""
+    return [f"the step {name!r}{_of(task)}" for name, task in list(_running.values())]
+
+
+def _of(task: RunningTask | None) -> str:
+    return "" if task is None else f" of task {task.task_id} of service {task.service_name}"
