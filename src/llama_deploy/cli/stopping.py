@@ -67,13 +67,12 @@ def _stopping(task: asyncio.Task[None], drain_seconds: float) -> Iterator[None]:
     watchdog = Watchdog({signal.SIGINT, signal.SIGTERM}, drain_seconds=drain_seconds)
     stop = _Stop(asyncio.get_running_loop(), task, watchdog)
     watchdog.open()
-    found = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    watchdog.handle(signal.SIGINT, stop)
+    watchdog.handle(signal.SIGTERM, stop)
     try:
         yield
     finally:
         if not stop.is_requested:
-            for signum, handler in found.items():
-                signal.signal(signum, handler)
             watchdog.close()
 
 

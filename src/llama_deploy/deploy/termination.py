@@ -87,18 +87,17 @@ class _Deployments:
         self._is_terminated = False
         self._loop = loop
         self._presses = Presses()
-        self._restored: list[tuple[signal.Signals, Callable[..., Any], Any]] = []
         self._found: Any = signal.getsignal(signal.SIGINT)
-        watched = set()
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            watched.add(signal.SIGTERM)
-            self._handle(signal.SIGTERM, self._terminate)
-        if callable(self._found):
-            if _is_of_runner(self._found):
-                watched.add(signal.SIGINT)
-            self._handle(signal.SIGINT, self._interrupt)
+        is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        watched = {signal.SIGTERM} if is_ours else set()
+        if _is_of_runner(self._found):
+            watched.add(signal.SIGINT)
         self._watchdog = Watchdog(watched, drain_seconds=0.0)
         self._watchdog.open()
+        if is_ours:
+            self._watchdog.handle(signal.SIGTERM, self._terminate)
+        if callable(self._found):
+            self._watchdog.handle(signal.SIGINT, self._interrupt)
 
     def add(self, task: asyncio.Task[Any], drain_seconds: float) -> None:
         """A deployment runs in `task`."""
@@ -118,14 +117,8 @@ class _Deployments:
     def close(self) -> None:
         """Restore the handlers. After SIGTERM the process ends."""
         self._watchdog.close()
-        for signum, handler, found in self._restored:
-            if signal.getsignal(signum) == handler:
-                signal.signal(signum, found)
         if self._is_terminated:
             signal.raise_signal(signal.SIGTERM)
-
-    def _handle(self, signum: signal.Signals, handler: Callable[..., Any]) -> None:
-        self._restored.append((signum, handler, signal.signal(signum, handler)))
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
         del frame

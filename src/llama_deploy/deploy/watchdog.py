@@ -13,10 +13,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
+from llama_deploy.forked_children import forget_signal, restore_in_children
 from llama_deploy.services.run.running_steps import running_steps
 from llama_deploy.services.run.step_guard import running_code
 
@@ -46,6 +48,7 @@ class Watchdog:
         self._deadline: float | None = None
         self._code = 1
         self._is_closed = False
+        self._handlers: dict[signal.Signals, tuple[object, Any]] = {}
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._outer = -1
@@ -56,11 +59,21 @@ class Watchdog:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
         self._outer = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
 
+    def handle(self, signum: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
+        """Handle a signal in this process until `close`, but not in its forked children."""
+        self._handlers[signum] = (handler, signal.signal(signum, handler))
+        is_interrupt = signum == signal.SIGINT
+        restore_in_children(signum, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
+
     def close(self) -> None:
-        """Stop watching, and forget a deadline. Idempotent."""
+        """Stop watching, forget a deadline, and restore the handlers. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
+        for signum, (handler, found) in self._handlers.items():
+            forget_signal(signum)
+            if signal.getsignal(signum) == handler:
+                signal.signal(signum, found)
         if (other := signal.set_wakeup_fd(self._outer)) != self._writer.fileno():
             signal.set_wakeup_fd(other)  # an event loop has taken its place meanwhile
         self._wake()

@@ -26,6 +26,7 @@ from sqlalchemy import exc as sa_exc
 
 from llama_deploy.daemon_threads import in_own_thread
 from llama_deploy.errors import ConfigError, ConflictError, StoreLockedError, UnavailableError
+from llama_deploy.forked_children import forget, keep_from_children
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.migrations import stored_revision, upgrade_schema
 from llama_deploy.state_stores.sql.direct import DirectConnection
@@ -306,6 +307,7 @@ class _FileLock:
                 path=str(database),
                 pid=int(holder) if holder.isdecimal() else None,
             ) from exc
+        keep_from_children(self._file)
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, str(os.getpid()).encode(), 0)
 
@@ -313,6 +315,7 @@ class _FileLock:
         """Let others in. The file stays: deleting it could take the lock away from the next holder."""
         if self._file is not None:
             os.ftruncate(self._file, 0)
+            forget(self._file)
             os.close(self._file)
             self._file = None
 
