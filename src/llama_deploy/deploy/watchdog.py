@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Final
 
 from llama_deploy.forked_children import forget_signal, restore_in_children
-from llama_deploy.services.run.running_steps import running_steps
+from llama_deploy.services.run import running_steps
 from llama_deploy.services.run.step_guard import running_code
 
 GRACE_SECONDS: Final = 2.0
@@ -139,7 +139,9 @@ class Watchdog:
             for each in threading.enumerate()
             if not each.daemon and each is not threading.main_thread()
         ]
-        return "; ".join([*running_steps(), *threads, f"the main thread, in {running_code(self._main)}"])
+        return "; ".join(
+            [*running_steps.described(), *threads, f"the main thread, in {running_code(self._main)}"]
+        )
 
 
 def _flush() -> None:

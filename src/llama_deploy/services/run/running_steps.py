@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from llama_deploy.running_task import RunningTask, running_task
@@ -11,18 +9,19 @@ from llama_deploy.running_task import RunningTask, running_task
 _running: Final[dict[object, tuple[str, RunningTask | None]]] = {}
 
 
-@contextmanager
-def noted(step_name: str) -> Iterator[None]:
-    """Note that a step runs in this context. Thread-safe."""
+def begin(step_name: str) -> object:
+    """Note that a step runs in this context; return the key for `end`. Thread-safe."""
     key = object()
     _running[key] = (step_name, running_task.get())
-    try:
-        yield
-    finally:
-        del _running[key]
+    return key
 
 
-def running_steps() -> list[str]:
+def end(key: object) -> None:
+    """Note that a step has ended. Thread-safe."""
+    _running.pop(key, None)
+
+
+def described() -> list[str]:
     """Return the steps that run now, with their tasks, in words. Thread-safe."""
     return [f"the step {name!r}{_of(task)}" for name, task in list(_running.values())]
 

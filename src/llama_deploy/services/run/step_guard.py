@@ -29,8 +29,8 @@ from workflows import Workflow
 
 from llama_deploy.codec import text_of
 from llama_deploy.errors import FencedOutError
+from llama_deploy.services.run import running_steps
 from llama_deploy.services.run.forked_steps import generation, leave, only_in
-from llama_deploy.services.run.running_steps import noted
 from llama_deploy.services.run.shared_state import run_object
 from llama_deploy.services.run.step_threads import step_threads
 from llama_deploy.services.run.stream_reading import Emit, read_streams
@@ -123,6 +123,8 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
     @functools.wraps(function)
     async def guarded_step(*args: Any, **kwargs: Any) -> Any:
         watch, forks = watching.get(), generation()
+        # A thread may outlive the call.
+        running = running_steps.begin(step_name) if is_async else None
         if watch is not None:
             watch.on_begin()
         try:
@@ -140,6 +142,7 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
                 raise
             raise StepExitError(step_name, exc) from exc
         finally:
+            running_steps.end(running)
             if forks != generation():
                 leave(step_name)
             if watch is not None:
@@ -151,9 +154,8 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
 def _in_loop(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """Return a step that awaits a coroutine function, in the process in which it began."""
 
-    async def call(forks: int, /, *args: Any, **kwargs: Any) -> Any:
-        with noted(step_name):
-            return await only_in(forks, step_name, function(*args, **kwargs))
+    def call(forks: int, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        return only_in(forks, step_name, function(*args, **kwargs))
 
     return call
 
@@ -162,9 +164,9 @@ def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Aw
     """Return a step that calls a function in a thread: of its service, or of the loop as the library does."""
 
     def call(forks: int, /, *args: Any, **kwargs: Any) -> Any:
+        running = running_steps.begin(step_name)
         try:
-            with noted(step_name):
-                return function(*args, **kwargs)
+            return function(*args, **kwargs)
         except BaseException as exc:
             if forks != generation():
                 leave(step_name, exc)
@@ -173,6 +175,7 @@ def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Aw
                 raise
             raise StepExitError(step_name, exc) from exc
         finally:
+            running_steps.end(running)
             if forks != generation():
                 leave(step_name)
 
