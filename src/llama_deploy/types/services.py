@@ -54,10 +54,11 @@ class BlockedStep(BaseModel):
     """The line that is executed, as `file:line`."""
 
     def __str__(self) -> str:
+        place = f" at {self.place}" if self.place else ""
         if self.step is None:
-            return f"blocked for {self.seconds:.0f} s by code at {self.place}"
+            return f"blocked for {self.seconds:.0f} s by code{place}"
         task = "" if self.task_id is None else f" of task {self.task_id}"
-        return f"blocked for {self.seconds:.0f} s by step {self.step!r}{task} at {self.place}"
+        return f"blocked for {self.seconds:.0f} s by step {self.step!r}{task}{place}"
 
 
 class InstanceInfo(BaseModel):

@@ -30,8 +30,10 @@ from workflows import Workflow
 from llama_deploy.codec import text_of
 from llama_deploy.errors import FencedOutError
 from llama_deploy.running_task import running_task
+from llama_deploy.services.run import running_steps
 from llama_deploy.services.run.forked_steps import generation, leave, only_in
 from llama_deploy.services.run.shared_state import run_object
+from llama_deploy.services.run.step_threads import step_threads
 from llama_deploy.services.run.stream_reading import Emit, read_streams
 from llama_deploy.supervisor.step_trail import TaskTrail
 from llama_deploy.workflow_library import steps_of
@@ -126,6 +128,8 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
     async def guarded_step(*args: Any, **kwargs: Any) -> Any:
         watch, forks = watching.get(), generation()
         task = running_task.get()  # noqa: F841 - `running_code` reads it from the frame
+        # A thread may outlive the call.
+        running = running_steps.begin(step_name) if is_async else None
         if watch is not None:
             watch.on_begin()
         try:
@@ -144,6 +148,7 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
                 raise
             raise StepExitError(step_name, exc) from exc
         finally:
+            running_steps.end(running)
             if forks != generation():
                 leave(step_name)
             if watch is not None:
@@ -163,9 +168,10 @@ def _in_loop(step_name: str, function: Callable[..., Any]) -> Callable[..., Awai
 
 
 def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return a step that calls a function in a thread, as the library does."""
+    """Return a step that calls a function in a thread: of its service, or of the loop as the library does."""
 
     def call(forks: int, trail: TaskTrail | None, /, *args: Any, **kwargs: Any) -> Any:
+        running = running_steps.begin(step_name)
         try:
             with _NOTHING if trail is None else trail.in_thread(step_name):
                 return function(*args, **kwargs)
@@ -177,12 +183,16 @@ def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Aw
                 raise
             raise StepExitError(step_name, exc) from exc
         finally:
+            running_steps.end(running)
             if forks != generation():
                 leave(step_name)
 
     async def call_in_thread(forks: int, trail: TaskTrail | None, /, *args: Any, **kwargs: Any) -> Any:
         run = functools.partial(copy_context().run, call, forks, trail, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(None, run)
+        threads = step_threads.get()
+        if threads is None:
+            return await asyncio.get_running_loop().run_in_executor(None, run)
+        return await threads.run(step_name, run)
 
     return call_in_thread
 

@@ -28,6 +28,7 @@ from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.run_texts import RunTexts
 from llama_deploy.services.run.step_guard import StepExitError
+from llama_deploy.services.run.step_threads import StepThreads, step_threads
 from llama_deploy.services.run.volatility import Volatility
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.run_arguments import RunCall
@@ -62,6 +63,8 @@ class AttemptExecutor:
     """Learns which runs only wait."""
     hold_lease: Callable[[], Awaitable[None]]
     """See `RunHooks`."""
+    threads: StepThreads
+    """For synchronous steps."""
     trail: StepTrail | None = None
     """Notes which steps execute. None: this process has no supervisor."""
     _outage: Outage = field(default_factory=journal_outage, init=False)
@@ -112,6 +115,7 @@ class AttemptExecutor:
                 self.ledger.measure(attempt.key.task_id, attempt.key.attempt, run.clock.budget)
                 if attempt.is_cancelled:
                     return RunOutcome.cancelled(), None
+                step_threads.set(self.threads)
                 outcome = await run.execute()
                 if outcome is None or outcome.ctx is None:
                     return outcome, None

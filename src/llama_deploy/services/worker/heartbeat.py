@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from llama_deploy.concurrency.daemon_threads import in_own_thread
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.run.step_guard import running_code
 from llama_deploy.types import BlockedStep
@@ -76,8 +77,8 @@ class HeartbeatThread:
         self._wake.set()
         if self._watch is not None and self._thread is not None:
             # The thread may wait for an answer that this loop gives, so the loop must not be blocked.
-            await asyncio.to_thread(self._thread.join)
-            await asyncio.to_thread(self._watch.close)
+            await in_own_thread(f"close-{self.name}", self._thread.join)
+            await in_own_thread(f"close-{self.name}", self._watch.close)
 
     def _run(self, loop: asyncio.AbstractEventLoop, watch: LoopWatch) -> None:
         while not self._closing:
