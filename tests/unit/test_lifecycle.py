@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llama_deploy.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
@@ -107,6 +107,13 @@ class TaskLife(RuleBasedStateMachine):
             self.deaths = 0
         if transition.dispatch:
             assert self.task.status is TaskStatus.QUEUED
+
+    @initialize(attempts=st.sampled_from([0, 1, 1, 1]))
+    def begin(self, attempts: int) -> None:
+        """Most lives begin with a running attempt: few get there by chance before they are cancelled."""
+        for _ in range(attempts):
+            self.take_turn()
+            self.claim("a", 0)
 
     @precondition(lambda self: self.task.status is TaskStatus.PENDING)
     @rule()
@@ -278,15 +285,14 @@ class TaskLife(RuleBasedStateMachine):
             assert self.task.status is not TaskStatus.WAITING
 
     @precondition(lambda self: self.task.status is TaskStatus.RUNNING)
-    @rule(later=st.sampled_from([0, 1, 60]), running=st.sampled_from([None, 1.0, 9.0]), limited=st.booleans())
-    def block(self, later: int, running: float | None, *, limited: bool) -> None:
-        before, at = self.task, NOW + timedelta(seconds=later)
-        limit = 5.0 if limited else None
-        overdue = lifecycle.end_blocked(before, running_seconds=running, timeout=limit, at=at)
-        if before.cancel_requested and later == 60:
+    @rule(waited=st.booleans(), used=st.sampled_from([1.0, 9.0]), limit=st.sampled_from([None, 5.0]))
+    def block(self, *, waited: bool, used: float, limit: float | None) -> None:
+        before, at = self.task, NOW + timedelta(seconds=60 if waited else 0)
+        overdue = lifecycle.end_blocked(before, running_seconds=used, timeout=limit, at=at)
+        if before.cancel_requested and waited:
             expected = TaskStatus.CANCELLED
         else:
-            expected = TaskStatus.TIMED_OUT if limited and running == 9.0 else TaskStatus.RUNNING
+            expected = TaskStatus.TIMED_OUT if limit and used > limit else TaskStatus.RUNNING
         if overdue is not None:
             self.apply(overdue)
         assert self.task.status is expected
