@@ -100,6 +100,10 @@ class SupervisorLink:
         self._beats[instance_id] = json.dumps({"gone": instance_id}).encode()
         self._has_beats.set()
 
+    def done(self) -> None:
+        """Tell that nothing is left to do but to end."""
+        self._channel.send({"done": True})
+
     def on_stop(self, callback: Callable[[str], object]) -> None:
         """Call `callback` in another thread with each request to stop: `drain`, then perhaps `hand_back`."""
         with self._lock:
