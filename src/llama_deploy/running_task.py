@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class RunningTask:
-    """One attempt at a task."""
+class TaskInfo:
+    """The task for which a step runs, and its attempt. See `llama_deploy.workflow`."""
 
     task_id: str
     session_id: str
@@ -17,5 +17,5 @@ class RunningTask:
     """Number of the attempt, from 1."""
 
 
-running_task: ContextVar[RunningTask | None] = ContextVar("running_task", default=None)
+running_task: ContextVar[TaskInfo | None] = ContextVar("running_task", default=None)
 """The attempt for which the present context runs: a step, a tool, the processing of a message."""

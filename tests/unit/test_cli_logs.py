@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 
 from llama_deploy.cli.logs import CommandLogging, LogFormat
-from llama_deploy.running_task import RunningTask, running_task
+from llama_deploy.running_task import TaskInfo, running_task
 
 
 class Configure(Protocol):
@@ -21,7 +21,7 @@ class Configure(Protocol):
 
 logger = logging.getLogger("llama_deploy.test")
 application = logging.getLogger("app.flow")
-TASK = RunningTask("abcd", "efgh", "desk", 2)
+TASK = TaskInfo("abcd", "efgh", "desk", 2)
 
 
 @pytest.fixture(autouse=True)

@@ -86,10 +86,12 @@ def serve(program: Program, place: Place, *, processes: int, loop: EventLoop, as
     _check(place)
     if processes and program.targets:
         serving = _serve_with_children(place, processes=processes, as_json=as_json)
+        drain_seconds = None  # the children know
     else:
-        serving = _serve(program.load(), place, as_json=as_json)
+        hosted = program.load()
+        serving, drain_seconds = _serve(hosted, place, as_json=as_json), _drain_seconds(hosted)
     try:
-        run_until_stopped(serving, loop=loop)
+        run_until_stopped(serving, loop=loop, drain_seconds=drain_seconds)
     except BindError as exc:
         raise explain_bind_error(exc, place) from exc
     except _ChildFailedError as exc:
@@ -147,8 +149,12 @@ async def _supervise(supervisor: Supervisor) -> None:
     ended: asyncio.Future[int] = loop.create_future()
 
     def run() -> None:
-        code = supervisor.run()
-        loop.call_soon_threadsafe(ended.set_result, code)
+        try:
+            code = supervisor.run()
+        except OSError as exc:
+            loop.call_soon_threadsafe(ended.set_exception, exc)
+        else:
+            loop.call_soon_threadsafe(ended.set_result, code)
 
     threading.Thread(target=run, name="supervisor", daemon=True).start()
     stop: Stop | None = None
@@ -245,13 +251,13 @@ def work(
         settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
     control_plane = settings.connect_to(control_plane_urls)
     message_queue_config = None if queue is None else config_from_url(queue)
+    drain_seconds = _drain_seconds(hosted)
     if link is not None:
-        drain_timeouts = [each.config.drain_timeout for each in hosted]
         blocked_limits = [each.config.blocked_limit for each in hosted]
         link.hello(
             {
                 "connection": connection_facts(control_plane),
-                "drain_timeout": max(drain_timeouts),
+                "drain_timeout": drain_seconds,
                 "blocked_limit": min(blocked_limits),
             }
         )
@@ -286,4 +292,8 @@ def work(
             )
         )
 
-    run_until_stopped(work_on_all(), loop=loop, link=link)
+    run_until_stopped(work_on_all(), loop=loop, drain_seconds=drain_seconds, link=link)
+
+
+def _drain_seconds(hosted: Sequence[HostedWorkflow]) -> float:
+    return max((each.config.drain_timeout for each in hosted), default=0.0)

@@ -4,42 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, Final
 
 from llama_deploy.cli.event_loop import EventLoop, Threads
 from llama_deploy.cli.output import note
-from llama_deploy.cli.supervising import StopRequests
 from llama_deploy.deploy.garbage import seldom_collecting
+from llama_deploy.deploy.watchdog import GRACE_SECONDS, Watchdog
 from llama_deploy.supervisor.link import SupervisorLink
+from llama_deploy.supervisor.presses import HAND_BACK, Presses
+from llama_deploy.supervisor.supervisor import Stop
 
 logger = logging.getLogger(__name__)
 
-_SAME_PRESS_SECONDS: Final = 0.3
-"""Ctrl-C twice within this time counts once: a terminal and a wrapper may both send the signal."""
+_CHILDREN_SECONDS: Final = 1.0
+"""How much longer a process takes to end whose children hand back their tasks."""
 
 
 def run_until_stopped(
-    serving: Coroutine[Any, Any, None], *, loop: EventLoop, link: SupervisorLink | None = None
+    serving: Coroutine[Any, Any, None],
+    *,
+    loop: EventLoop,
+    drain_seconds: float | None,
+    link: SupervisorLink | None = None,
 ) -> None:
     """Run `serving` on an event loop until it ends, or until Ctrl-C or SIGTERM shuts it down.
 
     The first signal cancels it, and services drain. A second Ctrl-C cancels it again, and services hand back
     their tasks. A third one exits at once; the tasks move to other instances when the leases expire.
+    The process ends `drain_seconds` and 2 s after the first signal at the latest, with 128 and the number of
+    the signal as its exit code: 143 after SIGTERM, 130 after Ctrl-C.
 
     What ends the loop in another task, such as `sys.exit()` in one that a step has left behind, ends that
     task only.
 
     Args:
         serving: What to run.
-        loop: The event loop.
+        loop: Runs it.
+        drain_seconds: How long running tasks may take to end. None: other processes run them, and end in
+            time.
         link: The link to the supervisor of this process, which tells when to stop. None: it has none.
     """
     with asyncio.Runner(loop_factory=loop.factory) as runner, seldom_collecting():
         running = runner.get_loop()
-        running.set_default_executor(Threads(thread_name_prefix="asyncio"))
-        main = running.create_task(_until_stopped(serving, link))
+        running.set_default_executor(Threads())
+        main = running.create_task(_until_stopped(serving, drain_seconds, link))
         while not main.done():
             try:
                 running.run_until_complete(main)
@@ -53,26 +66,104 @@ def run_until_stopped(
                 )
 
 
-async def _until_stopped(serving: Coroutine[Any, Any, None], link: SupervisorLink | None) -> None:
-    loop = asyncio.get_running_loop()
+async def _until_stopped(
+    serving: Coroutine[Any, Any, None], drain_seconds: float | None, link: SupervisorLink | None
+) -> None:
     task = asyncio.create_task(serving)
-
-    def stop(_: object) -> None:
-        task.cancel()
-
-    if link is None:
-        stops = StopRequests(stop, note=note)
-        loop.add_signal_handler(signal.SIGINT, stops.interrupt)
-        loop.add_signal_handler(signal.SIGTERM, stops.terminate)
-    else:
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
-        link.on_stop(lambda how: loop.call_soon_threadsafe(stop, how))
-    try:
+    with _stopping(task, drain_seconds, link):
         await asyncio.wait({task})
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
     if not task.cancelled():
         task.result()
     if link is None:
         note("Stopped.")
+
+
+@contextmanager
+def _stopping(
+    task: asyncio.Task[None], drain_seconds: float | None, link: SupervisorLink | None
+) -> Iterator[None]:
+    """Let signals stop a task, and end this process in time. After a signal that holds to its very end."""
+    # The supervisor tells what a Ctrl-C means, which all processes of a terminal get.
+    signals = {signal.SIGINT, signal.SIGTERM} if link is None else {signal.SIGTERM}
+    watchdog = Watchdog(signals, drain_seconds=math.inf if drain_seconds is None else drain_seconds)
+    stop = _Stop(asyncio.get_running_loop(), task, watchdog, is_quiet=link is not None)
+    if drain_seconds is None:
+        stop.hand_back_seconds += _CHILDREN_SECONDS
+    watchdog.open()
+    for signum in signals:
+        watchdog.handle(signum, stop)
+    if link is not None:
+        link.on_stop(stop.obey)
+    try:
+        yield
+    finally:
+        if not stop.is_requested:
+            watchdog.close()
+
+
+class _Stop:
+    """Reacts to each request to stop. It is a signal handler: the event loop may be blocked.
+
+    Args:
+        loop: The loop of the task.
+        task: Cancelled with each request.
+        watchdog: Ends the process in time.
+        is_quiet: Whether another process tells the user.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        task: asyncio.Task[None],
+        watchdog: Watchdog,
+        *,
+        is_quiet: bool,
+    ) -> None:
+        self._loop = loop
+        self._task = task
+        self._watchdog = watchdog
+        self._is_quiet = is_quiet
+        self._presses = Presses()
+        self.is_requested = False
+        self.hand_back_seconds = GRACE_SECONDS
+        """How long handing back tasks may take."""
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Drain at first. Ctrl-C again hands back tasks, and once more exits; SIGTERM again has no effect."""
+        del frame
+        code = 128 + signum
+        if not self.is_requested:
+            self._presses.add()
+            hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
+            self._drain(f"Waiting for running tasks, then stopping.{hint}", code)
+        elif signum == signal.SIGINT and (count := self._presses.add()) is not None:
+            if count == HAND_BACK:
+                self._hand_back("Handing back the running tasks. Press Ctrl-C again to exit now.", code)
+            else:
+                self._watchdog.expect_end(code, seconds=0)
+
+    def obey(self, how: str) -> None:
+        """Stop as the supervisor says: see `Stop`. Thread-safe."""
+        code = 128 + signal.SIGTERM
+        if how == Stop.DRAIN:
+            self._drain("", code)
+        else:
+            self._hand_back("", code)
+
+    def _drain(self, message: str, code: int) -> None:
+        self.is_requested = True
+        self._request(message)
+        self._watchdog.expect_end(code)
+
+    def _hand_back(self, message: str, code: int) -> None:
+        self._request(message)
+        self._watchdog.expect_end(code, seconds=self.hand_back_seconds)
+
+    def _request(self, message: str) -> None:
+        def react() -> None:
+            if not self._is_quiet:
+                note(message)
+            self._task.cancel()
+
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(react)

@@ -8,59 +8,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Final, NoReturn, Self
+from dataclasses import dataclass
+from functools import partial
+from types import FrameType
+from typing import NoReturn, Self
 
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.logs import CommandLogging, LogFormat
 from llama_deploy.supervisor.child_process import ChildCommand
+from llama_deploy.supervisor.presses import HAND_BACK, Presses
 from llama_deploy.supervisor.supervisor import Stop, Supervisor
-
-_SAME_PRESS_SECONDS: Final = 0.3
-"""Ctrl-C twice within this time counts once: a terminal and a wrapper may both send the signal."""
-
-
-@dataclass(slots=True, eq=False)
-class StopRequests:
-    """What each request to stop means: drain, then hand back tasks, then exit at once.
-
-    Args:
-        on_stop: Called with each of the first two.
-        note: Prints a message.
-    """
-
-    on_stop: Callable[[Stop], None]
-    note: Callable[[str], None]
-    _requests: int = field(default=0, init=False)
-    _last: float = field(default=0.0, init=False)
-
-    def terminate(self) -> None:
-        """SIGTERM: drain; a repeated signal has no effect."""
-        if self._requests == 0:
-            self._request(Stop.DRAIN, "Waiting for running tasks, then stopping.")
-
-    def interrupt(self) -> None:
-        """Ctrl-C: drain, then hand back tasks, then exit."""
-        if self._requests and time.monotonic() - self._last < _SAME_PRESS_SECONDS:
-            return
-        if self._requests == 0:
-            self._request(
-                Stop.DRAIN,
-                "Waiting for running tasks, then stopping. Press Ctrl-C again to hand them back now.",
-            )
-        elif self._requests == 1:
-            self._request(Stop.HAND_BACK, "Handing back the running tasks. Press Ctrl-C again to exit now.")
-        else:
-            os._exit(ExitCode.INTERRUPTED)  # the children end with this process
-
-    def _request(self, stop: Stop, message: str) -> None:
-        self._requests += 1
-        self._last = time.monotonic()
-        self.note(message)
-        self.on_stop(stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +54,29 @@ class Supervising:
         """Run the children until Ctrl-C or SIGTERM; return the exit code."""
         CommandLogging(verbose=self.verbose, log_format=self.log_format)
         supervisor = Supervisor(ChildCommand(self.command), processes=self.processes)
-        stops = StopRequests(supervisor.request, note=_note)
-        signal.signal(signal.SIGINT, lambda *_: stops.interrupt())
-        signal.signal(signal.SIGTERM, lambda *_: stops.terminate())
+        presses = Presses()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, partial(_on_signal, supervisor, presses))
         code = supervisor.run()
         if code == 0:
             _note("Stopped.")
         return code
+
+
+def _on_signal(supervisor: Supervisor, presses: Presses, signum: int, _: FrameType | None) -> None:
+    """Drain at first. Ctrl-C again hands back tasks, and once more exits; SIGTERM again has no effect."""
+    if signum == signal.SIGTERM and presses.count:
+        return
+    count = presses.add()
+    if count == 1:
+        hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
+        _note(f"Waiting for running tasks, then stopping.{hint}")
+        supervisor.request(Stop.DRAIN)
+    elif count == HAND_BACK:
+        _note("Handing back the running tasks. Press Ctrl-C again to exit now.")
+        supervisor.request(Stop.HAND_BACK)
+    elif count is not None:
+        os._exit(ExitCode.INTERRUPTED)  # the children end with this process
 
 
 def _note(message: str) -> None:

@@ -23,16 +23,22 @@ from llama_deploy.types.instance_protocol import (
     ReleaseRequest,
 )
 from llama_deploy.types.services import Registration
+from llama_deploy.web.connection_settings import ConnectionSettings
 
 
 class DirectGateway:
     """Implements `llama_deploy.services.gateway.ControlPlaneGateway` by calls. `close` does nothing.
 
     Create it in the event loop of the control plane.
+
+    Args:
+        plane: The control plane.
+        address: How clients reach it. None: they cannot.
     """
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, plane: ControlPlane, address: ConnectionSettings | None = None) -> None:
         self._plane = plane
+        self.address = address
         self._loop = asyncio.get_running_loop()
 
     async def register(self, definition: ServiceDefinition) -> Registration:

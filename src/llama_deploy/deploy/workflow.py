@@ -10,7 +10,7 @@ from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.readiness import connect_queue, until_available
-from llama_deploy.deploy.termination import drained_on_sigterm, quiet_on_interrupt
+from llama_deploy.deploy.termination import stopped_by_signals
 from llama_deploy.deploy.together import run_together
 from llama_deploy.message_queues import MessageQueueConfig
 from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
@@ -32,7 +32,8 @@ async def deploy_workflow(
     """Run a workflow as a service until cancelled, then drain: finish running tasks or release them.
 
     Waits until the control plane answers, gets the settings of the message queue from it unless they are
-    given, and registers. SIGTERM drains too, and then ends the process.
+    given, and registers. SIGTERM drains too, and then ends the process, `drain_timeout` and 2 s later at the
+    latest.
 
     Args:
         workflow: A workflow class, or a function without arguments that returns a new workflow: each run has
@@ -50,7 +51,7 @@ async def deploy_workflow(
         Exception: The error of the part that failed.
     """
     control_plane = connection or (control_plane_config or ControlPlaneConfig()).url
-    with quiet_on_interrupt(), drained_on_sigterm(), seldom_collecting():
+    with stopped_by_signals(workflow_config.drain_timeout), seldom_collecting():
         await run_workflow(
             workflow,
             workflow_config,

@@ -36,7 +36,7 @@ from llama_deploy.types.instance_protocol import (
 )
 from llama_deploy.types.services import Registration
 from llama_deploy.web.answers import as_object, read_answer
-from llama_deploy.web.connection_settings import Address
+from llama_deploy.web.connection_settings import Address, ConnectionSettings
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import JSON_HEADERS, HttpRequest
 from llama_deploy.web.sync_http_connection import SyncHttpConnection
@@ -50,6 +50,10 @@ class ControlPlaneGateway(Protocol):
     All methods raise `UnavailableError` if it does not answer, and `ProtocolVersionError` if its release does
     not match. Call all but `beat` in the service's event loop.
     """
+
+    @property
+    def address(self) -> ConnectionSettings | None:
+        """How clients reach the control plane. None: they cannot."""
 
     async def register(self, definition: ServiceDefinition) -> Registration:
         """Register a service, or an instance of it if `instance_id` is set. Registering again updates it."""
@@ -143,6 +147,11 @@ class HttpGateway:
         self._releases: Batcher[ReleaseRequest, ReleaseReply] = Batcher(
             partial(self._send_all, "/attempts/release", _RELEASE_REPLIES), name="releases"
         )
+
+    @property
+    def address(self) -> ConnectionSettings:
+        """See `ControlPlaneGateway`."""
+        return self._connection.settings
 
     async def register(self, definition: ServiceDefinition) -> Registration:
         """See `ControlPlaneGateway`."""

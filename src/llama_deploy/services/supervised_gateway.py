@@ -55,4 +55,8 @@ def connection_facts(control_plane: ConnectionSettings) -> dict[str, Any]:
     names = [field.name for field in fields(control_plane) if field.name != "tls"]
     facts = {name: getattr(control_plane, name) for name in names}
     facts["headers"] = dict(control_plane.headers)
+    if control_plane.ca is not None:
+        facts["ca"] = str(control_plane.ca)
+    if control_plane.client_certificate is not None:
+        facts["client_certificate"] = [str(each) for each in control_plane.client_certificate]
     return {"settings": facts, "protocol": {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}}

@@ -19,10 +19,12 @@ from llama_deploy.supervisor.step_trail import ExecutingStep
 
 logger = logging.getLogger(__name__)
 
-_DRAIN_GRACE: Final = 1.5
-"""How many seconds longer than its `drain_timeout` a child may take to end."""
-_HAND_BACK_SECONDS: Final = 5.0
-"""How long a child may take to end that is to hand back its tasks."""
+_GRACE: Final = 1.85
+"""How many seconds longer than its `drain_timeout` a child may take to end, or to hand back its tasks.
+
+It ends by itself a little earlier, unless its interpreter is held."""
+_FORCED: Final = 128 + signal.SIGTERM
+"""The exit code if a child had to be killed."""
 _FIRST_DELAY: Final = 0.5
 """How many seconds to wait after a child has ended before it was ready; doubled each time."""
 _MAX_DELAY: Final = 30.0
@@ -175,6 +177,7 @@ class Supervisor:
                 death_of(list(child.instances), reason=reason, culprits=child.culprits),
             )
         if self._stop is not None:
+            self._exit_code = max(self._exit_code, code)
             return
         if not self._was_ready and not is_ready and code > 0:
             self._exit_code = code
@@ -205,8 +208,7 @@ class Supervisor:
                 child.kill("was stopped")
                 continue
             child.tell_to_stop(requested.value)
-            patience = _HAND_BACK_SECONDS if requested is Stop.HAND_BACK else child.drain_timeout
-            deadline = now + patience + _DRAIN_GRACE
+            deadline = now + _GRACE + (child.drain_timeout if requested is Stop.DRAIN else 0.0)
             child.kill_at = deadline if child.kill_at is None else min(deadline, child.kill_at)
 
     def _watch(self, now: float) -> None:
@@ -214,8 +216,11 @@ class Supervisor:
         for child in self._children:
             if child.kill_at is not None and now >= child.kill_at:
                 steps = child.executing()
-                child.kill(f"has not ended {_DRAIN_GRACE:g} s after its drain timeout{_of(steps)}")
-                logger.warning("process %d %s", child.pid, child.death, extra={"action": "process_killed"})
+                child.kill(f"has not ended in time{_of(steps)}")
+                logger.warning(
+                    "process %d %s; it is killed", child.pid, child.death, extra={"action": "process_killed"}
+                )
+                self._exit_code = _FORCED
                 child.kill_at = None
             is_running = child.is_running
             for instance in child.instances.values():
@@ -236,8 +241,11 @@ class Supervisor:
                     _of(steps),
                     extra={"action": "process_silent", "pid": child.pid},
                 )
-            blocked = [_blocked(step) for step in steps] or instance.heartbeat.get("blocked", [])
-            repeated = {**instance.heartbeat, "blocked_seconds": seconds, "blocked": blocked}
+            beat = instance.heartbeat
+            blocked = [_blocked(step) for step in steps] or beat.get("blocked", [])
+            busy = {step.task_id for step in steps}
+            held = [_later(each, seconds) if each["task_id"] in busy else each for each in beat["held"]]
+            repeated = {**beat, "held": held, "blocked_seconds": seconds, "blocked": blocked}
             self._reports.repeat(child.facts["connection"], repeated)
         elif child.death is None:
             known = [each["task_id"] for each in instance.heartbeat.get("blocked", [])]
@@ -252,6 +260,12 @@ def _of(steps: list[ExecutingStep]) -> str:
     if not steps:
         return ""
     return " by " + ", ".join(f"the step {step.step_name!r} of task {step.task_id}" for step in steps)
+
+
+def _later(held: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return a held attempt whose run has worked on since the heartbeat."""
+    used = held.get("running_seconds")
+    return held if used is None else {**held, "running_seconds": used + seconds}
 
 
 def _blocked(step: ExecutingStep) -> dict[str, Any]:

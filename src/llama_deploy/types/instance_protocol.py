@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, Field
 
 from llama_deploy.errors import ProtocolVersionError
+from llama_deploy.types.services import BlockedStep
 from llama_deploy.types.tasks import Durability, EventDefinition, TaskFailure, TaskResult, TaskStatus
 
 PROTOCOL_VERSION: Final = 1
@@ -39,6 +40,8 @@ MAX_INSTANCES_OF_PROCESS: Final = 1000
 """How many instances, and how many culprits, a `ProcessDeath` may name."""
 MAX_REASON_CHARACTERS: Final = 500
 """How long the reason of a `ProcessDeath` may be."""
+MAX_BLOCKED_STEPS: Final = 100
+"""How many steps that block an instance a heartbeat may name."""
 BEATS_PER_LEASE: Final = 3
 """How many heartbeats an instance sends while its lease lasts."""
 BEAT_TIMEOUT: Final = 5.0
@@ -317,6 +320,11 @@ class HeldAttempt(AttemptReference):
 
     inbox_seq: int = 0
     """The last inbox entry that the instance has seen."""
+    running_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """How much of its time limit the run has used, over all attempts. None: it runs no workflow, or has
+    ended."""
+    timeout: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """The time limit of the run in seconds. None: without limit."""
 
 
 class Heartbeat(BaseModel):
@@ -333,7 +341,10 @@ class Heartbeat(BaseModel):
     running: int = Field(default=0, ge=0)
     """How many tasks it is running, including those that wait in memory."""
     blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """For how long its event loop has been blocked; 0 if it is not."""
+    """For how long its event loop has been blocked; 0 if it is not. While it is, the control plane ends held
+    attempts that are cancelled or over their time limit, because the instance cannot."""
+    blocked: list[BlockedStep] = Field(default_factory=list, max_length=MAX_BLOCKED_STEPS)
+    """What blocks it."""
 
 
 class HeartbeatReply(BaseModel):

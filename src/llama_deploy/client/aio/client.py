@@ -19,6 +19,7 @@ from llama_deploy.client.settings import NOT_GIVEN, ClientSettings
 from llama_deploy.client.sync.client import SyncClient  # asyncio only
 from llama_deploy.client.task_results import value_of
 from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.serving_control_plane import serving_control_plane
 
 T = TypeVar("T", default=Any)
 
@@ -41,7 +42,8 @@ class Client:
 
     Args:
         control_plane_url: The URL of the control plane, or the URLs of its replicas: if one does not
-            respond, the client uses the next. None: `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the environment, or
+            respond, the client uses the next. None: in a step that a service runs, the control plane of the
+            service; elsewhere `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the environment, or
             `http://localhost:8000`.
         api_key: Sent to the servers as `Authorization: Bearer ...`. None: `LLAMA_DEPLOY_API_KEY`, or no key.
         headers: More headers for every request. They may hold secrets: they are never logged or printed.
@@ -80,6 +82,12 @@ class Client:
         api_server_url: str | None = None,
         poll_interval: float | None = None,
     ) -> None:
+        serving = serving_control_plane.get()
+        if control_plane_url is None and serving is not None:
+            at = serving.settings
+            control_plane_url, headers = at.urls, {**at.headers, **(headers or {})}
+            ca, client_certificate = ca or at.ca, client_certificate or at.client_certificate
+            disable_ssl = not at.verify_tls if disable_ssl is None else disable_ssl
         given: dict[str, Any] = {
             "control_plane_url": control_plane_url,
             "api_key": api_key,

@@ -29,6 +29,7 @@ from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.types.topics import CONTROL_PLANE, Topics
 from llama_deploy.web.application import create_app
+from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.http_server import HttpServer
 
@@ -80,7 +81,7 @@ class ControlPlaneServer(CoreEndpoints):
 
     def gateway(self) -> DirectGateway:
         """Return a gateway for services in the same process and event loop."""
-        return DirectGateway(self.plane)
+        return DirectGateway(self.plane, ConnectionSettings.of(self.config.url))
 
     async def start(self) -> None:
         """Open the store, resume the work in it, and listen. Returns when requests are served.

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from llama_deploy.running_task import RunningTask
+from llama_deploy.running_task import TaskInfo
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.types.instance_protocol import InboxEntry
@@ -17,7 +17,7 @@ class Attempt(ABC):
     """An attempt that this instance has claimed. `close` it when it is over."""
 
     key: AttemptKey
-    task: RunningTask
+    task: TaskInfo
     """What its code can learn about it."""
     reports: AttemptReports
     is_cancelled: bool = field(default=False, init=False)

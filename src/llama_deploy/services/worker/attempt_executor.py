@@ -14,7 +14,7 @@ from workflows import Workflow
 from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.messages import QueueMessage
-from llama_deploy.running_task import RunningTask
+from llama_deploy.running_task import TaskInfo
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow, start_run
@@ -28,6 +28,7 @@ from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.run_texts import RunTexts
 from llama_deploy.services.run.step_guard import StepExitError
+from llama_deploy.services.run.step_threads import StepThreads, step_threads
 from llama_deploy.services.run.volatility import Volatility
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.run_arguments import RunCall
@@ -55,13 +56,15 @@ class AttemptExecutor:
     write: Callable[[JournalWrite], Awaitable[JournalReply]]
     """Has the control plane store a write of a journal."""
     ledger: Ledger
-    """Notes which inbox entries have arrived."""
+    """Notes which inbox entries have arrived, and how long runs have been running."""
     hooks: WorkerHooks
     """May replace how the workflow's state is read and written."""
     slots: WorkSlots
     """Learns which runs only wait."""
     hold_lease: Callable[[], Awaitable[None]]
     """See `RunHooks`."""
+    threads: StepThreads
+    """For synchronous steps."""
     trail: StepTrail | None = None
     """Notes which steps execute. None: this process has no supervisor."""
     _outage: Outage = field(default_factory=journal_outage, init=False)
@@ -76,7 +79,7 @@ class AttemptExecutor:
         keeps_journal = reply.run is not None or (self.config.durability != "task" and reply.volatile is None)
         return WorkflowAttempt(
             key=key,
-            task=RunningTask(task_id, dispatch.session_id, dispatch.agent_id, number),
+            task=TaskInfo(task_id, dispatch.session_id, dispatch.agent_id, number),
             state=WorkflowState(
                 state=reply.session_state,
                 session_id=dispatch.session_id,
@@ -109,8 +112,10 @@ class AttemptExecutor:
         try:
             with self.hosted.object_of_run() as workflow:
                 run = attempt.run = await self._prepare(attempt, workflow)
+                self.ledger.measure(attempt.key.task_id, attempt.key.attempt, run.clock.budget)
                 if attempt.is_cancelled:
                     return RunOutcome.cancelled(), None
+                step_threads.set(self.threads)
                 outcome = await run.execute()
                 if outcome is None or outcome.ctx is None:
                     return outcome, None

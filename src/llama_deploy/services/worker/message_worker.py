@@ -7,7 +7,7 @@ from typing import Any
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, Consumer
 from llama_deploy.messages import QueueMessage
-from llama_deploy.running_task import RunningTask
+from llama_deploy.running_task import TaskInfo
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.run_inbox import EntrySequence
@@ -52,7 +52,7 @@ class MessageWorker(Worker[MessageAttempt]):
         key = AttemptKey(task_id, number, reply.token)
         attempt = MessageAttempt(
             key=key,
-            task=RunningTask(task_id, dispatch.session_id, dispatch.agent_id, number),
+            task=TaskInfo(task_id, dispatch.session_id, dispatch.agent_id, number),
             reports=AttemptReports(key, self._publish),
             message=message.model_copy(update={"data": {**message.data, "input": reply.input}}),
             process=self._consumer.process_message,

@@ -27,6 +27,7 @@ from llama_deploy.services.worker.worker_settings import WorkerSettings
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, ClaimReply, TaskDispatch
 from llama_deploy.types.topics import Topics
+from llama_deploy.web.serving_control_plane import ServingControlPlane, serving_control_plane
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Worker(ABC, Generic[A]):
         publish: Sends a report. Returns when it is accepted, raises when it is rejected permanently.
         register: Registers the instance again.
         others: See `TaskIntake`.
+        can_start: See `WorkSlots`.
     """
 
     def __init__(
@@ -59,9 +61,12 @@ class Worker(ABC, Generic[A]):
         publish: Callable[[QueueMessage], Awaitable[None]],
         register: Callable[[], Awaitable[None]],
         others: Consumer | None = None,
+        can_start: Callable[[], bool] = lambda: True,
     ) -> None:
         self._settings = settings
         self._gateway = gateway
+        address = gateway.address
+        self._serving = None if address is None else ServingControlPlane(address)
         self._topics = Topics(settings.registration.topic_namespace)
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.attempts: HeldAttempts[A] = HeldAttempts()
@@ -86,6 +91,7 @@ class Worker(ABC, Generic[A]):
             attempts=self.attempts,
             confirm=self._lease.beat_now,
             service_name=settings.service_name,
+            can_start=can_start,
         )
         self._intake = TaskIntake(
             service_name=settings.service_name,
@@ -153,6 +159,7 @@ class Worker(ABC, Generic[A]):
     async def process(self, attempt: A) -> None:
         """Execute an attempt, and report its outcome."""
         running_task.set(attempt.task)
+        serving_control_plane.set(self._serving)
         outcome, session_state = await self.execute(attempt)
         await self.report(attempt, outcome, session_state)
 
@@ -233,3 +240,5 @@ class Worker(ABC, Generic[A]):
             task.cancel()
         if leaving:
             await asyncio.wait(leaving, timeout=_HAND_BACK_SECONDS)
+        if self._serving is not None:
+            await self._serving.close()
