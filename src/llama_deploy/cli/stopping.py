@@ -151,9 +151,11 @@ class _Stop:
             self._hand_back("", code)
 
     def _drain(self, message: str, code: int) -> None:
-        self.is_requested = True
-        self._request(message)
-        self._watchdog.expect_end(code)
+        """Drain, once: a supervisor may tell it besides a signal."""
+        if not self.is_requested:
+            self.is_requested = True
+            self._request(message)
+            self._watchdog.expect_end(code)
 
     def _hand_back(self, message: str, code: int) -> None:
         self._request(message)

@@ -17,7 +17,7 @@ HOLDING = ctypes.PyDLL(None)
 """The C library, called without releasing the interpreter."""
 
 
-def note(word, name):
+def note(word: str, name: str) -> None:
     """Append a line to the ledger."""
     line = f"{word} {name} {os.getpid()} {time.monotonic()}\n"
     ledger = os.open("ledger.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -25,28 +25,28 @@ def note(word, name):
     os.close(ledger)
 
 
-def hold(seconds):
+def hold(seconds: float) -> None:
     """Hold the interpreter: no other thread of the process runs."""
     HOLDING.usleep(int(seconds * 1e6))
 
 
-def wait(seconds):
+def wait(seconds: float) -> None:
     """Block this thread only."""
     time.sleep(seconds)
 
 
-def match(_):
+def match(_: float) -> None:
     """Backtrack for years."""
     re.match(r"(a+)+$", "a" * 60 + "b")
 
 
-def spin(_):
+def spin(_: float) -> None:
     """Never end, but let other threads run from time to time."""
     while True:
         pass
 
 
-def leave_process(seconds):
+def leave_process(seconds: float) -> None:
     """Start a process that outlives this one."""
     show = "import os, pathlib, sys; pathlib.Path('left.txt').write_text(repr(dict(os.environ)) + '\\n'"
     show += " + '\\n'.join(os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')"
@@ -56,7 +56,7 @@ def leave_process(seconds):
     time.sleep(seconds)
 
 
-def fork_pool(seconds):
+def fork_pool(seconds: float) -> None:
     """Start forked processes, and wait for them."""
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for pid in pool.map(forked, range(2)):
@@ -64,19 +64,17 @@ def fork_pool(seconds):
         time.sleep(seconds)
 
 
-def forked(_):
+def forked(_: int) -> int:
     time.sleep(0.05)
     return os.getpid()
 
 
-def end_process(_):
+def end_process(_: float) -> None:
     """End the process as if all were well."""
     os._exit(0)
 
 
-ACTS = {
-    each.__name__: each for each in (hold, wait, match, spin, leave_process, fork_pool, end_process)
-}
+ACTS = {each.__name__: each for each in (hold, wait, match, spin, leave_process, fork_pool, end_process)}
 
 
 class Does(Workflow):
@@ -125,19 +123,19 @@ class NeverEnds(Workflow):
                 continue
 
 
-def does():
+def does() -> Does:
     return Does(timeout=None)
 
 
-def does_in_thread():
+def does_in_thread() -> DoesInThread:
     return DoesInThread(timeout=None)
 
 
-def sleeps():
+def sleeps() -> Sleeps:
     return Sleeps(timeout=None)
 
 
-def never_ends():
+def never_ends() -> NeverEnds:
     return NeverEnds(timeout=None)
 
 
