@@ -166,6 +166,29 @@ class TestAKilledChild:
                 assert second["processes"] == worker.children() != [first.pid]
                 assert second["pid"] == worker.pid
 
+    def test_nobody_reads_what_another_one_prints(self, folder: Path) -> None:
+        with serving(folder, targets=()) as plane:
+            reader, writer = os.pipe()
+            with subprocess.Popen(
+                [*LLAMACTL, "-s", plane.url, "worker", *TARGETS, "--json"],
+                cwd=folder,
+                env=environment(),
+                stdout=writer,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as worker:
+                os.close(writer)
+                with os.fdopen(reader) as output:
+                    (first,) = json.loads(output.readline())["processes"]
+                os.kill(first, signal.SIGKILL)
+                asyncio.run(gone([first]))
+                with Client(plane.url).sync as client:
+                    assert client.run("sleeps", name="a", seconds=0) == "a"
+                worker.terminate()
+                _, errors = worker.communicate(timeout=PATIENCE)
+            assert (worker.returncode, errors.splitlines()[-1]) == (0, "Stopped.")
+            assert errors.count("takes its place") == 1
+
     async def test_one_that_has_ended_as_if_all_were_well(self, folder: Path) -> None:
         with serving(folder, "--processes", "2") as served:
             async with Client(served.url) as client:

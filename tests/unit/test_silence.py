@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,13 +16,16 @@ LOOK = 0.5
 """Seconds between two looks."""
 
 
+Verdicts: TypeAlias = list[tuple[float, Verdict]]
+
+
 def watched(
     *,
     until: float,
     beats: dict[float, float],
     stopped: tuple[float, float] = (0.0, 0.0),
     unwatched: tuple[float, float] = (0.0, 0.0),
-) -> list[tuple[float, Verdict]]:
+) -> Verdicts:
     """Return what was judged other than `FINE`, each with its time.
 
     Args:
@@ -30,7 +35,7 @@ def watched(
         unwatched: From when to when nobody judges.
     """
     silence = Silence(LIMIT)
-    found = []
+    found: Verdicts = []
     for number in range(int(until / LOOK) + 1):
         now = number * LOOK
         if unwatched[0] < now < unwatched[1]:
@@ -45,7 +50,7 @@ def watched(
     return found
 
 
-def repeated(*times: float) -> list[tuple[float, Verdict]]:
+def repeated(*times: float) -> Verdicts:
     return [(at, Verdict.REPEAT) for at in times]
 
 
@@ -98,7 +103,7 @@ HEALTHY = {float(at): 0.0 for at in range(100)}
         ),
     ],
 )
-def test_verdicts(case: dict[str, object], expected: list[tuple[float, Verdict]]) -> None:
+def test_verdicts(case: dict[str, object], expected: Verdicts) -> None:
     assert watched(**case) == expected  # type: ignore[arg-type]
 
 

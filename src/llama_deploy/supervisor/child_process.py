@@ -79,8 +79,12 @@ class ChildProcess:
             self.descriptor = os.pidfd_open(self.pid)
 
     @classmethod
-    def start(cls, command: ChildCommand) -> Self:
+    def start(cls, command: ChildCommand, *, is_replacement: bool) -> Self:
         """Start a child.
+
+        Args:
+            command: How.
+            is_replacement: Whether another one was ready before.
 
         Raises:
             OSError: It cannot be started.
@@ -91,7 +95,9 @@ class ChildProcess:
             with theirs:
                 memory = new_memory()
                 failed.callback(os.close, memory)
-                place = ChildPlace(os.getpid(), theirs.fileno(), memory, command.control_plane_url)
+                place = ChildPlace(
+                    os.getpid(), theirs.fileno(), memory, command.control_plane_url, is_replacement
+                )
                 with _without_interrupts():
                     process = subprocess.Popen(  # noqa: S603 - the command line of this process
                         command.arguments,

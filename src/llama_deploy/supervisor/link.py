@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import FrameType
 from typing import Any, Final, Self
 
@@ -37,6 +37,14 @@ class ChildPlace:
     """The descriptor of the memory of its `StepTrail`."""
     control_plane_url: str | None = None
     """The control plane that the supervisor itself runs. None: the one of the command line."""
+    is_replacement: bool = False
+    """Whether another child was ready before."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read it. The supervisor may be of another release, if the package was upgraded meanwhile."""
+        names = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(text).items() if name in names})
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +70,7 @@ class SupervisorLink:
         text = os.environ.pop(VARIABLE, None)
         if text is None:
             return None
-        place = ChildPlace(**json.loads(text))
+        place = ChildPlace.from_json(text)
         _end_with(place.parent)
         os.set_inheritable(place.channel, False)
         trail = StepTrail(place.memory)

@@ -124,7 +124,7 @@ class Supervisor:
         for at in due:
             self._starts.remove(at)
             try:
-                child = ChildProcess.start(self.command)
+                child = ChildProcess.start(self.command, is_replacement=self._was_ready)
             except OSError as exc:
                 if not self._children and not self._was_ready:
                     raise
