@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from llama_deploy.cli.environment import settings_of
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.logs import CommandLogging
+from llama_deploy.cli.output import optional_output
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
@@ -278,15 +280,17 @@ def work(
     def on_ready(service: WorkflowService) -> None:
         ready.append(service)
         if len(ready) == len(hosted):
+            if as_json is not None:
+                # Nobody needs to read on when the first process is replaced one day.
+                with optional_output() if link is not None and link.place.is_replacement else nullcontext():
+                    announce_instances(
+                        ready,
+                        control_plane_url=", ".join(control_plane_urls),
+                        stop_pid=os.getpid() if link is None else link.place.parent,
+                        as_json=as_json,
+                    )
             if link is not None:
                 link.ready([each.service_definition.model_dump(mode="json") for each in ready])
-            if as_json is not None:
-                announce_instances(
-                    ready,
-                    control_plane_url=", ".join(control_plane_urls),
-                    stop_pid=os.getpid() if link is None else link.place.parent,
-                    as_json=as_json,
-                )
 
     async def work_on_all() -> None:
         await wait_for_control_plane(control_plane)

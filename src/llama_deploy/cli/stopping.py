@@ -154,12 +154,12 @@ class _Stop:
 
     def obey(self, how: str) -> None:
         """Stop as the supervisor says: see `Stop`. Thread-safe."""
-        self.first = signal.SIGTERM
         code = 128 + signal.SIGTERM
-        if how == Stop.DRAIN:
-            self._drain("", code)
-        else:
+        if how == Stop.HAND_BACK:
             self._hand_back("", code)
+        elif self.first is None:  # it may have got a signal too
+            self.first = signal.SIGTERM
+            self._drain("", code)
 
     def _drain(self, message: str, code: int) -> None:
         self._request(message)

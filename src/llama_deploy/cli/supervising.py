@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,7 +40,8 @@ class Supervising:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         # Without -P, modules in the working directory would be imported in place of those of Python.
-        program = [sys.executable, "-P", "-m", __spec__.name]
+        options_of_python = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+        program = [sys.executable, *options_of_python, "-P", "-m", __spec__.name]
         options = [str(self.processes), "verbose" if self.verbose else "", self.log_format or ""]
         os.execv(sys.executable, [*program, *options, *self.command])  # noqa: S606 - our own program
 
@@ -90,8 +92,10 @@ class _Signals:
 
 
 def _note(message: str) -> None:
-    with suppress(BrokenPipeError):
-        print(message, file=sys.stderr, flush=True)  # noqa: T201 - without the library that other commands use
+    """Print to stderr. In a signal handler, which may have interrupted somebody who writes to the stream."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), f"{message}\n".encode())
 
 
 if __name__ == "__main__":

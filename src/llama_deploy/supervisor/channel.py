@@ -44,6 +44,7 @@ class Channel:
 
         Raises:
             BlockingIOError: The socket does not block, and there is nothing.
+            ValueError: What has arrived is not a message.
         """
         try:
             received = self.socket.recv(_CHUNK)

@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -62,9 +62,9 @@ class ChildProcess:
     services: list[dict[str, Any]] | None = field(default=None, init=False)
     """The definitions of its services as JSON. None: it is not ready."""
     kill_at: float | None = field(default=None, init=False)
-    """When it is killed if it has not ended. None: it was not asked to end."""
+    """When it is killed if it has not ended. None: it need not end."""
     is_done: bool = field(default=False, init=False)
-    """Whether it has nothing left to do: it was not ready when the supervisor stopped, or has said so."""
+    """Whether it has nothing left to do: it had not begun when the supervisor stopped, or has said so."""
     death: str | None = field(default=None, init=False)
     """Why it was killed, in words. None: it was not."""
     culprits: list[str] = field(default_factory=list, init=False)
@@ -81,29 +81,37 @@ class ChildProcess:
             self.descriptor = os.pidfd_open(self.pid)
 
     @classmethod
-    def start(cls, command: ChildCommand) -> Self:
+    def start(cls, command: ChildCommand, *, is_replacement: bool) -> Self:
         """Start a child.
+
+        Args:
+            command: How.
+            is_replacement: Whether another one was ready before.
 
         Raises:
             OSError: It cannot be started.
         """
-        ours, theirs = socket.socketpair()
-        memory = new_memory()
-        place = ChildPlace(os.getpid(), theirs.fileno(), memory, command.control_plane_url)
-        try:
-            process = subprocess.Popen(  # noqa: S603 - the command line of this process
-                command.arguments,
-                env={**os.environ, VARIABLE: json.dumps(asdict(place))},
-                pass_fds=(theirs.fileno(), memory),
-            )
-        except OSError:
-            ours.close()
-            os.close(memory)
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        return cls(process, Channel(ours), memory)
+        with ExitStack() as failed:
+            ours, theirs = socket.socketpair()
+            failed.callback(ours.close)
+            with theirs:
+                memory = new_memory()
+                failed.callback(os.close, memory)
+                place = ChildPlace(
+                    os.getpid(), theirs.fileno(), memory, command.control_plane_url, is_replacement
+                )
+                with _without_interrupts():
+                    process = subprocess.Popen(  # noqa: S603 - the command line of this process
+                        command.arguments,
+                        env={**os.environ, VARIABLE: json.dumps(asdict(place))},
+                        pass_fds=(theirs.fileno(), memory),
+                    )
+            failed.callback(process.wait)
+            failed.callback(process.kill)
+            ours.setblocking(False)
+            child = cls(process, Channel(ours), memory)
+            failed.pop_all()
+        return child
 
     @property
     def pid(self) -> int:
@@ -121,15 +129,18 @@ class ChildProcess:
         return float(self.facts.get("drain_timeout", 0.0))
 
     def receive(self, now: float) -> bool:
-        """Take what it has said. False: it has closed its end.
+        """Take what it has said. False: it has closed its end, or cannot be understood and is killed.
 
         Args:
             now: The monotonic time.
         """
         with suppress(BlockingIOError):
-            while (messages := self.channel.receive()) is not None:
-                for message in messages:
-                    self._take(message, now)
+            try:
+                while (messages := self.channel.receive()) is not None:
+                    for message in messages:
+                        self._take(message, now)
+            except (ValueError, KeyError, TypeError):
+                self.kill("has sent its supervisor what is not a message")
             return False
         return True
 
@@ -151,6 +162,10 @@ class ChildProcess:
             known.heartbeat = beat
             known.silence.heard(now, interval=message["interval"], blocked_seconds=beat["blocked_seconds"])
             self.is_told_silent = self.is_told_silent and known.silence.is_silent(now)
+
+    def expect_end(self, at: float) -> None:
+        """Let it be killed then, unless it has ended. The earliest time counts."""
+        self.kill_at = at if self.kill_at is None else min(at, self.kill_at)
 
     def tell_to_stop(self, how: str) -> None:
         """Ask it to `drain` or to `hand_back`."""
@@ -179,6 +194,16 @@ class ChildProcess:
             if descriptor is not None:
                 os.close(descriptor)
         self.memory = self.descriptor = None
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let a process that is started here ignore Ctrl-C until it knows that it has a supervisor."""
+    found = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, found)
 
 
 def _state(pid: int) -> str:

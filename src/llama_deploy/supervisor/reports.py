@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 _DEATH_SECONDS: Final = 60.0
 """How long the report of a death is tried. Then the lease has ended in any case."""
 _RETRY_SECONDS: Final = 0.2
+_MAX_REASON: Final = 500
+"""The most characters in the reason of a death."""
 _BEAT_SECONDS: Final = 5.0
 """How long a heartbeat may take."""
 
@@ -113,4 +115,5 @@ class Reports:
 
 def death_of(instances: Sequence[str], *, reason: str, culprits: Sequence[str]) -> dict[str, Any]:
     """Return a `ProcessDeath` as JSON."""
-    return {"instances": list(instances), "reason": reason, "culprits": list(culprits)}
+    line = " ".join(reason.splitlines())[:_MAX_REASON]
+    return {"instances": list(instances), "reason": line, "culprits": list(culprits)}

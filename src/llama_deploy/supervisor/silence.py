@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
 _LATE: Final = 1.5
 """After how many intervals without a heartbeat a child is silent."""
+_PAUSE_SECONDS: Final = 3.0
+"""If nobody has judged for so long, the supervisor was stopped, and perhaps the child with it."""
 
 
 class Verdict(Enum):
@@ -33,8 +36,9 @@ class Silence:
     _blocked_since: float | None = None
     """Since when its event loop is blocked, as it says itself. None: it is not blocked."""
     _repeated_at: float = 0.0
+    _judged_at: float = -math.inf
     _runs_since: float | None = None
-    """Since when it was seen to run, without a pause. None: it did not run when it was looked at last."""
+    """Since when it runs without a pause, as far as is known. None: it did not run at the last look."""
 
     def heard(self, now: float, *, interval: float, blocked_seconds: float) -> None:
         """A heartbeat has come."""
@@ -48,11 +52,11 @@ class Silence:
 
     def seconds(self, now: float) -> float:
         """For how long it has been blocked, or silent while it runs; 0 if it is neither."""
-        if self._blocked_since is not None:
-            return now - self._blocked_since
-        if self._heard_at is None or self._runs_since is None or not self.is_silent(now):
+        if self._heard_at is None or self._runs_since is None:
             return 0.0
-        return now - max(self._heard_at, self._runs_since)
+        if self._blocked_since is not None:
+            return now - max(self._blocked_since, self._runs_since)
+        return now - max(self._heard_at, self._runs_since) if self.is_silent(now) else 0.0
 
     def judge(self, now: float, *, is_running: bool) -> Verdict:
         """Return what to do.
@@ -61,11 +65,12 @@ class Silence:
             now: The present time.
             is_running: Whether the operating system says that it runs, and is not stopped.
         """
+        was_paused, self._judged_at = now - self._judged_at > _PAUSE_SECONDS, now
         if not is_running:
             # What another process has stopped must not look alive, and is not blocked.
             self._runs_since = None
             return Verdict.FINE
-        if self._runs_since is None:
+        if self._runs_since is None or was_paused:
             self._runs_since = now
         if self.seconds(now) >= self.blocked_limit:
             return Verdict.REPLACE

@@ -37,6 +37,8 @@ class ExecutingStep:
     step_name: str
     seconds: float
     """Since when it executes without a pause."""
+    is_in_loop: bool
+    """Whether it executes in the thread of the event loop."""
 
 
 class StepTrail:
@@ -153,7 +155,7 @@ def read_trail(descriptor: int) -> list[ExecutingStep]:
         if slot[0]:
             (since,), (length,) = _SINCE.unpack_from(slot, 1), _LENGTH.unpack_from(slot, _HEAD)
             task_id, _, step_name = slot[_TEXT : _TEXT + length].decode(errors="replace").partition("\0")
-            found.append(ExecutingStep(task_id, step_name, max(0.0, now - since)))
+            found.append(ExecutingStep(task_id, step_name, max(0.0, now - since), is_in_loop=at == 0))
     return found
 
 

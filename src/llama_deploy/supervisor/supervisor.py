@@ -6,8 +6,10 @@ import logging
 import os
 import selectors
 import signal
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -30,6 +32,10 @@ _ENDING_SECONDS: Final = 0.01
 """How often to look whether a child has ended that has closed its channel."""
 _LOOK_EVERY: Final = 1.0
 """Seconds after which the supervisor looks at its children at the latest."""
+_CLOSED_SECONDS: Final = 5.0
+"""How long a child may take to end that has closed its channel."""
+_MAX_NAMED: Final = 3
+"""How many steps are named in a sentence."""
 _REPORT_SECONDS: Final = 1.0
 """How long the supervisor itself waits for its last reports."""
 
@@ -74,15 +80,13 @@ class Supervisor:
     _exit_code: int = field(default=0, init=False)
     _reports: Reports = field(default_factory=Reports, init=False)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector, init=False)
-    _wake: tuple[int, int] = field(default_factory=os.pipe, init=False)
+    _wake: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair, init=False)
 
     def request(self, stop: Stop) -> None:
         """Ask the children to stop; `run` returns when they have ended. Thread-safe, and reentrant."""
         self._requested = stop
-        try:
-            os.write(self._wake[1], b"\0")
-        except OSError:
-            return  # it has ended already
+        with suppress(OSError):  # it has ended already, or is woken already
+            self._wake[1].send(b"\0", socket.MSG_DONTWAIT)
 
     def run(self) -> int:
         """Run the children until `request` was called and they have ended. Blocks. Call it once.
@@ -94,7 +98,6 @@ class Supervisor:
         Raises:
             OSError: No child can be started.
         """
-        os.set_blocking(self._wake[0], False)
         self._selector.register(self._wake[0], selectors.EVENT_READ, None)
         self._starts = [time.monotonic()] * self.processes
         try:
@@ -111,15 +114,27 @@ class Supervisor:
                 self._remove(child)
             self._reports.wait(_REPORT_SECONDS)
             self._selector.close()
-            for descriptor in self._wake:
-                os.close(descriptor)
+            for each in self._wake:
+                each.close()
         return self._exit_code
 
     def _start_due(self, now: float) -> None:
         due = [at for at in self._starts if at <= now and self._stop is None]
         for at in due:
-            child = ChildProcess.start(self.command)
             self._starts.remove(at)
+            try:
+                child = ChildProcess.start(self.command, is_replacement=self._was_ready)
+            except OSError as exc:
+                if not self._children and not self._was_ready:
+                    raise
+                delay = self._start_later()
+                logger.warning(
+                    "a process cannot be started: %s; trying again in %g s",
+                    exc,
+                    delay,
+                    extra={"action": "process_start_failed"},
+                )
+                continue
             self._children.append(child)
             self._selector.register(child.channel.socket, selectors.EVENT_READ, child)
             if child.descriptor is not None:
@@ -137,10 +152,11 @@ class Supervisor:
         for key, _ in self._selector.select(max(0.0, min(times) - now)):
             child = key.data
             if child is None:
-                os.read(self._wake[0], 1024)
+                self._wake[0].recv(1024)
             elif key.fileobj is child.channel.socket and not child.receive(time.monotonic()):
                 self._selector.unregister(child.channel.socket)
                 child.is_ending = True
+                child.expect_end(time.monotonic() + _CLOSED_SECONDS)
         self._announce()
 
     def _announce(self) -> None:
@@ -170,7 +186,7 @@ class Supervisor:
     def _ended(self, child: ChildProcess) -> None:
         code, is_ready = child.process.returncode, child.services is not None
         reason = child.death or _in_words(code)
-        if child.instances and code != 0:
+        if child.instances:
             self._reports.report_death(
                 child.facts["connection"],
                 death_of(list(child.instances), reason=reason, culprits=child.culprits),
@@ -178,15 +194,16 @@ class Supervisor:
         if self._stop is not None:
             self._exit_code = self._exit_code or (0 if child.is_done else code)
             return
-        if not self._was_ready and not is_ready and code > 0:
+        # With 0 it ends if a workflow's module ends it, or, after its hello, if it was told to stop alone.
+        if not self._was_ready and not is_ready and (code > 0 or (code == 0 and not child.facts)):
             self._exit_code = code
             self.request(Stop.DRAIN)
             return
         delay = 0.0
-        if not is_ready:
-            delay = min(_FIRST_DELAY * 2.0**self._failures, _MAX_DELAY)
-            self._failures += 1
-        self._starts.append(time.monotonic() + delay)
+        if is_ready:
+            self._starts.append(time.monotonic())
+        else:
+            delay = self._start_later()
         logger.warning(
             "process %d %s; another one takes its place%s",
             child.pid,
@@ -194,6 +211,13 @@ class Supervisor:
             f" in {delay:g} s, because it was not ready yet" if delay else "",
             extra={"action": "process_ended", "pid": child.pid},
         )
+
+    def _start_later(self) -> float:
+        """Start a child after a start has failed; return in how many seconds."""
+        delay = float(min(_FIRST_DELAY * 2.0**self._failures, _MAX_DELAY))
+        self._failures += 1
+        self._starts.append(time.monotonic() + delay)
+        return delay
 
     def _obey(self) -> None:
         """Tell the children to stop if that was requested."""
@@ -203,13 +227,12 @@ class Supervisor:
         self._stop = requested
         now = time.monotonic()
         for child in self._children:
-            if requested is Stop.KILL or child.services is None:
+            if requested is Stop.KILL or not child.facts:
                 child.is_done = True
                 child.kill("was stopped")
                 continue
             child.tell_to_stop(requested.value)
-            deadline = now + _GRACE + (child.drain_timeout if requested is Stop.DRAIN else 0.0)
-            child.kill_at = deadline if child.kill_at is None else min(deadline, child.kill_at)
+            child.expect_end(now + _GRACE + (child.drain_timeout if requested is Stop.DRAIN else 0.0))
 
     def _watch(self, now: float) -> None:
         """Repeat the heartbeats of silent children, and kill those that are blocked or do not end."""
@@ -236,7 +259,7 @@ class Supervisor:
             return
         steps, seconds = child.executing(), instance.silence.seconds(now)
         if verdict is Verdict.REPEAT:
-            if not child.is_told_silent and child.death is None:
+            if seconds and not child.is_told_silent and child.death is None:
                 child.is_told_silent = True
                 logger.warning(
                     "process %d has been silent for %.1f s%s; its other tasks wait",
@@ -252,7 +275,10 @@ class Supervisor:
             repeated = {**beat, "held": held, "blocked_seconds": seconds, "blocked": blocked}
             self._reports.repeat(child.facts["connection"], repeated)
         elif child.death is None:
-            known = [each["task_id"] for each in instance.heartbeat.get("blocked", [])]
+            if not instance.silence.is_silent(now) and any(step.is_in_loop for step in steps):
+                # Its threads run, so those of other steps are not to blame.
+                steps = [step for step in steps if step.is_in_loop]
+            known = [each["task_id"] for each in instance.heartbeat.get("blocked", []) if each["task_id"]]
             child.kill(
                 f"was blocked for {seconds:.0f} s{_of(steps)}",
                 culprits=[step.task_id for step in steps] or known,
@@ -263,7 +289,10 @@ def _of(steps: list[ExecutingStep]) -> str:
     """Return which steps are to blame, for a sentence."""
     if not steps:
         return ""
-    return " by " + ", ".join(f"the step {step.step_name!r} of task {step.task_id}" for step in steps)
+    named = [f"the step {step.step_name!r} of task {step.task_id}" for step in steps[:_MAX_NAMED]]
+    if len(steps) > _MAX_NAMED:
+        named.append(f"{len(steps) - _MAX_NAMED} more")
+    return " by " + ", ".join(named)
 
 
 def _later(held: dict[str, Any], seconds: float) -> dict[str, Any]:

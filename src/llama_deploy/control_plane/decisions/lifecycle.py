@@ -256,18 +256,26 @@ def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
     return outcome.model_copy(update={**empty, **changes})
 
 
-def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
+def lose(task: TaskRecord, *, at: datetime, backoff: Backoff, because: str | None = None) -> Transition:
     """The instance that ran the task is gone: the next attempt, or the failure after too many losses.
 
     Only losses count that were not forgiven; see `journal`. After the first, the next attempt is due at once.
     After more, the task itself may kill its instances: each further attempt is delayed longer than the one
     before.
+
+    Args:
+        task: The task.
+        at: The present time.
+        backoff: How long further attempts are delayed.
+        because: How the process of the instance ended, in words that follow `its process`. None: not known.
     """
     if task.cancel_requested:
         return finish(task, cancelled_result(task), at=at)
     losses = task.losses + 1
     if losses >= task.max_attempts:
         reason = f"{losses} instances of service {task.target} died or went silent under this task"
+        if because is not None:
+            reason += f"; the process of the last one {because}"
         result = failed_result(task, failure_of(AttemptsExhaustedError, reason))
         return finish(task._replace(losses=losses), result, at=at)
     following = next_attempt(task._replace(losses=losses), at=at)

@@ -44,7 +44,7 @@ class ProcessDeaths:
             held = unit.tasks.of_instances(instance_ids)
             unit.instances.delete(instance_ids)
             return [
-                (task, _move_on(unit, task, charged=not culprits or task.task_id in culprits))
+                (task, _move_on(unit, task, death, charged=not culprits or task.task_id in culprits))
                 for task in held
             ]
 
@@ -62,8 +62,10 @@ class ProcessDeaths:
             )
 
 
-def _move_on(unit: Unit, task: TaskRecord, *, charged: bool) -> TaskRecord:
-    return unit.lose(task) if charged else unit.apply(lifecycle.take_back(task, at=unit.now))
+def _move_on(unit: Unit, task: TaskRecord, death: ProcessDeath, *, charged: bool) -> TaskRecord:
+    if charged:
+        return unit.lose(task, because=death.reason)
+    return unit.apply(lifecycle.take_back(task, at=unit.now))
 
 
 def _count(before: TaskRecord, task: TaskRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -51,7 +52,8 @@ class WorkerSettings:
             max_concurrent_tasks=config.max_concurrent_tasks,
             drain_timeout=config.drain_timeout,
             durability=Durability.TASK if config.durability == "task" else Durability.STEP,
-            blocked_limit=config.blocked_limit,
+            # A supervisor ends a process that is blocked for too long. Until then its tasks stay here.
+            blocked_limit=config.blocked_limit if trail is None else math.inf,
             raise_exceptions=config.raise_exceptions,
             trail=trail,
         )
