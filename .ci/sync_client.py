@@ -32,6 +32,7 @@ WORDS: Final = {
     r"__aenter__": "__enter__",
     r"__aexit__": "__exit__",
     r"aio": "sync",
+    r"http_connection\b": "sync_http_connection",
     r"HttpConnection\b": "SyncHttpConnection",
     r"Client\b": "SyncClient",
     r"Session\b(?! with id)": "SyncSession",  # the latter is a text of 0.5

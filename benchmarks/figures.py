@@ -127,7 +127,7 @@ SPECS: Final[tuple[Spec, ...]] = (
     Spec(
         "idle_single_cpu_percent", "idle", "idle: CPU of llamactl serve", "% of a core", None, _at_most(0.2)
     ),
-    Spec("idle_single_mib", "idle", "idle: memory of llamactl serve, all in one", "MiB", None, _at_most(90)),
+    Spec("idle_single_mib", "idle", "idle: memory of one llamactl serve", "MiB", None, _at_most(90)),
     Spec(
         "least_share_percent",
         "sharing",

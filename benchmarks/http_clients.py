@@ -26,7 +26,8 @@ import uvloop
 from fastapi import Request, Response
 
 from llama_deploy.web.application import create_app
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from llama_deploy.web.http_server import HttpServer
 
 IN_FLIGHT: Final = (1, 64)

@@ -252,12 +252,13 @@ class Stack:
 
 @asynccontextmanager
 async def all_in_one() -> AsyncIterator[Part]:
-    """Run another system in one process, by `llamactl serve`, and stop it afterwards."""
+    """Run another system in one process, by `llamactl serve --processes 0`, and stop it afterwards."""
     port, queue_port = free_ports(2)
     command = [
         *(sys.executable, "-m", "llama_deploy.cli", "serve", "benchmarks.workloads:echo"),
         f"--port={port}",
         f"--queue-port={queue_port}",
+        "--processes=0",
     ]
     with tempfile.TemporaryDirectory(prefix="llama_deploy_bench_") as directory:
         part = await Part.start("llamactl serve", command, directory=Path(directory))

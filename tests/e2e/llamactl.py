@@ -14,8 +14,8 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -33,16 +33,24 @@ def environment() -> dict[str, str]:
 class Process:
     """A command that runs; its stderr goes to a file or to `stderr`, its stdout is read by a thread."""
 
-    def __init__(self, folder: Path, *arguments: str, stderr: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        stderr: int | None = None,
+        program: Sequence[str] = LLAMACTL,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.errors = folder / f"stderr-{time.monotonic_ns()}.txt"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [*LLAMACTL, *arguments],
+                [*program, *arguments],
                 cwd=folder,
-                env=environment(),
+                env={**environment(), **(env or {})},
                 stdout=subprocess.PIPE,
                 stderr=errors if stderr is None else stderr,
                 text=True,
+                process_group=0,  # as a shell starts it
             )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
@@ -79,15 +87,21 @@ class Process:
         return code, self.errors.read_text()
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # and what it has left behind
         self.process.wait(PATIENCE)
         self._reader.join(PATIENCE)
 
 
 @contextmanager
-def started(folder: Path, *arguments: str, stderr: int | None = None) -> Iterator[Process]:
-    process = Process(folder, *arguments, stderr=stderr)
+def started(
+    folder: Path,
+    *arguments: str,
+    stderr: int | None = None,
+    program: Sequence[str] = LLAMACTL,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Process]:
+    process = Process(folder, *arguments, stderr=stderr, program=program, env=env)
     try:
         yield process
     finally:

@@ -302,7 +302,12 @@ class TestStatus:
     def test_json_for_scripts(self, folder: Path, server: str) -> None:
         facts = json.loads(llamactl(folder, "status", "--json", server=server).stdout)
         assert facts["control_plane_url"] == server
-        service = {"service_name": "repeat", "description": "Repeats what it is told.", "instances_alive": 1}
+        service = {
+            "service_name": "repeat",
+            "description": "Repeats what it is told.",
+            "instances_alive": 1,
+            "blocked": [],
+        }
         assert service in facts["services"]
 
     @pytest.mark.parametrize("options", [(), ("--json",)])

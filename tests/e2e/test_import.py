@@ -69,6 +69,13 @@ def test_a_client_does_not_import_servers() -> None:
     assert "llama_deploy.client" in loaded
 
 
+def test_a_connection_for_threads_imports_neither_asyncio_nor_its_http_client() -> None:
+    """A process that supervises others stays small with it."""
+    loaded = modules_after("import llama_deploy.web.sync_http_connection")
+    assert loaded.isdisjoint({*SERVERS, "aiohttp", "asyncio", "workflows"})
+    assert "urllib3" in loaded
+
+
 def test_importing_configures_no_logging_and_starts_no_thread() -> None:
     program = """
 import logging, threading

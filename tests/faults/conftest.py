@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -83,6 +83,11 @@ class System:
             ["-m", "llama_deploy.cli", "-s", self.url, "worker", *targets], output=output, env=self.env
         )
         return self._stack.enter_context(program)
+
+    def run(self, argv: Sequence[str]) -> Program:
+        """Start the interpreter with these arguments."""
+        output = self.folder / f"program-{free_port()}.log"
+        return self._stack.enter_context(Program(argv, output=output, env=self.env))
 
     def service(self, name: str = "ledger", **env: str) -> Program:
         return self.start("service.py", LLAMA_DEPLOY_WF_SERVICE_SERVICE_NAME=name, **env)

@@ -306,7 +306,7 @@ async def test_a_blocked_loop_is_named_and_others_take_the_work(system: System) 
         await check_all_end_once(others)
         assert await blocking.result() == "blocking 1"
         assert (await blocking.info()).attempt == 1
-        services[pid].wait_for_output("by the step 'work' at")
+        services[pid].wait_for_output(f"by the step 'work' of task {blocking.task_id} at")
     # What it had room for may have been on its way to the blocked instance, and waits there.
     elsewhere = [n for n in range(40) if system.runs_of(f"task-{n}") != [pid]]
     assert len(elsewhere) >= 40 - 7

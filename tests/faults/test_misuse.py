@@ -35,7 +35,8 @@ from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
 from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinition
 from llama_deploy.types.instance_protocol import AttemptOutcome
-from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import JSON_HEADERS, HttpRequest
 
 
 class Number(Event):

@@ -33,7 +33,8 @@ from llama_deploy.types.instance_protocol import (
     HeldAttempt,
     TaskDispatch,
 )
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 
 CONTROL = "llama_deploy.control_plane"
 

@@ -32,7 +32,8 @@ from llama_deploy.types.instance_protocol import (
     TaskDispatch,
 )
 from llama_deploy.types.services import Registration
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from llama_deploy.web.http_server import HttpServer
 
 UNKNOWN: Final = "a_field_of_a_newer_release"

@@ -22,8 +22,10 @@ from llama_deploy.errors import (
 )
 from llama_deploy.web.application import create_app
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest, SyncHttpConnection
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from llama_deploy.web.http_server import HttpServer
+from llama_deploy.web.sync_http_connection import SyncHttpConnection
 
 app = create_app(title="test")
 

@@ -46,7 +46,8 @@ from llama_deploy.types.instance_protocol import (
     ReleaseRequest,
     TaskDispatch,
 )
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import CONTROL, Instance, beat, get, post, read_stream, submit
 
 DEEP = '{"a": ' + "[" * 300 + "]" * 300 + "}"

@@ -39,7 +39,8 @@ from llama_deploy.types.instance_protocol import (
     RunHeader,
     TaskDispatch,
 )
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import Instance, beat, get, post, read_stream, submit
 
 HEADER = RunHeader(fingerprint="steps", library_version="2.26.1")

@@ -266,6 +266,22 @@ async def test_readers_elsewhere_learn_of_a_deletion(cluster: Cluster) -> None:
         await asyncio.wait_for(waiting, 5)
 
 
+async def test_a_death_that_is_reported_to_all_replicas_counts_once(cluster: Cluster) -> None:
+    first, second, third = cluster.replicas
+    await first.server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+    for task_id in ("guilty", "innocent"):
+        await submit(second.http, task_id=task_id)
+        claim = ClaimRequest(task_id=task_id, attempt=1, instance_id="one")
+        (reply,) = await third.server.plane.attempts.claim([claim])
+        assert reply.granted
+    death = {"instances": ["one"], "reason": "was killed by SIGKILL", "culprits": ["guilty"]}
+    await asyncio.gather(*(post(each.http, "/instances/death", death) for each in cluster.replicas))
+    tasks = await first.store.read(lambda tx: tx.tasks.load(["guilty", "innocent"]))
+    found = {task.task_id: (task.status, task.attempt, task.losses) for task in tasks.values()}
+    assert found == {"guilty": (TaskStatus.QUEUED, 2, 1), "innocent": (TaskStatus.QUEUED, 2, 0)}
+    assert (await first.server.plane.services.get("echo")).instances == []
+
+
 async def test_one_idempotency_key_over_three_replicas_is_one_task(cluster: Cluster) -> None:
     await cluster.serve(Counting(), cluster.replicas[0])
     for name in (f"mine-{n}" for n in range(5)):

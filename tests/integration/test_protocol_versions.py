@@ -13,7 +13,8 @@ from llama_deploy.message_queues import LocalMessageQueue
 from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import PROTOCOL_HEADER, PROTOCOL_VERSION, Heartbeat, check_protocol
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 
 NEWER = PROTOCOL_VERSION + 1
 

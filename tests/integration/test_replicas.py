@@ -31,7 +31,9 @@ from llama_deploy.testing.tcp_proxy import TcpProxy
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import Heartbeat
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest, SyncHttpConnection
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
+from llama_deploy.web.sync_http_connection import SyncHttpConnection
 from tests.integration.test_connection import Async, Either, SyncInThreads
 from tests.integration.test_simple_queue_server import free_port
 from tests.servers.certificates import Authority

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llama_deploy.control_plane.requests.report_barrier import ReportBarrier
 from llama_deploy.control_plane.requests.report_consumer import Reports
 from llama_deploy.control_plane.requests.report_uploads import ReportUploads
 from llama_deploy.errors import EventsMissingError
@@ -117,7 +118,9 @@ async def test_reports_that_the_queue_has_lost_end_the_attempt(
             relay.add(asyncio.create_task(instance.server.message_queue.publish(message, topic)))
 
         uploads = ReportUploads(plane.attempts, probe_after=0.1, publish=publish)
-        reports = asyncio.create_task(Reports(subscription, plane.attempts, lost_after=0.2).consume())
+        barrier = ReportBarrier(instance.server.message_queue, topic, store=plane._store)
+        consumer = Reports(subscription, plane.attempts, barrier=barrier, lost_after=0.2)
+        reports = asyncio.create_task(consumer.consume())
 
         async def taken_back() -> bool:
             with suppress(EventsMissingError):

@@ -16,7 +16,8 @@ from llama_deploy.errors import (
 )
 from llama_deploy.web.application import create_app
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
-from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import JSON_HEADERS, HttpRequest
 from llama_deploy.web.http_server import HttpServer
 from llama_deploy.web.shortcuts import Call, Shortcuts
 

@@ -40,7 +40,8 @@ from llama_deploy.message_queues import (
 from llama_deploy.message_queues.simple.host import BrokerHost
 from llama_deploy.messages import QueueMessage
 from llama_deploy.testing.conditions import eventually
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from llama_deploy.web.problems import MEDIA_TYPE
 
 DEADLINE = 20.0

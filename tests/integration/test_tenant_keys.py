@@ -10,7 +10,8 @@ from llama_deploy.errors import InvalidRequestError
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.testing.records import a_session, a_task
 from llama_deploy.types.keys import SEPARATOR, internal_key
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import Instance
 
 FOREIGN: Final = internal_key("acme", "t")

@@ -47,7 +47,8 @@ from llama_deploy.types.instance_protocol import (
     ReleaseRequest,
 )
 from llama_deploy.types.state_keys import STATE_PREFIX
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.in_process import (
     PATIENCE,
     Stack,

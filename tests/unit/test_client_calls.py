@@ -32,7 +32,7 @@ from llama_deploy.errors import (
     UnavailableError,
 )
 from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinition, TaskStatus, TaskView
-from llama_deploy.web.http_connection import HttpAnswer, HttpRequest
+from llama_deploy.web.http_exchange import HttpAnswer, HttpRequest
 
 
 class Clock:

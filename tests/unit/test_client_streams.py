@@ -6,7 +6,7 @@ import pytest
 
 from llama_deploy.client.event_streams import EventStream, ObjectStream
 from llama_deploy.errors import InternalServerError, UnavailableError
-from llama_deploy.web.http_connection import HttpRequest
+from llama_deploy.web.http_exchange import HttpRequest
 
 
 class Clock:

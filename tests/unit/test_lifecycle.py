@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
@@ -107,6 +107,13 @@ class TaskLife(RuleBasedStateMachine):
             self.deaths = 0
         if transition.dispatch:
             assert self.task.status is TaskStatus.QUEUED
+
+    @initialize(attempts=st.sampled_from([0, 1, 1, 1]))
+    def begin(self, attempts: int) -> None:
+        """Most lives begin with a running attempt: few get there by chance before they are cancelled."""
+        for _ in range(attempts):
+            self.take_turn()
+            self.claim("a", 0)
 
     @precondition(lambda self: self.task.status is TaskStatus.PENDING)
     @rule()
@@ -276,6 +283,19 @@ class TaskLife(RuleBasedStateMachine):
         else:
             assert self.task.cancel_requested or self.task.status is TaskStatus.CANCELLED
             assert self.task.status is not TaskStatus.WAITING
+
+    @precondition(lambda self: self.task.status is TaskStatus.RUNNING)
+    @rule(waited=st.booleans(), used=st.sampled_from([1.0, 9.0]), limit=st.sampled_from([None, 5.0]))
+    def block(self, *, waited: bool, used: float, limit: float | None) -> None:
+        before, at = self.task, NOW + timedelta(seconds=60 if waited else 0)
+        overdue = lifecycle.end_blocked(before, running_seconds=used, timeout=limit, at=at)
+        if before.cancel_requested and waited:
+            expected = TaskStatus.CANCELLED
+        else:
+            expected = TaskStatus.TIMED_OUT if limit and used > limit else TaskStatus.RUNNING
+        if overdue is not None:
+            self.apply(overdue)
+        assert self.task.status is expected
 
     @rule(attempt=st.integers(1, 4))
     def refuse(self, attempt: int) -> None:
@@ -575,3 +595,43 @@ def test_a_volatile_run_stays_volatile() -> None:
 
 def test_a_task_without_a_journal_has_nothing_to_forget() -> None:
     assert not lifecycle.cancel(new_task(), at=NOW).forget_run
+
+
+def test_a_blocked_task_gets_time_to_be_cancelled_by_its_instance() -> None:
+    asked = lifecycle.cancel(running(), at=NOW).task
+    again = lifecycle.cancel(asked, at=NOW + timedelta(seconds=1)).task
+    assert again.cancel_requested_at == NOW, "asking again does not give it more time"
+    for seconds, status in ((1.9, None), (2.1, TaskStatus.CANCELLED)):
+        at = NOW + timedelta(seconds=seconds)
+        ended = lifecycle.end_blocked(again, running_seconds=1.0, timeout=None, at=at)
+        assert (None if ended is None else ended.task.status) is status
+
+
+def test_a_cancellation_that_an_older_release_has_stored_does_not_wait() -> None:
+    asked = running(cancel_requested=True)
+    ended = lifecycle.end_blocked(asked, running_seconds=None, timeout=None, at=NOW)
+    assert ended is not None
+    assert ended.task.status is TaskStatus.CANCELLED
+
+
+def test_a_late_outcome_of_a_blocked_task_is_refused() -> None:
+    ended = lifecycle.end_blocked(running(), running_seconds=2.5, timeout=2.0, at=NOW)
+    assert ended is not None
+    assert ended.task.status is TaskStatus.TIMED_OUT
+    assert ended.task.result is not None
+    error = TaskResult.model_validate_json(ended.task.result).error
+    assert error is not None
+    assert (error.type, "timed out after 2.0 s" in error.message) == (
+        "workflows.errors.WorkflowTimeoutError",
+        True,
+    )
+    late = AttemptOutcome(
+        task_id="task",
+        attempt=1,
+        token="token",
+        first=0,
+        events=[],
+        status=TaskStatus.SUCCEEDED,
+    )
+    with pytest.raises(FencedOutError):
+        lifecycle.end(ended.task, late, at=NOW)

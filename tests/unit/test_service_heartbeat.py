@@ -10,10 +10,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
+from workflows import Workflow, step
+from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.errors import UnavailableError
+from llama_deploy.running_task import TaskInfo, running_task
+from llama_deploy.services.run.step_guard import guard_steps
 from llama_deploy.services.worker import heartbeat as heartbeat_module
 from llama_deploy.services.worker.heartbeat import HeartbeatThread
+from llama_deploy.types import BlockedStep
 from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
 
 
@@ -28,12 +33,14 @@ class ControlPlaneDouble:
         self.fault: Exception | None = None
         self.threads: set[int] = set()
         self.blocked_seconds: list[float] = []
+        self.blocked: list[BlockedStep] = []
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         assert heartbeat.instance_id == "instance"
         self.threads.add(threading.get_ident())
         self.beats.append(time.monotonic())
         self.blocked_seconds.append(heartbeat.blocked_seconds)
+        self.blocked += heartbeat.blocked
         self.heard.append(heartbeat.heard_at)
         if self.away:
             raise UnavailableError("away")
@@ -50,8 +57,15 @@ def thread(
     blocked_limit: float = 60.0,
 ) -> HeartbeatThread:
     def beat(heard_at: datetime | None) -> HeartbeatReply:
-        blocked = beating.blocked_seconds
-        return plane.beat(Heartbeat(instance_id="instance", heard_at=heard_at, blocked_seconds=blocked))
+        blocked = beating.blocked
+        return plane.beat(
+            Heartbeat(
+                instance_id="instance",
+                heard_at=heard_at,
+                blocked_seconds=0.0 if blocked is None else blocked.seconds,
+                blocked=[] if blocked is None else [blocked],
+            )
+        )
 
     beating = HeartbeatThread(
         beat=beat,
@@ -106,6 +120,33 @@ async def test_heartbeats_go_on_while_the_loop_is_blocked_but_not_for_ever(
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert __file__ in warnings[0].getMessage()
+    assert {(each.task_id, each.step) for each in plane.blocked} == {(None, None)}
+    assert plane.blocked[0].place.startswith(f"{__file__}:")
+
+
+class Blocking(Workflow):
+    @step
+    async def think(self, ev: StartEvent) -> StopEvent:  # noqa: ARG002 - the library asks for it
+        time.sleep(0.5)  # noqa: ASYNC251 - what the test is about
+        return StopEvent()
+
+
+async def test_a_blocked_loop_names_the_step_and_its_task(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "_PATIENCE", 0.1)
+    plane, workflow = ControlPlaneDouble(), Blocking()
+    guard_steps(workflow)
+    beating = thread(plane, lambda *_: None)
+    beating.start()
+    await until(lambda: len(plane.beats) >= 2)
+    token = running_task.set(TaskInfo("t1", "s1", "service", 1))
+    await workflow.run()
+    running_task.reset(token)
+    await beating.close()
+    assert {(each.task_id, each.step) for each in plane.blocked} == {("t1", "think")}
+    assert plane.blocked[-1].seconds > plane.blocked[0].seconds >= 0.1
+    assert "by the step 'think' of task t1 at " in caplog.text
 
 
 async def test_an_absent_control_plane_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llama_deploy.services.run.time_budget import TimeBudget
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import AttemptOutcome
@@ -95,3 +96,15 @@ def test_it_is_full_by_number_or_by_size() -> None:
     ledger.drop("c", 1)
     assert not ledger.is_full
     assert ledger.unconfirmed == 0
+
+
+def test_what_is_held_tells_how_long_it_has_been_running_until_it_has_ended() -> None:
+    ledger = Ledger()
+    ledger.hold("a", 1)
+    ledger.measure("a", 1, TimeBudget(5.0, on_over=lambda: None, used=1.5))
+    ledger.measure("unknown", 1, TimeBudget(None, on_over=lambda: None))
+    ((held,), _) = ledger.snapshot()
+    assert (held.running_seconds, held.timeout) == (1.5, 5.0)
+    ledger.finish(outcome("a"), size=1, now=0.0, patience=1.0)
+    ((held,), _) = ledger.snapshot()
+    assert (held.running_seconds, held.timeout) == (None, None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -195,3 +198,28 @@ async def test_a_stopped_clock_is_silent() -> None:
     asyncio.get_running_loop().call_later(0.01, later.set_result, None)
     await later
     assert (bells.timed_out, bells.idle, bells.stuck) == (0, 0, 0)
+
+
+async def test_the_time_used_can_be_read_in_another_thread() -> None:
+    """Another thread may read it between any two instructions of a change."""
+    budget, readings = Bells().budget(None), list[float]()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code is not TimeBudget.count.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        readings.append(budget.seconds)
+        return trace
+
+    begun = time.monotonic()
+    budget.count(counts=True)
+    await pass_(0.05)
+    tracing = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        budget.count(counts=False)
+    finally:
+        sys.settrace(tracing)
+    assert len(readings) > 5
+    assert min(readings) >= 0.05
+    assert max(readings) <= time.monotonic() - begun, "time was counted twice"

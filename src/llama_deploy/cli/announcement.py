@@ -22,15 +22,23 @@ _PARAMETERS_OF_RUN: Final = frozenset({"session", "timeout", "arguments", "as_ty
 """The parameters of `Client.run`, which are not run arguments."""
 
 
-def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
+def announce_stack(
+    stack: LocalStack,
+    place: Place,
+    definitions: Sequence[ServiceDefinition],
+    *,
+    processes: Sequence[int] = (),
+    as_json: bool,
+) -> None:
     """Print the services of a stack and commands to call them.
 
     Args:
         stack: A running stack.
         place: Where it listens and stores its data.
+        definitions: The services.
+        processes: The ids of the processes that run them. Empty: this process does.
         as_json: Print one JSON object on one line instead.
     """
-    definitions = [service.service_definition for service in stack.services]
     if as_json:
         _print_json(
             {
@@ -39,6 +47,7 @@ def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
                 "data_dir": None if place.store else str(place.data_dir.resolve()),
                 "state_store": place.public_store_uri,
                 "pid": os.getpid(),
+                "processes": list(processes) or [os.getpid()],
                 "services": [_facts(definition) for definition in definitions],
             }
         )
@@ -59,14 +68,30 @@ def announce_stack(stack: LocalStack, place: Place, *, as_json: bool) -> None:
     console.print("Press Ctrl-C to stop.", style="dim")
 
 
-def announce_instances(services: Sequence[WorkflowService], *, control_plane_url: str, as_json: bool) -> None:
-    """Print the instances that have joined a control plane; `as_json` as in `announce_stack`."""
+def announce_instances(
+    services: Sequence[WorkflowService], *, control_plane_url: str, stop_pid: int, as_json: bool
+) -> None:
+    """Print the instances that have joined a control plane.
+
+    Args:
+        services: The instances in this process.
+        control_plane_url: The control plane.
+        stop_pid: The process to stop: this one, or its supervisor.
+        as_json: As in `announce_stack`.
+    """
     if as_json:
         facts = [
             {**_facts(service.service_definition), "instance_id": service.instance_id, "url": service.url}
             for service in services
         ]
-        _print_json({"control_plane_url": control_plane_url, "pid": os.getpid(), "services": facts})
+        _print_json(
+            {
+                "control_plane_url": control_plane_url,
+                "pid": stop_pid,
+                "processes": [os.getpid()],
+                "services": facts,
+            }
+        )
         return
     console = OutputConsole()
     console.print(f"Joined {control_plane_url} (process {os.getpid()}):")

@@ -29,6 +29,7 @@ from llama_deploy.cli.options import (
     OptionalStore,
     OptionalTargets,
     Port,
+    Processes,
     Queue,
     QueuePort,
     Server,
@@ -108,6 +109,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
     queue_port: QueuePort = 8001,
+    processes: Processes = 1,
     max_concurrent_tasks: Concurrency = None,
     loop: Loop = EventLoop.AUTO,
     allow_types: AllowTypes = None,
@@ -121,9 +123,9 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
 ) -> None:
     """Run a control plane, a message queue and services until Ctrl-C.
 
-    All of them run in this process. Use --queue and --store for a message broker and a database that run
-    elsewhere. With the same broker and the same PostgreSQL database you can run this command on several
-    machines, with or without workflows.
+    Control plane and queue run in this process, and the steps in others. Use --queue and --store for a
+    message broker and a database that run elsewhere. With the same broker and the same PostgreSQL database
+    you can run this command on several machines, with or without workflows.
     """
     settings: Settings = context.obj
     logs = settings.logs()
@@ -131,9 +133,15 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
         settings.reject("server", "insecure", "timeout", command="serve")
         from llama_deploy.cli import serving
         from llama_deploy.cli.place import Place
+        from llama_deploy.supervisor.link import SupervisorLink
 
+        program = serving.Program(targets or [], logs, max_concurrent_tasks, allow_types)
+        link = SupervisorLink.from_environment()
+        if link is not None:
+            serving.work_for_parent(program, queue=queue, link=link, loop=loop)
+            return
         serving.serve(
-            serving.Program(targets or [], logs, max_concurrent_tasks, allow_types),
+            program,
             Place(
                 data_dir=data_dir,
                 host=host,
@@ -143,6 +151,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
                 queue=queue,
                 store=store,
             ),
+            processes=processes,
             loop=loop,
             as_json=as_json,
         )
@@ -153,6 +162,7 @@ def worker(
     context: typer.Context,
     targets: Targets,
     queue: Queue = None,
+    processes: Processes = 1,
     max_concurrent_tasks: Concurrency = None,
     loop: Loop = EventLoop.AUTO,
     allow_types: AllowTypes = None,
@@ -166,6 +176,15 @@ def worker(
     logs = settings.logs()
     with reported(verbose=settings.verbose, servers=settings.servers):
         settings.reject("timeout", command="worker")
+        from llama_deploy.supervisor.link import SupervisorLink
+
+        link = SupervisorLink.from_environment()
+        if link is None and processes:
+            from llama_deploy.cli.supervising import Supervising
+            from llama_deploy.supervisor.child_process import ChildCommand
+
+            command = ChildCommand.of_this_process()
+            Supervising(processes, settings.verbose, settings.log_format, command).replace_this_process()
         from llama_deploy.cli import serving
 
         serving.work(
@@ -173,6 +192,7 @@ def worker(
             control_plane_urls=settings.servers,
             insecure=settings.insecure,
             queue=queue,
+            link=link,
             loop=loop,
             as_json=as_json,
         )

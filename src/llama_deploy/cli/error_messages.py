@@ -93,6 +93,6 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
 
 def _reason(exc: UnavailableError) -> str:
     """Return why a server cannot be reached."""
-    from llama_deploy.web.http_connection import reason_of  # noqa: PLC0415 - imports the HTTP libraries
+    from llama_deploy.web.http_exchange import reason_of  # noqa: PLC0415 - imports pydantic
 
     return str(exc) if exc.__cause__ is None else reason_of(exc.__cause__)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from enum import StrEnum
 from typing import Any, Final, TypeVar
+
+from llama_deploy.concurrency.daemon_threads import DaemonExecutor
 
 T = TypeVar("T")
 
 _PATCHES_LOOPS: Final = "nest_asyncio"
 """A package that patches event loops. It refuses those of uvloop."""
+_MAX_THREADS: Final = 32
+"""How many calls of `asyncio.to_thread` run at a time, without those that nobody waits for any more."""
 
 
 class EventLoop(StrEnum):
@@ -33,11 +37,14 @@ class EventLoop(StrEnum):
         return uvloop.new_event_loop
 
 
-class Threads(ThreadPoolExecutor):
-    """The threads of a loop. What they call may raise anything.
+class Threads(DaemonExecutor):
+    """The default threads of a loop. What they call may raise anything.
 
     In older releases of Python, awaiting a call that raises `StopIteration` never returns.
     """
+
+    def __init__(self) -> None:
+        super().__init__("asyncio", limit=_MAX_THREADS)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Call a function in a thread."""

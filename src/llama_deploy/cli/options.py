@@ -121,6 +121,16 @@ Concurrency = Annotated[
         "LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS from the environment, or 8.",
     ),
 ]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1000,
+        metavar="N",
+        help="In how many processes the steps run. If one is killed or blocked, another one takes its tasks. "
+        "0: in this process, which saves memory and time, but lacks that.",
+    ),
+]
 Loop = Annotated[
     EventLoop,
     typer.Option(

@@ -42,6 +42,21 @@ def _ending_quietly() -> Iterator[None]:
         # rich, which prints the help, makes a `SystemExit` of it.
         if not any(isinstance(each, BrokenPipeError) for each in (exc, exc.__context__)):
             raise
-        # The interpreter would report what it cannot flush at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(ExitCode.BROKEN_PIPE)
+
+
+@contextmanager
+def optional_output() -> Iterator[None]:
+    """Print in the body; if nobody reads it, this process continues without output."""
+    try:
+        yield
+    except BrokenPipeError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """Discard what is in the buffer, too: the interpreter would report that it cannot flush it at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

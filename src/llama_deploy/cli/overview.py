@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import typer
 from rich.table import Table
@@ -10,10 +11,11 @@ from rich.text import Text
 
 from llama_deploy.cli.console import OutputConsole
 from llama_deploy.client import Client, Service
+from llama_deploy.types import BlockedStep
 
 
 async def print_status(client: Client, *, as_json: bool) -> None:
-    """Print the services, and how many instances of each are alive.
+    """Print the services, how many instances of each are alive, and what blocks them.
 
     Raises:
         UnavailableError: The control plane does not respond.
@@ -27,6 +29,10 @@ async def print_status(client: Client, *, as_json: bool) -> None:
                     "service_name": service.service_name,
                     "description": service.description,
                     "instances_alive": _count_alive(service),
+                    "blocked": [
+                        {"instance_id": instance_id, **blocked.model_dump(mode="json")}
+                        for instance_id, blocked in _blocked(service)
+                    ],
                 }
                 for service in services
             ],
@@ -44,7 +50,19 @@ async def print_status(client: Client, *, as_json: bool) -> None:
         style = "green" if alive else "red"
         table.add_row(service.service_name, Text(str(alive), style=style), Text(service.description))
     console.print(table)
+    for service in services:
+        for instance_id, blocked in _blocked(service):
+            line = f"instance {instance_id} of {service.service_name} is {blocked}"
+            console.print(Text(line, style="yellow"), soft_wrap=True)
 
 
 def _count_alive(service: Service) -> int:
     return sum(instance.alive for instance in service.instances)
+
+
+def _blocked(service: Service) -> Iterator[tuple[str, BlockedStep]]:
+    """Yield what blocks the living instances of a service, each with the id of the instance."""
+    for instance in service.instances:
+        if instance.alive:
+            for blocked in instance.blocked:
+                yield instance.instance_id, blocked

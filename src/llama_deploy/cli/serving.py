@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
 from llama_deploy.cli.addresses import check_ports, explain_bind_error
@@ -12,6 +18,7 @@ from llama_deploy.cli.environment import settings_of
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.logs import CommandLogging
+from llama_deploy.cli.output import optional_output
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
 from llama_deploy.cli.targets import load_workflows
@@ -24,6 +31,11 @@ from llama_deploy.errors import BindError
 from llama_deploy.message_queues import MessageQueueConfig, SimpleMessageQueueConfig, config_from_url
 from llama_deploy.orchestrators import SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
+from llama_deploy.services.supervised_gateway import connection_facts
+from llama_deploy.supervisor.child_process import ChildCommand
+from llama_deploy.supervisor.link import SupervisorLink
+from llama_deploy.supervisor.supervisor import Stop, Supervisor
+from llama_deploy.types import ServiceDefinition
 from llama_deploy.web.http_server import is_loopback
 
 
@@ -58,8 +70,15 @@ class Program:
             ]
 
 
-def serve(program: Program, place: Place, *, loop: EventLoop, as_json: bool) -> None:
+def serve(program: Program, place: Place, *, processes: int, loop: EventLoop, as_json: bool) -> None:
     """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
+
+    Args:
+        program: The workflows.
+        place: Where it listens and stores its data.
+        processes: In how many processes the workflows run. 0: in this one.
+        loop: The event loop.
+        as_json: See `announce_stack`.
 
     Raises:
         CommandError: A workflow was not found, an address cannot be used, or `place` or an environment
@@ -67,11 +86,29 @@ def serve(program: Program, place: Place, *, loop: EventLoop, as_json: bool) -> 
         LlamaDeployError: As `LocalStack.start`.
     """
     _check(place)
-    hosted = program.load()
+    children = _Children()
+    if processes and program.targets:
+        serving = _serve_with_children(children, place, processes=processes, as_json=as_json)
+        drain_seconds = None  # the children know
+    else:
+        hosted = program.load()
+        serving, drain_seconds = _serve(hosted, place, as_json=as_json), _drain_seconds(hosted)
     try:
-        run_until_stopped(_serve(hosted, place, as_json=as_json), loop=loop)
+        signum = run_until_stopped(serving, loop=loop, drain_seconds=drain_seconds)
     except BindError as exc:
         raise explain_bind_error(exc, place) from exc
+    except _ChildFailedError:
+        sys.exit(children.exit_code)
+    if children.exit_code and signum is not None:
+        sys.exit(128 + signum)
+
+
+@dataclass(slots=True)
+class _Children:
+    """How the children of a supervisor have ended."""
+
+    exit_code: int = 0
+    """See `Supervisor.run`."""
 
 
 def _check(place: Place) -> None:
@@ -93,17 +130,76 @@ def _check(place: Place) -> None:
 
 
 async def _serve(hosted: Sequence[HostedWorkflow], place: Place, *, as_json: bool) -> None:
+    async with await _start(hosted, place) as stack:
+        definitions = [service.service_definition for service in stack.services]
+        announce_stack(stack, place, definitions, as_json=as_json)
+        await stack.run()
+
+
+async def _serve_with_children(children: _Children, place: Place, *, processes: int, as_json: bool) -> None:
+    loop = asyncio.get_running_loop()
+    async with await _start([], place) as stack:
+
+        def announce(services: list[dict[str, Any]], pids: list[int]) -> None:
+            definitions = [ServiceDefinition.model_validate(each) for each in services]
+            announce_stack(stack, place, definitions, processes=pids, as_json=as_json)
+
+        supervisor = Supervisor(
+            ChildCommand(ChildCommand.of_this_process(), stack.control_plane_url),
+            processes=processes,
+            on_ready=lambda *facts: loop.call_soon_threadsafe(announce, *facts),
+        )
+        await run_together(stack.run(), _supervise(supervisor, children))
+
+
+async def _supervise(supervisor: Supervisor, children: _Children) -> None:
+    """Run a supervisor in a thread. The first cancellation lets its children drain, later ones hand back.
+
+    Args:
+        supervisor: The supervisor.
+        children: Learns how its children have ended.
+
+    Raises:
+        _ChildFailedError: The first child has ended before it was ready.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def run() -> None:
+        try:
+            code = supervisor.run()
+        except OSError as exc:
+            loop.call_soon_threadsafe(ended.set_exception, exc)
+        else:
+            loop.call_soon_threadsafe(ended.set_result, code)
+
+    threading.Thread(target=run, name="supervisor", daemon=True).start()
+    stop: Stop | None = None
+    while not ended.done():
+        try:
+            await asyncio.wait({ended})
+        except asyncio.CancelledError:
+            stop = Stop.DRAIN if stop is None else Stop.HAND_BACK
+            supervisor.request(stop)
+    children.exit_code = ended.result()
+    if stop is not None:
+        raise asyncio.CancelledError
+    raise _ChildFailedError
+
+
+class _ChildFailedError(Exception):
+    """A child has ended before any was ready, and has told why."""
+
+
+async def _start(hosted: Sequence[HostedWorkflow], place: Place) -> LocalStack:
     with settings_of(SimpleOrchestratorConfig):
         orchestrator_config = SimpleOrchestratorConfig()
-    stack = await LocalStack.start(
+    return await LocalStack.start(
         hosted,
         control_plane_config=_control_plane_config(place),
         message_queue_config=_message_queue_config(place),
         orchestrator_config=orchestrator_config,
     )
-    async with stack:
-        announce_stack(stack, place, as_json=as_json)
-        await stack.run()
 
 
 def _control_plane_config(place: Place) -> ControlPlaneConfig:
@@ -125,16 +221,40 @@ def _message_queue_config(place: Place) -> MessageQueueConfig:
         )
 
 
+def work_for_parent(program: Program, *, queue: str | None, link: SupervisorLink, loop: EventLoop) -> None:
+    """Run services for the control plane of the process that has started this one; see `work`."""
+    url = link.place.control_plane_url
+    work(
+        program,
+        control_plane_urls=[] if url is None else [url],
+        insecure=False,
+        queue=queue,
+        link=link,
+        loop=loop,
+        as_json=None,
+    )
+
+
 def work(
     program: Program,
     *,
     control_plane_urls: Sequence[str],
     insecure: bool,
     queue: str | None,
+    link: SupervisorLink | None,
     loop: EventLoop,
-    as_json: bool,
+    as_json: bool | None,
 ) -> None:
     """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
+
+    Args:
+        program: The workflows.
+        control_plane_urls: The URLs of the control plane's replicas.
+        insecure: Whether to accept any certificate.
+        queue: The URL of the message queue. None: the control plane tells.
+        link: The link to the supervisor of this process. None: it has none.
+        loop: The event loop.
+        as_json: See `announce_instances`. None: announce nothing.
 
     Raises:
         CommandError: A workflow was not found, or an environment variable is not valid.
@@ -145,12 +265,32 @@ def work(
         settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
     control_plane = settings.connect_to(control_plane_urls)
     message_queue_config = None if queue is None else config_from_url(queue)
+    drain_seconds = _drain_seconds(hosted)
+    if link is not None:
+        blocked_limits = [each.config.blocked_limit for each in hosted]
+        link.hello(
+            {
+                "connection": connection_facts(control_plane),
+                "drain_timeout": drain_seconds,
+                "blocked_limit": min(blocked_limits),
+            }
+        )
     ready: list[WorkflowService] = []
 
     def on_ready(service: WorkflowService) -> None:
         ready.append(service)
         if len(ready) == len(hosted):
-            announce_instances(ready, control_plane_url=", ".join(control_plane_urls), as_json=as_json)
+            if as_json is not None:
+                # Nobody needs to read on when the first process is replaced one day.
+                with optional_output() if link is not None and link.place.is_replacement else nullcontext():
+                    announce_instances(
+                        ready,
+                        control_plane_url=", ".join(control_plane_urls),
+                        stop_pid=os.getpid() if link is None else link.place.parent,
+                        as_json=as_json,
+                    )
+            if link is not None:
+                link.ready([each.service_definition.model_dump(mode="json") for each in ready])
 
     async def work_on_all() -> None:
         await wait_for_control_plane(control_plane)
@@ -162,9 +302,14 @@ def work(
                     control_plane_url=control_plane,
                     message_queue_config=message_queue_config,
                     on_ready=on_ready,
+                    link=link,
                 )
                 for each in hosted
             )
         )
 
-    run_until_stopped(work_on_all(), loop=loop)
+    run_until_stopped(work_on_all(), loop=loop, drain_seconds=drain_seconds, link=link)
+
+
+def _drain_seconds(hosted: Sequence[HostedWorkflow]) -> float:
+    return max((each.config.drain_timeout for each in hosted), default=0.0)

@@ -10,7 +10,8 @@ from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import LlamaDeployError, UnavailableError
 from llama_deploy.web.connection_settings import ConnectionSettings
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest, reason_of
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest, reason_of
 from llama_deploy.web.shown_url import shown_url
 
 _BACKOFF: Final = Backoff(first=0.05, longest=1.0)

@@ -12,7 +12,8 @@ from llama_deploy.client.deadline import Clock, Deadline, pause_after
 from llama_deploy.client.paths import task_path
 from llama_deploy.errors import InternalServerError, UnavailableError
 from llama_deploy.types import TaskEvent
-from llama_deploy.web.http_connection import HttpRequest, as_object, read_answer
+from llama_deploy.web.answers import as_object, read_answer
+from llama_deploy.web.http_exchange import HttpRequest
 
 T = TypeVar("T")
 

@@ -22,6 +22,8 @@ from llama_deploy.control_plane.dispatch.router import Router
 from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
 from llama_deploy.control_plane.dispatch.timers import Timers
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
+from llama_deploy.control_plane.requests.process_deaths import ProcessDeaths
+from llama_deploy.control_plane.requests.report_barrier import ReportBarrier
 from llama_deploy.control_plane.requests.report_consumer import LATE_SECONDS, LOST_AFTER_SECONDS, Reports
 from llama_deploy.control_plane.requests.report_uploads import ReportUploads
 from llama_deploy.control_plane.requests.service_requests import Services
@@ -56,7 +58,7 @@ class ControlPlane:
     """A control plane. Use it with `async with`, in the running loop.
 
     Entering it resumes the work that an earlier one has left in the store. Its parts are its surface:
-    `sessions`, `tasks`, `services`, `attempts` and `uploads`.
+    `sessions`, `tasks`, `services`, `attempts`, `uploads` and `deaths`.
 
     Args:
         queue: The message queue. The caller closes it.
@@ -148,6 +150,8 @@ class ControlPlane:
             writer=self._writer,
             lease_seconds=config.lease_seconds,
         )
+        self._barrier = ReportBarrier(queue, self.topics.control_plane, store=store)
+        self.deaths = ProcessDeaths(self._writer, self._barrier)
         self._lost_after = LATE_SECONDS if queue.durable else LOST_AFTER_SECONDS
         self.uploads = ReportUploads(
             self.attempts,
@@ -160,7 +164,9 @@ class ControlPlane:
         has_company = await self._store.has_company()
         unsent = None if has_company else await self._continue()
         self._subscription = await self.queue.subscribe(self.topics.control_plane)
-        reports = Reports(self._subscription, self.attempts, lost_after=self._lost_after)
+        reports = Reports(
+            self._subscription, self.attempts, barrier=self._barrier, lost_after=self._lost_after
+        )
         self._background = [
             asyncio.create_task(reports.consume(), name="reports"),
             asyncio.create_task(self._pauses.run(), name="pauses"),

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
 from llama_deploy.deploy.garbage import seldom_collecting
-from llama_deploy.deploy.termination import drained_on_sigterm, quiet_on_interrupt
+from llama_deploy.deploy.termination import stopped_by_signals
 from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues import (
     AbstractMessageQueue,
@@ -54,7 +54,7 @@ async def deploy_core(
             "deploy_core has nothing to run: the control plane is disabled, and the queue is disabled "
             "or is a broker that runs on its own"
         )
-    with quiet_on_interrupt(), drained_on_sigterm(), seldom_collecting():
+    with stopped_by_signals(0.0), seldom_collecting():
         async with AsyncExitStack() as stack:
             queue = await open_queue(
                 stack, queue_config, served=serves_queue, also_reached_as=[config.host, *config.trusted_hosts]

@@ -13,8 +13,10 @@ from llama_deploy.errors import ConfigError, InternalServerError, NotFoundError,
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.queue_registry import config_from_settings
 from llama_deploy.renamed import see
+from llama_deploy.web.answers import as_object, read_answer
 from llama_deploy.web.connection_settings import Address
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest, as_object, read_answer
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 
 logger = logging.getLogger(__name__)
 

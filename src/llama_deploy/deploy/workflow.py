@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.readiness import connect_queue, until_available
-from llama_deploy.deploy.termination import drained_on_sigterm, quiet_on_interrupt
+from llama_deploy.deploy.termination import stopped_by_signals
 from llama_deploy.deploy.together import run_together
 from llama_deploy.message_queues import MessageQueueConfig
 from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.run.workflow_factory import WorkflowFactory
+from llama_deploy.services.supervised_gateway import SupervisedGateway
+from llama_deploy.supervisor.link import SupervisorLink
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
 
 
@@ -29,7 +32,8 @@ async def deploy_workflow(
     """Run a workflow as a service until cancelled, then drain: finish running tasks or release them.
 
     Waits until the control plane answers, gets the settings of the message queue from it unless they are
-    given, and registers. SIGTERM drains too, and then ends the process.
+    given, and registers. SIGTERM drains too, and then ends the process, `drain_timeout` and 2 s later at the
+    latest.
 
     Args:
         workflow: A workflow class, or a function without arguments that returns a new workflow: each run has
@@ -47,7 +51,7 @@ async def deploy_workflow(
         Exception: The error of the part that failed.
     """
     control_plane = connection or (control_plane_config or ControlPlaneConfig()).url
-    with quiet_on_interrupt(), drained_on_sigterm(), seldom_collecting():
+    with stopped_by_signals(workflow_config.drain_timeout), seldom_collecting():
         await run_workflow(
             workflow,
             workflow_config,
@@ -63,6 +67,7 @@ async def run_workflow(
     control_plane_url: Address,
     message_queue_config: MessageQueueConfig | None = None,
     on_ready: Callable[[WorkflowService], None] | None = None,
+    link: SupervisorLink | None = None,
 ) -> None:
     """Like `deploy_workflow`, without a signal handler. A second cancellation releases tasks at once.
 
@@ -72,19 +77,28 @@ async def run_workflow(
         control_plane_url: Such as `http://127.0.0.1:8000`, the URLs of its replicas, or settings.
         message_queue_config: As for `deploy_workflow`.
         on_ready: Called once, with the service, when it accepts tasks.
+        link: The link to the supervisor of this process. None: it has none.
 
     Raises:
         ConfigError: As `deploy_workflow`.
         Exception: The error of the part that failed.
     """
     workflow = WorkflowFactory.of(workflow)  # before anything is waited for
-    async with await connect_queue(control_plane_url, message_queue_config) as queue:
-        service = WorkflowService(workflow, queue, config)
+    gateway = None
+    if link is not None:
+        gateway = SupervisedGateway(ConnectionSettings.of(control_plane_url), link)
+    async with AsyncExitStack() as stack:
+        if gateway is not None:
+            stack.push_async_callback(gateway.close)
+        queue = await stack.enter_async_context(await connect_queue(control_plane_url, message_queue_config))
+        service = WorkflowService(
+            workflow, queue, config, gateway=gateway, trail=None if link is None else link.trail
+        )
 
         async def register() -> None:
             await service.wait_listening()
             await until_available(
-                lambda: service.register_to_control_plane(control_plane_url),
+                lambda: service.register_to_control_plane(None if gateway else control_plane_url),
                 action=f"registering service {service.service_name}",
             )
             if on_ready is not None:

@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 from llama_deploy.message_consumers.base import BaseMessageQueueConsumer
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.connection_settings import ConnectionSettings
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from llama_deploy.web.problems import from_problem
 from llama_deploy.web.shown_url import shown_url
 

@@ -245,6 +245,8 @@ class AbstractMessageQueue(AsyncCloseable):
 
     durable: bool = False
     """Whether what `publish` accepted survives the death of the broker."""
+    ordered: bool = False
+    """Whether a topic delivers its messages in the order of their publication, unless they come back."""
     # Here and not in the constructor, because classes of 0.6 do not call it.
     _publishing = 0
     _closed = False

@@ -41,6 +41,19 @@ class WorkflowServiceConfig(BaseSettings):
     """Kept for 0.6 programs; it has no effect."""
     max_concurrent_tasks: int = Field(default=8, gt=0)
     """How many tasks this instance works on at the same time."""
+    max_step_threads: int | None = Field(default=None, gt=0)
+    """How many synchronous steps (plain functions) run at the same time, each in a thread. Further ones wait
+    for a thread; that time counts against the time limit of their runs. None: four for each of
+    `max_concurrent_tasks`, so 32 by default.
+
+    Steps whose runs have ended, but which cannot be interrupted, do not count.
+    """
+    max_lost_threads: int = Field(default=100, gt=0)
+    """From how many lost threads on this instance takes no new tasks and logs an error. It goes on when some
+    of them have ended; tasks that it has taken continue.
+
+    A thread is lost while its step runs on although its run has ended: it was cancelled or timed out.
+    """
     raise_exceptions: bool = False
     """Whether a failed task also raises in the service's own process and ends it, for debugging.
 

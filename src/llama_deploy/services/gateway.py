@@ -35,15 +35,11 @@ from llama_deploy.types.instance_protocol import (
     check_protocol,
 )
 from llama_deploy.types.services import Registration
+from llama_deploy.web.answers import as_object, read_answer
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
-from llama_deploy.web.http_connection import (
-    JSON_HEADERS,
-    HttpConnection,
-    HttpRequest,
-    SyncHttpConnection,
-    as_object,
-    read_answer,
-)
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import JSON_HEADERS, HttpRequest
+from llama_deploy.web.sync_http_connection import SyncHttpConnection
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from llama_deploy.concurrency.daemon_threads import in_own_thread
 from llama_deploy.errors import ConfigError
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION, stored_revision, upgrade_schema
 from llama_deploy.state_stores.postgresql_errors import (
@@ -194,7 +195,7 @@ async def make_ready(engine: AsyncEngine, address: Address) -> Place:
     if place.revision != SCHEMA_REVISION:
         with _opening(address, remedy=place.remedy_for_upgrade()):
             # Alembic runs one upgrade a process at a time, and others must not make this loop wait.
-            await asyncio.to_thread(asyncio.run, _upgrade(address))
+            await in_own_thread("postgresql-upgrade", lambda: asyncio.run(_upgrade(address)))
     return place
 
 

@@ -114,6 +114,8 @@ class TaskRecord(NamedTuple):
     routing: str | None = None
     """The `Routing` of a task that an orchestrator sends from service to service, as JSON. None: it has no
     route, or has ended."""
+    cancel_requested_at: datetime | None = None
+    """When `cancel_requested` was set. None: it is not, or an older release has set it."""
 
     @property
     def target(self) -> str:
@@ -206,3 +208,9 @@ class InstanceRecord(NamedTuple):
     port: int | None
     last_heartbeat: datetime
     lease_expires_at: datetime
+    slots: int | None = None
+    """The maximum number of its concurrent tasks. None: not reported yet."""
+    running: int | None = None
+    """How many tasks it was running at its last heartbeat. None: not reported yet."""
+    blocked: str | None = None
+    """What blocked it at its last heartbeat: a JSON list of `BlockedStep`. None: nothing."""

@@ -17,12 +17,15 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 
+from llama_deploy.concurrency.daemon_threads import in_own_thread
+from llama_deploy.concurrency.forked_children import forget, keep_from_children
 from llama_deploy.errors import ConfigError, ConflictError, StoreLockedError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.migrations import stored_revision, upgrade_schema
@@ -71,7 +74,7 @@ class SQLiteStateStore(StateStore):
     async def schema_revision(cls, uri: str) -> str | None:
         """Return the revision of the file's schema, also while a control plane works on it."""
         path = _database_path(uri)
-        return None if path is None else await asyncio.to_thread(_schema_revision, path)
+        return None if path is None else await in_own_thread("sqlite-schema", partial(_schema_revision, path))
 
     @classmethod
     async def connect(cls, uri: str) -> Self:
@@ -87,7 +90,7 @@ class SQLiteStateStore(StateStore):
             StoreLockedError: Another control plane uses the file.
             UnavailableError: The file is locked by another program or cannot be read.
         """
-        opening = asyncio.ensure_future(asyncio.to_thread(_Database, _database_path(uri)))
+        opening = in_own_thread("sqlite-open", partial(_Database, _database_path(uri)))
         try:
             return cls(await asyncio.shield(opening))
         except asyncio.CancelledError:
@@ -106,9 +109,17 @@ class SQLiteStateStore(StateStore):
 
     async def close(self) -> None:  # noqa: D102
         if self._closing is None:
-            # Not a task: `asyncio.run` cancels those that have not begun.
-            self._closing = asyncio.get_running_loop().run_in_executor(None, self._finish)
-        await asyncio.shield(self._closing)
+            self._closing = in_own_thread("sqlite-close", self._finish)
+        was_cancelled = False
+        while not self._closing.done():
+            try:
+                await asyncio.wait({self._closing})
+            except asyncio.CancelledError:
+                # `asyncio.run` waits for the tasks that it cancels; then the file is closed when it returns.
+                was_cancelled = True
+        self._closing.result()
+        if was_cancelled:
+            raise asyncio.CancelledError
 
     def _check_open(self) -> None:
         if self._closing is not None:
@@ -296,6 +307,7 @@ class _FileLock:
                 path=str(database),
                 pid=int(holder) if holder.isdecimal() else None,
             ) from exc
+        keep_from_children(self._file)
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, str(os.getpid()).encode(), 0)
 
@@ -303,6 +315,7 @@ class _FileLock:
         """Let others in. The file stays: deleting it could take the lock away from the next holder."""
         if self._file is not None:
             os.ftruncate(self._file, 0)
+            forget(self._file)
             os.close(self._file)
             self._file = None
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
 from llama_deploy.errors import ProtocolVersionError
+from llama_deploy.types.services import BlockedStep
 from llama_deploy.types.tasks import Durability, EventDefinition, TaskFailure, TaskResult, TaskStatus
 
 PROTOCOL_VERSION: Final = 1
@@ -35,6 +36,12 @@ MAX_EVENT_CHARACTERS: Final = 32 * 1024
 A larger one travels with the answer to a heartbeat. In UTF-8, and as a string within JSON, it stays below the
 limit of every broker.
 """
+MAX_INSTANCES_OF_PROCESS: Final = 1000
+"""How many instances, and how many culprits, a `ProcessDeath` may name."""
+MAX_REASON_CHARACTERS: Final = 500
+"""How long the reason of a `ProcessDeath` may be."""
+MAX_BLOCKED_STEPS: Final = 100
+"""How many steps that block an instance a heartbeat may name."""
 BEATS_PER_LEASE: Final = 3
 """How many heartbeats an instance sends while its lease lasts."""
 BEAT_TIMEOUT: Final = 5.0
@@ -313,6 +320,11 @@ class HeldAttempt(AttemptReference):
 
     inbox_seq: int = 0
     """The last inbox entry that the instance has seen."""
+    running_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """How much of its time limit the run has used, over all attempts. None: it runs no workflow, or has
+    ended."""
+    timeout: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """The time limit of the run in seconds. None: without limit."""
 
 
 class Heartbeat(BaseModel):
@@ -329,7 +341,10 @@ class Heartbeat(BaseModel):
     running: int = Field(default=0, ge=0)
     """How many tasks it is running, including those that wait in memory."""
     blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """For how long its event loop has been blocked; 0 if it is not."""
+    """For how long its event loop has been blocked; 0 if it is not. While it is, the control plane ends held
+    attempts that are cancelled or over their time limit, because the instance cannot."""
+    blocked: list[BlockedStep] = Field(default_factory=list, max_length=MAX_BLOCKED_STEPS)
+    """What blocks it."""
 
 
 class HeartbeatReply(BaseModel):
@@ -348,6 +363,21 @@ class HeartbeatReply(BaseModel):
     """Held attempts whose cancellation was requested."""
     inbox: list[InboxEntry] = Field(default_factory=list)
     """Events for held attempts after their `inbox_seq` that their runs have not consumed."""
+
+
+_Ids = Annotated[list[str], Field(max_length=MAX_INSTANCES_OF_PROCESS)]
+
+
+class ProcessDeath(BaseModel):
+    """A process that ran instances has ended. Its supervisor reports it, and may do so again."""
+
+    instances: Annotated[_Ids, Field(min_length=1)]
+    """The ids of all its instances."""
+    reason: str = Field(min_length=1, max_length=MAX_REASON_CHARACTERS, pattern=r"^[^\r\n]*$")
+    """How it ended, in words that follow `the process`, such as `was killed by SIGKILL`."""
+    culprits: _Ids = Field(default_factory=list)
+    """The tasks whose steps blocked the process: only they are charged with the loss. Empty: not known, so
+    all its tasks are charged."""
 
 
 class ReleaseReply(BaseModel):

@@ -36,6 +36,31 @@ ServiceName = Annotated[str, AfterValidator(check_service_name)]
 """The name of a service: any text without control characters."""
 
 
+MAX_BLOCKED_TEXT: Final = 500
+"""The most characters in each text of a `BlockedStep`."""
+_Text = Annotated[str, Field(max_length=MAX_BLOCKED_TEXT)]
+
+
+class BlockedStep(BaseModel):
+    """What blocks the event loop of an instance, so that all its other tasks wait."""
+
+    task_id: _Text | None = None
+    """The task. None: not known, because it is no step of a workflow."""
+    step: _Text | None = None
+    """The name of the step. None: the same."""
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    """For how long."""
+    place: _Text = ""
+    """The line that is executed, as `file:line`."""
+
+    def __str__(self) -> str:
+        place = f" at {self.place}" if self.place else ""
+        if self.step is None:
+            return f"blocked for {self.seconds:.0f} s by code{place}"
+        task = "" if self.task_id is None else f" of task {self.task_id}"
+        return f"blocked for {self.seconds:.0f} s by step {self.step!r}{task}{place}"
+
+
 class InstanceInfo(BaseModel):
     """One running copy of a service."""
 
@@ -45,6 +70,12 @@ class InstanceInfo(BaseModel):
     alive: bool = True
     """Whether its lease has not expired."""
     last_heartbeat: datetime
+    slots: int | None = None
+    """The maximum number of its concurrent tasks. None: not reported yet."""
+    running: int | None = None
+    """How many tasks it was running at its last heartbeat. None: not reported yet."""
+    blocked: list[BlockedStep] = Field(default_factory=list)
+    """What blocked it at its last heartbeat. Empty: nothing."""
 
 
 class ServiceDefinition(BaseModel):

@@ -11,10 +11,11 @@ from typing import Final, Self
 import uvicorn
 from starlette.types import ASGIApp
 
+from llama_deploy.concurrency.forked_children import forget, keep_from_children
 from llama_deploy.errors import BindError, ConfigError
 
 _BACKLOG: Final = 2048
-_GRACE_SECONDS: Final = 2
+_GRACE_SECONDS: Final = 1
 """How long running requests may take to end after `close`."""
 
 
@@ -69,6 +70,7 @@ class HttpServer:
         server.lifespan = config.lifespan_class(config)
         await server.startup(sockets=[listener])
         if server.should_exit:
+            forget(listener.fileno())
             listener.close()
             raise ConfigError(f"the application on {host}:{port} failed to start; see the log")
         return cls(server, listener)
@@ -82,6 +84,7 @@ class HttpServer:
         if self._closed.is_set():
             return
         self._closed.set()
+        forget(self._listener.fileno())
         await self._server.shutdown(sockets=[self._listener])
 
     async def __aenter__(self) -> Self:
@@ -114,4 +117,5 @@ def _bind(host: str, port: int) -> socket.socket:
         raise BindError(
             f"cannot listen on {host}:{port}: {reason}; set another address or port", host=host, port=port
         ) from exc
+    keep_from_children(listener.fileno())
     return listener

@@ -34,6 +34,9 @@ class Ledgered(Workflow):
         note("begin", name)
         if ev.get("block"):
             time.sleep(float(ev.get("seconds", 0)))
+        spins = bool(ev.get("spin"))
+        while spins:
+            pass
         for n in range(int(ev.get("events", 0))):
             ctx.write_event_to_stream(Progress(n=n))
         if not ev.get("block"):
@@ -49,4 +52,6 @@ class Ledgered(Workflow):
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     config = WorkflowServiceConfig(host="127.0.0.1", port=0)
-    asyncio.run(deploy_workflow(Ledgered(timeout=None), config, ControlPlaneConfig()))
+    timeout = float(os.environ.get("RUN_TIMEOUT", "inf"))
+    workflow = Ledgered(timeout=None if timeout == float("inf") else timeout)
+    asyncio.run(deploy_workflow(workflow, config, ControlPlaneConfig()))

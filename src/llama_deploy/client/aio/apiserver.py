@@ -15,7 +15,7 @@ from llama_deploy.client.paths import deployment_path, task_path
 from llama_deploy.client.payload_encoding import encode_event
 from llama_deploy.errors import UnavailableError
 from llama_deploy.types import EventDefinition, SessionDefinition, TaskDefinition, TaskResult
-from llama_deploy.web.http_connection import HttpRequest
+from llama_deploy.web.http_exchange import HttpRequest
 
 _DEPLOYMENTS: Final = TypeAdapter(list[DeploymentDefinition]).validate_python
 _TASKS: Final = TypeAdapter(list[TaskDefinition]).validate_python

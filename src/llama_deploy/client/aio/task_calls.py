@@ -11,7 +11,7 @@ from llama_deploy.client.task_results import describe_status, result_of, wait_ti
 from llama_deploy.errors import OverloadedError, UnavailableError
 from llama_deploy.types import EventDefinition, TaskResult, TaskSubmission, TaskView
 from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT
-from llama_deploy.web.http_connection import HttpRequest
+from llama_deploy.web.http_exchange import HttpRequest
 
 MAX_WAIT: Final = 30.0
 """Seconds that the control plane is asked to hold a request; half of its limit, because of proxies."""

@@ -18,8 +18,8 @@ from llama_deploy.client.sync.core import Core, SyncSession
 from llama_deploy.client.sync.server_api import ServerApi
 from llama_deploy.client.sync.task import SyncTaskHandle
 from llama_deploy.client.task_results import value_of
-from llama_deploy.web.http_connection import SyncHttpConnection
 from llama_deploy.web.serving_control_plane import serving_control_plane
+from llama_deploy.web.sync_http_connection import SyncHttpConnection
 
 T = TypeVar("T", default=Any)
 

@@ -32,7 +32,8 @@ from llama_deploy.types import (
     TaskDefinition,
     TaskResult,
 )
-from llama_deploy.web.http_connection import HttpRequest, as_object, read_answer
+from llama_deploy.web.answers import as_object, read_answer
+from llama_deploy.web.http_exchange import HttpRequest
 
 _PAGE: Final = 1000
 

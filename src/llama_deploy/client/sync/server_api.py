@@ -17,7 +17,8 @@ from llama_deploy.client.event_streams import LineStream
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.client.sync.waiting import Sleep, sleep
 from llama_deploy.errors import OverloadedError, UnavailableError
-from llama_deploy.web.http_connection import HttpAnswer, HttpRequest, read_answer
+from llama_deploy.web.answers import read_answer
+from llama_deploy.web.http_exchange import HttpAnswer, HttpRequest
 
 logger = logging.getLogger(__name__)
 

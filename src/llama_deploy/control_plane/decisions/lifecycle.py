@@ -50,7 +50,7 @@ from llama_deploy.errors import (
     TaskFinishedError,
 )
 from llama_deploy.state_stores.records import TaskRecord
-from llama_deploy.types import Durability, SessionPolicy, TaskResult, TaskStatus
+from llama_deploy.types import Durability, SessionPolicy, TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import (
     AttemptEvents,
     AttemptOutcome,
@@ -61,6 +61,10 @@ from llama_deploy.types.instance_protocol import (
 
 _LONGEST_SLEEP: Final = timedelta(days=3650)
 """A run with a later timer is woken at this time too, and parks again."""
+_CANCEL_GRACE: Final = timedelta(seconds=2)
+"""How long an instance may take to cancel an attempt before it is not asked any more."""
+_TIMEOUT_TYPE: Final = "workflows.errors.WorkflowTimeoutError"
+"""As instances report it, of the workflow library."""
 HARMLESS_AFTER: Final = timedelta(minutes=1)
 """When an attempt of this age finishes a step, the losses before it are forgiven."""
 
@@ -252,18 +256,26 @@ def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
     return outcome.model_copy(update={**empty, **changes})
 
 
-def lose(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
+def lose(task: TaskRecord, *, at: datetime, backoff: Backoff, because: str | None = None) -> Transition:
     """The instance that ran the task is gone: the next attempt, or the failure after too many losses.
 
     Only losses count that were not forgiven; see `journal`. After the first, the next attempt is due at once.
     After more, the task itself may kill its instances: each further attempt is delayed longer than the one
     before.
+
+    Args:
+        task: The task.
+        at: The present time.
+        backoff: How long further attempts are delayed.
+        because: How the process of the instance ended, in words that follow `its process`. None: not known.
     """
     if task.cancel_requested:
         return finish(task, cancelled_result(task), at=at)
     losses = task.losses + 1
     if losses >= task.max_attempts:
         reason = f"{losses} instances of service {task.target} died or went silent under this task"
+        if because is not None:
+            reason += f"; the process of the last one {because}"
         result = failed_result(task, failure_of(AttemptsExhaustedError, reason))
         return finish(task._replace(losses=losses), result, at=at)
     following = next_attempt(task._replace(losses=losses), at=at)
@@ -308,8 +320,43 @@ def cancel(task: TaskRecord, *, at: datetime) -> Transition:
         return Transition(task)
     check_open(task)
     if task.status is TaskStatus.RUNNING:
-        return Transition(task._replace(cancel_requested=True), notify_cancel=True)
+        requested_at = task.cancel_requested_at if task.cancel_requested else at
+        asked = task._replace(cancel_requested=True, cancel_requested_at=requested_at)
+        return Transition(asked, notify_cancel=True)
     return finish(task, cancelled_result(task), at=at)
+
+
+def end_blocked(
+    task: TaskRecord, *, running_seconds: float | None, timeout: float | None, at: datetime
+) -> Transition | None:
+    """The instance of a running task is blocked, so it cannot end the task although it should.
+
+    Args:
+        task: The task.
+        running_seconds: How much of its time limit the run has used. None: not known.
+        timeout: The time limit. None: without limit.
+        at: The present time.
+
+    Returns:
+        The end of a task whose cancellation was requested some time ago, or that is over its time limit; what
+        the instance reports later is rejected. None: the task goes on.
+    """
+    asked_at = task.cancel_requested_at
+    if task.cancel_requested and (asked_at is None or at - asked_at > _CANCEL_GRACE):
+        return finish(task, cancelled_result(task), at=at)
+    if timeout is None or running_seconds is None or running_seconds < timeout:
+        return None
+    reason = f"timed out after {timeout} s: a step, of this task or another, blocks its instance"
+    outcome = AttemptOutcome(
+        task_id=task.task_id,
+        attempt=task.attempt,
+        token=task.token or "",
+        first=task.attempt_events,
+        events=[],
+        status=TaskStatus.TIMED_OUT,
+        error=TaskFailure(type=_TIMEOUT_TYPE, message=reason),
+    )
+    return end(task, outcome, at=at)
 
 
 def dispatch_again(task: TaskRecord) -> Transition:

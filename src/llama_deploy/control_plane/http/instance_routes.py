@@ -19,6 +19,7 @@ from llama_deploy.types.instance_protocol import (
     JournalWrite,
     PartReply,
     PartRequest,
+    ProcessDeath,
     ReleaseReply,
     ReleaseRequest,
 )
@@ -65,6 +66,14 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
     @router.post("/instances/heartbeat", summary="Renew the lease of an instance")
     async def heartbeat(beat: Heartbeat) -> HeartbeatReply:
         return await plane.services.heartbeat(beat)
+
+    @router.post(
+        "/instances/death",
+        status_code=HTTPStatus.NO_CONTENT,
+        summary="Report that the process of instances has ended",
+    )
+    async def death(death: ProcessDeath) -> None:
+        await plane.deaths.report(death)
 
     return router
 

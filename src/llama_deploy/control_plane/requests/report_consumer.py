@@ -10,6 +10,7 @@ from typing import Final
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
+from llama_deploy.control_plane.requests.report_barrier import ReportBarrier, is_mark
 from llama_deploy.control_plane.requests.report_gaps import ReportGaps
 from llama_deploy.errors import EventsMissingError, LlamaDeployError, OverloadedError, UnavailableError
 from llama_deploy.message_queues.base import Delivery, Subscription
@@ -34,19 +35,27 @@ class Reports:
     Args:
         subscription: Delivers the reports.
         attempts: Stores them.
+        barrier: Told of the marks that it has sent.
         lost_after: Seconds after which missing reports count as lost.
     """
 
-    def __init__(self, subscription: Subscription, attempts: Attempts, *, lost_after: float) -> None:
+    def __init__(
+        self, subscription: Subscription, attempts: Attempts, *, barrier: ReportBarrier, lost_after: float
+    ) -> None:
         self._subscription = subscription
         self._attempts = attempts
+        self._barrier = barrier
         self._gaps = ReportGaps(lost_after=lost_after)
         self._outage = Outage(on_start=_log_start, on_end=_log_end)
 
     async def consume(self) -> None:
         """Consume reports until cancelled."""
         while True:
-            await self._take(await self._subscription.receive(_MAX_BATCH))
+            deliveries = await self._subscription.receive(_MAX_BATCH)
+            await self._take([each for each in deliveries if not is_mark(each.message)])
+            for mark in [each for each in deliveries if is_mark(each.message)]:
+                self._barrier.passed(mark.message)
+                await mark.ack()
 
     async def _take(self, deliveries: Sequence[Delivery]) -> None:
         """Store reports. Keep them while the store is not available: returning one counts as a delivery."""

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import Final
 
+from pydantic import TypeAdapter
+
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
@@ -16,7 +18,7 @@ from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord
-from llama_deploy.types import InstanceInfo, ServiceDefinition
+from llama_deploy.types import BlockedStep, InstanceInfo, ServiceDefinition
 from llama_deploy.types.instance_protocol import (
     Heartbeat,
     HeartbeatReply,
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MAX_INBOX_CHARACTERS: Final = 8 * 1024 * 1024
 """How many characters of events the answer to one heartbeat may hold, but for a single larger one."""
+_BLOCKED: Final = TypeAdapter(list[BlockedStep])
 _RESERVED_NAMES: Final = frozenset({"control_plane"})
 """Their work topics would collide with topics of the control plane."""
 
@@ -149,15 +152,18 @@ class Services:
 
         The heartbeat should list every task that the instance claimed earlier than one lease before
         `heard_at`. One that is missing gets its next attempt: the answer to its claim was lost, or the
-        instance has dropped it.
+        instance has dropped it. Of an instance that is blocked, the attempts are ended that are cancelled or
+        over their time limit.
         """
 
         def run(unit: Unit) -> HeartbeatReply:
             instance = unit.instances.find(beat.instance_id)
             if instance is None:
                 return HeartbeatReply(at=unit.now, known=False, stale=_stale(unit, beat))
-            unit.renew_lease(instance._replace(last_heartbeat=unit.now), self.lease)
+            unit.renew_lease(_reported(instance, beat, at=unit.now), self.lease)
             self._release_forgotten(unit, beat)
+            if beat.blocked_seconds:
+                _end_overdue(unit, beat)
             return HeartbeatReply(
                 at=unit.now,
                 stale=_stale(unit, beat),
@@ -170,7 +176,10 @@ class Services:
             )
 
         task_ids = {held.task_id for held in beat.held} | {task_id for task_id, _ in beat.claiming}
-        return await self.writer.write(Command(run, Reads(tasks=task_ids, instances={beat.instance_id})))
+        reads = Reads(tasks=task_ids, instances={beat.instance_id})
+        if beat.blocked_seconds:
+            reads |= Reads(ending_tasks=task_ids)
+        return await self.writer.write(Command(run, reads))
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         if beat.heard_at is None:
@@ -204,6 +213,29 @@ def _owns(unit: Unit, beat: Heartbeat, held: HeldAttempt) -> bool:
     )
 
 
+def _end_overdue(unit: Unit, beat: Heartbeat) -> None:
+    """End the attempts of a blocked instance that it should have ended itself."""
+    for held in beat.held:
+        if not _owns(unit, beat, held):
+            continue
+        transition = lifecycle.end_blocked(
+            unit.tasks.get(held.task_id),
+            running_seconds=held.running_seconds,
+            timeout=held.timeout,
+            at=unit.now,
+        )
+        if transition is not None:
+            ended = unit.apply(transition)
+            logger.warning(
+                "task %s is %s: instance %s should have ended it, but has been blocked for %.1f s",
+                held.task_id,
+                ended.status.value,
+                beat.instance_id,
+                beat.blocked_seconds,
+                extra={"action": "ended_blocked", "task_id": held.task_id},
+            )
+
+
 def _stale(unit: Unit, beat: Heartbeat) -> list[HeldAttempt]:
     claiming = [HeldAttempt(task_id=task_id, attempt=attempt) for task_id, attempt in beat.claiming]
     return [
@@ -229,6 +261,16 @@ def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
     return missed[: max(1, fitting)]
 
 
+def _reported(instance: InstanceRecord, beat: Heartbeat, *, at: datetime) -> InstanceRecord:
+    """Return an instance with what it says of itself."""
+    return instance._replace(
+        last_heartbeat=at,
+        slots=beat.slots,
+        running=beat.running,
+        blocked=_BLOCKED.dump_json(beat.blocked).decode() if beat.blocked else None,
+    )
+
+
 def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:
     return InstanceInfo(
         instance_id=instance.instance_id,
@@ -236,4 +278,7 @@ def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:
         port=instance.port,
         alive=instance.lease_expires_at > now,
         last_heartbeat=instance.last_heartbeat,
+        slots=instance.slots,
+        running=instance.running,
+        blocked=[] if instance.blocked is None else _BLOCKED.validate_json(instance.blocked),
     )

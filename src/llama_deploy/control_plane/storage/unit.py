@@ -171,9 +171,9 @@ class Unit:
         """Send a message to the topic of its type after the transaction."""
         self._outgoing.publish(message)
 
-    def lose(self, task: TaskRecord) -> TaskRecord:
-        """The instance that ran the task is gone."""
-        return self.apply(lifecycle.lose(task, at=self.now, backoff=self._pace.lost))
+    def lose(self, task: TaskRecord, *, because: str | None = None) -> TaskRecord:
+        """The instance that ran the task is gone. `because` follows `its process`."""
+        return self.apply(lifecycle.lose(task, at=self.now, backoff=self._pace.lost, because=because))
 
     def postpone(self, task: TaskRecord) -> None:
         """Decide later whether an attempt has to be published again."""

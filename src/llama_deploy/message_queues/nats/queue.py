@@ -17,6 +17,8 @@ class NatsMessageQueue(BrokerQueue):
     Publications at the same time share the connection and wait for their confirmations concurrently.
     """
 
+    ordered = True
+
     def __init__(self, config: NatsMessageQueueConfig | None = None) -> None:
         config = config or NatsMessageQueueConfig()
         super().__init__(config)

@@ -28,6 +28,7 @@ class RabbitMQMessageQueue(BrokerQueue):
     """
 
     durable = True
+    ordered = True
 
     def __init__(
         self,

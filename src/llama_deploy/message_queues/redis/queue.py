@@ -25,6 +25,8 @@ class RedisMessageQueue(BrokerQueue):
     Messages that are published at the same time travel together, and so do settlements.
     """
 
+    ordered = True
+
     def __init__(self, config: RedisMessageQueueConfig | None = None) -> None:
         config = config or RedisMessageQueueConfig()
         super().__init__(config)

@@ -14,7 +14,8 @@ from llama_deploy.message_queues.settlement_batcher import SettlementBatcher
 from llama_deploy.message_queues.simple.config import SimpleMessageQueueConfig
 from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.web.connection_settings import ConnectionSettings
-from llama_deploy.web.http_connection import JSON_HEADERS, HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import JSON_HEADERS, HttpRequest
 
 _ACK_SECONDS: Final = 0.05
 

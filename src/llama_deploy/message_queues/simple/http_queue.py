@@ -48,6 +48,8 @@ class SimpleMessageQueue(BrokerQueue):
         **fields: Fields of `SimpleMessageQueueConfig` that take precedence over those of `config`.
     """
 
+    ordered = True
+
     def __init__(self, config: SimpleMessageQueueConfig | None = None, **fields: Any) -> None:
         if config is None or fields:
             given = {name: getattr(config, name) for name in config.model_fields_set} if config else {}

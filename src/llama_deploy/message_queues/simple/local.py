@@ -29,6 +29,8 @@ class LocalMessageQueue(AbstractMessageQueue):
         config: With what another process reaches the broker.
     """
 
+    ordered = True
+
     def __init__(self, broker: SimpleBroker, config: SimpleMessageQueueConfig) -> None:
         super().__init__(config)
         self.durable = broker.durable

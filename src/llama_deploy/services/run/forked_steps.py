@@ -15,6 +15,8 @@ from contextlib import suppress
 from types import coroutine
 from typing import Any, NoReturn
 
+from llama_deploy.supervisor.step_trail import LoopMark
+
 _forks = 0
 """How many times this process, or one that it descends from, was forked."""
 
@@ -63,15 +65,29 @@ def leave(step_name: str, raised: BaseException | None = None, *, awaits: bool =
 
 
 @coroutine
-def only_in(forks: int, step_name: str, work: Awaitable[Any]) -> Generator[Any, Any, Any]:
-    """Await `work`, but end this process where it awaits in a child that was forked since `forks`."""
+def only_in(
+    forks: int, step_name: str, work: Awaitable[Any], mark: LoopMark | None
+) -> Generator[Any, Any, Any]:
+    """Await `work`, but end this process where it awaits in a child that was forked since `forks`.
+
+    Args:
+        forks: The generation in which the step has begun.
+        step_name: The step.
+        work: What the step does.
+        mark: Notes when the step executes. None: nobody reads it.
+    """
     steps = work.__await__()
     resume, value = steps.send, None
     while True:
+        if mark is not None:
+            mark.enter()
         try:
             awaited = resume(value)
         except StopIteration as end:
             return end.value
+        finally:
+            if mark is not None:
+                mark.leave()
         if _forks != forks:
             leave(step_name, awaits=True)
         try:

@@ -23,6 +23,7 @@ from llama_deploy.services.run.stream_reading import Emit
 from llama_deploy.services.run.waits import Wait
 from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
 from llama_deploy.services.values.unwritable import explain_missing
+from llama_deploy.supervisor.step_trail import TaskTrail
 from llama_deploy.workflow_library import InternalRunAdapter, TickIdleCheck, WorkflowTick
 
 
@@ -38,6 +39,8 @@ class RunHooks:
     """Called when it continues."""
     hold_lease: Callable[[], Awaitable[None]]
     """Awaited before steps start. Returns when the run is known to belong to this instance."""
+    trail: TaskTrail | None = None
+    """Notes which steps of the run execute. None: this process has no supervisor."""
 
 
 @dataclass(eq=False)

@@ -29,9 +29,13 @@ from workflows import Workflow
 
 from llama_deploy.codec import text_of
 from llama_deploy.errors import FencedOutError
+from llama_deploy.running_task import running_task
+from llama_deploy.services.run import running_steps
 from llama_deploy.services.run.forked_steps import generation, leave, only_in
 from llama_deploy.services.run.shared_state import run_object
+from llama_deploy.services.run.step_threads import step_threads
 from llama_deploy.services.run.stream_reading import Emit, read_streams
+from llama_deploy.supervisor.step_trail import TaskTrail
 from llama_deploy.workflow_library import steps_of
 
 _NOTHING: Final = nullcontext()
@@ -66,6 +70,8 @@ class StepWatch:
     """Called, in any thread, with what a step has changed in the workflow object."""
     on_item: Emit | None = None
     """Streams an item of a result that is a stream. None: streams are not read."""
+    trail: TaskTrail | None = None
+    """Notes which steps execute, for the supervisor of this process. None: it has no supervisor."""
 
 
 watching: ContextVar[StepWatch | None] = ContextVar("watching", default=None)
@@ -121,11 +127,15 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
     @functools.wraps(function)
     async def guarded_step(*args: Any, **kwargs: Any) -> Any:
         watch, forks = watching.get(), generation()
+        task = running_task.get()  # noqa: F841 - `running_code` reads it from the frame
+        # A thread may outlive the call.
+        running = running_steps.begin(step_name) if is_async else None
         if watch is not None:
             watch.on_begin()
         try:
             with _compared(step_name, args, watch):
-                returned = await call(forks, *args, **kwargs)
+                trail = None if watch is None else watch.trail
+                returned = await call(forks, trail, *args, **kwargs)
                 if watch is not None and watch.on_item is not None:
                     await read_streams(returned, watch.on_item)
                 return returned
@@ -138,6 +148,7 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
                 raise
             raise StepExitError(step_name, exc) from exc
         finally:
+            running_steps.end(running)
             if forks != generation():
                 leave(step_name)
             if watch is not None:
@@ -149,18 +160,21 @@ def _guard(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaita
 def _in_loop(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """Return a step that awaits a coroutine function, in the process in which it began."""
 
-    def call(forks: int, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        return only_in(forks, step_name, function(*args, **kwargs))
+    def call(forks: int, trail: TaskTrail | None, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        mark = None if trail is None else trail.in_loop(step_name)
+        return only_in(forks, step_name, function(*args, **kwargs), mark)
 
     return call
 
 
 def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return a step that calls a function in a thread, as the library does."""
+    """Return a step that calls a function in a thread: of its service, or of the loop as the library does."""
 
-    def call(forks: int, /, *args: Any, **kwargs: Any) -> Any:
+    def call(forks: int, trail: TaskTrail | None, /, *args: Any, **kwargs: Any) -> Any:
+        running = running_steps.begin(step_name)
         try:
-            return function(*args, **kwargs)
+            with _NOTHING if trail is None else trail.in_thread(step_name):
+                return function(*args, **kwargs)
         except BaseException as exc:
             if forks != generation():
                 leave(step_name, exc)
@@ -169,12 +183,16 @@ def _in_thread(step_name: str, function: Callable[..., Any]) -> Callable[..., Aw
                 raise
             raise StepExitError(step_name, exc) from exc
         finally:
+            running_steps.end(running)
             if forks != generation():
                 leave(step_name)
 
-    async def call_in_thread(forks: int, /, *args: Any, **kwargs: Any) -> Any:
-        run = functools.partial(copy_context().run, call, forks, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(None, run)
+    async def call_in_thread(forks: int, trail: TaskTrail | None, /, *args: Any, **kwargs: Any) -> Any:
+        run = functools.partial(copy_context().run, call, forks, trail, *args, **kwargs)
+        threads = step_threads.get()
+        if threads is None:
+            return await asyncio.get_running_loop().run_in_executor(None, run)
+        return await threads.run(step_name, run)
 
     return call_in_thread
 
@@ -201,17 +219,38 @@ def _compared(
     return current.compared(args[0], step_name, None if watch is None else watch.on_change)
 
 
-def running_code(thread_id: int) -> str:
-    """Return what a thread executes now: the line, and the guarded step if there is one."""
+@dataclass(frozen=True, slots=True)
+class RunningCode:
+    """What a thread executes."""
+
+    place: str
+    """File and line. Empty: the thread has just ended."""
+    step_name: str | None = None
+    """The guarded step that it belongs to."""
+    task_id: str | None = None
+    """The task whose step it is."""
+
+    def __str__(self) -> str:
+        if not self.place:
+            return "code that has just ended"
+        if self.step_name is None:
+            return self.place
+        task = "" if self.task_id is None else f" of task {self.task_id}"
+        return f"the step {self.step_name!r}{task} at {self.place}"
+
+
+def running_code(thread_id: int) -> RunningCode:
+    """Return what a thread executes now."""
     # This is documented, although its name begins with an underscore.
     frame = sys._current_frames().get(thread_id)  # noqa: SLF001
     if frame is None:
-        return "code that has just ended"
+        return RunningCode("")
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     for outer in _outwards(frame):
         if outer.f_code.co_name == "guarded_step" and outer.f_code.co_filename == __file__:
-            return f"the step {outer.f_locals['step_name']!r} at {place}"
-    return place
+            task = outer.f_locals.get("task")
+            return RunningCode(place, outer.f_locals["step_name"], None if task is None else task.task_id)
+    return RunningCode(place)
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

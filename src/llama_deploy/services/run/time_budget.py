@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Final
 
 NOTE_SECONDS: Final = 5.0
@@ -16,7 +16,7 @@ NOTE_SECONDS: Final = 5.0
 class TimeBudget:
     """Measures time while it is counted, and calls back when the limit is reached.
 
-    Use it in the running loop, and `stop` it.
+    Use it in the running loop, and `stop` it. `limit` and `seconds` may be read in any thread.
 
     Args:
         limit: Seconds that may be used, over all attempts of the run. None: without limit.
@@ -27,35 +27,41 @@ class TimeBudget:
 
     limit: float | None
     on_over: Callable[[], None]
-    used: float = 0.0
+    used: InitVar[float] = 0.0
     on_progress: Callable[[], None] | None = None
     _noted: float = field(init=False)
     """What `seconds` was when `on_progress` was called."""
-    _since: float | None = field(default=None, init=False)
-    """Since when time counts that is not in `used` yet. None: time does not count now."""
+    _measured: tuple[float, float | None] = field(init=False)
+    """The seconds used, and since when time counts that is not among them. None: time does not count now.
+    One value, because other threads read it."""
     _timer: asyncio.Handle | None = field(default=None, init=False)
     """It stays when the limit was reached, so that `on_over` is called once."""
     _is_stopped: bool = field(default=False, init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, used: float) -> None:
         """Earlier attempts have noted what they have used."""
-        self._noted = self.used
+        self._noted = used
+        self._measured = (used, None)
 
     @property
     def seconds(self) -> float:
         """How many seconds are used, over all attempts of the run."""
-        since = self._since
-        return self.used if since is None else self.used + time.monotonic() - since
+        used, since = self._measured
+        return used if since is None else used + time.monotonic() - since
+
+    @property
+    def _counts(self) -> bool:
+        return self._measured[1] is not None
 
     def count(self, *, counts: bool) -> None:
         """Count the time from now on, or do not. Idempotent."""
-        if counts == (self._since is not None):
+        if counts == self._counts:
             return
         if not counts:
             # The timer stays, because most pauses are short. It checks again when it fires.
-            self.used, self._since = self.seconds, None
+            self._measured = (self.seconds, None)
             return
-        self._since = time.monotonic()
+        self._measured = (self._measured[0], time.monotonic())
         if self._timer is None:
             self._check()
 
@@ -71,7 +77,7 @@ class TimeBudget:
     def _check(self) -> None:
         """Call back if the limit is reached, else check again when it can be."""
         self._timer = None
-        if self.limit is None or self._since is None or self._is_stopped:
+        if self.limit is None or not self._counts or self._is_stopped:
             return
         loop, used = asyncio.get_running_loop(), self.seconds
         if used >= self.limit:

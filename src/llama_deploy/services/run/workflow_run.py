@@ -137,6 +137,7 @@ class WorkflowRun:
             self.clock.step_ends,
             None if self.journal is None else self.journal.volatility.on_change,
             self._observer.on_item,
+            self._observer.hooks.trail,
         )
         context.run(watching.set, watch)
         starting = asyncio.create_task(self._begin(), context=context)

@@ -30,6 +30,7 @@ from llama_deploy.services.shell.service_routes import create_service_app, servi
 from llama_deploy.services.shell.workflow_calls import WorkflowCalls
 from llama_deploy.services.worker.worker_settings import WorkerSettings
 from llama_deploy.services.worker.workflow_worker import WorkflowWorker
+from llama_deploy.supervisor.step_trail import StepTrail
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.web.connection_settings import Address
 from llama_deploy.web.http_server import HttpServer
@@ -57,6 +58,7 @@ class WorkflowService(WorkflowCalls):
         config: Settings.
         publish_callback: Called with each message after the queue has it.
         gateway: The connection to the control plane. None: HTTP, to the URL with which the service registers.
+        trail: Notes which steps execute, for the supervisor of this process. None: it has no supervisor.
         **settings: Fields of `WorkflowServiceConfig`, as in 0.5. They replace those of `config`.
 
     Raises:
@@ -72,6 +74,7 @@ class WorkflowService(WorkflowCalls):
         publish_callback: PublishCallback | None = None,
         *,
         gateway: ControlPlaneGateway | None = None,
+        trail: StepTrail | None = None,
         **settings: Any,
     ) -> None:
         config = _with_settings(config, settings)
@@ -89,6 +92,7 @@ class WorkflowService(WorkflowCalls):
         self.config = config
         self.instance_id = self._instance_id
         self._message_queue = message_queue
+        self._trail = trail
         self._publish_callback = publish_callback
         self._port = config.port or None
         self.app = create_service_app(self)
@@ -155,7 +159,10 @@ class WorkflowService(WorkflowCalls):
             self._hosted,
             self.config,
             settings=WorkerSettings.of(
-                self.config, instance_id=self.instance_id, registration=self._registration
+                self.config,
+                instance_id=self.instance_id,
+                registration=self._registration,
+                trail=self._trail,
             ),
             queue=self.message_queue,
             gateway=self.gateway,

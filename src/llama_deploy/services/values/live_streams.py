@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Final, TypeAlias
 from pydantic import BaseModel, TypeAdapter
 
 from llama_deploy.codec.agents import named_base
+from llama_deploy.concurrency.daemon_threads import DaemonExecutor
 from llama_deploy.portability.json_parts import step_to
 
 _END: Final = object()
@@ -120,7 +120,7 @@ async def _in_thread(source: Iterator[Any]) -> _Items:
     It may hold a lock or a connection of the thread between two items, and must not wait for other work.
     """
     loop, context = asyncio.get_running_loop(), copy_context()
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="result-stream")
+    thread = DaemonExecutor("result-stream", limit=1)
 
     def read() -> Any:
         return context.run(next, source, _END)
@@ -140,7 +140,7 @@ async def _in_thread(source: Iterator[Any]) -> _Items:
             yield item
     finally:
         closing = thread.submit(close)
-        thread.shutdown(wait=False)
+        thread.shutdown()
         # A thread cannot be interrupted: an item that is being read is left alone.
         if reading.done():
             await asyncio.shield(asyncio.wrap_future(closing))

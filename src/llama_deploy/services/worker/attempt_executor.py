@@ -28,6 +28,7 @@ from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.run_texts import RunTexts
 from llama_deploy.services.run.step_guard import StepExitError
+from llama_deploy.services.run.step_threads import StepThreads, step_threads
 from llama_deploy.services.run.volatility import Volatility
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.run_arguments import RunCall
@@ -36,6 +37,7 @@ from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.services.worker.worker_settings import WorkerHooks
 from llama_deploy.services.worker.workflow_attempt import WorkflowAttempt
+from llama_deploy.supervisor.step_trail import StepTrail
 from llama_deploy.types.instance_protocol import ClaimReply, JournalReply, JournalWrite, TaskDispatch
 from llama_deploy.types.json_values import decode_object
 from llama_deploy.workflow_library import resuming, take_timeout
@@ -54,13 +56,17 @@ class AttemptExecutor:
     write: Callable[[JournalWrite], Awaitable[JournalReply]]
     """Has the control plane store a write of a journal."""
     ledger: Ledger
-    """Notes which inbox entries have arrived."""
+    """Notes which inbox entries have arrived, and how long runs have been running."""
     hooks: WorkerHooks
     """May replace how the workflow's state is read and written."""
     slots: WorkSlots
     """Learns which runs only wait."""
     hold_lease: Callable[[], Awaitable[None]]
     """See `RunHooks`."""
+    threads: StepThreads
+    """For synchronous steps."""
+    trail: StepTrail | None = None
+    """Notes which steps execute. None: this process has no supervisor."""
     _outage: Outage = field(default_factory=journal_outage, init=False)
     _has_warned: bool = field(default=False, init=False)
     """Whether a volatile run was logged."""
@@ -106,8 +112,10 @@ class AttemptExecutor:
         try:
             with self.hosted.object_of_run() as workflow:
                 run = attempt.run = await self._prepare(attempt, workflow)
+                self.ledger.measure(attempt.key.task_id, attempt.key.attempt, run.clock.budget)
                 if attempt.is_cancelled:
                     return RunOutcome.cancelled(), None
+                step_threads.set(self.threads)
                 outcome = await run.execute()
                 if outcome is None or outcome.ctx is None:
                     return outcome, None
@@ -146,6 +154,7 @@ class AttemptExecutor:
                 on_waiting=partial(self.slots.on_waiting, attempt),
                 on_working=partial(self.slots.on_working, attempt),
                 hold_lease=self.hold_lease,
+                trail=None if self.trail is None else self.trail.of_task(attempt.key.task_id),
             ),
             label=f"task {attempt.key.task_id}",
             limits=RunLimits(timeout=take_timeout(workflow), idle_timeout=self.config.idle_timeout),

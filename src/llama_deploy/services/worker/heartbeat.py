@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from llama_deploy.concurrency.daemon_threads import in_own_thread
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.run.step_guard import running_code
+from llama_deploy.types import BlockedStep
 from llama_deploy.types.instance_protocol import HeartbeatReply
+from llama_deploy.types.services import MAX_BLOCKED_TEXT
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +63,9 @@ class HeartbeatThread:
         self._thread.start()
 
     @property
-    def blocked_seconds(self) -> float:
-        """For how many seconds the loop has been blocked; 0 if it is not. Thread-safe."""
-        return 0.0 if self._watch is None else self._watch.blocked_seconds
+    def blocked(self) -> BlockedStep | None:
+        """What blocks the loop, None if it is not blocked. Thread-safe."""
+        return None if self._watch is None else self._watch.blocked
 
     def beat_now(self) -> None:
         """Send the next heartbeat now."""
@@ -74,8 +77,8 @@ class HeartbeatThread:
         self._wake.set()
         if self._watch is not None and self._thread is not None:
             # The thread may wait for an answer that this loop gives, so the loop must not be blocked.
-            await asyncio.to_thread(self._thread.join)
-            await asyncio.to_thread(self._watch.close)
+            await in_own_thread(f"close-{self.name}", self._thread.join)
+            await in_own_thread(f"close-{self.name}", self._watch.close)
 
     def _run(self, loop: asyncio.AbstractEventLoop, watch: LoopWatch) -> None:
         while not self._closing:
@@ -145,6 +148,19 @@ class LoopWatch:
         """For how many seconds the loop has been blocked; 0 if it is not. Thread-safe."""
         return time.monotonic() - self._asked_at if self._warned else 0.0
 
+    @property
+    def blocked(self) -> BlockedStep | None:
+        """What blocks the loop, None if it is not blocked. Thread-safe."""
+        code, seconds = running_code(self._thread_id), self.blocked_seconds
+        if not seconds:
+            return None
+        return BlockedStep(
+            task_id=_bounded(code.task_id),
+            step=_bounded(code.step_name),
+            seconds=seconds,
+            place=code.place[-MAX_BLOCKED_TEXT:],
+        )
+
     def start(self) -> None:
         """Start watching."""
         self._thread.start()
@@ -168,13 +184,14 @@ class LoopWatch:
 
     def _warn(self) -> None:
         self._warned = True
+        code = running_code(self._thread_id)
         logger.warning(
             "the event loop of service %s has been blocked for %.1f s by %s; its other tasks wait. "
             "Use `await` for long operations, or make the step a plain function, which runs in a thread",
             self._name,
             time.monotonic() - self._asked_at,
-            running_code(self._thread_id),
-            extra={"action": "loop_blocked", "service_name": self._name},
+            code,
+            extra={"action": "loop_blocked", "service_name": self._name, "task_id": code.task_id},
         )
 
     def _answer(self) -> None:
@@ -187,6 +204,10 @@ class LoopWatch:
                 extra={"action": "loop_free", "service_name": self._name},
             )
         self._answered.set()
+
+
+def _bounded(text: str | None) -> str | None:
+    return None if text is None else text[:MAX_BLOCKED_TEXT]
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: object) -> bool:

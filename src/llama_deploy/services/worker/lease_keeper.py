@@ -80,6 +80,7 @@ class LeaseKeeper:
 
     def _beat(self, last_reply_at: datetime | None) -> HeartbeatReply:
         held, claiming = self.ledger.snapshot()
+        blocked = self._heartbeat.blocked
         return self.beat(
             Heartbeat(
                 instance_id=self.settings.instance_id,
@@ -88,7 +89,8 @@ class LeaseKeeper:
                 heard_at=last_reply_at,
                 slots=self.settings.max_concurrent_tasks,
                 running=len(self.attempts),
-                blocked_seconds=self._heartbeat.blocked_seconds,
+                blocked_seconds=0.0 if blocked is None else blocked.seconds,
+                blocked=[] if blocked is None else [blocked],
             )
         )
 

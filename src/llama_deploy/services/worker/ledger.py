@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from llama_deploy.services.run.time_budget import TimeBudget
 from llama_deploy.types.instance_protocol import AttemptOutcome, HeldAttempt
 
 _MAX_PATIENCE: Final = 60.0
@@ -20,6 +21,8 @@ _MAX_PATIENCE: Final = 60.0
 @dataclass(slots=True)
 class _Entry:
     held: HeldAttempt
+    budget: TimeBudget | None = None
+    """The time of its run while this is under way."""
     outcome: AttemptOutcome | None = None
     size: int = 0
     publish_again_at: float = 0.0
@@ -58,7 +61,7 @@ class Ledger:
     def snapshot(self) -> tuple[list[HeldAttempt], list[tuple[str, int]]]:
         """Return what is held, and what is being claimed."""
         with self._lock:
-            return [entry.held for entry in self._entries.values()], list(self._claiming)
+            return [_measured(entry) for entry in self._entries.values()], list(self._claiming)
 
     def knows(self, task_id: str, attempt: int) -> bool:
         """Whether an attempt is held or being claimed."""
@@ -91,6 +94,12 @@ class Ledger:
             # Replaced, not changed: the heartbeat's thread may be reading the old one.
             entry.held = entry.held.model_copy(update={"inbox_seq": inbox_seq})
 
+    def measure(self, task_id: str, attempt: int, budget: TimeBudget) -> None:
+        """Let heartbeats tell how long the attempt's run has been running, until it is finished."""
+        entry = self._entries.get((task_id, attempt))
+        if entry is not None:
+            entry.budget = budget
+
     def finish(self, outcome: AttemptOutcome, *, size: int, now: float, patience: float) -> None:
         """Keep the outcome of an attempt that is held, after it was published.
 
@@ -103,7 +112,7 @@ class Ledger:
         entry = self._entries.get((outcome.task_id, outcome.attempt))
         if entry is None or entry.outcome is not None:
             return
-        entry.outcome, entry.size = outcome, size
+        entry.outcome, entry.size, entry.budget = outcome, size, None
         entry.publish_again_at, entry.patience = now + patience, patience
         self.unconfirmed += 1
         self._size += size
@@ -127,3 +136,10 @@ class Ledger:
                 entry.publish_again_at = now + entry.patience
                 overdue.append(entry.outcome)
         return overdue
+
+
+def _measured(entry: _Entry) -> HeldAttempt:
+    budget = entry.budget
+    if budget is None:
+        return entry.held
+    return entry.held.model_copy(update={"running_seconds": budget.seconds, "timeout": budget.limit})

@@ -40,6 +40,8 @@ class WorkSlots:
     """Asks the control plane to confirm outcomes."""
     service_name: str
     """The service, for the log."""
+    can_start: Callable[[], bool] = lambda: True
+    """Whether tasks that were taken could start. If not, there are no free slots."""
     tasks: BackgroundTasks = field(init=False)
     """What takes the slots."""
     _waiting: set[Attempt] = field(default_factory=set, init=False)
@@ -54,7 +56,9 @@ class WorkSlots:
     @property
     def free(self) -> int:
         """How many more tasks may be taken."""
-        return 0 if self.ledger.is_full else self.limit - len(self.tasks) + len(self._waiting)
+        if self.ledger.is_full or not self.can_start():
+            return 0
+        return self.limit - len(self.tasks) + len(self._waiting)
 
     def on_waiting(self, attempt: Attempt) -> None:
         """A run has begun to wait for something from outside."""

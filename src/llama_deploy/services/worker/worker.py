@@ -49,6 +49,7 @@ class Worker(ABC, Generic[A]):
         publish: Sends a report. Returns when it is accepted, raises when it is rejected permanently.
         register: Registers the instance again.
         others: See `TaskIntake`.
+        can_start: See `WorkSlots`.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Worker(ABC, Generic[A]):
         publish: Callable[[QueueMessage], Awaitable[None]],
         register: Callable[[], Awaitable[None]],
         others: Consumer | None = None,
+        can_start: Callable[[], bool] = lambda: True,
     ) -> None:
         self._settings = settings
         self._gateway = gateway
@@ -89,6 +91,7 @@ class Worker(ABC, Generic[A]):
             attempts=self.attempts,
             confirm=self._lease.beat_now,
             service_name=settings.service_name,
+            can_start=can_start,
         )
         self._intake = TaskIntake(
             service_name=settings.service_name,

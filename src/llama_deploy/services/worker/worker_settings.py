@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from workflows import Context
 
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.values.session_state import WorkflowState
+from llama_deploy.supervisor.step_trail import StepTrail
 from llama_deploy.types import Durability
 from llama_deploy.types.services import Registration
 
@@ -30,10 +32,17 @@ class WorkerSettings:
     """Seconds after which an instance whose event loop is blocked stops its heartbeats."""
     raise_exceptions: bool = False
     """Whether a failed task also ends the worker."""
+    trail: StepTrail | None = None
+    """Notes which steps execute. None: this process has no supervisor."""
 
     @classmethod
     def of(
-        cls, config: WorkflowServiceConfig, *, instance_id: str, registration: Registration
+        cls,
+        config: WorkflowServiceConfig,
+        *,
+        instance_id: str,
+        registration: Registration,
+        trail: StepTrail | None = None,
     ) -> WorkerSettings:
         """Return the settings of a workflow service."""
         return cls(
@@ -43,8 +52,10 @@ class WorkerSettings:
             max_concurrent_tasks=config.max_concurrent_tasks,
             drain_timeout=config.drain_timeout,
             durability=Durability.TASK if config.durability == "task" else Durability.STEP,
-            blocked_limit=config.blocked_limit,
+            # A supervisor ends a process that is blocked for too long. Until then its tasks stay here.
+            blocked_limit=config.blocked_limit if trail is None else math.inf,
             raise_exceptions=config.raise_exceptions,
+            trail=trail,
         )
 
 

@@ -11,6 +11,7 @@ from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.run.step_threads import THREADS_PER_TASK, StepThreads
 from llama_deploy.services.worker.attempt_executor import AttemptExecutor
 from llama_deploy.services.worker.worker import Worker
 from llama_deploy.services.worker.worker_settings import WorkerHooks, WorkerSettings
@@ -44,7 +45,20 @@ class WorkflowWorker(Worker[WorkflowAttempt]):
         register: Callable[[], Awaitable[None]],
         hooks: WorkerHooks,
     ) -> None:
-        super().__init__(settings, queue=queue, gateway=gateway, publish=publish, register=register)
+        self._threads = StepThreads(
+            config.service_name,
+            limit=config.max_step_threads or THREADS_PER_TASK * config.max_concurrent_tasks,
+            max_lost=config.max_lost_threads,
+            on_change=self._on_threads,
+        )
+        super().__init__(
+            settings,
+            queue=queue,
+            gateway=gateway,
+            publish=publish,
+            register=register,
+            can_start=self._threads.can_start,
+        )
         self._hooks = hooks
         self._executor = AttemptExecutor(
             hosted=hosted,
@@ -55,7 +69,16 @@ class WorkflowWorker(Worker[WorkflowAttempt]):
             hooks=hooks,
             slots=self._slots,
             hold_lease=self._lease.hold,
+            threads=self._threads,
+            trail=settings.trail,
         )
+
+    async def run(self) -> None:
+        """See `Worker.run`."""
+        try:
+            await super().run()
+        finally:
+            self._threads.close()
 
     def new_attempt(
         self,
@@ -87,3 +110,7 @@ class WorkflowWorker(Worker[WorkflowAttempt]):
             attempt.answer(RunOutcome.failed(exc))
         if attempt.published is not None:
             await self.report(attempt, attempt.published)
+
+    def _on_threads(self) -> None:
+        """Threads of steps were lost or have ended, which may change whether there are free slots."""
+        self._slots.changed()

@@ -72,7 +72,12 @@ class RowTests(StoreTests):
 
     async def test_instances_are_put_over_those_of_the_same_id(self, store: StateStore) -> None:
         later = an_instance()._replace(
-            host="127.0.0.1", port=65535, lease_expires_at=NOW + timedelta(hours=1)
+            host="127.0.0.1",
+            port=65535,
+            lease_expires_at=NOW + timedelta(hours=1),
+            slots=8,
+            running=2,
+            blocked='[{"step": "think"}]',
         )
         await store.transact(lambda tx: tx.instances.put([an_instance(), an_instance("i2")]))
         await store.transact(lambda tx: tx.instances.put([later]))

@@ -1,0 +1,102 @@
+"""The supervisor of `llamactl worker`, and what requests to stop mean.
+
+This module imports nothing that other commands or workflows need, so that the process stays small.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import NoReturn, Self
+
+from llama_deploy.cli.exit_codes import ExitCode
+from llama_deploy.cli.logs import CommandLogging, LogFormat
+from llama_deploy.supervisor.child_process import ChildCommand
+from llama_deploy.supervisor.presses import HAND_BACK, Presses
+from llama_deploy.supervisor.supervisor import Stop, Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Supervising:
+    """A program that starts a command in children: `python -m llama_deploy.cli.supervising`.
+
+    The command replaces itself by it, because the libraries that it has imported would stay in memory.
+    """
+
+    processes: int
+    verbose: bool
+    log_format: LogFormat | None
+    command: Sequence[str]
+    """How a child is started: the program and its arguments."""
+
+    def replace_this_process(self) -> NoReturn:
+        """Run the program in place of this process, with the same id."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # Without -P, modules in the working directory would be imported in place of those of Python.
+        options_of_python = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+        program = [sys.executable, *options_of_python, "-P", "-m", __spec__.name]
+        options = [str(self.processes), "verbose" if self.verbose else "", self.log_format or ""]
+        os.execv(sys.executable, [*program, *options, *self.command])  # noqa: S606 - our own program
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str]) -> Self:
+        """Return what `replace_this_process` was told."""
+        processes, verbose, log_format, *command = arguments
+        return cls(int(processes), bool(verbose), LogFormat(log_format) if log_format else None, command)
+
+    def run(self) -> int:
+        """Run the children until Ctrl-C or SIGTERM; return the exit code."""
+        CommandLogging(verbose=self.verbose, log_format=self.log_format)
+        supervisor = Supervisor(ChildCommand(self.command), processes=self.processes)
+        signals = _Signals(supervisor)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signals)
+        code = supervisor.run()
+        if signals.first is None:
+            return code
+        _note("Stopped.")
+        return 128 + signals.first if code else 0
+
+
+@dataclass(slots=True, eq=False)
+class _Signals:
+    """The signal handler: drains at first, then hands back tasks, then exits."""
+
+    supervisor: Supervisor
+    first: int | None = None
+    """The first signal. None: there was none."""
+    _presses: Presses = field(default_factory=Presses)
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Only a repeated Ctrl-C has a further effect."""
+        del frame
+        if self.first is None:
+            self.first = signum
+            self._presses.add()
+            hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
+            _note(f"Waiting for running tasks, then stopping.{hint}")
+            self.supervisor.request(Stop.DRAIN)
+        elif signum == signal.SIGINT and (count := self._presses.add()) is not None:
+            if count == HAND_BACK:
+                _note("Handing back the running tasks. Press Ctrl-C again to exit now.")
+                self.supervisor.request(Stop.HAND_BACK)
+            else:
+                os._exit(ExitCode.INTERRUPTED)  # the children end with this process
+
+
+def _note(message: str) -> None:
+    """Print to stderr. In a signal handler, which may have interrupted somebody who writes to the stream."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), f"{message}\n".encode())
+
+
+if __name__ == "__main__":
+    sys.exit(Supervising.from_arguments(sys.argv[1:]).run())

@@ -1,0 +1,62 @@
+"""The gateway of an instance in a process that has a supervisor."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from llama_deploy.services.gateway import HttpGateway
+from llama_deploy.supervisor.link import SupervisorLink
+from llama_deploy.types import ServiceDefinition
+from llama_deploy.types.instance_protocol import (
+    BEATS_PER_LEASE,
+    PROTOCOL_HEADER,
+    PROTOCOL_VERSION,
+    Heartbeat,
+    HeartbeatReply,
+)
+from llama_deploy.types.services import Registration
+from llama_deploy.web.connection_settings import ConnectionSettings
+
+
+class SupervisedGateway(HttpGateway):
+    """Also passes the heartbeats on to the supervisor, which repeats them while this process cannot.
+
+    Args:
+        control_plane: How to reach it.
+        link: The link to the supervisor.
+    """
+
+    def __init__(self, control_plane: ConnectionSettings, link: SupervisorLink) -> None:
+        super().__init__(control_plane)
+        self._link = link
+        self._interval = 0.0
+
+    async def register(self, definition: ServiceDefinition) -> Registration:
+        """See `ControlPlaneGateway`."""
+        registration = await super().register(definition)
+        self._interval = registration.lease_seconds / BEATS_PER_LEASE
+        return registration
+
+    async def deregister(self, service_name: str, instance_id: str | None = None) -> None:
+        """See `ControlPlaneGateway`."""
+        if instance_id is not None:
+            self._link.forget(instance_id)
+        await super().deregister(service_name, instance_id)
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        """See `ControlPlaneGateway`."""
+        self._link.beat(heartbeat.instance_id, heartbeat.model_dump_json().encode(), interval=self._interval)
+        return super().beat(heartbeat)
+
+
+def connection_facts(control_plane: ConnectionSettings) -> dict[str, Any]:
+    """Return how to reach the control plane as JSON, for the supervisor."""
+    names = [field.name for field in fields(control_plane) if field.name != "tls"]
+    facts = {name: getattr(control_plane, name) for name in names}
+    facts["headers"] = dict(control_plane.headers)
+    if control_plane.ca is not None:
+        facts["ca"] = str(control_plane.ca)
+    if control_plane.client_certificate is not None:
+        facts["client_certificate"] = [str(each) for each in control_plane.client_certificate]
+    return {"settings": facts, "protocol": {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}}

@@ -1,0 +1,163 @@
+"""A child's link to its supervisor."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from types import FrameType
+from typing import Any, Final, Self
+
+from llama_deploy.concurrency.forked_children import restore_in_children
+from llama_deploy.supervisor.channel import Channel
+from llama_deploy.supervisor.step_trail import StepTrail
+
+VARIABLE: Final = "LLAMA_DEPLOY_SUPERVISOR"
+"""The environment variable that makes a command the child of a supervisor."""
+_PR_SET_PDEATHSIG: Final = 1
+ORPHANED: Final = 70
+"""The exit code of a child whose supervisor is gone (`EX_SOFTWARE` of `sysexits.h`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPlace:
+    """What a supervisor tells its child in `VARIABLE`, as JSON."""
+
+    parent: int
+    """The process id of the supervisor."""
+    channel: int
+    """The descriptor of the child's end of the channel."""
+    memory: int
+    """The descriptor of the memory of its `StepTrail`."""
+    control_plane_url: str | None = None
+    """The control plane that the supervisor itself runs. None: the one of the command line."""
+    is_replacement: bool = False
+    """Whether another child was ready before."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read it. The supervisor may be of another release, if the package was upgraded meanwhile."""
+        names = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(text).items() if name in names})
+
+
+@dataclass(slots=True, eq=False)
+class SupervisorLink:
+    """Tells the supervisor how this process is doing, and obeys it. Ends this process if it is gone."""
+
+    place: ChildPlace
+    trail: StepTrail
+    _channel: Channel
+    _on_stop: Callable[[str], object] | None = field(default=None, init=False)
+    _stops: list[str] = field(default_factory=list, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _outbox: dict[str, bytes] = field(default_factory=dict, init=False)
+    """What is not sent yet: for each instance its last message, and under an empty id that of the process."""
+    _has_mail: threading.Event = field(default_factory=threading.Event, init=False)
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """Return the link of this process, None if it has no supervisor. Call it once, in the main thread.
+
+        The processes that this one starts have no supervisor.
+        """
+        text = os.environ.pop(VARIABLE, None)
+        if text is None:
+            return None
+        place = ChildPlace.from_json(text)
+        _end_with(place.parent)
+        os.set_inheritable(place.channel, False)
+        trail = StepTrail(place.memory)
+        os.close(place.memory)
+        link = cls(place, trail, Channel(socket.socket(fileno=place.channel)))
+        # The supervisor tells what a Ctrl-C means, which all processes of a terminal get. Programs that steps
+        # start would inherit that a signal is ignored, but no handler. See also `ChildProcess.start`.
+        signal.signal(signal.SIGINT, _do_nothing)
+        restore_in_children(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for work in (link._obey, link._pass_on):
+            threading.Thread(target=work, name="supervisor-link", daemon=True).start()
+        return link
+
+    def hello(self, facts: dict[str, Any]) -> None:
+        """Tell what the supervisor needs to know to beat for this process; see `ChildProcess`.
+
+        Call it before anything else.
+        """
+        self._channel.send({"hello": facts})
+
+    def ready(self, services: list[dict[str, Any]]) -> None:
+        """Tell that the services accept tasks.
+
+        Args:
+            services: Their definitions as JSON.
+        """
+        self._send_soon("", {"ready": services})
+
+    def beat(self, instance_id: str, heartbeat: bytes, *, interval: float) -> None:
+        """Pass on a heartbeat that is about to be sent. Does not wait: the supervisor may be stopped.
+
+        Args:
+            instance_id: The instance.
+            heartbeat: The heartbeat as JSON.
+            interval: Seconds until the next one.
+        """
+        self._outbox[instance_id] = b'{"beat":%b,"interval":%b}' % (heartbeat, json.dumps(interval).encode())
+        self._has_mail.set()
+
+    def forget(self, instance_id: str) -> None:
+        """Tell that an instance sends no heartbeats any more."""
+        self._send_soon(instance_id, {"gone": instance_id})
+
+    def done(self) -> None:
+        """Tell that nothing is left to do but to end."""
+        self._channel.send({"done": True})
+
+    def on_stop(self, callback: Callable[[str], object]) -> None:
+        """Call `callback` in another thread with each request to stop: `drain`, then perhaps `hand_back`."""
+        with self._lock:
+            self._on_stop = callback
+            stops, self._stops = self._stops, []
+        for how in stops:
+            callback(how)
+
+    def _send_soon(self, instance_id: str, message: dict[str, Any]) -> None:
+        self._outbox[instance_id] = json.dumps(message).encode()
+        self._has_mail.set()
+
+    def _pass_on(self) -> None:
+        """Send from one thread alone, or long messages would mix."""
+        while True:
+            self._has_mail.wait()
+            self._has_mail.clear()
+            for instance_id in list(self._outbox):
+                self._channel.send_line(self._outbox.pop(instance_id))
+
+    def _obey(self) -> None:
+        while (messages := self._channel.receive()) is not None:
+            for message in messages:
+                with self._lock:
+                    callback = self._on_stop
+                    if callback is None:
+                        self._stops.append(message["stop"])
+                if callback is not None:
+                    callback(message["stop"])
+        os._exit(ORPHANED)
+
+
+def _do_nothing(_signum: int, _frame: FrameType | None) -> None:
+    """Handle a signal."""
+
+
+def _end_with(parent: int) -> None:
+    """Let this process be killed when its parent ends, where the system can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ORPHANED)  # it has ended already

@@ -1,0 +1,122 @@
+"""What connections for asyncio and for threads have in common: requests, answers, and their errors.
+
+It imports no HTTP client, so that each connection costs only its own.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+import pydantic_core
+
+from llama_deploy.errors import InternalServerError, UnavailableError
+from llama_deploy.web.problems import from_problem
+from llama_deploy.web.replicas import Replicas
+from llama_deploy.web.shown_url import shown_url
+
+JSON_HEADERS: Final = {"Content-Type": "application/json"}
+"""For a request whose `content` is JSON already."""
+CONNECT_SECONDS: Final = 5.0
+"""How long to wait for a connection when another replica can be tried."""
+AWAY: Final = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+"""Answers after which the next request goes to another replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request, before any I/O."""
+
+    method: str
+    path: str
+    """Relative to the connection's base URL; starts with a slash; already quoted."""
+    params: Mapping[str, str | int | float] = field(default_factory=dict)
+    json: Any = None
+    """The body, as JSON values or pydantic models. None: no body."""
+    content: bytes | None = None
+    """The encoded body, instead of `json`; `headers` must name its type."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = None
+    """Seconds until the answer is complete; for a stream, between two parts of it. None: as the connection's
+    settings say."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """The answer of a server to a request that has succeeded."""
+
+    value: Any
+    """The decoded JSON, None if there was no body."""
+    headers: Mapping[str, str]
+    """Their names may be given in any case."""
+
+
+def encode(request: HttpRequest) -> tuple[bytes | None, dict[str, str]]:
+    """Return the body and the headers to send."""
+    if request.json is None:
+        return request.content, dict(request.headers)
+    return pydantic_core.to_json(request.json), {**JSON_HEADERS, **request.headers}
+
+
+def decode(status: int, body: bytes, url: str) -> Any:
+    """Return the decoded JSON of an answer, None if it has no body.
+
+    Raises:
+        LlamaDeployError: What the answer's problem details name.
+    """
+    if status >= HTTPStatus.MULTIPLE_CHOICES:
+        raise from_problem(status, body, url=url)
+    if not body:
+        return None
+    try:
+        return pydantic_core.from_json(body)
+    except ValueError as exc:
+        raise InternalServerError(f"{shown_url(url)} did not answer with JSON: {body[:80]!r}") from exc
+
+
+def unavailable(request: HttpRequest, url: str, exc: BaseException) -> UnavailableError:
+    """Return the error for a request that may have arrived, but has no answer."""
+    return UnavailableError(f"{request.method} {shown_url(url + request.path)}: no answer: {reason_of(exc)}")
+
+
+def unreachable(failures: Mapping[str, BaseException]) -> UnavailableError:
+    """Return the error for a request for which no replica opened a connection."""
+    reasons = "; ".join(f"{shown_url(url)}: {reason_of(exc)}" for url, exc in failures.items())
+    return UnavailableError(
+        f"cannot connect to {reasons}" if len(failures) == 1 else f"no replica answers: {reasons}"
+    )
+
+
+def reason_of(exc: BaseException) -> str:
+    """Return why a connection failed, in the words of the operating system if it has some."""
+    cause = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
+    words = None
+    if isinstance(cause, OSError):
+        # Errors of TLS have numbers of their own, and those of DNS are negative.
+        is_of_system = bool(cause.errno and cause.errno > 0) and not isinstance(cause, ssl.SSLError)
+        words = os.strerror(cause.errno or 0) if is_of_system else cause.strerror
+    return words or str(exc) or type(exc).__name__
+
+
+@contextmanager
+def translated(
+    request: HttpRequest, url: str, replicas: Replicas, broken: tuple[type[BaseException], ...]
+) -> Iterator[None]:
+    """Raise an error of a driver as `UnavailableError`, and move on to the next replica.
+
+    Args:
+        request: The request that was sent.
+        url: The replica that it was sent to.
+        replicas: Told that this one has failed.
+        broken: What the driver raises when a connection breaks.
+    """
+    try:
+        yield
+    except broken as exc:
+        replicas.report_failure(url)
+        raise unavailable(request, url, exc) from exc
