@@ -35,6 +35,11 @@ MAX_EVENT_CHARACTERS: Final = 32 * 1024
 A larger one travels with the answer to a heartbeat. In UTF-8, and as a string within JSON, it stays below the
 limit of every broker.
 """
+INPUT_REJECTED: Final = "InputRejectedEvent"
+"""The type of the streamed event that tells that an event sent to a task was not accepted.
+
+Its data has the class of that event (`event`), the `reason`, and its `idempotency_key`.
+"""
 BEATS_PER_LEASE: Final = 3
 """How many heartbeats an instance sends while its lease lasts."""
 BEAT_TIMEOUT: Final = 5.0

@@ -62,8 +62,19 @@ class ServiceDefinition(BaseModel):
     """The JSON schema of the run arguments."""
     output_schema: JsonObject | None = None
     """The JSON schema of the result."""
+    input_check: JsonObject | None = None
+    """A JSON schema that all run arguments satisfy which the service accepts. Other tasks are refused.
+
+    Types are read as pydantic does: a number may be given as a string. A key that is nearly the name of a
+    missing field is refused too. None: `input_schema` only describes them, and nothing is checked.
+    """
     accepted_events: list[str] | None = None
     """Qualified names of the event classes that a running workflow accepts. None: not known; accepts all."""
+    event_schemas: dict[str, JsonObject] | None = None
+    """JSON schemas for the fields of accepted events, by qualified name. They are checked as `input_check`.
+
+    A class that is not among them may have any fields.
+    """
     question_events: list[str] | None = None
     """Class names of the events that ask for an answer when they are streamed. None: not known."""
     answer_events: list[str] | None = None
