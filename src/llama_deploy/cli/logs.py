@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from llama_deploy.running_task import running_task
+from llama_deploy.types.printable import printable, printable_lines
 
 _PACKAGE: Final = "llama_deploy"
 _ANNOUNCED: Final = frozenset({"control_plane_started", "launch", "register"})
@@ -119,12 +120,27 @@ def _handler(log_format: LogFormat) -> logging.Handler:
 
 
 class _TextFormatter(logging.Formatter):
-    """Adds the task to what was logged for one, unless the message names it."""
+    """One line for a record, then its traceback, indented: no text of a user looks like another record.
+
+    It adds the task to what was logged for one, unless the message names it.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the base class
-        text = super().formatMessage(record)
+        text = printable(super().formatMessage(record))
         task_id = _ids(record).get("task_id")
         return text if task_id is None or str(task_id) in text else f"{text} [task {task_id}]"
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - of the base class
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - of the base class
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    """Return the lines of a traceback. Only its first one begins at the margin."""
+    first, *others = printable_lines(text).split("\n")
+    return "\n".join([first, *(f"  {line}" for line in others)])
 
 
 class _JsonFormatter(logging.Formatter):

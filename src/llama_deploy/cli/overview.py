@@ -10,6 +10,7 @@ from rich.text import Text
 
 from llama_deploy.cli.console import OutputConsole
 from llama_deploy.client import Client, Service
+from llama_deploy.types.printable import printable
 
 
 async def print_status(client: Client, *, as_json: bool) -> None:
@@ -42,7 +43,11 @@ async def print_status(client: Client, *, as_json: bool) -> None:
     for service in services:
         alive = _count_alive(service)
         style = "green" if alive else "red"
-        table.add_row(service.service_name, Text(str(alive), style=style), Text(service.description))
+        table.add_row(
+            Text(printable(service.service_name)),
+            Text(str(alive), style=style),
+            Text(printable(service.description)),
+        )
     console.print(table)
 
 

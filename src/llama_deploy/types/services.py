@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any, Final
-from unicodedata import category
 
 from pydantic import AfterValidator, BaseModel, Field
 
 from llama_deploy.types.json_values import JsonObject
+from llama_deploy.types.keys import Id
+from llama_deploy.types.printable import has_controls
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -21,11 +22,11 @@ def check_service_name(name: str) -> str:
     """Return a service name if it can be one.
 
     Raises:
-        ValueError: It is empty, too long, `.` or `..`, or has control characters or lone surrogates.
+        ValueError: It is empty, too long, `.` or `..`, or has control characters.
     """
     if not 0 < len(name) <= MAX_NAME_LENGTH:
         raise ValueError(f"a service name has 1 to {MAX_NAME_LENGTH} characters, not {len(name)}")
-    if name in {".", ".."} or any(category(character) in {"Cc", "Cs"} for character in name):
+    if name in {".", ".."} or has_controls(name):
         raise ValueError(
             f"{name!r} cannot be a service name: it must not be . or .. and must not have control characters"
         )
@@ -56,7 +57,7 @@ class ServiceDefinition(BaseModel):
     """Kept for the 0.6 API."""
     host: str | None = None
     port: Port | None = None
-    instance_id: str | None = None
+    instance_id: Id | None = None
     """Set by an instance that registers itself. None: registers the service name only."""
     input_schema: JsonObject | None = None
     """The JSON schema of the run arguments."""
