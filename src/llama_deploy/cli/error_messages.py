@@ -21,7 +21,7 @@ from llama_deploy.errors import (
     TaskTimeoutError,
     UnavailableError,
 )
-from llama_deploy.types.printable import printable
+from llama_deploy.types.printable import printable, printable_traceback
 
 
 class CommandError(Exception):
@@ -53,7 +53,7 @@ def reported(*, verbose: bool, servers: Sequence[str] = ()) -> Iterator[None]:
     except (CommandError, LlamaDeployError) as exc:
         problem = exc if isinstance(exc, CommandError) else _explain(exc, servers)
         if verbose:
-            traceback.print_exc()
+            note(printable_traceback(traceback.format_exc().rstrip()))
         print_error(str(problem), hint=problem.hint)
         sys.exit(problem.exit_code)
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from llama_deploy.running_task import running_task
-from llama_deploy.types.printable import printable, printable_lines
+from llama_deploy.types.printable import printable, printable_traceback
 
 _PACKAGE: Final = "llama_deploy"
 _ANNOUNCED: Final = frozenset({"control_plane_started", "launch", "register"})
@@ -120,7 +120,7 @@ def _handler(log_format: LogFormat) -> logging.Handler:
 
 
 class _TextFormatter(logging.Formatter):
-    """One line for a record, then its traceback, indented: no text of a user looks like another record.
+    """One line for a record, then its traceback: no text of a user looks like another record.
 
     It adds the task to what was logged for one, unless the message names it.
     """
@@ -131,16 +131,10 @@ class _TextFormatter(logging.Formatter):
         return text if task_id is None or str(task_id) in text else f"{text} [task {task_id}]"
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - of the base class
-        return _indented(super().formatException(ei))
+        return printable_traceback(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802 - of the base class
-        return _indented(super().formatStack(stack_info))
-
-
-def _indented(text: str) -> str:
-    """Return the lines of a traceback. Only its first one begins at the margin."""
-    first, *others = printable_lines(text).split("\n")
-    return "\n".join([first, *(f"  {line}" for line in others)])
+        return printable_traceback(super().formatStack(stack_info))
 
 
 class _JsonFormatter(logging.Formatter):

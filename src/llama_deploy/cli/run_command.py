@@ -23,7 +23,7 @@ from llama_deploy.client.task_results import describe_status
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ServiceNotFoundError, TaskEndedError
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import INPUT_REJECTED
-from llama_deploy.types.printable import printable, printable_lines
+from llama_deploy.types.printable import printable, printable_lines, printable_traceback
 
 _STATUS_INTERVAL: Final = 2.0
 """Seconds between two checks whether the task is waiting."""
@@ -120,7 +120,7 @@ def _print_failure(end: TaskEnd, service: Service) -> None:
     hint = f"{service.service_name} accepts: {summarize(service.input_schema)}" if invalid else None
     print_error(f"{what}: {failure.type.rpartition('.')[2]}: {failure.message}", hint=hint)
     if failure.traceback and not invalid:
-        note(printable_lines(failure.traceback.rstrip()))
+        note(printable_traceback(failure.traceback.rstrip()))
 
 
 _INVALID: Final = f"{InvalidRequestError.__module__}.{InvalidRequestError.__qualname__}"

@@ -15,6 +15,9 @@ They do not include lone surrogates, which some regular expressions cannot name.
 _CONTROL: Final = re.compile(rf"[{CONTROLS}\ud800-\udfff]")
 _CONTROL_IN_LINES: Final = re.compile(rf"(?![\t\n])[{CONTROLS}\ud800-\udfff]")
 
+_BEGINNING: Final = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
+"""Where a line begins like a record."""
+
 
 def has_controls(text: str) -> bool:
     """Whether a text has characters that `printable` escapes."""
@@ -29,6 +32,11 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Like `printable`, but line breaks and tabs stay."""
     return _CONTROL_IN_LINES.sub(_escaped, text.replace("\r\n", "\n"))
+
+
+def printable_traceback(text: str) -> str:
+    """Like `printable_lines`; a line of an error's text that begins like a record of a log is indented."""
+    return _BEGINNING.sub("    ", printable_lines(text))
 
 
 def _escaped(found: re.Match[str]) -> str:
