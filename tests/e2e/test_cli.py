@@ -154,9 +154,9 @@ class TestRun:
 
     def test_invalid_run_arguments(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "repeat", "times=two", server=server)
-        assert done.returncode == 1
-        assert "message: Field required" in done.stderr
-        assert "repeat accepts: message: string, times: integer = 1" in done.stderr
+        assert done.returncode == 2
+        assert "message: missing, expected a string" in done.stderr
+        assert "times: expected an integer, not 'two'. It takes: message, times" in done.stderr
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize(

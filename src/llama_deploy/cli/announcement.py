@@ -17,6 +17,7 @@ from llama_deploy.cli.schemas import example, summarize
 from llama_deploy.deploy import LocalStack
 from llama_deploy.services import WorkflowService
 from llama_deploy.types import ServiceDefinition
+from llama_deploy.types.printable import printable
 
 _PARAMETERS_OF_RUN: Final = frozenset({"session", "timeout", "arguments", "as_type"})
 """The parameters of `Client.run`, which are not run arguments."""
@@ -114,7 +115,7 @@ def _print_json(facts: Mapping[str, Any]) -> None:
 
 
 def _print_service(console: OutputConsole, definition: ServiceDefinition) -> None:
-    about = f"  {definition.description}" if definition.description else ""
+    about = f"  {printable(definition.description)}" if definition.description else ""
     console.print(Text.assemble((definition.service_name, "bold green"), about))
     console.print(Text(f"  arguments  {summarize(definition.input_schema)}"))
     console.print(Text(f"  result     {summarize(definition.output_schema)}"))

@@ -21,6 +21,7 @@ from llama_deploy.errors import (
     TaskTimeoutError,
     UnavailableError,
 )
+from llama_deploy.types.printable import printable, printable_traceback
 
 
 class CommandError(Exception):
@@ -52,21 +53,21 @@ def reported(*, verbose: bool, servers: Sequence[str] = ()) -> Iterator[None]:
     except (CommandError, LlamaDeployError) as exc:
         problem = exc if isinstance(exc, CommandError) else _explain(exc, servers)
         if verbose:
-            traceback.print_exc()
+            note(printable_traceback(traceback.format_exc().rstrip()))
         print_error(str(problem), hint=problem.hint)
         sys.exit(problem.exit_code)
 
 
 def print_error(message: str, *, hint: str | None = None) -> None:
     """Print an error and a hint what to do next to stderr."""
-    note(f"{typer.style('error:', fg='red', bold=True)} {message}")
+    note(f"{typer.style('error:', fg='red', bold=True)} {printable(message)}")
     if hint:
         print_hint(hint)
 
 
 def print_hint(text: str) -> None:
     """Print what to do next to stderr."""
-    note(f"{typer.style('hint:', fg='cyan')} {text}")
+    note(f"{typer.style('hint:', fg='cyan')} {printable(text)}")
 
 
 def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from llama_deploy.running_task import running_task
+from llama_deploy.types.printable import printable, printable_traceback
 
 _PACKAGE: Final = "llama_deploy"
 _ANNOUNCED: Final = frozenset({"control_plane_started", "launch", "register"})
@@ -119,12 +120,21 @@ def _handler(log_format: LogFormat) -> logging.Handler:
 
 
 class _TextFormatter(logging.Formatter):
-    """Adds the task to what was logged for one, unless the message names it."""
+    """One line for a record, then its traceback: no text of a user looks like another record.
+
+    It adds the task to what was logged for one, unless the message names it.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the base class
-        text = super().formatMessage(record)
+        text = printable(super().formatMessage(record))
         task_id = _ids(record).get("task_id")
         return text if task_id is None or str(task_id) in text else f"{text} [task {task_id}]"
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - of the base class
+        return printable_traceback(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - of the base class
+        return printable_traceback(super().formatStack(stack_info))
 
 
 class _JsonFormatter(logging.Formatter):

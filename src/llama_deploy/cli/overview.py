@@ -12,6 +12,7 @@ from rich.text import Text
 from llama_deploy.cli.console import OutputConsole
 from llama_deploy.client import Client, Service
 from llama_deploy.types import BlockedStep
+from llama_deploy.types.printable import printable
 
 
 async def print_status(client: Client, *, as_json: bool) -> None:
@@ -48,12 +49,16 @@ async def print_status(client: Client, *, as_json: bool) -> None:
     for service in services:
         alive = _count_alive(service)
         style = "green" if alive else "red"
-        table.add_row(service.service_name, Text(str(alive), style=style), Text(service.description))
+        table.add_row(
+            Text(printable(service.service_name)),
+            Text(str(alive), style=style),
+            Text(printable(service.description)),
+        )
     console.print(table)
     for service in services:
         for instance_id, blocked in _blocked(service):
             line = f"instance {instance_id} of {service.service_name} is {blocked}"
-            console.print(Text(line, style="yellow"), soft_wrap=True)
+            console.print(Text(printable(line), style="yellow"), soft_wrap=True)
 
 
 def _count_alive(service: Service) -> int:

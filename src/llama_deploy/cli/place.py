@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
+
+from llama_deploy.web.shown_url import shown_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,11 @@ class Place:
     @property
     def public_store_uri(self) -> str:
         """The URI of the state store without secrets. The path of a SQLite file is absolute."""
-        url = make_url(self.store_uri)
-        if url.drivername != "sqlite":
-            return url.set(query={}).render_as_string(hide_password=True)
-        return self.store_uri if url.database == ":memory:" else _sqlite_uri(Path(url.database or ""))
+        shown, _, _ = shown_url(self.store_uri).partition("?")
+        scheme, _, path = shown.partition(":///")
+        if scheme != "sqlite" or path == ":memory:":
+            return shown
+        return _sqlite_uri(Path(unquote(path)))
 
     @property
     def data(self) -> str:

@@ -22,6 +22,8 @@ from llama_deploy.client import Client, Service, TaskHandle
 from llama_deploy.client.task_results import describe_status
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ServiceNotFoundError, TaskEndedError
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
+from llama_deploy.types.instance_protocol import INPUT_REJECTED
+from llama_deploy.types.printable import printable, printable_lines, printable_traceback
 
 _STATUS_INTERVAL: Final = 2.0
 """Seconds between two checks whether the task is waiting."""
@@ -68,12 +70,13 @@ class ReadableOutput:
     def event(self, event: TaskEvent) -> None:
         """Print the event's type and data."""
         data = json.dumps(event.data, ensure_ascii=False)
-        typer.echo(f"{typer.style(event.type, fg='cyan')}  {data}")
+        typer.echo(f"{typer.style(printable(event.type), fg='cyan')}  {printable(data)}")
 
     def end(self, end: TaskEnd) -> None:
         """Print the result; for a failure, print its reason and traceback to stderr."""
         if end.status is TaskStatus.SUCCEEDED:
-            typer.echo(end.value if isinstance(end.value, str) else _pretty(end.value))
+            text = end.value if isinstance(end.value, str) else _pretty(end.value)
+            typer.echo(printable_lines(text))
         else:
             _print_failure(end, self._service)
 
@@ -117,7 +120,7 @@ def _print_failure(end: TaskEnd, service: Service) -> None:
     hint = f"{service.service_name} accepts: {summarize(service.input_schema)}" if invalid else None
     print_error(f"{what}: {failure.type.rpartition('.')[2]}: {failure.message}", hint=hint)
     if failure.traceback and not invalid:
-        note(failure.traceback.rstrip())
+        note(printable_traceback(failure.traceback.rstrip()))
 
 
 _INVALID: Final = f"{InvalidRequestError.__module__}.{InvalidRequestError.__qualname__}"
@@ -147,7 +150,7 @@ async def _find_service(client: Client, name: str) -> Service:
         raise ServiceNotFoundError.among(known, name)
     service = known[name]
     if not any(instance.alive for instance in service.instances):
-        note(f"no instance of {name} is alive; the task waits until one starts")
+        note(f"no instance of {printable(name)} is alive; the task waits until one starts")
     return service
 
 
@@ -195,8 +198,8 @@ class AnswerHints:
         self._is_shown = False
 
     def on_event(self, event: TaskEvent) -> None:
-        """Print the command if the event is a question."""
-        if event.type in self._questions:
+        """Print the command if the event is a question, or tells that an answer was rejected."""
+        if event.type in self._questions or event.type == INPUT_REJECTED:
             self._print()
 
     async def watch_status(self) -> None:

@@ -13,6 +13,7 @@ from llama_deploy.cli.arguments import parse_arguments
 from llama_deploy.cli.options import HUMAN_RESPONSE, server_option
 from llama_deploy.client import Client, Service
 from llama_deploy.types import EventDefinition, generate_id
+from llama_deploy.types.printable import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,9 @@ async def send_event(client: Client, options: SendOptions) -> None:
     )
     await session.send_event_def(task.task_id, event)
     facts = {"task_id": task.task_id, "event": options.event}
-    typer.echo(json.dumps(facts) if options.as_json else f"Sent {options.event} to task {task.task_id}.")
+    typer.echo(
+        json.dumps(facts) if options.as_json else printable(f"Sent {options.event} to task {task.task_id}.")
+    )
 
 
 def answer_command(service: Service, task_id: str, *, url: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+from llama_deploy.errors import InvalidRequestError
+
 
 def service_path(service_name: str) -> str:
     """Return the path of a service."""
@@ -31,4 +33,7 @@ def deployment_path(name: str) -> str:
 
 
 def _quote(text: str) -> str:
+    if text in {".", ".."}:
+        # A URL would lose it, and lead to something else.
+        raise InvalidRequestError(f"{text!r} cannot be an id or a name; use another one")
     return quote(text, safe="")

@@ -142,6 +142,7 @@ class ControlPlane:
             default_max_attempts=orchestrator.max_attempts,
             routed=self._router.is_needed,
             backlog=lambda: self._relay.backlog,
+            clock=clock,
             max_backlog=config.max_backlog,
         )
         self.services = Services(store=store, writer=self._writer, clock=clock, lease=lease)

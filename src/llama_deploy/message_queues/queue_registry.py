@@ -17,6 +17,7 @@ from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues.base import MessageQueueConfig
 from llama_deploy.types.extras import described, load_entry_point
 from llama_deploy.types.validation import describe_validation_error
+from llama_deploy.web.shown_url import shown_scheme
 
 ENTRY_POINT_GROUP: Final = "llama_deploy.message_queues"
 
@@ -58,7 +59,7 @@ def config_from_url(url: str) -> MessageQueueConfig:
         # The text may contain a password.
         schemes = ", ".join(f"{name}://" for name in known_backends())
         raise ConfigError(f"the URL of a message queue begins with one of: {schemes}")
-    config_class = settings_class(scheme)
+    config_class = settings_class(scheme if scheme in known_backends() else shown_scheme(url))
     try:
         return config_class.from_url(url)
     except ValueError as exc:

@@ -22,6 +22,7 @@ from llama_deploy.state_stores.postgresql_errors import (
     is_read_only,
     raise_translated_of_opening,
 )
+from llama_deploy.web.shown_url import shown_scheme
 
 _POOL_SIZE: Final = 8
 _CONNECT_SECONDS: Final = 10.0
@@ -64,9 +65,12 @@ class Address:
         except (sa_exc.ArgumentError, ValueError):
             _refuse_address("it cannot be read")  # the cause would show it
         if url.drivername not in {"postgresql", "postgres"}:
-            _refuse_address(f"its scheme is {url.drivername!r}")
-        if unknown := sorted(url.query.keys() - {"sslmode"}):
-            _refuse_address(f"it sets {', '.join(unknown)}, and only sslmode can be set")
+            _refuse_address(f"its scheme is {shown_scheme(uri)!r}")
+        # Their names are not shown: they may be part of a password that is not percent-encoded.
+        if url.query.keys() - {"sslmode"}:
+            _refuse_address("its query may set sslmode only; percent-encode any ? in the password")
+        if "@" in (url.host or ""):
+            _refuse_address("it has more than one @; percent-encode those in the password")
         named = {
             "host": url.host,
             "port": url.port,

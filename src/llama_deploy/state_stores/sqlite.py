@@ -330,9 +330,9 @@ def _database_path(uri: str) -> Path | None:
         _refuse_address("its scheme is not sqlite")
     if url.username or url.password or url.host:
         _refuse_address("it names a user, a password or a host")
-    if url.query:
-        _refuse_address(f"it sets {', '.join(sorted(url.query))}, and nothing can be set")
-    if not url.database:
+    if "?" in uri:
+        _refuse_address("it has a query, and nothing can be set; write a ? of the path as %3F")
+    if not url.database or "\0" in url.database:
         _refuse_address("it does not name a file")
     return None if url.database == ":memory:" else Path(url.database).resolve()
 

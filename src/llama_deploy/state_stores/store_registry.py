@@ -9,6 +9,7 @@ from llama_deploy.errors import ConfigError
 from llama_deploy.renamed import see
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.types.extras import described, load_entry_point
+from llama_deploy.web.shown_url import shown_scheme
 
 ENTRY_POINT_GROUP = "llama_deploy.state_stores"
 """Packages declare their stores here: the scheme of the address = the class, a `StateStore`."""
@@ -45,7 +46,11 @@ def _store_type(uri: str) -> type[StateStore]:
     scheme, separator, _ = uri.partition("://")
     if not separator or scheme not in known:
         # The rest of the address may hold a password.
-        named = f"the state store scheme {scheme!r} is unknown" if separator else "the address has no scheme"
+        named = (
+            f"the state store scheme {shown_scheme(uri)!r} is unknown"
+            if separator
+            else "the address has no scheme"
+        )
         schemes = ", ".join(f"{name}://" for name in sorted(known)) or "none"
         old = f"; {see('State stores')}" if scheme in _OF_0_6 else ""
         raise ConfigError(f"{named}: a state store's address starts with one of: {schemes}{old}")

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import Final
 
+from llama_deploy.types.printable import CONTROLS, has_controls
+
 _RANDOM_BYTES: Final = 10
+MAX_ID_LENGTH: Final = 255
+"""The most characters in the id of a task, a session or an instance."""
+ID_PATTERN: Final = rf"^(?!\.{{1,2}}$)[^{CONTROLS}]{{1,{MAX_ID_LENGTH}}}$"
+"""What an id is: any text on one line that a path of a URL can name."""
+
+_ID: Final = re.compile(ID_PATTERN)
+
+
+def check_id(text: str) -> str:
+    """Return an id if it can be one.
+
+    Raises:
+        ValueError: It is empty, too long, `.` or `..`, or has control characters.
+    """
+    if _ID.fullmatch(text) is None or has_controls(text):
+        raise ValueError(
+            f"{text[:40]!r} cannot be an id: use 1 to {MAX_ID_LENGTH} characters without control characters"
+            " and line breaks, and not . or .."
+        )
+    return text
 
 
 def generate_id() -> str:

@@ -42,6 +42,11 @@ MAX_REASON_CHARACTERS: Final = 500
 """How long the reason of a `ProcessDeath` may be."""
 MAX_BLOCKED_STEPS: Final = 100
 """How many steps that block an instance a heartbeat may name."""
+INPUT_REJECTED: Final = "InputRejectedEvent"
+"""The type of the streamed event that tells that an event sent to a task was not accepted.
+
+Its data has the class of that event (`event`), the `reason`, and its `idempotency_key`.
+"""
 BEATS_PER_LEASE: Final = 3
 """How many heartbeats an instance sends while its lease lasts."""
 BEAT_TIMEOUT: Final = 5.0

@@ -7,15 +7,22 @@ tenant, the empty string, the key is the id itself. See docs/decisions/0013-inte
 from __future__ import annotations
 
 from typing import Annotated, Final
+from urllib.parse import unquote
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+
+from llama_deploy.types.ids import ID_PATTERN, MAX_ID_LENGTH, check_id
 
 SEPARATOR: Final = "\x1f"
 """Between tenant and id. Neither may contain it."""
 DEFAULT_TENANT: Final = ""
 
-PublicId = Annotated[str, StringConstraints(pattern=rf"^[^{SEPARATOR}]*$")]
-"""The id of a session or task in a request or an answer."""
+Id = Annotated[
+    str,
+    AfterValidator(check_id),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH, "pattern": ID_PATTERN}),
+]
+"""The id of a session, a task or an instance in a request or an answer."""
 
 
 def internal_key(tenant: str, public_id: str) -> str:
@@ -40,5 +47,7 @@ def _key_in_default_tenant(public_id: str) -> str:
     return internal_key(DEFAULT_TENANT, public_id)
 
 
-Key = Annotated[str, AfterValidator(_key_in_default_tenant)]
-"""An id in a path, translated to its key."""
+Key = Annotated[Id, AfterValidator(_key_in_default_tenant)]
+"""An id in a query, translated to its key."""
+PathKey = Annotated[Key, BeforeValidator(unquote)]
+"""An id in a path, which is routed as it was sent, percent-encoded."""

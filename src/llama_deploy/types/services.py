@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any, Final
-from unicodedata import category
 
 from pydantic import AfterValidator, BaseModel, Field
 
 from llama_deploy.types.json_values import JsonObject
+from llama_deploy.types.keys import Id
+from llama_deploy.types.printable import has_controls
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -21,11 +22,11 @@ def check_service_name(name: str) -> str:
     """Return a service name if it can be one.
 
     Raises:
-        ValueError: It is empty, too long, `.` or `..`, or has control characters or lone surrogates.
+        ValueError: It is empty, too long, `.` or `..`, or has control characters.
     """
     if not 0 < len(name) <= MAX_NAME_LENGTH:
         raise ValueError(f"a service name has 1 to {MAX_NAME_LENGTH} characters, not {len(name)}")
-    if name in {".", ".."} or any(category(character) in {"Cc", "Cs"} for character in name):
+    if name in {".", ".."} or has_controls(name):
         raise ValueError(
             f"{name!r} cannot be a service name: it must not be . or .. and must not have control characters"
         )
@@ -87,14 +88,25 @@ class ServiceDefinition(BaseModel):
     """Kept for the 0.6 API."""
     host: str | None = None
     port: Port | None = None
-    instance_id: str | None = None
+    instance_id: Id | None = None
     """Set by an instance that registers itself. None: registers the service name only."""
     input_schema: JsonObject | None = None
     """The JSON schema of the run arguments."""
     output_schema: JsonObject | None = None
     """The JSON schema of the result."""
+    input_check: JsonObject | None = None
+    """A JSON schema that all run arguments satisfy which the service accepts. Other tasks are refused.
+
+    Types are read as pydantic does: a number may be given as a string. A key that is nearly the name of a
+    missing field is refused too. None: `input_schema` only describes them, and nothing is checked.
+    """
     accepted_events: list[str] | None = None
     """Qualified names of the event classes that a running workflow accepts. None: not known; accepts all."""
+    event_schemas: dict[str, JsonObject] | None = None
+    """JSON schemas for the fields of accepted events, by qualified name. They are checked as `input_check`.
+
+    A class that is not among them may have any fields.
+    """
     question_events: list[str] | None = None
     """Class names of the events that ask for an answer when they are streamed. None: not known."""
     answer_events: list[str] | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from llama_deploy.types.ids import generate_id
-from llama_deploy.types.keys import PublicId
+from llama_deploy.types.keys import Id
 
 
 class SessionPolicy(StrEnum):
@@ -42,7 +42,7 @@ class SessionDefinition(BaseModel):
 class SessionOptions(BaseModel):
     """Options for creating a session."""
 
-    session_id: PublicId | None = Field(default=None, min_length=1, max_length=200)
+    session_id: Id | None = None
     """None: the control plane generates an id. The id of an existing session returns that session."""
     policy: SessionPolicy = SessionPolicy.ENQUEUE
 

@@ -22,6 +22,7 @@ _NAMESPACE: Final = re.compile(rf"[A-Za-z0-9_.\-]{{1,{MAX_NAMESPACE_LENGTH}}}")
 _SUFFIX_OF_OTHERS: Final = ".dead_letters"
 _ESCAPED: Final = re.compile(rb"[^A-Za-z0-9]")
 _DIGEST_BYTES: Final = 16
+_MAX_INSTANCE_LENGTH: Final = 36
 
 
 def check_namespace(namespace: str) -> str:
@@ -59,7 +60,14 @@ class Topics:
 
     def instance(self, service_name: str, instance_id: str) -> str:
         """The topic for events and cancellations of one instance."""
-        return f"{self.namespace}.{topic_part(service_name)}.{instance_id}"
+        return f"{self.namespace}.{topic_part(service_name)}.{_instance_part(instance_id)}"
+
+
+def _instance_part(instance_id: str) -> str:
+    """Return an instance's id as topics have it: a digest if it is long or has other characters."""
+    if len(instance_id) <= _MAX_INSTANCE_LENGTH and _PLAIN.fullmatch(instance_id):
+        return instance_id
+    return f"_{blake2b(instance_id.encode(), digest_size=_DIGEST_BYTES).hexdigest()}"
 
 
 def topic_part(service_name: str) -> str:

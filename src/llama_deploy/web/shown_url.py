@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 _PARTS: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)?(?P<place>[^?#]*)(?P<rest>.*)", re.DOTALL)
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 def shown_url(url: str) -> str:
@@ -21,6 +22,12 @@ def shown_url(url: str) -> str:
     query = rest.partition("#")[0].removeprefix("?")
     shown = f"{scheme or ''}{place.rpartition('@')[2]}"
     return f"{shown}?{'&'.join(map(_without_value, query.split('&')))}" if query else shown
+
+
+def shown_scheme(url: str) -> str:
+    """Return the scheme of a URL as errors may show it: `***` if it is none, and may hold credentials."""
+    scheme, separator, _ = url.partition("://")
+    return scheme if separator and _SCHEME.fullmatch(scheme) else "***"
 
 
 def _without_value(parameter: str) -> str:

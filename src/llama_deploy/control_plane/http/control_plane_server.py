@@ -32,6 +32,7 @@ from llama_deploy.web.application import create_app
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.http_server import HttpServer
+from llama_deploy.web.raw_paths import RawPaths
 
 logger = logging.getLogger(__name__)
 
@@ -201,4 +202,4 @@ class ControlPlaneServer(CoreEndpoints):
             max_body_bytes=config.max_body_bytes,
         )
         shortcuts = {**task_shortcuts(plane), **instance_shortcuts(plane)}
-        return build_edge(app, settings, shortcuts=shortcuts, layers=[ProtocolCheck])
+        return build_edge(RawPaths(app), settings, shortcuts=shortcuts, layers=[ProtocolCheck])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from fastapi import Body, Header, Query, Response
+from pydantic import BeforeValidator
 from starlette.responses import StreamingResponse
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
@@ -33,9 +35,10 @@ from llama_deploy.types import (
 )
 from llama_deploy.types.instance_protocol import PROTOCOL_VERSION
 from llama_deploy.types.json_values import JsonObject
-from llama_deploy.types.keys import Key, public_id
+from llama_deploy.types.keys import Key, PathKey, public_id
 
 _IfMatch = Annotated[str | None, Header(description='The version that was read, such as `"3"`.')]
+_NameInPath = Annotated[str, BeforeValidator(unquote)]
 _Page = Annotated[int, Query(ge=1, le=10_000)]
 
 
@@ -75,7 +78,7 @@ class CoreEndpoints(ABC):
         """Return all services by name."""
         return await self.plane.services.all()
 
-    async def get_service(self, service_name: str) -> ServiceDefinition:
+    async def get_service(self, service_name: _NameInPath) -> ServiceDefinition:
         """Return a service with its instances."""
         return await self.plane.services.get(service_name)
 
@@ -83,20 +86,22 @@ class CoreEndpoints(ABC):
         """Create a session and return its id."""
         return await self.plane.sessions.create(options or SessionOptions())
 
-    async def get_all_sessions(self, after: Key = "", limit: _Page = 1000) -> dict[str, SessionDefinition]:
+    async def get_all_sessions(
+        self, after: Key | Literal[""] = "", limit: _Page = 1000
+    ) -> dict[str, SessionDefinition]:
         """Return sessions by id, ordered by it."""
         return await self.plane.sessions.all(after=after, limit=limit)
 
-    async def get_session(self, session_id: Key) -> SessionDefinition:
+    async def get_session(self, session_id: PathKey) -> SessionDefinition:
         """Return a session."""
         return await self.plane.sessions.get(session_id)
 
-    async def delete_session(self, session_id: Key) -> None:
+    async def delete_session(self, session_id: PathKey) -> None:
         """Delete a session with its tasks. Does nothing if it is not there, as in 0.6."""
         with suppress(SessionNotFoundError):
             await self.plane.sessions.delete(session_id)
 
-    async def add_task_to_session(self, session_id: Key, task_def: TaskDefinition) -> str:
+    async def add_task_to_session(self, session_id: PathKey, task_def: TaskDefinition) -> str:
         """Accept a task and return its id. The task is durable when this returns."""
         if task_def.session_id not in (None, session_id):
             raise InvalidRequestError(
@@ -105,41 +110,43 @@ class CoreEndpoints(ABC):
         task = task_def.model_copy(update={"session_id": session_id})
         return (await self.plane.tasks.submit_definition(task)).task_id
 
-    async def get_session_tasks(self, session_id: Key) -> list[TaskDefinition]:
+    async def get_session_tasks(self, session_id: PathKey) -> list[TaskDefinition]:
         """Return the tasks of a session in the order in which they were accepted."""
         return [_definition(task) for task in await self.plane.sessions.tasks(session_id)]
 
-    async def get_current_task(self, session_id: Key) -> TaskDefinition | None:
+    async def get_current_task(self, session_id: PathKey) -> TaskDefinition | None:
         """Return the task of a session that was accepted last, or null."""
         tasks = await self.plane.sessions.tasks(session_id)
         return _definition(tasks[-1]) if tasks else None
 
-    async def get_task_result(self, session_id: Key, task_id: Key, wait: Wait = 0.0) -> TaskResult | None:
+    async def get_task_result(
+        self, session_id: PathKey, task_id: PathKey, wait: Wait = 0.0
+    ) -> TaskResult | None:
         """Return a task's result, or null while it has not ended or if the session has no such task."""
         with suppress(TaskNotFoundError):
             return (await self.plane.tasks.get(task_id, session_id=session_id, wait=wait)).result
         return None
 
-    async def get_task_result_stream(self, session_id: Key, task_id: Key) -> StreamingResponse:
+    async def get_task_result_stream(self, session_id: PathKey, task_id: PathKey) -> StreamingResponse:
         """Return the data of a task's events as they occur, one per line. The terminal event is last."""
         return data_response(await self.plane.tasks.events(task_id, session_id=session_id))
 
-    async def send_event(self, session_id: Key, task_id: Key, event_def: EventDefinition) -> None:
+    async def send_event(self, session_id: PathKey, task_id: PathKey, event_def: EventDefinition) -> None:
         """Send an event to a task."""
         await self.plane.tasks.send_event(task_id, event_def, session_id=session_id)
 
-    async def get_session_state(self, session_id: Key, response: Response) -> dict[str, Any]:
+    async def get_session_state(self, session_id: PathKey, response: Response) -> dict[str, Any]:
         """Return a session's state; the ETag is its version."""
         return _with_version(await self.plane.sessions.state(session_id), response)
 
     async def update_session_state(
-        self, session_id: Key, state: JsonObject, response: Response
+        self, session_id: PathKey, state: JsonObject, response: Response
     ) -> dict[str, Any]:
         """Overwrite the given keys of a session's state; returns all of it."""
         return _with_version(await self.plane.sessions.merge_state(session_id, state), response)
 
     async def replace_session_state(
-        self, session_id: Key, state: JsonObject, response: Response, if_match: _IfMatch = None
+        self, session_id: PathKey, state: JsonObject, response: Response, if_match: _IfMatch = None
     ) -> dict[str, Any]:
         """Replace a session's state if it still has the version in If-Match."""
         changed = await self.plane.sessions.replace_state(session_id, state, version=_version(if_match))

@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 from llama_deploy.control_plane.http.stream_responses import NDJSON, event_response
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.types import EventDefinition, TaskEvent, TaskSubmission, TaskView
-from llama_deploy.types.keys import Key
+from llama_deploy.types.keys import PathKey
 from llama_deploy.web.shortcuts import Call, Routes
 
 Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the task's end.")]
@@ -28,7 +28,7 @@ def task_routes(plane: ControlPlane) -> APIRouter:
         return await plane.tasks.submit(submission, wait=wait)
 
     @router.get("/{task_id}", summary="Get a task, and wait for its end if requested")
-    async def get_task(task_id: Key, wait: Wait = 0.0) -> TaskView:
+    async def get_task(task_id: PathKey, wait: Wait = 0.0) -> TaskView:
         return await plane.tasks.get(task_id, wait=wait)
 
     @router.get(
@@ -37,15 +37,15 @@ def task_routes(plane: ControlPlane) -> APIRouter:
         response_class=StreamingResponse,
         responses={200: {"content": {NDJSON: {"schema": TaskEvent.model_json_schema()}}}},
     )
-    async def get_events(task_id: Key, after: After = -1) -> StreamingResponse:
+    async def get_events(task_id: PathKey, after: After = -1) -> StreamingResponse:
         return event_response(await plane.tasks.events(task_id, after=after))
 
     @router.post("/{task_id}/events", status_code=HTTPStatus.ACCEPTED, summary="Send an event to a task")
-    async def send_event(task_id: Key, event: EventDefinition) -> None:
+    async def send_event(task_id: PathKey, event: EventDefinition) -> None:
         await plane.tasks.send_event(task_id, event)
 
     @router.post("/{task_id}/cancel", summary="Cancel a task")
-    async def cancel(task_id: Key) -> TaskView:
+    async def cancel(task_id: PathKey) -> TaskView:
         return await plane.tasks.cancel(task_id)
 
     return router

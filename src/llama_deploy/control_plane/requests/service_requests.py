@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -12,6 +12,7 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.service_versions import registered
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -57,15 +58,18 @@ class Services:
         name = definition.service_name
         if name in _RESERVED_NAMES:
             raise InvalidRequestError(f"the service name {name!r} is reserved; choose another one")
-        bare = definition.model_copy(update={"instances": [], "instance_id": None})
-
-        try:
-            record = ServiceRecord(name, encode_json(bare.model_dump(mode="json")))
-        except ValueError as exc:
-            raise InvalidRequestError(f"the service definition cannot be encoded as JSON: {exc}") from exc
 
         def run(unit: Unit) -> None:
-            unit.services.put(record)
+            known = unit.services.find(name)
+            stored = registered(
+                definition,
+                None if known is None else known.definition,
+                living=lambda: living_instances(unit.instances.of_service(name), unit.now),
+            )
+            try:
+                unit.services.put(ServiceRecord(name, encode_json(stored.model_dump(mode="json"))))
+            except ValueError as exc:
+                raise InvalidRequestError(f"the service definition cannot be encoded as JSON: {exc}") from exc
             if definition.instance_id is not None:
                 instance = InstanceRecord(
                     instance_id=definition.instance_id,
@@ -198,6 +202,11 @@ class Services:
                     lost.status.value,
                     extra={"action": "forgotten", "task_id": task.task_id},
                 )
+
+
+def living_instances(instances: Iterable[InstanceRecord], now: datetime) -> set[str]:
+    """Return the ids of the instances whose leases have not expired."""
+    return {each.instance_id for each in instances if each.lease_expires_at > now}
 
 
 def _named(instance_id: str | None) -> frozenset[str]:

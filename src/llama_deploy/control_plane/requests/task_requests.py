@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.decisions.event_checks import check_event
+from llama_deploy.control_plane.decisions.event_checks import check_receiver, event_fault, input_fault
 from llama_deploy.control_plane.decisions.routing import NEW_ROUTE
+from llama_deploy.control_plane.decisions.service_versions import (
+    ServiceVersion,
+    fault_in_all,
+    versions_of,
+)
+from llama_deploy.control_plane.requests.service_requests import living_instances
 from llama_deploy.control_plane.requests.session_requests import new_session
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
@@ -23,11 +30,10 @@ from llama_deploy.errors import (
     SessionNotFoundError,
     TaskNotFoundError,
 )
-from llama_deploy.state_stores.base import StateStore
-from llama_deploy.state_stores.records import EventRecord, TaskRecord
+from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.records import EventRecord, InstanceRecord, ServiceRecord, TaskRecord
 from llama_deploy.types import (
     EventDefinition,
-    ServiceDefinition,
     SessionPolicy,
     TaskDefinition,
     TaskResult,
@@ -74,6 +80,12 @@ class _NewTask(NamedTuple):
     """Empty: the orchestrator knows."""
     input: str
     max_attempts: int
+    unchecked: dict[str, Any] | None
+    """Its arguments, if they are to be checked."""
+
+
+class _UnfitError(InvalidRequestError):
+    """The version of a service that has registered last does not accept an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,8 @@ class Tasks:
     """Whether an orchestrator chooses the services of new tasks."""
     backlog: Callable[[], int]
     """Returns how many messages wait for the queue."""
+    clock: Callable[[], datetime]
+    """Returns the current time, aware, UTC."""
     max_backlog: int
     """From how many waiting messages on new tasks are rejected."""
 
@@ -106,6 +120,7 @@ class Tasks:
             SessionBusyError: The session's policy is to reject a second open task.
             ConflictError: A different task has this id.
             OverloadedError: Too many messages wait for the queue.
+            InvalidRequestError: No living version of the service accepts the arguments.
         """
         new = _NewTask(
             submission.task_id,
@@ -113,6 +128,7 @@ class Tasks:
             submission.service_name,
             _encoded(submission.arguments),
             submission.max_attempts or self.default_max_attempts,
+            None if self.routed else submission.arguments,
         )
         return await self._submit(new, wait=wait)
 
@@ -124,14 +140,22 @@ class Tasks:
                 orchestrator that reads it.
             LlamaDeployError: As `submit`.
         """
-        text = task.input
+        text, arguments = task.input, None
         if not self.routed:
             if not task.agent_id:
                 raise InvalidRequestError(
                     f"task {task.task_id} does not name a service; set agent_id to the name of one"
                 )
-            text = _encoded(decode_object(text, what="the input with the run arguments"))
-        new = _NewTask(task.task_id, task.session_id, task.agent_id or "", text, self.default_max_attempts)
+            arguments = decode_object(text, what="the input with the run arguments")
+            text = _encoded(arguments)
+        new = _NewTask(
+            task.task_id,
+            task.session_id,
+            task.agent_id or "",
+            text,
+            self.default_max_attempts,
+            arguments,
+        )
         return await self._submit(new, wait=0.0)
 
     async def _submit(self, new: _NewTask, *, wait: float) -> TaskView:
@@ -151,8 +175,8 @@ class Tasks:
             known = unit.tasks.find(new.task_id)
             if known is not None:
                 return _same_task(known, new)
-            if not self.routed and not unit.services.exists(new.service_name):
-                raise ServiceNotFoundError(f"there is no service {new.service_name!r}")
+            if not self.routed:
+                _check_new(new, unit.services.find(new.service_name))
             task = TaskRecord(
                 task_id=new.task_id,
                 session_id=session_id,
@@ -181,6 +205,14 @@ class Tasks:
         )
         try:
             return await self.writer.write(Command(run, reads))
+        except _UnfitError:
+            arguments = new.unchecked or {}
+            fault = await self._fault(new.service_name, lambda version: input_fault(arguments, version))
+            if fault is not None:
+                raise InvalidRequestError(
+                    f"service {new.service_name!r} does not accept the arguments: {fault}"
+                ) from None
+            return await self._accept(new._replace(unchecked=None))
         except ServiceNotFoundError as exc:
             known = await self.store.read(lambda tx: tx.services.load())
             raise ServiceNotFoundError.among(known, new.service_name) from exc
@@ -221,10 +253,15 @@ class Tasks:
             SessionNotFoundError: The session does not exist.
             TaskFinishedError: The task has ended.
             OverloadedError: The task has received the maximum number of events.
-            InvalidRequestError: The event is malformed, for another service, or of an unknown class.
+            InvalidRequestError: The event is malformed or for another service, or no living version of the
+                service accepts its class and its fields.
         """
         task = await self._find(task_id, session_id)
-        check_event(event, task.target, await self._definition(task.target))
+        check_receiver(event, task.target)
+        name, fields = event.content()
+        fault = await self._fault(task.target, lambda version: event_fault(name, fields, version))
+        if fault is not None:
+            raise InvalidRequestError(f"service {task.target!r}: {fault}")
 
         def run(unit: Unit) -> None:
             current = unit.tasks.get(task_id)
@@ -262,10 +299,25 @@ class Tasks:
         where = f" in session {session_id}" if session_id is not None else ""
         raise TaskNotFoundError(f"there is no task {task_id}{where}", task_id=task_id)
 
-    async def _definition(self, service_name: str) -> ServiceDefinition | None:
-        services = await self.store.read(lambda tx: tx.services.load([service_name]))
-        record = services.get(service_name)
-        return ServiceDefinition.model_validate_json(record.definition) if record is not None else None
+    async def _fault(self, service_name: str, fault: Callable[[ServiceVersion], str | None]) -> str | None:
+        """Return why no living version of a service accepts an input. None: one may accept it."""
+
+        def read(tx: StoreTransaction) -> tuple[str | None, list[InstanceRecord]]:
+            service = tx.services.load([service_name]).get(service_name)
+            return service and service.definition, tx.instances.load(service_names=[service_name])
+
+        stored, instances = await self.store.read(read)
+        if stored is None:
+            return None
+        living = living_instances(instances, self.clock())
+        return fault_in_all(versions_of(stored), living=living, fault=fault)
+
+
+def _check_new(new: _NewTask, service: ServiceRecord | None) -> None:
+    if service is None:
+        raise ServiceNotFoundError(f"there is no service {new.service_name!r}")
+    if new.unchecked is not None and input_fault(new.unchecked, versions_of(service.definition)[0]):
+        raise _UnfitError
 
 
 def _encoded(arguments: dict[str, Any]) -> str:

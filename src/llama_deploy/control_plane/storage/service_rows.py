@@ -73,27 +73,31 @@ class ServiceRows:
         self._tx = tx
         self._scope = scope
         self._instances = instances
-        self._names: set[str] = set()
+        self._records: dict[str, ServiceRecord] = {}
 
     def load(self, service_names: Collection[str]) -> None:
-        """Read which of the services exist."""
+        """Read services."""
         if service_names:
-            self._names.update(self._tx.services.load(service_names))
+            self._records.update(self._tx.services.load(service_names))
+
+    def find(self, service_name: str) -> ServiceRecord | None:
+        """Return a service, None if it does not exist."""
+        self._scope.require(RowKind.SERVICE, service_name)
+        return self._records.get(service_name)
 
     def exists(self, service_name: str) -> bool:
         """Whether the service exists."""
-        self._scope.require(RowKind.SERVICE, service_name)
-        return service_name in self._names
+        return self.find(service_name) is not None
 
     def put(self, service: ServiceRecord) -> None:
         """Insert a service, or overwrite the one of the same name."""
         self._scope.require(RowKind.SERVICE, service.service_name)
         self._tx.services.put([service])
-        self._names.add(service.service_name)
+        self._records[service.service_name] = service
 
     def delete(self, service_name: str) -> None:
         """Delete a service with its instances."""
         instances = self._instances.of_service(service_name)
         self._tx.services.delete([service_name])
         self._instances.drop([instance.instance_id for instance in instances])
-        self._names.discard(service_name)
+        self._records.pop(service_name, None)

@@ -23,7 +23,7 @@ from llama_deploy.errors import InvalidRequestError
 from llama_deploy.services.run.dead_ends import DeadEnds
 from llama_deploy.services.run.offers import Offer, Offers
 from llama_deploy.services.run.questions import Questions
-from llama_deploy.services.values.payloads import EventRegistry
+from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent, rejection_event
 from llama_deploy.types.instance_protocol import InboxEntry
 from llama_deploy.workflow_library import AddWaiter, BrokerState, TickAddEvent, TickStepResult, WorkflowTick
 
@@ -88,6 +88,8 @@ class RunInbox:
         self._registry = registry
         self._on_seen = on_seen
         self._send: Callable[[Event], Awaitable[None]] | None = None
+        self._tell: Callable[[StreamedEvent], None] | None = None
+        self._rejections: list[StreamedEvent] = []
         self.is_held = False
         """Whether nothing is delivered, see `hold`."""
         self._sequence = EntrySequence(max([seen, *(entry.seq for entry in entries)]))
@@ -125,6 +127,7 @@ class RunInbox:
             self._decode(following)
         if entries:
             self._on_seen(self.seen)
+            self._tell_rejections()
         if self._offers:
             await self.deliver()
 
@@ -133,14 +136,23 @@ class RunInbox:
         self._questions.resume(run)
         self._dead_ends.has_asked = has_asked
 
-    async def open(self, send: Callable[[Event], Awaitable[None]]) -> None:
-        """Deliver what has come, and from now on what comes, with `send`: the run has started."""
+    async def open(
+        self, send: Callable[[Event], Awaitable[None]], *, tell: Callable[[StreamedEvent], None]
+    ) -> None:
+        """Deliver what has come, and from now on what comes: the run has started.
+
+        Args:
+            send: Sends an event to the run.
+            tell: Streams what became of an event that cannot be sent to the run.
+        """
         self._send = send
+        self._tell = tell
+        self._tell_rejections()
         await self.deliver()
 
     def close(self) -> None:
         """Deliver nothing any more: the run has ended."""
-        self._send = None
+        self._send = self._tell = None
 
     def hold(self) -> None:
         """Deliver nothing until `release`."""
@@ -198,10 +210,15 @@ class RunInbox:
             self._offers.add(Offer(entry.seq, self._registry.decode(entry.event)))
         except InvalidRequestError as exc:
             self._taken.append(entry.seq)
+            self._rejections.append(rejection_event(entry.event, str(exc)))
             logger.warning(
-                "dropped event %d for task %s: %s",
+                "rejected event %d for task %s: %s",
                 entry.seq,
                 self._task_id,
                 exc,
-                extra={"action": "drop_event", "task_id": self._task_id},
+                extra={"action": "reject_event", "task_id": self._task_id},
             )
+
+    def _tell_rejections(self) -> None:
+        while self._rejections and self._tell is not None:
+            self._tell(self._rejections.pop(0))

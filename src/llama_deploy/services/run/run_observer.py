@@ -132,6 +132,12 @@ class RunObserver:
 
         return stream
 
+    async def tell(self, event: StreamedEvent) -> None:
+        """Stream an event that is not the workflow's own, unless the run has ended."""
+        if self.ending.last_event is None and not self.ending.is_over:
+            with suppress(LlamaDeployError):
+                await self._stream(lambda: event)
+
     async def send(self, tick: WorkflowTick) -> None:
         """Send the run a tick, if it has begun."""
         if self._adapter is not None:

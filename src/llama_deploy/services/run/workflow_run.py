@@ -24,6 +24,7 @@ from llama_deploy.services.run.run_observer import RunHooks, RunObserver
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.step_guard import StepExitError, StepWatch, watching
 from llama_deploy.services.run.time_budget import TimeBudget
+from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.workflow_library import TickTimeout
 
 _MIN_PARKED_SECONDS: Final = 0.5
@@ -166,7 +167,7 @@ class WorkflowRun:
         result: asyncio.Future[StopEvent] = asyncio.ensure_future(handler.stop_event_result())
         try:
             self._ending.started(handler)
-            await self._inbox.open(handler.send_event)
+            await self._inbox.open(handler.send_event, tell=self._tell)
             either: set[asyncio.Future[Any]] = {result, self._ending.given_up}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             return self._ending.outcome(result)
@@ -176,6 +177,10 @@ class WorkflowRun:
             self._observer.close()
             self._inbox.close()
             self._ending.close(result)
+
+    def _tell(self, event: StreamedEvent) -> None:
+        """Stream an event that the workflow has not written."""
+        self._background.spawn(self._observer.tell(event))
 
     def _end(self) -> None:
         self._ending.finish()

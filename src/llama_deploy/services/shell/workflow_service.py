@@ -28,6 +28,7 @@ from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.run.workflow_factory import AnyWorkflow
 from llama_deploy.services.shell.service_routes import create_service_app, service_edge
 from llama_deploy.services.shell.workflow_calls import WorkflowCalls
+from llama_deploy.services.values.sure_schemas import event_schemas, input_check
 from llama_deploy.services.worker.worker_settings import WorkerSettings
 from llama_deploy.services.worker.workflow_worker import WorkflowWorker
 from llama_deploy.supervisor.step_trail import StepTrail
@@ -109,7 +110,9 @@ class WorkflowService(WorkflowCalls):
             instance_id=self.instance_id,
             input_schema=_schema_of(self.workflow.start_event_class),
             output_schema=None if stop_class is StopEvent else _schema_of(stop_class),
+            input_check=input_check(self.workflow) if self._override("process_call") is None else None,
             accepted_events=self._hosted.events.names,
+            event_schemas=event_schemas(self._hosted.events.classes),
             question_events=self._hosted.events.questions,
             answer_events=self._hosted.events.answers,
         )

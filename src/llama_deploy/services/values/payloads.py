@@ -22,11 +22,12 @@ from workflows.events import (
 
 from llama_deploy.codec import qualified_name
 from llama_deploy.codec.plain_json import measured
+from llama_deploy.codec.texts import valid_text
 from llama_deploy.codec.type_registry import ALLOW_IT, classes_in_modules_of, questions_and_answers_near
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.portability.nodes import with_nodes
 from llama_deploy.types import EventDefinition
-from llama_deploy.types.instance_protocol import EventPayload
+from llama_deploy.types.instance_protocol import INPUT_REJECTED, EventPayload
 from llama_deploy.types.validation import describe_validation_error
 from llama_deploy.workflow_library import UNDECLARED
 
@@ -62,6 +63,22 @@ def streamed_event(event: Event) -> StreamedEvent:
     return StreamedEvent(EventPayload(type=name, data={**fields.pop(UNDECLARED, {}), **fields}), size)
 
 
+def rejection_event(sent: EventDefinition, reason: str) -> StreamedEvent:
+    """Return the event that tells the readers of a task that an event sent to it was not accepted.
+
+    Args:
+        sent: The event as it was sent.
+        reason: What is wrong with it.
+    """
+    try:
+        name, _ = sent.content()
+    except InvalidRequestError:
+        name = ""
+    reason = valid_text(reason)
+    data = {"event": name, "reason": reason, "idempotency_key": sent.idempotency_key}
+    return StreamedEvent(EventPayload(type=INPUT_REJECTED, data=data), len(reason) + len(name))
+
+
 class EventRegistry:
     """The event classes that can be sent to a workflow.
 
@@ -73,8 +90,9 @@ class EventRegistry:
     """
 
     def __init__(self, workflow: Workflow, extra: Iterable[type] = ()) -> None:
-        self._by_name: dict[str, type[Event]] = {}
-        by_short_name: dict[str, set[type[Event]]] = {}
+        self.classes: dict[str, type[Event]] = {}
+        """The classes by qualified name."""
+        by_other_name: dict[str, set[type[Event]]] = {}
         named = [cls for cls in classes_in_modules_of(type(workflow)) if issubclass(cls, Event)]
         near = list(questions_and_answers_near(type(workflow)))
         declared = [*workflow.events, *(cls for cls in extra if issubclass(cls, Event))]
@@ -89,16 +107,21 @@ class EventRegistry:
         for cls in [*declared, *named_answers, *others, *_OF_EVERYBODY]:
             if issubclass(cls, _NOT_FROM_OUTSIDE):
                 continue
+            self.classes[qualified_name(cls)] = cls
             # The library writes `module.__name__`, so a nested class has two names.
-            self._by_name[f"{cls.__module__}.{cls.__name__}"] = cls
-            self._by_name[qualified_name(cls)] = cls
-            by_short_name.setdefault(cls.__name__, set()).add(cls)
-        self._by_name |= {name: cls for name, (cls, *more) in by_short_name.items() if not more}
+            for name in (f"{cls.__module__}.{cls.__name__}", cls.__name__):
+                by_other_name.setdefault(name, set()).add(cls)
+        self._by_name = {name: cls for name, (cls, *more) in by_other_name.items() if not more} | self.classes
+        self._ambiguous = {
+            name: sorted(map(qualified_name, classes))
+            for name, classes in by_other_name.items()
+            if name not in self._by_name
+        }
 
     @property
     def names(self) -> list[str]:
         """The qualified names of the classes."""
-        return sorted({qualified_name(cls) for cls in self._by_name.values()})
+        return sorted(self.classes)
 
     def decode(self, definition: EventDefinition) -> Event:
         """Build an event.
@@ -107,12 +130,17 @@ class EventRegistry:
         writes it, or `{"type": "Class", "value": {...}}`.
 
         Raises:
-            InvalidRequestError: It does not have this form, the class is not known, or a field is not valid.
+            InvalidRequestError: It has another form, its class is unknown or ambiguous, or a field is wrong.
         """
         name, fields = definition.content()
         # The sender may have the class in another module, such as `__main__` of a script.
-        cls = self._by_name.get(name) or self._by_name.get(name.rpartition(".")[2])
+        own = name.rpartition(".")[2]
+        cls = self._by_name.get(name) or self._by_name.get(own)
         if cls is None:
+            if several := self._ambiguous.get(name) or self._ambiguous.get(own):
+                raise InvalidRequestError(
+                    f"the event class {name!r} is ambiguous: name one of {', '.join(several)}"
+                )
             raise InvalidRequestError(
                 f"the workflow has no event {name!r}, only {', '.join(self.names) or 'none'}. An event that"
                 f" appears only in ctx.wait_for_event must be a HumanResponseEvent, or: {ALLOW_IT}"

@@ -13,10 +13,10 @@ from workflows.handler import WorkflowHandler
 
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.services.values.payloads import build_event
+from llama_deploy.types.run_input import START_EVENT, start_fields
 from llama_deploy.types.validation import describe_validation_error
 
-_START_EVENT: Final = "start_event"
-_RESERVED: Final = ("ctx", "run_id", _START_EVENT)
+_RESERVED: Final = ("ctx", "run_id", START_EVENT)
 """Parameters of `Workflow.run` that control the library; clients must not set them."""
 
 
@@ -36,7 +36,7 @@ class RunCall:
         Raises:
             InvalidRequestError: They are not valid; the text says which field and why.
         """
-        fields = _fields_of(workflow, arguments)
+        fields = start_fields(arguments, workflow.start_event_class.model_fields)
         if type(workflow).run is not Workflow.run:
             _check_signature(workflow, fields)
             return cls(workflow, fields, None)
@@ -78,18 +78,6 @@ class RunCall:
         return "ctx" in parameters or any(
             parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
         )
-
-
-def _fields_of(workflow: Workflow, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the start event from either of the accepted forms."""
-    inner = arguments.get(_START_EVENT)
-    declared = _START_EVENT in workflow.start_event_class.model_fields
-    if declared or len(arguments) != 1 or not isinstance(inner, dict):
-        return arguments
-    # The library's serializer wraps an event like this. Its class is known here; the name is not used.
-    if inner.get("__is_pydantic") and isinstance(inner.get("value"), dict):
-        return dict(inner["value"])
-    return inner
 
 
 def _check_signature(workflow: Workflow, fields: dict[str, Any]) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.background import end
 from llama_deploy.services.run.run_inbox import EntrySequence
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.step_guard import StepExitError
+from llama_deploy.services.values.payloads import rejection_event
 from llama_deploy.services.worker.attempt import Attempt, processing
 from llama_deploy.services.worker.published_reports import (
     ENDED,
@@ -136,17 +139,19 @@ class MessageAttempt(Attempt):
             self._settle(RunOutcome.failed(exc))
 
     async def _process_events(self) -> None:
-        """Process the events, one after the other. One that fails is dropped, as other processes sent it."""
+        """Process the events, one after the other. One that fails is shown in the task's stream."""
         while (entry := await self._events.get()) is not None and not self._answer.done():
             try:
                 await self._process(self._event_message(entry))
-            except Exception:
+            except Exception as exc:
                 logger.exception(
-                    "dropped event %d for task %s",
+                    "rejected event %d for task %s",
                     entry.seq,
                     self.key.task_id,
-                    extra={"action": "drop_event", "task_id": self.key.task_id},
+                    extra={"action": "reject_event", "task_id": self.key.task_id},
                 )
+                with suppress(LlamaDeployError):  # the attempt is about to end
+                    await self.reports.add(rejection_event(entry.event, f"{type(exc).__name__}: {exc}"))
 
     async def _process(self, message: QueueMessage) -> None:
         try:
