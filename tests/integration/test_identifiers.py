@@ -15,7 +15,8 @@ from llama_deploy import Client
 from llama_deploy.client import SyncClient
 from llama_deploy.errors import InvalidRequestError, TaskNotFoundError
 from llama_deploy.types import SessionOptions, TaskSubmission
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.in_process import Stack, running_stack
 
 IDS = [

@@ -17,7 +17,8 @@ from llama_deploy.errors import ConflictError, InvalidRequestError
 from llama_deploy.services import WorkflowService
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, SessionDefinition, TaskDefinition, TaskStatus, TaskSubmission
-from llama_deploy.web.http_connection import HttpConnection, HttpRequest
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import post
 from tests.integration.in_process import Stack, result_of, running_stack
 
