@@ -6,13 +6,13 @@ import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Final
-from urllib.parse import urlsplit
 
 import typer
 
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.logs import CommandLogging, LogFormat
+from llama_deploy.web.server_url import ServerUrl
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
 """The URL of the control plane that `llamactl serve` starts without options."""
@@ -29,8 +29,8 @@ def server_option(url: str) -> list[str]:
 class Settings:
     """The options before the command."""
 
-    servers: tuple[str, ...]
-    """The URLs of the control plane's replicas, without a trailing slash."""
+    servers: tuple[ServerUrl, ...]
+    """The URLs of the control plane's replicas."""
     insecure: bool
     timeout: float | None
     """Seconds to wait. None: no limit."""
@@ -57,19 +57,16 @@ class Settings:
                 )
 
 
-def split_urls(text: str) -> tuple[str, ...]:
+def split_urls(text: str) -> tuple[ServerUrl, ...]:
     """Return the URLs in the value of `--server`."""
-    return tuple(url.strip().rstrip("/") for url in text.split(","))
+    return tuple(ServerUrl(url.strip()) for url in text.split(","))
 
 
 def _check_urls(text: str) -> str:
     for url in split_urls(text):
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if url.problem is not None:
             # The text is not shown: it may hold a password.
-            raise typer.BadParameter(
-                f"a URL must begin with http:// or https:// and name a host; use one such as {DEFAULT_SERVER}"
-            )
+            raise typer.BadParameter(f"a URL {url.problem}; use one such as {DEFAULT_SERVER}")
     return text
 
 
@@ -90,7 +87,8 @@ Server = Annotated[
         metavar="URL[,URL]...",
         envvar="LLAMA_DEPLOY_CONTROL_PLANE_URL",
         callback=_check_urls,
-        help="The URL of the control plane, or the URLs of its replicas.",
+        help="The URL of the control plane, or the URLs of its replicas. The user and the password in "
+        "https://user:password@host are sent as HTTP Basic Authorization, and never shown.",
     ),
 ]
 Insecure = Annotated[

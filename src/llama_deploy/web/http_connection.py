@@ -216,9 +216,7 @@ class HttpConnection:
             context = self.settings.tls_context()
             # Every long poll occupies a connection, so the pool has no limit; callers limit themselves.
             connector = aiohttp.TCPConnector(limit=0, ssl=True if context is None else context)
-            self._session = aiohttp.ClientSession(
-                connector=connector, headers=self.settings.headers, **self._options
-            )
+            self._session = aiohttp.ClientSession(connector=connector, **self._options)
             self._loop = loop
             self._abandon = weakref.finalize(self, _abandon, self._session)
         return self._session
@@ -236,7 +234,7 @@ class HttpConnection:
                     url + request.path,
                     params=dict(request.params),
                     data=_body(data),
-                    headers=headers,
+                    headers={**self.settings.headers_for(url), **headers},
                     timeout=limits,
                     allow_redirects=False,
                 )
@@ -356,7 +354,6 @@ class SyncHttpConnection:
             num_pools=len(self._replicas),
             maxsize=self._pool_size,
             retries=False,
-            headers=self.settings.headers,
             ssl_context=self.settings.tls_context(),
         )
 
@@ -379,7 +376,7 @@ class SyncHttpConnection:
                     request.method,
                     url + request.path + query,
                     body=data,
-                    headers={**self.settings.headers, **headers},
+                    headers={**self.settings.headers_for(url), **headers},
                     timeout=urllib3.Timeout(connect=connect, read=seconds),
                     preload_content=preload,
                     redirect=False,

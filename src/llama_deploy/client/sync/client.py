@@ -41,10 +41,12 @@ class SyncClient:
 
     Args:
         control_plane_url: The URL of the control plane, or the URLs of its replicas: if one does not
-            respond, the client uses the next. None: `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the environment, or
-            `http://localhost:8000`.
+            respond, the client uses the next. The user and the password in `https://user:password@host` are
+            sent as HTTP Basic Authorization, and never shown. None: `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the
+            environment, or `http://localhost:8000`.
         api_key: Sent to the servers as `Authorization: Bearer ...`. None: `LLAMA_DEPLOY_API_KEY`, or no key.
         headers: More headers for every request. They may hold secrets: they are never logged or printed.
+            None: `LLAMA_DEPLOY_HEADERS`, a JSON object, or none.
         ca: A PEM file with the certificate authorities to trust. None: `LLAMA_DEPLOY_CA`, or those of the
             system.
         client_certificate: PEM files with the client's certificate and its unencrypted key.
@@ -83,6 +85,7 @@ class SyncClient:
         given: dict[str, Any] = {
             "control_plane_url": control_plane_url,
             "api_key": api_key,
+            "headers": headers,
             "ca": ca,
             "disable_ssl": disable_ssl,
             "api_server_url": api_server_url,
@@ -92,7 +95,7 @@ class SyncClient:
         if timeout != NOT_GIVEN:
             chosen["timeout"] = timeout
         self.settings = ClientSettings(**chosen)
-        options: dict[str, Any] = {"headers": headers, "client_certificate": client_certificate}
+        options: dict[str, Any] = {"client_certificate": client_certificate}
         control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
         self._control_plane = ServerApi(SyncHttpConnection(control_plane), self.settings)
         api_server = self.settings.connect_to(self.settings.api_server_url, **options)
