@@ -25,6 +25,7 @@ LlamaDeployError
 │   ├── FencedOutError                   the writer does not own the task's current attempt
 │   ├── JournalConflictError             the write does not follow the run's journal
 │   └── EventsMissingError *             earlier events of the attempt have not arrived yet
+├── WrongServerError                     the URL is that of another server
 ├── OverloadedError *                    a bounded buffer is full
 │   └── QueueFullError *                 a topic of the message queue is full
 ├── UnavailableError (ConnectionError) * the other side does not respond
@@ -312,6 +313,12 @@ class EventsMissingError(ConflictError):
         self.task_id = task_id
         self.expected = expected
         """The number of the first missing event."""
+
+
+class WrongServerError(LlamaDeployError):
+    """The URL is that of another server, such as the message queue instead of the control plane."""
+
+    code = "wrong_server"
 
 
 class OverloadedError(LlamaDeployError):

@@ -348,3 +348,21 @@ class TestDatabase:
         assert done.returncode == 1
         assert "does not answer" in done.stderr
         assert "hush" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status",),
+        ("run", "repeat", "message=ho"),
+        ("send", "task", "response=yes"),
+        ("sessions", "create"),
+        ("worker", "again=cli_app:repeat"),
+    ],
+)
+def test_the_url_of_the_message_queue(folder: Path, served: dict[str, Any], command: tuple[str, ...]) -> None:
+    url = str(served["message_queue_url"])
+    done = llamactl(folder, *command, server=url)
+    assert done.returncode == 3
+    assert f"error: {url}: this is the message queue, not the control plane" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -276,6 +276,7 @@ def _with_store(settings: Settings, work: Coroutine[Any, Any, None], *, command:
 def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run `work` with a client for at most `settings.timeout`; an error is printed and ends the process."""
     from llama_deploy.cli.environment import settings_of
+    from llama_deploy.cli.first_contact import check_control_plane
     from llama_deploy.client import Client, ClientSettings
 
     async def with_client() -> T:
@@ -288,6 +289,7 @@ def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> 
         async with client:
             try:
                 async with asyncio.timeout(settings.timeout):
+                    await check_control_plane(client)
                     return await work(client)
             except TimeoutError as exc:
                 raise TaskTimeoutError(f"the command did not finish within {settings.timeout:g} s") from exc

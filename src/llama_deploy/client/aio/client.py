@@ -15,6 +15,7 @@ from llama_deploy.client.aio.core import Core, Session
 from llama_deploy.client.aio.server_api import ServerApi
 from llama_deploy.client.aio.task import TaskHandle
 from llama_deploy.client.payload_encoding import build_submission, encode_arguments
+from llama_deploy.client.server_outage import ServerOutage
 from llama_deploy.client.settings import NOT_GIVEN, ClientSettings
 from llama_deploy.client.sync.client import SyncClient  # asyncio only
 from llama_deploy.client.task_results import value_of
@@ -97,9 +98,17 @@ class Client:
         self.settings = ClientSettings(**chosen)
         options: dict[str, Any] = {"client_certificate": client_certificate}
         control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
-        self._control_plane = ServerApi(HttpConnection(control_plane), self.settings)
+        self._control_plane = ServerApi(
+            HttpConnection(control_plane),
+            self.settings,
+            ServerOutage(f"the control plane {' or '.join(control_plane.urls)}"),
+        )
         api_server = self.settings.connect_to(self.settings.api_server_url, **options)
-        self._api_server = ServerApi(HttpConnection(api_server), self.settings)
+        self._api_server = ServerApi(
+            HttpConnection(api_server),
+            self.settings,
+            ServerOutage(f"the API server {' or '.join(api_server.urls)}"),
+        )
         self.core = Core(self._control_plane)
         self.apiserver = ApiServer(self._api_server)
         self.poll_interval = self.settings.poll_interval

@@ -11,6 +11,7 @@ from typing import Any, Self
 from typing_extensions import TypeVar
 
 from llama_deploy.client.payload_encoding import build_submission, encode_arguments
+from llama_deploy.client.server_outage import ServerOutage
 from llama_deploy.client.settings import NOT_GIVEN, ClientSettings
 from llama_deploy.client.sync import task_calls
 from llama_deploy.client.sync.apiserver import ApiServer
@@ -97,9 +98,17 @@ class SyncClient:
         self.settings = ClientSettings(**chosen)
         options: dict[str, Any] = {"client_certificate": client_certificate}
         control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
-        self._control_plane = ServerApi(SyncHttpConnection(control_plane), self.settings)
+        self._control_plane = ServerApi(
+            SyncHttpConnection(control_plane),
+            self.settings,
+            ServerOutage(f"the control plane {' or '.join(control_plane.urls)}"),
+        )
         api_server = self.settings.connect_to(self.settings.api_server_url, **options)
-        self._api_server = ServerApi(SyncHttpConnection(api_server), self.settings)
+        self._api_server = ServerApi(
+            SyncHttpConnection(api_server),
+            self.settings,
+            ServerOutage(f"the API server {' or '.join(api_server.urls)}"),
+        )
         self.core = Core(self._control_plane)
         self.apiserver = ApiServer(self._api_server)
         self.poll_interval = self.settings.poll_interval
