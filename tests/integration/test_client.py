@@ -347,6 +347,19 @@ async def test_submissions_results_and_streams_survive_a_restart(stack: Stack, c
     assert (await first).terminal
 
 
+async def test_a_session_with_open_tasks_is_deleted_only_on_request(client: Client) -> None:
+    sessions = client.core.sessions
+    session = await sessions.create()
+    await client.core.services.register(ServiceDefinition(service_name="later"))
+    tasks = [await client.submit("later", session=session) for _ in range(3)]
+    with pytest.raises(SessionBusyError, match=rf"session {session.id} has 3 open tasks; wait .*cancel=True"):
+        await sessions.delete(session.id)
+    assert (await tasks[2].info()).status is TaskStatus.PENDING
+    await sessions.delete(session.id, cancel=True)
+    with pytest.raises(TaskNotFoundError):
+        await tasks[0].info()
+
+
 @pytest.mark.parametrize("kind", ["asyncio", "threads"])
 async def test_many_calls_survive_a_restart_with_one_line_in_the_log(
     stack: Stack, client: Client, kind: str, caplog: pytest.LogCaptureFixture

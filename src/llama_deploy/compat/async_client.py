@@ -136,8 +136,8 @@ class AsyncLlamaDeployClient:
         return await self._core.sessions.definitions()
 
     async def delete_session(self, session_id: str) -> None:
-        """Delete a session and its tasks. Does nothing if it does not exist."""
-        await self._core.sessions.delete(session_id)
+        """Delete a session and its tasks, even if they have not ended. Nothing if it does not exist."""
+        await self._core.sessions.delete(session_id, cancel=True)
 
     async def list_services(self) -> list[Service]:
         """Return the registered services, ordered by name."""

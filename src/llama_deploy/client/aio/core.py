@@ -146,9 +146,18 @@ class SessionCollection:
         """
         return await self._create(id, policy)
 
-    async def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
-        """Delete a session and its tasks. Does nothing if it does not exist."""
-        await self._api.post_again(session_path(id) + "/delete", ANYTHING)
+    async def delete(self, id: str, *, cancel: bool = False) -> None:  # noqa: A002 - 0.6 API
+        """Delete a session and its tasks. Does nothing if it does not exist.
+
+        Args:
+            id: The id.
+            cancel: Stop and delete tasks that have not ended.
+
+        Raises:
+            SessionBusyError: A task of the session has not ended, and `cancel` is False. Nothing is deleted.
+        """
+        path = session_path(id) + "/delete"
+        await self._api.post_again(path, ANYTHING, **({"cancel": "true"} if cancel else {}))
 
 
 class Session:

@@ -147,9 +147,18 @@ class SessionCollection:
         """
         return self._create(id, policy)
 
-    def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
-        """Delete a session and its tasks. Does nothing if it does not exist."""
-        self._api.post_again(session_path(id) + "/delete", ANYTHING)
+    def delete(self, id: str, *, cancel: bool = False) -> None:  # noqa: A002 - 0.6 API
+        """Delete a session and its tasks. Does nothing if it does not exist.
+
+        Args:
+            id: The id.
+            cancel: Stop and delete tasks that have not ended.
+
+        Raises:
+            SessionBusyError: A task of the session has not ended, and `cancel` is False. Nothing is deleted.
+        """
+        path = session_path(id) + "/delete"
+        self._api.post_again(path, ANYTHING, **({"cancel": "true"} if cancel else {}))
 
 
 class SyncSession:
