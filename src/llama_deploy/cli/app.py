@@ -41,6 +41,7 @@ from llama_deploy.cli.options import (
     split_urls,
 )
 from llama_deploy.cli.output import Commands
+from llama_deploy.cli.shared_options import CommandGroup, given_options
 from llama_deploy.errors import TaskTimeoutError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ T = TypeVar("T")
 _DEFAULT_TIMEOUT: Final = 120.0
 """Seconds after which a command gives up if the control plane does not respond."""
 
-app = typer.Typer(
+app = CommandGroup(
     name="llamactl",
     cls=Commands,
     no_args_is_help=True,
@@ -59,9 +60,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-sessions = typer.Typer(help="Manage sessions, which keep the state of a conversation.", no_args_is_help=True)
+sessions = CommandGroup(help="Manage sessions, which keep the state of a conversation.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
-db = typer.Typer(help="Manage the database schema of a state store.", no_args_is_help=True)
+db = CommandGroup(help="Manage the database schema of a state store.", no_args_is_help=True)
 app.add_typer(db, name="db")
 
 
@@ -77,9 +78,13 @@ def main_options(
 ) -> None:
     """Serve workflows and run tasks.
 
-    Put the options below before the command: `llamactl -s URL status`. If LLAMA_DEPLOY_API_KEY is set in the
-    environment, it is sent as a bearer token, for a proxy that checks it. LLAMA_DEPLOY_CA is the path of a
-    PEM file with the certificate authorities to trust.
+    The options below may stand before or after the command: `llamactl status -s URL`. If
+    LLAMA_DEPLOY_API_KEY is set in the environment, it is sent as a bearer token, for a proxy that checks it.
+    LLAMA_DEPLOY_HEADERS is a JSON object with more headers. LLAMA_DEPLOY_CA is the path of a PEM file with
+    the certificate authorities to trust.
+
+    Exit codes of all commands: 0 success, 1 failure, 2 wrong usage, 3 the control plane or what the command
+    names was not found, 74 the output cannot be written, 124 timeout, 130 Ctrl-C, 141 output closed.
     """
     context.obj = Settings(
         servers=split_urls(server),
@@ -87,13 +92,8 @@ def main_options(
         timeout=timeout,
         verbose=verbose,
         log_format=log_format,
-        given=frozenset(name for name in context.params if _is_given(context, name)),
+        given=given_options(context, context.params),
     )
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -27,7 +28,7 @@ def server_option(url: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options before the command."""
+    """The options that stand before or after the command."""
 
     servers: tuple[ServerUrl, ...]
     """The URLs of the control plane's replicas."""
@@ -38,6 +39,13 @@ class Settings:
     log_format: LogFormat | None
     given: frozenset[str]
     """The names of the options on the command line; all others are defaults or come from the environment."""
+
+    def with_options(self, given: Mapping[str, Any]) -> Settings:
+        """Return the settings with what stands after the command on the command line."""
+        changes = dict(given)
+        if "server" in changes:
+            changes["servers"] = split_urls(changes.pop("server"))
+        return replace(self, **changes, given=self.given | given.keys())
 
     def logs(self, *, level: int = logging.INFO) -> CommandLogging:
         """Log to stderr; see `CommandLogging`."""
