@@ -187,22 +187,46 @@ def run(
         typer.Argument(
             metavar="KEY=VALUE",
             help='The run arguments. A value in JSON keeps its type (3, true, null, [1, 2], {}, "3"), unless '
-            "the service expects a string. Every other value is a string.",
+            "the service expects a string. Every other value is a string. KEY=@FILE reads the value from a "
+            "file, and @FILE reads all arguments from a JSON object in a file; @- is stdin.",
         ),
     ] = None,
     session: Annotated[
         str | None, typer.Option(metavar="ID", help="The session to run in. Default: a new one.")
     ] = None,
+    task_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="The id of the task. The same command again follows the same task. Default: a random id.",
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Print the id of the task and do not wait for its end.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the result only, not the events.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a task: print its events as they arrive, then its result. Ctrl-C cancels it.
 
+    With --json, the first line has the ids of the task and its session, and the last line has the result.
+
     Exit codes: 0 the task succeeded, 1 it failed, 2 wrong usage, 3 the service, session or control plane was
-    not found, 124 timeout, 130 Ctrl-C, 141 output closed.
+    not found, 74 the output cannot be written, 124 timeout, 130 Ctrl-C, 141 output closed.
     """
     from llama_deploy.cli.run_command import RunOptions, run_task
 
-    options = RunOptions(service_name=service, arguments=arguments or [], session_id=session, as_json=as_json)
+    options = RunOptions(
+        service_name=service,
+        arguments=arguments or [],
+        session_id=session,
+        task_id=task_id,
+        detach=detach,
+        quiet=quiet,
+        as_json=as_json,
+    )
     sys.exit(_with_client(context.obj, lambda client: run_task(client, options)))
 
 
@@ -215,7 +239,8 @@ def send(
         typer.Argument(
             metavar="KEY=VALUE",
             help='The fields of the event. A value in JSON keeps its type (3, true, null, [1, 2], {}, "3"). '
-            "Every other value is a string.",
+            "Every other value is a string. KEY=@FILE reads the value from a file, and @FILE all fields "
+            "from a JSON object.",
         ),
     ] = None,
     event: Annotated[str, typer.Option(metavar="CLASS", help="The class of the event.")] = HUMAN_RESPONSE,

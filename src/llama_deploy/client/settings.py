@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -26,8 +28,14 @@ def _split(urls: object) -> object:
     return [url.strip() for url in urls.split(",")] if isinstance(urls, str) and "," in urls else urls
 
 
-def _dict(headers: object) -> object:
-    return dict(headers) if isinstance(headers, Mapping) else headers
+def _headers(given: object) -> object:
+    """Return headers as pydantic takes them. Errors do not show them."""
+    if isinstance(given, str):
+        with suppress(ValueError):
+            given = json.loads(given)
+    if isinstance(given, Mapping):
+        return dict(given)
+    raise ValueError('must be an object of names and values, such as {"X-Team": "blue"}')
 
 
 def _without_limit(seconds: object) -> object:
@@ -56,7 +64,9 @@ class ClientSettings(BaseSettings):
     percent-encode their special characters."""
     api_key: SecretStr | None = Field(default=None, frozen=True)
     """Sent to the servers as `Authorization: Bearer ...`. None: no key."""
-    headers: Annotated[dict[str, SecretStr], BeforeValidator(_dict)] = Field(default={}, frozen=True)
+    headers: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_headers)] = Field(
+        default={}, frozen=True
+    )
     """More headers for every request. In the environment, a JSON object. They may hold secrets: they are
     never logged or printed."""
     ca: Path | None = Field(default=None, frozen=True)
