@@ -18,7 +18,7 @@ from tests.integration.test_replicas import Replica, replicas
 from tests.servers.certificates import Authority
 
 SECRET = "s3cr3t-value"  # noqa: S105 - made up
-BASIC = f"Basic {b64encode(f'ann:{SECRET}'.encode()).decode()}"
+BASIC = f"Basic {b64encode(f'zoe7:{SECRET}'.encode()).decode()}"
 CreateSession: TypeAlias = Callable[[Client], Awaitable[str]]
 CreateOldSession: TypeAlias = Callable[[str | Sequence[str]], Awaitable[str]]
 
@@ -115,22 +115,22 @@ async def test_old_clients_read_the_same_environment(
 
 
 async def test_credentials_in_a_url_are_sent(create_session: CreateSession, server: Replica) -> None:
-    await create_session(Client(server.url.replace("//", f"//ann:{SECRET}@"), timeout=5))
+    await create_session(Client(server.url.replace("//", f"//zoe7:{SECRET}@"), timeout=5))
     assert BASIC in server.heads[0]
-    assert "Host: ann" not in server.heads[0]
+    assert "Host: zoe7" not in server.heads[0]
 
 
 async def test_old_clients_send_credentials_in_a_url(
     create_old_session: CreateOldSession, server: Replica
 ) -> None:
-    await create_old_session(server.url.replace("//", f"//ann:{SECRET}@"))
+    await create_old_session(server.url.replace("//", f"//zoe7:{SECRET}@"))
     assert BASIC in server.heads[0]
 
 
 async def test_credentials_are_sent_only_to_the_replica_that_has_them(
     create_session: CreateSession, server: Replica
 ) -> None:
-    await create_session(Client([f"http://ann:{SECRET}@127.0.0.1:1", server.url], timeout=5))
+    await create_session(Client([f"http://zoe7:{SECRET}@127.0.0.1:1", server.url], timeout=5))
     assert "Authorization" not in server.heads[0]
 
 
@@ -147,11 +147,11 @@ async def test_credentials_are_in_no_error(
     ):
         server.status = status
         with pytest.raises(LlamaDeployError) as failed:
-            await create_session(Client(f"http://ann:{SECRET}@127.0.0.1:{port}", timeout=0.5))
+            await create_session(Client(f"http://zoe7:{SECRET}@127.0.0.1:{port}", timeout=0.5))
         shown += [*traceback.format_exception(failed.value), str(failed.value)]
         assert f"127.0.0.1:{port}" in str(failed.value)
     assert SECRET not in "".join([*shown, caplog.text])
-    assert "ann" not in "".join([*shown[-1], caplog.text])
+    assert "zoe7" not in "".join([*shown[-1], caplog.text])
 
 
 async def test_a_custom_authority_is_trusted(create_session: CreateSession, tmp_path: Path) -> None:
