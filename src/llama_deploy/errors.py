@@ -20,11 +20,12 @@ LlamaDeployError
 │   └── TopicNotFoundError
 ├── ConflictError                        the request conflicts with the current state
 │   ├── TaskFinishedError                the task has ended
-│   ├── SessionBusyError                 the session accepts one task at a time
+│   ├── SessionBusyError                 the session has open tasks
 │   ├── StateConflictError               another writer changed the session state first
 │   ├── FencedOutError                   the writer does not own the task's current attempt
 │   ├── JournalConflictError             the write does not follow the run's journal
 │   └── EventsMissingError *             earlier events of the attempt have not arrived yet
+├── WrongServerError                     the URL is that of another server
 ├── OverloadedError *                    a bounded buffer is full
 │   └── QueueFullError *                 a topic of the message queue is full
 ├── UnavailableError (ConnectionError) * the other side does not respond
@@ -252,13 +253,15 @@ class TaskFinishedError(ConflictError):
 
 
 class SessionBusyError(ConflictError):
-    """The session's policy is `reject` and another task is open."""
+    """The session has open tasks: its policy is `reject`, or it was to be deleted without `cancel`."""
 
     code = "session_busy"
 
-    def __init__(self, message: str, *, session_id: str | None = None) -> None:
+    def __init__(self, message: str, *, session_id: str | None = None, open_tasks: int | None = None) -> None:
         super().__init__(message)
         self.session_id = session_id
+        self.open_tasks = open_tasks
+        """How many tasks have not ended. None: not counted."""
 
 
 class StateConflictError(ConflictError):
@@ -312,6 +315,12 @@ class EventsMissingError(ConflictError):
         self.task_id = task_id
         self.expected = expected
         """The number of the first missing event."""
+
+
+class WrongServerError(LlamaDeployError):
+    """The URL is that of another server, such as the message queue instead of the control plane."""
+
+    code = "wrong_server"
 
 
 class OverloadedError(LlamaDeployError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
@@ -13,21 +14,44 @@ from typing import Any
 
 import pytest
 import typer
-from tests.e2e.llamactl import ANY_PORTS, llamactl, llamactl_in_terminal, started
+from tests.e2e.llamactl import ANY_PORTS, PATIENCE, llamactl, llamactl_in_terminal, started
 
 from llama_deploy.cli.app import app
 from llama_deploy.client import SyncClient
 from llama_deploy.errors import ServiceNotFoundError
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
+from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.processes import free_port
+from llama_deploy.types import ServiceDefinition
 
 
 class TestOptions:
-    """The options that all commands have. They come before the command."""
+    """The options that all commands have. They stand before or after the command."""
 
-    @pytest.mark.parametrize("option", ["-s", "-t", "--server", "--control-plane"])
-    def test_they_are_rejected_after_the_command(self, folder: Path, option: str) -> None:
-        done = llamactl(folder, "run", "repeat", option, "1")
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("run", "repeat", "message=hi", "-s", "{url}"),
+            ("run", "--server", "{url}", "-t", "20", "-v", "repeat", "message=hi"),
+            ("run", "--log-format", "json", "-k", "repeat", "message=hi", "--server={url}"),
+            ("-s", "http://127.0.0.1:1", "run", "repeat", "message=hi", "-s", "{url}"),
+            ("status", "-s", "{url}"),
+            ("sessions", "create", "-s", "{url}"),
+            ("sessions", "-s", "{url}", "create"),
+        ],
+    )
+    def test_they_may_stand_after_the_command(
+        self, folder: Path, server: str, command: tuple[str, ...]
+    ) -> None:
+        done = llamactl(folder, *(each.format(url=server) for each in command))
+        assert done.returncode == 0, done.stderr
+
+    def test_a_time_limit_after_the_command(self, folder: Path, server: str) -> None:
+        done = llamactl(folder, "run", "sleep", "seconds=5", "-t", "0.5", "-s", server)
+        assert (done.returncode, "is still running" in done.stderr) == (124, True)
+
+    def test_what_is_no_option_is_rejected(self, folder: Path) -> None:
+        done = llamactl(folder, "run", "repeat", "--control-plane", "1")
         assert (done.returncode, "No such option" in done.stderr) == (2, True)
 
     @pytest.mark.parametrize(
@@ -42,15 +66,48 @@ class TestOptions:
     def test_they_are_rejected_where_they_have_no_effect(
         self, folder: Path, options: tuple[str, ...], command: str
     ) -> None:
-        done = llamactl(folder, *options, command, "cli_app:repeat")
-        assert done.returncode == 2
-        assert f"has no effect on `llamactl {command}`" in done.stderr
+        for line in ((*options, command, "cli_app:repeat"), (command, "cli_app:repeat", *options)):
+            done = llamactl(folder, *line)
+            assert done.returncode == 2
+            assert f"has no effect on `llamactl {command}`" in done.stderr
 
     @pytest.mark.parametrize("command", [("status",), ("worker", "cli_app:repeat")])
     def test_a_server_that_is_not_a_url(self, folder: Path, command: tuple[str, ...]) -> None:
         done = llamactl(folder, *command, server="nowhere:1")
         assert done.returncode == 2
         assert "http:// or https://" in done.stderr
+
+    def test_credentials_in_the_url_are_not_shown(self, folder: Path, server: str) -> None:
+        secret = server.replace("//", "//ann:S3cret@")
+        shown = ""
+        for command in (("status",), ("status", "--json"), ("-v", "run", "asks"), ("-v", "run", "repeat")):
+            done = llamactl(folder, *command, server=secret)
+            shown += done.stdout + done.stderr
+        done = llamactl(folder, "-v", "status", server=f"http://ann:S3cret@127.0.0.1:{free_port()}")
+        assert done.returncode == 3
+        shown += done.stdout + done.stderr
+        assert server in shown
+        assert "S3cret" not in shown
+        assert "ann:" not in shown
+
+    @pytest.mark.parametrize(
+        ("name", "value", "text"),
+        [
+            ("LLAMA_DEPLOY_API_KEY", "S3cret\n", "the API key has a line break"),
+            ("LLAMA_DEPLOY_HEADERS", "X-Key: S3cret", "LLAMA_DEPLOY_HEADERS is not valid"),
+            ("LLAMA_DEPLOY_HEADERS", '{"X-Key": ["S3cret"]}', "LLAMA_DEPLOY_HEADERS.X-KEY is not valid"),
+            ("LLAMA_DEPLOY_HEADERS", '{"X-Key": "S3cret\\n"}', "the header 'X-Key'"),
+        ],
+    )
+    def test_a_secret_that_cannot_be_sent(
+        self, folder: Path, server: str, name: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(name, value)
+        done = llamactl(folder, "status", server=server)
+        assert done.returncode in {1, 2}
+        assert text in done.stderr
+        assert "S3cret" not in done.stderr
+        assert "Traceback" not in done.stderr
 
     def test_an_invalid_environment_variable(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS", "many")
@@ -112,7 +169,8 @@ class TestRun:
 
     def test_json_for_scripts(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "repeat", "message=ho", "times=2", "--json", server=server)
-        *events, result = map(json.loads, done.stdout.splitlines())
+        first, *events, result = map(json.loads, done.stdout.splitlines())
+        assert first == {"task_id": result["task_id"], "session_id": result["session_id"]}
         assert [(event["index"], event["type"], event["data"]) for event in events] == [
             (0, "Progress", {"text": "ho 0"}),
             (1, "Progress", {"text": "ho 1"}),
@@ -121,7 +179,7 @@ class TestRun:
 
     def test_values_are_json_or_strings(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "count", 'given=["a", 1]', "--json", server=server)
-        assert json.loads(done.stdout)["result"]["given"] == ["a", 1]
+        assert json.loads(done.stdout.splitlines()[-1])["result"]["given"] == ["a", 1]
 
     def test_a_number_where_a_string_is_expected(self, folder: Path, server: str) -> None:
         done = llamactl(folder, "run", "repeat", "message=12", "times=2", server=server)
@@ -130,7 +188,11 @@ class TestRun:
     def test_a_session_keeps_its_state(self, folder: Path, server: str) -> None:
         session = llamactl(folder, "sessions", "create", server=server).stdout.strip()
         counts = [
-            json.loads(llamactl(folder, "run", "count", "--session", session, "--json", server=server).stdout)
+            json.loads(
+                llamactl(
+                    folder, "run", "count", "--session", session, "--quiet", "--json", server=server
+                ).stdout
+            )
             for _ in range(2)
         ]
         assert [count["result"]["count"] for count in counts] == [1, 2]
@@ -161,7 +223,15 @@ class TestRun:
 
     @pytest.mark.parametrize(
         ("arguments", "text"),
-        [(["hello"], "'hello' is not a run argument"), (["a=1", "a=2"], "'a' occurs twice")],
+        [
+            (["hello"], "'hello' is not a run argument"),
+            (["a=1", "a=2"], "'a' occurs twice"),
+            (
+                ["message=a", "times=two"],
+                "the run argument 'times' must be an integer, and 'two' is not JSON",
+            ),
+            (["@missing.json"], "cannot read the file 'missing.json': No such file"),
+        ],
     )
     def test_malformed_arguments(self, folder: Path, server: str, arguments: list[str], text: str) -> None:
         done = llamactl(folder, "run", "repeat", *arguments, server=server)
@@ -194,11 +264,68 @@ class TestRun:
 
     def test_ctrl_c_cancels_the_task(self, folder: Path, server: str) -> None:
         with started(folder, "-s", server, "run", "sleep", "--json") as run:
+            assert set(json.loads(run.line())) == {"task_id", "session_id"}
             assert json.loads(run.line())["data"] == {"text": "begun"}
             code, errors = run.end(signal.SIGINT)
             result = json.loads(run.line())
         assert (code, result["status"]) == (130, "cancelled")
         assert "Cancelling the task" in errors
+
+    def test_a_detached_task(self, folder: Path, server: str) -> None:
+        done = llamactl(folder, "run", "sleep", "seconds=0.1", "--detach", server=server)
+        assert (done.returncode, done.stderr) == (0, "")
+        with SyncClient(server) as client:
+            assert client.task(done.stdout.strip()).result(timeout=20) == {"answer": "slept"}
+        first = json.loads(
+            llamactl(folder, "run", "sleep", "seconds=0.1", "-d", "--json", server=server).stdout
+        )
+        assert set(first) == {"task_id", "session_id"}
+
+    def test_a_task_id_makes_the_command_repeatable(self, folder: Path, server: str) -> None:
+        command = ("run", "count", "--task-id", "count-once", "--json", "--quiet")
+        once, twice = (json.loads(llamactl(folder, *command, server=server).stdout) for _ in range(2))
+        assert once == twice
+        assert once["task_id"] == "count-once"
+        other = llamactl(folder, *command, "given=2", server=server)
+        assert (other.returncode, "count-once" in other.stderr) == (1, True)
+
+    def test_only_the_result(self, folder: Path, server: str) -> None:
+        done = llamactl(folder, "run", "repeat", "message=ho", "times=2", "--quiet", server=server)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "hoho\n", "")
+
+    def test_arguments_from_files(self, folder: Path, server: str) -> None:
+        (folder / "all.json").write_text('{"message": "ho", "times": 2}')
+        (folder / "message.txt").write_text("你好")
+        whole = llamactl(folder, "run", "repeat", "@all.json", "-q", server=server)
+        assert (whole.stdout, whole.stderr) == ("hoho\n", "")
+        one = llamactl(folder, "run", "repeat", "message=@message.txt", "times=2", "-q", server=server)
+        assert (one.stdout, one.stderr) == ("你好你好\n", "")
+
+    @pytest.mark.parametrize(
+        "variables",
+        [
+            {"LANG": "C"},
+            {"LC_ALL": "C"},
+            {"PYTHONIOENCODING": "ascii"},
+            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        ],
+    )
+    def test_characters_that_the_terminal_does_not_have(
+        self, folder: Path, server: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("LANG", "LC_ALL", "LC_CTYPE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        done = llamactl(folder, "run", "repeat", "message=你好🦙", "times=1", server=server)
+        assert done.returncode == 0, done.stderr
+        shown = done.stdout.splitlines()[-1]
+        assert shown in {"你好🦙", r"\u4f60\u597d\U0001f999"}
+        done = llamactl(folder, "run", "repeat", "message=你好🦙", "--json", server=server)
+        *_, event, result = map(json.loads, done.stdout.splitlines())
+        assert (event["data"], result["result"]) == ({"text": "你好🦙 0"}, "你好🦙")
+        failed = llamactl(folder, "run", "你好", server=server)
+        assert (failed.returncode, "Traceback" in failed.stderr) == (3, False)
 
     def test_the_server_may_come_from_the_environment(
         self, folder: Path, server: str, monkeypatch: pytest.MonkeyPatch
@@ -245,6 +372,20 @@ class TestQuestions:
             assert command[-2:] == ["--event", "Decision"]
             sent = llamactl(folder, *command, "approved=true", "--json")
             assert json.loads(sent.stdout) == {"task_id": command[-3], "event": "Decision"}
+            assert run.line() == "bought"
+
+    def test_a_question_of_a_service_that_starts_after_the_task(self, folder: Path, asking: str) -> None:
+        with SyncClient(asking) as client:
+            client.core.services.register(ServiceDefinition(service_name="late"))
+        with (
+            started(folder, "-s", asking, "run", "late") as run,
+            started(folder, "-s", asking, "worker", "late=cli_app:Proposing"),
+        ):
+            assert run.line() == 'Proposal  {"price": 3}'
+            asyncio.run(eventually(lambda: "hint: " in run.errors.read_text(), seconds=PATIENCE))
+            *command, _ = self._command(run.errors.read_text().splitlines()[-1])
+            assert command[-2:] == ["--event", "Decision"]
+            assert llamactl(folder, *command, "approved=true").returncode == 0
             assert run.line() == "bought"
 
     def test_a_run_that_waits_without_a_question(
@@ -353,3 +494,21 @@ class TestDatabase:
         assert done.returncode == 1
         assert "does not answer" in done.stderr
         assert "hush" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status",),
+        ("run", "repeat", "message=ho"),
+        ("send", "task", "response=yes"),
+        ("sessions", "create"),
+        ("worker", "again=cli_app:repeat"),
+    ],
+)
+def test_the_url_of_the_message_queue(folder: Path, served: dict[str, Any], command: tuple[str, ...]) -> None:
+    url = str(served["message_queue_url"])
+    done = llamactl(folder, *command, server=url)
+    assert done.returncode == 3
+    assert f"error: {url}: this is the message queue, not the control plane" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -68,6 +68,61 @@ def test_a_command_for_a_server_ends_quietly(folder: Path, server: str, command:
     assert into_closed_pipe(folder, "-s", server, *command) == (BROKEN_PIPE, "")
 
 
+FULL = 74
+"""The exit code when the output cannot be written, as `EX_IOERR` of sysexits.h."""
+
+
+def in_a_shell(folder: Path, line: str, *arguments: str) -> tuple[int, str]:
+    """Run a command as `line`, in which `"$@"` is the command; return its exit code and stderr."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", line, "sh", *LLAMACTL, *arguments],
+        cwd=folder,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def for_server(server: str, command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command with the server that it is for, unless it is for none."""
+    return command if command[0] == "db" else ("-s", server, *command)
+
+
+IN_A_SHELL = (
+    ("--help",),
+    ("--version",),
+    ("db", "current", *STORE),
+    ("status",),
+    ("status", "--json"),
+    ("sessions", "create"),
+    ("run", "repeat", "message=ho"),
+    ("run", "repeat", "message=ho", "--json"),
+    ("run", "repeat", "message=ho", "--detach"),
+)
+
+
+@pytest.mark.parametrize("command", IN_A_SHELL)
+def test_a_full_disk_is_an_error(folder: Path, server: str, command: tuple[str, ...]) -> None:
+    told = "error: cannot write to stdout: No space left on device\n"
+    assert in_a_shell(folder, '"$@" > /dev/full', *for_server(server, command)) == (FULL, told)
+
+
+@pytest.mark.parametrize("command", IN_A_SHELL)
+def test_a_closed_stdout_is_like_a_reader_that_has_ended(
+    folder: Path, server: str, command: tuple[str, ...]
+) -> None:
+    assert in_a_shell(folder, '"$@" >&-', *for_server(server, command)) == (BROKEN_PIPE, "")
+
+
+def test_a_closed_or_full_stderr_does_not_matter(folder: Path, server: str) -> None:
+    for line in ('"$@" 2>&-', '"$@" 2>/dev/full', '"$@" <&- 2>&-'):
+        assert in_a_shell(folder, f"{line} >/dev/null", "-s", server, "run", "repeat", "message=ho")[0] == 0
+        assert in_a_shell(folder, f"{line} >/dev/null", "-s", server, "run", "nobody")[0] == 3
+
+
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_serve_ends_without_a_traceback(folder: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     arguments = ("serve", "cli_app:repeat", *ANY_PORTS, "--data-dir", str(tmp_path), *options)

@@ -202,7 +202,7 @@ class TestServe:
 
             def runs(name: str) -> list[Any]:
                 results = [
-                    llamactl(folder, "run", f"{command}-{name}", f"given={given}", "--json", server=url)
+                    llamactl(folder, "run", f"{command}-{name}", f"given={given}", "--json", "-q", server=url)
                     for given in "ab"
                 ]
                 return [json.loads(done.stdout)["result"] for done in results]
@@ -277,7 +277,7 @@ class TestWorker:
             facts = json.loads(worker.line())
             assert facts["services"][0]["service_name"] == "late"
             assert facts["pid"] == worker.process.pid
-            done = llamactl(folder, "run", "late", "given=joined", "--json", server=server)
+            done = llamactl(folder, "run", "late", "given=joined", "--json", "-q", server=server)
             assert json.loads(done.stdout)["result"] == {"count": 1, "given": "joined"}
             assert worker.end(signal.SIGTERM)[0] == 0
         done = llamactl(folder, "-t", "0.5", "run", "late", server=server)
@@ -287,7 +287,7 @@ class TestWorker:
         servers = f"http://127.0.0.1:{free_port()}, {server}/"
         with started(folder, "-s", servers, "worker", "again=cli_app:Count", "--json") as worker:
             assert json.loads(worker.line())["services"][0]["service_name"] == "again"
-            done = llamactl(folder, "run", "again", "--json", server=servers)
+            done = llamactl(folder, "run", "again", "--json", "-q", server=servers)
             assert json.loads(done.stdout)["result"]["count"] == 1, done.stderr
             assert worker.end(signal.SIGTERM)[0] == 0
 

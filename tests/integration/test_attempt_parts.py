@@ -152,7 +152,7 @@ async def test_only_the_owner_may_fetch(http: HttpConnection, instance: Instance
     with pytest.raises(FencedOutError):
         await gateway.part(request(dispatch, "guessed", AttemptPart.INPUT))
     await instance.finish(dispatch)
-    await post(http, f"/sessions/{dispatch.session_id}/delete")
+    await post(http, f"/sessions/{dispatch.session_id}/delete?cancel=true")
     with pytest.raises(TaskNotFoundError):
         await gateway.part(request(dispatch, claimed.token, AttemptPart.INPUT))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ from llama_deploy.errors import (
     TaskNotFoundError,
     TaskTimeoutError,
     UnavailableError,
+    WrongServerError,
 )
+from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQueueServer
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import ClaimRequest
 from tests.integration.scripted_services import SERVICES, Stack, running_stack
@@ -128,7 +131,7 @@ async def test_services_are_registered_listed_and_deregistered(client: Client) -
 
 
 async def test_an_unreachable_api_server_is_down() -> None:
-    async with Client(api_server_url="http://127.0.0.1:1") as client:
+    async with Client(api_server_url="http://127.0.0.1:1", timeout=0.3) as client:
         assert (await client.apiserver.status()).status == "Down"
         with pytest.raises(UnavailableError):
             await client.apiserver.deployments.list()
@@ -305,6 +308,26 @@ async def test_an_unreachable_control_plane_is_unavailable() -> None:
             await client.submit("adder", a=1, b=1)
 
 
+async def test_the_url_of_the_message_queue_is_told_from_that_of_the_control_plane() -> None:
+    async with (
+        SimpleMessageQueueServer(SimpleMessageQueueConfig(port=0)) as queue,
+        Client(queue.config.base_url, timeout=5) as client,
+    ):
+        for call in (
+            client.core.services.list,
+            client.core.sessions.create,
+            client.core.sessions.list,
+            client.task("t1").info,
+            client.task("t1").result,
+            client.task("t1").cancel,
+            lambda: client.submit("adder"),
+            lambda: client.run("adder"),
+            lambda: anext(client.task("t1").events()),
+        ):
+            with pytest.raises(WrongServerError, match="this is the message queue, not the control plane"):
+                await call()
+
+
 # -- a control plane that restarts
 
 
@@ -322,6 +345,46 @@ async def test_submissions_results_and_streams_survive_a_restart(stack: Stack, c
     with pytest.raises(TaskCancelledError):
         await result
     assert (await first).terminal
+
+
+async def test_a_session_with_open_tasks_is_deleted_only_on_request(client: Client) -> None:
+    sessions = client.core.sessions
+    session = await sessions.create()
+    await client.core.services.register(ServiceDefinition(service_name="later"))
+    tasks = [await client.submit("later", session=session) for _ in range(3)]
+    with pytest.raises(SessionBusyError, match=rf"session {session.id} has 3 open tasks; wait .*cancel=True"):
+        await sessions.delete(session.id)
+    assert (await tasks[2].info()).status is TaskStatus.PENDING
+    await sessions.delete(session.id, cancel=True)
+    with pytest.raises(TaskNotFoundError):
+        await tasks[0].info()
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "threads"])
+async def test_many_calls_survive_a_restart_with_one_line_in_the_log(
+    stack: Stack, client: Client, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.core.services.register(ServiceDefinition(service_name="later"))
+    tasks = [await client.submit("later") for _ in range(8)]
+    await stack.stop()
+    with ThreadPoolExecutor(32) as threads:
+
+        def call(name: str, task_id: str) -> Awaitable[Any]:
+            if kind == "asyncio":
+                return asyncio.create_task(getattr(client.task(task_id), name)())
+            method = getattr(client.sync.task(task_id), name)
+            return asyncio.get_running_loop().run_in_executor(threads, method)
+
+        calls = [call(name, each.task_id) for each in tasks for name in ("info", "cancel", "status")]
+        lost = f"the control plane {stack.config.url} does not answer; retrying: "
+        await eventually(lambda: lost in caplog.text)
+        await stack.start()
+        answers = await asyncio.wait_for(asyncio.gather(*calls), 20)
+    assert [answer.status for answer in answers[1::3]] == [TaskStatus.CANCELLED] * 8
+    warnings = [record.message for record in caplog.records if record.name.endswith("server_outage")]
+    assert len(warnings) == 2
+    assert warnings[0].startswith(lost)
+    assert warnings[1] == f"the control plane {stack.config.url} answers again"
 
 
 async def test_a_stream_resumes_after_the_last_event_after_a_restart(stack: Stack, client: Client) -> None:

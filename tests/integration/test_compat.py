@@ -31,7 +31,9 @@ async def test_the_async_client_of_0_5(config: ControlPlaneConfig) -> None:
     assert task.agent_id == "adder"
     assert [found.session_id for found in await old.list_sessions()] == ["mine"]
     assert (await old.get_service("adder")).service_name == "adder"
-    await old.delete_session("mine")
+    await old.register_service(ServiceDefinition(service_name="later"))
+    await session.run_nowait("later")
+    await old.delete_session("mine")  # also with an open task
     with pytest.raises(ValueError, match=r"^Session with id mine not found"):
         await old.get_session("mine")
     await old.close()

@@ -462,7 +462,11 @@ async def test_a_deleted_session_takes_its_tasks_and_readers_along(
     await instance.stream(dispatch, first=0, numbers=range(1))
     async with asyncio.timeout(10), http.stream(HttpRequest("GET", "/tasks/t/events")) as lines:
         assert json.loads(await anext(lines))["data"] == {"n": 0}
-        await post(http, f"/sessions/{session}/delete")
+        with pytest.raises(SessionBusyError, match=r"1 open task; wait until .*cancel=true") as refused:
+            await post(http, f"/sessions/{session}/delete")
+        assert refused.value.facts() == {"session_id": session, "open_tasks": 1}
+        assert (await get(http, "/tasks/t"))["status"] == "running"
+        await post(http, f"/sessions/{session}/delete", cancel="true")
         assert [line async for line in lines if line] == []
     with pytest.raises(TaskNotFoundError):
         await get(http, "/tasks/t")

@@ -288,7 +288,7 @@ async def test_a_run_goes_with_its_session(
     dispatch = await claimed(http, instance, session_id=session)
     assert (await park(instance, dispatch)).stored
     assert await stored_rows(store) == (1, 0)
-    await post(http, f"/sessions/{session}/delete")
+    await post(http, f"/sessions/{session}/delete?cancel=true")
     assert await stored_rows(store) == (0, 0)
     with pytest.raises(TaskNotFoundError):
         await get(http, "/tasks/t")

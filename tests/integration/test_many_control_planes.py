@@ -260,7 +260,7 @@ async def test_readers_elsewhere_learn_of_a_deletion(cluster: Cluster) -> None:
     reading = asyncio.create_task(read_stream(second.http, "/tasks/t/events"))
     waiting = asyncio.create_task(get(third.http, "/tasks/t", wait=60))
     await eventually(lambda: all(hub.is_watched("t") for hub in hubs))
-    await post(first.http, f"/sessions/{session}/delete")
+    await post(first.http, f"/sessions/{session}/delete?cancel=true")
     assert await asyncio.wait_for(reading, 5) == []
     with pytest.raises(TaskNotFoundError):
         await asyncio.wait_for(waiting, 5)

@@ -273,7 +273,7 @@ async def test_headers_travel_and_are_not_shown(connect: Connect) -> None:
         {"urls": ["http://[::1"]},
         {"urls": ["http://a:99999"]},
         {"urls": ["http://a?b"]},
-        {"urls": [f"http://user:{SECRET}@a"]},
+        {"urls": [f"http://us%3Aer:{SECRET}@a"]},
         {"urls": ["http://a"], "headers": {"a b": SECRET}},
         {"urls": ["http://a"], "headers": {"a": SECRET + "\r\nb: c"}},
         {"urls": ["http://a"], "ca": "ca.pem", "verify_tls": False},

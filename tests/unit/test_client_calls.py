@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
@@ -19,6 +18,7 @@ from llama_deploy.client.aio.server_api import ServerApi
 from llama_deploy.client.aio.task import TaskHandle
 from llama_deploy.client.deadline import Deadline
 from llama_deploy.client.payload_encoding import build_submission
+from llama_deploy.client.server_outage import ServerOutage
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.errors import (
     InternalServerError,
@@ -28,6 +28,7 @@ from llama_deploy.errors import (
     ServiceNotFoundError,
     TaskCancelledError,
     TaskFailedError,
+    TaskNotFoundError,
     TaskTimeoutError,
     UnavailableError,
 )
@@ -77,7 +78,11 @@ async def pause(seconds: float) -> None:
     await Wish(Pause(seconds))
 
 
-API = ServerApi(Connection(), ClientSettings(), sleep=pause)
+def api() -> ServerApi:
+    return ServerApi(Connection(), ClientSettings(), ServerOutage("the control plane"), sleep=pause)
+
+
+API = api()
 
 
 class Run:
@@ -186,18 +191,86 @@ def test_a_wait_of_zero_asks_once() -> None:
         run.answer(view())
 
 
-@pytest.mark.parametrize(
-    ("seconds", "told"), [(10, "gone; retrying for up to 10 s"), (math.inf, "gone; retrying")]
-)
-def test_an_outage_is_logged_once_with_how_long_it_may_last(
-    seconds: float, told: str, caplog: pytest.LogCaptureFixture
+LOST = "the control plane does not answer; retrying: gone"
+BACK = "the control plane answers again"
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
+READS: list[Callable[[ServerApi], Coroutine[Any, Any, Any]]] = [
+    lambda api: TaskHandle(api, task_id="t1").info(),
+    lambda api: TaskHandle(api, task_id="t1").status(),
+    lambda api: TaskHandle(api, task_id="t1").cancel(),
+    lambda api: ServiceCollection(api).list(),
+    lambda api: SessionCollection(api).list(),
+    lambda api: SessionCollection(api).get("s1"),
+    lambda api: SessionCollection(api).create(),
+    lambda api: SessionCollection(api).delete("s1"),
+    lambda api: Session(api, "s1").get_tasks(),
+    lambda api: Session(api, "s1").get_task_result("t1"),
+    lambda api: Session(api, "s1").get_state(),
+]
+
+
+@pytest.mark.parametrize("call", READS)
+def test_a_call_that_may_be_repeated_outlasts_an_outage(
+    call: Callable[[ServerApi], Coroutine[Any, Any, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = Clock()
-    run = Run(task_calls.wait_for_end(API, "t1", Deadline(seconds, clock)), clock)
-    for _ in range(2):
+    run = Run(call(api()))
+    first = run.request
+    for _ in range(3):
+        run.fail(UnavailableError("gone"))
+        assert run.pause() > 0
+        assert (run.request.method, run.request.path) == (first.method, first.path)
+        assert run.request.json == first.json
+    assert warnings(caplog) == [LOST]
+    with pytest.raises(TaskNotFoundError):  # an error is an answer
+        run.fail(TaskNotFoundError("unknown"))
+    assert warnings(caplog) == [LOST, BACK]
+
+
+def test_a_read_gives_up_at_the_timeout_of_the_client() -> None:
+    short = replace(api(), settings=ClientSettings(timeout=1e-6))
+    with pytest.raises(UnavailableError, match="gone"):
+        Run(TaskHandle(short, task_id="t1").info()).fail(UnavailableError("gone"))
+
+
+def test_an_outage_of_many_calls_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    one = api()
+    runs = [Run(TaskHandle(one, task_id=f"t{number}").info()) for number in range(100)]
+    for run in runs[:99]:
         run.fail(UnavailableError("gone"))
         run.pause()
-    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [told]
+    runs[0].answer(view())
+    assert warnings(caplog) == [LOST, BACK]
+    runs[99].fail(UnavailableError("gone"))  # it was made before the answer, so it is part of the same outage
+    runs[99].pause()
+    for run in runs[1:]:
+        run.answer(view())
+    assert warnings(caplog) == [LOST, BACK]
+    again = Run(TaskHandle(one, task_id="t1").info())
+    again.fail(UnavailableError("gone"))
+    assert warnings(caplog) == [LOST, BACK, LOST]
+
+
+def test_the_end_of_an_outage_is_noticed_before_the_task_ends(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    run = Run(task_calls.wait_for_end(api(), "t1", Deadline(60, clock)), clock)
+    run.fail(UnavailableError("gone"))
+    run.pause()
+    assert run.request.params == {"wait": 0.0}
+    run.answer(view())
+    assert warnings(caplog) == [LOST, BACK]
+    run.pause()
+    assert run.request.params == {"wait": task_calls.MAX_WAIT}
+
+
+def test_an_overload_is_not_called_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(TaskHandle(api(), task_id="t1").info())
+    run.fail(OverloadedError("full"))
+    assert warnings(caplog) == ["the control plane is overloaded; retrying: full"]
 
 
 def test_an_event_with_a_key_is_sent_until_it_is_stored() -> None:

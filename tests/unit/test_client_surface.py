@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from llama_deploy import client as package
 from llama_deploy.client import Client, SyncClient, TaskHandle
 from llama_deploy.client.aio import apiserver, core
+from llama_deploy.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,6 +143,42 @@ def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_invalid_settings_raise(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Client(**bad)
+
+
+CLIENTS: list[Callable[[Any], Client | SyncClient]] = [Client, SyncClient, lambda url: Client(url).sync]
+
+
+@pytest.mark.parametrize("create", CLIENTS)
+def test_credentials_in_a_url_are_kept_and_not_shown(
+    create: Callable[[Any], Client | SyncClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "https://ann:S3cret@host:8000"
+    expected = "Basic YW5uOlMzY3JldA=="
+    monkeypatch.setenv("LLAMA_DEPLOY_CONTROL_PLANE_URL", url)
+    for client in (create(url), create([url, "https://host-2"]), create(None)):
+        assert client.control_plane_url == "https://host:8000"
+        sent = client.settings.connect_to(client.settings.control_plane_url)
+        assert sent.headers_for(sent.urls[0])["Authorization"] == expected
+        shown = f"{client!r} {client.settings!r} {client.settings} {client.settings.model_dump()}"
+        shown += f"{client.settings.model_dump_json()} {client.control_plane_url} {sent}"
+        assert "S3cret" not in shown
+        assert "ann" not in shown
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("S3cret\n", "line break"), ("S3\r\ncret", "line break"), ("", "empty"), ("S3 é", "ASCII")],
+)
+@pytest.mark.parametrize("cls", [Client, SyncClient])
+def test_an_api_key_that_no_header_can_carry(
+    cls: type[Client | SyncClient], key: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=f"the API key .*{reason}.* on one line") as refused:
+        cls(api_key=key)
+    assert "S3" not in str(refused.value)
+    monkeypatch.setenv("LLAMA_DEPLOY_API_KEY", key)
+    with pytest.raises(ConfigError, match=f"the API key .*{reason}"):
+        cls()
 
 
 def test_only_the_timeout_can_change_later() -> None:

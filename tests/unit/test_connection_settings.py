@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import ssl
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,9 +75,15 @@ async def test_an_argument_that_cannot_be_used_is_named(name: str, value: Any) -
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("user:S3cret@host:8000", "credentials"),
-        ("https://user:S3cret@host:8000", "credentials"),
-        ("https://user:S3/cret@host:8000", "credentials"),
+        ("user:S3cret@host:8000", "http://"),
+        ("https://user:S3/cret@host:8000", "percent-encode"),
+        ("https://user:3/S3cret@host:8000", "percent-encode"),
+        ("https://user:S3?cret@host:8000", "percent-encode"),
+        ("https://user:S3#cret@host:8000", "percent-encode"),
+        ("https://us%3Aer:S3cret@host:8000", "colon"),
+        ("https://user:S3cret%0A@host:8000", "control characters"),
+        ("https://user:S3cret@host:port", "port"),
+        ("https://user:S3cret@", "a host"),
         ("http://host:8000/?token=S3cret", "query"),
         ("http://host:8000/#S3cret", "fragment"),
         ("S3cret", "http://"),
@@ -88,3 +97,39 @@ def test_a_url_that_cannot_be_used_is_described_and_not_shown(url: str, reason: 
     with pytest.raises(ConfigError, match=reason) as refused:
         ConnectionSettings(urls=[url])
     assert "s3cret" not in "".join(traceback.format_exception(refused.value)).lower()
+
+
+@pytest.mark.parametrize(
+    ("credentials", "sent"),
+    [
+        ("user:S3cret@", "user:S3cret"),
+        ("user:S3%2Fcr%40et@", "user:S3/cr@et"),
+        ("user:S3cr@et@", "user:S3cr@et"),
+        ("Zoë:S3crét@", "Zoë:S3crét"),
+        (":S3cret@", ":S3cret"),
+        ("S3cret@", "S3cret:"),
+    ],
+)
+def test_credentials_in_a_url_become_basic_authorization(credentials: str, sent: str) -> None:
+    one = ConnectionSettings(urls=[f"https://{credentials}host:8000/path/", "http://other"])
+    assert list(one.urls) == ["https://host:8000/path", "http://other"]
+    encoded = base64.b64encode(sent.encode()).decode()
+    assert one.headers_for(one.urls[0]) == {"Authorization": f"Basic {encoded}"}
+    assert one.headers_for(one.urls[1]) == {}
+    copies = [one, replace(one, timeout=1), copy.deepcopy(one)]
+    for each in copies:
+        assert each.headers_for(each.urls[0]) == one.headers_for(one.urls[0])
+        assert "S3" not in f"{each} {each!r} {each.urls[0]}"
+
+
+def test_credentials_and_an_authorization_header_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="credentials, and there is also an API key") as refused:
+        ConnectionSettings(urls=["https://user:S3cret@host"], headers={"authorization": "Bearer S3cret"})
+    assert "S3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["S3cret\n", "S3\rcret", "S3\x00cret", "S3crét"])
+def test_a_header_that_http_cannot_carry_is_named_and_not_shown(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"the header 'X-Key' .* one line") as refused:
+        ConnectionSettings(urls=[URL], headers={"X-Key": value})
+    assert "S3" not in str(refused.value)

@@ -95,7 +95,7 @@ USES: dict[str, tuple[RowKind, Callable[[Unit], object]]] = {
     "get a session": (RowKind.SESSION, lambda unit: unit.sessions.get("s1")),
     "merge a state": (RowKind.SESSION, lambda unit: unit.sessions.merge_state("s1", {})),
     "put a state": (RowKind.SESSION, lambda unit: unit.sessions.put_state(a_session("s1"), {})),
-    "delete a session": (RowKind.SESSION, lambda unit: unit.delete_session("s1")),
+    "delete a session": (RowKind.SESSION, lambda unit: unit.delete_session("s1", cancel=True)),
     "read open tasks": (RowKind.OPEN_TASKS, lambda unit: unit.tasks.open_of("s1")),
     "read a run": (RowKind.RUN, lambda unit: unit.runs.record(task(unit))),
     "look for an event": (RowKind.INBOX_KEY, lambda unit: unit.inbox.was_sent("t1", EVENT)),

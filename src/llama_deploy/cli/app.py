@@ -42,6 +42,7 @@ from llama_deploy.cli.options import (
     split_urls,
 )
 from llama_deploy.cli.output import Commands
+from llama_deploy.cli.shared_options import CommandGroup, given_options
 from llama_deploy.errors import TaskTimeoutError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ T = TypeVar("T")
 _DEFAULT_TIMEOUT: Final = 120.0
 """Seconds after which a command gives up if the control plane does not respond."""
 
-app = typer.Typer(
+app = CommandGroup(
     name="llamactl",
     cls=Commands,
     no_args_is_help=True,
@@ -60,9 +61,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-sessions = typer.Typer(help="Manage sessions, which keep the state of a conversation.", no_args_is_help=True)
+sessions = CommandGroup(help="Manage sessions, which keep the state of a conversation.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
-db = typer.Typer(help="Manage the database schema of a state store.", no_args_is_help=True)
+db = CommandGroup(help="Manage the database schema of a state store.", no_args_is_help=True)
 app.add_typer(db, name="db")
 
 
@@ -78,9 +79,13 @@ def main_options(
 ) -> None:
     """Serve workflows and run tasks.
 
-    Put the options below before the command: `llamactl -s URL status`. If LLAMA_DEPLOY_API_KEY is set in the
-    environment, it is sent as a bearer token, for a proxy that checks it. LLAMA_DEPLOY_CA is the path of a
-    PEM file with the certificate authorities to trust.
+    The options below may stand before or after the command: `llamactl status -s URL`. If
+    LLAMA_DEPLOY_API_KEY is set in the environment, it is sent as a bearer token, for a proxy that checks it.
+    LLAMA_DEPLOY_HEADERS is a JSON object with more headers. LLAMA_DEPLOY_CA is the path of a PEM file with
+    the certificate authorities to trust.
+
+    Exit codes of all commands: 0 success, 1 failure, 2 wrong usage, 3 the control plane or what the command
+    names was not found, 74 the output cannot be written, 124 timeout, 130 Ctrl-C, 141 output closed.
     """
     context.obj = Settings(
         servers=split_urls(server),
@@ -88,13 +93,8 @@ def main_options(
         timeout=timeout,
         verbose=verbose,
         log_format=log_format,
-        given=frozenset(name for name in context.params if _is_given(context, name)),
+        given=given_options(context, context.params),
     )
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command()
@@ -207,22 +207,46 @@ def run(
         typer.Argument(
             metavar="KEY=VALUE",
             help='The run arguments. A value in JSON keeps its type (3, true, null, [1, 2], {}, "3"), unless '
-            "the service expects a string. Every other value is a string.",
+            "the service expects a string. Every other value is a string. KEY=@FILE reads the value from a "
+            "file, and @FILE reads all arguments from a JSON object in a file; @- is stdin.",
         ),
     ] = None,
     session: Annotated[
         str | None, typer.Option(metavar="ID", help="The session to run in. Default: a new one.")
     ] = None,
+    task_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="The id of the task. The same command again follows the same task. Default: a random id.",
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Print the id of the task and do not wait for its end.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the result only, not the events.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a task: print its events as they arrive, then its result. Ctrl-C cancels it.
 
+    With --json, the first line has the ids of the task and its session, and the last line has the result.
+
     Exit codes: 0 the task succeeded, 1 it failed, 2 wrong usage, 3 the service, session or control plane was
-    not found, 124 timeout, 130 Ctrl-C, 141 output closed.
+    not found, 74 the output cannot be written, 124 timeout, 130 Ctrl-C, 141 output closed.
     """
     from llama_deploy.cli.run_command import RunOptions, run_task
 
-    options = RunOptions(service_name=service, arguments=arguments or [], session_id=session, as_json=as_json)
+    options = RunOptions(
+        service_name=service,
+        arguments=arguments or [],
+        session_id=session,
+        task_id=task_id,
+        detach=detach,
+        quiet=quiet,
+        as_json=as_json,
+    )
     sys.exit(_with_client(context.obj, lambda client: run_task(client, options)))
 
 
@@ -235,7 +259,8 @@ def send(
         typer.Argument(
             metavar="KEY=VALUE",
             help='The fields of the event. A value in JSON keeps its type (3, true, null, [1, 2], {}, "3"). '
-            "Every other value is a string.",
+            "Every other value is a string. KEY=@FILE reads the value from a file, and @FILE all fields "
+            "from a JSON object.",
         ),
     ] = None,
     event: Annotated[str, typer.Option(metavar="CLASS", help="The class of the event.")] = HUMAN_RESPONSE,
@@ -296,6 +321,7 @@ def _with_store(settings: Settings, work: Coroutine[Any, Any, None], *, command:
 def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run `work` with a client for at most `settings.timeout`; an error is printed and ends the process."""
     from llama_deploy.cli.environment import settings_of
+    from llama_deploy.cli.first_contact import check_control_plane
     from llama_deploy.client import Client, ClientSettings
 
     async def with_client() -> T:
@@ -308,6 +334,7 @@ def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> 
         async with client:
             try:
                 async with asyncio.timeout(settings.timeout):
+                    await check_control_plane(client)
                     return await work(client)
             except TimeoutError as exc:
                 raise TaskTimeoutError(f"the command did not finish within {settings.timeout:g} s") from exc

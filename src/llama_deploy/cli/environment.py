@@ -22,9 +22,11 @@ def settings_of(cls: type[BaseSettings]) -> Iterator[None]:
         yield
     except ValidationError as exc:
         prefix = cls.model_config.get("env_prefix", "")
+        is_hidden = cls.model_config.get("hide_input_in_errors", False)  # it may be secret
         findings = (
             f"{prefix}{'.'.join(str(part) for part in found['loc'])}".upper()
-            + f"={found['input']!r} is not valid: {found['msg']}"
+            + ("" if is_hidden else f"={found['input']!r}")
+            + f" is not valid: {found['msg']}"
             for found in exc.errors()
         )
         raise CommandError(

@@ -20,6 +20,7 @@ from llama_deploy.errors import (
     TaskNotFoundError,
     TaskTimeoutError,
     UnavailableError,
+    WrongServerError,
 )
 from llama_deploy.types.printable import printable, printable_traceback
 
@@ -83,6 +84,10 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
         code, hint = ExitCode.NOT_FOUND, "create a session with `llamactl sessions create`"
     elif isinstance(exc, TaskNotFoundError):
         code = ExitCode.NOT_FOUND
+    elif isinstance(exc, WrongServerError):
+        code = ExitCode.NOT_FOUND
+        message = f"{' or '.join(servers)}: {exc}"
+        hint = "pass the URL of the control plane: llamactl -s URL ..."
     elif isinstance(exc, StoreLockedError):
         hint = "stop the other process, or choose another directory with --data-dir"
     elif isinstance(exc, TaskTimeoutError):

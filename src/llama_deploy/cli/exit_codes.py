@@ -14,6 +14,8 @@ class ExitCode(IntEnum):
     """Wrong usage."""
     NOT_FOUND = 3
     """The control plane does not respond, or the service or session does not exist."""
+    OUTPUT = 74
+    """Stdout cannot be written, for example because the disk is full; `EX_IOERR` of sysexits.h."""
     TIMED_OUT = 124
     """The command took longer than `--timeout`; `timeout` of GNU coreutils has the same code."""
     INTERRUPTED = 130

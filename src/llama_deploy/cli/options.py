@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Annotated, Final
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final
 
 import typer
 
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.logs import CommandLogging, LogFormat
+from llama_deploy.web.server_url import ServerUrl
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
 """The URL of the control plane that `llamactl serve` starts without options."""
@@ -27,10 +28,10 @@ def server_option(url: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options before the command."""
+    """The options that stand before or after the command."""
 
-    servers: tuple[str, ...]
-    """The URLs of the control plane's replicas, without a trailing slash."""
+    servers: tuple[ServerUrl, ...]
+    """The URLs of the control plane's replicas."""
     insecure: bool
     timeout: float | None
     """Seconds to wait. None: no limit."""
@@ -38,6 +39,13 @@ class Settings:
     log_format: LogFormat | None
     given: frozenset[str]
     """The names of the options on the command line; all others are defaults or come from the environment."""
+
+    def with_options(self, given: Mapping[str, Any]) -> Settings:
+        """Return the settings with what stands after the command on the command line."""
+        changes = dict(given)
+        if "server" in changes:
+            changes["servers"] = split_urls(changes.pop("server"))
+        return replace(self, **changes, given=self.given | given.keys())
 
     def logs(self, *, level: int = logging.INFO) -> CommandLogging:
         """Log to stderr; see `CommandLogging`."""
@@ -57,19 +65,16 @@ class Settings:
                 )
 
 
-def split_urls(text: str) -> tuple[str, ...]:
+def split_urls(text: str) -> tuple[ServerUrl, ...]:
     """Return the URLs in the value of `--server`."""
-    return tuple(url.strip().rstrip("/") for url in text.split(","))
+    return tuple(ServerUrl(url.strip()) for url in text.split(","))
 
 
 def _check_urls(text: str) -> str:
     for url in split_urls(text):
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if url.problem is not None:
             # The text is not shown: it may hold a password.
-            raise typer.BadParameter(
-                f"a URL must begin with http:// or https:// and name a host; use one such as {DEFAULT_SERVER}"
-            )
+            raise typer.BadParameter(f"a URL {url.problem}; use one such as {DEFAULT_SERVER}")
     return text
 
 
@@ -90,7 +95,8 @@ Server = Annotated[
         metavar="URL[,URL]...",
         envvar="LLAMA_DEPLOY_CONTROL_PLANE_URL",
         callback=_check_urls,
-        help="The URL of the control plane, or the URLs of its replicas.",
+        help="The URL of the control plane, or the URLs of its replicas. The user and the password in "
+        "https://user:password@host are sent as HTTP Basic Authorization, and never shown.",
     ),
 ]
 Insecure = Annotated[

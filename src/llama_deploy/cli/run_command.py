@@ -7,6 +7,7 @@ import json
 import math
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -20,13 +21,14 @@ from llama_deploy.cli.schemas import summarize
 from llama_deploy.cli.send_command import answer_command
 from llama_deploy.client import Client, Service, TaskHandle
 from llama_deploy.client.task_results import describe_status
+from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ServiceNotFoundError, TaskEndedError
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import INPUT_REJECTED
 from llama_deploy.types.printable import printable, printable_lines, printable_traceback
 
-_STATUS_INTERVAL: Final = 2.0
-"""Seconds between two checks whether the task is waiting."""
+_STATUS_PACE: Final = Backoff(first=0.1, longest=2.0)
+"""When to look whether the task is waiting, after its last event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,14 @@ class RunOptions:
 
     service_name: str
     arguments: Sequence[str]
-    session_id: str | None
-    as_json: bool
+    session_id: str | None = None
+    task_id: str | None = None
+    """The id of the task. None: a random one."""
+    detach: bool = False
+    """Return when the task is stored."""
+    quiet: bool = False
+    """Print the result only."""
+    as_json: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,10 @@ class TaskEnd:
 
 
 class Output(Protocol):
-    """Prints events and the result."""
+    """Prints the task, its events and the result."""
+
+    def accepted(self, handle: TaskHandle) -> None:
+        """Print that the task is stored."""
 
     def event(self, event: TaskEvent) -> None:
         """Print an event."""
@@ -66,6 +77,9 @@ class ReadableOutput:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+
+    def accepted(self, handle: TaskHandle) -> None:
+        """Print nothing: people read the events and the result."""
 
     def event(self, event: TaskEvent) -> None:
         """Print the event's type and data."""
@@ -82,14 +96,19 @@ class ReadableOutput:
 
 
 class JsonOutput:
-    """One JSON object per line: the events, then the result."""
+    """One JSON object per line: the ids of task and session, the events, then the result."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    def accepted(self, handle: TaskHandle) -> None:
+        """Print the ids."""
+        typer.echo(json.dumps({"task_id": handle.task_id, "session_id": handle.session_id}))
+
     def event(self, event: TaskEvent) -> None:
         """Print the event."""
-        typer.echo(event.model_dump_json(include={"index", "type", "data"}))
+        # In ASCII, which every terminal and every program can read.
+        typer.echo(json.dumps(event.model_dump(mode="json", include={"index", "type", "data"})))
 
     def end(self, end: TaskEnd) -> None:
         """Print result, status and error; for a failure, also print its reason to stderr."""
@@ -104,6 +123,23 @@ class JsonOutput:
         typer.echo(json.dumps(facts))
         if end.status is not TaskStatus.SUCCEEDED:
             _print_failure(end, self._service)
+
+
+class QuietOutput:
+    """The result only."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def accepted(self, handle: TaskHandle) -> None:
+        """Print nothing."""
+
+    def event(self, event: TaskEvent) -> None:
+        """Print nothing."""
+
+    def end(self, end: TaskEnd) -> None:
+        """Print how the task ended."""
+        self._output.end(end)
 
 
 def _pretty(value: object) -> str:
@@ -138,9 +174,19 @@ async def run_task(client: Client, options: RunOptions) -> int:
     """
     service = await _find_service(client, options.service_name)
     arguments = parse_arguments(options.arguments, service.input_schema)
-    handle = await client.submit(service.service_name, session=options.session_id, arguments=arguments)
+    handle = await client.submit(
+        service.service_name, session=options.session_id, task_id=options.task_id, arguments=arguments
+    )
     output: Output = JsonOutput(service) if options.as_json else ReadableOutput(service)
-    return await _follow(handle, output, AnswerHints(handle, service, url=client.control_plane_url))
+    if options.detach:
+        output.accepted(handle)
+        if not options.as_json:
+            typer.echo(handle.task_id)
+        return 0
+    if options.quiet:
+        output = QuietOutput(output)
+    output.accepted(handle)
+    return await _follow(handle, output, AnswerHints(client, handle, service))
 
 
 async def _find_service(client: Client, name: str) -> Service:
@@ -166,7 +212,7 @@ async def _follow(handle: TaskHandle, output: Output, hints: AnswerHints) -> int
             # The terminal event is the result, which is printed differently.
             if not event.terminal:
                 output.event(event)
-                hints.on_event(event)
+                await hints.on_event(event)
         end = await ending
     except asyncio.CancelledError:
         if not interrupts.received:
@@ -188,24 +234,37 @@ class AnswerHints:
     """Prints, to stderr, the command that answers a task, when the task asks.
 
     A question that is streamed shows it at once. A run may also wait without a question: then it shows when
-    the run is parked.
+    the run is parked, which is looked for soon after each event, then less and less often.
     """
 
-    def __init__(self, handle: TaskHandle, service: Service, *, url: str) -> None:
+    def __init__(self, client: Client, handle: TaskHandle, service: Service) -> None:
+        self._client = client
         self._handle = handle
-        self._questions = frozenset(service.question_events or ())
-        self._command = answer_command(service, handle.task_id, url=url)
+        self._service = service
+        self._checks = 0
+        """How often the status was looked at since the last event."""
+        self._has_happened = asyncio.Event()
         self._is_shown = False
 
-    def on_event(self, event: TaskEvent) -> None:
+    async def on_event(self, event: TaskEvent) -> None:
         """Print the command if the event is a question, or tells that an answer was rejected."""
-        if event.type in self._questions or event.type == INPUT_REJECTED:
+        self._checks = 0
+        self._has_happened.set()
+        if self._service.question_events is None and not self._is_shown:
+            await self._look_up_service()
+        if event.type in (self._service.question_events or ()) or event.type == INPUT_REJECTED:
             self._print()
 
     async def watch_status(self) -> None:
         """Print the command when the run is parked, unless it was printed before."""
         while not self._is_shown:
-            await asyncio.sleep(_STATUS_INTERVAL)
+            self._checks += 1
+            self._has_happened.clear()
+            with suppress(TimeoutError):
+                # `wait_for` of Python 3.11 loses a cancellation that comes together with the event.
+                async with asyncio.timeout(_STATUS_PACE.delay(self._checks)):
+                    await self._has_happened.wait()
+                continue
             try:
                 status = await self._handle.status()
             except LlamaDeployError:
@@ -213,9 +272,18 @@ class AnswerHints:
             if status is TaskStatus.WAITING and not self._is_shown:
                 self._print()
 
+    async def _look_up_service(self) -> None:
+        """Learn what the service asks: no instance of it was registered when the task was submitted."""
+        with suppress(LlamaDeployError):
+            await self._client.core.services.list()
+            self._service = self._client.core.services.items.get(self._service.service_name, self._service)
+
     def _print(self) -> None:
-        self._is_shown = True
-        print_hint(f"answer from another terminal: {self._command}")
+        if not self._is_shown:
+            self._is_shown = True
+            url = self._client.control_plane_url
+            command = answer_command(self._service, self._handle.task_id, url=url)
+            print_hint(f"answer from another terminal: {command}")
 
 
 async def _end_of(handle: TaskHandle) -> TaskEnd:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 ANYTHING: Final = "any"
+_MAX_DEPTH: Final = 8
+"""How many references and alternatives are followed, because they may form a circle."""
 
 _EXAMPLES: Final[dict[str, Any]] = {
     "string": "hello",
@@ -40,6 +42,24 @@ def example(schema: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     names = schema.get("required") or list(properties)[:1]
     return {name: _example_value(properties.get(name, {}), schema) for name in names}
+
+
+def accepted_types(name: str, schema: Mapping[str, Any]) -> frozenset[str] | None:
+    """Return the types in JSON Schema that a property of an object may have. None: not known, or any."""
+    properties = schema.get("properties")
+    field = properties.get(name) if isinstance(properties, Mapping) else None
+    return _types_of(field, schema, depth=_MAX_DEPTH) if isinstance(field, Mapping) else None
+
+
+def _types_of(field: Mapping[str, Any], root: Mapping[str, Any], *, depth: int) -> frozenset[str] | None:
+    resolved = _resolve(field, root)
+    if depth and resolved is not field:
+        return _types_of(resolved, root, depth=depth - 1)
+    if depth and (alternatives := field.get("anyOf") or field.get("oneOf")):
+        found = [_types_of(each, root, depth=depth - 1) for each in alternatives]
+        return None if None in found else frozenset().union(*filter(None, found))
+    kind = field.get("type")
+    return frozenset([kind] if isinstance(kind, str) else kind) if kind else None
 
 
 def _field(name: str, field: Mapping[str, Any], root: Mapping[str, Any], *, required: bool) -> str:

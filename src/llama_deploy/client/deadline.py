@@ -8,10 +8,13 @@ from typing import Final, TypeAlias
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.errors import LlamaDeployError, OverloadedError
+from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT
 
 Clock: TypeAlias = Callable[[], float]
 """Returns seconds that never decrease, as `time.monotonic` does."""
 
+_GRACE: Final = 5.0
+"""Seconds after the deadline in which a response that is on its way may arrive."""
 _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 
 
@@ -35,3 +38,8 @@ def pause_after(failures: int, error: LlamaDeployError) -> float:
     """
     seconds = _BACKOFF.delay(failures)
     return max(seconds, error.retry_after) if isinstance(error, OverloadedError) else seconds
+
+
+def answer_timeout(deadline: Deadline, wait_seconds: float = 0.0) -> float:
+    """Return the timeout of a request that the server may hold for `wait_seconds`."""
+    return min(wait_seconds + DEFAULT_TIMEOUT, deadline.remaining() + _GRACE)

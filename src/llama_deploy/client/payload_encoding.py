@@ -163,7 +163,7 @@ def build_submission(
         raise InvalidRequestError(f"the task is not valid: {describe_validation_error(exc)}") from exc
 
 
-def build_session_options(session_id: str | None, policy: SessionPolicy | str) -> SessionOptions:
+def build_session_options(session_id: str, policy: SessionPolicy | str) -> SessionOptions:
     """Return the request to create a session.
 
     Raises:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,13 +15,27 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.web.connection_settings import ConnectionSettings
+from llama_deploy.web.server_url import ServerUrl
 
 NOT_GIVEN: Final = -1.0
 """The timeout of a client that is created without one."""
 
 
+_KEY: Final = re.compile(r"[\x21-\x7e]+")
+
+
 def _split(urls: object) -> object:
     return [url.strip() for url in urls.split(",")] if isinstance(urls, str) and "," in urls else urls
+
+
+def _headers(given: object) -> object:
+    """Return headers as pydantic takes them. Errors do not show them."""
+    if isinstance(given, str):
+        with suppress(ValueError):
+            given = json.loads(given)
+    if isinstance(given, Mapping):
+        return dict(given)
+    raise ValueError('must be an object of names and values, such as {"X-Team": "blue"}')
 
 
 def _without_limit(seconds: object) -> object:
@@ -40,15 +57,21 @@ class ClientSettings(BaseSettings):
     )
 
     control_plane_url: Annotated[
-        str | Annotated[tuple[str, ...], Field(min_length=1)], NoDecode, BeforeValidator(_split)
-    ] = Field(default="http://localhost:8000", frozen=True)
+        ServerUrl | Annotated[tuple[ServerUrl, ...], Field(min_length=1)], NoDecode, BeforeValidator(_split)
+    ] = Field(default=ServerUrl("http://localhost:8000"), frozen=True)
     """The URL of the control plane, or the URLs of its replicas. In the environment, separate them with
-    commas."""
+    commas. The user and the password in `https://user:password@host` are sent as HTTP Basic Authorization;
+    percent-encode their special characters."""
     api_key: SecretStr | None = Field(default=None, frozen=True)
     """Sent to the servers as `Authorization: Bearer ...`. None: no key."""
+    headers: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_headers)] = Field(
+        default={}, frozen=True
+    )
+    """More headers for every request. In the environment, a JSON object. They may hold secrets: they are
+    never logged or printed."""
     ca: Path | None = Field(default=None, frozen=True)
     """A PEM file with the certificate authorities to trust. None: those of the system."""
-    api_server_url: str = Field(default="http://localhost:4501", frozen=True)
+    api_server_url: ServerUrl = Field(default=ServerUrl("http://localhost:4501"), frozen=True)
     """The URL of the API server. Only `client.apiserver` uses it."""
     disable_ssl: bool = Field(default=False, frozen=True)
     """Accept any certificate from an `https` server."""
@@ -61,19 +84,22 @@ class ClientSettings(BaseSettings):
         self,
         urls: str | Sequence[str],
         *,
-        headers: Mapping[str, str] | None = None,
         client_certificate: tuple[Path | str, Path | str] | None = None,
     ) -> ConnectionSettings:
         """Return how to reach a server. An `Authorization` header in `headers` replaces the API key.
+
+        Args:
+            urls: The URL of the server, or the URLs of its replicas.
+            client_certificate: See `ConnectionSettings`.
 
         Raises:
             ConfigError: A URL or a header is malformed, or two settings contradict each other.
         """
         if self.ca is not None and self.disable_ssl:
             raise ConfigError("ca and disable_ssl=True contradict each other; pass only one of them")
-        sent = dict(headers or {})
+        sent = {name: value.get_secret_value() for name, value in self.headers.items()}
         if self.api_key is not None and "authorization" not in {name.lower() for name in sent}:
-            sent["Authorization"] = f"Bearer {self.api_key.get_secret_value()}"
+            sent["Authorization"] = f"Bearer {_one_word(self.api_key.get_secret_value())}"
         return ConnectionSettings(
             urls=urls,
             headers=sent,
@@ -81,3 +107,24 @@ class ClientSettings(BaseSettings):
             client_certificate=client_certificate,
             verify_tls=not self.disable_ssl,
         )
+
+
+def _one_word(key: str) -> str:
+    """Return a key that a header can carry. The error does not show it.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if _KEY.fullmatch(key):
+        return key
+    wrong = "is empty"
+    if key:
+        wrong = (
+            "has a line break"
+            if key.splitlines() != [key]
+            else "has a space or a character that is not ASCII"
+        )
+    raise ConfigError(
+        f"the API key {wrong}; pass it as api_key or LLAMA_DEPLOY_API_KEY on one line, without spaces. If"
+        " it comes from a file, remove the line break at its end"
+    )

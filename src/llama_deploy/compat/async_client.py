@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from pydantic import TypeAdapter
@@ -29,11 +30,16 @@ class HasUrl(Protocol):
         """The server's base URL."""
 
 
+def _urls(control_plane: HasUrl | str | Sequence[str]) -> str | Sequence[str]:
+    return control_plane if isinstance(control_plane, str | Sequence) else control_plane.url
+
+
 class AsyncSessionClient(Session):
     """A session with the names of 0.5.
 
     Args:
-        control_plane_config: The control plane's settings; only `url` is used. Or the connection of a client.
+        control_plane_config: The control plane's settings, of which only `url` is used; its URL, or the URLs
+            of its replicas; or the connection of a client.
         session_id: The session.
         timeout: Seconds to wait for a result.
         poll_interval: Kept for old programs. Nothing polls.
@@ -41,14 +47,14 @@ class AsyncSessionClient(Session):
 
     def __init__(
         self,
-        control_plane_config: HasUrl | ServerApi,
+        control_plane_config: HasUrl | ServerApi | str | Sequence[str],
         session_id: str,
         timeout: float = DEFAULT_TIMEOUT,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
     ) -> None:
         api = control_plane_config
         super().__init__(
-            api if isinstance(api, ServerApi) else Client(api.url, timeout=timeout).core.api, session_id
+            api if isinstance(api, ServerApi) else Client(_urls(api), timeout=timeout).core.api, session_id
         )
         self.timeout = timeout
         self.poll_interval = poll_interval
@@ -71,20 +77,23 @@ class AsyncLlamaDeployClient:
     """Deprecated. Use `Client`, which offers the same and more.
 
     Args:
-        control_plane_config: The control plane's settings; only `url` is used.
+        control_plane_config: The control plane's settings, of which only `url` is used; or its URL, or the
+            URLs of its replicas. Everything else comes from the environment, as for `Client`.
         timeout: Seconds to wait for a result.
     """
 
-    def __init__(self, control_plane_config: HasUrl, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self, control_plane_config: HasUrl | str | Sequence[str], timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
         warnings.warn(
             "AsyncLlamaDeployClient is deprecated; use llama_deploy.Client instead",
             DeprecationWarning,
             stacklevel=2,
         )
         self.control_plane_config = control_plane_config
-        self.control_plane_url = control_plane_config.url
         self.timeout = timeout
-        self._client = Client(control_plane_config.url, timeout=timeout)
+        self._client = Client(_urls(control_plane_config), timeout=timeout)
+        self.control_plane_url = self._client.control_plane_url
         self._core = self._client.core
 
     async def create_session(self, poll_interval: float = DEFAULT_POLL_INTERVAL) -> AsyncSessionClient:
@@ -127,8 +136,8 @@ class AsyncLlamaDeployClient:
         return await self._core.sessions.definitions()
 
     async def delete_session(self, session_id: str) -> None:
-        """Delete a session and its tasks. Does nothing if it does not exist."""
-        await self._core.sessions.delete(session_id)
+        """Delete a session and its tasks, even if they have not ended. Nothing if it does not exist."""
+        await self._core.sessions.delete(session_id, cancel=True)
 
     async def list_services(self) -> list[Service]:
         """Return the registered services, ordered by name."""

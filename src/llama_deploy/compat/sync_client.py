@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from pydantic import TypeAdapter
@@ -30,11 +31,16 @@ class HasUrl(Protocol):
         """The server's base URL."""
 
 
+def _urls(control_plane: HasUrl | str | Sequence[str]) -> str | Sequence[str]:
+    return control_plane if isinstance(control_plane, str | Sequence) else control_plane.url
+
+
 class SessionClient(SyncSession):
     """A session with the names of 0.5.
 
     Args:
-        control_plane_config: The control plane's settings; only `url` is used. Or the connection of a client.
+        control_plane_config: The control plane's settings, of which only `url` is used; its URL, or the URLs
+            of its replicas; or the connection of a client.
         session_id: The session.
         timeout: Seconds to wait for a result.
         poll_interval: Kept for old programs. Nothing polls.
@@ -42,14 +48,15 @@ class SessionClient(SyncSession):
 
     def __init__(
         self,
-        control_plane_config: HasUrl | ServerApi,
+        control_plane_config: HasUrl | ServerApi | str | Sequence[str],
         session_id: str,
         timeout: float = DEFAULT_TIMEOUT,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
     ) -> None:
         api = control_plane_config
         super().__init__(
-            api if isinstance(api, ServerApi) else SyncClient(api.url, timeout=timeout).core.api, session_id
+            api if isinstance(api, ServerApi) else SyncClient(_urls(api), timeout=timeout).core.api,
+            session_id,
         )
         self.timeout = timeout
         self.poll_interval = poll_interval
@@ -72,20 +79,23 @@ class LlamaDeployClient:
     """Deprecated. Use `SyncClient`, which offers the same and more.
 
     Args:
-        control_plane_config: The control plane's settings; only `url` is used.
+        control_plane_config: The control plane's settings, of which only `url` is used; or its URL, or the
+            URLs of its replicas. Everything else comes from the environment, as for `SyncClient`.
         timeout: Seconds to wait for a result.
     """
 
-    def __init__(self, control_plane_config: HasUrl, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self, control_plane_config: HasUrl | str | Sequence[str], timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
         warnings.warn(
             "LlamaDeployClient is deprecated; use llama_deploy.SyncClient instead",
             DeprecationWarning,
             stacklevel=2,
         )
         self.control_plane_config = control_plane_config
-        self.control_plane_url = control_plane_config.url
         self.timeout = timeout
-        self._client = SyncClient(control_plane_config.url, timeout=timeout)
+        self._client = SyncClient(_urls(control_plane_config), timeout=timeout)
+        self.control_plane_url = self._client.control_plane_url
         self._core = self._client.core
 
     def create_session(self, poll_interval: float = DEFAULT_POLL_INTERVAL) -> SessionClient:
@@ -126,8 +136,8 @@ class LlamaDeployClient:
         return self._core.sessions.definitions()
 
     def delete_session(self, session_id: str) -> None:
-        """Delete a session and its tasks. Does nothing if it does not exist."""
-        self._core.sessions.delete(session_id)
+        """Delete a session and its tasks, even if they have not ended. Nothing if it does not exist."""
+        self._core.sessions.delete(session_id, cancel=True)
 
     def list_services(self) -> list[Service]:
         """Return the registered services, ordered by name."""

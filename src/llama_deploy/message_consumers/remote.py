@@ -28,7 +28,7 @@ class RemoteMessageConsumer(BaseMessageQueueConsumer):
 
     url: str
     """Such as `http://127.0.0.1:8002/process_message`. It may have a query, whose values no error, log or
-    `repr` shows. Credentials go into `headers`."""
+    `repr` shows, and a user and a password, which are sent as HTTP Basic Authorization and not shown."""
     client_kwargs: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = Field(
         default_factory=dict, repr=False
     )

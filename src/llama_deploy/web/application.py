@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -34,12 +36,14 @@ def create_app(
     *,
     title: str,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    unknown_path: LlamaDeployError | None = None,
 ) -> FastAPI:
     """Return an application that answers errors with problem details. Serve it behind `build_edge`.
 
     Args:
         title: Shown in its OpenAPI document.
         lifespan: What to run around the application's life.
+        unknown_path: What a request for a path that does not exist gets. None: an error without a type.
     """
     app = FastAPI(
         title=title,
@@ -49,6 +53,8 @@ def create_app(
     app.exception_handler(LlamaDeployError)(_on_own_error)
     app.exception_handler(RequestValidationError)(_on_validation_error)
     app.exception_handler(HTTPException)(_on_http_exception)
+    if unknown_path is not None:
+        app.exception_handler(HTTPStatus.NOT_FOUND)(partial(_on_unknown_path, unknown_path))
     app.exception_handler(Exception)(_on_unexpected_error)
     return app
 
@@ -59,6 +65,10 @@ async def _on_own_error(_request: Request, exc: LlamaDeployError) -> Response:
 
 async def _on_validation_error(_request: Request, exc: RequestValidationError) -> Response:
     return problem_response(InvalidRequestError(f"{UNEXPECTED_FORM}: {describe_findings(exc.errors())}"))
+
+
+async def _on_unknown_path(error: LlamaDeployError, _request: Request, _exc: HTTPException) -> Response:
+    return problem_response(error)
 
 
 async def _on_http_exception(_request: Request, exc: HTTPException) -> Response:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
-from urllib.parse import urlsplit
 
 from llama_deploy.errors import ConfigError
+from llama_deploy.web.server_url import ServerUrl
 
 DEFAULT_TIMEOUT: Final = 30.0
 """Seconds for an answer, beyond what the server was asked to wait."""
@@ -20,7 +20,8 @@ _UNLIMITED: Final = 1e9
 """Seconds that never pass."""
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE: Final = re.compile(r"[^\x00\r\n]*")
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
+"""Other characters are encoded in one way by one HTTP library, and in another way by the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,8 @@ class ConnectionSettings:
     """
 
     urls: Sequence[str]
-    """The base URLs of a server's replicas. The first is used; when one cannot be reached, the next."""
+    """The base URLs of a server's replicas. The first is used; when one cannot be reached, the next. The user
+    and the password in `https://user:password@host` are sent as HTTP Basic Authorization, and not shown."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     """Sent with every request. They may hold secrets, so they appear in no `repr`, log or error."""
     ca: Path | str | None = None
@@ -57,17 +59,33 @@ class ConnectionSettings:
     """Seconds until an answer is complete; for a stream, between two parts of it."""
 
     def __post_init__(self) -> None:
-        urls = tuple(map(_check_url, [self.urls] if isinstance(self.urls, str) else self.urls))
+        urls = tuple(map(_checked, [self.urls] if isinstance(self.urls, str) else self.urls))
         if not urls:
             raise ConfigError("no URL to connect to; give at least one")
         object.__setattr__(self, "urls", urls)
-        for name, value in self.headers.items():
-            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-                raise ConfigError(f"the header {name!r} has a name or value that HTTP cannot carry")
+        self._check_headers(any(url.authorization for url in urls))
         if self.ca is not None and not self.verify_tls:
             raise ConfigError("ca and verify_tls=False contradict each other; give one of them")
         if self.tls is not None and (self.ca is not None or not self.verify_tls):
             raise ConfigError("tls replaces ca and verify_tls; give either tls or the others")
+
+    def _check_headers(self, has_credentials: bool) -> None:  # noqa: FBT001 - private
+        for name, value in self.headers.items():
+            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+                raise ConfigError(
+                    f"the header {name!r} has a name or value that HTTP cannot carry; write both on one line,"
+                    " in printable ASCII"
+                )
+        if has_credentials and "authorization" in {name.lower() for name in self.headers}:
+            raise ConfigError(
+                "the URL to connect to holds credentials, and there is also an API key or a header"
+                " 'Authorization'; give only one of them"
+            )
+
+    def headers_for(self, url: str) -> Mapping[str, str]:
+        """Return what is sent with every request to one of `urls`."""
+        authorization = url.authorization if isinstance(url, ServerUrl) else None
+        return {**self.headers, "Authorization": authorization} if authorization else self.headers
 
     @classmethod
     def of(cls, address: Address) -> ConnectionSettings:
@@ -140,46 +158,12 @@ Address: TypeAlias = str | Sequence[str] | ConnectionSettings
 """Where a server is: its URL, the URLs of its replicas, or settings."""
 
 
-def _check_url(url: str) -> str:
-    """Return the URL without slashes at its end. Errors do not show it: it may hold secrets."""
-    if "@" in url:
-        raise ConfigError(
-            "the URL to connect to holds credentials, which would appear in errors; give them as"
-            " headers={'Authorization': ...}"
-        )
-    if reason := _reason_against(url):
-        raise ConfigError(f"the URL to connect to {reason}; write it as http://host:port")
-    return url.rstrip("/")
-
-
-def _reason_against(url: str) -> str:
-    """Return why a URL is not the base URL of a server, nothing if it is one."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "is malformed"
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return "does not begin with http:// or https:// and a host"
-    if not _is_host(parts.netloc, parts.hostname):
-        return "names a host that cannot exist"
-    try:
-        usable = parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        return "has a port that is not a number from 1 to 65535"
-    if parts.query or parts.fragment:
-        return "has a query or a fragment"
-    return ""
-
-
-def _is_host(netloc: str, host: str) -> bool:
-    """Whether the HTTP clients accept a host; their errors would show the URL."""
-    try:
-        host.encode("idna")
-    except UnicodeError:
-        return False
-    return "\\" not in netloc
+def _checked(url: str) -> ServerUrl:
+    """Return a URL to connect to. Errors do not show it: it may hold secrets."""
+    checked = ServerUrl(url)
+    if checked.problem is not None:
+        raise ConfigError(f"the URL to connect to {checked.problem}; write it as http://host:port")
+    return checked
 
 
 def _headers(value: Any) -> dict[str, str]:

@@ -96,9 +96,7 @@ class HttpConnection:
             context = self.settings.tls_context()
             # Every long poll occupies a connection, so the pool has no limit; callers limit themselves.
             connector = aiohttp.TCPConnector(limit=0, ssl=True if context is None else context)
-            self._session = aiohttp.ClientSession(
-                connector=connector, headers=self.settings.headers, **self._options
-            )
+            self._session = aiohttp.ClientSession(connector=connector, **self._options)
             self._loop = loop
             self._abandon = weakref.finalize(self, _abandon, self._session)
         return self._session
@@ -116,7 +114,7 @@ class HttpConnection:
                     url + request.path,
                     params=dict(request.params),
                     data=_body(data),
-                    headers=headers,
+                    headers={**self.settings.headers_for(url), **headers},
                     timeout=limits,
                     allow_redirects=False,
                 )

@@ -30,6 +30,7 @@ _STATUS: Final[dict[type[LlamaDeployError], HTTPStatus]] = {
     errors.SerializationError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
     errors.StateConflictError: HTTPStatus.PRECONDITION_FAILED,
+    errors.WrongServerError: HTTPStatus.NOT_FOUND,
     errors.ConflictError: HTTPStatus.CONFLICT,
     errors.OverloadedError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,

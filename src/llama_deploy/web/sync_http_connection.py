@@ -72,7 +72,6 @@ class SyncHttpConnection:
             num_pools=len(self._replicas),
             maxsize=self._pool_size,
             retries=False,
-            headers=self.settings.headers,
             ssl_context=self.settings.tls_context(),
         )
 
@@ -95,7 +94,7 @@ class SyncHttpConnection:
                     request.method,
                     url + request.path + query,
                     body=data,
-                    headers={**self.settings.headers, **headers},
+                    headers={**self.settings.headers_for(url), **headers},
                     timeout=urllib3.Timeout(connect=connect, read=seconds),
                     preload_content=preload,
                     redirect=False,

@@ -32,7 +32,7 @@ class ApiServer:
     async def status(self) -> ApiServerStatus:
         """Return the API server's status; `DOWN` if it cannot be reached."""
         try:
-            return await self._api.get("/status/", ApiServerStatus.model_validate)
+            return await self._api.call(HttpRequest("GET", "/status/"), ApiServerStatus.model_validate)
         except UnavailableError as exc:
             return ApiServerStatus(status=ApiServerCondition.DOWN, status_message=str(exc))
 

@@ -15,6 +15,7 @@ from llama_deploy.client.aio.core import Core, Session
 from llama_deploy.client.aio.server_api import ServerApi
 from llama_deploy.client.aio.task import TaskHandle
 from llama_deploy.client.payload_encoding import build_submission, encode_arguments
+from llama_deploy.client.server_outage import ServerOutage
 from llama_deploy.client.settings import NOT_GIVEN, ClientSettings
 from llama_deploy.client.sync.client import SyncClient  # asyncio only
 from llama_deploy.client.task_results import value_of
@@ -42,11 +43,13 @@ class Client:
 
     Args:
         control_plane_url: The URL of the control plane, or the URLs of its replicas: if one does not
-            respond, the client uses the next. None: in a step that a service runs, the control plane of the
-            service; elsewhere `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the environment, or
+            respond, the client uses the next. The user and the password in `https://user:password@host` are
+            sent as HTTP Basic Authorization, and never shown. None: in a step that a service runs, the
+            control plane of the service; elsewhere `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the environment, or
             `http://localhost:8000`.
         api_key: Sent to the servers as `Authorization: Bearer ...`. None: `LLAMA_DEPLOY_API_KEY`, or no key.
         headers: More headers for every request. They may hold secrets: they are never logged or printed.
+            None: `LLAMA_DEPLOY_HEADERS`, a JSON object, or none.
         ca: A PEM file with the certificate authorities to trust. None: `LLAMA_DEPLOY_CA`, or those of the
             system.
         client_certificate: PEM files with the client's certificate and its unencrypted key.
@@ -91,6 +94,7 @@ class Client:
         given: dict[str, Any] = {
             "control_plane_url": control_plane_url,
             "api_key": api_key,
+            "headers": headers,
             "ca": ca,
             "disable_ssl": disable_ssl,
             "api_server_url": api_server_url,
@@ -100,11 +104,19 @@ class Client:
         if timeout != NOT_GIVEN:
             chosen["timeout"] = timeout
         self.settings = ClientSettings(**chosen)
-        options: dict[str, Any] = {"headers": headers, "client_certificate": client_certificate}
+        options: dict[str, Any] = {"client_certificate": client_certificate}
         control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
-        self._control_plane = ServerApi(HttpConnection(control_plane), self.settings)
+        self._control_plane = ServerApi(
+            HttpConnection(control_plane),
+            self.settings,
+            ServerOutage(f"the control plane {' or '.join(control_plane.urls)}"),
+        )
         api_server = self.settings.connect_to(self.settings.api_server_url, **options)
-        self._api_server = ServerApi(HttpConnection(api_server), self.settings)
+        self._api_server = ServerApi(
+            HttpConnection(api_server),
+            self.settings,
+            ServerOutage(f"the API server {' or '.join(api_server.urls)}"),
+        )
         self.core = Core(self._control_plane)
         self.apiserver = ApiServer(self._api_server)
         self.poll_interval = self.settings.poll_interval

@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 from llama_deploy.client.aio import task_calls
 from llama_deploy.client.aio.server_api import ANYTHING, ServerApi
 from llama_deploy.client.aio.waiting import EventData, data_of
+from llama_deploy.client.deadline import answer_timeout
 from llama_deploy.client.definitions import Service
 from llama_deploy.client.event_streams import EventStream
 from llama_deploy.client.paths import session_path, session_task_path
@@ -30,9 +31,10 @@ from llama_deploy.types import (
     SessionState,
     TaskDefinition,
     TaskResult,
+    generate_id,
 )
 from llama_deploy.web.answers import as_object, read_answer
-from llama_deploy.web.http_exchange import HttpRequest
+from llama_deploy.web.http_exchange import HttpAnswer, HttpRequest
 
 _PAGE: Final = 1000
 
@@ -72,14 +74,14 @@ class ServiceCollection:
         Raises:
             InvalidRequestError: The definition is not valid.
         """
-        await self._api.post("/services/register", ANYTHING, json=service_def)
+        await self._api.post_again("/services/register", ANYTHING, json=service_def)
         service = Service.model_validate(service_def.model_dump())
         self.items[service.id] = service
         return service
 
     async def deregister(self, name: str) -> None:
         """Remove a service and all its instances. Does nothing if it is not registered."""
-        await self._api.post("/services/deregister", ANYTHING, service_name=name)
+        await self._api.post_again("/services/deregister", ANYTHING, service_name=name)
         self.items.pop(name, None)
 
 
@@ -113,11 +115,11 @@ class SessionCollection:
         Raises:
             InvalidRequestError: The policy is unknown.
         """
-        return await self._create(None, policy)
+        return await self._create(generate_id(), policy)
 
-    async def _create(self, session_id: str | None, policy: SessionPolicy | str) -> Session:
+    async def _create(self, session_id: str, policy: SessionPolicy | str) -> Session:
         options = build_session_options(session_id, policy)
-        return Session(self._api, await self._api.post("/sessions/create", _ID, json=options))
+        return Session(self._api, await self._api.post_again("/sessions/create", _ID, json=options))
 
     async def get(self, id: str) -> Session:  # noqa: A002 - 0.6 API
         """Return an existing session.
@@ -145,9 +147,18 @@ class SessionCollection:
         """
         return await self._create(id, policy)
 
-    async def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
-        """Delete a session and its tasks. Does nothing if it does not exist."""
-        await self._api.post(session_path(id) + "/delete", ANYTHING)
+    async def delete(self, id: str, *, cancel: bool = False) -> None:  # noqa: A002 - 0.6 API
+        """Delete a session and its tasks. Does nothing if it does not exist.
+
+        Args:
+            id: The id.
+            cancel: Stop and delete tasks that have not ended.
+
+        Raises:
+            SessionBusyError: A task of the session has not ended, and `cancel` is False. Nothing is deleted.
+        """
+        path = session_path(id) + "/delete"
+        await self._api.post_again(path, ANYTHING, **({"cancel": "true"} if cancel else {}))
 
 
 class Session:
@@ -209,7 +220,7 @@ class Session:
 
         def build() -> HttpRequest:
             path = session_path(self.id) + "/tasks"
-            return HttpRequest("POST", path, json=task_def, timeout=task_calls.answer_timeout(deadline))
+            return HttpRequest("POST", path, json=task_def, timeout=answer_timeout(deadline))
 
         return await self._api.call_until(deadline, build, _ID)
 
@@ -264,7 +275,8 @@ class Session:
         Raises:
             SessionNotFoundError: The session was deleted.
         """
-        return await self._exchange_state(HttpRequest("GET", session_path(self.id) + "/state"))
+        path = session_path(self.id) + "/state"
+        return _state(await self._api.answer_again(HttpRequest("GET", path)), source=path)
 
     async def update_state(self, changes: Mapping[str, Any]) -> SessionState:
         """Merge the keys of `changes` into the state, whatever its version, and return the new state.
@@ -274,7 +286,8 @@ class Session:
             SerializationError: A value cannot be converted to JSON.
         """
         path = session_path(self.id) + "/state"
-        return await self._exchange_state(HttpRequest("POST", path, json=encode_json_object(changes)))
+        request = HttpRequest("POST", path, json=encode_json_object(changes))
+        return _state(await self._api.answer(request), source=path)
 
     async def set_state(self, state: Mapping[str, Any], *, version: int) -> SessionState:
         """Replace the state if it still has `version`, and return the new state.
@@ -286,13 +299,12 @@ class Session:
         """
         path = session_path(self.id) + "/state"
         headers = {"If-Match": f'"{version}"'}
-        return await self._exchange_state(
-            HttpRequest("PUT", path, json=encode_json_object(state), headers=headers)
-        )
+        request = HttpRequest("PUT", path, json=encode_json_object(state), headers=headers)
+        return _state(await self._api.answer(request), source=path)
 
-    async def _exchange_state(self, request: HttpRequest) -> SessionState:
-        answer = await self._api.answer(request)
-        tag = answer.headers.get("etag", "").strip('"')
-        if not tag.isdecimal():
-            raise InternalServerError(f"the response to {request.path} has no state version in `ETag`")
-        return SessionState(state=read_answer(answer.value, as_object, source=request.path), version=int(tag))
+
+def _state(answer: HttpAnswer, *, source: str) -> SessionState:
+    tag = answer.headers.get("etag", "").strip('"')
+    if not tag.isdecimal():
+        raise InternalServerError(f"the response to {source} has no state version in `ETag`")
+    return SessionState(state=read_answer(answer.value, as_object, source=source), version=int(tag))

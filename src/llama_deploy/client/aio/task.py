@@ -124,5 +124,5 @@ class TaskHandle:
         Raises:
             TaskNotFoundError: The task does not exist.
         """
-        self._view = await self._api.post(task_path(self.task_id) + "/cancel", TaskView.model_validate)
+        self._view = await self._api.post_again(task_path(self.task_id) + "/cancel", TaskView.model_validate)
         return self._view

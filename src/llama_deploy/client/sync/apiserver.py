@@ -33,7 +33,7 @@ class ApiServer:
     def status(self) -> ApiServerStatus:
         """Return the API server's status; `DOWN` if it cannot be reached."""
         try:
-            return self._api.get("/status/", ApiServerStatus.model_validate)
+            return self._api.call(HttpRequest("GET", "/status/"), ApiServerStatus.model_validate)
         except UnavailableError as exc:
             return ApiServerStatus(status=ApiServerCondition.DOWN, status_message=str(exc))
 

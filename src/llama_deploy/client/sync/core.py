@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, TypeAdapter
 
+from llama_deploy.client.deadline import answer_timeout
 from llama_deploy.client.definitions import Service
 from llama_deploy.client.event_streams import EventStream
 from llama_deploy.client.paths import session_path, session_task_path
@@ -31,9 +32,10 @@ from llama_deploy.types import (
     SessionState,
     TaskDefinition,
     TaskResult,
+    generate_id,
 )
 from llama_deploy.web.answers import as_object, read_answer
-from llama_deploy.web.http_exchange import HttpRequest
+from llama_deploy.web.http_exchange import HttpAnswer, HttpRequest
 
 _PAGE: Final = 1000
 
@@ -73,14 +75,14 @@ class ServiceCollection:
         Raises:
             InvalidRequestError: The definition is not valid.
         """
-        self._api.post("/services/register", ANYTHING, json=service_def)
+        self._api.post_again("/services/register", ANYTHING, json=service_def)
         service = Service.model_validate(service_def.model_dump())
         self.items[service.id] = service
         return service
 
     def deregister(self, name: str) -> None:
         """Remove a service and all its instances. Does nothing if it is not registered."""
-        self._api.post("/services/deregister", ANYTHING, service_name=name)
+        self._api.post_again("/services/deregister", ANYTHING, service_name=name)
         self.items.pop(name, None)
 
 
@@ -114,11 +116,11 @@ class SessionCollection:
         Raises:
             InvalidRequestError: The policy is unknown.
         """
-        return self._create(None, policy)
+        return self._create(generate_id(), policy)
 
-    def _create(self, session_id: str | None, policy: SessionPolicy | str) -> SyncSession:
+    def _create(self, session_id: str, policy: SessionPolicy | str) -> SyncSession:
         options = build_session_options(session_id, policy)
-        return SyncSession(self._api, self._api.post("/sessions/create", _ID, json=options))
+        return SyncSession(self._api, self._api.post_again("/sessions/create", _ID, json=options))
 
     def get(self, id: str) -> SyncSession:  # noqa: A002 - 0.6 API
         """Return an existing session.
@@ -146,9 +148,18 @@ class SessionCollection:
         """
         return self._create(id, policy)
 
-    def delete(self, id: str) -> None:  # noqa: A002 - 0.6 API
-        """Delete a session and its tasks. Does nothing if it does not exist."""
-        self._api.post(session_path(id) + "/delete", ANYTHING)
+    def delete(self, id: str, *, cancel: bool = False) -> None:  # noqa: A002 - 0.6 API
+        """Delete a session and its tasks. Does nothing if it does not exist.
+
+        Args:
+            id: The id.
+            cancel: Stop and delete tasks that have not ended.
+
+        Raises:
+            SessionBusyError: A task of the session has not ended, and `cancel` is False. Nothing is deleted.
+        """
+        path = session_path(id) + "/delete"
+        self._api.post_again(path, ANYTHING, **({"cancel": "true"} if cancel else {}))
 
 
 class SyncSession:
@@ -210,7 +221,7 @@ class SyncSession:
 
         def build() -> HttpRequest:
             path = session_path(self.id) + "/tasks"
-            return HttpRequest("POST", path, json=task_def, timeout=task_calls.answer_timeout(deadline))
+            return HttpRequest("POST", path, json=task_def, timeout=answer_timeout(deadline))
 
         return self._api.call_until(deadline, build, _ID)
 
@@ -265,7 +276,8 @@ class SyncSession:
         Raises:
             SessionNotFoundError: The session was deleted.
         """
-        return self._exchange_state(HttpRequest("GET", session_path(self.id) + "/state"))
+        path = session_path(self.id) + "/state"
+        return _state(self._api.answer_again(HttpRequest("GET", path)), source=path)
 
     def update_state(self, changes: Mapping[str, Any]) -> SessionState:
         """Merge the keys of `changes` into the state, whatever its version, and return the new state.
@@ -275,7 +287,8 @@ class SyncSession:
             SerializationError: A value cannot be converted to JSON.
         """
         path = session_path(self.id) + "/state"
-        return self._exchange_state(HttpRequest("POST", path, json=encode_json_object(changes)))
+        request = HttpRequest("POST", path, json=encode_json_object(changes))
+        return _state(self._api.answer(request), source=path)
 
     def set_state(self, state: Mapping[str, Any], *, version: int) -> SessionState:
         """Replace the state if it still has `version`, and return the new state.
@@ -287,11 +300,12 @@ class SyncSession:
         """
         path = session_path(self.id) + "/state"
         headers = {"If-Match": f'"{version}"'}
-        return self._exchange_state(HttpRequest("PUT", path, json=encode_json_object(state), headers=headers))
+        request = HttpRequest("PUT", path, json=encode_json_object(state), headers=headers)
+        return _state(self._api.answer(request), source=path)
 
-    def _exchange_state(self, request: HttpRequest) -> SessionState:
-        answer = self._api.answer(request)
-        tag = answer.headers.get("etag", "").strip('"')
-        if not tag.isdecimal():
-            raise InternalServerError(f"the response to {request.path} has no state version in `ETag`")
-        return SessionState(state=read_answer(answer.value, as_object, source=request.path), version=int(tag))
+
+def _state(answer: HttpAnswer, *, source: str) -> SessionState:
+    tag = answer.headers.get("etag", "").strip('"')
+    if not tag.isdecimal():
+        raise InternalServerError(f"the response to {source} has no state version in `ETag`")
+    return SessionState(state=read_answer(answer.value, as_object, source=source), version=int(tag))

@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from llama_deploy.client.deadline import Deadline, pause_after
+from llama_deploy.client.deadline import Deadline, answer_timeout, pause_after
 from llama_deploy.client.event_streams import LineStream
+from llama_deploy.client.server_outage import ServerOutage
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.client.sync.waiting import Sleep, sleep
-from llama_deploy.errors import OverloadedError, UnavailableError
+from llama_deploy.errors import LlamaDeployError, OverloadedError, UnavailableError
 from llama_deploy.web.answers import read_answer
 from llama_deploy.web.http_exchange import HttpAnswer, HttpRequest
 
@@ -48,6 +48,8 @@ class ServerApi:
     connection: Connection
     """The connection to the server. `close` closes it."""
     settings: ClientSettings
+    outage: ServerOutage
+    """Logs when the server does not answer, once for all calls."""
     sleep: Sleep = sleep
     """Waits for the given seconds."""
 
@@ -76,12 +78,27 @@ class ServerApi:
         return read_answer(answer.value, returns, source=request.path)
 
     def get(self, path: str, returns: Callable[[Any], T], **params: str | int) -> T:
-        """Like `call`, with a GET request."""
-        return self.call(HttpRequest("GET", path, params=params), returns)
+        """Like `call_until`, with a GET request and the client's timeout."""
+        answer = self.answer_again(HttpRequest("GET", path, params=params))
+        return read_answer(answer.value, returns, source=path)
 
     def post(self, path: str, returns: Callable[[Any], T], json: Any = None, **params: str) -> T:
         """Like `call`, with a POST request."""
         return self.call(HttpRequest("POST", path, json=json, params=params), returns)
+
+    def post_again(self, path: str, returns: Callable[[Any], T], json: Any = None, **params: str) -> T:
+        """Like `get`, with a POST request that does the same if it arrives twice."""
+        answer = self.answer_again(HttpRequest("POST", path, json=json, params=params))
+        return read_answer(answer.value, returns, source=path)
+
+    def answer_again(self, request: HttpRequest) -> HttpAnswer:
+        """Like `answer`, but retry until the client's timeout, as `call_until` does."""
+        deadline = self.deadline()
+
+        def build() -> HttpRequest:
+            return replace(request, timeout=answer_timeout(deadline))
+
+        return (self._answer_until(deadline, build))[1]
 
     def call_until(
         self, deadline: Deadline, build: Callable[[], HttpRequest], returns: Callable[[Any], T]
@@ -93,31 +110,42 @@ class ServerApi:
             build: Returns the request for each attempt. The server must treat all of them as one request.
             returns: Returns the response as the expected type; see `read_answer`.
         """
+        request, answer = self._answer_until(deadline, build)
+        return read_answer(answer.value, returns, source=request.path)
+
+    def _answer_until(
+        self, deadline: Deadline, build: Callable[[], HttpRequest]
+    ) -> tuple[HttpRequest, HttpAnswer]:
         failures = 0
         while True:
+            made_at = self.outage.now()
+            request = build()
             try:
-                return self.call(build(), returns)
+                answer = self.connection.answer(request)
             except (UnavailableError, OverloadedError) as exc:
                 left = deadline.remaining()
                 if left <= 0:
                     raise
                 failures += 1
-                logger.log(
-                    logging.WARNING if failures == 1 else logging.DEBUG,
-                    "%s; retrying%s",
-                    exc,
-                    "" if math.isinf(left) else f" for up to {left:.0f} s",
-                    extra={"action": "retry"},
-                )
+                self.outage.failed(exc, made_at=made_at)
                 seconds = min(pause_after(failures, exc), left)
+                logger.debug("%s; next try in %g s", exc, seconds, extra={"action": "retry"})
+            except LlamaDeployError:
+                self.outage.answered()
+                raise
+            else:
+                self.outage.answered()
+                return request, answer
             self.sleep(seconds)
 
     def read(self, stream: LineStream[T]) -> Generator[T]:
         """Yield the items of a stream as they arrive."""
         while True:
             error: UnavailableError | None = None
+            made_at = self.outage.now()
             try:
                 with self.connection.stream(stream.request()) as lines, closing(lines):
+                    self.outage.answered()
                     for line in lines:
                         item = stream.feed(line)
                         if item is not None:
@@ -127,6 +155,8 @@ class ServerApi:
             seconds = stream.interrupted(error)
             if seconds is None:
                 return
+            if error is not None:
+                self.outage.failed(error, made_at=made_at)
             self.sleep(seconds)
 
     def close(self) -> None:

@@ -125,5 +125,5 @@ class SyncTaskHandle:
         Raises:
             TaskNotFoundError: The task does not exist.
         """
-        self._view = self._api.post(task_path(self.task_id) + "/cancel", TaskView.model_validate)
+        self._view = self._api.post_again(task_path(self.task_id) + "/cancel", TaskView.model_validate)
         return self._view

@@ -5,19 +5,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from llama_deploy.client.deadline import Deadline
+from llama_deploy.client.deadline import Deadline, answer_timeout
 from llama_deploy.client.paths import task_path
 from llama_deploy.client.sync.server_api import ANYTHING, ServerApi
 from llama_deploy.client.task_results import describe_status, result_of, wait_timed_out
 from llama_deploy.errors import OverloadedError, UnavailableError
 from llama_deploy.types import EventDefinition, TaskResult, TaskSubmission, TaskView
-from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT
 from llama_deploy.web.http_exchange import HttpRequest
 
 MAX_WAIT: Final = 30.0
 """Seconds that the control plane is asked to hold a request; half of its limit, because of proxies."""
-_GRACE: Final = 5.0
-"""Seconds after the deadline in which a response that is on its way may arrive."""
 _EARLY: Final = 0.5
 """A response without a result before this part of the wait is early."""
 _PAUSE_WHEN_EARLY: Final = 0.1
@@ -30,7 +27,7 @@ def submit(api: ServerApi, submission: TaskSubmission, deadline: Deadline, *, wa
     """
 
     def build() -> HttpRequest:
-        seconds = _wait_seconds(deadline) if wait else 0.0
+        seconds = _wait_seconds(api, deadline) if wait else 0.0
         return HttpRequest(
             "POST",
             "/tasks",
@@ -57,7 +54,7 @@ def wait_for_end(api: ServerApi, task_id: str, deadline: Deadline, view: TaskVie
     """
 
     def build() -> HttpRequest:
-        seconds = _wait_seconds(deadline)
+        seconds = _wait_seconds(api, deadline)
         return HttpRequest(
             "GET", task_path(task_id), params={"wait": seconds}, timeout=answer_timeout(deadline, seconds)
         )
@@ -92,10 +89,6 @@ def send_event(api: ServerApi, path: str, event: EventDefinition, deadline: Dead
     api.call_until(deadline, build, ANYTHING)
 
 
-def _wait_seconds(deadline: Deadline) -> float:
-    return round(min(deadline.remaining(), MAX_WAIT), 3)
-
-
-def answer_timeout(deadline: Deadline, wait_seconds: float = 0.0) -> float:
-    """Return the timeout of a request that the server may hold for `wait_seconds`."""
-    return min(wait_seconds + DEFAULT_TIMEOUT, deadline.remaining() + _GRACE)
+def _wait_seconds(api: ServerApi, deadline: Deadline) -> float:
+    """Return the seconds that the server may wait. During an outage, its end is to be noticed at once."""
+    return 0.0 if api.outage.lasts else round(min(deadline.remaining(), MAX_WAIT), 3)

@@ -96,10 +96,13 @@ class CoreEndpoints(ABC):
         """Return a session."""
         return await self.plane.sessions.get(session_id)
 
-    async def delete_session(self, session_id: PathKey) -> None:
-        """Delete a session with its tasks. Does nothing if it is not there, as in 0.6."""
+    async def delete_session(self, session_id: PathKey, cancel: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Delete a session with its tasks. Does nothing if it is not there, as in 0.6.
+
+        If a task of it has not ended, the answer is 409, unless `cancel` is true.
+        """
         with suppress(SessionNotFoundError):
-            await self.plane.sessions.delete(session_id)
+            await self.plane.sessions.delete(session_id, cancel=cancel)
 
     async def add_task_to_session(self, session_id: PathKey, task_def: TaskDefinition) -> str:
         """Accept a task and return its id. The task is durable when this returns."""

@@ -50,14 +50,15 @@ class Sessions:
 
         return await self._writer.write(Command(run, Reads(sessions={session_id})))
 
-    async def delete(self, session_id: str) -> None:
-        """Delete a session with its tasks. Their running attempts are stopped.
+    async def delete(self, session_id: str, *, cancel: bool) -> None:
+        """Delete a session with its tasks. With `cancel`, running attempts are stopped.
 
         Raises:
             SessionNotFoundError: The session does not exist.
+            SessionBusyError: It has open tasks and `cancel` is False.
         """
         await self._writer.write(
-            Command(lambda unit: unit.delete_session(session_id), Reads(sessions={session_id}))
+            Command(lambda unit: unit.delete_session(session_id, cancel=cancel), Reads(sessions={session_id}))
         )
 
     async def get(self, session_id: str) -> SessionDefinition:

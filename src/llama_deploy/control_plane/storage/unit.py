@@ -17,11 +17,14 @@ from llama_deploy.control_plane.storage.run_rows import RunRows
 from llama_deploy.control_plane.storage.service_rows import InstanceRows, ServiceRows
 from llama_deploy.control_plane.storage.session_rows import SessionRows
 from llama_deploy.control_plane.storage.task_rows import TaskRows
+from llama_deploy.errors import SessionBusyError
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.renamed import see
 from llama_deploy.state_stores.base import Notice, StoreTransaction
 from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord
 from llama_deploy.types import EventDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import MAX_EVENT_CHARACTERS, TaskCancellation
+from llama_deploy.types.keys import public_id
 from llama_deploy.types.topics import Topics
 
 _RELAY_SECONDS: Final = 2.0
@@ -140,13 +143,27 @@ class Unit:
         self.sessions.add(session)
         self.tasks.start_session(session.session_id)
 
-    def delete_session(self, session_id: str) -> None:
+    def delete_session(self, session_id: str, *, cancel: bool) -> None:
         """Delete a session with all that belongs to it.
+
+        Args:
+            session_id: The session.
+            cancel: Whether it may have open tasks, which are deleted too.
 
         Raises:
             SessionNotFoundError: It does not exist.
+            SessionBusyError: It has open tasks and `cancel` is False.
         """
         self.sessions.get(session_id)
+        if not cancel and (open_tasks := self.tasks.open_of(session_id)):
+            count = len(open_tasks)
+            raise SessionBusyError(
+                f"session {public_id(session_id)} has {count} open task{'s' if count > 1 else ''}; wait until"
+                " they have ended, or delete it with cancel=True (over HTTP: ?cancel=true), which stops them;"
+                f" {see('Deleting sessions')}",
+                session_id=public_id(session_id),
+                open_tasks=count,
+            )
         deleted = self.tasks.drop_session(session_id)
         self.inbox.drop(deleted)
         self.runs.forget(deleted, stored=False)

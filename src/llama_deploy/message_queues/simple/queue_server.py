@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive
 
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.concurrency.closing import AsyncCloseable
-from llama_deploy.errors import ClosedError, MessageDecodeError
+from llama_deploy.errors import ClosedError, MessageDecodeError, WrongServerError
 from llama_deploy.message_queues.base import DEFAULT_GROUP
 from llama_deploy.message_queues.settlement import MAX_SECONDS
 from llama_deploy.message_queues.simple.broker import SimpleBroker, TopicDepth
@@ -192,7 +192,13 @@ class _Running:
 
 def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp:
     """Return the HTTP application of a broker, behind the layers of the edge."""
-    app = create_app(title="llama_deploy simple message queue")
+    app = create_app(
+        title="llama_deploy simple message queue",
+        unknown_path=WrongServerError(
+            "this is the message queue, not the control plane; use the URL of the control plane, whose port"
+            " is 8000 unless you set another"
+        ),
+    )
     # One schema per model: bodies that are parsed by hand refer to the schemas of responses.
     app.separate_input_output_schemas = False
     routes = QueueRoutes(broker)
