@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -15,6 +16,9 @@ from workflows.resource import Resource
 from llama_deploy import Client, ControlPlaneConfig, LocalStack, SimpleMessageQueueConfig
 from llama_deploy.deploy import HostedWorkflow
 from llama_deploy.errors import ConfigError
+from llama_deploy.services.supervised_gateway import connection_facts
+from llama_deploy.web.connection_settings import ConnectionSettings
+from llama_deploy.web.serving_control_plane import ServingControlPlane, serving_control_plane
 from llama_deploy.workflow import ServiceClient, TaskInfo, current_task
 
 
@@ -121,3 +125,17 @@ async def test_without_a_service_a_client_connects_to_the_default(monkeypatch: p
             return StopEvent(result=client.control_plane_url)
 
     assert await Shows().run() == "http://127.0.0.1:9"
+
+
+def test_credentials_of_the_control_plane_are_those_of_the_clients() -> None:
+    given = ConnectionSettings(urls="http://ann:S3cret@127.0.0.1:9")
+    sent = given.headers_for(given.urls[0])
+    known = serving_control_plane.set(ServingControlPlane(given))
+    try:
+        for client in (Client(), Client().sync):
+            settings = client.settings.connect_to(client.settings.control_plane_url)
+            assert settings.headers_for(settings.urls[0]) == sent
+    finally:
+        serving_control_plane.reset(known)
+    facts = ConnectionSettings(**json.loads(json.dumps(connection_facts(given)))["settings"])
+    assert facts.headers_for(facts.urls[0]) == sent

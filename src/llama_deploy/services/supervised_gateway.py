@@ -54,7 +54,7 @@ def connection_facts(control_plane: ConnectionSettings) -> dict[str, Any]:
     """Return how to reach the control plane as JSON, for the supervisor."""
     names = [field.name for field in fields(control_plane) if field.name != "tls"]
     facts = {name: getattr(control_plane, name) for name in names}
-    facts["headers"] = dict(control_plane.headers)
+    facts["headers"] = dict(control_plane.headers_for(control_plane.urls[0]))
     if control_plane.ca is not None:
         facts["ca"] = str(control_plane.ca)
     if control_plane.client_certificate is not None:
