@@ -86,18 +86,29 @@ def serve(program: Program, place: Place, *, processes: int, loop: EventLoop, as
         LlamaDeployError: As `LocalStack.start`.
     """
     _check(place)
+    children = _Children()
     if processes and program.targets:
-        serving = _serve_with_children(place, processes=processes, as_json=as_json)
+        serving = _serve_with_children(children, place, processes=processes, as_json=as_json)
         drain_seconds = None  # the children know
     else:
         hosted = program.load()
         serving, drain_seconds = _serve(hosted, place, as_json=as_json), _drain_seconds(hosted)
     try:
-        run_until_stopped(serving, loop=loop, drain_seconds=drain_seconds)
+        signum = run_until_stopped(serving, loop=loop, drain_seconds=drain_seconds)
     except BindError as exc:
         raise explain_bind_error(exc, place) from exc
-    except _ChildFailedError as exc:
-        sys.exit(exc.exit_code)
+    except _ChildFailedError:
+        sys.exit(children.exit_code)
+    if children.exit_code and signum is not None:
+        sys.exit(128 + signum)
+
+
+@dataclass(slots=True)
+class _Children:
+    """How the children of a supervisor have ended."""
+
+    exit_code: int = 0
+    """See `Supervisor.run`."""
 
 
 def _check(place: Place) -> None:
@@ -125,7 +136,7 @@ async def _serve(hosted: Sequence[HostedWorkflow], place: Place, *, as_json: boo
         await stack.run()
 
 
-async def _serve_with_children(place: Place, *, processes: int, as_json: bool) -> None:
+async def _serve_with_children(children: _Children, place: Place, *, processes: int, as_json: bool) -> None:
     loop = asyncio.get_running_loop()
     async with await _start([], place) as stack:
 
@@ -138,11 +149,15 @@ async def _serve_with_children(place: Place, *, processes: int, as_json: bool) -
             processes=processes,
             on_ready=lambda *facts: loop.call_soon_threadsafe(announce, *facts),
         )
-        await run_together(stack.run(), _supervise(supervisor))
+        await run_together(stack.run(), _supervise(supervisor, children))
 
 
-async def _supervise(supervisor: Supervisor) -> None:
+async def _supervise(supervisor: Supervisor, children: _Children) -> None:
     """Run a supervisor in a thread. The first cancellation lets its children drain, later ones hand back.
+
+    Args:
+        supervisor: The supervisor.
+        children: Learns how its children have ended.
 
     Raises:
         _ChildFailedError: The first child has ended before it was ready.
@@ -166,17 +181,14 @@ async def _supervise(supervisor: Supervisor) -> None:
         except asyncio.CancelledError:
             stop = Stop.DRAIN if stop is None else Stop.HAND_BACK
             supervisor.request(stop)
+    children.exit_code = ended.result()
     if stop is not None:
         raise asyncio.CancelledError
-    raise _ChildFailedError(ended.result())
+    raise _ChildFailedError
 
 
 class _ChildFailedError(Exception):
     """A child has ended before any was ready, and has told why."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(f"a process has ended with exit code {exit_code}")
-        self.exit_code = exit_code
 
 
 async def _start(hosted: Sequence[HostedWorkflow], place: Place) -> LocalStack:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 from llama_deploy.cli.event_loop import EventLoop, Threads
 from llama_deploy.cli.output import note
@@ -17,12 +18,9 @@ from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.watchdog import GRACE_SECONDS, Watchdog
 from llama_deploy.supervisor.link import SupervisorLink
 from llama_deploy.supervisor.presses import HAND_BACK, Presses
-from llama_deploy.supervisor.supervisor import Stop
+from llama_deploy.supervisor.supervisor import CHILD_GRACE, Stop
 
 logger = logging.getLogger(__name__)
-
-_CHILDREN_SECONDS: Final = 1.0
-"""How much longer a process takes to end whose children hand back their tasks."""
 
 
 def run_until_stopped(
@@ -31,7 +29,7 @@ def run_until_stopped(
     loop: EventLoop,
     drain_seconds: float | None,
     link: SupervisorLink | None = None,
-) -> None:
+) -> int | None:
     """Run `serving` on an event loop until it ends, or until Ctrl-C or SIGTERM shuts it down.
 
     The first signal cancels it, and services drain. A second Ctrl-C cancels it again, and services hand back
@@ -48,6 +46,9 @@ def run_until_stopped(
         drain_seconds: How long running tasks may take to end. None: other processes run them, and end in
             time.
         link: The link to the supervisor of this process, which tells when to stop. None: it has none.
+
+    Returns:
+        The first signal. None: `serving` has ended by itself.
     """
     with asyncio.Runner(loop_factory=loop.factory) as runner, seldom_collecting():
         running = runner.get_loop()
@@ -64,40 +65,46 @@ def run_until_stopped(
                     type(exc).__name__,
                     extra={"action": "exit_in_task"},
                 )
+        # The interpreter would look for garbage in all that was imported, which takes as long as the import.
+        gc.freeze()
+        if link is not None:
+            link.done()
+        return main.result()
 
 
 async def _until_stopped(
     serving: Coroutine[Any, Any, None], drain_seconds: float | None, link: SupervisorLink | None
-) -> None:
+) -> int | None:
     task = asyncio.create_task(serving)
-    with _stopping(task, drain_seconds, link):
+    with _stopping(task, drain_seconds, link) as stop:
         await asyncio.wait({task})
     if not task.cancelled():
         task.result()
     if link is None:
         note("Stopped.")
+    return stop.first
 
 
 @contextmanager
 def _stopping(
     task: asyncio.Task[None], drain_seconds: float | None, link: SupervisorLink | None
-) -> Iterator[None]:
+) -> Iterator[_Stop]:
     """Let signals stop a task, and end this process in time. After a signal that holds to its very end."""
     # The supervisor tells what a Ctrl-C means, which all processes of a terminal get.
     signals = {signal.SIGINT, signal.SIGTERM} if link is None else {signal.SIGTERM}
-    watchdog = Watchdog(signals, drain_seconds=math.inf if drain_seconds is None else drain_seconds)
-    stop = _Stop(asyncio.get_running_loop(), task, watchdog, is_quiet=link is not None)
-    if drain_seconds is None:
-        stop.hand_back_seconds += _CHILDREN_SECONDS
+    grace = GRACE_SECONDS if link is None else CHILD_GRACE
+    drain_seconds = math.inf if drain_seconds is None else drain_seconds
+    watchdog = Watchdog(signals, drain_seconds=drain_seconds, grace=grace)
+    stop = _Stop(asyncio.get_running_loop(), task, watchdog, grace=grace, is_quiet=link is not None)
     watchdog.open()
     for signum in signals:
         watchdog.handle(signum, stop)
     if link is not None:
         link.on_stop(stop.obey)
     try:
-        yield
+        yield stop
     finally:
-        if not stop.is_requested:
+        if stop.first is None:
             watchdog.close()
 
 
@@ -108,6 +115,7 @@ class _Stop:
         loop: The loop of the task.
         task: Cancelled with each request.
         watchdog: Ends the process in time.
+        grace: How many seconds handing back tasks may take.
         is_quiet: Whether another process tells the user.
     """
 
@@ -117,6 +125,7 @@ class _Stop:
         task: asyncio.Task[None],
         watchdog: Watchdog,
         *,
+        grace: float,
         is_quiet: bool,
     ) -> None:
         self._loop = loop
@@ -124,15 +133,16 @@ class _Stop:
         self._watchdog = watchdog
         self._is_quiet = is_quiet
         self._presses = Presses()
-        self.is_requested = False
-        self.hand_back_seconds = GRACE_SECONDS
-        """How long handing back tasks may take."""
+        self._grace = grace
+        self.first: int | None = None
+        """The first signal, or SIGTERM if the supervisor has asked. None: there was none."""
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """Drain at first. Ctrl-C again hands back tasks, and once more exits; SIGTERM again has no effect."""
         del frame
         code = 128 + signum
-        if not self.is_requested:
+        if self.first is None:
+            self.first = signum
             self._presses.add()
             hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
             self._drain(f"Waiting for running tasks, then stopping.{hint}", code)
@@ -145,21 +155,19 @@ class _Stop:
     def obey(self, how: str) -> None:
         """Stop as the supervisor says: see `Stop`. Thread-safe."""
         code = 128 + signal.SIGTERM
-        if how == Stop.DRAIN:
-            self._drain("", code)
-        else:
+        if how == Stop.HAND_BACK:
             self._hand_back("", code)
+        elif self.first is None:  # it may have got a signal too
+            self.first = signal.SIGTERM
+            self._drain("", code)
 
     def _drain(self, message: str, code: int) -> None:
-        """Drain, once: a supervisor may tell it besides a signal."""
-        if not self.is_requested:
-            self.is_requested = True
-            self._request(message)
-            self._watchdog.expect_end(code)
+        self._request(message)
+        self._watchdog.expect_end(code)
 
     def _hand_back(self, message: str, code: int) -> None:
         self._request(message)
-        self._watchdog.expect_end(code, seconds=self.hand_back_seconds)
+        self._watchdog.expect_end(code, seconds=self._grace)
 
     def _request(self, message: str) -> None:
         def react() -> None:

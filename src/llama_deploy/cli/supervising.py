@@ -11,8 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import NoReturn, Self
 
@@ -56,29 +55,40 @@ class Supervising:
         """Run the children until Ctrl-C or SIGTERM; return the exit code."""
         CommandLogging(verbose=self.verbose, log_format=self.log_format)
         supervisor = Supervisor(ChildCommand(self.command), processes=self.processes)
-        presses = Presses()
+        signals = _Signals(supervisor)
         for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, partial(_on_signal, supervisor, presses))
+            signal.signal(signum, signals)
         code = supervisor.run()
-        if code == 0:
-            _note("Stopped.")
-        return code
+        if signals.first is None:
+            return code
+        _note("Stopped.")
+        return 128 + signals.first if code else 0
 
 
-def _on_signal(supervisor: Supervisor, presses: Presses, signum: int, _: FrameType | None) -> None:
-    """Drain at first. Ctrl-C again hands back tasks, and once more exits; SIGTERM again has no effect."""
-    if signum == signal.SIGTERM and presses.count:
-        return
-    count = presses.add()
-    if count == 1:
-        hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
-        _note(f"Waiting for running tasks, then stopping.{hint}")
-        supervisor.request(Stop.DRAIN)
-    elif count == HAND_BACK:
-        _note("Handing back the running tasks. Press Ctrl-C again to exit now.")
-        supervisor.request(Stop.HAND_BACK)
-    elif count is not None:
-        os._exit(ExitCode.INTERRUPTED)  # the children end with this process
+@dataclass(slots=True, eq=False)
+class _Signals:
+    """The signal handler: drains at first, then hands back tasks, then exits."""
+
+    supervisor: Supervisor
+    first: int | None = None
+    """The first signal. None: there was none."""
+    _presses: Presses = field(default_factory=Presses)
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Only a repeated Ctrl-C has a further effect."""
+        del frame
+        if self.first is None:
+            self.first = signum
+            self._presses.add()
+            hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
+            _note(f"Waiting for running tasks, then stopping.{hint}")
+            self.supervisor.request(Stop.DRAIN)
+        elif signum == signal.SIGINT and (count := self._presses.add()) is not None:
+            if count == HAND_BACK:
+                _note("Handing back the running tasks. Press Ctrl-C again to exit now.")
+                self.supervisor.request(Stop.HAND_BACK)
+            else:
+                os._exit(ExitCode.INTERRUPTED)  # the children end with this process
 
 
 def _note(message: str) -> None:

@@ -39,10 +39,14 @@ class Watchdog:
     Args:
         signals: The signals that ask this process to stop.
         drain_seconds: How long running tasks may take to end after such a signal.
+        grace: How many seconds later the process has ended at the latest.
     """
 
-    def __init__(self, signals: Collection[int], *, drain_seconds: float) -> None:
+    def __init__(
+        self, signals: Collection[int], *, drain_seconds: float, grace: float = GRACE_SECONDS
+    ) -> None:
         self._signals = signals
+        self._grace = grace
         self.drain_seconds = drain_seconds
         self._asked_at: float | None = None
         self._deadline: float | None = None
@@ -85,14 +89,14 @@ class Watchdog:
 
         Args:
             code: The exit code.
-            seconds: In how many seconds, `GRACE_SECONDS` included. None: when the running tasks should have
+            seconds: In how many seconds, `grace` included. None: when the running tasks should have
                 ended.
         """
         now = time.monotonic()
         if self._asked_at is None:
             self._asked_at = now
         if seconds is None:
-            seconds = self.drain_seconds + GRACE_SECONDS
+            seconds = self.drain_seconds + self._grace
         deadline = now + max(0.0, seconds - _MARGIN)
         if self._deadline is None or deadline < self._deadline:
             self._deadline, self._code = deadline, code

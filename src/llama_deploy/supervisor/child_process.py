@@ -63,6 +63,8 @@ class ChildProcess:
     """The definitions of its services as JSON. None: it is not ready."""
     kill_at: float | None = field(default=None, init=False)
     """When it is killed if it has not ended. None: it need not end."""
+    is_done: bool = field(default=False, init=False)
+    """Whether it has nothing left to do: it had not begun when the supervisor stopped, or has said so."""
     death: str | None = field(default=None, init=False)
     """Why it was killed, in words. None: it was not."""
     culprits: list[str] = field(default_factory=list, init=False)
@@ -147,6 +149,8 @@ class ChildProcess:
             self.facts = message["hello"]
         elif "ready" in message:
             self.services = message["ready"]
+        elif "done" in message:
+            self.is_done = True
         elif "gone" in message:
             self.instances.pop(message["gone"], None)
         elif "beat" in message:

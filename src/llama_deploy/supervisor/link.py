@@ -115,6 +115,10 @@ class SupervisorLink:
         """Tell that an instance sends no heartbeats any more."""
         self._send_soon(instance_id, {"gone": instance_id})
 
+    def done(self) -> None:
+        """Tell that nothing is left to do but to end."""
+        self._channel.send({"done": True})
+
     def on_stop(self, callback: Callable[[str], object]) -> None:
         """Call `callback` in another thread with each request to stop: `drain`, then perhaps `hand_back`."""
         with self._lock:

@@ -21,12 +21,10 @@ from llama_deploy.supervisor.step_trail import ExecutingStep
 
 logger = logging.getLogger(__name__)
 
-_GRACE: Final = 1.85
-"""How many seconds longer than its `drain_timeout` a child may take to end, or to hand back its tasks.
-
-It ends by itself a little earlier, unless its interpreter is held."""
-_FORCED: Final = 128 + signal.SIGTERM
-"""The exit code if a child had to be killed."""
+CHILD_GRACE: Final = 1.0
+"""How many seconds after its `drain_timeout` a child ends by itself, unless its interpreter is held."""
+_GRACE: Final = CHILD_GRACE + 0.25
+"""After how many seconds it is killed, so that its supervisor has time to end too."""
 _FIRST_DELAY: Final = 0.5
 """How many seconds to wait after a child has ended before it was ready; doubled each time."""
 _MAX_DELAY: Final = 30.0
@@ -96,7 +94,8 @@ class Supervisor:
         """Run the children until `request` was called and they have ended. Blocks. Call it once.
 
         Returns:
-            The exit code: 0, or that of a child that has ended by itself before any was ready.
+            0 if the children have ended as they should. Otherwise the exit code of one that has not, negative
+            for the signal that has killed it; of one that has failed before any was ready.
 
         Raises:
             OSError: No child can be started.
@@ -199,7 +198,7 @@ class Supervisor:
                 death_of(list(child.instances), reason=reason, culprits=child.culprits),
             )
         if self._stop is not None:
-            self._exit_code = max(self._exit_code, code)
+            self._exit_code = self._exit_code or (0 if child.is_done else code)
             return
         # With 0 it ends if a workflow's module ends it, or, after its hello, if it was told to stop alone.
         if not self._was_ready and not is_ready and (code > 0 or (code == 0 and not child.facts)):
@@ -235,6 +234,7 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children:
             if requested is Stop.KILL or not child.facts:
+                child.is_done = True
                 child.kill("was stopped")
                 continue
             child.tell_to_stop(requested.value)
@@ -244,16 +244,20 @@ class Supervisor:
         """Repeat the heartbeats of silent children, and kill those that are blocked or do not end."""
         for child in self._children:
             if child.kill_at is not None and now >= child.kill_at:
-                steps = child.executing()
-                child.kill(f"has not ended in time{_of(steps)}")
-                logger.warning(
-                    "process %d %s; it is killed", child.pid, child.death, extra={"action": "process_killed"}
-                )
-                self._exit_code = _FORCED
                 child.kill_at = None
+                self._end_late(child)
             is_running = child.is_running
             for instance in child.instances.values():
                 self._judge(child, instance, now, is_running=is_running)
+
+    def _end_late(self, child: ChildProcess) -> None:
+        """Kill a child that was asked to end."""
+        running = _of(child.executing())
+        child.kill(f"has not ended in time{running and f', held up{running}'}")
+        if not child.is_done:
+            logger.warning(
+                "process %d %s; it is killed", child.pid, child.death, extra={"action": "process_killed"}
+            )
 
     def _judge(self, child: ChildProcess, instance: Instance, now: float, *, is_running: bool) -> None:
         verdict = instance.silence.judge(now, is_running=is_running)
