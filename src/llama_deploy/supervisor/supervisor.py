@@ -149,9 +149,11 @@ class Supervisor:
         times = [now + _LOOK_EVERY, *self._starts]
         times += [child.kill_at for child in self._children if child.kill_at is not None]
         for child in self._children:
-            times += [at for each in child.instances.values() if (at := each.silence.next_at()) is not None]
             if child.is_ending:
                 times.append(now + _ENDING_SECONDS)
+            elif child.death is None:
+                judged = [each.silence.next_at() for each in child.instances.values()]
+                times += [at for at in judged if at is not None]
         for key, _ in self._selector.select(max(0.0, min(times) - now)):
             child = key.data
             if child is None:
