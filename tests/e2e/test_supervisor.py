@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.e2e.llamactl import ANY_PORTS, LLAMACTL, PATIENCE, Process, environment, started
+from tests.e2e.llamactl import ANY_PORTS, LLAMACTL, PATIENCE, Process, environment, llamactl, started
 from tests.faults.chaos import percentiles, quantile
 from tests.figures import Tell
 
@@ -346,24 +346,13 @@ class TestAStart:
         target, text = BROKEN[kind]
         if text is not None:
             (folder / f"{target.partition(':')[0]}.py").write_text(text)
-        with serving(folder, "--data-dir", "plane", targets=()) as plane:
-            before = ("-s", plane.url) if command == "worker" else ()
-            after = ANY_PORTS if command == "serve" else ()
+        options = ANY_PORTS if command == "serve" else ()
 
-            def ends(processes: int) -> tuple[int, list[str], str]:
-                done = subprocess.run(
-                    [*LLAMACTL, *before, command, target, *after, "--processes", str(processes)],
-                    cwd=folder,
-                    env=environment(),
-                    capture_output=True,
-                    text=True,
-                    timeout=PATIENCE,
-                    check=False,
-                )
-                return done.returncode, done.stderr.splitlines(), done.stdout
+        def end(processes: int) -> tuple[int, str, str]:
+            done = llamactl(folder, command, target, *options, "--processes", str(processes))
+            return done.returncode, done.stderr, done.stdout
 
-            assert ends(1) == ends(0)
-            assert ends(3)[0] == ends(0)[0]
+        assert end(3) == end(0)
 
     async def test_a_child_that_dies_before_it_is_ready_is_started_again(self, folder: Path) -> None:
         with serving(folder) as served:

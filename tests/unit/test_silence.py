@@ -133,7 +133,18 @@ def test_the_next_look_comes_when_it_is_silent(heard_at: float, interval: float)
     silence = Silence(LIMIT)
     assert silence.next_at() is None
     silence.heard(heard_at, interval=interval, blocked_seconds=0.0)
+    silence.judge(heard_at, is_running=True)
     at = silence.next_at()
     assert at is not None
     assert silence.is_silent(at + 1e-6)
     assert at <= heard_at + 2 * interval
+
+
+def test_one_that_is_stopped_is_not_looked_at_all_the_time() -> None:
+    silence = Silence(LIMIT)
+    silence.heard(0.0, interval=INTERVAL, blocked_seconds=0.0)
+    silence.judge(0.0, is_running=True)
+    silence.judge(5.0, is_running=False)
+    assert silence.next_at() is None
+    silence.judge(6.0, is_running=True)
+    assert silence.next_at() == 6.0 + INTERVAL

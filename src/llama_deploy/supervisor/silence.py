@@ -80,9 +80,7 @@ class Silence:
         return Verdict.FINE
 
     def next_at(self) -> float | None:
-        """Return when to judge again. None: when a heartbeat has come."""
-        return (
-            None
-            if self._heard_at is None
-            else max(self._heard_at + _LATE * self.interval, self._repeated_at + self.interval)
-        )
+        """Return when to judge again. None: when a heartbeat has come, or with all others."""
+        if self._heard_at is None or self._runs_since is None:
+            return None
+        return max(self._heard_at + _LATE * self.interval, self._repeated_at + self.interval)

@@ -68,6 +68,8 @@ class Supervisor:
     _children: list[ChildProcess] = field(default_factory=list, init=False)
     _starts: list[float] = field(default_factory=list, init=False)
     """When further children are to be started."""
+    _unstarted: int = field(default=0, init=False)
+    """How many children wait until one has loaded the workflows: if they cannot be loaded, one tells it."""
     _failures: int = field(default=0, init=False)
     """How many children have ended one after another before they were ready."""
     _was_ready: bool = field(default=False, init=False)
@@ -99,7 +101,8 @@ class Supervisor:
             OSError: No child can be started.
         """
         self._selector.register(self._wake[0], selectors.EVENT_READ, None)
-        self._starts = [time.monotonic()] * self.processes
+        self._starts = [time.monotonic()]
+        self._unstarted = self.processes - 1
         try:
             while self._children or (self._starts and self._stop is None):
                 self._start_due(time.monotonic())
@@ -146,9 +149,11 @@ class Supervisor:
         times = [now + _LOOK_EVERY, *self._starts]
         times += [child.kill_at for child in self._children if child.kill_at is not None]
         for child in self._children:
-            times += [at for each in child.instances.values() if (at := each.silence.next_at()) is not None]
             if child.is_ending:
                 times.append(now + _ENDING_SECONDS)
+            elif child.death is None:
+                judged = [each.silence.next_at() for each in child.instances.values()]
+                times += [at for at in judged if at is not None]
         for key, _ in self._selector.select(max(0.0, min(times) - now)):
             child = key.data
             if child is None:
@@ -160,6 +165,9 @@ class Supervisor:
         self._announce()
 
     def _announce(self) -> None:
+        if self._unstarted and any(child.facts for child in self._children):
+            self._starts += [time.monotonic()] * self._unstarted
+            self._unstarted = 0
         ready = [child for child in self._children if child.services is not None]
         if ready:
             self._was_ready, self._failures = True, 0

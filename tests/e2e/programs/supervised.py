@@ -59,14 +59,13 @@ def leave_process(seconds: float) -> None:
 def fork_pool(seconds: float) -> None:
     """Start forked processes, and wait for them."""
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        for pid in pool.map(forked, range(2)):
-            note("left", str(pid))
+        pool.map_async(forked, [seconds, seconds])
         time.sleep(seconds)
 
 
-def forked(_: int) -> int:
-    time.sleep(0.05)
-    return os.getpid()
+def forked(seconds: float) -> None:
+    note("left", str(os.getpid()))
+    time.sleep(min(seconds, 60))
 
 
 def end_process(_: float) -> None:
