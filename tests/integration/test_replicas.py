@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
+import traceback
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +25,7 @@ from llama_deploy import (
     WorkflowServiceConfig,
 )
 from llama_deploy.deploy import run_workflow
-from llama_deploy.errors import ConfigError, UnavailableError
+from llama_deploy.errors import ConfigError, InternalServerError, UnavailableError
 from llama_deploy.message_consumers import RemoteMessageConsumer
 from llama_deploy.message_queues import SimpleMessageQueueConfig, SimpleMessageQueueServer
 from llama_deploy.services.gateway import HttpGateway
@@ -337,6 +340,26 @@ async def test_a_heartbeat_reaches_another_replica_within_the_lease(
                 await asyncio.to_thread(gateway.beat, beat)
             assert (await asyncio.to_thread(gateway.beat, beat)).known
         await gateway.close()
+
+
+async def test_a_service_sends_credentials_in_the_url_of_its_control_plane(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with replicas("plane") as (plane,):
+        gateway = HttpGateway(plane.url.replace("//", f"//zoe7:{SECRET}@"))
+        shown = [repr(gateway), str(vars(gateway))]
+        for call in (
+            gateway.register(ServiceDefinition(service_name="echo", instance_id="one")),
+            asyncio.to_thread(gateway.beat, Heartbeat(instance_id="one")),
+        ):
+            with pytest.raises(InternalServerError, match=plane.url) as failed:
+                await call
+            shown += [*traceback.format_exception(failed.value), caplog.text]
+        await gateway.close()
+    basic = b64encode(f"zoe7:{SECRET}".encode()).decode()
+    assert [f"Authorization: Basic {basic}" in head for head in plane.heads] == [True, True]
+    assert SECRET not in "".join(shown)
 
 
 class Echo(Workflow):
