@@ -24,6 +24,9 @@ def check_id(text: str) -> str:
     Raises:
         ValueError: It is empty, too long, `.` or `..`, or has control characters.
     """
+    # Faster than the expression, and true of nearly all ids.
+    if text.isprintable() and 0 < len(text) <= MAX_ID_LENGTH and text[0] != ".":
+        return text
     if _ID.fullmatch(text) is None or has_controls(text):
         raise ValueError(
             f"{text[:40]!r} cannot be an id: use 1 to {MAX_ID_LENGTH} characters without control characters"
