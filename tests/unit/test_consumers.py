@@ -295,7 +295,7 @@ async def test_a_remote_consumer_shows_no_credentials_of_its_url(
 @pytest.mark.parametrize(
     "url",
     [
-        "http://ann:s3cret@127.0.0.1:1/process_message",
+        "http://ann:s3cret@127.0.0.1:123456/process_message",
         "http://127.0.0.1:123456/process_message?token=s3cret",
         "http://[::1/process_message?token=s3cret",
         "http://.host/process_message?token=s3cret",
@@ -308,6 +308,12 @@ def test_a_url_that_cannot_be_used_is_refused_without_showing_it(url: Any) -> No
     with pytest.raises(ValueError, match=r"url|URL") as caught:
         RemoteMessageConsumer(url=url)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_credentials_in_a_url_are_not_shown() -> None:
+    consumer = RemoteMessageConsumer(url="http://ann:s3cret@127.0.0.1:1/process_message")
+    assert "127.0.0.1:1" in repr(consumer)
+    assert "s3cret" not in repr(consumer) + str(consumer)
 
 
 class Publisher(MessageQueuePublisherMixin):
