@@ -92,9 +92,15 @@ def test_the_address_of_a_queue(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", [*STORES, *QUEUES, "http://user:s3cret@host:1", "http://h:s3cret", "http://h?s3cret"]
+    "url", [*STORES, *QUEUES, "http://user:s3cret@host:x", "http://h:s3cret", "http://h?s3cret"]
 )
 def test_the_address_of_a_server(url: str) -> None:
     with pytest.raises(LlamaDeployError) as caught:
         ConnectionSettings.of(url)
     assert SECRET not in everything(caught.value)
+
+
+def test_credentials_of_a_server_are_sent_and_not_shown() -> None:
+    settings = ConnectionSettings.of("http://user:s3cret@host:1")
+    assert settings.headers_for(settings.urls[0])["Authorization"].startswith("Basic ")
+    assert SECRET not in repr(settings) + str(list(settings.urls))
