@@ -139,17 +139,21 @@ async def _serve(hosted: Sequence[HostedWorkflow], place: Place, *, as_json: boo
 async def _serve_with_children(children: _Children, place: Place, *, processes: int, as_json: bool) -> None:
     loop = asyncio.get_running_loop()
     async with await _start([], place) as stack:
+        are_ready: asyncio.Future[tuple[list[dict[str, Any]], list[int]]] = loop.create_future()
 
-        def announce(services: list[dict[str, Any]], pids: list[int]) -> None:
+        async def announce() -> None:
+            services, pids = await are_ready
             definitions = [ServiceDefinition.model_validate(each) for each in services]
             announce_stack(stack, place, definitions, processes=pids, as_json=as_json)
+            # The other parts go on; if nobody reads this, they end.
+            await asyncio.Event().wait()
 
         supervisor = Supervisor(
             ChildCommand(ChildCommand.of_this_process(), stack.control_plane_url),
             processes=processes,
-            on_ready=lambda *facts: loop.call_soon_threadsafe(announce, *facts),
+            on_ready=lambda *facts: loop.call_soon_threadsafe(are_ready.set_result, facts),
         )
-        await run_together(stack.run(), _supervise(supervisor, children))
+        await run_together(stack.run(), _supervise(supervisor, children), announce())
 
 
 async def _supervise(supervisor: Supervisor, children: _Children) -> None:
@@ -281,8 +285,8 @@ def work(
         ready.append(service)
         if len(ready) == len(hosted):
             if as_json is not None:
-                # Nobody needs to read on when the first process is replaced one day.
-                with optional_output() if link is not None and link.place.is_replacement else nullcontext():
+                # Nobody needs to read on when the first process has printed.
+                with nullcontext() if link is None or link.place.is_first else optional_output():
                     announce_instances(
                         ready,
                         control_plane_url=", ".join(control_plane_urls),

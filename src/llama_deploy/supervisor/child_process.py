@@ -81,12 +81,12 @@ class ChildProcess:
             self.descriptor = os.pidfd_open(self.pid)
 
     @classmethod
-    def start(cls, command: ChildCommand, *, is_replacement: bool) -> Self:
+    def start(cls, command: ChildCommand, *, is_first: bool) -> Self:
         """Start a child.
 
         Args:
             command: How.
-            is_replacement: Whether another one was ready before.
+            is_first: Whether none was started before.
 
         Raises:
             OSError: It cannot be started.
@@ -97,9 +97,7 @@ class ChildProcess:
             with theirs:
                 memory = new_memory()
                 failed.callback(os.close, memory)
-                place = ChildPlace(
-                    os.getpid(), theirs.fileno(), memory, command.control_plane_url, is_replacement
-                )
+                place = ChildPlace(os.getpid(), theirs.fileno(), memory, command.control_plane_url, is_first)
                 with _without_interrupts():
                     process = subprocess.Popen(  # noqa: S603 - the command line of this process
                         command.arguments,

@@ -37,8 +37,8 @@ class ChildPlace:
     """The descriptor of the memory of its `StepTrail`."""
     control_plane_url: str | None = None
     """The control plane that the supervisor itself runs. None: the one of the command line."""
-    is_replacement: bool = False
-    """Whether another child was ready before."""
+    is_first: bool = True
+    """Whether no child was started before."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -72,6 +72,8 @@ class Supervisor:
     """How many children wait until one has loaded the workflows: if they cannot be loaded, one tells it."""
     _failures: int = field(default=0, init=False)
     """How many children have ended one after another before they were ready."""
+    _has_started: bool = field(default=False, init=False)
+    """Whether any child was started."""
     _was_ready: bool = field(default=False, init=False)
     """Whether any child was ready."""
     _is_announced: bool = field(default=False, init=False)
@@ -126,7 +128,7 @@ class Supervisor:
         for at in due:
             self._starts.remove(at)
             try:
-                child = ChildProcess.start(self.command, is_replacement=self._was_ready)
+                child = ChildProcess.start(self.command, is_first=not self._has_started)
             except OSError as exc:
                 if not self._children and not self._was_ready:
                     raise
@@ -138,6 +140,7 @@ class Supervisor:
                     extra={"action": "process_start_failed"},
                 )
                 continue
+            self._has_started = True
             self._children.append(child)
             self._selector.register(child.channel.socket, selectors.EVENT_READ, child)
             if child.descriptor is not None:
