@@ -215,10 +215,11 @@ class TestRun:
         )
 
     def test_invalid_run_arguments(self, folder: Path, server: str) -> None:
-        done = llamactl(folder, "run", "repeat", "times=two", server=server)
+        done = llamactl(folder, "run", "repeat", "times=[2]", server=server)
         assert done.returncode == 2
         assert "message: missing, expected a string" in done.stderr
-        assert "times: expected an integer, not 'two'. It takes: message, times" in done.stderr
+        assert "times: expected an integer, not" in done.stderr
+        assert "It takes: message, times" in done.stderr
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.llamactl import ANY_PORTS, llamactl, started
 
-from llama_deploy.types.printable import printable, printable_lines
+from llama_deploy.printable import printable, printable_lines
 
 FORGED = "2026-01-01 ERROR forged"
 APPLICATION = rf"""

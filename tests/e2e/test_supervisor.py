@@ -488,7 +488,9 @@ class TestStopping:
                 code, errors = running.process.end(signal.SIGTERM)
                 seconds = time.monotonic() - begun
                 tell(f"{command} stops in spite of {service} {what}: {seconds:.2f} s, drain timeout 1 s")
-                assert code == 128 + signal.SIGTERM, errors
+                # A thread that waits is left alone.
+                forced = (service, what) != ("does_in_thread", "wait")
+                assert code == (128 + signal.SIGTERM if forced else 0), errors
                 assert seconds < 1 + 2 + 1, "a busy machine gets a second more"
                 assert not any(map(is_alive, children))
                 if command == "worker":

@@ -15,9 +15,9 @@ from llama_deploy.cli.options import server_option
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.schemas import example, summarize
 from llama_deploy.deploy import LocalStack
+from llama_deploy.printable import printable
 from llama_deploy.services import WorkflowService
 from llama_deploy.types import ServiceDefinition
-from llama_deploy.types.printable import printable
 
 _PARAMETERS_OF_RUN: Final = frozenset({"session", "timeout", "arguments", "as_type"})
 """The parameters of `Client.run`, which are not run arguments."""

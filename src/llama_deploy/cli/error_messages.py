@@ -22,7 +22,7 @@ from llama_deploy.errors import (
     UnavailableError,
     WrongServerError,
 )
-from llama_deploy.types.printable import printable, printable_traceback
+from llama_deploy.printable import printable, printable_traceback
 
 
 class CommandError(Exception):

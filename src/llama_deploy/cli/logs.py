@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from llama_deploy.printable import printable, printable_traceback
 from llama_deploy.running_task import running_task
-from llama_deploy.types.printable import printable, printable_traceback
 
 _PACKAGE: Final = "llama_deploy"
 _ANNOUNCED: Final = frozenset({"control_plane_started", "launch", "register"})

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from llama_deploy.cli.console import OutputConsole
 from llama_deploy.client import Client, Service
+from llama_deploy.printable import printable
 from llama_deploy.types import BlockedStep
-from llama_deploy.types.printable import printable
 
 
 async def print_status(client: Client, *, as_json: bool) -> None:

@@ -23,9 +23,9 @@ from llama_deploy.client import Client, Service, TaskHandle
 from llama_deploy.client.task_results import describe_status
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ServiceNotFoundError, TaskEndedError
+from llama_deploy.printable import printable, printable_lines, printable_traceback
 from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import INPUT_REJECTED
-from llama_deploy.types.printable import printable, printable_lines, printable_traceback
 
 _STATUS_PACE: Final = Backoff(first=0.1, longest=2.0)
 """When to look whether the task is waiting, after its last event."""

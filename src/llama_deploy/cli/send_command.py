@@ -12,8 +12,8 @@ import typer
 from llama_deploy.cli.arguments import parse_arguments
 from llama_deploy.cli.options import HUMAN_RESPONSE, server_option
 from llama_deploy.client import Client, Service
+from llama_deploy.printable import printable
 from llama_deploy.types import EventDefinition, generate_id
-from llama_deploy.types.printable import printable
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,11 +65,12 @@ def run_until_stopped(
                     type(exc).__name__,
                     extra={"action": "exit_in_task"},
                 )
-        # The interpreter would look for garbage in all that was imported, which takes as long as the import.
-        gc.freeze()
-        if link is not None:
-            link.done()
-        return main.result()
+    result = main.result()
+    # The interpreter would look for garbage in all that was imported, which takes as long as the import.
+    gc.freeze()
+    if link is not None:
+        link.done()
+    return result
 
 
 async def _until_stopped(

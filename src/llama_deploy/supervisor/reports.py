@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_deploy.errors import LlamaDeployError
@@ -96,12 +97,14 @@ class Reports:
 
     def _post(self, connection: Mapping[str, Any], path: str, body: Mapping[str, Any]) -> None:
         from llama_deploy.web.http_exchange import HttpRequest  # noqa: PLC0415 - a supervisor needs it seldom
+        from llama_deploy.web.problems import from_problem  # noqa: PLC0415 - as above
 
         content = json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **connection["protocol"]}
-        self._connect(connection).request(
-            HttpRequest("POST", path, content=content, headers=headers, timeout=_BEAT_SECONDS)
-        )
+        request = HttpRequest("POST", path, content=content, headers=headers, timeout=_BEAT_SECONDS)
+        status, answer = self._connect(connection).send(request)
+        if status >= HTTPStatus.MULTIPLE_CHOICES:
+            raise from_problem(status, answer, url=path)
 
     def _connect(self, connection: Mapping[str, Any]) -> SyncHttpConnection:
         from llama_deploy.web.connection_settings import ConnectionSettings  # noqa: PLC0415 - as above

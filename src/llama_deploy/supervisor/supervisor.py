@@ -203,7 +203,8 @@ class Supervisor:
                 death_of(list(child.instances), reason=reason, culprits=child.culprits),
             )
         if self._stop is not None:
-            self._exit_code = self._exit_code or (0 if child.is_done else code)
+            was_killed_late = child.is_done and code < 0
+            self._exit_code = self._exit_code or (0 if was_killed_late else code)
             return
         # With 0 it ends if a workflow's module ends it, or, after its hello, if it was told to stop alone.
         if not self._was_ready and not is_ready and (code > 0 or (code == 0 and not child.facts)):

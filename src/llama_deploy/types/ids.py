@@ -7,7 +7,7 @@ import re
 import time
 from typing import Final
 
-from llama_deploy.types.printable import CONTROLS, has_controls
+from llama_deploy.printable import CONTROLS, has_controls
 
 _RANDOM_BYTES: Final = 10
 MAX_ID_LENGTH: Final = 255

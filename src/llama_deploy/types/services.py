@@ -7,9 +7,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from llama_deploy.printable import has_controls
 from llama_deploy.types.json_values import JsonObject
 from llama_deploy.types.keys import Id
-from llama_deploy.types.printable import has_controls
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 

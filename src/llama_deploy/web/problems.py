@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, Final
-
-import pydantic_core
 
 from llama_deploy import errors
 from llama_deploy.errors import LlamaDeployError
@@ -90,8 +89,8 @@ def from_problem(status: int, body: bytes, *, url: str) -> LlamaDeployError:
             f"{url} answered {status}, a redirect, which is not followed; use the address it redirects to"
         )
     try:
-        problem = pydantic_core.from_json(body)
-    except ValueError:
+        problem = json.loads(body)
+    except (ValueError, RecursionError):
         problem = None
     if not isinstance(problem, dict) or not str(problem.get("type", "")).startswith(TYPE_PREFIX):
         text = f"{url} answered {status}: {body[:200].decode(errors='replace')}"

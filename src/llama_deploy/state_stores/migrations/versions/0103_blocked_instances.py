@@ -11,7 +11,7 @@ down_revision = "0102"
 
 def upgrade() -> None:
     """Add three columns to instances, and to tasks when their cancellation was requested."""
-    op.add_column("instances", sa.Column("slots", sa.Integer()))
-    op.add_column("instances", sa.Column("running", sa.Integer()))
+    op.add_column("instances", sa.Column("slots", sa.BigInteger()))
+    op.add_column("instances", sa.Column("running", sa.BigInteger()))
     op.add_column("instances", sa.Column("blocked", sa.Text()))
     op.add_column("tasks", sa.Column("cancel_requested_at", sa.BigInteger()))
