@@ -291,7 +291,8 @@ class TestAPausedChild:
                 os.kill(first.pid, signal.SIGSTOP)
                 second = await served.begun("a", times=2)
                 assert second.pid != first.pid
-                assert second.at - first.at >= 1
+                # The lease is 1 s, and was renewed within the third of it before.
+                assert second.at - first.at >= 0.6
                 os.kill(first.pid, signal.SIGCONT)
                 assert await handle.result() == "a"
                 assert (await handle.info()).attempt == 2

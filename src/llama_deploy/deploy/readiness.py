@@ -9,7 +9,13 @@ from urllib.parse import urlsplit
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
-from llama_deploy.errors import ConfigError, InternalServerError, NotFoundError, UnavailableError
+from llama_deploy.errors import (
+    ConfigError,
+    InternalServerError,
+    NotFoundError,
+    UnavailableError,
+    WrongServerError,
+)
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.queue_registry import config_from_settings
 from llama_deploy.renamed import see
@@ -95,7 +101,7 @@ async def _queue_settings(connection: HttpConnection) -> dict[str, Any]:
     try:
         answer = await connection.request(HttpRequest("GET", "/queue_config"))
         settings = read_answer(answer, as_object, source=url)
-    except (InternalServerError, NotFoundError) as exc:
+    except (InternalServerError, NotFoundError, WrongServerError) as exc:
         raise ConfigError(
             f"{url} does not answer as a control plane does: {exc}; give the URL of one"
         ) from exc
