@@ -77,11 +77,10 @@ class System:
         return self._stack.enter_context(program)
 
     def worker(self, *targets: str) -> Program:
-        """Start `llamactl worker`."""
+        """Start `llamactl worker` without a supervisor: steps run in the process that is returned."""
         output = self.folder / f"worker-{free_port()}.log"
-        program = Program(
-            ["-m", "llama_deploy.cli", "-s", self.url, "worker", *targets], output=output, env=self.env
-        )
+        argv = ["-m", "llama_deploy.cli", "-s", self.url, "worker", *targets, "--processes", "0"]
+        program = Program(argv, output=output, env=self.env)
         return self._stack.enter_context(program)
 
     def run(self, argv: Sequence[str]) -> Program:
