@@ -16,7 +16,7 @@ T = TypeVar("T")
 _PATCHES_LOOPS: Final = "nest_asyncio"
 """A package that patches event loops. It refuses those of uvloop."""
 _MAX_THREADS: Final = 32
-"""How many calls of `asyncio.to_thread` run at a time, without those that nobody waits for any more."""
+"""How many calls of `asyncio.to_thread` run at a time. Abandoned calls do not count."""
 
 
 class EventLoop(StrEnum):

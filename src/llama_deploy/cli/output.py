@@ -121,7 +121,7 @@ def _ending_without_traceback() -> Iterator[None]:
 
 @contextmanager
 def optional_output() -> Iterator[None]:
-    """Print in the body; if nobody reads it, this process continues without output."""
+    """Print in the body. If stdout is closed, the process continues without output."""
     try:
         yield
     except (BrokenPipeError, OutputError):

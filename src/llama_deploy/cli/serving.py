@@ -145,7 +145,7 @@ async def _serve_with_children(children: _Children, place: Place, *, processes: 
             services, pids = await are_ready
             definitions = [ServiceDefinition.model_validate(each) for each in services]
             announce_stack(stack, place, definitions, processes=pids, as_json=as_json)
-            # The other parts go on; if nobody reads this, they end.
+            # This part must not end while the others run. If stdout is closed, printing ends all of them.
             await asyncio.Event().wait()
 
         supervisor = Supervisor(

@@ -17,7 +17,7 @@ from llama_deploy.cli.output import note
 from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.watchdog import GRACE_SECONDS, Watchdog
 from llama_deploy.supervisor.link import SupervisorLink
-from llama_deploy.supervisor.presses import HAND_BACK, Presses
+from llama_deploy.supervisor.presses import HAND_BACK, HANDING_BACK, Presses, draining
 from llama_deploy.supervisor.supervisor import CHILD_GRACE, Stop
 
 logger = logging.getLogger(__name__)
@@ -139,17 +139,16 @@ class _Stop:
         """The first signal, or SIGTERM if the supervisor has asked. None: there was none."""
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """Drain at first. Ctrl-C again hands back tasks, and once more exits; SIGTERM again has no effect."""
+        """Drain. A second Ctrl-C hands back tasks, and a third one exits. Further SIGTERMs are ignored."""
         del frame
         code = 128 + signum
         if self.first is None:
             self.first = signum
             self._presses.add()
-            hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
-            self._drain(f"Waiting for running tasks, then stopping.{hint}", code)
+            self._drain(draining(signum), code)
         elif signum == signal.SIGINT and (count := self._presses.add()) is not None:
             if count == HAND_BACK:
-                self._hand_back("Handing back the running tasks. Press Ctrl-C again to exit now.", code)
+                self._hand_back(HANDING_BACK, code)
             else:
                 self._watchdog.expect_end(code, seconds=0)
 

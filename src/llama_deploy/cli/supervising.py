@@ -18,7 +18,7 @@ from typing import NoReturn, Self
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.logs import CommandLogging, LogFormat
 from llama_deploy.supervisor.child_process import ChildCommand
-from llama_deploy.supervisor.presses import HAND_BACK, Presses
+from llama_deploy.supervisor.presses import HAND_BACK, HANDING_BACK, Presses, draining
 from llama_deploy.supervisor.supervisor import Stop, Supervisor
 
 
@@ -75,17 +75,16 @@ class _Signals:
     _presses: Presses = field(default_factory=Presses)
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """Only a repeated Ctrl-C has a further effect."""
+        """Drain. A second Ctrl-C hands back tasks, and a third one exits. Further SIGTERMs are ignored."""
         del frame
         if self.first is None:
             self.first = signum
             self._presses.add()
-            hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
-            _note(f"Waiting for running tasks, then stopping.{hint}")
+            _note(draining(signum))
             self.supervisor.request(Stop.DRAIN)
         elif signum == signal.SIGINT and (count := self._presses.add()) is not None:
             if count == HAND_BACK:
-                _note("Handing back the running tasks. Press Ctrl-C again to exit now.")
+                _note(HANDING_BACK)
                 self.supervisor.request(Stop.HAND_BACK)
             else:
                 os._exit(ExitCode.INTERRUPTED)  # the children end with this process

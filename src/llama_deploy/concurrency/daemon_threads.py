@@ -1,4 +1,4 @@
-"""Threads that nobody joins, and that are replaced when nobody waits for them any more.
+"""Threads that are never joined, and that are replaced when their call is abandoned.
 
 A thread cannot be interrupted. One that runs a job for ever must neither take the place of other jobs nor
 keep the process from ending. `ThreadPoolExecutor` does both: it counts such a thread, and joins it.

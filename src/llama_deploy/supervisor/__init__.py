@@ -2,7 +2,3 @@
 
 The supervisor's process imports this package and nothing that workflows need, so that it stays small.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -1,7 +1,8 @@
-"""Counts how often the user has pressed Ctrl-C."""
+"""What each Ctrl-C and SIGTERM means, and what the user is told."""
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Final
 
@@ -26,3 +27,13 @@ class Presses:
         self.count += 1
         self._last = now
         return self.count
+
+
+def draining(signum: int) -> str:
+    """Return what to print after the first signal."""
+    hint = "" if signum == signal.SIGTERM else " Press Ctrl-C again to hand them back now."
+    return f"Waiting for running tasks, then stopping.{hint}"
+
+
+HANDING_BACK: Final = "Handing back the running tasks. Press Ctrl-C again to exit now."
+"""What to print after the second Ctrl-C."""

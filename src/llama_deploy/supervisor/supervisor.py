@@ -327,7 +327,7 @@ def _in_words(code: int) -> str:
 
 
 def _reap_orphans(ours: list[int]) -> None:
-    """As process 1, take note of the end of processes whose parents are gone."""
+    """As process 1, reap orphaned processes that have ended."""
     while True:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

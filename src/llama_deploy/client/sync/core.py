@@ -307,5 +307,5 @@ class SyncSession:
 def _state(answer: HttpAnswer, *, source: str) -> SessionState:
     tag = answer.headers.get("etag", "").strip('"')
     if not tag.isdecimal():
-        raise InternalServerError(f"the response to {source} has no state version in `ETag`")
+        raise InternalServerError(f"the response to {source} does not have a state version in `ETag`")
     return SessionState(state=read_answer(answer.value, as_object, source=source), version=int(tag))
