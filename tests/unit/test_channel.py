@@ -80,3 +80,19 @@ def test_garbage(ends: tuple[Channel, Channel], garbage: bytes) -> None:
     ends[0].socket.sendall(garbage)
     with pytest.raises(ValueError):
         ends[1].receive()
+
+
+def test_long_messages_of_several_threads_do_not_mix(ends: tuple[Channel, Channel]) -> None:
+    sender, receiver = ends
+    text = "x" * 1_000_000
+    threads = [
+        threading.Thread(target=sender.send, args=({"from": n, "text": text},), daemon=True) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    received: list[dict[str, object]] = []
+    while len(received) < len(threads):
+        messages = receiver.receive()
+        assert messages is not None
+        received += messages
+    assert sorted(str(message["from"]) for message in received) == ["0", "1", "2", "3"]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,11 +20,13 @@ _CHUNK: Final = 64 * 1024
 
 @dataclass(slots=True, eq=False)
 class Channel:
-    """One end of a connection. `close` it. One thread may send while another one receives."""
+    """One end of a connection. `close` it. Threads may send while another one receives."""
 
     socket: socket.socket
     _received: bytes = field(default=b"", init=False)
     """The beginning of a line."""
+    _sending: threading.Lock = field(default_factory=threading.Lock, init=False)
+    """Held while a message is sent, so that those of two threads do not mix."""
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message. If the other side is gone, nothing happens.
@@ -34,10 +38,8 @@ class Channel:
 
     def send_line(self, line: bytes) -> None:
         """Send an encoded message; see `send`."""
-        try:
+        with self._sending, suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(line + b"\n")
-        except (BrokenPipeError, ConnectionResetError):
-            return
 
     def receive(self) -> Sequence[dict[str, Any]] | None:
         """Return the messages that have arrived; wait for some if the socket blocks. None: the other is gone.

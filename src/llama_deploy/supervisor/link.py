@@ -132,7 +132,7 @@ class SupervisorLink:
         self._has_mail.set()
 
     def _pass_on(self) -> None:
-        """Send from one thread alone, or long messages would mix."""
+        """Send what waits. Nobody who has something to say has to wait for a supervisor that is stopped."""
         while True:
             self._has_mail.wait()
             self._has_mail.clear()
