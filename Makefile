@@ -25,6 +25,9 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 # Keep the pins of these locks, and leave out those that hold everywhere (without a marker).
 on_top_of = $(1:%=--constraint %) $$(sed -n 's/^\([a-z0-9-]*\)==[^;]*$$/--no-emit-package \1/p' $(1))
 
+# The tests start hundreds of processes, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
