@@ -8,7 +8,7 @@ from llama_deploy.cli.error_messages import print_hint
 from llama_deploy.cli.output import note
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
-from llama_deploy.errors import LlamaDeployError, UnavailableError
+from llama_deploy.errors import LlamaDeployError, UnavailableError, WrongServerError
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import HttpRequest, reason_of
@@ -20,14 +20,15 @@ _BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 async def wait_for_control_plane(settings: ConnectionSettings) -> None:
     """Wait until a server responds at the URL; after the first failure, print what is waited for.
 
-    Whether it is a control plane is not checked.
+    Raises:
+        WrongServerError: The server says that it is none.
     """
     connection = HttpConnection(settings)
 
     async def respond() -> None:
         try:
             await connection.request(HttpRequest("GET", "/queue_config"))
-        except UnavailableError:
+        except (UnavailableError, WrongServerError):
             raise
         except LlamaDeployError:
             pass  # it responds; who connects to the queue reports the error
