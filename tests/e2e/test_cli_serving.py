@@ -96,14 +96,12 @@ class TestServe:
             with started(folder, "-s", url, "run", "sleep") as run:
                 run.line()
                 process.process.send_signal(signal.SIGINT)
-                deadline = time.monotonic() + PATIENCE
-                while process.process.poll() is None and time.monotonic() < deadline:
-                    # Those that follow too quickly count as one.
-                    process.process.send_signal(signal.SIGINT)
-                    if "Handing back the running tasks" in process.errors.read_text():
-                        break
+                assert "Press Ctrl-C again" in process.error_line()
+                time.sleep(0.4)  # two that follow too quickly count as one
+                process.process.send_signal(signal.SIGINT)
                 code, errors = process.wait()
         assert code == 0, errors
+        assert "Handing back the running tasks" in errors
         assert "Traceback" not in errors
 
     @pytest.mark.parametrize(
@@ -179,12 +177,31 @@ class TestServe:
         assert done.returncode == code
         assert "Traceback" not in done.stderr
 
+    @pytest.mark.usefixtures("served")
+    def test_what_the_user_must_change_is_said_first(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The data directory is in use too."""
+        monkeypatch.setenv("LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS", "many")
+        done = llamactl(folder, "serve", "broken:repeat", *ANY_PORTS)
+        assert done.returncode == 2
+        assert done.stderr.count("error:") == 1
+        assert "MAX_CONCURRENT_TASKS" in done.stderr
+
+    @pytest.mark.usefixtures("served")
+    def test_only_one_of_several_errors_is_told(self, folder: Path) -> None:
+        done = llamactl(folder, "serve", "broken:repeat", *ANY_PORTS)
+        assert done.returncode == 1
+        assert done.stderr.count("error:") == 1
+        assert "another control plane" in done.stderr
+
     def test_two_services_with_the_same_name(self, folder: Path) -> None:
         done = llamactl(folder, "serve", "cli_app:repeat", "repeat=cli_app:Sleep")
         assert (done.returncode, "two services have the name 'repeat'" in done.stderr) == (2, True)
 
-    def test_verbose_shows_the_traceback(self, folder: Path) -> None:
-        assert "Traceback" in llamactl(folder, "--verbose", "serve", "broken:repeat").stderr
+    def test_verbose_shows_the_traceback(self, folder: Path, tmp_path: Path) -> None:
+        own = (*ANY_PORTS, "--data-dir", str(tmp_path))
+        assert "Traceback" in llamactl(folder, "--verbose", "serve", "broken:repeat", *own).stderr
 
     def test_other_machines_need_allow_remote(self, folder: Path) -> None:
         done = llamactl(folder, "serve", "cli_app:repeat", "--host", "0.0.0.0")  # noqa: S104 - refused

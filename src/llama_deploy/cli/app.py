@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -131,30 +131,30 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     logs = settings.logs()
     with reported(verbose=settings.verbose):
         settings.reject("server", "insecure", "timeout", command="serve")
-        from llama_deploy.cli import serving
-        from llama_deploy.cli.place import Place
+        from llama_deploy.cli.children import Children
         from llama_deploy.supervisor.link import SupervisorLink
 
-        program = serving.Program(targets or [], logs, max_concurrent_tasks, allow_types)
         link = SupervisorLink.from_environment()
+        # They import while this process does.
+        children = Children.start(processes) if link is None and processes and targets else None
+        from llama_deploy.cli import serving
+        from llama_deploy.cli.place import Place
+
+        program = serving.Program(targets or [], logs, max_concurrent_tasks, allow_types)
         if link is not None:
             serving.work_for_parent(program, queue=queue, link=link, loop=loop)
             return
-        serving.serve(
-            program,
-            Place(
-                data_dir=data_dir,
-                host=host,
-                port=port,
-                queue_port=queue_port,
-                allow_remote=allow_remote,
-                queue=queue,
-                store=store,
-            ),
-            processes=processes,
-            loop=loop,
-            as_json=as_json,
+        place = Place(
+            data_dir=data_dir,
+            host=host,
+            port=port,
+            queue_port=queue_port,
+            allow_remote=allow_remote,
+            queue=queue,
+            store=store,
         )
+        with nullcontext() if children is None else closing(children):
+            serving.serve(program, place, children=children, loop=loop, as_json=as_json)
 
 
 @app.command()

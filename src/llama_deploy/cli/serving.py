@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
 from llama_deploy.cli.addresses import check_ports, explain_bind_error
 from llama_deploy.cli.announcement import announce_instances, announce_stack
+from llama_deploy.cli.children import Children
 from llama_deploy.cli.environment import settings_of
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.event_loop import EventLoop
@@ -21,7 +20,7 @@ from llama_deploy.cli.logs import CommandLogging
 from llama_deploy.cli.output import optional_output
 from llama_deploy.cli.place import Place
 from llama_deploy.cli.stopping import run_until_stopped
-from llama_deploy.cli.targets import load_workflows
+from llama_deploy.cli.targets import load_workflows, parse_targets
 from llama_deploy.cli.waiting import wait_for_control_plane
 from llama_deploy.client import ClientSettings
 from llama_deploy.control_plane import ControlPlaneConfig
@@ -32,9 +31,8 @@ from llama_deploy.message_queues import MessageQueueConfig, SimpleMessageQueueCo
 from llama_deploy.orchestrators import SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.supervised_gateway import connection_facts
-from llama_deploy.supervisor.child_process import ChildCommand
 from llama_deploy.supervisor.link import SupervisorLink
-from llama_deploy.supervisor.supervisor import Stop, Supervisor
+from llama_deploy.supervisor.supervisor import Stop
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.web.http_server import is_loopback
 
@@ -49,6 +47,16 @@ class Program:
     """For each service. None: from the environment or the default."""
     allowed_types: Sequence[str] | None
     """See `WorkflowServiceConfig.allowed_types`. None: from the environment or the default."""
+
+    def check(self) -> None:
+        """Check what can be checked before the workflows are imported.
+
+        Raises:
+            CommandError: A target has the wrong form, or an environment variable is not valid.
+        """
+        parse_targets(self.targets)
+        with settings_of(WorkflowServiceConfig):
+            WorkflowServiceConfig(host="127.0.0.1", port=0, service_name="any")
 
     def load(self) -> list[HostedWorkflow]:
         """Import the workflows.
@@ -70,13 +78,15 @@ class Program:
             ]
 
 
-def serve(program: Program, place: Place, *, processes: int, loop: EventLoop, as_json: bool) -> None:
+def serve(
+    program: Program, place: Place, *, children: Children | None, loop: EventLoop, as_json: bool
+) -> None:
     """Run a control plane, services and, unless `place` has one, a message queue until Ctrl-C or SIGTERM.
 
     Args:
         program: The workflows.
         place: Where it listens and stores its data.
-        processes: In how many processes the workflows run. 0: in this one.
+        children: Run the workflows. None: this process runs them.
         loop: The event loop.
         as_json: See `announce_stack`.
 
@@ -85,10 +95,10 @@ def serve(program: Program, place: Place, *, processes: int, loop: EventLoop, as
             variable is not valid.
         LlamaDeployError: As `LocalStack.start`.
     """
+    program.check()
     _check(place)
-    children = _Children()
-    if processes and program.targets:
-        serving = _serve_with_children(children, place, processes=processes, as_json=as_json)
+    if children is not None:
+        serving = _serve_with_children(children, place, as_json=as_json)
         drain_seconds = None  # the children know
     else:
         hosted = program.load()
@@ -98,17 +108,10 @@ def serve(program: Program, place: Place, *, processes: int, loop: EventLoop, as
     except BindError as exc:
         raise explain_bind_error(exc, place) from exc
     except _ChildFailedError:
-        sys.exit(children.exit_code)
-    if children.exit_code and signum is not None:
-        sys.exit(128 + signum)
-
-
-@dataclass(slots=True)
-class _Children:
-    """How the children of a supervisor have ended."""
-
-    exit_code: int = 0
-    """See `Supervisor.run`."""
+        signum = None
+    exit_code = 0 if children is None else children.ended.result()
+    if exit_code:
+        sys.exit(exit_code if signum is None else 128 + signum)
 
 
 def _check(place: Place) -> None:
@@ -136,56 +139,35 @@ async def _serve(hosted: Sequence[HostedWorkflow], place: Place, *, as_json: boo
         await stack.run()
 
 
-async def _serve_with_children(children: _Children, place: Place, *, processes: int, as_json: bool) -> None:
-    loop = asyncio.get_running_loop()
+async def _serve_with_children(children: Children, place: Place, *, as_json: bool) -> None:
     async with await _start([], place) as stack:
-        are_ready: asyncio.Future[tuple[list[dict[str, Any]], list[int]]] = loop.create_future()
 
         async def announce() -> None:
-            services, pids = await are_ready
+            services, pids = await asyncio.wrap_future(children.ready)
             definitions = [ServiceDefinition.model_validate(each) for each in services]
             announce_stack(stack, place, definitions, processes=pids, as_json=as_json)
             # This part must not end while the others run. If stdout is closed, printing ends all of them.
             await asyncio.Event().wait()
 
-        supervisor = Supervisor(
-            ChildCommand(ChildCommand.of_this_process(), stack.control_plane_url),
-            processes=processes,
-            on_ready=lambda *facts: loop.call_soon_threadsafe(are_ready.set_result, facts),
-        )
-        await run_together(stack.run(), _supervise(supervisor, children), announce())
+        children.supervisor.serve_at(stack.control_plane_url)
+        await run_together(stack.run(), _supervise(children), announce())
 
 
-async def _supervise(supervisor: Supervisor, children: _Children) -> None:
-    """Run a supervisor in a thread. The first cancellation lets its children drain, later ones hand back.
-
-    Args:
-        supervisor: The supervisor.
-        children: Learns how its children have ended.
+async def _supervise(children: Children) -> None:
+    """Wait until children end. The first cancellation lets them drain, later ones hand back.
 
     Raises:
         _ChildFailedError: The first child has ended before it was ready.
     """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[int] = loop.create_future()
-
-    def run() -> None:
-        try:
-            code = supervisor.run()
-        except OSError as exc:
-            loop.call_soon_threadsafe(ended.set_exception, exc)
-        else:
-            loop.call_soon_threadsafe(ended.set_result, code)
-
-    threading.Thread(target=run, name="supervisor", daemon=True).start()
+    ended = asyncio.wrap_future(children.ended)
     stop: Stop | None = None
     while not ended.done():
         try:
             await asyncio.wait({ended})
         except asyncio.CancelledError:
             stop = Stop.DRAIN if stop is None else Stop.HAND_BACK
-            supervisor.request(stop)
-    children.exit_code = ended.result()
+            children.supervisor.request(stop)
+    ended.result()
     if stop is not None:
         raise asyncio.CancelledError
     raise _ChildFailedError
@@ -227,16 +209,12 @@ def _message_queue_config(place: Place) -> MessageQueueConfig:
 
 def work_for_parent(program: Program, *, queue: str | None, link: SupervisorLink, loop: EventLoop) -> None:
     """Run services for the control plane of the process that has started this one; see `work`."""
-    url = link.place.control_plane_url
-    work(
-        program,
-        control_plane_urls=[] if url is None else [url],
-        insecure=False,
-        queue=queue,
-        link=link,
-        loop=loop,
-        as_json=None,
-    )
+    try:
+        hosted = program.load()
+    finally:
+        # If the control plane cannot start, only that is reported.
+        urls = [link.control_plane_url()]
+    _work(hosted, control_plane_urls=urls, insecure=False, queue=queue, link=link, loop=loop, as_json=None)
 
 
 def work(
@@ -247,7 +225,7 @@ def work(
     queue: str | None,
     link: SupervisorLink | None,
     loop: EventLoop,
-    as_json: bool | None,
+    as_json: bool,
 ) -> None:
     """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
 
@@ -258,13 +236,34 @@ def work(
         queue: The URL of the message queue. None: the control plane tells.
         link: The link to the supervisor of this process. None: it has none.
         loop: The event loop.
-        as_json: See `announce_instances`. None: announce nothing.
+        as_json: See `announce_instances`.
 
     Raises:
         CommandError: A workflow was not found, or an environment variable is not valid.
         LlamaDeployError: As `run_workflow`.
     """
-    hosted = program.load()
+    _work(
+        program.load(),
+        control_plane_urls=control_plane_urls,
+        insecure=insecure,
+        queue=queue,
+        link=link,
+        loop=loop,
+        as_json=as_json,
+    )
+
+
+def _work(
+    hosted: Sequence[HostedWorkflow],
+    *,
+    control_plane_urls: Sequence[str],
+    insecure: bool,
+    queue: str | None,
+    link: SupervisorLink | None,
+    loop: EventLoop,
+    as_json: bool | None,
+) -> None:
+    # See `work`. Without `as_json`, nothing is announced.
     with settings_of(ClientSettings):
         settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
     control_plane = settings.connect_to(control_plane_urls)

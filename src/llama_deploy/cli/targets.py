@@ -51,14 +51,11 @@ class Target:
         return cls(source, attribute, service_name, text)
 
 
-def load_workflows(texts: Sequence[str]) -> dict[str, Workflow | WorkflowFactory]:
-    """Import the workflows, or what makes them, and return them by service name, in the order of the texts.
-
-    A class or a function has been called once, to find out whether it works. Modules can be in the working
-    directory, as with `python -m`.
+def parse_targets(texts: Sequence[str]) -> list[Target]:
+    """Parse the workflows on the command line, in their order.
 
     Raises:
-        CommandError: A text has the wrong form, or names something that does not exist or is not a workflow.
+        CommandError: A text has the wrong form, or two have the same service name.
     """
     targets = [Target.parse(text) for text in texts]
     names = [target.service_name for target in targets]
@@ -67,6 +64,19 @@ def load_workflows(texts: Sequence[str]) -> dict[str, Workflow | WorkflowFactory
         raise CommandError(
             f"two services have the name {twice[0]!r}", hint="rename one of them: name=module:attribute"
         )
+    return targets
+
+
+def load_workflows(texts: Sequence[str]) -> dict[str, Workflow | WorkflowFactory]:
+    """Import the workflows, or what makes them, and return them by service name, in the order of the texts.
+
+    A class or a function has been called once, to find out whether it works. Modules can be in the working
+    directory, as with `python -m`.
+
+    Raises:
+        CommandError: As `parse_targets`, or a text names what does not exist or is not a workflow.
+    """
+    targets = parse_targets(texts)
     import_from(Path.cwd())
     return {target.service_name: _load(target) for target in targets}
 

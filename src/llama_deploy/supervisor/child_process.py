@@ -29,8 +29,6 @@ class ChildCommand:
 
     arguments: Sequence[str]
     """The program and its arguments."""
-    control_plane_url: str | None = None
-    """The control plane that this process runs. None: the one of the command line."""
 
     @staticmethod
     def of_this_process() -> list[str]:
@@ -75,6 +73,7 @@ class ChildProcess:
     """Becomes readable when it has ended. None: the system does not have that."""
     is_ending: bool = field(default=False, init=False)
     """Whether it has closed its end of the channel, as it does when it ends."""
+    _knows_control_plane: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if hasattr(os, "pidfd_open"):
@@ -97,7 +96,7 @@ class ChildProcess:
             with theirs:
                 memory = new_memory()
                 failed.callback(os.close, memory)
-                place = ChildPlace(os.getpid(), theirs.fileno(), memory, command.control_plane_url, is_first)
+                place = ChildPlace(os.getpid(), theirs.fileno(), memory, is_first)
                 with _without_interrupts():
                     process = subprocess.Popen(  # noqa: S603 - the command line of this process
                         command.arguments,
@@ -164,6 +163,12 @@ class ChildProcess:
     def expect_end(self, at: float) -> None:
         """Let it be killed then, unless it has ended. The earliest time counts."""
         self.kill_at = at if self.kill_at is None else min(at, self.kill_at)
+
+    def tell_control_plane(self, url: str) -> None:
+        """Tell the URL of the control plane that its supervisor runs, once."""
+        if not self._knows_control_plane:
+            self._knows_control_plane = True
+            self.channel.send({"control_plane": url})
 
     def tell_to_stop(self, how: str) -> None:
         """Ask it to `drain` or to `hand_back`."""

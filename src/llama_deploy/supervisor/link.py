@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any, Final, Self
 
@@ -35,8 +36,6 @@ class ChildPlace:
     """The descriptor of the child's end of the channel."""
     memory: int
     """The descriptor of the memory of its `StepTrail`."""
-    control_plane_url: str | None = None
-    """The control plane that the supervisor itself runs. None: the one of the command line."""
     is_first: bool = True
     """Whether no child was started before."""
 
@@ -54,6 +53,7 @@ class SupervisorLink:
     place: ChildPlace
     trail: StepTrail
     _channel: Channel
+    _control_plane_url: SimpleQueue[str] = field(default_factory=SimpleQueue, init=False)
     _on_stop: Callable[[str], object] | None = field(default=None, init=False)
     _stops: list[str] = field(default_factory=list, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -84,6 +84,10 @@ class SupervisorLink:
         for work in (link._obey, link._pass_on):
             threading.Thread(target=work, name="supervisor-link", daemon=True).start()
         return link
+
+    def control_plane_url(self) -> str:
+        """Return the URL of the control plane that the supervisor runs. Waits until it runs. Call it once."""
+        return self._control_plane_url.get()
 
     def hello(self, facts: dict[str, Any]) -> None:
         """Tell what the supervisor needs to know to beat for this process; see `ChildProcess`.
@@ -142,13 +146,19 @@ class SupervisorLink:
     def _obey(self) -> None:
         while (messages := self._channel.receive()) is not None:
             for message in messages:
-                with self._lock:
-                    callback = self._on_stop
-                    if callback is None:
-                        self._stops.append(message["stop"])
-                if callback is not None:
-                    callback(message["stop"])
+                if "control_plane" in message:
+                    self._control_plane_url.put(message["control_plane"])
+                else:
+                    self._stop(message["stop"])
         os._exit(ORPHANED)
+
+    def _stop(self, how: str) -> None:
+        with self._lock:
+            callback = self._on_stop
+            if callback is None:
+                self._stops.append(how)
+        if callback is not None:
+            callback(how)
 
 
 def _do_nothing(_signum: int, _frame: FrameType | None) -> None:

@@ -82,6 +82,8 @@ class Supervisor:
     _requested: Stop | None = field(default=None, init=False)
     """How they are to stop. Set by another thread, or by a signal handler."""
     _exit_code: int = field(default=0, init=False)
+    _control_plane_url: str | None = field(default=None, init=False)
+    """See `serve_at`. Set by another thread."""
     _reports: Reports = field(default_factory=Reports, init=False)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector, init=False)
     _wake: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair, init=False)
@@ -89,6 +91,17 @@ class Supervisor:
     def request(self, stop: Stop) -> None:
         """Ask the children to stop; `run` returns when they have ended. Thread-safe, and reentrant."""
         self._requested = stop
+        self._wake_up()
+
+    def serve_at(self, control_plane_url: str) -> None:
+        """Let the children begin to work for the control plane of this process. Thread-safe.
+
+        Until then they only load their workflows; those of `llamactl worker` know a control plane themselves.
+        """
+        self._control_plane_url = control_plane_url
+        self._wake_up()
+
+    def _wake_up(self) -> None:
         with suppress(OSError):  # it has ended already, or is woken already
             self._wake[1].send(b"\0", socket.MSG_DONTWAIT)
 
@@ -108,6 +121,7 @@ class Supervisor:
         try:
             while self._children or (self._starts and self._stop is None):
                 self._start_due(time.monotonic())
+                self._tell_control_plane()
                 self._wait()
                 self._reap()
                 self._obey()
@@ -145,6 +159,11 @@ class Supervisor:
             self._selector.register(child.channel.socket, selectors.EVENT_READ, child)
             if child.descriptor is not None:
                 self._selector.register(child.descriptor, selectors.EVENT_READ, child)
+
+    def _tell_control_plane(self) -> None:
+        if self._control_plane_url is not None:
+            for child in self._children:
+                child.tell_control_plane(self._control_plane_url)
 
     def _wait(self) -> None:
         """Wait until something has happened or is due, and take what the children have said."""

@@ -1,0 +1,52 @@
+"""The processes in which `llamactl serve` runs the steps.
+
+This module imports little, because they start before this process has imported what it needs itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from llama_deploy.supervisor.child_process import ChildCommand
+from llama_deploy.supervisor.supervisor import Stop, Supervisor
+
+
+@dataclass(slots=True, eq=False)
+class Children:
+    """Children that run the command of this process, with their supervisor in a thread. `close` them."""
+
+    processes: int
+    """How many."""
+    ready: Future[tuple[list[dict[str, Any]], list[int]]] = field(default_factory=Future, init=False)
+    """Once all are ready: the definitions of their services as JSON, and their process ids."""
+    ended: Future[int] = field(default_factory=Future, init=False)
+    """Once all have ended: see `Supervisor.run`."""
+    supervisor: Supervisor = field(init=False)
+
+    @classmethod
+    def start(cls, processes: int) -> Self:
+        """Start children. They load their workflows, and wait for `Supervisor.serve_at`."""
+        children = cls(processes)
+        children.supervisor = Supervisor(
+            ChildCommand(ChildCommand.of_this_process()),
+            processes=processes,
+            on_ready=lambda *facts: children.ready.set_result(facts),
+        )
+        threading.Thread(target=children._run, name="supervisor", daemon=True).start()
+        return children
+
+    def _run(self) -> None:
+        try:
+            code = self.supervisor.run()
+        except OSError as exc:
+            self.ended.set_exception(exc)
+        else:
+            self.ended.set_result(code)
+
+    def close(self) -> None:
+        """Kill those that have not ended. Idempotent."""
+        self.supervisor.request(Stop.KILL)
+        self.ended.exception()
