@@ -30,7 +30,8 @@ from llama_deploy.types import TaskStatus
 
 PROGRAM = Path(__file__).parent / "programs" / "supervised.py"
 TARGETS = tuple(f"{name}=supervised:{name}" for name in ("does", "does_in_thread", "sleeps", "never_ends"))
-LEASE = 5.0
+LONG_LEASE = {"CONTROL_PLANE_LEASE_SECONDS": "90"}
+"""What does not wait for the end of a lease is done within `PATIENCE`."""
 SHORT_LEASE = {"CONTROL_PLANE_LEASE_SECONDS": "1"}
 LONG = 300
 """Seconds for which no test waits."""
@@ -128,7 +129,7 @@ class TestAKilledChild:
     @pytest.mark.parametrize("processes", [1, 2])
     async def test_its_tasks_move_on_at_once(self, folder: Path, tell: Tell, processes: int) -> None:
         options = ("--processes", str(processes), "--max-concurrent-tasks", "100")
-        with serving(folder, *options) as served:
+        with serving(folder, *options, env=LONG_LEASE) as served:
             assert sorted(served.facts["processes"]) == sorted(served.children())
             assert len(served.children()) == processes
             async with Client(served.url) as client:
@@ -148,8 +149,7 @@ class TestAKilledChild:
             assert lost <= again.keys(), "what has ended may run again if nobody was told"
             gaps = [at - killed for at in again.values()]
             tell(f"tasks of a killed process, {processes} of them: next claim {percentiles(gaps)}")
-            if processes > 1:
-                assert quantile(gaps, 0.99) <= 1.5
+            assert quantile(gaps, 0.99) <= PATIENCE
             await soon(lambda: len(served.children()) == processes)
             assert f"process {victim} was killed by SIGKILL; another one takes its place" in served.log
             assert served.process.end(signal.SIGTERM)[0] == 0
@@ -190,14 +190,12 @@ class TestAKilledChild:
             assert errors.count("takes its place") == 1
 
     async def test_one_that_has_ended_as_if_all_were_well(self, folder: Path) -> None:
-        with serving(folder, "--processes", "2") as served:
+        with serving(folder, "--processes", "2", env=LONG_LEASE) as served:
             async with Client(served.url) as client:
                 handle = await client.submit("does", name="a", what="end_process", seconds=0, max_attempts=1)
                 first = await served.begun("a")
-                begun = time.monotonic()
                 with pytest.raises(TaskFailedError, match="has ended with exit code 0"):
-                    await handle.result()
-                assert time.monotonic() - begun < LEASE
+                    await asyncio.wait_for(handle.result(), PATIENCE)
                 assert f"process {first.pid} has ended with exit code 0" in served.log
 
 
@@ -541,15 +539,13 @@ class TestWhatStepsStart:
                 assert "llama_deploy_steps" not in shown
 
     async def test_a_fork_pool_that_outlives_the_child(self, folder: Path) -> None:
-        with serving(folder) as served:
+        with serving(folder, env=LONG_LEASE) as served:
             async with Client(served.url) as client:
                 await client.submit("does", name="a", what="fork_pool", seconds=LONG)
                 first = await served.begun("a")
                 left = await soon(lambda: len(found := served.noted("left")) == 2 and found)
                 os.kill(first.pid, signal.SIGKILL)
-                killed = time.monotonic()
-                again = await served.begun("a", times=2)
-                assert again.at - killed < LEASE
+                await served.begun("a", times=2)
                 assert all(is_alive(int(each.name)) for each in left)
 
 
