@@ -35,6 +35,7 @@ def server(tmp_path: Path) -> Iterator[SqsServer]:
 class TestOutages(MessageQueueOutages):
     keeps_messages = False  # moto keeps everything in memory
     cuts = 10
+    silence_seconds = 3.0  # moto is slow
     pace = Pace(publishers=4, max_messages=10, step=20, rest_seconds=60.0)
 
     @pytest.fixture

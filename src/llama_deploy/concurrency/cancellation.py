@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -42,20 +41,10 @@ def is_being_cancelled() -> bool:
 
     Otherwise a `CancelledError` in it comes from code that it calls, such as that of a user.
     """
+    return cancellations() > 0
+
+
+def cancellations() -> int:
+    """Return how often somebody has cancelled the current task."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-@contextmanager
-def keeps_cancellation() -> Iterator[None]:
-    """Raise a cancellation that the code within has caught, or has turned into another error.
-
-    Drivers do that when they clean up. Their caller would go on, and a loop around the call would never end.
-    """
-    task = asyncio.current_task()
-    before = 0 if task is None else task.cancelling()
-    try:
-        yield
-    finally:
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
+    return 0 if task is None else task.cancelling()

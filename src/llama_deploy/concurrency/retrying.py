@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from llama_deploy.concurrency.backoff import Backoff
-from llama_deploy.concurrency.cancellation import keeps_cancellation
+from llama_deploy.concurrency.cancellation import cancellations
 from llama_deploy.errors import LlamaDeployError
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,8 @@ async def retry(
 ) -> T:
     """Return the result of `call`, which is made again while it fails with an error to retry.
 
-    A cancellation that `call` catches is raised nevertheless.
+    A cancellation that `call` catches, or turns into another error, is raised nevertheless. Drivers do that
+    when they clean up, and this loop would never end.
 
     Args:
         call: The call. It may run more than once.
@@ -82,12 +83,15 @@ async def retry(
     Raises:
         LlamaDeployError: The error of `call` that is not retried, or the last one before `give_up_at`.
     """
-    failures = 0
+    failures, cancelled = 0, cancellations()
     try:
         while True:
             try:
-                with keeps_cancellation():
+                try:
                     result = await call()
+                finally:
+                    if cancellations() > cancelled:
+                        raise asyncio.CancelledError
             except LlamaDeployError as exc:
                 seconds = backoff.delay(failures + 1)
                 if not retry_on(exc):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -70,6 +71,11 @@ class ManyObjectsRuntime(BasicRuntime):
             yield
 
 
+def _signature_of_runs() -> inspect.Signature:
+    """Return the signature of the functions that run workflows, which the library looks at in each run."""
+    return inspect.signature(create_workflow_run_function(_Smallest()))
+
+
 async def _run(
     workflow: Workflow,
     init_state: BrokerState,
@@ -77,6 +83,7 @@ async def _run(
     tags: dict[str, Any] | None = None,
 ) -> StopEvent:
     run = create_workflow_run_function(workflow)
+    run.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
     try:
         return await run(init_state, start_event, tags)
     finally:
@@ -152,3 +159,6 @@ class _Smallest(Workflow):
     @step
     async def end(self, ev: StartEvent) -> StopEvent:  # noqa: ARG002 - the library requires a step
         return StopEvent()
+
+
+_SIGNATURE: Final = _signature_of_runs()

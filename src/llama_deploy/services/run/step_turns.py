@@ -57,7 +57,13 @@ class StepTurns:
         began. What comes from outside is last for a while, so that it does not delay what is to be stored.
         """
         overdue = self._find_overdue()
-        return sorted(self._oldest_first, key=lambda each: -1 if each.task is overdue else self._rank(each))
+        ranks: tuple[list[NamedTask], ...] = ([], [], [], [])
+        for each in self._oldest_first:
+            if isinstance(each, PullTask):
+                ranks[0 if each.task is overdue else 3].append(each)
+            else:
+                ranks[1 if each.step_id in self._collecting else 2].append(each)
+        return [each for rank in ranks for each in rank]
 
     def next_ended(self) -> asyncio.Task[Any] | None:
         """Return the step that is taken next, or what has come from outside too long ago. None: nothing."""
@@ -84,15 +90,15 @@ class StepTurns:
 
     def _find_overdue(self) -> asyncio.Task[Any] | None:
         """Return what has come from outside and has waited long enough. None: nothing."""
-        pull = next((each.task for each in self._oldest_first if isinstance(each, PullTask)), None)
-        if pull is None or not pull.done():
+        for each in self._oldest_first:
+            if isinstance(each, PullTask):
+                pull = each.task
+                break
+        else:
+            return None
+        if not pull.done():
             return None
         now = asyncio.get_running_loop().time()
         if self._came is None or self._came[0] is not pull:
             self._came = pull, now
         return pull if now - self._came[1] >= self._max_delay else None
-
-    def _rank(self, named: NamedTask) -> int:
-        if isinstance(named, PullTask):
-            return 2
-        return int(named.step_id not in self._collecting)

@@ -49,19 +49,16 @@ class TimeBudget:
         used, since = self._measured
         return used if since is None else used + time.monotonic() - since
 
-    @property
-    def _counts(self) -> bool:
-        return self._measured[1] is not None
-
     def count(self, *, counts: bool) -> None:
         """Count the time from now on, or do not. Idempotent."""
-        if counts == self._counts:
+        used, since = self._measured
+        if counts == (since is not None):
             return
         if not counts:
             # The timer stays, because most pauses are short. It checks again when it fires.
             self._measured = (self.seconds, None)
             return
-        self._measured = (self._measured[0], time.monotonic())
+        self._measured = (used, time.monotonic())
         if self._timer is None:
             self._check()
 
@@ -77,7 +74,7 @@ class TimeBudget:
     def _check(self) -> None:
         """Call back if the limit is reached, else check again when it can be."""
         self._timer = None
-        if self.limit is None or not self._counts or self._is_stopped:
+        if self.limit is None or self._measured[1] is None or self._is_stopped:
             return
         loop, used = asyncio.get_running_loop(), self.seconds
         if used >= self.limit:

@@ -13,6 +13,7 @@ from workflows.handler import WorkflowHandler
 
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.services.values.payloads import build_event
+from llama_deploy.types import generate_id
 from llama_deploy.types.run_input import START_EVENT, start_fields
 from llama_deploy.types.validation import describe_validation_error
 
@@ -56,7 +57,8 @@ class RunCall:
             Exception: Whatever that `run` raises.
         """
         if self.start_event is not None:
-            return self.workflow.run(ctx=ctx, start_event=self.start_event)
+            # The library makes an id with one call of the system for each letter.
+            return self.workflow.run(ctx=ctx, start_event=self.start_event, run_id=generate_id())
         context: dict[str, Any] = {} if ctx is None or not self._takes_context() else {"ctx": ctx}
         try:
             started: object = self.workflow.run(**context, **self.arguments)
