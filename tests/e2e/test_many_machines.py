@@ -61,11 +61,13 @@ class Machines:
     urls: Sequence[str]
 
     def memory(self) -> dict[str, float]:
-        """Return the resident memory of each process in MiB."""
-        return {
-            program.output.stem: psutil.Process(program.pid).memory_info().rss / MEBIBYTE
-            for program in self.programs
-        }
+        """Return the resident memory in MiB of each control plane and of each process that runs the steps."""
+        sizes = {}
+        for program in self.programs:
+            process = psutil.Process(program.pid)
+            for each in process.children() or [process]:
+                sizes[f"{program.output.stem}, process {each.pid}"] = each.memory_info().rss / MEBIBYTE
+        return sizes
 
 
 @contextmanager

@@ -278,11 +278,13 @@ def _work(
                 "blocked_limit": min(blocked_limits),
             }
         )
+    names = [each.config.service_name for each in hosted]
     ready: list[WorkflowService] = []
 
     def on_ready(service: WorkflowService) -> None:
         ready.append(service)
         if len(ready) == len(hosted):
+            ready.sort(key=lambda each: names.index(each.service_name))
             if as_json is not None:
                 # Nobody needs to read on when the first process has printed.
                 with nullcontext() if link is None or link.place.is_first else optional_output():
