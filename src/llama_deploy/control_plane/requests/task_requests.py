@@ -20,7 +20,8 @@ from llama_deploy.control_plane.requests.session_requests import new_session
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
-from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
+from llama_deploy.control_plane.streams.attempt_markers import StreamItem
+from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow, follow_attempts
 from llama_deploy.errors import (
     ConflictError,
     InvalidRequestError,
@@ -50,6 +51,8 @@ _MAX_INBOX: Final = 10_000
 
 EventStream = AsyncIterator[list[EventRecord]]
 """Batches of events in order. An empty batch is a keep-alive."""
+AttemptStream = AsyncIterator[list[StreamItem]]
+"""The same, with a `NewAttempt` wherever a new attempt takes over."""
 
 
 def task_view(task: TaskRecord) -> TaskView:
@@ -239,6 +242,24 @@ class Tasks:
         """
         await self._find(task_id, session_id)
         return follow(self.store, self.hub, task_id, after=after)
+
+    async def attempts(self, task_id: str, *, after: int = -1) -> AttemptStream:
+        """Stream the task's events as `events` does, and where new attempts take over.
+
+        Raises:
+            TaskNotFoundError: The task does not exist.
+        """
+        await self._find(task_id, None)
+        return follow_attempts(self.store, self.hub, task_id, after=after)
+
+    async def has_more(self, task_id: str, *, after: int) -> bool:
+        """Whether there are, or may still be, events after a position.
+
+        Raises:
+            TaskNotFoundError: The task does not exist.
+        """
+        task = await self._find(task_id, None)
+        return not task.status.is_terminal or after < task.stream_length - 1
 
     async def send_event(
         self, task_id: str, event: EventDefinition, *, session_id: str | None = None

@@ -108,9 +108,10 @@ class Unit:
             due = self._pace.redispatch_at(dispatches=task.dispatches, at=self.now)
             task = task._replace(redispatch_at=due)
             self._outgoing.dispatch(task)
-        self.tasks.put(task)
+        before = self.tasks.put(task)
         if transition.events:
-            self.tasks.append_events(task, transition.events)
+            self.tasks.append_events(task, transition.events, attempt=before.attempt)
+        if transition.events or task.takeovers != before.takeovers:
             self._committed.grown.add(task.task_id)
         self._store_run(transition)
         if transition.route:
