@@ -81,7 +81,7 @@ class Services:
                     lease_expires_at=unit.now + self.lease,
                 )
                 unit.instances.put(instance)
-                unit.note_due(instance.lease_expires_at)
+                unit.note_due(unit.now)  # what has waited for the first instance goes on
 
         await self.writer.write(
             Command(run, Reads(services={name}, instances=_named(definition.instance_id)))

@@ -17,6 +17,7 @@ from llama_deploy.control_plane.decisions.service_versions import (
 )
 from llama_deploy.control_plane.requests.service_requests import living_instances
 from llama_deploy.control_plane.requests.session_requests import new_session
+from llama_deploy.control_plane.requests.waiting_tasks import WaitingTasks
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -103,12 +104,10 @@ class Tasks:
     """For submissions without `max_attempts`."""
     routed: bool
     """Whether an orchestrator chooses the services of new tasks."""
-    backlog: Callable[[], int]
-    """Returns how many messages wait for the queue."""
+    waiting: WaitingTasks
+    """Rejects tasks of services for which too many wait."""
     clock: Callable[[], datetime]
     """Returns the current time, aware, UTC."""
-    max_backlog: int
-    """From how many waiting messages on new tasks are rejected."""
 
     async def submit(self, submission: TaskSubmission, *, wait: float = 0.0) -> TaskView:
         """Accept a task. It is durable when this returns. Submitting it again does not create a second task.
@@ -122,7 +121,7 @@ class Tasks:
             SessionNotFoundError: The named session does not exist.
             SessionBusyError: The session's policy is to reject a second open task.
             ConflictError: A different task has this id.
-            OverloadedError: Too many messages wait for the queue.
+            OverloadedError: Too many tasks of the service wait.
             InvalidRequestError: No living version of the service accepts the arguments.
         """
         new = _NewTask(
@@ -162,13 +161,21 @@ class Tasks:
         return await self._submit(new, wait=0.0)
 
     async def _submit(self, new: _NewTask, *, wait: float) -> TaskView:
-        if self.backlog() >= self.max_backlog:
-            raise OverloadedError(f"{self.max_backlog} messages are waiting for the queue; retry later")
+        await self._check_room(new)
         with self.hub.watch(new.task_id) as watch:
             task = await self._accept(new)
+            self.waiting.accepted(new.service_name)
             if task.status.is_terminal or wait <= 0:
                 return task_view(task)
             return await watch.end(wait) or await self.get(new.task_id)
+
+    async def _check_room(self, new: _NewTask) -> None:
+        try:
+            await self.waiting.check(new.service_name)
+        except OverloadedError:
+            # A task that was accepted before is found, whatever waits.
+            if not await self.store.read(lambda tx: tx.tasks.load([new.task_id])):
+                raise
 
     async def _accept(self, new: _NewTask) -> TaskRecord:
         new_session_id = generate_id() if new.session_id is None else None
