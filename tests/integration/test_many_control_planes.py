@@ -33,6 +33,7 @@ from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.testing.conditions import eventually
+from llama_deploy.testing.records import an_instance
 from llama_deploy.types import (
     ServiceDefinition,
     SessionOptions,
@@ -452,6 +453,9 @@ async def test_a_task_that_two_replicas_find_due_is_handed_out_once(postgresql_u
             return (await store.read(lambda tx: tx.tasks.load(["t"])))["t"]
 
         due = (await stored())._replace(redispatch_at=utc_now())
+        in_an_hour = utc_now() + timedelta(hours=1)
+        living = an_instance(service_name="idle")._replace(lease_expires_at=in_an_hour)
+        await store.transact(lambda tx: tx.instances.put([living]))
         await store.transact(lambda tx: tx.tasks.update([due]))
         await asyncio.gather(*(dispatcher.dispatch([due]) for dispatcher in dispatchers))
         await dispatchers[0].dispatch([due])
