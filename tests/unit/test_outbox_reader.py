@@ -10,6 +10,7 @@ import pytest
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.dispatch import outbox_relay
 from llama_deploy.control_plane.dispatch.outbox_reader import OutboxReader
 from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
 from llama_deploy.control_plane.storage.outgoing import Outgoing
@@ -25,6 +26,7 @@ from llama_deploy.types.topics import Topics
 COUNT = 2_600
 MAX_HELD = 1_500
 MAX_BATCH = 256
+PAGE = 500
 
 
 class GatedQueue(LocalMessageQueue):
@@ -91,7 +93,15 @@ class Parts(NamedTuple):
 
 
 @pytest.fixture
-async def parts(queue: GatedQueue, store: SQLiteStateStore, writer: Writer) -> AsyncIterator[Parts]:
+def max_held() -> int:
+    return 1000
+
+
+@pytest.fixture
+async def parts(
+    queue: GatedQueue, store: SQLiteStateStore, writer: Writer, max_held: int, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Parts]:
+    monkeypatch.setattr(outbox_relay, "MAX_HELD", max_held)
     held: list[int] = []
 
     def on_sent(message_ids: Sequence[str]) -> None:
@@ -111,6 +121,7 @@ async def resend(reader: OutboxReader) -> None:
     await reader.resend_rest(await reader.resend_page())
 
 
+@pytest.mark.parametrize("max_held", [1000, 2 * PAGE - MAX_BATCH])  # the latter are full after two pages
 async def test_the_outbox_is_published_in_pages(
     queue: GatedQueue, store: SQLiteStateStore, parts: Parts
 ) -> None:

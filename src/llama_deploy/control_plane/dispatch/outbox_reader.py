@@ -64,6 +64,7 @@ class OutboxReader:
         """
         full = self.relay.full_topics()
         page = await self.store.read(lambda tx: tx.outbox.load(after=after, limit=_PAGE, except_topics=full))
+        self.relay.leave(full)
         self._send(page.values())
         return max(page) if len(page) == _PAGE else None
 

@@ -20,7 +20,7 @@ from llama_deploy.messages import QueueMessage
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH: Final = 256
-_MAX_HELD: Final = 1000
+MAX_HELD: Final = 4000
 """How many messages for one topic are held in memory. Further ones wait in the outbox."""
 _BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 
@@ -36,7 +36,7 @@ class _Waiting:
     @property
     def is_full(self) -> bool:
         """Whether further messages are left in the outbox: they would overtake others, or have no room."""
-        return self.left > 0 or len(self.held) >= _MAX_HELD
+        return self.left > 0 or len(self.held) >= MAX_HELD
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +95,14 @@ class OutboxRelay:
                 waiting.left += 1
             else:
                 self._hold(item.topic, waiting, item.message)
+
+    def leave(self, topics: Iterable[str]) -> None:
+        """Note that messages for topics may have been left in the outbox, because the topics were full."""
+        for topic in topics:
+            waiting = self._waiting.setdefault(topic, _Waiting())
+            waiting.left += 1
+            if waiting.left == 1 and topic not in self._workers:
+                self._drained.put_nowait(topic)  # it has been published meanwhile
 
     async def next_drained(self) -> tuple[str, int]:
         """Wait until the messages that were held for a topic are published, while others were left.
