@@ -56,6 +56,13 @@ async def drain(work: Subscription, count: int) -> None:
             count -= len(deliveries)
 
 
+async def beating(instance: Instance) -> None:
+    """Keep an instance alive."""
+    while True:
+        await beat(instance)
+        await asyncio.sleep(0.5)
+
+
 async def test_nothing_is_published_again_while_a_service_has_no_instance(
     http: HttpConnection, server: ControlPlaneServer, queue: LocalMessageQueue, store: StateStore
 ) -> None:
@@ -65,6 +72,7 @@ async def test_nothing_is_published_again_while_a_service_has_no_instance(
     assert ready(queue) == TASKS
 
 
+@pytest.mark.parametrize(("lease_seconds", "redispatch_seconds"), [(3.0, 1.0)])
 async def test_what_waits_is_published_soon_after_an_instance_registers(
     http: HttpConnection, server: ControlPlaneServer, queue: LocalMessageQueue, store: StateStore
 ) -> None:
@@ -72,9 +80,12 @@ async def test_what_waits_is_published_soon_after_an_instance_registers(
     await submit_some(http)
     async with await queue.subscribe("llama_deploy.echo") as work:
         await drain(work, TASKS)
-        await eventually(lambda: are_held(store), seconds=20)
+        await eventually(lambda: are_held(store, seconds=40), seconds=20)
         await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+        living = asyncio.create_task(beating(Instance(server, queue, work, "one")))
         await drain(work, TASKS)
+        living.cancel()
+        await asyncio.wait([living])
 
 
 @pytest.mark.parametrize("lease_seconds", [6.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -42,8 +43,9 @@ from llama_deploy.types import (
     TaskStatus,
     TaskSubmission,
 )
-from llama_deploy.types.instance_protocol import ClaimRequest
+from llama_deploy.types.instance_protocol import ClaimRequest, ReleaseRequest
 from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import get, post, read_stream, submit
 from tests.integration.test_orchestrators import Chain, State
 from tests.servers.postgresql import PostgreSQLServer, running_server
@@ -204,6 +206,36 @@ async def test_any_request_goes_to_any_replica(cluster: Cluster) -> None:
     assert streams[0] == streams[1] == streams[2]
     await post(third.http, f"/sessions/{session}/state", {"a": 1})
     assert await get(first.http, f"/sessions/{session}/state") == {"a": 1}
+
+
+async def test_a_reader_at_another_replica_is_told_at_once_that_an_attempt_takes_over(
+    postgresql_uri: str,
+) -> None:
+    async with running_cluster(postgresql_uri, lease_seconds=60) as cluster:
+        first, second, third = cluster.replicas
+        await first.server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+        await submit(first.http, task_id="t")
+        claim = ClaimRequest(task_id="t", attempt=1, instance_id="one")
+        (granted,) = await first.server.plane.attempts.claim([claim])
+        path = "/tasks/t/events?attempts=true"
+        async with asyncio.timeout(20), second.http.stream(HttpRequest("GET", path)) as lines:
+            release = ReleaseRequest(task_id="t", attempt=1, token=granted.token)
+            await first.server.plane.attempts.release([release])
+            told = [line async for line in until_first(lines)]
+        await post(third.http, "/tasks/t/cancel")
+        streams = [await read_stream(replica.http, path) for replica in cluster.replicas]
+    new = {"new_attempt": {"attempt": 2, "position": 0, "repeats_from": 0, "reason": "handed_back"}}
+    assert [json.loads(line) for line in told] == [new]
+    assert streams[0] == streams[1] == streams[2]
+    assert [streams[0][0], streams[0][1]["attempt"]] == [new, 2]
+
+
+async def until_first(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the first line that is not a keep-alive."""
+    async for line in lines:
+        if line:
+            yield line
+            return
 
 
 async def _has_status(replica: Replica, task_id: str, status: TaskStatus) -> bool:
