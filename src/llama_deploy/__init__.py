@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from llama_deploy.messages import QueueMessage
     from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
     from llama_deploy.services import BaseService, StreamedItem, WorkflowService, WorkflowServiceConfig
-    from llama_deploy.types import TaskEvent, TaskStatus, generate_id
+    from llama_deploy.types import NewAttempt, TaskEvent, TaskStatus, generate_id
 
 __all__ = [
     "AsyncLlamaDeployClient",
@@ -54,6 +54,7 @@ __all__ = [
     "LlamaDeployClient",
     "LlamaDeployError",
     "LocalStack",
+    "NewAttempt",
     "QueueMessage",
     "ServiceNotFoundError",
     "Session",
@@ -111,7 +112,7 @@ _MODULES: Final = {
     "messages": ("QueueMessage",),
     "orchestrators": ("SimpleOrchestrator", "SimpleOrchestratorConfig"),
     "services": ("BaseService", "StreamedItem", "WorkflowService", "WorkflowServiceConfig"),
-    "types": ("TaskEvent", "TaskStatus", "generate_id"),
+    "types": ("NewAttempt", "TaskEvent", "TaskStatus", "generate_id"),
 }
 """The module that defines each public name."""
 

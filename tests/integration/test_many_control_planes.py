@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -33,6 +34,7 @@ from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.state_stores.postgresql import PostgreSQLStateStore
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.testing.conditions import eventually
+from llama_deploy.testing.records import an_instance
 from llama_deploy.types import (
     ServiceDefinition,
     SessionOptions,
@@ -41,8 +43,9 @@ from llama_deploy.types import (
     TaskStatus,
     TaskSubmission,
 )
-from llama_deploy.types.instance_protocol import ClaimRequest
+from llama_deploy.types.instance_protocol import ClaimRequest, ReleaseRequest
 from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import get, post, read_stream, submit
 from tests.integration.test_orchestrators import Chain, State
 from tests.servers.postgresql import PostgreSQLServer, running_server
@@ -203,6 +206,36 @@ async def test_any_request_goes_to_any_replica(cluster: Cluster) -> None:
     assert streams[0] == streams[1] == streams[2]
     await post(third.http, f"/sessions/{session}/state", {"a": 1})
     assert await get(first.http, f"/sessions/{session}/state") == {"a": 1}
+
+
+async def test_a_reader_at_another_replica_is_told_at_once_that_an_attempt_takes_over(
+    postgresql_uri: str,
+) -> None:
+    async with running_cluster(postgresql_uri, lease_seconds=60) as cluster:
+        first, second, third = cluster.replicas
+        await first.server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+        await submit(first.http, task_id="t")
+        claim = ClaimRequest(task_id="t", attempt=1, instance_id="one")
+        (granted,) = await first.server.plane.attempts.claim([claim])
+        path = "/tasks/t/events?attempts=true"
+        async with asyncio.timeout(20), second.http.stream(HttpRequest("GET", path)) as lines:
+            release = ReleaseRequest(task_id="t", attempt=1, token=granted.token)
+            await first.server.plane.attempts.release([release])
+            told = [line async for line in until_first(lines)]
+        await post(third.http, "/tasks/t/cancel")
+        streams = [await read_stream(replica.http, path) for replica in cluster.replicas]
+    new = {"new_attempt": {"attempt": 2, "position": 0, "repeats_from": 0, "reason": "handed_back"}}
+    assert [json.loads(line) for line in told] == [new]
+    assert streams[0] == streams[1] == streams[2]
+    assert [streams[0][0], streams[0][1]["attempt"]] == [new, 2]
+
+
+async def until_first(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the first line that is not a keep-alive."""
+    async for line in lines:
+        if line:
+            yield line
+            return
 
 
 async def _has_status(replica: Replica, task_id: str, status: TaskStatus) -> bool:
@@ -452,6 +485,9 @@ async def test_a_task_that_two_replicas_find_due_is_handed_out_once(postgresql_u
             return (await store.read(lambda tx: tx.tasks.load(["t"])))["t"]
 
         due = (await stored())._replace(redispatch_at=utc_now())
+        in_an_hour = utc_now() + timedelta(hours=1)
+        living = an_instance(service_name="idle")._replace(lease_expires_at=in_an_hour)
+        await store.transact(lambda tx: tx.instances.put([living]))
         await store.transact(lambda tx: tx.tasks.update([due]))
         await asyncio.gather(*(dispatcher.dispatch([due]) for dispatcher in dispatchers))
         await dispatchers[0].dispatch([due])

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.takeovers import TakeoverReason, takeovers_of
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.errors import (
     EventsMissingError,
@@ -309,7 +310,7 @@ class TaskLife(RuleBasedStateMachine):
     @rule()
     def take_back(self) -> None:
         losses = self.task.losses
-        self.apply(lifecycle.take_back(self.task, at=NOW))
+        self.apply(lifecycle.take_back(self.task, reason=TakeoverReason.LOST, at=NOW))
         assert self.task.losses == losses
 
     @rule()
@@ -322,6 +323,16 @@ class TaskLife(RuleBasedStateMachine):
     def the_stream_has_as_many_events_as_the_task_says(self) -> None:
         assert len(self.stream) == self.task.stream_length
         assert self.task.attempt_events <= self.task.stream_length
+
+    @invariant()
+    def takeovers_are_in_the_order_of_the_stream(self) -> None:
+        known = takeovers_of(self.task)
+        assert [(new.position, new.attempt) for new in known] == sorted(
+            (new.position, new.attempt) for new in known
+        )
+        for new in known:
+            assert 0 <= new.repeats_from <= new.position <= len(self.stream)
+            assert 1 < new.attempt <= self.task.attempt
 
     @invariant()
     def it_ends_at_most_once_and_says_how(self) -> None:
@@ -430,7 +441,7 @@ def test_it_fails_when_as_many_instances_have_died_as_may_and_got_no_further(hap
         elif happening == "returns":
             task = lifecycle.hand_back(task, attempt=task.attempt, token="t", at=NOW).task
         elif happening == "is taken":
-            task = lifecycle.take_back(task, at=NOW).task
+            task = lifecycle.take_back(task, reason=TakeoverReason.LOST, at=NOW).task
         else:
             parking = Parking(inbox_seq=0) if happening == "parks" else None
             write = a_write(task, entry="entry", step_ended=happening == "steps", parking=parking)
@@ -564,7 +575,7 @@ def test_a_lost_attempt_keeps_the_journal() -> None:
     task = running(has_run=True, journal_length=4, running_seconds=2.5)
     for following in (
         lifecycle.lose(task, at=NOW, backoff=BACKOFF).task,
-        lifecycle.take_back(task, at=NOW).task,
+        lifecycle.take_back(task, reason=TakeoverReason.LOST, at=NOW).task,
     ):
         assert (following.has_run, following.journal_length, following.running_seconds) == (True, 4, 2.5)
 

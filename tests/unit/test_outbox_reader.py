@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.dispatch import outbox_relay
 from llama_deploy.control_plane.dispatch.outbox_reader import OutboxReader
 from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
+from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.control_plane.storage.writer import Writer
 from llama_deploy.message_queues import LocalMessageQueue
 from llama_deploy.messages import QueueMessage
@@ -22,16 +25,19 @@ from llama_deploy.types.topics import Topics
 
 COUNT = 2_600
 MAX_HELD = 1_500
+MAX_BATCH = 256
+PAGE = 500
 
 
 class GatedQueue(LocalMessageQueue):
-    """Publishes messages while its gate is open."""
+    """Publishes messages while its gate is open, those for the topic `open` always."""
 
     gate: asyncio.Event
     published: list[str]
 
-    async def _publish(self, message: QueueMessage, topic: str) -> None:  # noqa: ARG002
-        await self.gate.wait()
+    async def _publish(self, message: QueueMessage, topic: str) -> None:
+        if topic != "open":
+            await self.gate.wait()
         self.published.append(message.id_)
 
 
@@ -65,34 +71,108 @@ async def writer(store: SQLiteStateStore) -> AsyncIterator[Writer]:
     await writer.close()
 
 
-async def fill(store: SQLiteStateStore, messages: Sequence[tuple[str, str]]) -> None:
+async def fill(
+    store: SQLiteStateStore, messages: Sequence[tuple[str, str]], topic: str = "topic", **fields: Any
+) -> None:
     await store.transact(
-        lambda tx: tx.outbox.insert([OutboxRecord(key, "topic", text) for key, text in messages])
+        lambda tx: tx.outbox.insert([OutboxRecord(key, topic, text, **fields) for key, text in messages])
     )
 
 
-async def test_the_outbox_is_published_in_pages(
-    queue: GatedQueue, store: SQLiteStateStore, writer: Writer
-) -> None:
-    messages = [QueueMessage() for _ in range(COUNT)]
-    await fill(store, [(message.id_, message.encode().decode()) for message in messages])
-    held = []
+def encoded(messages: Sequence[QueueMessage]) -> list[tuple[str, str]]:
+    return [(message.id_, message.encode().decode()) for message in messages]
 
-    def on_sent(message_ids: object) -> None:
+
+class Parts(NamedTuple):
+    """A relay and its reader."""
+
+    relay: OutboxRelay
+    reader: OutboxReader
+    held: list[int]
+    """How many messages were in memory each time some were published."""
+
+
+@pytest.fixture
+def max_held() -> int:
+    return 1000
+
+
+@pytest.fixture
+async def parts(
+    queue: GatedQueue, store: SQLiteStateStore, writer: Writer, max_held: int, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Parts]:
+    monkeypatch.setattr(outbox_relay, "MAX_HELD", max_held)
+    held: list[int] = []
+
+    def on_sent(message_ids: Sequence[str]) -> None:
         held.append(relay.backlog)
+        writer.forget_sent(message_ids)
 
     relay = OutboxRelay(queue, on_sent=on_sent, on_refused=on_refused)
     reader = OutboxReader(store=store, writer=writer, relay=relay, clock=lambda: NOW)
-    resending = asyncio.create_task(reader.resend_rest(await reader.resend_page()))
-    await eventually(lambda: not relay.has_room)
-    assert relay.backlog <= MAX_HELD
-    assert not resending.done()
-    queue.gate.set()
-    await resending
-    await eventually(lambda: relay.backlog == 0)
-    assert max(held) <= MAX_HELD
-    assert queue.published == [message.id_ for message in messages]
+    reading = asyncio.create_task(reader.read_on())
+    yield Parts(relay, reader, held)
+    reading.cancel()
+    await asyncio.wait([reading])
     await relay.close()
+
+
+async def resend(reader: OutboxReader) -> None:
+    await reader.resend_rest(await reader.resend_page())
+
+
+@pytest.mark.parametrize("max_held", [1000, 2 * PAGE - MAX_BATCH])  # the latter are full after two pages
+async def test_the_outbox_is_published_in_pages(
+    queue: GatedQueue, store: SQLiteStateStore, parts: Parts
+) -> None:
+    messages = [QueueMessage() for _ in range(COUNT)]
+    await fill(store, encoded(messages))
+    await resend(parts.reader)
+    assert parts.relay.backlog <= MAX_HELD
+    queue.gate.set()
+    await eventually(lambda: len(queue.published) == COUNT)
+    assert max(parts.held) <= MAX_HELD
+    assert queue.published == [message.id_ for message in messages]
+
+
+async def test_a_topic_that_accepts_nothing_does_not_block_the_others_at_the_start(
+    queue: GatedQueue, store: SQLiteStateStore, parts: Parts
+) -> None:
+    await fill(store, encoded([QueueMessage() for _ in range(COUNT)]))
+    other = QueueMessage()
+    await fill(store, encoded([other]), "open")
+    async with asyncio.timeout(20):
+        await resend(parts.reader)
+    await eventually(lambda: queue.published == [other.id_])
+
+
+async def test_what_is_sent_to_such_a_topic_waits_in_the_outbox_and_keeps_its_order(
+    queue: GatedQueue, store: SQLiteStateStore, parts: Parts
+) -> None:
+    messages = [QueueMessage() for _ in range(COUNT)]
+    for start in range(0, COUNT, 100):
+        page = messages[start : start + 100]
+        await fill(store, encoded(page))
+        parts.relay.send([Outgoing("topic", message) for message in page])
+    assert parts.relay.backlog <= MAX_HELD
+    assert COUNT - MAX_BATCH <= parts.relay.count("topic") <= COUNT
+    queue.gate.set()
+    await eventually(lambda: len(queue.published) >= COUNT)
+    assert queue.published == [message.id_ for message in messages]
+    await eventually(lambda: not parts.relay.is_waiting("topic"))
+
+
+async def test_messages_of_other_control_planes_are_taken_over_past_such_a_topic(
+    queue: GatedQueue, store: SQLiteStateStore, parts: Parts
+) -> None:
+    await fill(store, encoded([QueueMessage() for _ in range(COUNT)]), relay_at=NOW)
+    other = QueueMessage()
+    await fill(store, encoded([other]), "open", relay_at=NOW)
+    taking = asyncio.create_task(parts.reader.take_over())
+    await eventually(lambda: queue.published == [other.id_], seconds=30)
+    assert parts.relay.backlog <= MAX_HELD
+    taking.cancel()
+    await asyncio.wait([taking])
 
 
 async def test_messages_that_cannot_be_read_stay_and_do_not_block_the_others(

@@ -24,7 +24,7 @@ from llama_deploy.client.task_results import describe_status
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ServiceNotFoundError, TaskEndedError
 from llama_deploy.printable import printable, printable_lines, printable_traceback
-from llama_deploy.types import TaskEvent, TaskFailure, TaskStatus
+from llama_deploy.types import NewAttempt, TaskEvent, TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import INPUT_REJECTED
 
 _STATUS_PACE: Final = Backoff(first=0.1, longest=2.0)
@@ -68,6 +68,9 @@ class Output(Protocol):
     def event(self, event: TaskEvent) -> None:
         """Print an event."""
 
+    def new_attempt(self, new: NewAttempt) -> None:
+        """Print that a new attempt takes over, and which events may come again."""
+
     def end(self, end: TaskEnd) -> None:
         """Print how the task ended."""
 
@@ -85,6 +88,10 @@ class ReadableOutput:
         """Print the event's type and data."""
         data = json.dumps(event.data, ensure_ascii=False)
         typer.echo(f"{typer.style(printable(event.type), fg='cyan')}  {printable(data)}")
+
+    def new_attempt(self, new: NewAttempt) -> None:
+        """Print it to stderr, because it is not an event."""
+        note(f"attempt {new.attempt} ({_REASONS.get(new.reason, new.reason)}): {_repeated(new)}")
 
     def end(self, end: TaskEnd) -> None:
         """Print the result; for a failure, print its reason and traceback to stderr."""
@@ -108,7 +115,11 @@ class JsonOutput:
     def event(self, event: TaskEvent) -> None:
         """Print the event."""
         # In ASCII, which every terminal and every program can read.
-        typer.echo(json.dumps(event.model_dump(mode="json", include={"index", "type", "data"})))
+        typer.echo(json.dumps(event.model_dump(mode="json", include={"index", "type", "data", "attempt"})))
+
+    def new_attempt(self, new: NewAttempt) -> None:
+        """Print it as an object with the one field `new_attempt`."""
+        typer.echo(json.dumps({"new_attempt": new.model_dump(mode="json")}))
 
     def end(self, end: TaskEnd) -> None:
         """Print result, status and error; for a failure, also print its reason to stderr."""
@@ -137,9 +148,29 @@ class QuietOutput:
     def event(self, event: TaskEvent) -> None:
         """Print nothing."""
 
+    def new_attempt(self, new: NewAttempt) -> None:
+        """Print nothing."""
+
     def end(self, end: TaskEnd) -> None:
         """Print how the task ended."""
         self._output.end(end)
+
+
+_REASONS: Final = {
+    "lost": "the instance before was lost",
+    "handed_back": "the instance before has stopped",
+    "reports_lost": "the queue has lost events of the attempt before",
+    "deregistered": "the service was removed and is back",
+}
+"""The values of `NewAttempt.reason` in words."""
+
+
+def _repeated(new: NewAttempt) -> str:
+    count = new.position - new.repeats_from
+    if not count:
+        return "no event comes again"
+    last = "the last event" if count == 1 else f"the last {count} events"
+    return f"{last}, from event {new.repeats_from} on, may come again"
 
 
 def _pretty(value: object) -> str:
@@ -208,11 +239,12 @@ async def _follow(handle: TaskHandle, output: Output, hints: AnswerHints) -> int
     ending = asyncio.create_task(_end_of(handle))
     watching = asyncio.create_task(hints.watch_status())
     try:
-        async for event in handle.events():
-            # The terminal event is the result, which is printed differently.
-            if not event.terminal:
-                output.event(event)
-                await hints.on_event(event)
+        async for item in handle.events(attempts=True):
+            if isinstance(item, NewAttempt):
+                output.new_attempt(item)
+            elif not item.terminal:  # the terminal event is the result, which is printed differently
+                output.event(item)
+                await hints.on_event(item)
         end = await ending
     except asyncio.CancelledError:
         if not interrupts.received:

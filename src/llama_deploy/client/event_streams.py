@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import pydantic_core
@@ -11,7 +12,7 @@ import pydantic_core
 from llama_deploy.client.deadline import Clock, Deadline, pause_after
 from llama_deploy.client.paths import task_path
 from llama_deploy.errors import InternalServerError, UnavailableError
-from llama_deploy.types import TaskEvent
+from llama_deploy.types import NewAttempt, StreamedAttempt, TaskEvent
 from llama_deploy.web.answers import as_object, read_answer
 from llama_deploy.web.http_exchange import HttpRequest
 
@@ -75,18 +76,28 @@ class EventStream(LineStream[TaskEvent]):
         self._failures = 0
         self._deadline = Deadline(self._timeout, self._clock)
 
+    @property
+    def path(self) -> str:
+        """The path of the stream."""
+        return task_path(self.task_id) + "/events"
+
     def request(self) -> HttpRequest:
         """Return the request for the events after the last one read."""
-        return HttpRequest("GET", task_path(self.task_id) + "/events", params={"after": self.after})
+        return HttpRequest("GET", self.path, params={"after": self.after})
 
     def feed(self, line: bytes) -> TaskEvent | None:
         """Return the event in a line; None for a keep-alive and for an event that was read before."""
+        item = self.decode(line)
+        return None if item is None else self.take(item)
+
+    def decode(self, line: bytes) -> Any:
+        """Return the JSON in a line; None for a keep-alive."""
         self._reset()
-        if not line.strip():
-            return None
-        event = read_answer(
-            _decode(line), TaskEvent.model_validate, source=task_path(self.task_id) + "/events"
-        )
+        return _decode(line) if line.strip() else None
+
+    def take(self, item: Any) -> TaskEvent | None:
+        """Return the event in the JSON of a line; None for one that was read before."""
+        event = read_answer(item, TaskEvent.model_validate, source=self.path)
         if event.index <= self.after:
             return None
         self.after = event.index
@@ -105,6 +116,43 @@ class EventStream(LineStream[TaskEvent]):
             raise cause
         self._failures += 1
         return min(pause_after(self._failures, cause), left)
+
+
+class AttemptStream(LineStream[TaskEvent | NewAttempt]):
+    """The events of a task, and between them the new attempts that take over, each once.
+
+    Args:
+        events: Reads the events.
+    """
+
+    def __init__(self, events: EventStream) -> None:
+        self._events = events
+        self._last_attempt = 0
+
+    def request(self) -> HttpRequest:
+        """Return the request for what follows the last event read."""
+        request = self._events.request()
+        return replace(request, params={**request.params, "attempts": "true"})
+
+    def feed(self, line: bytes) -> TaskEvent | NewAttempt | None:
+        """Return the item in a line; None for a keep-alive and for an item that was read before."""
+        item = self._events.decode(line)
+        if item is None:
+            return None
+        if not isinstance(item, dict) or "new_attempt" not in item:
+            event = self._events.take(item)
+            self.finished = self._events.finished
+            return event
+        new = read_answer(item, StreamedAttempt.model_validate, source=self._events.path).new_attempt
+        # After a reconnection, the one that stands before the next event comes again.
+        if new.attempt <= self._last_attempt:
+            return None
+        self._last_attempt = new.attempt
+        return new
+
+    def interrupted(self, error: UnavailableError | None) -> float | None:
+        """Retry as for the events alone."""
+        return self._events.interrupted(error)
 
 
 class ObjectStream(LineStream[dict[str, Any]]):

@@ -66,8 +66,12 @@ class ControlPlaneConfig(BaseSettings):
     """Seconds that a task waits after its second lost instance; doubled with each further one."""
     retry_backoff_max_seconds: float = Field(default=60.0, ge=0)
     """The maximum of that wait."""
+    max_queued_tasks: int = Field(default=100_000, gt=0)
+    """How many tasks of one service may wait for an instance, `pending` ones included, before new ones are
+    rejected with 429. Other services are not affected."""
     max_backlog: int = Field(default=20_000, gt=0)
-    """How many messages may wait in the outbox before new tasks are rejected with 429."""
+    """How many messages to one service may wait for the queue before new tasks for it are rejected with 429.
+    """
     orchestrator_timeout: float = Field(default=60.0, gt=0)
     """Seconds that an orchestrator of your own has to answer what follows for a task, after which the task
     fails."""

@@ -29,6 +29,7 @@ from llama_deploy.control_plane.requests.report_uploads import ReportUploads
 from llama_deploy.control_plane.requests.service_requests import Services
 from llama_deploy.control_plane.requests.session_requests import Sessions
 from llama_deploy.control_plane.requests.task_requests import Tasks, task_view
+from llama_deploy.control_plane.requests.waiting_tasks import WaitingTasks
 from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Committed, Unit
@@ -141,9 +142,13 @@ class ControlPlane:
             hub=self._hub,
             default_max_attempts=orchestrator.max_attempts,
             routed=self._router.is_needed,
-            backlog=lambda: self._relay.backlog,
+            waiting=WaitingTasks(
+                store=store,
+                max_tasks=config.max_queued_tasks,
+                max_messages=config.max_backlog,
+                messages=lambda service_name: self._relay.count(self.topics.work(service_name)),
+            ),
             clock=clock,
-            max_backlog=config.max_backlog,
         )
         self.services = Services(store=store, writer=self._writer, clock=clock, lease=lease)
         self.attempts = Attempts(
@@ -174,6 +179,7 @@ class ControlPlane:
             asyncio.create_task(self._sweeps.run(), name="sweeps"),
             asyncio.create_task(self._router.run(has_company=has_company), name="router"),
             asyncio.create_task(self._publish_outbox(after=unsent), name="outbox"),
+            asyncio.create_task(self._outbox.read_on(), name="rest of the outbox"),
         ]
         if self._store.shared:
             news = News(store=self._store, hub=self._hub, sweeps=self._sweeps)

@@ -116,6 +116,12 @@ class TaskRecord(NamedTuple):
     route, or has ended."""
     cancel_requested_at: datetime | None = None
     """When `cancel_requested` was set. None: it is not, or an older release has set it."""
+    repeats_from: int | None = None
+    """The position in the stream from which on events may come again if the attempt under way is lost. None:
+    there was no attempt yet, or an older release has granted it."""
+    takeovers: str | None = None
+    """The attempts that have taken over from lost ones, as a JSON list of `NewAttempt`. None: there are none.
+    """
 
     @property
     def target(self) -> str:
@@ -130,6 +136,7 @@ PROGRESS: Final = (
     "has_run",
     "journal_length",
     "running_seconds",
+    "repeats_from",
 )
 """The fields of a `TaskRecord` that `TaskRepository.update_progress` overwrites."""
 
@@ -144,6 +151,8 @@ class EventRecord(NamedTuple):
     data: str
     """JSON object."""
     terminal: bool = False
+    attempt: int | None = None
+    """The attempt that has written it. None: an older release has stored it."""
 
 
 class InboxRecord(NamedTuple):

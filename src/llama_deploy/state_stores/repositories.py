@@ -76,6 +76,23 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def queued_for(self, service_name: str, *, limit: int = 1000) -> list[TaskRecord]:
+        """Return tasks in the status `queued` for a service, those that are due last first.
+
+        Args:
+            service_name: The `target` of the tasks.
+            limit: The most tasks to return.
+        """
+
+    @abstractmethod
+    def count_waiting(self, service_name: str) -> int:
+        """Return how many tasks for a service are `pending` or `queued`.
+
+        Args:
+            service_name: The `target` of the tasks.
+        """
+
+    @abstractmethod
     def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         """Return tasks in the status `waiting` with a `wake_at`, by that, then in the order of insertion.
 
@@ -177,16 +194,27 @@ class OutboxRepository(ABC):
     """The messages that are to be published."""
 
     @abstractmethod
-    def load(self, *, after: int = 0, limit: int = 1000) -> dict[int, OutboxRecord]:
+    def load(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        topic: str | None = None,
+        except_topics: Collection[str] = (),
+    ) -> dict[int, OutboxRecord]:
         """Return messages by position, in the order in which they were inserted.
 
         Args:
             after: Only messages whose position is greater.
             limit: The most messages to return.
+            topic: Only messages for this topic. None: for all topics.
+            except_topics: If `topic` is None, no messages for these.
         """
 
     @abstractmethod
-    def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
+    def take(
+        self, *, now: datetime, until: datetime, limit: int = 1000, except_topics: Collection[str] = ()
+    ) -> list[OutboxRecord]:
         """Take over the oldest messages that are due, in the order in which they were inserted.
 
         Messages that another transaction takes at the same time are left to it.
@@ -195,6 +223,7 @@ class OutboxRepository(ABC):
             now: Only messages with a `relay_at` that is not later, or without one.
             until: Becomes their `relay_at`.
             limit: The most messages to take.
+            except_topics: No messages for these.
 
         Returns:
             The messages as they are now.

@@ -214,6 +214,10 @@ class JournalWrite(AttemptEvents):
     """The inbox entries that the run has consumed. Later attempts do not receive them."""
     step_ended: bool = False
     """Whether this records the end of a step for the first time."""
+    unfinished_from: int | None = Field(default=None, ge=0)
+    """How many events the attempt had streamed when the oldest step began whose end is not stored with this
+    write. If the attempt is lost, events from there on may come again. None: an older release does not say.
+    """
     header: RunHeader
     running_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """How long the run has been running, over all attempts and without its waiting time."""

@@ -153,6 +153,35 @@ class TaskEvent(BaseModel):
     """The event's fields as JSON."""
     terminal: bool = False
     """Whether this is the last event of the stream."""
+    attempt: int | None = None
+    """The attempt that has written the event. None: an older release has stored it."""
+
+
+class NewAttempt(BaseModel):
+    """A new attempt takes over from one that did not end. It is part of a task's stream, without an index.
+
+    The steps that the attempt before had not finished run again, so their events come again. With one step at
+    a time, these are exactly the events from `repeats_from` up to `position`: a page discards them. If steps
+    run at the same time, events of steps that have finished may be among them, which do not come again.
+    """
+
+    attempt: int
+    """Its number. The first attempt is 1."""
+    position: int
+    """Where in the stream it takes over: the index of the next event."""
+    repeats_from: int
+    """The index of the first event that may come again. Equal to `position`: none does."""
+    reason: str
+    """Why the attempt before did not end: `lost` (its instance died or went silent), `handed_back` (its
+    instance stopped), `reports_lost` (the queue lost what it sent) or `deregistered` (its service was
+    removed). Newer releases may add others.
+    """
+
+
+class StreamedAttempt(BaseModel):
+    """A `NewAttempt` among the events of a stream."""
+
+    new_attempt: NewAttempt
 
 
 class TaskStream(BaseModel):

@@ -98,6 +98,7 @@ try:
     )
     from llama_deploy.workflow_library.ticks import (
         events_of,
+        execution_of,
         is_placeholder,
         placeholder,
         sent_placeholder,
@@ -152,6 +153,7 @@ __all__ = [
     "empty_context",
     "event_matches",
     "events_of",
+    "execution_of",
     "fingerprint",
     "forget_ticks",
     "get_current_run_id",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Final
 
 from workflows.events import Event, InternalDispatchEvent
+from workflows.runtime.types.named_task import PendingWorker
 from workflows.runtime.types.results import SentEvent, StepWorkerFailed, StepWorkerResult
 from workflows.runtime.types.step_id import StepId
 from workflows.runtime.types.ticks import TickAddEvent, TickStepResult, WorkflowTick
@@ -22,6 +23,11 @@ def events_of(tick: WorkflowTick) -> Iterator[tuple[str, Event]]:
         for event in (*results, *(sent.event for sent in tick.sends)):
             if event is not None:
                 yield f"event {type(event).__name__}", event
+
+
+def execution_of(step: PendingWorker | TickStepResult) -> Hashable:
+    """Return what a start of a step and its result have in common. Another start may have it afterwards."""
+    return step.step_id, step.worker_id, step.invocation_namespace
 
 
 def will_try_again(tick: TickStepResult) -> bool:

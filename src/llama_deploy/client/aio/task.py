@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Literal, overload
 
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
 from llama_deploy.client.aio.server_api import ServerApi
 from llama_deploy.client.aio.task_calls import send_event, wait_for_end
-from llama_deploy.client.event_streams import EventStream
+from llama_deploy.client.event_streams import AttemptStream, EventStream
 from llama_deploy.client.paths import task_path
 from llama_deploy.client.payload_encoding import encode_event
 from llama_deploy.client.task_results import result_of, value_of
-from llama_deploy.types import TaskEvent, TaskStatus, TaskView
+from llama_deploy.types import NewAttempt, TaskEvent, TaskStatus, TaskView
 
 T = TypeVar("T", default=Any)
 
@@ -83,19 +83,30 @@ class TaskHandle:
         view = await self.info()
         return view.status
 
-    def events(self, *, after: int = -1) -> AsyncGenerator[TaskEvent]:
+    @overload
+    def events(self, *, after: int = -1, attempts: Literal[False] = False) -> AsyncGenerator[TaskEvent]: ...
+    @overload
+    def events(
+        self, *, after: int = -1, attempts: Literal[True]
+    ) -> AsyncGenerator[TaskEvent | NewAttempt]: ...
+    def events(self, *, after: int = -1, attempts: bool = False) -> AsyncGenerator[Any]:
         """Yield the task's events from the first to the terminal one, as they arrive.
 
         If the connection breaks, the stream resumes where it stopped: each event comes once and in order.
 
+        If an instance dies, the steps that it was running run again and stream again. With `attempts`, a
+        `NewAttempt` then says which of the events so far may come again, so that a page can discard them.
+
         Args:
             after: Start after the event with this index.
+            attempts: Also yield a `NewAttempt` wherever a new attempt takes over.
 
         Raises:
             TaskNotFoundError: The task does not exist.
             UnavailableError: The control plane did not respond for the client's `timeout`.
         """
-        return self._api.read(EventStream(self.task_id, after=after, timeout=self._api.settings.timeout))
+        events = EventStream(self.task_id, after=after, timeout=self._api.settings.timeout)
+        return self._api.read(AttemptStream(events)) if attempts else self._api.read(events)
 
     async def send(self, event: BaseModel, *, idempotency_key: str | None = None) -> None:
         """Send a workflow event to the task. The event is stored when this returns.

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import hops, lifecycle
 from llama_deploy.control_plane.decisions.transitions import Transition
-from llama_deploy.state_stores.records import TaskRecord
+from llama_deploy.state_stores.records import InstanceRecord, TaskRecord
 from llama_deploy.types import TaskStatus
+
+
+class Takers(Enum):
+    """Who could take an attempt of a service now."""
+
+    NOBODY = "nobody"
+    """No instance is alive."""
+    BUSY = "busy"
+    """All living instances were full at their last heartbeats."""
+    FREE = "free"
+    """A living instance has a free slot, or has not said."""
+
+
+def takers(instances: Iterable[InstanceRecord], *, at: datetime) -> Takers:
+    """Return who could take an attempt, among the instances of its service."""
+    living = [each for each in instances if each.lease_expires_at > at]
+    if not living:
+        return Takers.NOBODY
+    return Takers.BUSY if all(map(_is_full, living)) else Takers.FREE
+
+
+def _is_full(instance: InstanceRecord) -> bool:
+    return instance.slots is not None and (instance.running or 0) >= instance.slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +49,24 @@ class DispatchPace:
     def redispatch_at(self, *, dispatches: int, at: datetime) -> datetime:
         """Return when an attempt that was published so often by `at` is published again."""
         return at + timedelta(seconds=self.unclaimed.delay(dispatches))
+
+    def held_until(self, task: TaskRecord, by: Takers, *, at: datetime) -> datetime | None:
+        """Return until when an attempt that is due is not published. None: it is published now.
+
+        Each attempt is published once, whoever is there. While nobody can take it, another message would only
+        lie beside the first one. The queue may have lost the first one: that matters when an instance
+        registers or has a free slot. Behind instances that stay full, an attempt is published again once in
+        the longest pause, in case it was lost.
+        """
+        if not task.dispatches:
+            return None
+        longest = timedelta(seconds=self.unclaimed.longest)
+        if by is Takers.NOBODY:
+            return at + longest
+        waited = max(at - task.status_changed_at, timedelta(seconds=self.unclaimed.first))
+        if by is Takers.BUSY and task.dispatches > waited / longest:
+            return at + min(waited, longest)
+        return None
 
 
 def next_turn(open_tasks: Sequence[TaskRecord], *, at: datetime) -> Transition | None:

@@ -66,15 +66,14 @@ def go_on(task: TaskRecord, hop: Hop, *, waiting: Sequence[Hop], at: datetime) -
         at: The present time.
     """
     ended = Routing.of(task).outcome
-    routing = Routing(input=hop.input, waiting=list(waiting))
-    task = task._replace(routed_to=hop.service_name, routing=routing.encode())
+    # The stop event of the hop before is an ordinary event of the task.
+    events = [] if ended is None or ended.stop_event is None else [ended.stop_event]
+    start = task.stream_length + len(events)
+    routing = Routing(input=hop.input, waiting=list(waiting), stream_start=start)
+    task = task._replace(routed_to=hop.service_name, routing=routing.encode(), stream_length=start)
     if ended is None:
         return first_attempt(task, at=at)
-    if ended.stop_event is None:
-        return next_attempt(task, at=at)
-    # The stop event of the hop before is an ordinary event of the task.
-    grown = task._replace(stream_length=task.stream_length + 1)
-    return replace(next_attempt(grown, at=at), events=[ended.stop_event])
+    return replace(next_attempt(task, at=at), events=events)
 
 
 def conclude(task: TaskRecord, result: TaskResult | TaskFailure, *, at: datetime) -> Transition:

@@ -29,6 +29,12 @@ from typing import Final
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import hops
 from llama_deploy.control_plane.decisions.routing import Routing
+from llama_deploy.control_plane.decisions.takeovers import (
+    TakeoverReason,
+    repeats_after_write,
+    start_of_run,
+    take_over,
+)
 from llama_deploy.control_plane.decisions.transitions import (
     NO_OWNER,
     Transition,
@@ -136,6 +142,7 @@ def claim(
         token=token,
         claimed_at=at,
         attempt_events=0,
+        repeats_from=task.stream_length,
         durability=task.durability if task.durability is Durability.VOLATILE else durability,
     )
     return Transition(claimed)
@@ -213,6 +220,7 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
         journal_length=task.journal_length + (write.entry is not None),
         running_seconds=write.running_seconds,
         losses=0 if _is_harmless(task, write, at=at) else task.losses,
+        repeats_from=repeats_after_write(task, write),
     )
     if write.parking is None:
         return Transition(task, events, journal=write)
@@ -235,6 +243,7 @@ def _make_volatile(task: TaskRecord, reason: str, events: Sequence[EventPayload]
         has_run=False,
         journal_length=0,
         running_seconds=0.0,
+        repeats_from=start_of_run(task),
         durability=Durability.VOLATILE,
         volatile_reason=reason,
     )
@@ -278,7 +287,7 @@ def lose(task: TaskRecord, *, at: datetime, backoff: Backoff, because: str | Non
             reason += f"; the process of the last one {because}"
         result = failed_result(task, failure_of(AttemptsExhaustedError, reason))
         return finish(task._replace(losses=losses), result, at=at)
-    following = next_attempt(task._replace(losses=losses), at=at)
+    following = next_attempt(take_over(task._replace(losses=losses), TakeoverReason.LOST), at=at)
     if losses == 1:
         return following
     due = at + timedelta(seconds=backoff.delay(losses - 1))
@@ -292,14 +301,14 @@ def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Tr
         FencedOutError: The sender does not own the attempt.
     """
     check_owner(task, attempt=attempt, token=token)
-    return take_back(task, at=at)
+    return take_back(task, reason=TakeoverReason.HANDED_BACK, at=at)
 
 
-def take_back(task: TaskRecord, *, at: datetime) -> Transition:
+def take_back(task: TaskRecord, *, reason: TakeoverReason, at: datetime) -> Transition:
     """The running attempt is taken from its owner, which is not the task's fault: the next one is due."""
     if task.cancel_requested:
         return finish(task, cancelled_result(task), at=at)
-    return next_attempt(task, at=at)
+    return next_attempt(take_over(task, reason), at=at)
 
 
 def refuse(task: TaskRecord, *, attempt: int, error: LlamaDeployError, at: datetime) -> Transition:

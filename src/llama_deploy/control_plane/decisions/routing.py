@@ -27,6 +27,8 @@ class Routing(BaseModel):
     """Hops that the orchestrator has named and that come first."""
     outcome: AttemptOutcome | None = None
     """How the last hop has ended, until the orchestrator has said what follows."""
+    stream_start: int = 0
+    """Where in the task's stream the events of the current hop begin."""
 
     @classmethod
     def of(cls, task: TaskRecord) -> Self:

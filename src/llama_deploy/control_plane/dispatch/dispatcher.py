@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Final, TypeGuard
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.dispatch_rules import Takers, takers
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
-from llama_deploy.state_stores.records import TaskRecord
+from llama_deploy.state_stores.records import InstanceRecord, TaskRecord
 from llama_deploy.types import TaskStatus
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Dispatcher:
     """How long an instance may be silent."""
     is_waiting: Callable[[str], bool]
     """Whether messages for a service wait to be published, so that repeating them is useless."""
+    held: set[str] = field(default_factory=set, init=False)
+    """Services whose attempts were held because no instance was alive, until `resume`."""
 
     async def sweep(self) -> datetime | None:
         """Publish the attempts that are due, and return when the next one is. None: there is none."""
@@ -78,20 +81,27 @@ class Dispatcher:
         """
         if not tasks:
             return
-        waiting = {task.target for task in tasks if self.is_waiting(task.target)}
+        targets = {task.target for task in tasks}
+        waiting = {target for target in targets if self.is_waiting(target)}
+        found = await self.store.read(lambda tx: tx.instances.load(service_names=targets))
+        by_target: dict[str, list[InstanceRecord]] = {target: [] for target in targets}
+        for instance in found:
+            by_target[instance.service_name].append(instance)
+        now = self.clock()
+        self.held.update(name for name, each in by_target.items() if takers(each, at=now) is Takers.NOBODY)
 
         def run(unit: Unit) -> int:
             known = [task for each in tasks if (task := unit.tasks.find(each.task_id)) is not None]
             if due_only:
                 # Another control plane may have published it since.
                 known = [item for item in known if item.redispatch_at and item.redispatch_at <= unit.now]
+            by = {target: takers(instances, at=unit.now) for target, instances in by_target.items()}
             count = 0
             for task in known:
                 if task.target in waiting and not lifecycle.is_held_back(task):
                     unit.postpone(task)
                 else:
-                    unit.apply(lifecycle.dispatch_again(task))
-                    count += 1
+                    count += unit.publish_again(task, by[task.target])
             return count
 
         if count := await self.writer.write(Command(run, _free(tasks))):
@@ -111,6 +121,35 @@ class Dispatcher:
         for start in range(0, len(queued), _PAGE):
             page = queued[start : start + _PAGE]
             await self.writer.write(Command(partial(run, page=page), _free(page)))
+
+    async def resume(self, service_name: str) -> None:
+        """Let what was held because a service had no instance be due soon: there is one now.
+
+        First the instance takes what it finds in the queue.
+        """
+        self.held.discard(service_name)
+        soon = self.clock() + self.lease
+
+        def is_late(task: TaskRecord | None) -> TypeGuard[TaskRecord]:
+            return (
+                task is not None
+                and task.status is TaskStatus.QUEUED
+                and not lifecycle.is_held_back(task)
+                and task.redispatch_at is not None
+                and task.redispatch_at > soon
+            )
+
+        def run(unit: Unit, page: Sequence[TaskRecord]) -> int:
+            late = [task for each in page if is_late(task := unit.tasks.find(each.task_id))]
+            for task in late:
+                unit.apply(Transition(task._replace(redispatch_at=soon)))
+            return len(late)
+
+        while True:
+            page = await self.store.read(lambda tx: tx.tasks.queued_for(service_name, limit=_PAGE))
+            late = [task for task in page if is_late(task)]
+            if not late or not await self.writer.write(Command(partial(run, page=late), _free(late))):
+                return
 
     async def expedite(self, service_names: Collection[str]) -> None:
         """Publish the unclaimed attempts of services again soon, because an instance of theirs is silent.

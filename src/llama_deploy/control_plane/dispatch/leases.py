@@ -35,6 +35,8 @@ class LeaseSweep:
 
     silent_services: AbstractSet[str]
     """Services with an instance whose lease had expired when the sweep began."""
+    living_services: AbstractSet[str]
+    """Services with an instance that is alive."""
     next_at: datetime | None
     """When the next lease expires. None: there is none."""
     set_back: timedelta = timedelta()
@@ -115,7 +117,8 @@ class Leases:
         else:
             next_at = min((end for end in ends.values() if end > now), default=None)
         set_back, self._set_back = self._set_back, timedelta()
-        return LeaseSweep({item.service_name for item in silent}, next_at, set_back)
+        living = {item.service_name for item in instances if ends[item.instance_id] > now}
+        return LeaseSweep({item.service_name for item in silent}, living, next_at, set_back)
 
     def _end_of(self, instance: InstanceRecord, now: datetime) -> datetime:
         """Return when a lease ends: as much later as this process was paused since it was granted."""

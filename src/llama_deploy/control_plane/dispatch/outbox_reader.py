@@ -50,6 +50,8 @@ class OutboxReader:
     _outage: Outage = field(default_factory=lambda: Outage(on_start=_log_start, on_end=_log_end), init=False)
     _unreadable: dict[str, None] = field(default_factory=dict, init=False)
     """The ids of messages that cannot be read and are logged."""
+    _read_to: dict[str, int] = field(default_factory=dict, init=False)
+    """The position up to which a topic was read, while more of it is to be read."""
 
     async def resend_page(self, *, after: int = 0) -> int | None:
         """Publish a page of the whole outbox, as the only control plane on its store.
@@ -60,16 +62,39 @@ class OutboxReader:
         Returns:
             The position at which this page ended. None: it was the last one.
         """
-        page = await self.store.read(lambda tx: tx.outbox.load(after=after, limit=_PAGE))
+        full = self.relay.full_topics()
+        page = await self.store.read(lambda tx: tx.outbox.load(after=after, limit=_PAGE, except_topics=full))
+        self.relay.leave(full)
         self._send(page.values())
         return max(page) if len(page) == _PAGE else None
 
     async def resend_rest(self, after: int | None) -> None:
-        """Publish the pages that follow, each as soon as the relay has room for it."""
+        """Publish the pages that follow. What the relay does not hold is left to `read_on`."""
         while after is not None:
-            await self.relay.wait_for_room()
             resend = partial(self.resend_page, after=after)
             after = await retry(resend, backoff=_BACKOFF, retry_on=lambda _: True, outage=self._outage)
+
+    async def read_on(self) -> None:
+        """Publish what the relay has left in the outbox, each topic when it goes on, until cancelled."""
+        while True:
+            topic, left = await self.relay.next_drained()
+            if self.store.shared:
+                # Whoever has room takes it over, here or elsewhere.
+                self.relay.resume(topic, [], read=left)
+            else:
+                read = partial(self._read_page_of, topic, left)
+                await retry(read, backoff=_BACKOFF, retry_on=lambda _: True, outage=self._outage)
+
+    async def _read_page_of(self, topic: str, left: int) -> None:
+        # Otherwise the page would begin with messages that were published.
+        await self.writer.flush_sent()
+        after = self._read_to.pop(topic, 0)
+        page = await self.store.read(lambda tx: tx.outbox.load(after=after, limit=_PAGE, topic=topic))
+        is_last = len(page) < _PAGE
+        if not is_last:
+            self._read_to[topic] = max(page)
+        messages = [item.message for item in self._readable(page.values())]
+        self.relay.resume(topic, messages, read=left if is_last else 0)
 
     async def take_over(self) -> None:
         """Take over messages of other control planes that are overdue, until cancelled."""
@@ -80,11 +105,10 @@ class OutboxReader:
     async def _take_over_page(self) -> None:
         # Otherwise others would take over messages that were published from here.
         await self.writer.flush_sent()
-        if not self.relay.has_room:
-            return
-        now = self.clock()
+        now, full = self.clock(), self.relay.full_topics()
         taken = await self.store.transact(
-            lambda tx: tx.outbox.take(now=now, until=now + _KEEP, limit=_PAGE), synced=False
+            lambda tx: tx.outbox.take(now=now, until=now + _KEEP, limit=_PAGE, except_topics=full),
+            synced=False,
         )
         self._send(taken)
         if taken:

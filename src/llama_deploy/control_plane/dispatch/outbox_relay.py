@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -20,14 +20,31 @@ from llama_deploy.messages import QueueMessage
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH: Final = 256
-_MAX_WAITING: Final = 1000
-"""With so many waiting messages, the outbox is not read further."""
+MAX_HELD: Final = 4000
+"""How many messages for one topic are held in memory. Further ones wait in the outbox."""
 _BACKOFF: Final = Backoff(first=0.1, longest=5.0)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """The messages for one topic that wait."""
+
+    held: deque[QueueMessage] = field(default_factory=deque)
+    left: int = 0
+    """How many more were left in the outbox."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether further messages are left in the outbox: they would overtake others, or have no room."""
+        return self.left > 0 or len(self.held) >= MAX_HELD
 
 
 @dataclass(slots=True, eq=False)
 class OutboxRelay:
     """Publishes stored messages, in order for each topic, until the queue has them.
+
+    The topics do not wait for each other. For a topic that accepts nothing, a bounded number of messages is
+    held in memory. The others are left in the outbox; `next_drained` tells when to read them.
 
     Any error that is not the fault of the message itself is retried, such as rejected credentials. Only
     `ClosedError` is not: `run` raises it. Create it in the running loop.
@@ -40,50 +57,94 @@ class OutboxRelay:
     """Called with a message that the queue rejects for good, and the error."""
     publish_callback: PublishCallback | None = None
     """Called with each message that the queue has accepted."""
-    _waiting: dict[str, deque[QueueMessage]] = field(default_factory=dict, init=False)
+    _waiting: dict[str, _Waiting] = field(default_factory=dict, init=False)
     _workers: dict[str, asyncio.Task[None]] = field(default_factory=dict, init=False)
     _failure: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future(), init=False
     )
     _pending: set[str] = field(default_factory=set, init=False)
     """The ids of the messages that wait or are being published."""
-    _progress: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _drained: asyncio.Queue[str] = field(default_factory=asyncio.Queue, init=False)
+    """Topics whose held messages are published, while others were left in the outbox."""
     _is_closed: bool = field(default=False, init=False)
 
     @property
     def backlog(self) -> int:
-        """How many messages wait."""
+        """How many messages are held in memory."""
         return len(self._pending)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether so few messages wait that the outbox may be read further."""
-        return len(self._pending) < _MAX_WAITING
+    def count(self, topic: str) -> int:
+        """Return how many messages for a topic wait, without those that are being published now."""
+        waiting = self._waiting.get(topic)
+        return 0 if waiting is None else len(waiting.held) + waiting.left
 
-    async def wait_for_room(self) -> None:
-        """Wait until `has_room`."""
-        while not self.has_room:
-            self._progress.clear()
-            await self._progress.wait()
-            if self._failure.done():
-                self._failure.result()
+    def full_topics(self) -> list[str]:
+        """Return the topics of which no further messages are held: there is no use in reading them."""
+        return [topic for topic, waiting in self._waiting.items() if waiting.is_full]
 
     def send(self, outgoing: Sequence[Outgoing]) -> None:
         """Publish messages that are stored in the outbox; one that waits already is left out.
 
         After `close` this does nothing: the messages stay in the outbox.
         """
+        for item in outgoing:
+            if self._is_closed or item.message.id_ in self._pending:
+                continue
+            waiting = self._waiting.setdefault(item.topic, _Waiting())
+            if waiting.is_full:
+                waiting.left += 1
+            else:
+                self._hold(item.topic, waiting, item.message)
+
+    def leave(self, topics: Iterable[str]) -> None:
+        """Note that messages for topics may have been left in the outbox, because the topics were full."""
+        for topic in topics:
+            waiting = self._waiting.setdefault(topic, _Waiting())
+            waiting.left += 1
+            if waiting.left == 1 and topic not in self._workers:
+                self._drained.put_nowait(topic)  # it has been published meanwhile
+
+    async def next_drained(self) -> tuple[str, int]:
+        """Wait until the messages that were held for a topic are published, while others were left.
+
+        Returns:
+            The topic, and how many of its messages were left. Read them and call `resume`.
+        """
+        topic = await self._drained.get()
+        return topic, self._waiting[topic].left
+
+    def resume(self, topic: str, messages: Iterable[QueueMessage], *, read: int) -> None:
+        """Publish the oldest of the messages that were left for a topic.
+
+        Args:
+            topic: The topic, as `next_drained` has returned it.
+            messages: The messages. They may be more than are held otherwise.
+            read: How many of those that were left are known to be among the messages that were read.
+        """
         if self._is_closed:
             return
-        for item in outgoing:
-            if item.message.id_ in self._pending:
-                continue
-            self._pending.add(item.message.id_)
-            self._waiting.setdefault(item.topic, deque()).append(item.message)
-            if item.topic not in self._workers:
-                worker = asyncio.create_task(self._relay(item.topic), name=f"outbox-{item.topic}")
-                worker.add_done_callback(self._on_worker_done)
-                self._workers[item.topic] = worker
+        waiting = self._waiting[topic]
+        waiting.left -= read
+        for message in messages:
+            if message.id_ not in self._pending:
+                self._hold(topic, waiting, message)
+        if topic not in self._workers:
+            self._finish(topic)
+
+    def _hold(self, topic: str, waiting: _Waiting, message: QueueMessage) -> None:
+        self._pending.add(message.id_)
+        waiting.held.append(message)
+        if topic not in self._workers:
+            worker = asyncio.create_task(self._relay(topic, waiting.held), name=f"outbox-{topic}")
+            worker.add_done_callback(self._on_worker_done)
+            self._workers[topic] = worker
+
+    def _finish(self, topic: str) -> None:
+        """All messages that were held for a topic are published."""
+        if self._waiting[topic].left:
+            self._drained.put_nowait(topic)
+        else:
+            del self._waiting[topic]
 
     def is_waiting(self, topic: str) -> bool:
         """Whether messages for a topic wait."""
@@ -105,10 +166,8 @@ class OutboxRelay:
     def _on_worker_done(self, worker: asyncio.Task[None]) -> None:
         if not worker.cancelled() and (exc := worker.exception()) and not self._failure.done():
             self._failure.set_exception(exc)
-            self._progress.set()
 
-    async def _relay(self, topic: str) -> None:
-        waiting = self._waiting[topic]
+    async def _relay(self, topic: str, waiting: deque[QueueMessage]) -> None:
         outage = Outage(
             on_start=lambda error: logger.warning(
                 "topic %s does not accept messages, %d wait; retrying: %s",
@@ -124,7 +183,8 @@ class OutboxRelay:
         publish = partial(self._publish_batch, topic, waiting)
         while waiting:
             await retry(publish, backoff=_BACKOFF, retry_on=_is_transient, outage=outage)
-        del self._workers[topic], self._waiting[topic]
+        del self._workers[topic]
+        self._finish(topic)
 
     async def _publish_batch(self, topic: str, waiting: deque[QueueMessage]) -> None:
         """Publish the first messages of a topic; put those that fail back and raise their error."""
@@ -155,7 +215,6 @@ class OutboxRelay:
                 unsent.append(message)
                 last = error
         self._pending.difference_update(done)
-        self._progress.set()
         self.on_sent(done)
         return unsent, last
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -36,6 +37,8 @@ class SweepLoop:
     """How long an instance may be silent."""
     max_pause: timedelta
     """The longest pause between two sweeps."""
+    _living: AbstractSet[str] | None = field(default=None, init=False)
+    """The services that had a living instance at the last sweep. None: there was no sweep."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _until: datetime | None = field(default=None, init=False)
     """When the next sweep begins by itself; None while one is under way."""
@@ -67,6 +70,7 @@ class SweepLoop:
         """Do what is due once, and return how long nothing else can be."""
         dues = [await self.dispatcher.sweep(), await self.timers.sweep()]
         leases = await self.leases.sweep()
+        await self._resume(leases.living_services)
         await self.dispatcher.expedite(leases.silent_services)
         if leases.set_back:
             await self.dispatcher.bring_forward(leases.set_back)
@@ -74,6 +78,13 @@ class SweepLoop:
         now = self.clock()
         pauses = [due - now for due in (*dues, leases.next_at) if due is not None]
         return max(min([*pauses, self.max_pause]), timedelta())
+
+    async def _resume(self, living: AbstractSet[str]) -> None:
+        """Let go on what has waited for the first instance of a service, here or at another control plane."""
+        arrived = set[str]() if self._living is None else living - self._living
+        self._living = living
+        for service_name in arrived | (self.dispatcher.held & living):
+            await self.dispatcher.resume(service_name)
 
     async def _sleep(self, pause: timedelta) -> None:
         self._until = self.clock() + pause

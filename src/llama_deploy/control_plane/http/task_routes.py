@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 from pydantic import BaseModel, Field, TypeAdapter
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
-from llama_deploy.control_plane.http.stream_responses import NDJSON, event_response
+from llama_deploy.control_plane.http.stream_responses import (
+    NDJSON,
+    SERVER_SENT,
+    event_response,
+    server_sent_response,
+)
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.types import EventDefinition, TaskEvent, TaskSubmission, TaskView
+from llama_deploy.types import EventDefinition, StreamedAttempt, TaskEvent, TaskSubmission, TaskView
 from llama_deploy.types.keys import PathKey
 from llama_deploy.web.shortcuts import Call, Routes
 
 Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the task's end.")]
 After = Annotated[int, Query(ge=-1, le=2**63 - 1, description="Only events whose index is greater.")]
+
+WithAttempts = Annotated[
+    bool,
+    Query(description='Also a line `{"new_attempt": {...}}` wherever a new attempt takes over.'),
+]
+LastEventId = Annotated[
+    int | None,
+    Header(
+        alias="Last-Event-ID",
+        ge=-1,
+        le=2**63 - 1,
+        description="For server-sent events, in place of `after`: the id of the last event received.",
+    ),
+]
+_STREAMS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "The events after `after`, up to the terminal one. `text/event-stream` is sent if the"
+        " request accepts it: each event has its index as `id`, and `event: attempt` tells where a new"
+        " attempt takes over.",
+        "content": {
+            NDJSON: {"schema": TypeAdapter(TaskEvent | StreamedAttempt).json_schema()},
+            SERVER_SENT: {"schema": {"type": "string"}},
+        },
+    },
+    204: {"description": "Server-sent events only: the task has ended, and the client knows its last event."},
+}
 
 
 def task_routes(plane: ControlPlane) -> APIRouter:
@@ -33,11 +64,24 @@ def task_routes(plane: ControlPlane) -> APIRouter:
 
     @router.get(
         "/{task_id}/events",
-        summary="Stream a task's events as they occur, one per line",
+        summary="Stream a task's events as they occur, one per line, or as server-sent events",
         response_class=StreamingResponse,
-        responses={200: {"content": {NDJSON: {"schema": TaskEvent.model_json_schema()}}}},
+        responses=_STREAMS,
     )
-    async def get_events(task_id: PathKey, after: After = -1) -> StreamingResponse:
+    async def get_events(
+        task_id: PathKey,
+        after: After = -1,
+        attempts: WithAttempts = False,  # noqa: FBT002 - FastAPI passes it by name
+        accept: Annotated[str, Header(include_in_schema=False)] = "",
+        last_event_id: LastEventId = None,
+    ) -> Response:
+        if SERVER_SENT in accept.lower():
+            after = after if last_event_id is None else last_event_id
+            if not await plane.tasks.has_more(task_id, after=after):
+                return Response(status_code=HTTPStatus.NO_CONTENT)
+            return server_sent_response(await plane.tasks.attempts(task_id, after=after))
+        if attempts:
+            return event_response(await plane.tasks.attempts(task_id, after=after))
         return event_response(await plane.tasks.events(task_id, after=after))
 
     @router.post("/{task_id}/events", status_code=HTTPStatus.ACCEPTED, summary="Send an event to a task")

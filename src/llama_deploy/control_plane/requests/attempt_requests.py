@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.routing import run_input
+from llama_deploy.control_plane.decisions.takeovers import TakeoverReason
 from llama_deploy.control_plane.requests.attempt_parts import AttemptParts, Grant, limited, sizes_of
 from llama_deploy.control_plane.requests.overwritten_keys import OverwrittenKeys
 from llama_deploy.control_plane.requests.rejection_log import RejectionLog
@@ -134,7 +135,7 @@ class Attempts:
         def run(unit: Unit) -> None:
             task = unit.tasks.find(report.task_id)
             if task is not None and task.token == report.token:
-                unit.apply(lifecycle.take_back(task, at=unit.now))
+                unit.apply(lifecycle.take_back(task, reason=TakeoverReason.REPORTS_LOST, at=unit.now))
 
         logger.warning(
             "reports of attempt %d of task %s are lost; the next attempt is due",

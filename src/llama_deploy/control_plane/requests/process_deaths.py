@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.takeovers import TakeoverReason
 from llama_deploy.control_plane.requests.report_barrier import ReportBarrier
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
@@ -65,7 +66,7 @@ class ProcessDeaths:
 def _move_on(unit: Unit, task: TaskRecord, death: ProcessDeath, *, charged: bool) -> TaskRecord:
     if charged:
         return unit.lose(task, because=death.reason)
-    return unit.apply(lifecycle.take_back(task, at=unit.now))
+    return unit.apply(lifecycle.take_back(task, reason=TakeoverReason.LOST, at=unit.now))
 
 
 def _count(before: TaskRecord, task: TaskRecord) -> str:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.service_versions import registered
+from llama_deploy.control_plane.decisions.takeovers import TakeoverReason
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -80,7 +81,7 @@ class Services:
                     lease_expires_at=unit.now + self.lease,
                 )
                 unit.instances.put(instance)
-                unit.note_due(instance.lease_expires_at)
+                unit.note_due(unit.now)  # what has waited for the first instance goes on
 
         await self.writer.write(
             Command(run, Reads(services={name}, instances=_named(definition.instance_id)))
@@ -108,7 +109,7 @@ class Services:
             if not found <= instance_ids:
                 return False
             for task in unit.tasks.of_instances(found):
-                unit.apply(lifecycle.take_back(task, at=unit.now))
+                unit.apply(lifecycle.take_back(task, reason=TakeoverReason.DEREGISTERED, at=unit.now))
             unit.services.delete(service_name)
             return True
 

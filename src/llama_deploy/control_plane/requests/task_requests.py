@@ -17,10 +17,12 @@ from llama_deploy.control_plane.decisions.service_versions import (
 )
 from llama_deploy.control_plane.requests.service_requests import living_instances
 from llama_deploy.control_plane.requests.session_requests import new_session
+from llama_deploy.control_plane.requests.waiting_tasks import WaitingTasks
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
-from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow
+from llama_deploy.control_plane.streams.attempt_markers import StreamItem
+from llama_deploy.control_plane.streams.stream_hub import StreamHub, follow, follow_attempts
 from llama_deploy.errors import (
     ConflictError,
     InvalidRequestError,
@@ -50,6 +52,8 @@ _MAX_INBOX: Final = 10_000
 
 EventStream = AsyncIterator[list[EventRecord]]
 """Batches of events in order. An empty batch is a keep-alive."""
+AttemptStream = AsyncIterator[list[StreamItem]]
+"""The same, with a `NewAttempt` wherever a new attempt takes over."""
 
 
 def task_view(task: TaskRecord) -> TaskView:
@@ -100,12 +104,10 @@ class Tasks:
     """For submissions without `max_attempts`."""
     routed: bool
     """Whether an orchestrator chooses the services of new tasks."""
-    backlog: Callable[[], int]
-    """Returns how many messages wait for the queue."""
+    waiting: WaitingTasks
+    """Rejects tasks of services for which too many wait."""
     clock: Callable[[], datetime]
     """Returns the current time, aware, UTC."""
-    max_backlog: int
-    """From how many waiting messages on new tasks are rejected."""
 
     async def submit(self, submission: TaskSubmission, *, wait: float = 0.0) -> TaskView:
         """Accept a task. It is durable when this returns. Submitting it again does not create a second task.
@@ -119,7 +121,7 @@ class Tasks:
             SessionNotFoundError: The named session does not exist.
             SessionBusyError: The session's policy is to reject a second open task.
             ConflictError: A different task has this id.
-            OverloadedError: Too many messages wait for the queue.
+            OverloadedError: Too many tasks of the service wait.
             InvalidRequestError: No living version of the service accepts the arguments.
         """
         new = _NewTask(
@@ -159,13 +161,21 @@ class Tasks:
         return await self._submit(new, wait=0.0)
 
     async def _submit(self, new: _NewTask, *, wait: float) -> TaskView:
-        if self.backlog() >= self.max_backlog:
-            raise OverloadedError(f"{self.max_backlog} messages are waiting for the queue; retry later")
+        await self._check_room(new)
         with self.hub.watch(new.task_id) as watch:
             task = await self._accept(new)
+            self.waiting.accepted(new.service_name)
             if task.status.is_terminal or wait <= 0:
                 return task_view(task)
             return await watch.end(wait) or await self.get(new.task_id)
+
+    async def _check_room(self, new: _NewTask) -> None:
+        try:
+            await self.waiting.check(new.service_name)
+        except OverloadedError:
+            # A task that was accepted before is found, whatever waits.
+            if not await self.store.read(lambda tx: tx.tasks.load([new.task_id])):
+                raise
 
     async def _accept(self, new: _NewTask) -> TaskRecord:
         new_session_id = generate_id() if new.session_id is None else None
@@ -239,6 +249,24 @@ class Tasks:
         """
         await self._find(task_id, session_id)
         return follow(self.store, self.hub, task_id, after=after)
+
+    async def attempts(self, task_id: str, *, after: int = -1) -> AttemptStream:
+        """Stream the task's events as `events` does, and where new attempts take over.
+
+        Raises:
+            TaskNotFoundError: The task does not exist.
+        """
+        await self._find(task_id, None)
+        return follow_attempts(self.store, self.hub, task_id, after=after)
+
+    async def has_more(self, task_id: str, *, after: int) -> bool:
+        """Whether there are, or may still be, events after a position.
+
+        Raises:
+            TaskNotFoundError: The task does not exist.
+        """
+        task = await self._find(task_id, None)
+        return not task.status.is_terminal or after < task.stream_length - 1
 
     async def send_event(
         self, task_id: str, event: EventDefinition, *, session_id: str | None = None

@@ -110,8 +110,8 @@ class TaskRows:
         self._scope.allow(RowKind.TASK, [task.task_id])
         self.put(task)
 
-    def put(self, task: TaskRecord) -> None:
-        """Store a changed task."""
+    def put(self, task: TaskRecord) -> TaskRecord:
+        """Store a changed task, and return what it was before. A new one was the same."""
         self._scope.require(RowKind.TASK, task.task_id)
         before = self._records.get(task.task_id)
         self._records[task.task_id] = task
@@ -121,19 +121,27 @@ class TaskRows:
             else:
                 open_tasks.setdefault(task.task_id)
         if task.task_id in self._new or task == before:
-            return
+            return before or task
         if before is not None and _all_but_progress(before) == _all_but_progress(task):
             self._progressed.add(task.task_id)
         else:
             self._changed.add(task.task_id)
+        return before or task
 
-    def append_events(self, task: TaskRecord, events: Sequence[EventPayload]) -> None:
-        """Store the last events of a task's stream, whose length already counts them."""
+    def append_events(self, task: TaskRecord, events: Sequence[EventPayload], *, attempt: int) -> None:
+        """Store the last events of a task's stream, whose length already counts them.
+
+        Args:
+            task: The task.
+            events: The events.
+            attempt: The attempt that has written them.
+        """
         last = task.stream_length - 1
         for index, event in enumerate(events, start=task.stream_length - len(events)):
             terminal = task.status.is_terminal and index == last
+            data = json.dumps(event.data)
             self._events.append(
-                EventRecord(task.task_id, index, event.type, json.dumps(event.data), terminal=terminal)
+                EventRecord(task.task_id, index, event.type, data, terminal=terminal, attempt=attempt)
             )
 
     def drop_session(self, session_id: str) -> set[str]:

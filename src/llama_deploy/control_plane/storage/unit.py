@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final, Self
 
 from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace, next_turn
+from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace, Takers, next_turn
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.storage.inbox_rows import InboxRows
 from llama_deploy.control_plane.storage.outgoing import Outgoing, OutgoingMessages
@@ -108,9 +108,10 @@ class Unit:
             due = self._pace.redispatch_at(dispatches=task.dispatches, at=self.now)
             task = task._replace(redispatch_at=due)
             self._outgoing.dispatch(task)
-        self.tasks.put(task)
+        before = self.tasks.put(task)
         if transition.events:
-            self.tasks.append_events(task, transition.events)
+            self.tasks.append_events(task, transition.events, attempt=before.attempt)
+        if transition.events or task.takeovers != before.takeovers:
             self._committed.grown.add(task.task_id)
         self._store_run(transition)
         if transition.route:
@@ -197,13 +198,22 @@ class Unit:
         due = self._pace.redispatch_at(dispatches=1, at=self.now)
         self.apply(Transition(task._replace(redispatch_at=due)))
 
+    def publish_again(self, task: TaskRecord, by: Takers) -> bool:
+        """Publish an attempt if somebody can take it, or decide later; return whether it is published."""
+        held_until = self._pace.held_until(task, by, at=self.now)
+        if held_until is None:
+            self.apply(lifecycle.dispatch_again(task))
+        else:
+            self.apply(Transition(task._replace(redispatch_at=held_until)))
+        return held_until is None
+
     def renew_lease(self, instance: InstanceRecord, lease: timedelta) -> None:
         """The instance has shown that it lives."""
         until = self.now + lease
         self.instances.put(instance._replace(lease_expires_at=until))
         if instance.lease_expires_at <= self.now:
-            # The sweep that has found it expired does not wait for the end of the new lease.
-            self.note_due(until)
+            # Attempts may have been held because no instance was alive.
+            self.note_due(self.now)
 
     def note_due(self, at: datetime) -> None:
         """Something becomes due then."""

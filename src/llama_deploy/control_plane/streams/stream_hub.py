@@ -15,10 +15,11 @@ from typing import Final, TypeVar
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
+from llama_deploy.control_plane.streams.attempt_markers import AttemptMarkers, StreamItem
 from llama_deploy.errors import TaskNotFoundError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
-from llama_deploy.state_stores.records import EventRecord
-from llama_deploy.types import TaskView
+from llama_deploy.state_stores.records import EventRecord, TaskRecord
+from llama_deploy.types import NewAttempt, TaskView
 
 logger = logging.getLogger(__name__)
 
@@ -140,30 +141,63 @@ async def follow(
     Raises:
         TaskNotFoundError: The task does not exist, or it was deleted during the stream.
     """
+    async for group, _ in _follow(
+        store, hub, task_id, after=after, markers=AttemptMarkers(after, wanted=False)
+    ):
+        yield group
+
+
+async def follow_attempts(
+    store: StateStore, hub: StreamHub, task_id: str, *, after: int = -1
+) -> AsyncIterator[list[StreamItem]]:
+    """Yield the events of a task as `follow` does, and between them where new attempts take over.
+
+    A reader is told of a takeover at once, before the new attempt has streamed anything.
+    """
+    markers = AttemptMarkers(after)
+    async for group, due in _follow(store, hub, task_id, after=after, markers=markers):
+        yield [*due, *markers.placed(group)]
+
+
+async def _follow(
+    store: StateStore, hub: StreamHub, task_id: str, *, after: int, markers: AttemptMarkers
+) -> AsyncIterator[tuple[list[EventRecord], list[NewAttempt]]]:
+    """Yield events, and the markers that stand before the first of them."""
     cursor = after
     is_over = False
+    load_task = partial(_load_task, task_id=task_id)
     with hub.watch(task_id) as watch:
         while not watch.closing:
             load = partial(_load_events, task_id=task_id, after=cursor)
             events = await _read_when_available(store, watch, load)
             if events:
+                if markers.must_learn(events):
+                    markers.learn(await _read_when_available(store, watch, load_task))
                 cursor = events[-1].position
-                yield events
+                yield events, []
                 if events[-1].terminal:
                     return
                 if len(events) == _PAGE:
                     continue
-            elif watch.deleted:
-                raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
             elif is_over:
                 return  # the cursor is beyond the end
-            elif watch.ended is not None or await _read_when_available(
-                store, watch, partial(_has_ended, task_id=task_id)
-            ):
+            elif (task := await _read_open(store, watch, task_id)) is None:
                 is_over = True
                 continue  # its last events may have been stored since they were read
+            elif due := markers.after_learning(task, cursor):
+                yield [], due
             if not await watch.changed(KEEP_ALIVE_SECONDS):
-                yield []
+                yield [], []
+
+
+async def _read_open(store: StateStore, watch: Watch, task_id: str) -> TaskRecord | None:
+    """Return a task, None if it has ended."""
+    if watch.deleted:
+        raise TaskNotFoundError(f"task {task_id} was deleted", task_id=task_id)
+    if watch.ended is not None:
+        return None
+    task = await _read_when_available(store, watch, partial(_load_task, task_id=task_id))
+    return None if task.status.is_terminal else task
 
 
 async def _read_when_available(store: StateStore, watch: Watch, work: Callable[[StoreTransaction], T]) -> T:
@@ -194,8 +228,8 @@ def _load_events(tx: StoreTransaction, *, task_id: str, after: int) -> list[Even
     return tx.events.load(task_id, after=after, limit=_PAGE)
 
 
-def _has_ended(tx: StoreTransaction, *, task_id: str) -> bool:
+def _load_task(tx: StoreTransaction, *, task_id: str) -> TaskRecord:
     task = tx.tasks.load([task_id]).get(task_id)
     if task is None:
         raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
-    return task.status.is_terminal
+    return task

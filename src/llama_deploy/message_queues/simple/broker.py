@@ -37,7 +37,7 @@ from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.message_queues.simple.queue_journal import Journal, MessageStored, StoredState
 from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.message_queues.simple.timetable import Clock, Timetable
-from llama_deploy.message_queues.simple.topic import Entry, Handout, Topic, Waiter
+from llama_deploy.message_queues.simple.topic import Entry, Handout, Waiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class SimpleBroker:
         if expires_after is not None:
             self._topics.expire(topic, after=expires_after)
         self._topics.ensure_group(topic, group)
-        topic.last_read = self._timetable.now()
+        topic.note_read(group, self._timetable.now())
 
     async def publish(self, topic_name: str, messages: Sequence[tuple[str, bytes]]) -> int:
         """Store messages, in this order, and return when they are durable.
@@ -137,13 +137,14 @@ class SimpleBroker:
         """
         self._check_open()
         topic = self._topics.ensure(topic_name)
+        topic.last_used = self._timetable.now()
         stored: list[MessageStored] = []
         taken = 0
         for message_id, body in messages:
             self._check_size(message_id, body)
         for message_id, body in messages:
             if message_id not in topic.messages:
-                if not self._has_room(topic, body):
+                if not self._topics.has_room(topic, len(body)):
                     break
                 stored.append(self._topics.store(topic, message_id, body))
             taken += 1
@@ -205,13 +206,15 @@ class SimpleBroker:
             visibility=self.limits.visibility_timeout if visibility is None else visibility,
             subscription=subscription,
         )
-        topic.last_read = self._timetable.now()
+        topic.was_read = True
+        topic.note_read(group, self._timetable.now())
         if topic.groups[group].ready or wait <= 0:
             return self._deliveries.hand_out(topic.groups[group], waiter)
         try:
             return await self._deliveries.wait(topic.groups[group], waiter, seconds=wait)
         finally:
-            topic.last_read = self._timetable.now()
+            if group in topic.groups:
+                topic.note_read(group, self._timetable.now())
 
     def has_ready(self, topic_name: str, group: str) -> bool:
         """Return whether `receive` would not wait. False too where there is no such topic or group."""
@@ -286,12 +289,6 @@ class SimpleBroker:
                 f"have {limit}; send less, or raise max_bytes_per_topic of the message queue",
                 limit_bytes=limit,
             )
-
-    def _has_room(self, topic: Topic, body: bytes) -> bool:
-        return (
-            len(topic.messages) < self.limits.max_messages_per_topic
-            and topic.size_bytes + len(body) <= self.limits.max_bytes_per_topic
-        )
 
     def _return(self, entry: Entry, *, delay: float) -> None:
         """Take back a message on which the work failed."""

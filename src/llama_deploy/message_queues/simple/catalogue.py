@@ -9,6 +9,7 @@ from functools import partial
 from llama_deploy.errors import InvalidRequestError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
 from llama_deploy.message_queues.remembering import remember
+from llama_deploy.message_queues.simple.idleness import idle_groups, least_needed
 from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH, BrokerLimits
 from llama_deploy.message_queues.simple.queue_journal import (
     Change,
@@ -21,7 +22,7 @@ from llama_deploy.message_queues.simple.queue_journal import (
     TopicDropped,
 )
 from llama_deploy.message_queues.simple.timetable import Timetable
-from llama_deploy.message_queues.simple.topic import Entry, Group, StoredMessage, Topic
+from llama_deploy.message_queues.simple.topic import Entry, Group, StoredMessage, Topic, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Catalogue:
         self._topics: dict[str, Topic] = {}
         self._expired: dict[str, float] = {}
         self._last_seq = 0
+        self._usage = Usage()
 
     def __iter__(self) -> Iterator[Topic]:
         return iter(self._topics.values())
@@ -66,18 +68,14 @@ class Catalogue:
 
         Raises:
             InvalidRequestError: Not a name.
-            QueueFullError: There are too many topics.
+            QueueFullError: There are too many topics, and all are needed.
         """
         topic = self._topics.get(name)
         if topic is not None:
             return topic
         _check_name(name)
         if len(self._topics) >= self._limits.max_topics:
-            raise QueueFullError(
-                f"the limit of {len(self._topics)} topics is reached; use fewer names, or give "
-                "topics that only one process reads an expires_after, so that they are dropped with it",
-                topic=name,
-            )
+            self._make_room(name)
         return self._create(name)
 
     def ensure_group(self, topic: Topic, name: str) -> None:
@@ -88,8 +86,15 @@ class Catalogue:
         """
         if name not in topic.groups:
             _check_name(name)
-            topic.groups[name] = Group(name, topic, self._last_seq)
+            topic.groups[name] = Group(name, topic, self._last_seq, last_read=self._timetable.now())
             self._note(GroupCreated(topic.name, name, self._last_seq))
+
+    def has_room(self, topic: Topic, size: int) -> bool:
+        """Return whether a topic may get a message of so many bytes.
+
+        When it is full, groups that nobody has read for long lose what they hold.
+        """
+        return self._fits(topic, size) or (self._drop_idle_groups(topic) and self._fits(topic, size))
 
     def expire(self, topic: Topic, *, after: float) -> None:
         """Drop a topic after so many seconds without a reader."""
@@ -133,16 +138,15 @@ class Catalogue:
     def restore(self, stored: StoredState) -> None:
         """Restore the content of a journal."""
         for created in stored.topics:
-            topic = Topic(created.name, expires_after=created.expires_after)
-            self._topics[created.name] = topic
-            self._watch_idleness(topic)
+            self._watch_idleness(self._add(created.name, expires_after=created.expires_after))
         # The record of a topic may be missing, if the disk was full when it was created.
         named = {group.topic for group in stored.groups} | {item.topic for item in stored.messages}
         for name in named - self._topics.keys():
-            self._topics[name] = Topic(name)
+            self._add(name)
+        now = self._timetable.now()
         for group in stored.groups:
             topic = self._topics[group.topic]
-            topic.groups[group.name] = Group(group.name, topic, group.since)
+            topic.groups[group.name] = Group(group.name, topic, group.since, last_read=now)
         for item in stored.messages:
             topic = self._topics[item.topic]
             message = StoredMessage(item.seq, item.message_id, item.body)
@@ -156,12 +160,80 @@ class Catalogue:
 
     def _create(self, name: str) -> Topic:
         # A topic that expired and is written to again still has no reader: it expires again.
-        topic = Topic(name, expires_after=self._expired.pop(name, None))
-        self._topics[name] = topic
+        topic = self._add(name, expires_after=self._expired.pop(name, None))
         self._watch_idleness(topic)
         self._note(TopicCreated(name, topic.expires_after))
         self.ensure_group(topic, DEFAULT_GROUP)
         return topic
+
+    def _add(self, name: str, *, expires_after: float | None = None) -> Topic:
+        now = self._timetable.now()
+        topic = Topic(name, expires_after=expires_after, last_read=now, last_used=now, usage=self._usage)
+        self._topics[name] = topic
+        return topic
+
+    def _make_room(self, name: str) -> None:
+        """Drop the topic that is needed least, because there is to be a new one.
+
+        Raises:
+            QueueFullError: All topics are needed.
+        """
+        idle_after = self._limits.idle_after
+        dropped = least_needed(self._topics.values(), now=self._timetable.now(), idle_after=idle_after)
+        if dropped is None:
+            raise QueueFullError(
+                f"the limit of {len(self._topics)} topics is reached; use fewer names, or give "
+                "topics that only one process reads an expires_after, so that they are dropped with it",
+                topic=name,
+            )
+        if dropped.messages:
+            count = len(dropped.messages)
+            logger.warning(
+                "topic %s is dropped with %d message%s that nobody reads, because there are %d topics and"
+                " topic %s is new",
+                dropped.name,
+                count,
+                "" if count == 1 else "s",
+                len(self._topics),
+                name,
+                extra={"action": "drop_topic", "topic": dropped.name},
+            )
+        self._drop(dropped)
+
+    def _drop(self, topic: Topic) -> None:
+        del self._topics[topic.name]
+        for message in list(topic.messages.values()):
+            topic.remove(message)
+        self._note(TopicDropped(topic.name))
+
+    def _fits(self, topic: Topic, size: int) -> bool:
+        limits, usage = self._limits, self._usage
+        if len(topic.messages) >= limits.max_messages_per_topic:
+            return False
+        most = limits.max_bytes_per_topic
+        if usage.size_bytes + size > limits.max_bytes:
+            most = min(most, limits.max_bytes // max(1, usage.topics + (not topic.messages)))
+        return topic.size_bytes + size <= most
+
+    def _drop_idle_groups(self, topic: Topic) -> bool:
+        """Drop groups that nobody reads; whoever comes back joins again. Return whether there were any."""
+        idle_after = self._limits.idle_after
+        idle = idle_groups(topic, now=self._timetable.now(), idle_after=idle_after)
+        for group in idle:
+            entries = group.take(group.ready)
+            for entry in entries:
+                self.finish(entry)
+            del topic.groups[group.name]
+            logger.warning(
+                "group %s of topic %s has lost %d messages: nobody has read it for %g seconds, and the topic"
+                " is full",
+                group.name,
+                topic.name,
+                len(entries),
+                idle_after,
+                extra={"action": "drop_group", "topic": topic.name},
+            )
+        return bool(idle)
 
     def _has_room(self, dead: Topic, message: StoredMessage) -> bool:
         return (
@@ -197,11 +269,8 @@ class Catalogue:
             due = now + topic.expires_after if topic.has_readers else due
             self._timetable.add(due, partial(self._on_idle, topic))
             return
-        del self._topics[topic.name]
-        for message in list(topic.messages.values()):
-            topic.remove(message)
+        self._drop(topic)
         remember(self._expired, topic.name, topic.expires_after)
-        self._note(TopicDropped(topic.name))
         logger.info(
             "topic %s was dropped after %g seconds without a reader",
             topic.name,

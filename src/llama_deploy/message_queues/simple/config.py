@@ -52,8 +52,15 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     max_bytes_per_topic: int = Field(default=256 * 1024 * 1024, ge=1)
     """For a server: the same, in bytes of messages. A single message that is larger is refused with
     `PayloadTooLargeError`."""
+    max_bytes: int = Field(default=1024 * 1024 * 1024, ge=1)
+    """For a server: bytes of the messages of all topics. When there are more, each topic may hold an equal
+    share."""
     max_topics: int = Field(default=10_000, ge=1)
-    """For a server: how many topics there may be; a further one is refused, unless for dead letters."""
+    """For a server: how many topics there may be. A further one takes the place of one without messages or
+    without readers; if there is none it is refused, unless for dead letters."""
+    idle_after: float = Field(default=600.0, gt=0)
+    """For a server: seconds after which a topic or a group that nobody reads may lose its messages, when
+    there is no room for others."""
     max_dead_letters: int = Field(default=1_000, ge=1)
     """For a server: how many dead letters each topic keeps, within `max_bytes_per_topic`; a further one drops
     the oldest."""

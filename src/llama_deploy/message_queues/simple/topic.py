@@ -68,6 +68,8 @@ class Group:
     """The group gets messages with a greater number than this."""
     waiters: deque[Waiter] = field(default_factory=deque)
     """Members that wait, first come first served. While there are any, nothing is ready."""
+    last_read: float = 0.0
+    """When a member has joined or read."""
     delayed: int = 0
     in_flight: int = 0
     _fresh: deque[Entry] = field(default_factory=deque)
@@ -78,6 +80,11 @@ class Group:
     def ready(self) -> int:
         """How many messages can be handed out now."""
         return len(self._fresh) + len(self._returned)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a member waits, or has messages that are not settled."""
+        return bool(self.waiters or self.in_flight or self.delayed)
 
     def append(self, message: StoredMessage) -> None:
         """Put a newly published message at the end."""
@@ -101,6 +108,15 @@ class Group:
         heapq.heapify(self._returned)
 
 
+@dataclass(slots=True)
+class Usage:
+    """What all topics of a broker hold together."""
+
+    size_bytes: int = 0
+    topics: int = 0
+    """How many of them have messages."""
+
+
 @dataclass(slots=True, eq=False)
 class Topic:
     """A topic: its messages that are not settled by every group yet."""
@@ -114,16 +130,35 @@ class Topic:
     size_bytes: int = 0
     """The size of all messages together."""
     last_read: float = 0.0
+    """When a member of any group has joined or read."""
+    last_used: float = 0.0
+    """When it was last read or written."""
+    was_read: bool = False
+    """Whether a member has ever asked for messages."""
+    usage: Usage = field(default_factory=Usage)
+    """What it holds together with the other topics."""
 
     @property
     def has_readers(self) -> bool:
         """Whether a member of any group waits now."""
         return any(group.waiters for group in self.groups.values())
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a member of any group waits, or has messages that are not settled."""
+        return any(group.is_held for group in self.groups.values())
+
+    def note_read(self, group: str, now: float) -> None:
+        """A member of a group has joined or reads."""
+        self.last_read = self.last_used = self.groups[group].last_read = now
+
     def add(self, message: StoredMessage, groups: Iterable[Group]) -> None:
         """Take a message for `groups`, which are groups of this topic."""
+        if not self.messages:
+            self.usage.topics += 1
         self.messages[message.id] = message
         self.size_bytes += len(message.body)
+        self.usage.size_bytes += len(message.body)
         for group in groups:
             group.append(message)
 
@@ -140,3 +175,6 @@ class Topic:
         message.open_groups = 0
         if self.messages.pop(message.id, None) is not None:
             self.size_bytes -= len(message.body)
+            self.usage.size_bytes -= len(message.body)
+            if not self.messages:
+                self.usage.topics -= 1

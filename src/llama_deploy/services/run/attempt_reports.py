@@ -157,6 +157,11 @@ class AttemptReports:
                 self._worker = asyncio.create_task(self._drain(), name=f"events-{self.key.task_id}")
 
     @property
+    def count(self) -> int:
+        """How many events the attempt has streamed."""
+        return self._buffer.count
+
+    @property
     def is_crowded(self) -> bool:
         """Whether the journal should store events soon to make room."""
         return self.keep_published and self._buffer.is_crowded

@@ -132,8 +132,10 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
                 self._host.ending.fail(StepExitError(str(each.step_id), raised))
 
     def _start(self, pending: PendingStart, *, is_held: bool) -> asyncio.Task[Any]:
-        if is_held and _is_step(pending):
-            return self._gate.hold(pending.coro)
+        if isinstance(pending, PendingWorker):
+            self._host.on_start(pending)
+            if is_held:
+                return self._gate.hold(pending.coro)
         return asyncio.create_task(pending.coro)
 
 

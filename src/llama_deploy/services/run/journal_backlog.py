@@ -67,7 +67,9 @@ class Backlog:
     def mark(self, consumed: Sequence[int]) -> BacklogMark:
         """Add consumed inbox entries, and return a mark of what the backlog holds now."""
         self._consumed += consumed
-        return BacklogMark(len(self._ticks), list(self._consumed), ends_step(self._ticks))
+        return BacklogMark(
+            len(self._ticks), list(self._consumed), count_ends(self._ticks), ends_step(self._ticks)
+        )
 
     def drop(self, mark: BacklogMark) -> None:
         """Remove what the backlog held at a mark."""
@@ -83,6 +85,8 @@ class BacklogMark:
 
     ticks: int
     consumed: list[int]
+    ends: int
+    """How many starts of steps end among the ticks."""
     step_ended: bool
 
 
@@ -128,6 +132,11 @@ class JournalSize:
         if self.ticks + more_ticks >= COMPACT_AFTER_TICKS:
             return self.characters >= self.snapshot
         return self.characters >= max(COMPACT_AFTER_CHARACTERS, 2 * self.snapshot)
+
+
+def count_ends(ticks: Sequence[WorkflowTick]) -> int:
+    """Return how many starts of steps end among the ticks, however they end."""
+    return sum(isinstance(tick, TickStepResult) for tick in ticks)
 
 
 def ends_step(ticks: Sequence[WorkflowTick]) -> bool:

@@ -14,6 +14,7 @@ from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import FencedOutError, UnavailableError
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.journal_backlog import JournalSize
+from llama_deploy.services.run.open_steps import OpenSteps
 from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite, Parking, RunHeader
@@ -40,6 +41,8 @@ class JournalWriter:
     """What is written, beginning with what earlier attempts have written."""
     outage: Outage
     """Told while writes are retried; see `journal_outage`."""
+    open_steps: OpenSteps = field(default_factory=OpenSteps)
+    """The steps that run again if the attempt is lost."""
     _closed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     @property
@@ -63,11 +66,22 @@ class JournalWriter:
         snapshot: str | None = None,
         state: str | None = None,
         consumed: Sequence[int] = (),
+        ends: int = 0,
         step_ended: bool = False,
         parking: Parking | None = None,
         volatile: str | None = None,
     ) -> None:
-        """Store one write; retries while the control plane does not answer. See `JournalWrite`.
+        """Store one write; retries while the control plane does not answer.
+
+        Args:
+            entry: As all others, see `JournalWrite`.
+            snapshot: See there.
+            state: See there.
+            consumed: See there.
+            ends: How many ends of steps this stores.
+            step_ended: See there.
+            parking: See there.
+            volatile: See there.
 
         Raises:
             FencedOutError: The attempt belongs to another instance.
@@ -87,6 +101,7 @@ class JournalWriter:
             state=state,
             consumed=list(consumed),
             step_ended=step_ended,
+            unfinished_from=self.open_steps.first_event(streamed=self.reports.count, storing=ends),
             header=self.header,
             running_seconds=self.clock.running_seconds,
             parking=parking,
@@ -95,6 +110,7 @@ class JournalWriter:
         await retry(partial(self._try, write), backoff=_BACKOFF, outage=self.outage, pause=self._pause)
         if entry is not None:
             self.size.add(entry)
+        self.open_steps.stored(ends)
         self.reports.stored(first + len(events))
 
     def close(self) -> None:

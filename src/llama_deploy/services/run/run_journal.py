@@ -17,14 +17,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llama_deploy.errors import PayloadTooLargeError, SerializationError
-from llama_deploy.services.run.journal_backlog import Backlog, ends_step
+from llama_deploy.services.run.journal_backlog import Backlog, count_ends, ends_step
 from llama_deploy.services.run.journal_writer import JournalWriter
 from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_texts import RunTexts
 from llama_deploy.services.run.volatility import Volatility
 from llama_deploy.types.instance_protocol import Parking
-from llama_deploy.workflow_library import InternalRunAdapter, WorkflowTick
+from llama_deploy.workflow_library import (
+    InternalRunAdapter,
+    PendingWorker,
+    TickStepResult,
+    WorkflowTick,
+    execution_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +62,16 @@ class RunJournal:
 
     def on_tick(self, tick: WorkflowTick) -> None:
         """Add a tick."""
+        if self.volatility:
+            return
+        self._backlog.add(tick)
+        if isinstance(tick, TickStepResult):
+            self.writer.open_steps.end(execution_of(tick))
+
+    def on_start(self, step: PendingWorker) -> None:
+        """A step begins."""
         if not self.volatility:
-            self._backlog.add(tick)
+            self.writer.open_steps.begin(execution_of(step), streamed=self.writer.reports.count)
 
     async def before_steps(self, *, starting: bool) -> None:
         """Write what steps that start now depend on. If no step starts, write it in the background.
@@ -204,6 +218,7 @@ class RunJournal:
             entry=entries[-1] if entries else None,
             state=state,
             consumed=consumed,
+            ends=count_ends(ticks),
             step_ended=ends_step(ticks),
         )
 
@@ -226,6 +241,7 @@ class RunJournal:
                 snapshot=self.texts.seal("snapshot", text),
                 state=await self.texts.changed_state() if with_state else None,
                 consumed=mark.consumed,
+                ends=mark.ends,
                 step_ended=mark.step_ended,
                 parking=parking,
             )

@@ -24,7 +24,7 @@ from llama_deploy.services.run.waits import Wait
 from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
 from llama_deploy.services.values.unwritable import explain_missing
 from llama_deploy.supervisor.step_trail import TaskTrail
-from llama_deploy.workflow_library import InternalRunAdapter, TickIdleCheck, WorkflowTick
+from llama_deploy.workflow_library import InternalRunAdapter, PendingWorker, TickIdleCheck, WorkflowTick
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,11 @@ class RunObserver:
         self.history.waits.on_tick(tick)
         if self.journal is not None:
             self.journal.on_tick(tick)
+
+    def on_start(self, step: PendingWorker) -> None:
+        """A step begins."""
+        if self.journal is not None:
+            self.journal.on_start(step)
 
     async def after_tick(self, tick: WorkflowTick) -> None:
         """The effects of `tick` are scheduled; no step has started yet."""

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from llama_deploy.state_stores.records import InstanceRecord, OutboxRecord, ServiceRecord
 from llama_deploy.state_stores.repositories import InstanceRepository, OutboxRepository, ServiceRepository
-from llama_deploy.state_stores.sql.access import SQLRepository, ids, limit, upserts
+from llama_deploy.state_stores.sql.access import IDS, SQLRepository, ids, limit, pad, upserts
 from llama_deploy.state_stores.sql.queries import Mapper, Query, Update
 from llama_deploy.state_stores.sql.tables import instances, outbox, services
 
@@ -23,15 +23,21 @@ _SERVICE = Mapper(ServiceRecord, services)
 _INSTANCE = Mapper(InstanceRecord, instances)
 
 _outbox_oldest = sa.select(*_OUTBOX.columns).order_by(outbox.c.position).limit(limit)
-_OUTBOX_AFTER = Query.of(
+_outbox_after = (
     sa.select(*_OUTBOX.columns, outbox.c.position)
     .where(outbox.c.position > sa.bindparam("after"))
     .order_by(outbox.c.position)
     .limit(limit)
 )
-_OUTBOX_DUE = _outbox_oldest.where(
+_is_for_others = outbox.c.topic.not_in(ids)
+_OUTBOX_AFTER = Query.of(_outbox_after)
+_OUTBOX_AFTER_OF_OTHERS = Query.of(_outbox_after.where(_is_for_others))
+_OUTBOX_AFTER_OF_TOPIC = Query.of(_outbox_after.where(outbox.c.topic == sa.bindparam("topic")))
+_outbox_due = _outbox_oldest.where(
     sa.or_(outbox.c.relay_at.is_(None), outbox.c.relay_at <= sa.bindparam("now"))
-).with_for_update(skip_locked=True)
+)
+_OUTBOX_DUE = _outbox_due.with_for_update(skip_locked=True)
+_OUTBOX_DUE_OF_OTHERS = _outbox_due.where(_is_for_others).with_for_update(skip_locked=True)
 _INSERT_OUTBOX = sa.insert(outbox).inline()
 _UPDATE_OUTBOX = Update(_OUTBOX, key="message_id", fields=["relay_at"])
 _DELETE_OUTBOX = (sa.delete(outbox).where(outbox.c.message_id.in_(ids)),)
@@ -59,12 +65,31 @@ _DELETE_INSTANCES = (sa.delete(instances).where(instances.c.instance_id.in_(ids)
 class SQLOutbox(SQLRepository, OutboxRepository):
     """Messages in the table `outbox`."""
 
-    def load(self, *, after: int = 0, limit: int = 1000) -> dict[int, OutboxRecord]:
-        rows = self._access.rows(_OUTBOX_AFTER, {"after": after, "limit": limit})
+    def load(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        topic: str | None = None,
+        except_topics: Collection[str] = (),
+    ) -> dict[int, OutboxRecord]:
+        page: dict[str, object] = {"after": after, "limit": limit}
+        if topic is not None:
+            rows = self._access.rows(_OUTBOX_AFTER_OF_TOPIC, {**page, "topic": topic})
+        elif except_topics:
+            rows = self._access.rows(_OUTBOX_AFTER_OF_OTHERS, {**page, IDS: pad(except_topics)})
+        else:
+            rows = self._access.rows(_OUTBOX_AFTER, page)
         return {row[-1]: _OUTBOX.record(row[:-1]) for row in rows}
 
-    def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
-        found = self._access.connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit})
+    def take(
+        self, *, now: datetime, until: datetime, limit: int = 1000, except_topics: Collection[str] = ()
+    ) -> list[OutboxRecord]:
+        execute, page = self._access.connection.execute, {"now": now, "limit": limit}
+        if except_topics:
+            found = execute(_OUTBOX_DUE_OF_OTHERS, {**page, IDS: pad(except_topics)})
+        else:
+            found = execute(_OUTBOX_DUE, page)
         taken = [_OUTBOX.record(row)._replace(relay_at=until) for row in found]
         self._access.update(_UPDATE_OUTBOX, taken)
         return taken

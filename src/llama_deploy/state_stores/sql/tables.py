@@ -139,6 +139,8 @@ task_is_pending = tasks.c.status == _literal(TaskStatus.PENDING)
 task_is_queued = tasks.c.status == _literal(TaskStatus.QUEUED)
 task_is_running = tasks.c.status == _literal(TaskStatus.RUNNING)
 task_is_unrouted = sa.and_(task_is_pending, tasks.c.redispatch_at.is_not(None))
+task_target = sa.func.coalesce(tasks.c.routed_to, tasks.c.service_name)
+"""`TaskRecord.target`."""
 task_is_waiting = tasks.c.status == _literal(TaskStatus.WAITING)
 
 

@@ -27,10 +27,12 @@ from llama_deploy.state_stores.sql.tables import (
     runs,
     sessions,
     task_is_open,
+    task_is_pending,
     task_is_queued,
     task_is_running,
     task_is_unrouted,
     task_is_waiting,
+    task_target,
     tasks,
 )
 
@@ -77,6 +79,18 @@ _queued_tasks = (
 )
 _QUEUED_TASKS = Query.of(_queued_tasks)
 _QUEUED_TASKS_BEFORE = Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
+
+_is_for_service = task_target == sa.bindparam("service_name")
+_QUEUED_FOR = Query.of(
+    _TASK.where(task_is_queued, _is_for_service)
+    .order_by(tasks.c.redispatch_at.desc().nulls_last())
+    .limit(limit)
+)
+# One for each status: the condition of a partial index has to be spelled out.
+_COUNTS_WAITING = tuple(
+    Query.unlocked(sa.select(sa.func.count()).select_from(tasks).where(status, _is_for_service))
+    for status in (task_is_pending, task_is_queued)
+)
 
 _sleeping_tasks = (
     _TASK.where(task_is_waiting, tasks.c.wake_at.is_not(None))
@@ -130,6 +144,14 @@ class SQLTasks(SQLRepository, TaskRepository):
 
     def queued(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         return self._due(_QUEUED_TASKS, _QUEUED_TASKS_BEFORE, due_before, limit)
+
+    def queued_for(self, service_name: str, *, limit: int = 1000) -> list[TaskRecord]:
+        rows = self._access.rows(_QUEUED_FOR, {"service_name": service_name, "limit": limit})
+        return [_TASK.record(row) for row in rows]
+
+    def count_waiting(self, service_name: str) -> int:
+        parameters = {"service_name": service_name}
+        return sum(count for query in _COUNTS_WAITING for (count,) in self._access.rows(query, parameters))
 
     def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         return self._due(_SLEEPING_TASKS, _SLEEPING_TASKS_BEFORE, due_before, limit)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import OutboxRecord, ServiceRecord
@@ -31,6 +32,27 @@ class RowTests(StoreTests):
         late = OutboxRecord("late", "topic", "{}")
         await store.transact(lambda tx: tx.outbox.insert([late]))
         assert [*(await store.read(lambda tx: tx.outbox.load())).values()] == [messages[2], late]
+
+    async def test_messages_are_read_by_topic_and_past_topics(self, store: StateStore) -> None:
+        messages = [OutboxRecord(f"{topic}{n}", topic, "{}") for n in range(3) for topic in "abc"]
+        await store.transact(lambda tx: tx.outbox.insert(messages))
+
+        async def ids(**filters: Any) -> list[str]:
+            found = await store.read(lambda tx: tx.outbox.load(**filters))
+            return [item.message_id for item in found.values()]
+
+        assert await ids(topic="b") == ["b0", "b1", "b2"]
+        assert await ids(topic="b", limit=1) == ["b0"]
+        assert await ids(topic="unknown") == []
+        assert await ids(except_topics=["a", "b"]) == ["c0", "c1", "c2"]
+        assert await ids(except_topics=["a", "b", "c"]) == []
+        (first,) = await store.read(lambda tx: tx.outbox.load(topic="b", limit=1))
+        assert await ids(topic="b", after=first) == ["b1", "b2"]
+        assert await ids(except_topics=["a", "b"], after=first, limit=2) == ["c0", "c1"]
+        taken = await store.transact(
+            lambda tx: tx.outbox.take(now=NOW, until=NOW, except_topics=["a", "c"], limit=2)
+        )
+        assert [item.message_id for item in taken] == ["b0", "b1"]
 
     async def test_messages_are_taken_over_once_they_are_due(self, store: StateStore) -> None:
         due, later, until = (NOW + timedelta(seconds=n) for n in (0, 1, 60))

@@ -17,7 +17,10 @@ class RunTests(StoreTests):
     """A store keeps events, inboxes and runs."""
 
     async def test_events_are_read_from_a_cursor(self, store: StateStore) -> None:
-        events = [EventRecord("t1", n, "Progress", f'{{"n": {n}}}', terminal=n == 4) for n in range(5)]
+        events = [
+            EventRecord("t1", n, "Progress", f'{{"n": {n}}}', terminal=n == 4, attempt=n or None)
+            for n in range(5)
+        ]
         other = EventRecord("t2", 0, "Progress", "{}")
         await store.transact(lambda tx: tx.events.insert([*reversed(events), other]))
         assert await store.read(lambda tx: tx.events.load("t1")) == events

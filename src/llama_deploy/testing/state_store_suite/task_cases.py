@@ -159,6 +159,27 @@ class TaskTests(StoreTests):
         early = await store.read(lambda tx: tx.tasks.unrouted(due_before=NOW + timedelta(seconds=1)))
         assert _ids(early) == ["first"]
 
+    async def test_what_waits_for_a_service_is_found_and_counted(self, store: StateStore) -> None:
+        queued = TaskStatus.QUEUED
+        await store.transact(
+            lambda tx: tx.tasks.insert(
+                [
+                    a_task("soon", status=queued, redispatch_at=NOW),
+                    a_task("late", status=queued, redispatch_at=NOW + timedelta(hours=1)),
+                    a_task("pending"),
+                    a_task("running", status=TaskStatus.RUNNING),
+                    a_task("sent on", status=queued, redispatch_at=NOW, routed_to="other"),
+                ]
+            )
+        )
+        assert _ids(await store.read(lambda tx: tx.tasks.queued_for("greeter"))) == ["late", "soon"]
+        assert _ids(await store.read(lambda tx: tx.tasks.queued_for("greeter", limit=1))) == ["late"]
+        assert _ids(await store.read(lambda tx: tx.tasks.queued_for("other"))) == ["sent on"]
+        counts = await store.read(
+            lambda tx: [tx.tasks.count_waiting(name) for name in ("greeter", "other", "unknown")]
+        )
+        assert counts == [3, 1, 0]
+
     async def test_open_tasks_are_those_that_have_not_ended(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> None:
             tx.tasks.insert([a_task(status.value, status=status) for status in TaskStatus])
