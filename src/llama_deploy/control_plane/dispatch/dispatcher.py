@@ -44,8 +44,9 @@ class Dispatcher:
     """Returns the present time, aware, UTC."""
     lease: timedelta
     """How long an instance may be silent."""
-    is_waiting: Callable[[str], bool]
-    """Whether messages for a service wait to be published, so that repeating them is useless."""
+    is_waiting: Callable[[TaskRecord], bool]
+    """Whether messages to the topic of a task's attempts wait to be published, so that repeating them is
+    useless."""
 
     async def sweep(self) -> datetime | None:
         """Publish the attempts that are due, and return when the next one is. None: there is none."""
@@ -78,7 +79,7 @@ class Dispatcher:
         """
         if not tasks:
             return
-        waiting = {task.target for task in tasks if self.is_waiting(task.target)}
+        waiting = {task.task_id for task in tasks if self.is_waiting(task)}
 
         def run(unit: Unit) -> int:
             known = [task for each in tasks if (task := unit.tasks.find(each.task_id)) is not None]
@@ -87,7 +88,7 @@ class Dispatcher:
                 known = [item for item in known if item.redispatch_at and item.redispatch_at <= unit.now]
             count = 0
             for task in known:
-                if task.target in waiting and not lifecycle.is_held_back(task):
+                if task.task_id in waiting and not lifecycle.is_held_back(task):
                     unit.postpone(task)
                 else:
                     unit.apply(lifecycle.dispatch_again(task))
