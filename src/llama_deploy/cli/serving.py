@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
@@ -265,6 +265,9 @@ def work(
         LlamaDeployError: As `run_workflow`.
     """
     hosted = program.load()
+    alone = None if link is None else link.place.alone
+    if alone is not None:
+        hosted = [_one_at_a_time(each) for each in hosted if each.config.service_name == alone]
     with settings_of(ClientSettings):
         settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
     control_plane = settings.connect_to(control_plane_urls)
@@ -284,7 +287,7 @@ def work(
     def on_ready(service: WorkflowService) -> None:
         ready.append(service)
         if len(ready) == len(hosted):
-            if as_json is not None:
+            if as_json is not None and alone is None:
                 # Nobody needs to read on when the first process has printed.
                 with nullcontext() if link is None or link.place.is_first else optional_output():
                     announce_instances(
@@ -313,6 +316,10 @@ def work(
         )
 
     run_until_stopped(work_on_all(), loop=loop, drain_seconds=drain_seconds, link=link)
+
+
+def _one_at_a_time(hosted: HostedWorkflow) -> HostedWorkflow:
+    return replace(hosted, config=hosted.config.model_copy(update={"max_concurrent_tasks": 1}))
 
 
 def _drain_seconds(hosted: Sequence[HostedWorkflow]) -> float:
