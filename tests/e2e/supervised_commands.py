@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 from tests.e2e.llamactl import ANY_PORTS, PATIENCE, Process, started
 
 from llama_deploy.testing.conditions import eventually
@@ -27,11 +26,10 @@ LONG = 300
 soon = partial(eventually, seconds=PATIENCE)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A working directory with workflows in it."""
-    shutil.copy(PROGRAM, tmp_path)
-    return tmp_path
+def project_in(path: Path) -> Path:
+    """Make a directory a working directory with workflows in it."""
+    shutil.copy(PROGRAM, path)
+    return path
 
 
 @dataclass(frozen=True, slots=True)

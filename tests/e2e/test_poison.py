@@ -8,17 +8,21 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.e2e.supervised_commands import Running, folder, serving, soon, working
+from tests.e2e.supervised_commands import Running, project_in, serving, soon, working
 from tests.figures import Tell
 
 from llama_deploy import Client
 from llama_deploy.client import TaskHandle
 from llama_deploy.errors import TaskFailedError
 
-__all__ = ["folder"]
-
 TARGETS = ("does=supervised:does", "sleeps=supervised:sleeps")
 LEASE = {"CONTROL_PLANE_LEASE_SECONDS": "3"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working directory with workflows in it."""
+    return project_in(tmp_path)
 
 
 async def submit_innocents(client: Client, count: int, *, seconds: float) -> list[TaskHandle]:
@@ -55,6 +59,7 @@ async def test_with_a_supervisor_suspects_run_in_a_process_of_their_own(folder: 
             assert len(begun) == 4, "twice with neighbours, twice alone"
             assert f"task {poison.task_id} runs alone in process {begun[-1].pid}" in served.log
             assert not {each.pid for each in begun[2:]} & set(first)
+            assert "takes no new tasks" not in served.log, "it need not step back"
             await soon(lambda: "because none waits" in served.log)
             await soon(lambda: len(served.children()) == 2)
             tell(f"poison and 3 innocents of 1.5 s: {served.noted('end')[-1].at - begun[0].at:.1f} s")

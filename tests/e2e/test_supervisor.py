@@ -27,6 +27,7 @@ from tests.e2e.supervised_commands import (
     Running,
     gone,
     is_alive,
+    project_in,
     serving,
     soon,
     working,
@@ -37,6 +38,12 @@ from tests.figures import Tell
 from llama_deploy import Client
 from llama_deploy.errors import TaskFailedError
 from llama_deploy.types import TaskStatus
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working directory with workflows in it."""
+    return project_in(tmp_path)
 
 
 class TestAKilledChild:
