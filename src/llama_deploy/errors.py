@@ -37,7 +37,7 @@ LlamaDeployError
 ├── MissingStateError (ValueError)       `ctx.store` had a value that cannot be stored between tasks
 ├── RunStuckError                        nothing more could happen in the run
 ├── BlockingCallError (RuntimeError)     a blocking client was used in a thread with an event loop
-├── AttemptsExhaustedError               too many instances died while they ran the task
+├── AttemptsExhaustedError               the task has ended too many processes
 ├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task is still running
 └── TaskEndedError                       the task did not succeed
     ├── TaskFailedError                  it failed or exceeded its time limit
@@ -428,7 +428,7 @@ class BlockingCallError(LlamaDeployError, RuntimeError):
 
 
 class AttemptsExhaustedError(LlamaDeployError):
-    """The failure of a task whose instances died `max_attempts` times."""
+    """The failure of a task that was charged with the deaths of `max_attempts` processes."""
 
     code = "attempts_exhausted"
 

@@ -282,7 +282,7 @@ async def test_a_task_that_kills_its_instances_ends_with_that_reason(system: Sys
     async with system.client() as client:
         await system.instances(client, 3)
         handle = await client.submit("ledger", name="poison", exit=9, max_attempts=3)
-        with pytest.raises(TaskFailedError, match="3 instances of service ledger") as caught:
+        with pytest.raises(TaskFailedError, match="3 processes of service ledger ended") as caught:
             await handle.result()
         assert caught.value.error_type == "llama_deploy.errors.AttemptsExhaustedError"
     assert system.ledger("begin")["poison"] == 3

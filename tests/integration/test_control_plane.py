@@ -320,28 +320,23 @@ async def test_a_heartbeat_may_name_any_time(http: HttpConnection, instance: Ins
     assert (await post(http, "/instances/heartbeat", beat))["known"]
 
 
-@pytest.mark.parametrize("lease_seconds", [0.3])
-async def test_a_task_that_loses_instances_is_held_back_longer_each_time(
+async def test_a_task_that_ends_its_processes_is_held_back_longer_each_time(
     http: HttpConnection, instance: Instance, config: ControlPlaneConfig
 ) -> None:
     await submit(http, task_id="t", max_attempts=9)
-
-    async def lose(dispatch: TaskDispatch) -> None:
-        await instance.claim(dispatch)
-
-        async def is_lost() -> bool:
-            await beat(instance)
-            return bool((await get(http, "/tasks/t"))["attempt"] == dispatch.attempt + 1)
-
-        await eventually(is_lost)
-
     pauses = []
-    dispatch = await instance.next_dispatch()
-    for _ in range(3):
-        await lose(dispatch)
+    for number in range(3):
+        assert (await instance.claim(await instance.next_dispatch())).granted
+        await post(http, "/instances/death", {"instances": ["one"], "reason": "was killed"})
         lost_at = time.monotonic()
-        dispatch = await instance.next_dispatch()
+        service = ServiceDefinition(service_name="echo", instance_id="one")
+        await instance.server.plane.services.register(service)
+        if number == 1:  # from now on it is a suspect
+            instance.work = await instance.queue.subscribe("llama_deploy.echo._suspects")
+        async with asyncio.timeout(10):
+            (delivery,) = await instance.work.receive(1)
         pauses.append(time.monotonic() - lost_at)
+        await delivery.nack()
     first = config.retry_backoff_seconds
     assert pauses[0] < first / 2 < first * 0.9 < pauses[1] < first * 1.8 < pauses[2] < first * 3
 

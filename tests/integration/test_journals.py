@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -146,11 +146,14 @@ async def test_the_next_attempt_gets_what_was_journalled(http: HttpConnection, i
 
 
 async def test_losses_before_the_end_of_a_step_do_not_count(
-    http: HttpConnection, instance: Instance, store: StateStore, lease_seconds: float
+    http: HttpConnection, instance: Instance, store: StateStore
 ) -> None:
     async def lose() -> None:
-        # The instance does not hold what it has claimed before it has heard this answer.
-        await beat(instance, heard_at=datetime.now(UTC) + timedelta(seconds=2 * lease_seconds))
+        death = {"instances": [instance.name], "reason": "was killed"}
+        await post(http, "/instances/death", death)
+        await instance.server.plane.services.register(
+            ServiceDefinition(service_name="echo", instance_id=instance.name)
+        )
 
     async def live_long() -> None:
         def change(tx: StoreTransaction) -> None:
@@ -170,7 +173,7 @@ async def test_losses_before_the_end_of_a_step_do_not_count(
     await lose()
     view = await get(http, "/tasks/t")
     assert view["status"] == "failed"
-    assert "2 instances of service echo died" in view["result"]["result"]
+    assert "2 processes of service echo ended" in view["result"]["result"]
 
 
 async def test_a_task_that_journalled_nothing_has_no_run(http: HttpConnection, instance: Instance) -> None:

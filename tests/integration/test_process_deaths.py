@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -12,8 +13,14 @@ from llama_deploy.control_plane import ControlPlaneServer
 from llama_deploy.errors import InvalidRequestError, ProtocolVersionError
 from llama_deploy.message_queues import LocalMessageQueue
 from llama_deploy.messages import QueueMessage
+from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import ServiceDefinition, TaskStatus, TaskView
-from llama_deploy.types.instance_protocol import MAX_INSTANCES_OF_PROCESS, PROTOCOL_HEADER, TaskDispatch
+from llama_deploy.types.instance_protocol import (
+    MAX_INSTANCES_OF_PROCESS,
+    PROTOCOL_HEADER,
+    ClaimRequest,
+    TaskDispatch,
+)
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import Instance, beat, post, submit
@@ -39,12 +46,15 @@ async def view(instance: Instance, task_id: str) -> TaskView:
     return await instance.server.plane.tasks.get(task_id)
 
 
+async def record(instance: Instance, task_id: str) -> TaskRecord:
+    return (await instance.server.plane._store.read(lambda tx: tx.tasks.load([task_id])))[task_id]
+
+
 async def losses(instance: Instance, task_id: str) -> int:
-    tasks = await instance.server.plane._store.read(lambda tx: tx.tasks.load([task_id]))
-    return tasks[task_id].losses
+    return (await record(instance, task_id)).losses
 
 
-async def test_its_tasks_move_on_at_once(
+async def test_its_tasks_move_on_at_once_and_none_of_several_is_charged(
     http: HttpConnection, instance: Instance, caplog: pytest.LogCaptureFixture
 ) -> None:
     await running(http, instance, "t1")
@@ -52,12 +62,110 @@ async def test_its_tasks_move_on_at_once(
     await report_death(http, "one")
     for task_id in ("t1", "t2"):
         assert (await view(instance, task_id)).status is TaskStatus.QUEUED
-        assert await losses(instance, task_id) == 1
+        task = await record(instance, task_id)
+        assert (task.losses, task.deaths) == (0, 1)
     assert {(await instance.next_dispatch()).attempt for _ in range(2)} == {2}
     lines = [record.getMessage() for record in caplog.records if "lost its instance" in record.getMessage()]
     assert len(lines) == 2
-    assert "task t1 has lost its instance one (loss 1 of at most" in lines[0]
+    assert "task t1 has lost its instance one (not charged: it was not alone in its process)" in lines[0]
     assert "because the process was killed by SIGKILL; it is queued now, attempt 2" in lines[0]
+
+
+async def test_a_task_that_was_alone_is_charged(
+    http: HttpConnection, instance: Instance, caplog: pytest.LogCaptureFixture
+) -> None:
+    await running(http, instance, "t1")
+    await report_death(http, "one")
+    assert await losses(instance, "t1") == 1
+    assert "task t1 has lost its instance one (charge 1 of at most" in caplog.text
+
+
+async def test_the_instances_of_a_process_are_judged_together(
+    http: HttpConnection, instance: Instance, server: ControlPlaneServer
+) -> None:
+    for service, name in (("echo", "one"), ("other", "two")):
+        await server.plane.services.register(
+            ServiceDefinition(service_name=service, instance_id=name, process_id="p")
+        )
+    await running(http, instance, "t1")
+    await submit(http, task_id="t2", service_name="other")
+    (reply,) = await server.plane.attempts.claim([ClaimRequest(task_id="t2", attempt=1, instance_id="two")])
+    assert reply.granted
+    await report_death(http, "one")  # the other one had not sent a heartbeat yet
+    for task_id in ("t1", "t2"):
+        task = await record(instance, task_id)
+        assert (task.status, task.losses, task.deaths) == (TaskStatus.QUEUED, 0, 1)
+    assert (await server.plane.services.get("other")).instances == []
+
+
+async def test_runs_that_only_waited_at_the_last_heartbeat_do_not_count(
+    http: HttpConnection, instance: Instance
+) -> None:
+    dispatches = [await running(http, instance, task_id) for task_id in ("works", "waits", "is woken")]
+    held = [{"task_id": each.task_id, "attempt": 1, "waits": each.task_id != "works"} for each in dispatches]
+    await post(http, "/instances/heartbeat", {"instance_id": "one", "held": held})
+    event = {"event_obj_str": json.dumps({"qualified_name": "app.Answer", "value": {}})}
+    await post(http, "/tasks/is woken/events", event)
+    await report_death(http, "one")
+    for task_id, count in (("works", 1), ("waits", 0), ("is woken", 1)):
+        task = await record(instance, task_id)
+        assert (task.losses, task.deaths) == (0, count)
+
+
+async def test_a_suspect_goes_to_a_topic_of_its_own_as_often_as_it_is_published(
+    http: HttpConnection, instance: Instance, queue: LocalMessageQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    for attempt in (1, 2):
+        for task_id in ("t1", "t2") if attempt == 1 else ():
+            await submit(http, task_id=task_id)
+        for dispatch in [await instance.next_dispatch() for _ in range(2)]:
+            assert (await instance.claim(dispatch)).granted
+        await report_death(http, "one")
+        await instance.server.plane.services.register(
+            ServiceDefinition(service_name="echo", instance_id="one")
+        )
+    assert "attempt 3, to run alone in a process: 2 of its processes have died" in caplog.text
+    async with await queue.subscribe("llama_deploy.echo._suspects") as suspects:
+
+        async def offered() -> set[tuple[str, int]]:
+            found: list[TaskDispatch] = []
+            async with asyncio.timeout(10):
+                while len(found) < 2:
+                    for delivery in await suspects.receive(2):
+                        found.append(TaskDispatch.model_validate(delivery.message.data))
+                        await delivery.ack()
+            return {(each.task_id, each.attempt) for each in found}
+
+        assert await offered() == {("t1", 3), ("t2", 3)}
+        await instance.server.plane._sweeps.dispatcher.dispatch_all()
+        assert await offered() == {("t1", 3), ("t2", 3)}
+
+
+async def test_few_instances_are_asked_to_run_a_suspect_alone(
+    http: HttpConnection, instance: Instance, server: ControlPlaneServer
+) -> None:
+    names = [f"i{n}" for n in range(20)]
+    for name in names:
+        await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id=name))
+
+    async def asked(*, alone: str | None = None) -> int:
+        beats = [{"instance_id": name, "alone": name == alone} for name in names]
+        replies = [await post(http, "/instances/heartbeat", each) for each in beats]
+        return sum(reply["suspects"] > 0 for reply in replies)
+
+    assert await asked() == 0
+    await running(http, instance, "t1")
+    await running(http, instance, "t2")
+    await report_death(http, "one")
+    await server.plane.services.register(ServiceDefinition(service_name="echo", instance_id="one"))
+    for _ in range(2):
+        assert (await instance.claim(await instance.next_dispatch())).granted
+    await report_death(http, "one")
+    server.plane.services.hints.forget()
+    assert await asked() == 2
+    await asked(alone="i1")
+    server.plane.services.hints.forget()
+    assert await asked(alone="i1") == 1
 
 
 async def test_its_instances_do_not_come_back(http: HttpConnection, instance: Instance) -> None:

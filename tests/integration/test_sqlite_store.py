@@ -364,6 +364,7 @@ def use_everything(tx: StoreTransaction) -> None:
     tx.tasks.of_sessions(["s1", "s2"], open_only=True)
     tx.tasks.of_instances(["i1", "i2"])
     tx.tasks.queued()
+    tx.tasks.suspects()
     tx.tasks.queued(due_before=NOW)
     tx.tasks.sleeping()
     tx.tasks.sleeping(due_before=NOW)
@@ -404,8 +405,9 @@ async def test_every_query_has_its_index(store: SQLiteStateStore, database: Path
     await store.transact(use_everything)
     driver.set_trace_callback(None)
     expected = {
-        "status = 'queued' AND": "ix_tasks_queued",
-        "tasks.status = 'queued'": "ix_tasks_queued",
+        "status = 'queued' AND tasks.redispatch_at": "ix_tasks_queued",
+        "tasks.status = 'queued' ORDER": "ix_tasks_queued",
+        "tasks.deaths >= 2": "ix_tasks_suspects",
         "tasks.status = 'running'": "ix_tasks_instance_running",
         "status = 'waiting' AND": "ix_tasks_waiting",
         "finished_at IS NULL": "(session_id=? AND finished_at=?)",
@@ -420,6 +422,7 @@ async def test_every_query_has_its_index(store: SQLiteStateStore, database: Path
         for line in plan.splitlines():
             walks_in_order = "USING INDEX ix_tasks_queued" in line or line == "SCAN outbox"
             walks_in_order |= "USING INDEX ix_tasks_waiting" in line
+            walks_in_order |= "USING INDEX ix_tasks_suspects" in line
             assert not line.startswith("SCAN") or walks_in_order, (statement, plan)
         for condition, index in expected.items():
             assert condition not in statement or index in plan, (statement, plan)

@@ -76,7 +76,7 @@ def test_the_first_hop_is_the_first_attempt_at_the_named_service() -> None:
 
 
 def test_the_end_of_a_hop_frees_the_instance_and_forgets_the_run() -> None:
-    before = running()._replace(has_run=True, journal_length=4, losses=1, running_seconds=2.0)
+    before = running()._replace(has_run=True, journal_length=4, losses=1, deaths=2, running_seconds=2.0)
     ended = lifecycle.end(before, outcome(), at=LATER)
     assert ended.route
     assert ended.forget_run
@@ -85,7 +85,8 @@ def test_the_end_of_a_hop_frees_the_instance_and_forgets_the_run() -> None:
     task = ended.task
     assert hops.is_unrouted(task)
     assert (task.instance_id, task.token, task.claimed_at) == (None, None, None)
-    assert (task.has_run, task.journal_length, task.losses, task.running_seconds) == (False, 0, 0, 0.0)
+    assert (task.has_run, task.journal_length, task.losses, task.deaths) == (False, 0, 0, 0)
+    assert task.running_seconds == 0.0
     assert task.durability is None
 
 

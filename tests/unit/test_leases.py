@@ -123,25 +123,30 @@ class Scene:
     def _note(self, committed: Committed) -> None:
         self.committed.append(committed)
 
-    async def register(self) -> None:
-        await self.plane.services.register(ServiceDefinition(service_name="echo", instance_id="i1"))
+    async def register(self, instance_id: str = "i1", process_id: str | None = None) -> None:
+        await self.plane.services.register(
+            ServiceDefinition(service_name="echo", instance_id=instance_id, process_id=process_id)
+        )
 
     async def submit(self, task_id: str) -> None:
         await self.plane.tasks.submit(TaskSubmission(service_name="echo", task_id=task_id))
 
-    async def claim(self, task_id: str, attempt: int) -> None:
+    async def claim(self, task_id: str, attempt: int, instance_id: str = "i1") -> None:
         (reply,) = await self.plane.attempts.claim(
-            [ClaimRequest(task_id=task_id, attempt=attempt, instance_id="i1")]
+            [ClaimRequest(task_id=task_id, attempt=attempt, instance_id=instance_id)]
         )
         assert reply.granted, reply.reason
 
     async def beat(
-        self, *held: tuple[str, int], claiming: Sequence[tuple[str, int]] = ()
+        self,
+        *held: tuple[str, int],
+        claiming: Sequence[tuple[str, int]] = (),
+        instance_id: str = "i1",
     ) -> list[tuple[str, int]]:
         """Send a heartbeat, and return the attempts that the instance is told to drop."""
         attempts = [HeldAttempt(task_id=task_id, attempt=attempt) for task_id, attempt in held]
         reply = await self.plane.services.heartbeat(
-            Heartbeat(instance_id="i1", held=attempts, claiming=list(claiming))
+            Heartbeat(instance_id=instance_id, held=attempts, claiming=list(claiming))
         )
         assert reply.known
         return [(item.task_id, item.attempt) for item in reply.stale]
@@ -274,6 +279,65 @@ async def test_an_instance_is_told_that_a_claim_without_an_answer_is_void(scene:
     assert await scene.beat(claiming=claiming) == [("t", 1), ("deleted", 1)]
     await scene.claim("t", 2)
     assert await scene.beat(claiming=claiming) == [("t", 1), ("deleted", 1)]
+
+
+class TestTheInstancesOfAProcess:
+    @pytest.fixture(autouse=True)
+    async def process(self, scene: Scene) -> None:
+        """Two instances, each with a task."""
+        for instance_id, task_id in (("i1", "t"), ("i2", "u")):
+            await scene.register(instance_id, process_id="p")
+            await scene.submit(task_id)
+            await scene.claim(task_id, 1, instance_id)
+
+    async def test_they_are_judged_together(self, scene: Scene) -> None:
+        scene.let_pass(LEASE / 3)
+        await scene.beat(("u", 1), instance_id="i2")
+        scene.let_pass(LEASE * 2 / 3 + A_MOMENT)
+        await scene.sweep()
+        assert await scene.stands("t") == await scene.stands("u") == (TaskStatus.RUNNING, 1)
+        scene.let_pass(LEASE / 3)
+        await scene.sweep()
+        for task_id in ("t", "u"):
+            task = await scene.task(task_id)
+            assert (task.status, task.losses, task.deaths) == (TaskStatus.QUEUED, 0, 1)
+
+    async def test_one_waits_half_a_lease_for_the_others_which_are_neighbours(self, scene: Scene) -> None:
+        for _ in range(4):
+            assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
+            scene.let_pass(LEASE / 3)
+            await scene.beat(("u", 1), instance_id="i2")
+            await scene.sweep()
+        assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
+        scene.let_pass(LEASE / 6 + A_MOMENT)
+        await scene.sweep()
+        task = await scene.task("t")
+        assert (task.status, task.losses, task.deaths) == (TaskStatus.QUEUED, 0, 1)
+        assert await scene.stands("u") == (TaskStatus.RUNNING, 1)
+
+    async def test_a_task_that_was_alone_is_charged(self, scene: Scene) -> None:
+        await scene.plane.tasks.cancel("u")
+        await scene.register("i3", process_id="another")
+        scene.let_pass(LEASE)
+        await scene.sweep()
+        task = await scene.task("u")
+        assert task.status is TaskStatus.CANCELLED
+        task = await scene.task("t")
+        assert (task.losses, task.deaths) == (0, 1), "a cancelled task may still run"
+        await scene.claim("t", 2)
+        scene.let_pass(LEASE)
+        await scene.sweep()
+        task = await scene.task("t")
+        assert (task.losses, task.deaths) == (1, 2)
+
+
+async def test_an_attempt_that_a_living_instance_does_not_hold_is_not_charged(scene: Scene) -> None:
+    await scene.submit("t")
+    await scene.claim("t", 1)
+    heard_at = scene.now + 2 * LEASE
+    await scene.plane.services.heartbeat(Heartbeat(instance_id="i1", heard_at=heard_at))
+    task = await scene.task("t")
+    assert (task.status, task.attempt, task.losses) == (TaskStatus.QUEUED, 2, 0)
 
 
 SOME_JUMPS = pytest.mark.parametrize("jump", [timedelta(seconds=30), timedelta(hours=1)])

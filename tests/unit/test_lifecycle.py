@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.deaths import Blame
 from llama_deploy.control_plane.decisions.takeovers import TakeoverReason, takeovers_of
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.errors import (
@@ -87,7 +88,9 @@ class TaskLife(RuleBasedStateMachine):
         self.is_old = False
         """Whether the attempt has lived for `HARMLESS_AFTER` at the time of a write to the journal."""
         self.deaths = 0
-        """How many instances have died that were not forgiven."""
+        """How many deaths were charged to the task that were not forgiven."""
+        self.present = 0
+        """At how many deaths it was present that were not forgiven."""
 
     def apply(self, transition: Transition) -> None:
         before = self.task
@@ -105,7 +108,7 @@ class TaskLife(RuleBasedStateMachine):
             assert self.task.status_changed_at > LONG_AGO
         written = transition.journal
         if written is not None and (written.parking is not None or (written.step_ended and self.is_old)):
-            self.deaths = 0
+            self.deaths = self.present = 0
         if transition.dispatch:
             assert self.task.status is TaskStatus.QUEUED
 
@@ -252,16 +255,18 @@ class TaskLife(RuleBasedStateMachine):
         assert self.task.status is not TaskStatus.WAITING
 
     @precondition(lambda self: self.task.status is TaskStatus.RUNNING)
-    @rule()
-    def lose(self) -> None:
+    @rule(blame=st.sampled_from([*Blame, Blame.CHARGED]))
+    def die(self, blame: Blame) -> None:
         attempt = self.task.attempt
-        self.deaths += not self.task.cancel_requested
-        self.apply(lifecycle.lose(self.task, at=NOW, backoff=BACKOFF))
+        if not self.task.cancel_requested:
+            self.deaths += blame is Blame.CHARGED
+            self.present += blame is not Blame.SPARED
+        self.apply(lifecycle.move_on(self.task, blame, at=NOW, backoff=BACKOFF))
         if self.task.status.is_terminal:
             assert self.task.cancel_requested or self.deaths == self.task.max_attempts
         else:
             assert self.task.attempt == attempt + 1
-            assert lifecycle.is_held_back(self.task) is (self.deaths > 1)
+            assert lifecycle.is_held_back(self.task) is (blame is Blame.CHARGED and self.deaths > 1)
 
     @rule(own=st.booleans())
     def hand_back(self, *, own: bool) -> None:
@@ -345,6 +350,8 @@ class TaskLife(RuleBasedStateMachine):
     def it_has_an_owner_only_while_it_runs(self) -> None:
         assert (self.task.token is not None) == (self.task.status is TaskStatus.RUNNING)
         assert self.task.losses == self.deaths <= self.task.max_attempts
+        assert self.task.losses <= self.task.deaths
+        assert self.task.deaths == self.present or self.task.cancel_requested
         if self.task.status is TaskStatus.WAITING:
             assert self.task.instance_id is None
 
@@ -369,7 +376,7 @@ def test_a_task_that_kills_its_instances_fails_with_that_reason() -> None:
     result = TaskResult.model_validate_json(ended.result or "")
     assert result.error is not None
     assert result.error.type == "llama_deploy.errors.AttemptsExhaustedError"
-    assert "3 instances of service service" in result.error.message
+    assert "3 processes of service service ended" in result.error.message
 
 
 def test_attempts_after_the_second_loss_are_held_back_longer_each_time() -> None:
@@ -425,9 +432,9 @@ def test_a_run_that_gets_further_but_kills_its_instances_soon_ends() -> None:
 
 
 def test_parking_forgives_earlier_losses() -> None:
-    task = running(losses=2)
+    task = running(losses=2, deaths=3)
     parked = lifecycle.journal(task, a_write(task, parking=Parking(inbox_seq=0)), at=NOW).task
-    assert (parked.status, parked.losses) == (TaskStatus.WAITING, 0)
+    assert (parked.status, parked.losses, parked.deaths) == (TaskStatus.WAITING, 0, 0)
 
 
 @given(st.lists(st.sampled_from(["dies", "dies", "steps", "notes", "parks", "returns", "is taken"])))

@@ -54,7 +54,7 @@ async def keeping(answers: Answers, ledger: Ledger) -> AsyncIterator[LeaseKeeper
         ledger=ledger,
         attempts=HeldAttempts(),
         register=answers.register,
-        on_reply=answers.processed.set,
+        on_reply=lambda _: answers.processed.set(),
     )
     keeper.start()
     try:

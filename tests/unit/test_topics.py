@@ -45,6 +45,19 @@ def test_a_service_does_not_get_the_dead_letters_of_another() -> None:
     assert Topics("ns").work("echo.dead_letters") != Topics("ns").work("echo") + ".dead_letters"
 
 
+@given(ODD, ODD, ODD)
+@example("echo", "echo._suspects", "i")
+@example("echo.x", "echo", "x._suspects")
+@example("echo", "echo", "_suspects")
+@example("x" * 120, "y" * 120, "z" * 40)
+def test_nothing_else_has_the_topic_for_suspects_of_a_service(one: str, other: str, instance: str) -> None:
+    topics = Topics("ns")
+    suspects = topics.suspects(one)
+    assert suspects not in {topics.work(other), topics.instance(other, instance), topics.control_plane}
+    assert (suspects == topics.suspects(other)) == (one == other)
+    assert len(suspects) <= len("ns.") + MAX_PART_LENGTH + len("._suspects")
+
+
 @pytest.mark.parametrize("name", ["a b", "a/b", "/", "a:b", "你好", "_x", "-", "a%2Fb", "é", "🙂", "x" * 200])
 def test_a_service_may_have_any_name(name: str) -> None:
     assert ServiceDefinition(service_name=name).service_name == name

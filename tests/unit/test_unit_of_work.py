@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.deaths import Blame
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.requests.session_requests import Sessions
@@ -87,7 +88,8 @@ USES: dict[str, tuple[RowKind, Callable[[Unit], object]]] = {
     "find a task": (RowKind.TASK, lambda unit: unit.tasks.find("t1")),
     "get a task": (RowKind.TASK, lambda unit: unit.tasks.get("t1")),
     "change a task": (RowKind.TASK, lambda unit: unit.apply(Transition(task(unit)))),
-    "lose a task": (RowKind.TASK, lambda unit: unit.lose(task(unit))),
+    "move on a task": (RowKind.TASK, lambda unit: unit.move_on(task(unit), Blame.CHARGED)),
+    "drop a task": (RowKind.TASK, lambda unit: unit.drop(task(unit))),
     "postpone a task": (RowKind.TASK, lambda unit: unit.postpone(task(unit))),
     "read an inbox": (RowKind.TASK, lambda unit: unit.inbox.unconsumed(["t1"])),
     "send an event": (RowKind.TASK, lambda unit: unit.add_to_inbox(task(unit), EVENT)),
@@ -169,7 +171,7 @@ async def test_the_tasks_of_a_declared_instance_may_end(
 ) -> None:
     def lose(unit: Unit) -> None:
         for each in unit.tasks.of_instances(["i1"]):
-            unit.lose(each)
+            unit.move_on(each, Blame.CHARGED)
 
     for _ in range(3):
         running = a_task("t1", status=TaskStatus.RUNNING, instance_id="i1")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
 from llama_deploy.cli.addresses import check_ports, explain_bind_error
@@ -264,6 +264,9 @@ def _work(
     as_json: bool | None,
 ) -> None:
     # See `work`. Without `as_json`, nothing is announced.
+    alone = None if link is None else link.place.alone
+    if alone is not None:
+        hosted = [_one_at_a_time(each) for each in hosted if each.config.service_name == alone]
     with settings_of(ClientSettings):
         settings = ClientSettings(control_plane_url=tuple(control_plane_urls), disable_ssl=insecure)
     control_plane = settings.connect_to(control_plane_urls)
@@ -285,7 +288,7 @@ def _work(
         ready.append(service)
         if len(ready) == len(hosted):
             ready.sort(key=lambda each: names.index(each.service_name))
-            if as_json is not None:
+            if as_json is not None and alone is None:
                 # Nobody needs to read on when the first process has printed.
                 with nullcontext() if link is None or link.place.is_first else optional_output():
                     announce_instances(
@@ -314,6 +317,10 @@ def _work(
         )
 
     run_until_stopped(work_on_all(), loop=loop, drain_seconds=drain_seconds, link=link)
+
+
+def _one_at_a_time(hosted: HostedWorkflow) -> HostedWorkflow:
+    return replace(hosted, config=hosted.config.model_copy(update={"max_concurrent_tasks": 1}))
 
 
 def _drain_seconds(hosted: Sequence[HostedWorkflow]) -> float:

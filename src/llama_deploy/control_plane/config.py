@@ -63,7 +63,7 @@ class ControlPlaneConfig(BaseSettings):
     redispatch_seconds: float = Field(default=15.0, gt=0)
     """Seconds after which an unclaimed task is dispatched again; doubled each time."""
     retry_backoff_seconds: float = Field(default=1.0, ge=0)
-    """Seconds that a task waits after its second lost instance; doubled with each further one."""
+    """Seconds that a task waits after it has ended a second process; doubled with each further one."""
     retry_backoff_max_seconds: float = Field(default=60.0, ge=0)
     """The maximum of that wait."""
     max_queued_tasks: int = Field(default=100_000, gt=0)

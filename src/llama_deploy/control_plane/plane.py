@@ -28,9 +28,10 @@ from llama_deploy.control_plane.requests.report_consumer import LATE_SECONDS, LO
 from llama_deploy.control_plane.requests.report_uploads import ReportUploads
 from llama_deploy.control_plane.requests.service_requests import Services
 from llama_deploy.control_plane.requests.session_requests import Sessions
+from llama_deploy.control_plane.requests.suspect_hints import SuspectHints
 from llama_deploy.control_plane.requests.task_requests import Tasks, task_view
 from llama_deploy.control_plane.requests.waiting_tasks import WaitingTasks
-from llama_deploy.control_plane.storage.outgoing import Outgoing
+from llama_deploy.control_plane.storage.outgoing import Outgoing, attempts_topic
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -110,7 +111,7 @@ class ControlPlane:
                 writer=self._writer,
                 clock=clock,
                 lease=lease,
-                is_waiting=lambda service_name: self._relay.is_waiting(self.topics.work(service_name)),
+                is_waiting=lambda task: self._relay.is_waiting(attempts_topic(task, self.topics)),
             ),
             timers=Timers(store=store, writer=self._writer, clock=clock),
             leases=Leases(
@@ -150,14 +151,20 @@ class ControlPlane:
             ),
             clock=clock,
         )
-        self.services = Services(store=store, writer=self._writer, clock=clock, lease=lease)
+        self.services = Services(
+            store=store,
+            writer=self._writer,
+            clock=clock,
+            lease=lease,
+            hints=SuspectHints(store, clock, lease),
+        )
         self.attempts = Attempts(
             store=store,
             writer=self._writer,
             lease_seconds=config.lease_seconds,
         )
         self._barrier = ReportBarrier(queue, self.topics.control_plane, store=store)
-        self.deaths = ProcessDeaths(self._writer, self._barrier)
+        self.deaths = ProcessDeaths(store, self._writer, self._barrier)
         self._lost_after = LATE_SECONDS if queue.durable else LOST_AFTER_SECONDS
         self.uploads = ReportUploads(
             self.attempts,

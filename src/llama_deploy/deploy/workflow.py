@@ -92,7 +92,12 @@ async def run_workflow(
             stack.push_async_callback(gateway.close)
         queue = await stack.enter_async_context(await connect_queue(control_plane_url, message_queue_config))
         service = WorkflowService(
-            workflow, queue, config, gateway=gateway, trail=None if link is None else link.trail
+            workflow,
+            queue,
+            config,
+            gateway=gateway,
+            trail=None if link is None else link.trail,
+            alone=link is not None and link.place.alone is not None,
         )
 
         async def register() -> None:

@@ -42,7 +42,7 @@ class BaseOrchestrator(ABC):
     continues_after_failure: ClassVar[bool] = False
     """Whether `get_next_messages` is called after a service has failed. False: the task fails."""
     max_attempts: int = 4
-    """After how many lost instances a task fails, unless `TaskSubmission.max_attempts` is set."""
+    """After how many deaths of processes a task fails, unless `TaskSubmission.max_attempts` is set."""
 
     @abstractmethod
     async def get_next_messages(

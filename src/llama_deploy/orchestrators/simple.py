@@ -22,7 +22,7 @@ class SimpleOrchestratorConfig(BaseSettings):
     )
 
     max_retries: int = Field(default=3, ge=0)
-    """How often a task is retried after its instance was lost; see `TaskSubmission.max_attempts`."""
+    """How often a task is retried after it has ended its process; see `TaskSubmission.max_attempts`."""
     final_message_type: str | None = None
     """The type of a message with each result, which is published to the topic of that type. None: no such
     message."""

@@ -31,9 +31,11 @@ class SupervisedGateway(HttpGateway):
         super().__init__(control_plane)
         self._link = link
         self._interval = 0.0
+        self._service_name = ""
 
     async def register(self, definition: ServiceDefinition) -> Registration:
         """See `ControlPlaneGateway`."""
+        self._service_name = definition.service_name
         registration = await super().register(definition)
         self._interval = registration.lease_seconds / BEATS_PER_LEASE
         return registration
@@ -47,7 +49,12 @@ class SupervisedGateway(HttpGateway):
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """See `ControlPlaneGateway`."""
         self._link.beat(heartbeat.instance_id, heartbeat.model_dump_json().encode(), interval=self._interval)
-        return super().beat(heartbeat)
+        reply = super().beat(heartbeat)
+        if not reply.suspects:
+            return reply
+        # The supervisor starts a process for them, so this one need not step back.
+        self._link.ask_alone(self._service_name)
+        return reply.model_copy(update={"suspects": 0})
 
 
 def connection_facts(control_plane: ConnectionSettings) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from llama_deploy.types import Durability, SessionPolicy, TaskStatus
 RUN_FORMAT: Final = 1
 """The major version of runs that this release writes and reads."""
 
+SUSPECT_DEATHS: Final = 2
+"""From how many `TaskRecord.deaths` on a task is a suspect, and runs alone in its process."""
+
 FIXED: Final = frozenset(
     {
         "session_id",
@@ -77,7 +80,10 @@ class TaskRecord(NamedTuple):
     attempt: int = 1
     """The attempt under way, or the next one if none is."""
     losses: int = 0
-    """How many attempts were lost with their instance and not forgiven since; see `lifecycle.journal`."""
+    """How many deaths of processes were charged to the task and not forgiven since; see
+    `lifecycle.journal`."""
+    deaths: int = 0
+    """At how many deaths of processes the task was present since it was forgiven; see `decisions.deaths`."""
     instance_id: str | None = None
     token: str | None = None
     """The secret of the attempt under way."""
@@ -223,3 +229,10 @@ class InstanceRecord(NamedTuple):
     """How many tasks it was running at its last heartbeat. None: not reported yet."""
     blocked: str | None = None
     """What blocked it at its last heartbeat: a JSON list of `BlockedStep`. None: nothing."""
+    process_id: str | None = None
+    """The process that it lives in, whose instances die together. None: not known, from an older release."""
+    waiting: str | None = None
+    """Its tasks that only waited at its last heartbeat: a JSON object with the last inbox entry that each has
+    seen. None: there were none."""
+    alone: bool = False
+    """Whether it runs suspects alone, or waits until it can, by its last heartbeat."""

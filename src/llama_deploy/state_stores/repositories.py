@@ -93,6 +93,13 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def suspects(self) -> dict[str, int]:
+        """Return how many suspects wait for an instance, by the name of the service that is to run them.
+
+        These are tasks in the status `queued`, with at least `SUSPECT_DEATHS` deaths, and already published.
+        """
+
+    @abstractmethod
     def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         """Return tasks in the status `waiting` with a `wake_at`, by that, then in the order of insertion.
 

@@ -1,8 +1,9 @@
 """The connection between a supervisor and one of its children: JSON objects, one per line, over a socket.
 
-A child says `hello` once, `ready` once, `beat` with each heartbeat, `gone` for each instance that stops,
-and `done` when it ends. The supervisor says `stop`, and before it, if it runs a control plane, once its URL:
-`control_plane`. The end of the connection tells each side that the other one is gone.
+A child says `hello` once, `ready` once, `beat` with each heartbeat, `alone` to ask for a process that runs
+the suspects of a service, `gone` for each instance that stops, and `done` when it ends. The supervisor says
+`stop`, and before it, if it runs a control plane, once its URL: `control_plane`. The end of the connection
+tells each side that the other one is gone.
 """
 
 from __future__ import annotations

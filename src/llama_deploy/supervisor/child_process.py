@@ -53,6 +53,10 @@ class ChildProcess:
     channel: Channel
     memory: int | None
     """The descriptor of the memory of its `StepTrail`."""
+    alone: str | None = None
+    """The service whose suspects it runs, each alone. None: it is one of the children that run all tasks."""
+    asks_for: set[str] = field(default_factory=set, init=False)
+    """The services for which it has asked for a child that runs their suspects."""
     instances: dict[str, Instance] = field(default_factory=dict, init=False)
     """Its instances that have sent a heartbeat, by id."""
     facts: dict[str, Any] = field(default_factory=dict, init=False)
@@ -80,12 +84,13 @@ class ChildProcess:
             self.descriptor = os.pidfd_open(self.pid)
 
     @classmethod
-    def start(cls, command: ChildCommand, *, is_first: bool) -> Self:
+    def start(cls, command: ChildCommand, *, is_first: bool, alone: str | None = None) -> Self:
         """Start a child.
 
         Args:
             command: How.
             is_first: Whether none was started before.
+            alone: The service whose suspects it runs. None: it runs all tasks.
 
         Raises:
             OSError: It cannot be started.
@@ -96,7 +101,7 @@ class ChildProcess:
             with theirs:
                 memory = new_memory()
                 failed.callback(os.close, memory)
-                place = ChildPlace(os.getpid(), theirs.fileno(), memory, is_first)
+                place = ChildPlace(os.getpid(), theirs.fileno(), memory, is_first, alone)
                 with _without_interrupts():
                     process = subprocess.Popen(  # noqa: S603 - the command line of this process
                         command.arguments,
@@ -106,7 +111,7 @@ class ChildProcess:
             failed.callback(process.wait)
             failed.callback(process.kill)
             ours.setblocking(False)
-            child = cls(process, Channel(ours), memory)
+            child = cls(process, Channel(ours), memory, alone)
             failed.pop_all()
         return child
 
@@ -148,6 +153,8 @@ class ChildProcess:
             self.services = message["ready"]
         elif "done" in message:
             self.is_done = True
+        elif "alone" in message:
+            self.asks_for.add(message["alone"])
         elif "gone" in message:
             self.instances.pop(message["gone"], None)
         elif "beat" in message:

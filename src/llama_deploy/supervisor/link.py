@@ -38,6 +38,8 @@ class ChildPlace:
     """The descriptor of the memory of its `StepTrail`."""
     is_first: bool = True
     """Whether no child was started before."""
+    alone: str | None = None
+    """The service whose suspects the child runs, each alone, and nothing else. None: it runs all services."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -58,7 +60,8 @@ class SupervisorLink:
     _stops: list[str] = field(default_factory=list, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _outbox: dict[str, bytes] = field(default_factory=dict, init=False)
-    """What is not sent yet: for each instance its last message, and under an empty id that of the process."""
+    """What is not sent yet: for each instance its last message, under an empty id that of the process, and
+    what is asked for each service."""
     _has_mail: threading.Event = field(default_factory=threading.Event, init=False)
 
     @classmethod
@@ -118,6 +121,10 @@ class SupervisorLink:
     def forget(self, instance_id: str) -> None:
         """Tell that an instance sends no heartbeats any more."""
         self._send_soon(instance_id, {"gone": instance_id})
+
+    def ask_alone(self, service_name: str) -> None:
+        """Ask for a process in which a task of a service runs alone. Asking again changes nothing."""
+        self._send_soon(f"\n{service_name}", {"alone": service_name})  # no id of an instance has line breaks
 
     def done(self) -> None:
         """Tell that nothing is left to do but to end."""

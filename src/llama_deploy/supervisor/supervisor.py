@@ -55,6 +55,8 @@ class Stop(StrEnum):
 class Supervisor:
     """Runs `processes` children in `run`, until it is stopped.
 
+    When a child asks for it, there is another one for the suspects of a service, as long as it has some.
+
     Args:
         command: How a child is started.
         processes: How many children there are.
@@ -123,6 +125,7 @@ class Supervisor:
                 self._start_due(time.monotonic())
                 self._tell_control_plane()
                 self._wait()
+                self._start_asked()
                 self._reap()
                 self._obey()
                 self._watch(time.monotonic())
@@ -142,23 +145,41 @@ class Supervisor:
         for at in due:
             self._starts.remove(at)
             try:
-                child = ChildProcess.start(self.command, is_first=not self._has_started)
+                self._start()
             except OSError as exc:
                 if not self._children and not self._was_ready:
                     raise
-                delay = self._start_later()
-                logger.warning(
-                    "a process cannot be started: %s; trying again in %g s",
-                    exc,
-                    delay,
-                    extra={"action": "process_start_failed"},
-                )
-                continue
-            self._has_started = True
-            self._children.append(child)
-            self._selector.register(child.channel.socket, selectors.EVENT_READ, child)
-            if child.descriptor is not None:
-                self._selector.register(child.descriptor, selectors.EVENT_READ, child)
+                _log_failed_start(exc, delay=self._start_later())
+
+    def _start(self, *, alone: str | None = None) -> ChildProcess:
+        child = ChildProcess.start(self.command, is_first=not self._has_started, alone=alone)
+        self._has_started = True
+        self._children.append(child)
+        self._selector.register(child.channel.socket, selectors.EVENT_READ, child)
+        if child.descriptor is not None:
+            self._selector.register(child.descriptor, selectors.EVENT_READ, child)
+        return child
+
+    def _start_asked(self) -> None:
+        """Start a child for the suspects of each service for which one has asked, unless it has one."""
+        asked: set[str] = set()
+        for child in self._children:
+            asked |= child.asks_for
+            child.asks_for.clear()
+        for service in sorted(asked - {child.alone for child in self._children}):
+            if self._stop is not None:
+                return
+            try:
+                child = self._start(alone=service)
+            except OSError as exc:
+                _log_failed_start(exc, delay=None)  # the next heartbeat asks again
+                return
+            logger.warning(
+                "process %d runs tasks of service %s alone, one at a time, because their processes have died",
+                child.pid,
+                service,
+                extra={"action": "process_for_suspects", "pid": child.pid, "service_name": service},
+            )
 
     def _tell_control_plane(self) -> None:
         if self._control_plane_url is not None:
@@ -190,7 +211,7 @@ class Supervisor:
         if self._unstarted and any(child.facts for child in self._children):
             self._starts += [time.monotonic()] * self._unstarted
             self._unstarted = 0
-        ready = [child for child in self._children if child.services is not None]
+        ready = [child for child in self._children if child.services is not None and child.alone is None]
         if ready:
             self._was_ready, self._failures = True, 0
         if self.on_ready is not None and not self._is_announced and len(ready) == self.processes:
@@ -224,6 +245,9 @@ class Supervisor:
         if self._stop is not None:
             was_killed_late = child.is_done and code < 0
             self._exit_code = self._exit_code or (0 if was_killed_late else code)
+            return
+        if child.alone is not None:
+            _log_end_alone(child, reason)
             return
         # With 0 it ends if a workflow's module ends it, or, after its hello, if it was told to stop alone.
         if not self._was_ready and not is_ready and (code > 0 or (code == 0 and not child.facts)):
@@ -314,6 +338,28 @@ class Supervisor:
                 f"was blocked for {seconds:.0f} s{_of(steps)}",
                 culprits=[step.task_id for step in steps] or known,
             )
+
+
+def _log_failed_start(exc: OSError, *, delay: float | None) -> None:
+    logger.warning(
+        "a process cannot be started: %s%s",
+        exc,
+        "" if delay is None else f"; trying again in {delay:g} s",
+        extra={"action": "process_start_failed"},
+    )
+
+
+def _log_end_alone(child: ChildProcess, reason: str) -> None:
+    """Log the end of a child that ran suspects. If others wait, a child asks for another one."""
+    is_idle = child.process.returncode == 0 and child.is_done
+    logger.log(
+        logging.INFO if is_idle else logging.WARNING,
+        "process %d, which ran tasks of service %s alone, %s",
+        child.pid,
+        child.alone,
+        "has ended, because none waits" if is_idle else reason,
+        extra={"action": "process_ended", "pid": child.pid},
+    )
 
 
 def _of(steps: list[ExecutingStep]) -> str:

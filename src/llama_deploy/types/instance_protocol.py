@@ -334,6 +334,8 @@ class HeldAttempt(AttemptReference):
     ended."""
     timeout: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """The time limit of the run in seconds. None: without limit."""
+    waits: bool = False
+    """Whether the run only waits for something from outside, and none of its timers is due within a lease."""
 
 
 class Heartbeat(BaseModel):
@@ -354,6 +356,8 @@ class Heartbeat(BaseModel):
     attempts that are cancelled or over their time limit, because the instance cannot."""
     blocked: list[BlockedStep] = Field(default_factory=list, max_length=MAX_BLOCKED_STEPS)
     """What blocks it."""
+    alone: bool = False
+    """Whether it runs suspects alone in its process, or waits for its other tasks to end before it can."""
 
 
 class HeartbeatReply(BaseModel):
@@ -372,6 +376,9 @@ class HeartbeatReply(BaseModel):
     """Held attempts whose cancellation was requested."""
     inbox: list[InboxEntry] = Field(default_factory=list)
     """Events for held attempts after their `inbox_seq` that their runs have not consumed."""
+    suspects: int = 0
+    """How many tasks of its service wait for a process in which they run alone, if the instance is asked to
+    provide one. 0: it is not asked."""
 
 
 _Ids = Annotated[list[str], Field(max_length=MAX_INSTANCES_OF_PROCESS)]
@@ -385,8 +392,8 @@ class ProcessDeath(BaseModel):
     reason: str = Field(min_length=1, max_length=MAX_REASON_CHARACTERS, pattern=r"^[^\r\n]*$")
     """How it ended, in words that follow `the process`, such as `was killed by SIGKILL`."""
     culprits: _Ids = Field(default_factory=list)
-    """The tasks whose steps blocked the process: only they are charged with the loss. Empty: not known, so
-    all its tasks are charged."""
+    """The tasks whose steps blocked the process: only they are charged with its death. Empty: not known, so a
+    task is charged only if it was alone."""
 
 
 class ReleaseReply(BaseModel):

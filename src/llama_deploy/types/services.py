@@ -90,6 +90,8 @@ class ServiceDefinition(BaseModel):
     port: Port | None = None
     instance_id: Id | None = None
     """Set by an instance that registers itself. None: registers the service name only."""
+    process_id: Id | None = None
+    """The process of the instance, an id made once for each. None: not known."""
     input_schema: JsonObject | None = None
     """The JSON schema of the run arguments."""
     output_schema: JsonObject | None = None

@@ -83,10 +83,11 @@ class TaskSubmission(BaseModel):
     session_id: Id | None = None
     """None: the task gets a session of its own."""
     max_attempts: int | None = Field(default=None, ge=1, le=100)
-    """After how many lost instances the task fails. None: the default of the control plane.
+    """After how many deaths of processes the task fails. None: the default of the control plane.
 
-    The count is reset when the run is parked, and when a step ends in an attempt that is older than a minute.
-    With `durability="task"` it is never reset.
+    Only those count in which the task was the only one that worked in its process, or whose process it had
+    blocked. The count is reset when the run is parked, and when a step ends in an attempt that is older than
+    a minute. With `durability="task"` it is never reset.
     """
 
 

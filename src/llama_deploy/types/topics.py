@@ -19,7 +19,10 @@ of the brokers, which is the 229 of RabbitMQ with the default exchange."""
 
 _PLAIN: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.\-]{{0,{MAX_PART_LENGTH - 1}}}")
 _NAMESPACE: Final = re.compile(rf"[A-Za-z0-9_.\-]{{1,{MAX_NAMESPACE_LENGTH}}}")
-_SUFFIX_OF_OTHERS: Final = ".dead_letters"
+_SUSPECTS: Final = "_suspects"
+"""The last part of the topics for suspects. Where it would be that of another topic, this one is written
+differently."""
+_SUFFIXES_OF_OTHERS: Final = (".dead_letters", f".{_SUSPECTS}")
 _ESCAPED: Final = re.compile(rb"[^A-Za-z0-9]")
 _DIGEST_BYTES: Final = 16
 _MAX_INSTANCE_LENGTH: Final = 36
@@ -58,6 +61,10 @@ class Topics:
         """The topic for the attempts of a service, which its instances share."""
         return f"{self.namespace}.{topic_part(service_name)}"
 
+    def suspects(self, service_name: str) -> str:
+        """The topic for the attempts of a service that run alone in their process."""
+        return f"{self.work(service_name)}.{_SUSPECTS}"
+
     def instance(self, service_name: str, instance_id: str) -> str:
         """The topic for events and cancellations of one instance."""
         return f"{self.namespace}.{topic_part(service_name)}.{_instance_part(instance_id)}"
@@ -65,7 +72,8 @@ class Topics:
 
 def _instance_part(instance_id: str) -> str:
     """Return an instance's id as topics have it: a digest if it is long or has other characters."""
-    if len(instance_id) <= _MAX_INSTANCE_LENGTH and _PLAIN.fullmatch(instance_id):
+    is_plain = _PLAIN.fullmatch(instance_id) and not instance_id.endswith(_SUFFIXES_OF_OTHERS)
+    if len(instance_id) <= _MAX_INSTANCE_LENGTH and is_plain:
         return instance_id
     return f"_{blake2b(instance_id.encode(), digest_size=_DIGEST_BYTES).hexdigest()}"
 
@@ -77,7 +85,7 @@ def topic_part(service_name: str) -> str:
     a letter or a digit, stays as it is. Of any other, each other byte becomes `_` and two digits, after a
     leading `_`. Names that are too long for that end in a digest. Different names have different forms.
     """
-    if _PLAIN.fullmatch(service_name) and not service_name.endswith(_SUFFIX_OF_OTHERS):
+    if _PLAIN.fullmatch(service_name) and not service_name.endswith(_SUFFIXES_OF_OTHERS):
         return service_name
     raw = service_name.encode()
     escaped = "_" + _ESCAPED.sub(lambda found: b"_%02x" % found[0][0], raw).decode()

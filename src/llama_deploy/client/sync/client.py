@@ -176,8 +176,8 @@ class SyncClient:
             session: A session or its id. None: the task gets its own session.
             task_id: The task's id. If you submit the same task again under the same id, you get the first
                 one. None: a random id.
-            max_attempts: The task fails when this many instances have died while running it; see
-                `TaskSubmission` for what counts. None: the control plane's default.
+            max_attempts: The task fails when it has ended this many processes; see `TaskSubmission` for what
+                counts. None: the control plane's default.
             arguments: Run arguments whose names are parameters of this method.
             **run_kwargs: All other run arguments of the workflow.
 

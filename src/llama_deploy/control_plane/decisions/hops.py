@@ -36,7 +36,7 @@ def end_hop(
     """The run is over, and with it all that was stored of it. The orchestrator is asked what follows."""
     kept = outcome.model_copy(update={"events": [], "token": "", "session_state": None})
     routing = Routing.of(task).model_copy(update={"outcome": kept})
-    fresh = {"has_run": False, "journal_length": 0, "running_seconds": 0.0, "losses": 0}
+    fresh = {"has_run": False, "journal_length": 0, "running_seconds": 0.0, "losses": 0, "deaths": 0}
     unknown = dict.fromkeys(["wake_at", "durability", "volatile_reason"])
     ended = moved(
         task,

@@ -28,6 +28,7 @@ from typing import Final
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import hops
+from llama_deploy.control_plane.decisions.deaths import Blame, is_suspect
 from llama_deploy.control_plane.decisions.routing import Routing
 from llama_deploy.control_plane.decisions.takeovers import (
     TakeoverReason,
@@ -72,7 +73,7 @@ _CANCEL_GRACE: Final = timedelta(seconds=2)
 _TIMEOUT_TYPE: Final = "workflows.errors.WorkflowTimeoutError"
 """As instances report it, of the workflow library."""
 HARMLESS_AFTER: Final = timedelta(minutes=1)
-"""When an attempt of this age finishes a step, the losses before it are forgiven."""
+"""When an attempt of this age finishes a step, the deaths before it are forgiven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,7 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
     the next attempt. A write that is repeated because its answer was lost is not stored again. A run that is
     to be parked gets its next attempt at once if an event has arrived that it has not seen, and ends if its
     cancellation was requested. Parking, and the end of a step in an attempt older than `HARMLESS_AFTER`, show
-    that the task does not kill its instances: earlier losses are forgiven.
+    that the task does not kill its processes: earlier deaths are forgiven, and it is no suspect any more.
 
     Raises:
         FencedOutError: The sender does not own the attempt.
@@ -219,9 +220,10 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
         has_run=True,
         journal_length=task.journal_length + (write.entry is not None),
         running_seconds=write.running_seconds,
-        losses=0 if _is_harmless(task, write, at=at) else task.losses,
         repeats_from=repeats_after_write(task, write),
     )
+    if _is_harmless(task, write, at=at):
+        task = task._replace(losses=0, deaths=0)
     if write.parking is None:
         return Transition(task, events, journal=write)
     if task.cancel_requested:
@@ -230,7 +232,7 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
 
 
 def _is_harmless(task: TaskRecord, write: JournalWrite, *, at: datetime) -> bool:
-    # A step may be repeated quickly while another one soon kills the instance.
+    # A step may be repeated quickly while another one soon kills the process.
     lived = task.claimed_at is not None and at - task.claimed_at >= HARMLESS_AFTER
     return write.parking is not None or (write.step_ended and lived)
 
@@ -265,33 +267,64 @@ def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
     return outcome.model_copy(update={**empty, **changes})
 
 
-def lose(task: TaskRecord, *, at: datetime, backoff: Backoff, because: str | None = None) -> Transition:
-    """The instance that ran the task is gone: the next attempt, or the failure after too many losses.
+def move_on(
+    task: TaskRecord, blame: Blame, *, at: datetime, backoff: Backoff, because: str | None = None
+) -> Transition:
+    """The process that ran the task is gone: the next attempt, or the failure after too many charges.
 
-    Only losses count that were not forgiven; see `journal`. After the first, the next attempt is due at once.
-    After more, the task itself may kill its instances: each further attempt is delayed longer than the one
-    before.
+    Only a charged task is ever delayed or fails. Parking, and steps that end late, forgive everything; see
+    `journal`.
 
     Args:
         task: The task.
+        blame: What the death means for it; see `deaths.judge`.
         at: The present time.
-        backoff: How long further attempts are delayed.
-        because: How the process of the instance ended, in words that follow `its process`. None: not known.
+        backoff: How long further attempts of a charged task are delayed.
+        because: How the process ended, in words that follow `the process`. None: not known.
+    """
+    if blame is Blame.CHARGED:
+        return lose(task, at=at, backoff=backoff, because=because)
+    if blame is Blame.PRESENT:
+        task = task._replace(deaths=task.deaths + 1)
+    return take_back(task, reason=TakeoverReason.LOST, at=at)
+
+
+def lose(task: TaskRecord, *, at: datetime, backoff: Backoff, because: str | None = None) -> Transition:
+    """The task is charged with the death of its process: the next attempt, or the failure after too many.
+
+    After the first charge, the next attempt is due at once. After more, each further attempt is delayed
+    longer than the one before. See `move_on` for the arguments.
     """
     if task.cancel_requested:
         return finish(task, cancelled_result(task), at=at)
-    losses = task.losses + 1
-    if losses >= task.max_attempts:
-        reason = f"{losses} instances of service {task.target} died or went silent under this task"
-        if because is not None:
-            reason += f"; the process of the last one {because}"
-        result = failed_result(task, failure_of(AttemptsExhaustedError, reason))
-        return finish(task._replace(losses=losses), result, at=at)
-    following = next_attempt(take_over(task._replace(losses=losses), TakeoverReason.LOST), at=at)
-    if losses == 1:
+    task = task._replace(losses=task.losses + 1, deaths=task.deaths + 1)
+    if task.losses >= task.max_attempts:
+        failure = failure_of(AttemptsExhaustedError, _exhausted(task, because))
+        return finish(task, failed_result(task, failure), at=at)
+    following = next_attempt(take_over(task, TakeoverReason.LOST), at=at)
+    if task.losses == 1:
         return following
-    due = at + timedelta(seconds=backoff.delay(losses - 1))
+    due = at + timedelta(seconds=backoff.delay(task.losses - 1))
     return Transition(following.task._replace(dispatches=0, redispatch_at=due))
+
+
+def _exhausted(task: TaskRecord, because: str | None) -> str:
+    count = task.losses
+    ended = f"{count} process{'es' if count > 1 else ''} of service {task.target} ended"
+    last = "the last one" if count > 1 else "it"
+    how = because or "went silent for longer than its lease"
+    return f"{ended} in which this task was alone, or which it had blocked; {last} {how}"
+
+
+def drop(task: TaskRecord, *, at: datetime, backoff: Backoff) -> Transition:
+    """A living instance does not hold the attempt that it has claimed: the next one is due.
+
+    No process has died. Usually the answer to the claim was lost, which is nobody's fault, so the task is not
+    charged. But it might be that no instance can begin the task. Therefore it counts as a death at which the
+    task was present, and a suspect, which has had two of them, is charged.
+    """
+    blame = Blame.CHARGED if is_suspect(task) else Blame.PRESENT
+    return move_on(task, blame, at=at, backoff=backoff, because="could not begin it")
 
 
 def hand_back(task: TaskRecord, *, attempt: int, token: str, at: datetime) -> Transition:

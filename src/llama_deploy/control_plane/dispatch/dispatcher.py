@@ -45,8 +45,9 @@ class Dispatcher:
     """Returns the present time, aware, UTC."""
     lease: timedelta
     """How long an instance may be silent."""
-    is_waiting: Callable[[str], bool]
-    """Whether messages for a service wait to be published, so that repeating them is useless."""
+    is_waiting: Callable[[TaskRecord], bool]
+    """Whether messages to the topic of a task's attempts wait to be published, so that repeating them is
+    useless."""
     held: set[str] = field(default_factory=set, init=False)
     """Services whose attempts were held because no instance was alive, until `resume`."""
 
@@ -82,7 +83,7 @@ class Dispatcher:
         if not tasks:
             return
         targets = {task.target for task in tasks}
-        waiting = {target for target in targets if self.is_waiting(target)}
+        waiting = {task.task_id for task in tasks if self.is_waiting(task)}
         found = await self.store.read(lambda tx: tx.instances.load(service_names=targets))
         by_target: dict[str, list[InstanceRecord]] = {target: [] for target in targets}
         for instance in found:
@@ -98,7 +99,7 @@ class Dispatcher:
             by = {target: takers(instances, at=unit.now) for target, instances in by_target.items()}
             count = 0
             for task in known:
-                if task.target in waiting and not lifecycle.is_held_back(task):
+                if task.task_id in waiting and not lifecycle.is_held_back(task):
                     unit.postpone(task)
                 else:
                     count += unit.publish_again(task, by[task.target])

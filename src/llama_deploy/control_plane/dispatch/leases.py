@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.deaths import judged_at
 from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch
 from llama_deploy.control_plane.dispatch.pause_watch import PauseWatch
+from llama_deploy.control_plane.storage.dead_processes import MovedTask, move_on
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
-from llama_deploy.state_stores.records import InstanceRecord, TaskRecord
+from llama_deploy.state_stores.records import InstanceRecord
 
 logger = logging.getLogger(__name__)
 
@@ -110,15 +112,21 @@ class Leases:
         instances = await self._store.read(lambda tx: tx.instances.load())
         now = self._clock()
         ends = {item.instance_id: self._end_of(item, now) for item in instances}
-        silent = [item for item in instances if ends[item.instance_id] <= now]
-        await self._expire(silent)
-        if len(self._expired) < len(silent):
+        others = _others_of(instances)
+        judged = {
+            each: judged_at(end, [ends[other] for other in others[each]], patience=self._lease / 2)
+            for each, end in ends.items()
+        }
+        over = [item for item in instances if judged[item.instance_id] <= now]
+        await self._expire(over, others)
+        if len(self._expired) < len(over):
             next_at: datetime | None = now
         else:
-            next_at = min((end for end in ends.values() if end > now), default=None)
+            next_at = min((at for at in (*ends.values(), *judged.values()) if at > now), default=None)
         set_back, self._set_back = self._set_back, timedelta()
+        silent = {item.service_name for item in instances if ends[item.instance_id] <= now}
         living = {item.service_name for item in instances if ends[item.instance_id] > now}
-        return LeaseSweep({item.service_name for item in silent}, living, next_at, set_back)
+        return LeaseSweep(silent, living, next_at, set_back)
 
     def _end_of(self, instance: InstanceRecord, now: datetime) -> datetime:
         """Return when a lease ends: as much later as this process was paused since it was granted."""
@@ -143,7 +151,7 @@ class Leases:
         self._heartbeats_missed = True
         self._set_back += max(-jumped, timedelta())
 
-    async def _expire(self, silent: Sequence[InstanceRecord]) -> None:
+    async def _expire(self, silent: Sequence[InstanceRecord], others: Mapping[str, AbstractSet[str]]) -> None:
         """Move on the tasks of those instances that are still silent when all heartbeats are stored.
 
         Whoever was heard since then has a new lease, and keeps its tasks, however late this transaction is.
@@ -162,26 +170,21 @@ class Leases:
         now = self._clock()
         leases = {_lease_of(instance) for instance in silent if self._end_of(instance, now) <= now}
         instance_ids = {instance_id for instance_id, _ in leases}
+        reads = Reads(instances=instance_ids.union(*(others[each] for each in instance_ids)))
 
-        def run(unit: Unit) -> tuple[set[tuple[str, datetime]], list[TaskRecord]]:
+        def run(unit: Unit) -> tuple[set[tuple[str, datetime]], list[MovedTask]]:
             found = [item for each in instance_ids if (item := unit.instances.find(each)) is not None]
-            expired = [item for item in found if _lease_of(item) in leases]
-            held = unit.tasks.of_instances([item.instance_id for item in expired])
-            unit.instances.delete([item.instance_id for item in expired if _is_forgotten(item, unit.now)])
-            return set(map(_lease_of, expired)), [unit.lose(task) for task in held]
+            expired = {item.instance_id: item for item in found if _lease_of(item) in leases}
+            moved: list[MovedTask] = []
+            for each in {frozenset({each, *others[each]}) for each in expired}:
+                dead = [item for instance_id, item in expired.items() if instance_id in each]
+                moved += move_on(unit, dead, alive=each - expired.keys())
+            unit.instances.delete([each for each, item in expired.items() if _is_forgotten(item, unit.now)])
+            return set(map(_lease_of, expired.values())), moved
 
-        self._expired, lost = await self._writer.write(Command(run, Reads(instances=instance_ids)))
-        for task in lost:
-            logger.warning(
-                "task %s has lost its instance (loss %d of at most %d); it is %s now, attempt %d%s",
-                task.task_id,
-                task.losses,
-                task.max_attempts,
-                task.status.value,
-                task.attempt,
-                ", delayed" if lifecycle.is_held_back(task) else "",
-                extra={"action": "lease_ended", "task_id": task.task_id},
-            )
+        self._expired, lost = await self._writer.write(Command(run, reads))
+        for moved in lost:
+            moved.log("which was silent for longer than its lease", action="lease_ended")
 
     async def _wait_for_heartbeats(self) -> None:
         """Let heartbeats in transit be stored.
@@ -200,6 +203,18 @@ class Leases:
 
 def _lease_of(instance: InstanceRecord) -> tuple[str, datetime]:
     return instance.instance_id, instance.lease_expires_at
+
+
+def _others_of(instances: Iterable[InstanceRecord]) -> dict[str, AbstractSet[str]]:
+    """Return, by instance, the other instances of its process."""
+    found = list(instances)
+    processes: defaultdict[str, set[str]] = defaultdict(set)
+    for each in found:
+        if each.process_id is not None:
+            processes[each.process_id].add(each.instance_id)
+    return {
+        each.instance_id: processes.get(each.process_id or "", set()) - {each.instance_id} for each in found
+    }
 
 
 def _is_forgotten(instance: InstanceRecord, now: datetime) -> bool:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.decisions.takeovers import TakeoverReason
 from llama_deploy.control_plane.requests.report_barrier import ReportBarrier
+from llama_deploy.control_plane.storage.dead_processes import MovedTask, move_on
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
-from llama_deploy.state_stores.records import TaskRecord
+from llama_deploy.state_stores.base import StateStore
 from llama_deploy.types.instance_protocol import ProcessDeath
-
-logger = logging.getLogger(__name__)
 
 _REPORTS_SECONDS: Final = 0.2
 """How long the last reports of the process may take to be stored."""
@@ -25,6 +22,7 @@ _REPORTS_SECONDS: Final = 0.2
 class ProcessDeaths:
     """Takes the reports of supervisors."""
 
+    store: StateStore
     writer: Writer
     barrier: ReportBarrier
 
@@ -32,44 +30,27 @@ class ProcessDeaths:
         """Give the tasks of a dead process their next attempts, and delete its instances.
 
         Its reports that are in the queue are taken first, so that what it has finished does not run again.
-        Idempotent; unknown instances are ignored.
+        Instances that have registered with the same process as a named one are gone too. Idempotent; unknown
+        instances are ignored.
 
         Raises:
             UnavailableError: The store does not answer.
             OverloadedError: Too many writes wait.
         """
         await self.barrier.wait(_REPORTS_SECONDS)
-        instance_ids, culprits = frozenset(death.instances), frozenset(death.culprits)
+        instance_ids = await self._with_others(death.instances)
 
-        def run(unit: Unit) -> list[tuple[TaskRecord, TaskRecord]]:
-            held = unit.tasks.of_instances(instance_ids)
+        def run(unit: Unit) -> Sequence[MovedTask]:
+            found = [item for each in instance_ids if (item := unit.instances.find(each)) is not None]
+            moved = move_on(unit, found, culprits=frozenset(death.culprits), because=death.reason)
             unit.instances.delete(instance_ids)
-            return [
-                (task, _move_on(unit, task, death, charged=not culprits or task.task_id in culprits))
-                for task in held
-            ]
+            return moved
 
-        for before, task in await self.writer.write(Command(run, Reads(instances=instance_ids))):
-            logger.warning(
-                "task %s has lost its instance %s (%s), because the process %s; it is %s now, attempt %d%s",
-                task.task_id,
-                before.instance_id,
-                _count(before, task),
-                death.reason,
-                task.status.value,
-                task.attempt,
-                ", delayed" if lifecycle.is_held_back(task) else "",
-                extra={"action": "process_died", "task_id": task.task_id},
-            )
+        for moved in await self.writer.write(Command(run, Reads(instances=instance_ids))):
+            moved.log(f"because the process {death.reason}", action="process_died")
 
-
-def _move_on(unit: Unit, task: TaskRecord, death: ProcessDeath, *, charged: bool) -> TaskRecord:
-    if charged:
-        return unit.lose(task, because=death.reason)
-    return unit.apply(lifecycle.take_back(task, reason=TakeoverReason.LOST, at=unit.now))
-
-
-def _count(before: TaskRecord, task: TaskRecord) -> str:
-    if task.losses == before.losses:
-        return "not counted"
-    return f"loss {task.losses} of at most {task.max_attempts}"
+    async def _with_others(self, named: Collection[str]) -> frozenset[str]:
+        """Return the named instances, and the others of their processes."""
+        found = await self.store.read(lambda tx: tx.instances.load())
+        dead = {item.process_id for item in found if item.instance_id in named} - {None}
+        return frozenset(named) | {item.instance_id for item in found if item.process_id in dead}

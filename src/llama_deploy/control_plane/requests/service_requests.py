@@ -14,6 +14,8 @@ from pydantic import TypeAdapter
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.service_versions import registered
 from llama_deploy.control_plane.decisions.takeovers import TakeoverReason
+from llama_deploy.control_plane.requests.suspect_hints import SuspectHints
+from llama_deploy.control_plane.storage.dead_processes import waiting_text
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -49,6 +51,7 @@ class Services:
     """Returns the current time, aware, UTC."""
     lease: timedelta
     """How long an instance may be silent."""
+    hints: SuspectHints
 
     async def register(self, definition: ServiceDefinition) -> None:
         """Register a service and, if the definition names one, its instance. The last registration counts.
@@ -79,6 +82,7 @@ class Services:
                     port=definition.port,
                     last_heartbeat=unit.now,
                     lease_expires_at=unit.now + self.lease,
+                    process_id=definition.process_id,
                 )
                 unit.instances.put(instance)
                 unit.note_due(unit.now)  # what has waited for the first instance goes on
@@ -157,8 +161,8 @@ class Services:
 
         The heartbeat should list every task that the instance claimed earlier than one lease before
         `heard_at`. One that is missing gets its next attempt: the answer to its claim was lost, or the
-        instance has dropped it. Of an instance that is blocked, the attempts are ended that are cancelled or
-        over their time limit.
+        instance has dropped it; see `lifecycle.drop`. Of an instance that is blocked, the attempts are ended
+        that are cancelled or over their time limit.
         """
 
         def run(unit: Unit) -> HeartbeatReply:
@@ -184,7 +188,10 @@ class Services:
         reads = Reads(tasks=task_ids, instances={beat.instance_id})
         if beat.blocked_seconds:
             reads |= Reads(ending_tasks=task_ids)
-        return await self.writer.write(Command(run, reads))
+        reply = await self.writer.write(Command(run, reads))
+        if reply.known and not beat.alone:
+            reply.suspects = await self.hints.of(beat.instance_id)
+        return reply
 
     def _release_forgotten(self, unit: Unit, beat: Heartbeat) -> None:
         if beat.heard_at is None:
@@ -194,7 +201,7 @@ class Services:
             # Not compared with now: claims may have been stored since the heartbeat was sent.
             long_ago = task.claimed_at is not None and task.claimed_at + self.lease < beat.heard_at
             if long_ago and (task.task_id, task.attempt) not in known:
-                lost = unit.lose(task)
+                lost = unit.drop(task)
                 logger.warning(
                     "instance %s does not hold attempt %d of task %s, which it claimed; the task is now %s",
                     beat.instance_id,
@@ -278,6 +285,8 @@ def _reported(instance: InstanceRecord, beat: Heartbeat, *, at: datetime) -> Ins
         slots=beat.slots,
         running=beat.running,
         blocked=_BLOCKED.dump_json(beat.blocked).decode() if beat.blocked else None,
+        waiting=waiting_text(beat.held),
+        alone=beat.alone,
     )
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
+from llama_deploy.control_plane.decisions.deaths import is_suspect
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.records import OutboxRecord, TaskRecord
@@ -21,6 +22,11 @@ class Outgoing:
 
     topic: str
     message: QueueMessage
+
+
+def attempts_topic(task: TaskRecord, topics: Topics) -> str:
+    """Return where the attempts of a task are published: suspects have a topic of their own."""
+    return topics.suspects(task.target) if is_suspect(task) else topics.work(task.target)
 
 
 class OutgoingMessages:
@@ -43,7 +49,7 @@ class OutgoingMessages:
             agent_id=task.target,
             attempt=task.attempt,
         )
-        self._send(task, self._topics.work(task.target), ActionTypes.NEW_TASK, dispatch)
+        self._send(task, attempts_topic(task, self._topics), ActionTypes.NEW_TASK, dispatch)
 
     def publish(self, message: QueueMessage) -> None:
         """Send a message to the topic of its type."""

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final, Self
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.deaths import Blame
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace, Takers, next_turn
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.storage.inbox_rows import InboxRows
@@ -189,9 +190,14 @@ class Unit:
         """Send a message to the topic of its type after the transaction."""
         self._outgoing.publish(message)
 
-    def lose(self, task: TaskRecord, *, because: str | None = None) -> TaskRecord:
-        """The instance that ran the task is gone. `because` follows `its process`."""
-        return self.apply(lifecycle.lose(task, at=self.now, backoff=self._pace.lost, because=because))
+    def move_on(self, task: TaskRecord, blame: Blame, *, because: str | None = None) -> TaskRecord:
+        """The process that ran the task is gone. `because` follows `the process`."""
+        moved = lifecycle.move_on(task, blame, at=self.now, backoff=self._pace.lost, because=because)
+        return self.apply(moved)
+
+    def drop(self, task: TaskRecord) -> TaskRecord:
+        """The instance that has claimed the task's attempt does not hold it."""
+        return self.apply(lifecycle.drop(task, at=self.now, backoff=self._pace.lost))
 
     def postpone(self, task: TaskRecord) -> None:
         """Decide later whether an attempt has to be published again."""

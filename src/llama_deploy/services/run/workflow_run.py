@@ -106,6 +106,16 @@ class WorkflowRun:
         """Whether the run has left memory, to be resumed when something wakes it."""
         return self._ending.is_parked
 
+    def only_waits(self, seconds: float) -> bool:
+        """Whether it only waits for something from outside, for so long at least unless that comes.
+
+        May be called in any thread.
+        """
+        if not self.clock.is_waiting:
+            return False
+        timer = self._waits.seconds_to_next(now=self.clock.now())
+        return timer is None or timer > seconds
+
     def cancel(self) -> None:
         """Ask the run to end; `execute` returns within `CANCEL_GRACE` seconds. Idempotent."""
         self._ending.cancel()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
+from llama_deploy.services.worker.shared_process import this_process
 from llama_deploy.types import ServiceDefinition, generate_id
 from llama_deploy.types.services import Registration
 from llama_deploy.types.topics import Topics
@@ -67,10 +68,11 @@ class ControlPlaneMember(ABC):
 
     @property
     def _definition(self) -> ServiceDefinition:
-        """What the service registers, with the id of this instance."""
+        """What the service registers, with the ids of this instance and this process."""
         definition = self.service_definition
         instance_id = definition.instance_id or self._instance_id
-        return definition.model_copy(update={"instance_id": instance_id})
+        process_id = definition.process_id or this_process().id
+        return definition.model_copy(update={"instance_id": instance_id, "process_id": process_id})
 
     @property
     def topics(self) -> Topics:

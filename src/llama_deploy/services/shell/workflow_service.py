@@ -60,6 +60,8 @@ class WorkflowService(WorkflowCalls):
         publish_callback: Called with each message after the queue has it.
         gateway: The connection to the control plane. None: HTTP, to the URL with which the service registers.
         trail: Notes which steps execute, for the supervisor of this process. None: it has no supervisor.
+        alone: Whether this instance only runs tasks whose processes have died repeatedly, one at a time, and
+            ends when there are none. It needs `max_concurrent_tasks=1` and a process for itself.
         **settings: Fields of `WorkflowServiceConfig`, as in 0.5. They replace those of `config`.
 
     Raises:
@@ -76,6 +78,7 @@ class WorkflowService(WorkflowCalls):
         *,
         gateway: ControlPlaneGateway | None = None,
         trail: StepTrail | None = None,
+        alone: bool = False,
         **settings: Any,
     ) -> None:
         config = _with_settings(config, settings)
@@ -94,6 +97,7 @@ class WorkflowService(WorkflowCalls):
         self.instance_id = self._instance_id
         self._message_queue = message_queue
         self._trail = trail
+        self._alone = alone
         self._publish_callback = publish_callback
         self._port = config.port or None
         self.app = create_service_app(self)
@@ -166,6 +170,7 @@ class WorkflowService(WorkflowCalls):
                 instance_id=self.instance_id,
                 registration=self._registration,
                 trail=self._trail,
+                alone=self._alone,
             ),
             queue=self.message_queue,
             gateway=self.gateway,

@@ -112,7 +112,9 @@ class AttemptExecutor:
         try:
             with self.hosted.object_of_run() as workflow:
                 run = attempt.run = await self._prepare(attempt, workflow)
-                self.ledger.measure(attempt.key.task_id, attempt.key.attempt, run.clock.budget)
+                self.ledger.measure(
+                    attempt.key.task_id, attempt.key.attempt, run.clock.budget, run.only_waits
+                )
                 if attempt.is_cancelled:
                     return RunOutcome.cancelled(), None
                 step_threads.set(self.threads)

@@ -32,8 +32,10 @@ class LeaseKeeper:
     attempts: HeldAttempts[Any]
     register: Callable[[], Awaitable[None]]
     """Registers the instance again."""
-    on_reply: Callable[[], None]
+    on_reply: Callable[[HeartbeatReply], None]
     """Called after each answer was processed."""
+    is_alone: Callable[[], bool] = lambda: False
+    """Whether the instance runs suspects alone in its process, or is about to."""
     _heartbeat: HeartbeatThread = field(init=False)
     _tasks: BackgroundTasks = field(init=False)
     _is_closed: bool = field(default=False, init=False)
@@ -79,7 +81,7 @@ class LeaseKeeper:
             await asyncio.wait(set(self._tasks))
 
     def _beat(self, last_reply_at: datetime | None) -> HeartbeatReply:
-        held, claiming = self.ledger.snapshot()
+        held, claiming = self.ledger.snapshot(waiting_for=self.settings.registration.lease_seconds)
         blocked = self._heartbeat.blocked
         return self.beat(
             Heartbeat(
@@ -91,6 +93,7 @@ class LeaseKeeper:
                 running=len(self.attempts),
                 blocked_seconds=0.0 if blocked is None else blocked.seconds,
                 blocked=[] if blocked is None else [blocked],
+                alone=self.is_alone(),
             )
         )
 
@@ -108,7 +111,7 @@ class LeaseKeeper:
             self._tasks.spawn(self.attempts.deliver(reply.inbox))
         self._renewed_at = sent_at
         self._renewed.set()
-        self.on_reply()
+        self.on_reply(reply)
 
     async def _register_again(self) -> None:
         try:

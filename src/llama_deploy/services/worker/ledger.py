@@ -7,7 +7,7 @@ instance. Until then the outcome of a finished attempt is kept, and published ag
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +23,8 @@ class _Entry:
     held: HeldAttempt
     budget: TimeBudget | None = None
     """The time of its run while this is under way."""
+    waits: Callable[[float], bool] | None = None
+    """Whether its run only waits; see `Ledger.measure`."""
     outcome: AttemptOutcome | None = None
     size: int = 0
     publish_again_at: float = 0.0
@@ -58,10 +60,15 @@ class Ledger:
         """Whether the limits are reached."""
         return self.unconfirmed >= self.max_outcomes or self._size >= self.max_characters
 
-    def snapshot(self) -> tuple[list[HeldAttempt], list[tuple[str, int]]]:
-        """Return what is held, and what is being claimed."""
+    def snapshot(self, *, waiting_for: float = 0.0) -> tuple[list[HeldAttempt], list[tuple[str, int]]]:
+        """Return what is held, and what is being claimed.
+
+        Args:
+            waiting_for: For how many seconds at least a run waits that `HeldAttempt.waits`.
+        """
         with self._lock:
-            return [_measured(entry) for entry in self._entries.values()], list(self._claiming)
+            held = [_measured(entry, waiting_for) for entry in self._entries.values()]
+            return held, list(self._claiming)
 
     def knows(self, task_id: str, attempt: int) -> bool:
         """Whether an attempt is held or being claimed."""
@@ -94,11 +101,20 @@ class Ledger:
             # Replaced, not changed: the heartbeat's thread may be reading the old one.
             entry.held = entry.held.model_copy(update={"inbox_seq": inbox_seq})
 
-    def measure(self, task_id: str, attempt: int, budget: TimeBudget) -> None:
-        """Let heartbeats tell how long the attempt's run has been running, until it is finished."""
+    def measure(
+        self, task_id: str, attempt: int, budget: TimeBudget, waits: Callable[[float], bool] | None = None
+    ) -> None:
+        """Let heartbeats tell how long the attempt's run has been running, until it is finished.
+
+        Args:
+            task_id: The task.
+            attempt: The number of the attempt.
+            budget: The time of its run.
+            waits: Whether the run only waits, for so many seconds at least. Called in any thread.
+        """
         entry = self._entries.get((task_id, attempt))
         if entry is not None:
-            entry.budget = budget
+            entry.budget, entry.waits = budget, waits
 
     def finish(self, outcome: AttemptOutcome, *, size: int, now: float, patience: float) -> None:
         """Keep the outcome of an attempt that is held, after it was published.
@@ -112,7 +128,7 @@ class Ledger:
         entry = self._entries.get((outcome.task_id, outcome.attempt))
         if entry is None or entry.outcome is not None:
             return
-        entry.outcome, entry.size, entry.budget = outcome, size, None
+        entry.outcome, entry.size, entry.budget, entry.waits = outcome, size, None, None
         entry.publish_again_at, entry.patience = now + patience, patience
         self.unconfirmed += 1
         self._size += size
@@ -138,8 +154,9 @@ class Ledger:
         return overdue
 
 
-def _measured(entry: _Entry) -> HeldAttempt:
-    budget = entry.budget
+def _measured(entry: _Entry, waiting_for: float) -> HeldAttempt:
+    budget, waits = entry.budget, entry.waits
     if budget is None:
         return entry.held
-    return entry.held.model_copy(update={"running_seconds": budget.seconds, "timeout": budget.limit})
+    measured = {"running_seconds": budget.seconds, "timeout": budget.limit}
+    return entry.held.model_copy(update={**measured, "waits": waits is not None and waits(waiting_for)})

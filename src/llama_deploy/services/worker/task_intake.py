@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -55,7 +56,23 @@ class TaskIntake(Generic[A]):
             while True:
                 await self.slots.wait_for_free()
                 for delivery in await subscription.receive(self.slots.free):
-                    self.slots.tasks.spawn(take(delivery))
+                    if self.slots.process.is_reserved:  # while this waited
+                        await delivery.nack()
+                    else:
+                        self.slots.tasks.spawn(take(delivery))
+
+    async def claim_one(self, topic: str, *, seconds: float) -> A | None:
+        """Claim one attempt from a topic, to be given to `execute`. None: there was none for so long."""
+        async with await self.queue.subscribe(topic) as subscription:
+            while True:
+                try:
+                    async with asyncio.timeout(seconds):
+                        deliveries = await subscription.receive(1)
+                except TimeoutError:
+                    return None
+                for delivery in deliveries:
+                    if (attempt := await self._claim_delivery(delivery)) is not None:
+                        return attempt
 
     async def take_instance_messages(self, topic: str) -> None:
         """Take events and cancellations, which must not wait behind tasks; until cancelled."""
@@ -88,7 +105,7 @@ class TaskIntake(Generic[A]):
                 raise OverloadedError(f"service {self.service_name!r} has no free slot; try again later")
             attempt = await self._claim(message)
             if attempt is not None:
-                self.slots.tasks.spawn(self._execute(attempt))
+                self.slots.tasks.spawn(self.execute(attempt))
         else:
             raise InvalidRequestError(f"an instance does not accept {message.action} messages")
 
@@ -100,13 +117,19 @@ class TaskIntake(Generic[A]):
             await others.process(delivery)
 
     async def _take(self, delivery: Delivery) -> None:
-        """Claim the attempt that a delivery offers, and run it. The claim's answer settles the delivery."""
+        """Claim the attempt that a delivery offers, and run it."""
+        attempt = await self._claim_delivery(delivery)
+        if attempt is not None:
+            await self.execute(attempt)
+
+    async def _claim_delivery(self, delivery: Delivery) -> A | None:
+        """Claim the attempt that a delivery offers. The answer settles the delivery. None: not available."""
         try:
             attempt = await self._claim(delivery.message)
         except InvalidRequestError as exc:
             self._log_dropped(delivery.message, exc)
             await delivery.ack()
-            return
+            return None
         except LlamaDeployError as exc:
             logger.warning(
                 "message %s is returned to the queue: %s",
@@ -115,10 +138,9 @@ class TaskIntake(Generic[A]):
                 extra={"action": "nack", "message_id": delivery.message.id_},
             )
             await delivery.nack()
-            return
+            return None
         await delivery.ack()
-        if attempt is not None:
-            await self._execute(attempt)
+        return attempt
 
     async def _claim(self, message: QueueMessage) -> A | None:
         """Ask for the attempt that a message offers. None: it is not available."""
@@ -130,7 +152,8 @@ class TaskIntake(Generic[A]):
             self.attempts.add(attempt)
         return attempt
 
-    async def _execute(self, attempt: A) -> None:
+    async def execute(self, attempt: A) -> None:
+        """Work on an attempt that was claimed, to its end."""
         try:
             await self.work(attempt)
         finally:

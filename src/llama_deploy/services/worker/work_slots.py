@@ -13,6 +13,7 @@ from llama_deploy.services.background import BackgroundTasks
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.ledger import Ledger
+from llama_deploy.services.worker.shared_process import SharedProcess, this_process
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class WorkSlots:
     """The service, for the log."""
     can_start: Callable[[], bool] = lambda: True
     """Whether tasks that were taken could start. If not, there are no free slots."""
+    process: SharedProcess = field(default_factory=this_process)
+    """While a worker needs it for itself, there are no free slots."""
     tasks: BackgroundTasks = field(init=False)
     """What takes the slots."""
     _waiting: set[Attempt] = field(default_factory=set, init=False)
@@ -56,9 +59,14 @@ class WorkSlots:
     @property
     def free(self) -> int:
         """How many more tasks may be taken."""
-        if self.ledger.is_full or not self.can_start():
+        if self.ledger.is_full or self.process.is_reserved or not self.can_start():
             return 0
-        return self.limit - len(self.tasks) + len(self._waiting)
+        return self.limit - self.busy
+
+    @property
+    def busy(self) -> int:
+        """How many tasks are under way, without runs that wait in memory without a slot."""
+        return len(self.tasks) - len(self._waiting)
 
     def on_waiting(self, attempt: Attempt) -> None:
         """A run has begun to wait for something from outside."""
@@ -73,7 +81,14 @@ class WorkSlots:
         self._waiting.discard(attempt)
 
     def changed(self) -> None:
-        """Wake what waits for a slot or for confirmed outcomes."""
+        """Wake what waits for a slot or for confirmed outcomes, here and in other workers of the process."""
+        self.wake()
+        self.process.changed()
+
+    def wake(self) -> None:
+        """Wake what waits here. Runs that only wait leave memory if one task needs the process for itself."""
+        if self.process.is_reserved:
+            self.attempts.park_idle()
         self._changed.set()
 
     async def wait_for_free(self) -> None:
@@ -83,6 +98,12 @@ class WorkSlots:
             if self.ledger.is_full:
                 self.confirm()
             self.attempts.park_idle()
+            await self._changed.wait()
+
+    async def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until a condition holds that depends on the tasks under way."""
+        while not is_so():
+            self._changed.clear()
             await self._changed.wait()
 
     async def wait_for_confirmation(self) -> None:
@@ -110,6 +131,6 @@ class WorkSlots:
         )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(timeout, _MAX_DRAIN_SECONDS)):
-                while len(self.tasks) > len(self._waiting):
+                while self.busy:
                     self._changed.clear()
                     await self._changed.wait()

@@ -21,11 +21,12 @@ from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.lease_keeper import LeaseKeeper
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.outcome_reporter import OutcomeReporter
+from llama_deploy.services.worker.suspects import Suspects
 from llama_deploy.services.worker.task_intake import TaskIntake
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.services.worker.worker_settings import WorkerSettings
 from llama_deploy.types import TaskStatus
-from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, ClaimReply, TaskDispatch
+from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, ClaimReply, HeartbeatReply, TaskDispatch
 from llama_deploy.types.topics import Topics
 from llama_deploy.web.serving_control_plane import ServingControlPlane, serving_control_plane
 
@@ -84,6 +85,7 @@ class Worker(ABC, Generic[A]):
             attempts=self.attempts,
             register=register,
             on_reply=self._on_reply,
+            is_alone=lambda: settings.alone or self._suspects.has_process,
         )
         self._slots = WorkSlots(
             settings.max_concurrent_tasks,
@@ -108,6 +110,13 @@ class Worker(ABC, Generic[A]):
             work=self.work,
             others=others,
         )
+        self._suspects = Suspects(
+            intake=self._intake,
+            slots=self._slots,
+            process=self._slots.process,
+            topic=self._topics.suspects(settings.service_name),
+            service_name=settings.service_name,
+        )
 
     @abstractmethod
     def new_attempt(self, message: QueueMessage, dispatch: TaskDispatch, reply: ClaimReply) -> A:
@@ -127,16 +136,25 @@ class Worker(ABC, Generic[A]):
             UnavailableError: The queue was closed.
             Exception: What a task raised, if `raise_exceptions` is set.
         """
+        self._suspects.open()
         self._lease.start()
         name = self._settings.service_name
         topic = self._topics.instance(name, self._settings.instance_id)
         events = asyncio.create_task(self._intake.take_instance_messages(topic), name=f"events of {name}")
-        work = asyncio.create_task(self.take_work(), name=f"work of {name}")
+        alone = self._settings.alone
+        work = asyncio.create_task(
+            self._suspects.run_until_idle() if alone else self.take_work(), name=f"work of {name}"
+        )
+        in_turn = asyncio.create_task(self._suspects.run_when_asked(), name=f"suspects of {name}")
         try:
-            await asyncio.wait({events, work, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({events, work, in_turn, self._failure}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._stop(work, events)
-        for part in (self._failure, work, events):
+            in_turn.cancel()
+            try:
+                await self._stop(work, events)
+            finally:
+                self._suspects.close()
+        for part in (self._failure, work, events, in_turn):
             if part.done() and not part.cancelled():
                 part.result()
 
@@ -202,7 +220,9 @@ class Worker(ABC, Generic[A]):
         elif not self._failure.done():
             self._failure.set_exception(cause)
 
-    def _on_reply(self) -> None:
+    def _on_reply(self, reply: HeartbeatReply) -> None:
+        if reply.suspects:
+            self._suspects.ask()
         self._reporter.publish_overdue()
         self._slots.changed()
 

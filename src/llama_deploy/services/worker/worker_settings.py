@@ -34,6 +34,8 @@ class WorkerSettings:
     """Whether a failed task also ends the worker."""
     trail: StepTrail | None = None
     """Notes which steps execute. None: this process has no supervisor."""
+    alone: bool = False
+    """Whether the instance only runs suspects, one at a time, and ends when there are none."""
 
     @classmethod
     def of(
@@ -43,6 +45,7 @@ class WorkerSettings:
         instance_id: str,
         registration: Registration,
         trail: StepTrail | None = None,
+        alone: bool = False,
     ) -> WorkerSettings:
         """Return the settings of a workflow service."""
         return cls(
@@ -56,6 +59,7 @@ class WorkerSettings:
             blocked_limit=config.blocked_limit if trail is None else math.inf,
             raise_exceptions=config.raise_exceptions,
             trail=trail,
+            alone=alone,
         )
 
 

@@ -16,14 +16,16 @@ them again would cost a look-up per row.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import sqlalchemy as sa
 
 from llama_deploy.state_stores.records import (
+    SUSPECT_DEATHS,
     EventRecord,
     InboxRecord,
     InstanceRecord,
@@ -104,6 +106,7 @@ def _table(
     *columns: sa.Column[Any],
     key: Collection[str] = (),
     unique: str | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> sa.Table:
     """Return the table of a record, with a column for each field.
@@ -114,6 +117,7 @@ def _table(
         *columns: Further columns, which are not in the record.
         key: The fields that are the primary key.
         unique: The field that is unique besides.
+        defaults: What the database puts into fields that older releases do not know, if it is not NULL.
         **options: For certain databases.
     """
     fields = [
@@ -123,6 +127,7 @@ def _table(
             primary_key=field in key,
             unique=field == unique,
             nullable=type(None) in get_args(kind),
+            server_default=defaults.get(field),
         )
         for field, kind in get_type_hints(record).items()
     ]
@@ -131,12 +136,13 @@ def _table(
 
 sessions = _table("sessions", SessionRecord, key=["session_id"])
 
-tasks = _table("tasks", TaskRecord, _position(), unique="task_id")
+tasks = _table("tasks", TaskRecord, _position(), unique="task_id", defaults={"deaths": "0"})
 
 task_is_open = tasks.c.finished_at.is_(None)
 """The condition under which a task has not ended."""
 task_is_pending = tasks.c.status == _literal(TaskStatus.PENDING)
 task_is_queued = tasks.c.status == _literal(TaskStatus.QUEUED)
+task_is_suspect = sa.and_(task_is_queued, tasks.c.deaths >= sa.literal_column(str(SUSPECT_DEATHS)))
 task_is_running = tasks.c.status == _literal(TaskStatus.RUNNING)
 task_is_unrouted = sa.and_(task_is_pending, tasks.c.redispatch_at.is_not(None))
 task_target = sa.func.coalesce(tasks.c.routed_to, tasks.c.service_name)
@@ -155,6 +161,9 @@ sa.Index("ix_tasks_session", tasks.c.session_id, tasks.c.finished_at)
 _partial_index("ix_tasks_pending", tasks.c.position, where=task_is_pending)
 _partial_index("ix_tasks_unrouted", tasks.c.redispatch_at, tasks.c.position, where=task_is_unrouted)
 _partial_index("ix_tasks_queued", tasks.c.redispatch_at, tasks.c.position, where=task_is_queued)
+_partial_index(
+    "ix_tasks_suspects", tasks.c.service_name, tasks.c.routed_to, tasks.c.dispatches, where=task_is_suspect
+)
 _partial_index("ix_tasks_instance_running", tasks.c.instance_id, tasks.c.position, where=task_is_running)
 _partial_index("ix_tasks_waiting", tasks.c.wake_at, tasks.c.position, where=task_is_waiting)
 # Only ended tasks: with all of them, each status of a task would cost pages, four in place of one.
@@ -189,6 +198,6 @@ outbox = _table("outbox", OutboxRecord, _position(), unique="message_id")
 
 services = _table("services", ServiceRecord, key=["service_name"])
 
-instances = _table("instances", InstanceRecord, key=["instance_id"])
+instances = _table("instances", InstanceRecord, key=["instance_id"], defaults={"alone": sa.false()})
 
 sa.Index("ix_instances_service", instances.c.service_name)

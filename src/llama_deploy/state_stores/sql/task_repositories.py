@@ -10,6 +10,7 @@ any number of rows, plus one for each further 500 ids. The same holds for the ot
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from operator import itemgetter
@@ -30,6 +31,7 @@ from llama_deploy.state_stores.sql.tables import (
     task_is_pending,
     task_is_queued,
     task_is_running,
+    task_is_suspect,
     task_is_unrouted,
     task_is_waiting,
     task_target,
@@ -90,6 +92,12 @@ _QUEUED_FOR = Query.of(
 _COUNTS_WAITING = tuple(
     Query.unlocked(sa.select(sa.func.count()).select_from(tasks).where(status, _is_for_service))
     for status in (task_is_pending, task_is_queued)
+)
+# Counted in the order of the index, so that nothing has to be sorted, and added up in Python.
+_SUSPECTS = Query.unlocked(
+    sa.select(tasks.c.service_name, tasks.c.routed_to, sa.func.count())
+    .where(task_is_suspect, tasks.c.dispatches > sa.literal_column("0"))
+    .group_by(tasks.c.service_name, tasks.c.routed_to)
 )
 
 _sleeping_tasks = (
@@ -152,6 +160,12 @@ class SQLTasks(SQLRepository, TaskRepository):
     def count_waiting(self, service_name: str) -> int:
         parameters = {"service_name": service_name}
         return sum(count for query in _COUNTS_WAITING for (count,) in self._access.rows(query, parameters))
+
+    def suspects(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for service_name, routed_to, count in self._access.rows(_SUSPECTS, {}):
+            counts[service_name if routed_to is None else routed_to] += count
+        return dict(counts)
 
     def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         return self._due(_SLEEPING_TASKS, _SLEEPING_TASKS_BEFORE, due_before, limit)

@@ -94,6 +94,9 @@ class RowTests(StoreTests):
 
     async def test_instances_are_put_over_those_of_the_same_id(self, store: StateStore) -> None:
         later = an_instance()._replace(
+            process_id="p1",
+            waiting='[["t1", 1, 0]]',
+            alone=True,
             host="127.0.0.1",
             port=65535,
             lease_expires_at=NOW + timedelta(hours=1),

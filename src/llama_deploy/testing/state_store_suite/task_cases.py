@@ -15,6 +15,7 @@ from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import (
     FIXED,
     PROGRESS,
+    SUSPECT_DEATHS,
     EventRecord,
     InboxRecord,
     JournalRecord,
@@ -204,6 +205,26 @@ class TaskTests(StoreTests):
             )
         )
         assert _ids(await store.read(lambda tx: tx.tasks.of_instances(["i1", "i2", "unknown"]))) == ["b", "a"]
+
+    async def test_suspects_are_counted_by_the_service_that_is_to_run_them(self, store: StateStore) -> None:
+        def suspect(task_id: str, **changes: Any) -> TaskRecord:
+            return a_task(
+                task_id, **{"status": TaskStatus.QUEUED, "deaths": SUSPECT_DEATHS, "dispatches": 1, **changes}
+            )
+
+        assert await store.read(lambda tx: tx.tasks.suspects()) == {}
+        tasks = [
+            suspect("one"),
+            suspect("more deaths", deaths=SUSPECT_DEATHS + 3),
+            suspect("elsewhere", service_name="other"),
+            suspect("routed", service_name="other", routed_to="greeter"),
+            suspect("not one", deaths=SUSPECT_DEATHS - 1),
+            suspect("running", status=TaskStatus.RUNNING),
+            suspect("delayed", dispatches=0),
+        ]
+        await store.transact(lambda tx: tx.tasks.insert(tasks))
+        assert await store.read(lambda tx: tx.tasks.suspects()) == {"greeter": 3, "other": 1}
+        assert await store.transact(lambda tx: tx.tasks.suspects()) == {"greeter": 3, "other": 1}
 
     @pytest.mark.parametrize(
         ("method", "status", "field", "without_time"),
