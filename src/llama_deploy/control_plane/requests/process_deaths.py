@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -37,8 +38,9 @@ class ProcessDeaths:
             UnavailableError: The store does not answer.
             OverloadedError: Too many writes wait.
         """
-        await self.barrier.wait(_REPORTS_SECONDS)
-        instance_ids = await self._with_others(death.instances)
+        instance_ids, _ = await asyncio.gather(
+            self._with_others(death.instances), self.barrier.wait(_REPORTS_SECONDS)
+        )
 
         def run(unit: Unit) -> Sequence[MovedTask]:
             found = [item for each in instance_ids if (item := unit.instances.find(each)) is not None]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.shared_process import ProcessMember, SharedProcess
 from llama_deploy.services.worker.task_intake import TaskIntake
 from llama_deploy.services.worker.work_slots import WorkSlots
@@ -94,7 +95,7 @@ class Suspects:
         )
         if not await self._run_one():
             logger.info(
-                "another process runs the task of service %s; process %d takes new tasks again",
+                "another process has taken the task of service %s; process %d takes new tasks again",
                 self.service_name,
                 os.getpid(),
                 extra={"action": "step_forward", "service_name": self.service_name},
@@ -103,19 +104,20 @@ class Suspects:
     async def _run_one(self) -> bool:
         """Run a suspect until it has ended, or only waits. False: there is none."""
         await self.slots.wait_until(self.process.is_idle)
-        attempt = await self.intake.claim_one(self.topic, seconds=IDLE_SECONDS)
-        if attempt is None:
+        if not await self.intake.take_one(self.topic, seconds=IDLE_SECONDS, on_claimed=_log_alone):
             return False
-        logger.warning(
-            "task %s runs alone in process %d, because its processes have died twice",
-            attempt.key.task_id,
-            os.getpid(),
-            extra={"action": "run_alone", "task_id": attempt.key.task_id},
-        )
-        self.slots.tasks.spawn(self.intake.execute(attempt))
         await self.slots.wait_until(lambda: not self.slots.busy)
         return True
 
     def close(self) -> None:
         """Leave the process to the other workers. Idempotent."""
         self.process.leave(self._member)
+
+
+def _log_alone(attempt: Attempt) -> None:
+    logger.warning(
+        "task %s runs alone in process %d, because its processes have died twice",
+        attempt.key.task_id,
+        os.getpid(),
+        extra={"action": "run_alone", "task_id": attempt.key.task_id},
+    )

@@ -13,6 +13,7 @@ from llama_deploy.errors import InvalidRequestError, LlamaDeployError, Overloade
 from llama_deploy.message_queues.base import AbstractMessageQueue, Consumer, Delivery
 from llama_deploy.message_queues.consumer_loop import ConsumerLoop
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.background import run_to_completion
 from llama_deploy.services.worker.attempt import Attempt
 from llama_deploy.services.worker.claims import Claims
 from llama_deploy.services.worker.held_attempts import HeldAttempts
@@ -61,18 +62,30 @@ class TaskIntake(Generic[A]):
                     else:
                         self.slots.tasks.spawn(take(delivery))
 
-    async def claim_one(self, topic: str, *, seconds: float) -> A | None:
-        """Claim one attempt from a topic, to be given to `execute`. None: there was none for so long."""
+    async def take_one(self, topic: str, *, seconds: float, on_claimed: Callable[[A], None]) -> bool:
+        """Take one task from a topic and begin to run it. False: there was none for so long.
+
+        Args:
+            topic: The topic.
+            seconds: How long to wait for a task.
+            on_claimed: Called with the attempt, unless it is not available any more.
+        """
+
+        async def claim(delivery: Delivery) -> None:
+            if (attempt := await self._claim_delivery(delivery)) is not None:
+                on_claimed(attempt)
+                self.slots.tasks.spawn(self._execute(attempt))
+
         async with await self.queue.subscribe(topic) as subscription:
-            while True:
-                try:
-                    async with asyncio.timeout(seconds):
-                        deliveries = await subscription.receive(1)
-                except TimeoutError:
-                    return None
-                for delivery in deliveries:
-                    if (attempt := await self._claim_delivery(delivery)) is not None:
-                        return attempt
+            try:
+                async with asyncio.timeout(seconds):
+                    deliveries = await subscription.receive(1)
+            except TimeoutError:
+                return False
+            for delivery in deliveries:
+                # If a claim is given up that was granted, the task waits for the end of the lease.
+                await run_to_completion(claim(delivery))
+        return True
 
     async def take_instance_messages(self, topic: str) -> None:
         """Take events and cancellations, which must not wait behind tasks; until cancelled."""
@@ -105,7 +118,7 @@ class TaskIntake(Generic[A]):
                 raise OverloadedError(f"service {self.service_name!r} has no free slot; try again later")
             attempt = await self._claim(message)
             if attempt is not None:
-                self.slots.tasks.spawn(self.execute(attempt))
+                self.slots.tasks.spawn(self._execute(attempt))
         else:
             raise InvalidRequestError(f"an instance does not accept {message.action} messages")
 
@@ -120,7 +133,7 @@ class TaskIntake(Generic[A]):
         """Claim the attempt that a delivery offers, and run it."""
         attempt = await self._claim_delivery(delivery)
         if attempt is not None:
-            await self.execute(attempt)
+            await self._execute(attempt)
 
     async def _claim_delivery(self, delivery: Delivery) -> A | None:
         """Claim the attempt that a delivery offers. The answer settles the delivery. None: not available."""
@@ -152,8 +165,7 @@ class TaskIntake(Generic[A]):
             self.attempts.add(attempt)
         return attempt
 
-    async def execute(self, attempt: A) -> None:
-        """Work on an attempt that was claimed, to its end."""
+    async def _execute(self, attempt: A) -> None:
         try:
             await self.work(attempt)
         finally:

@@ -149,9 +149,8 @@ class Worker(ABC, Generic[A]):
         try:
             await asyncio.wait({events, work, in_turn, self._failure}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            in_turn.cancel()
             try:
-                await self._stop(work, events)
+                await self._stop({work, in_turn}, events)
             finally:
                 self._suspects.close()
         for part in (self._failure, work, events, in_turn):
@@ -226,26 +225,32 @@ class Worker(ABC, Generic[A]):
         self._reporter.publish_overdue()
         self._slots.changed()
 
-    async def _stop(self, work: asyncio.Task[None], events: asyncio.Task[None]) -> None:
-        """Drain: let running tasks end, hand back the others."""
-        work.cancel()
+    async def _stop(self, taking: set[asyncio.Task[None]], events: asyncio.Task[None]) -> None:
+        """Drain: let running tasks end, hand back the others.
+
+        Args:
+            taking: What takes tasks.
+            events: What takes events and cancellations.
+        """
+        for each in taking:
+            each.cancel()
         was_cancelled = False
         try:
-            await asyncio.wait({work})
+            await asyncio.wait(taking)
             await self._slots.drain(self._settings.drain_timeout)
         except asyncio.CancelledError:
             was_cancelled = True
-        await run_to_completion(self._finish(work, events))
+        await run_to_completion(self._finish(taking, events))
         if was_cancelled:
             raise asyncio.CancelledError
 
-    async def _finish(self, work: asyncio.Task[None], events: asyncio.Task[None]) -> None:
+    async def _finish(self, taking: set[asyncio.Task[None]], events: asyncio.Task[None]) -> None:
         """Hand back what is still running, wait until the rest is confirmed, and stop everything."""
         events.cancel()
         try:
             async with asyncio.timeout(_HAND_BACK_SECONDS):
                 await hand_back(list(self.attempts), ledger=self.ledger, send=self._gateway.release)
-                await asyncio.wait({work, events})
+                await asyncio.wait({*taking, events})
                 # After this, outcomes are not published again.
                 await self._slots.wait_for_confirmation()
         except TimeoutError:
