@@ -39,6 +39,18 @@ async def test_an_empty_topic_makes_room_for_a_new_one(clock: VirtualClock) -> N
     assert names(broker) == ["a", "c", "d", "new"]
 
 
+async def test_a_topic_that_was_used_since_they_were_ranked_stays(clock: VirtualClock) -> None:
+    broker = a_broker(clock)
+    for name in "abcd":
+        broker.create(name)
+        clock.advance(1)
+    broker.create("e")  # in place of "a"
+    broker.create("b")
+    await publish(broker, "work", topic="c")
+    broker.create("f")
+    assert names(broker) == ["b", "c", "e", "f"]
+
+
 async def test_topics_that_nobody_has_ever_read_make_room_the_oldest_first(
     clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from llama_deploy.errors import InvalidRequestError, QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.base import DEAD_LETTERS_SUFFIX, DEFAULT_GROUP
 from llama_deploy.message_queues.remembering import remember
-from llama_deploy.message_queues.simple.idleness import idle_groups, least_needed
+from llama_deploy.message_queues.simple.idleness import IdleTopics, idle_groups
 from llama_deploy.message_queues.simple.limits import MAX_NAME_LENGTH, BrokerLimits
 from llama_deploy.message_queues.simple.queue_journal import (
     Change,
@@ -44,6 +44,7 @@ class Catalogue:
         self._expired: dict[str, float] = {}
         self._last_seq = 0
         self._usage = Usage()
+        self._idle = IdleTopics(idle_after=limits.idle_after)
 
     def __iter__(self) -> Iterator[Topic]:
         return iter(self._topics.values())
@@ -178,8 +179,7 @@ class Catalogue:
         Raises:
             QueueFullError: All topics are needed.
         """
-        idle_after = self._limits.idle_after
-        dropped = least_needed(self._topics.values(), now=self._timetable.now(), idle_after=idle_after)
+        dropped = self._idle.pop(self._topics, now=self._timetable.now())
         if dropped is None:
             raise QueueFullError(
                 f"the limit of {len(self._topics)} topics is reached; use fewer names, or give "
