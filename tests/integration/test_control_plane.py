@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -48,6 +45,7 @@ from llama_deploy.types.instance_protocol import (
 )
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import HttpRequest
+from tests.full_disks import no_disk_writes
 from tests.integration.conftest import CONTROL, Instance, beat, get, post, read_stream, submit
 
 DEEP = '{"a": ' + "[" * 300 + "]" * 300 + "}"
@@ -740,17 +738,6 @@ async def test_state_that_cannot_be_kept_fails_its_task_only(
     view = await get(http, "/tasks/t", wait=10)
     assert view["status"] == "failed"
     assert view["result"]["error"]["type"] == "llama_deploy.errors.SerializationError"
-
-
-@contextmanager
-def no_disk_writes() -> Iterator[None]:
-    """Let every write to a file of this process fail, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("lease_seconds", [0.5])

@@ -66,6 +66,9 @@ class ControlPlaneConfig(BaseSettings):
     """Seconds that a task waits after its second lost instance; doubled with each further one."""
     retry_backoff_max_seconds: float = Field(default=60.0, ge=0)
     """The maximum of that wait."""
+    min_free_disk_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """How many bytes must be free, for `/health/ready` to answer 200, on the disk with the SQLite file. Of a
+    disk that is smaller than 20 times as much, a twentieth is enough. 0: this is not checked."""
     max_backlog: int = Field(default=20_000, gt=0)
     """How many messages may wait in the outbox before new tasks are rejected with 429."""
     orchestrator_timeout: float = Field(default=60.0, gt=0)

@@ -7,10 +7,11 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
+from llama_deploy.errors import UnavailableError
 from llama_deploy.message_queues.base import (
     DEFAULT_GROUP,
     AbstractMessageQueue,
@@ -19,6 +20,9 @@ from llama_deploy.message_queues.base import (
     Subscription,
 )
 from llama_deploy.messages import QueueMessage
+
+CHECK_SECONDS: Final = 2.5
+"""How long a broker may take to answer `check`."""
 
 
 class BrokerQueueConfig(MessageQueueConfig):
@@ -117,6 +121,16 @@ class BrokerQueue(AbstractMessageQueue):
         if not self._is_open:
             await self.open()
         return await super().subscribe(topic, group=group, expires_after=expires_after)
+
+    async def check(self) -> None:
+        """See `AbstractMessageQueue.check`."""
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await super().check()
+        except TimeoutError as exc:
+            raise UnavailableError(
+                f"the message broker at {self.as_config().address} has not answered for {CHECK_SECONDS:g} s"
+            ) from exc
 
     @abstractmethod
     async def _connect(self) -> None:

@@ -70,6 +70,9 @@ class AWSMessageQueue(BrokerQueue):
             self._spawn(self._topics.sweep(topic), name=f"sweep next to {topic}", endless=True)
         return SqsSubscription(self._connection, reader, topic=topic, put=self._put, spawn=self._spawn)
 
+    async def _check(self) -> None:
+        await self._topics.ping()
+
     async def _disconnect(self) -> None:
         for task in self._endless:
             task.cancel()

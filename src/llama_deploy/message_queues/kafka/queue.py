@@ -29,7 +29,7 @@ class KafkaMessageQueue(BrokerQueue):
         return cls(KafkaMessageQueueConfig(host=host, port=port))
 
     async def _connect(self) -> None:
-        await self._connection.retry(self._connection.ping)
+        await self._connection.retry(self._connection.open)
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         """Returns when all replicas in sync have the message."""
@@ -41,6 +41,9 @@ class KafkaMessageQueue(BrokerQueue):
         subscription = KafkaSubscription(self._connection, topic=topic, group=group)
         await self._connection.retry(subscription.start)
         return subscription
+
+    async def _check(self) -> None:
+        await self._connection.ping()
 
     async def _disconnect(self) -> None:
         await self._connection.close()

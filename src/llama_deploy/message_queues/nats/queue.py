@@ -39,5 +39,8 @@ class NatsMessageQueue(BrokerQueue):
         await self._connection.call(subscription.join)
         return subscription
 
+    async def _check(self) -> None:
+        await self._connection.ping()
+
     async def _disconnect(self) -> None:
         await self._connection.close()

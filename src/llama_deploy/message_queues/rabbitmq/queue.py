@@ -89,6 +89,9 @@ class RabbitMQMessageQueue(BrokerQueue):
             declare=declare,
         )
 
+    async def _check(self) -> None:
+        await self._publishing_connection.ping()
+
     async def _disconnect(self) -> None:
         await self._publishing_connection.close()
         await self._consuming_connection.close()

@@ -49,6 +49,9 @@ class RedisMessageQueue(BrokerQueue):
         await self._connection.retry(subscription.join)
         return subscription
 
+    async def _check(self) -> None:
+        await self._connection.ping()
+
     async def _disconnect(self) -> None:
         await self._batcher.close()
         await self._connection.close()

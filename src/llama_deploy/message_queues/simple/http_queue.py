@@ -64,6 +64,9 @@ class SimpleMessageQueue(BrokerQueue):
         health = await self._connection.retry(partial(self._connection.request, "GET", "/health"))
         self.durable = bool(health["durable"])
 
+    async def _check(self) -> None:
+        await self._connection.request("GET", "/health")
+
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         """Returns when the server has the message, on its disk if it has a journal."""
         await self._batcher.submit(Publication(topic, message.encode(), self._connection.give_up_at()))
