@@ -70,7 +70,12 @@ def announce_stack(
 
 
 def announce_instances(
-    services: Sequence[WorkflowService], *, control_plane_url: str, stop_pid: int, as_json: bool
+    services: Sequence[WorkflowService],
+    *,
+    control_plane_url: str,
+    stop_pid: int,
+    health_url: str | None,
+    as_json: bool,
 ) -> None:
     """Print the instances that have joined a control plane.
 
@@ -78,6 +83,7 @@ def announce_instances(
         services: The instances in this process.
         control_plane_url: The control plane.
         stop_pid: The process to stop: this one, or its supervisor.
+        health_url: Where probes are answered. None: nowhere.
         as_json: As in `announce_stack`.
     """
     if as_json:
@@ -88,6 +94,7 @@ def announce_instances(
         _print_json(
             {
                 "control_plane_url": control_plane_url,
+                "health_url": health_url,
                 "pid": stop_pid,
                 "processes": [os.getpid()],
                 "services": facts,
@@ -100,6 +107,8 @@ def announce_instances(
         console.print(
             Text.assemble("  ", (service.service_name, "bold"), f"  {service.url}  {service.instance_id}")
         )
+    if health_url is not None:
+        console.print(f"Health: {health_url}")
     console.print("Press Ctrl-C to stop.", style="dim")
 
 

@@ -23,6 +23,8 @@ from llama_deploy.cli.options import (
     AllowTypes,
     AsJson,
     Concurrency,
+    HealthHost,
+    HealthPort,
     Insecure,
     LogFormatOption,
     Loop,
@@ -158,7 +160,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
 
 
 @app.command()
-def worker(
+def worker(  # noqa: PLR0913, PLR0917 - typer
     context: typer.Context,
     targets: Targets,
     queue: Queue = None,
@@ -166,11 +168,17 @@ def worker(
     max_concurrent_tasks: Concurrency = None,
     loop: Loop = EventLoop.AUTO,
     allow_types: AllowTypes = None,
+    port: HealthPort = None,
+    host: HealthHost = "127.0.0.1",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Allow a --host that other machines can reach.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run services for a control plane in another process.
 
-    The command waits until the control plane responds. Ctrl-C lets running tasks finish.
+    The command waits until the control plane responds. Ctrl-C lets running tasks finish. With --port,
+    /health/ready answers 200 while all processes work on tasks, and else 503 with what is wrong.
     """
     settings: Settings = context.obj
     logs = settings.logs()
@@ -179,12 +187,20 @@ def worker(
         from llama_deploy.supervisor.link import SupervisorLink
 
         link = SupervisorLink.from_environment()
+        health = None
+        if link is None and port is not None:
+            from llama_deploy.cli.addresses import check_remote
+            from llama_deploy.cli.health_address import HealthAddress
+
+            check_remote(host, what="see how this worker is doing", allowed=allow_remote)
+            health = HealthAddress(host, port)
         if link is None and processes:
             from llama_deploy.cli.supervising import Supervising
             from llama_deploy.supervisor.child_process import ChildCommand
 
             command = ChildCommand.of_this_process()
-            Supervising(processes, settings.verbose, settings.log_format, command).replace_this_process()
+            supervising = Supervising(processes, settings.verbose, settings.log_format, health, command)
+            supervising.replace_this_process()
         from llama_deploy.cli import serving
 
         serving.work(
@@ -194,6 +210,7 @@ def worker(
             queue=queue,
             link=link,
             loop=loop,
+            health=health,
             as_json=as_json,
         )
 

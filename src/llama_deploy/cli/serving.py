@@ -6,17 +6,18 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from llama_deploy import workflow_library  # noqa: F401 - first, as it says why the library is not found
-from llama_deploy.cli.addresses import check_ports, explain_bind_error
+from llama_deploy.cli.addresses import check_ports, check_remote, explain_bind_error
 from llama_deploy.cli.announcement import announce_instances, announce_stack
 from llama_deploy.cli.environment import settings_of
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.event_loop import EventLoop
+from llama_deploy.cli.health_address import HealthAddress
 from llama_deploy.cli.logs import CommandLogging
 from llama_deploy.cli.output import optional_output
 from llama_deploy.cli.place import Place
@@ -25,18 +26,21 @@ from llama_deploy.cli.targets import load_workflows
 from llama_deploy.cli.waiting import wait_for_control_plane
 from llama_deploy.client import ClientSettings
 from llama_deploy.control_plane import ControlPlaneConfig
+from llama_deploy.control_plane.readiness import HealthCheck
 from llama_deploy.deploy import HostedWorkflow, LocalStack, run_workflow
 from llama_deploy.deploy.together import run_together
-from llama_deploy.errors import BindError
+from llama_deploy.errors import BindError, UnavailableError
+from llama_deploy.health import PASSED, Checks, failed, is_healthy, summary
 from llama_deploy.message_queues import MessageQueueConfig, SimpleMessageQueueConfig, config_from_url
 from llama_deploy.orchestrators import SimpleOrchestratorConfig
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.supervised_gateway import connection_facts
 from llama_deploy.supervisor.child_process import ChildCommand
+from llama_deploy.supervisor.health_board import HealthBoard
+from llama_deploy.supervisor.health_server import HealthServer
 from llama_deploy.supervisor.link import SupervisorLink
 from llama_deploy.supervisor.supervisor import Stop, Supervisor
 from llama_deploy.types import ServiceDefinition
-from llama_deploy.web.http_server import is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +116,7 @@ class _Children:
 
 
 def _check(place: Place) -> None:
-    if not place.allow_remote and not is_loopback(place.host):
-        raise CommandError(
-            f"other machines can reach {place.host} and run tasks there without authentication",
-            hint="leave out --host to listen on 127.0.0.1, or pass --allow-remote if you trust the network",
-        )
+    check_remote(place.host, what="run tasks there without authentication", allowed=place.allow_remote)
     check_ports(place)
     if place.store is not None:
         return
@@ -138,7 +138,14 @@ async def _serve(hosted: Sequence[HostedWorkflow], place: Place, *, as_json: boo
 
 async def _serve_with_children(children: _Children, place: Place, *, processes: int, as_json: bool) -> None:
     loop = asyncio.get_running_loop()
-    async with await _start([], place) as stack:
+    board = HealthBoard()
+
+    async def check_processes() -> None:
+        checks = board.checks()
+        if not is_healthy(checks):
+            raise UnavailableError(summary(checks))
+
+    async with await _start([], place, checks={"processes": check_processes}) as stack:
         are_ready: asyncio.Future[tuple[list[dict[str, Any]], list[int]]] = loop.create_future()
 
         async def announce() -> None:
@@ -151,6 +158,7 @@ async def _serve_with_children(children: _Children, place: Place, *, processes: 
         supervisor = Supervisor(
             ChildCommand(ChildCommand.of_this_process(), stack.control_plane_url),
             processes=processes,
+            board=board,
             on_ready=lambda *facts: loop.call_soon_threadsafe(are_ready.set_result, facts),
         )
         await run_together(stack.run(), _supervise(supervisor, children), announce())
@@ -195,7 +203,9 @@ class _ChildFailedError(Exception):
     """A child has ended before any was ready, and has told why."""
 
 
-async def _start(hosted: Sequence[HostedWorkflow], place: Place) -> LocalStack:
+async def _start(
+    hosted: Sequence[HostedWorkflow], place: Place, *, checks: Mapping[str, HealthCheck] | None = None
+) -> LocalStack:
     with settings_of(SimpleOrchestratorConfig):
         orchestrator_config = SimpleOrchestratorConfig()
     return await LocalStack.start(
@@ -203,6 +213,7 @@ async def _start(hosted: Sequence[HostedWorkflow], place: Place) -> LocalStack:
         control_plane_config=_control_plane_config(place),
         message_queue_config=_message_queue_config(place),
         orchestrator_config=orchestrator_config,
+        checks=checks,
     )
 
 
@@ -248,6 +259,7 @@ def work(
     link: SupervisorLink | None,
     loop: EventLoop,
     as_json: bool | None,
+    health: HealthAddress | None = None,
 ) -> None:
     """Run services in this process, for a control plane elsewhere, until Ctrl-C or SIGTERM.
 
@@ -259,6 +271,7 @@ def work(
         link: The link to the supervisor of this process. None: it has none.
         loop: The event loop.
         as_json: See `announce_instances`. None: announce nothing.
+        health: Where this process answers probes. None: nowhere.
 
     Raises:
         CommandError: A workflow was not found, or an environment variable is not valid.
@@ -280,6 +293,9 @@ def work(
             }
         )
     ready: list[WorkflowService] = []
+    health_url = None if link is None else link.place.health_url
+    if health is not None:
+        health_url = health.listen(_probes_of(ready, [each.config for each in hosted]))
 
     def on_ready(service: WorkflowService) -> None:
         ready.append(service)
@@ -291,6 +307,7 @@ def work(
                         ready,
                         control_plane_url=", ".join(control_plane_urls),
                         stop_pid=os.getpid() if link is None else link.place.parent,
+                        health_url=health_url,
                         as_json=as_json,
                     )
             if link is not None:
@@ -313,6 +330,33 @@ def work(
         )
 
     run_until_stopped(work_on_all(), loop=loop, drain_seconds=drain_seconds, link=link)
+
+
+def _probes_of(services: Sequence[WorkflowService], configs: Sequence[WorkflowServiceConfig]) -> HealthServer:
+    """Return what answers probes for the services of this process.
+
+    Args:
+        services: Those that have joined; others may follow.
+        configs: The settings of all.
+    """
+    blocked_limit = min(config.blocked_limit for config in configs)
+
+    def live() -> Checks:
+        # Only another process can end this one if its loop stays blocked.
+        blocked = max((service.blocked_seconds for service in services), default=0.0)
+        reason = f"the event loop has been blocked for {blocked:.0f} s; restart this process"
+        return {"event_loop": PASSED if blocked < blocked_limit else failed(reason)}
+
+    def ready() -> Checks:
+        checks = {
+            f"{service.service_name} {name}": check
+            for service in list(services)
+            for name, check in service.health_checks().items()
+        }
+        joined = f"{len(services)} of {len(configs)} services have joined the control plane"
+        return {"services": PASSED if len(services) == len(configs) else failed(joined), **checks}
+
+    return HealthServer(live=live, ready=ready)
 
 
 def _drain_seconds(hosted: Sequence[HostedWorkflow]) -> float:

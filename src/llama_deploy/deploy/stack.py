@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,6 +12,7 @@ from typing import Any, Self
 from workflows import Workflow
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.control_plane.readiness import HealthCheck
 from llama_deploy.deploy.core import open_queue
 from llama_deploy.message_queues import AbstractMessageQueue, MessageQueueConfig, SimpleMessageQueueConfig
 from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
@@ -95,6 +96,7 @@ class LocalStack:
         control_plane_config: ControlPlaneConfig | None = None,
         message_queue_config: MessageQueueConfig | None = None,
         orchestrator_config: SimpleOrchestratorConfig | None = None,
+        checks: Mapping[str, HealthCheck] | None = None,
     ) -> LocalStack:
         """Start everything. Returns when the services accept tasks.
 
@@ -104,6 +106,7 @@ class LocalStack:
             message_queue_config: Settings of the queue. A simple queue runs here, and with port 0 the
                 system chooses one; other brokers run on their own. None: a simple queue.
             orchestrator_config: Settings of the orchestrator.
+            checks: Further checks of `/health/ready`, see `ControlPlaneServer`.
 
         Raises:
             ConfigError: A setting cannot work, an address cannot be bound, or a class or function does not
@@ -120,7 +123,12 @@ class LocalStack:
                 also_reached_as=[config.host, *config.trusted_hosts],
             )
             control_plane = await stack.enter_async_context(
-                ControlPlaneServer(queue, orchestrator=SimpleOrchestrator(orchestrator_config), config=config)
+                ControlPlaneServer(
+                    queue,
+                    orchestrator=SimpleOrchestrator(orchestrator_config),
+                    config=config,
+                    checks=checks or {},
+                )
             )
             watching = asyncio.create_task(control_plane.plane.run())
             stack.push_async_callback(end, [watching])

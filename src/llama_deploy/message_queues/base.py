@@ -282,6 +282,14 @@ class AbstractMessageQueue(AsyncCloseable):
         """The folder of this machine in which this process itself keeps messages. None: there is none."""
         return None
 
+    @property
+    def problem(self) -> str | None:
+        """Why the broker is known not to answer, None if it answers or has not been used. Asks nobody.
+
+        Readable in every thread.
+        """
+        return None
+
     @cached_property
     def _idle(self) -> asyncio.Event:
         return asyncio.Event()

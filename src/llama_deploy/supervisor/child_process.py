@@ -31,6 +31,8 @@ class ChildCommand:
     """The program and its arguments."""
     control_plane_url: str | None = None
     """The control plane that this process runs. None: the one of the command line."""
+    health_url: str | None = None
+    """Where this process answers probes. None: nowhere."""
 
     @staticmethod
     def of_this_process() -> list[str]:
@@ -45,6 +47,8 @@ class Instance:
     heartbeat: dict[str, Any]
     """Its last heartbeat, as JSON."""
     silence: Silence
+    problems: list[str] = field(default_factory=list)
+    """What it has told with its last heartbeat: that it does not reach the control plane, or its queue."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +101,14 @@ class ChildProcess:
             with theirs:
                 memory = new_memory()
                 failed.callback(os.close, memory)
-                place = ChildPlace(os.getpid(), theirs.fileno(), memory, command.control_plane_url, is_first)
+                place = ChildPlace(
+                    os.getpid(),
+                    theirs.fileno(),
+                    memory,
+                    command.control_plane_url,
+                    is_first,
+                    command.health_url,
+                )
                 with _without_interrupts():
                     process = subprocess.Popen(  # noqa: S603 - the command line of this process
                         command.arguments,
@@ -158,6 +169,7 @@ class ChildProcess:
                     beat, Silence(float(self.facts["blocked_limit"]))
                 )
             known.heartbeat = beat
+            known.problems = [str(each) for each in message.get("problems", ())]
             known.silence.heard(now, interval=message["interval"], blocked_seconds=beat["blocked_seconds"])
             self.is_told_silent = self.is_told_silent and known.silence.is_silent(now)
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from types import FrameType
 from typing import Any, Final, Self
@@ -39,6 +39,8 @@ class ChildPlace:
     """The control plane that the supervisor itself runs. None: the one of the command line."""
     is_first: bool = True
     """Whether no child was started before."""
+    health_url: str | None = None
+    """Where the supervisor answers probes. None: nowhere."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -100,15 +102,19 @@ class SupervisorLink:
         """
         self._send_soon("", {"ready": services})
 
-    def beat(self, instance_id: str, heartbeat: bytes, *, interval: float) -> None:
+    def beat(
+        self, instance_id: str, heartbeat: bytes, *, interval: float, problems: Sequence[str] = ()
+    ) -> None:
         """Pass on a heartbeat that is about to be sent. Does not wait: the supervisor may be stopped.
 
         Args:
             instance_id: The instance.
             heartbeat: The heartbeat as JSON.
             interval: Seconds until the next one.
+            problems: What the instance cannot do, although it runs.
         """
-        self._outbox[instance_id] = b'{"beat":%b,"interval":%b}' % (heartbeat, json.dumps(interval).encode())
+        further = json.dumps({"interval": interval, "problems": list(problems)}).encode()
+        self._outbox[instance_id] = b'{"beat":%b,%b' % (heartbeat, further[1:])
         self._has_mail.set()
 
     def forget(self, instance_id: str) -> None:

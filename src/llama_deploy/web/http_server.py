@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import socket
 from typing import Final, Self
 
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp
 
 from llama_deploy.concurrency.forked_children import forget, keep_from_children
 from llama_deploy.errors import BindError, ConfigError
+from llama_deploy.web.loopback import is_loopback
 
 _BACKLOG: Final = 2048
 _GRACE_SECONDS: Final = 1
@@ -92,14 +92,6 @@ class HttpServer:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is a loopback address; of names, only `localhost` is."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bind(host: str, port: int) -> socket.socket:
