@@ -79,6 +79,26 @@ async def test_the_same_submission_twice_makes_one_task(http: HttpConnection, in
         await submit(http, task_id="mine", arguments={"x": 2})
 
 
+async def test_the_order_of_the_arguments_does_not_make_another_task(
+    http: HttpConnection, instance: Instance
+) -> None:
+    first = await submit(http, task_id="t", arguments={"a": 1, "b": {"c": [1, 2], "d": None}})
+    assert await submit(http, task_id="t", arguments={"b": {"d": None, "c": [1, 2]}, "a": 1}) == first
+    session = first["session_id"]
+    for text, agrees in [('{"b": {"d": null, "c": [1, 2]}, "a": 1}', True), ('{"a": 1}', False)]:
+        task = {"task_id": "t", "session_id": session, "agent_id": "echo", "input": text}
+        status, _ = await http.send(HttpRequest("POST", f"/sessions/{session}/tasks", json=task))
+        assert (status == 200) is agrees
+    for other in [
+        {"a": 1, "b": {"c": [2, 1], "d": None}},  # the order of a list is part of it
+        {"a": True, "b": {"c": [1, 2], "d": None}},
+        {"a": 1.0, "b": {"c": [1, 2], "d": None}},
+        {"a": 1, "b": {"c": [1, 2]}},
+    ]:
+        with pytest.raises(ConflictError):
+            await submit(http, task_id="t", arguments=other)
+
+
 async def test_a_long_poll_that_finds_no_end_says_how_the_task_stands(
     http: HttpConnection, instance: Instance
 ) -> None:

@@ -42,7 +42,7 @@ from llama_deploy.types import (
     TaskView,
     generate_id,
 )
-from llama_deploy.types.json_values import decode_object, encode_json
+from llama_deploy.types.json_values import decode_object, encode_json, same_json
 from llama_deploy.types.keys import public_id
 
 _MAX_INBOX: Final = 10_000
@@ -330,7 +330,8 @@ def _encoded(arguments: dict[str, Any]) -> str:
 def _same_task(known: TaskRecord, new: _NewTask) -> TaskRecord:
     """Return the task that an earlier request created from the same submission."""
     same_session = new.session_id in (None, known.session_id)
-    if (known.service_name, known.input) == (new.service_name, new.input) and same_session:
+    same_service = known.service_name == new.service_name
+    if same_session and same_service and same_json(known.input, new.input):
         return known
     raise ConflictError(
         f"task {known.task_id} exists with another service, session or arguments; choose another task_id"
