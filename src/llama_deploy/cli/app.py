@@ -291,11 +291,21 @@ def send(
 
 
 @app.command()
-def status(context: typer.Context, as_json: AsJson = False) -> None:
+def status(
+    context: typer.Context,
+    after: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Show the services that follow this one. Default: from the first."),
+    ] = "",
+    limit: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="N", help="How many services to show.")
+    ] = 100,
+    as_json: AsJson = False,
+) -> None:
     """Show the services, and how many instances of each are alive."""
     from llama_deploy.cli.overview import print_status
 
-    _with_client(context.obj, lambda client: print_status(client, as_json=as_json))
+    _with_client(context.obj, lambda client: print_status(client, after=after, limit=limit, as_json=as_json))
 
 
 @sessions.command()

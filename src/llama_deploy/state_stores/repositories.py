@@ -217,6 +217,10 @@ class ServiceRepository(ABC):
         """Return the services by name. None: all."""
 
     @abstractmethod
+    def page(self, *, after: str = "", limit: int = 1000) -> list[ServiceRecord]:
+        """Return the first services whose names follow `after`, in the order of the database."""
+
+    @abstractmethod
     def put(self, services: Sequence[ServiceRecord]) -> None:
         """Insert the services, or overwrite those of the same name."""
 
@@ -233,6 +237,21 @@ class InstanceRepository(ABC):
         self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
     ) -> list[InstanceRecord]:
         """Return the instances that match both filters, ordered by id. None: no filter."""
+
+    @abstractmethod
+    def page(self, service_name: str, *, after: str = "", limit: int = 1000) -> list[InstanceRecord]:
+        """Return the first instances of a service whose ids follow `after`, ordered by id."""
+
+    @abstractmethod
+    def first(self, service_names: Collection[str], *, most: int) -> list[InstanceRecord]:
+        """Return at most `most` instances of each service: those that are blocked, then the latest leases."""
+
+    @abstractmethod
+    def counts(self, service_names: Collection[str], *, now: datetime) -> dict[str, tuple[int, int]]:
+        """Return how many instances each service has, and how many of them have a lease at `now`.
+
+        A service without instances is left out.
+        """
 
     @abstractmethod
     def put(self, instances: Sequence[InstanceRecord]) -> None:

@@ -38,6 +38,11 @@ _DELETE_OUTBOX = (sa.delete(outbox).where(outbox.c.message_id.in_(ids)),)
 
 _SERVICES = Query.kept(sa.select(*_SERVICE.columns))
 _SERVICES_BY_NAME = Query.kept(_SERVICE.where(services.c.service_name.in_(ids)))
+_SERVICES_AFTER = Query.unlocked(
+    _SERVICE.where(services.c.service_name > sa.bindparam("after"))
+    .order_by(services.c.service_name)
+    .limit(limit)
+)
 _PUT_SERVICES = upserts(services)
 _DELETE_SERVICES = tuple(
     sa.delete(table).where(table.c.service_name.in_(ids)) for table in (instances, services)
@@ -51,6 +56,33 @@ _INSTANCES_BY_ID = Query.of(
 _INSTANCES_BY_SERVICE = Query.of(
     _INSTANCE.where(instances.c.service_name.in_(ids)),
     in_order_of=instances.c.instance_id,
+)
+_INSTANCES_AFTER = Query.unlocked(
+    _INSTANCE.where(
+        instances.c.service_name == sa.bindparam("name"), instances.c.instance_id > sa.bindparam("after")
+    )
+    .order_by(instances.c.instance_id)
+    .limit(limit)
+)
+_rank = sa.func.row_number().over(
+    partition_by=instances.c.service_name,
+    order_by=(
+        instances.c.blocked.is_(None),
+        instances.c.lease_expires_at.desc(),
+        instances.c.instance_id,
+    ),
+)
+_ranked = _INSTANCE.where(instances.c.service_name.in_(ids)).add_columns(_rank.label("rank")).subquery()
+_FIRST_INSTANCES = Query.unlocked(
+    sa.select(*(_ranked.c[name] for name in _INSTANCE.names))
+    .where(_ranked.c.rank <= sa.bindparam("most", type_=sa.Integer))
+    .order_by(_ranked.c.service_name, _ranked.c.rank)
+)
+_is_alive = instances.c.lease_expires_at > sa.bindparam("now", type_=instances.c.lease_expires_at.type)
+_COUNTS = Query.unlocked(
+    sa.select(instances.c.service_name, sa.func.count(), sa.func.sum(sa.case((_is_alive, 1), else_=0)))
+    .where(instances.c.service_name.in_(ids))
+    .group_by(instances.c.service_name)
 )
 _PUT_INSTANCES = upserts(instances)
 _DELETE_INSTANCES = (sa.delete(instances).where(instances.c.instance_id.in_(ids)),)
@@ -87,6 +119,10 @@ class SQLServices(SQLRepository, ServiceRepository):
         )
         return {service.service_name: service for service in map(_SERVICE.record, rows)}
 
+    def page(self, *, after: str = "", limit: int = 1000) -> list[ServiceRecord]:
+        rows = self._access.rows(_SERVICES_AFTER, {"after": after, "limit": limit})
+        return [_SERVICE.record(row) for row in rows]
+
     def put(self, services: Sequence[ServiceRecord]) -> None:
         self._access.put(_PUT_SERVICES, _SERVICE.rows(services))
 
@@ -111,6 +147,18 @@ class SQLInstances(SQLRepository, InstanceRepository):
         found = map(_INSTANCE.record, rows)
         matching = (each for each in found if names is None or each.service_name in names)
         return sorted(matching, key=attrgetter("instance_id"))
+
+    def page(self, service_name: str, *, after: str = "", limit: int = 1000) -> list[InstanceRecord]:
+        parameters = {"name": service_name, "after": after, "limit": limit}
+        return [_INSTANCE.record(row) for row in self._access.rows(_INSTANCES_AFTER, parameters)]
+
+    def first(self, service_names: Collection[str], *, most: int) -> list[InstanceRecord]:
+        rows = self._access.rows_by_ids(_FIRST_INSTANCES, service_names, {"most": most})
+        return [_INSTANCE.record(row) for row in rows]
+
+    def counts(self, service_names: Collection[str], *, now: datetime) -> dict[str, tuple[int, int]]:
+        rows = self._access.rows_by_ids(_COUNTS, service_names, {"now": now})
+        return {name: (total, alive) for name, total, alive in rows}
 
     def put(self, instances: Sequence[InstanceRecord]) -> None:
         self._access.put(_PUT_INSTANCES, _INSTANCE.rows(instances))
