@@ -63,6 +63,13 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def first_open(self, session_ids: Collection[str], *, limit: int) -> list[TaskRecord]:
+        """Return tasks without a `finished_at`, in the order of insertion: of each session the first `limit`.
+
+        Of a session that has more, there may be more; of one that has fewer, there are all.
+        """
+
+    @abstractmethod
     def of_instances(self, instance_ids: Collection[str]) -> list[TaskRecord]:
         """Return the running tasks that the instances have claimed, in the order of insertion."""
 

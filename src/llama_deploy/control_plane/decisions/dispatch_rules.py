@@ -31,7 +31,7 @@ def next_turn(open_tasks: Sequence[TaskRecord], *, at: datetime) -> Transition |
     """Return the turn of a session's next task after another task has ended.
 
     Args:
-        open_tasks: The open tasks of the session, oldest first.
+        open_tasks: The oldest open tasks of the session, oldest first. Empty: it has none.
         at: The present time.
     """
 

@@ -191,7 +191,9 @@ class Tasks:
             if new_session_id is not None:
                 unit.add_session(new_session(new_session_id, policy=SessionPolicy.ENQUEUE, at=unit.now))
             policy = unit.sessions.get(session_id).policy
-            admission = lifecycle.admit(task, open_tasks=unit.tasks.open_of(session_id), policy=policy)
+            all_count = policy is SessionPolicy.INTERRUPT  # which cancels each of them
+            find = unit.tasks.open_of if all_count else unit.tasks.oldest_open_of
+            admission = lifecycle.admit(task, open_tasks=find(session_id), policy=policy)
             accepted = unit.add_task(admission.accepted)
             for other in admission.cancel:
                 unit.apply(lifecycle.cancel(unit.tasks.get(other.task_id), at=unit.now))
