@@ -199,7 +199,8 @@ class OutboxRepository(ABC):
         Messages that another transaction takes at the same time are left to it.
 
         Args:
-            now: Only messages with a `relay_at` that is not later, or without one.
+            now: Only messages with a `relay_at` that is not later, or without one; or one so late that the
+                clock must have been set back since it was stored.
             until: Becomes their `relay_at`.
             limit: The most messages to take.
 

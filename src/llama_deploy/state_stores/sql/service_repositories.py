@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
@@ -18,6 +18,8 @@ from llama_deploy.state_stores.sql.access import SQLRepository, ids, limit, upse
 from llama_deploy.state_stores.sql.queries import Mapper, Query, Update
 from llama_deploy.state_stores.sql.tables import instances, outbox, services
 
+_FARTHEST = timedelta(seconds=60)
+"""How much later than now messages may be due at most, beyond what was asked for: clocks may differ."""
 _OUTBOX = Mapper(OutboxRecord, outbox)
 _SERVICE = Mapper(ServiceRecord, services)
 _INSTANCE = Mapper(InstanceRecord, instances)
@@ -30,7 +32,11 @@ _OUTBOX_AFTER = Query.of(
     .limit(limit)
 )
 _OUTBOX_DUE = _outbox_oldest.where(
-    sa.or_(outbox.c.relay_at.is_(None), outbox.c.relay_at <= sa.bindparam("now"))
+    sa.or_(
+        outbox.c.relay_at.is_(None),
+        outbox.c.relay_at <= sa.bindparam("now"),
+        outbox.c.relay_at > sa.bindparam("impossible"),
+    )
 ).with_for_update(skip_locked=True)
 _INSERT_OUTBOX = sa.insert(outbox).inline()
 _UPDATE_OUTBOX = Update(_OUTBOX, key="message_id", fields=["relay_at"])
@@ -96,7 +102,8 @@ class SQLOutbox(SQLRepository, OutboxRepository):
         return {row[-1]: _OUTBOX.record(row[:-1]) for row in rows}
 
     def take(self, *, now: datetime, until: datetime, limit: int = 1000) -> list[OutboxRecord]:
-        found = self._access.connection.execute(_OUTBOX_DUE, {"now": now, "limit": limit})
+        parameters = {"now": now, "impossible": until + _FARTHEST, "limit": limit}
+        found = self._access.connection.execute(_OUTBOX_DUE, parameters)
         taken = [_OUTBOX.record(row)._replace(relay_at=until) for row in found]
         self._access.update(_UPDATE_OUTBOX, taken)
         return taken
