@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 
 from llama_deploy.concurrency.daemon_threads import in_own_thread
+from llama_deploy.concurrency.descriptors import free_descriptors
 from llama_deploy.concurrency.opened_files import OpenedFiles
 from llama_deploy.errors import ConfigError, ConflictError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
@@ -50,6 +51,14 @@ _PRAGMAS = (
 _NOT_A_USABLE_FILE = frozenset(
     {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
 )
+_MEANINGS = {
+    sqlite3.SQLITE_FULL: "cannot be written, because the disk is full or its quota used up",
+    sqlite3.SQLITE_IOERR: "cannot be read or written; check its disk",
+    sqlite3.SQLITE_READONLY: "cannot be written; check the rights of the file and its folder",
+    sqlite3.SQLITE_CORRUPT: "is damaged; restore a backup",
+    sqlite3.SQLITE_BUSY: "is locked by another program, such as a backup",
+}
+"""What the primary codes of errors mean."""
 
 
 class SQLiteStateStore(StateStore):
@@ -365,6 +374,15 @@ def _driver_errors_translated(name: str, *, opening: bool = False) -> Iterator[N
         cause = exc.orig if isinstance(exc, sa_exc.DBAPIError) else exc
         # The low byte is the primary code; see "Result and Error Codes" in SQLite's documentation.
         # A file that was good at the start may be good again; until then nothing must be given up.
-        if opening and getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_A_USABLE_FILE:
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        if opening and code in _NOT_A_USABLE_FILE:
             raise ConfigError(f"the state store {name} cannot be used: {cause}") from exc
-        raise UnavailableError(f"the state store {name} does not answer: {cause}") from exc
+        raise UnavailableError(f"the state store {name} {_meaning(code)}: {cause}") from exc
+
+
+def _meaning(code: int) -> str:
+    """Return what a primary error code means, for a sentence."""
+    free = free_descriptors() if code == sqlite3.SQLITE_CANTOPEN else None
+    if free is not None and free[0] <= 0:
+        return f"needs a file descriptor, and this process has used all {free[1]} (see ulimit -n)"
+    return _MEANINGS.get(code, "does not answer")
