@@ -58,16 +58,23 @@ class SupervisedGateway(HttpGateway):
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """See `ControlPlaneGateway`."""
-        problems = [each for each in (self._failure, self._queue_problem()) if each is not None]
         encoded = heartbeat.model_dump_json().encode()
-        self._link.beat(heartbeat.instance_id, encoded, interval=self._interval, problems=problems)
+        self._pass_on(heartbeat.instance_id, encoded)
+        failure: str | None = None
         try:
-            reply = super().beat(heartbeat)
+            return super().beat(heartbeat)
         except LlamaDeployError as exc:
-            self._failure = f"the control plane does not answer its heartbeats: {exc}"
+            failure = f"the control plane does not answer its heartbeats: {exc}"
             raise
-        self._failure = None
-        return reply
+        finally:
+            has_changed = (failure is None) != (self._failure is None)
+            self._failure = failure
+            if has_changed:
+                self._pass_on(heartbeat.instance_id, encoded)
+
+    def _pass_on(self, instance_id: str, heartbeat: bytes) -> None:
+        problems = [each for each in (self._failure, self._queue_problem()) if each is not None]
+        self._link.beat(instance_id, heartbeat, interval=self._interval, problems=problems)
 
 
 def connection_facts(control_plane: ConnectionSettings) -> dict[str, Any]:
