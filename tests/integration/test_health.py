@@ -12,8 +12,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from workflows import Workflow, step
+from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.deploy import LocalStack
+from llama_deploy.deploy.stack import HostedWorkflow
 from llama_deploy.errors import UnavailableError
 from llama_deploy.message_queues import (
     AbstractMessageQueue,
@@ -222,6 +226,31 @@ async def test_the_simple_queue_tells_that_its_journal_cannot_be_written(tmp_pat
         await until_ready(broker.config.base_url)
         (tmp_path / "journal.db").unlink()
         assert "was deleted" in await until_failing(broker.config.base_url, "queue")
+
+
+class Echo(Workflow):
+    @step
+    async def echo(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=ev.get("text"))
+
+
+async def test_a_stack_and_its_services_are_ready_until_a_service_stops(tmp_path: Path) -> None:
+    config = ControlPlaneConfig(port=0, state_store_uri=f"sqlite:///{tmp_path}/state.db")
+    stack = await LocalStack.start(
+        [HostedWorkflow.named("echo", Echo)],
+        control_plane_config=config,
+        message_queue_config=SimpleMessageQueueConfig(port=0),
+    )
+    async with stack:
+        await until_ready(stack.control_plane_url)
+        (service,) = stack.services
+        assert {name: check.ok for name, check in service.health_checks().items()} == {
+            "instance": True,
+            "queue": True,
+        }
+        (running,) = [task for task in asyncio.all_tasks() if task.get_name() == "service echo"]
+        running.cancel()
+        assert "service echo" in await until_failing(stack.control_plane_url, "services")
 
 
 async def test_head_is_answered_like_get_without_a_body(server: ControlPlaneServer) -> None:

@@ -171,7 +171,13 @@ def worker(  # noqa: PLR0913, PLR0917 - typer
     port: HealthPort = None,
     host: HealthHost = "127.0.0.1",
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Allow a --host that other machines can reach.")
+        bool,
+        typer.Option(
+            "--allow-remote",
+            envvar="LLAMA_DEPLOY_WF_SERVICE_ALLOW_REMOTE",
+            show_envvar=True,
+            help="Allow a --host that other machines can reach.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
