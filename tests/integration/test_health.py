@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -81,7 +82,7 @@ async def test_a_control_plane_that_works_is_ready(server: ControlPlaneServer) -
 
 
 async def test_a_control_plane_whose_disk_is_full_is_not_ready(
-    server: ControlPlaneServer, http: HttpConnection
+    server: ControlPlaneServer, http: HttpConnection, caplog: pytest.LogCaptureFixture
 ) -> None:
     with no_disk_writes():
         reason = await until_failing(server.config.url, "store")
@@ -89,7 +90,10 @@ async def test_a_control_plane_whose_disk_is_full_is_not_ready(
             await http.request(HttpRequest("GET", "/health"))
         assert (await probe(server.config.url, "/health/live"))[0] == 200
     assert "state.db" in reason
-    await until_ready(server.config.url)
+    with caplog.at_level(logging.INFO):
+        await until_ready(server.config.url)
+    told = [each.getMessage() for each in caplog.records if each.name.endswith("control_plane.readiness")]
+    assert [told[0].partition(": the")[0], told[-1]] == ["not ready: store", "ready again: store"]
 
 
 async def test_a_control_plane_whose_store_is_locked_is_told_in_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from llama_deploy.errors import UnavailableError
 from llama_deploy.health import Checks
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.state_stores.base import StateStore
+
+logger = logging.getLogger(__name__)
 
 HealthCheck = Callable[[], Awaitable[None]]
 """Raises `LlamaDeployError` with the reason if something is wrong."""
@@ -39,6 +42,8 @@ class Readiness:
     further: Mapping[str, HealthCheck] = field(default_factory=dict)
     """Checks of what else this process runs, by name."""
     _probes: dict[str, Probe] = field(init=False)
+    _failing: set[str] = field(default_factory=set, init=False)
+    """The checks that are logged as failing."""
 
     def __post_init__(self) -> None:
         """Name the checks."""
@@ -55,7 +60,19 @@ class Readiness:
     async def checks(self) -> Checks:
         """Return the outcomes of all checks, at most a second old, within a few seconds."""
         outcomes = await asyncio.gather(*(probe.outcome() for probe in self._probes.values()))
-        return dict(zip(self._probes, outcomes, strict=True))
+        checks = dict(zip(self._probes, outcomes, strict=True))
+        self._log_changes(checks)
+        return checks
+
+    def _log_changes(self, checks: Checks) -> None:
+        """Log each check that has begun to fail, or has stopped to, since somebody has asked last."""
+        for name, check in checks.items():
+            if not check.ok and name not in self._failing:
+                self._failing.add(name)
+                logger.warning("not ready: %s: %s", name, check.reason, extra={"action": "not_ready"})
+            elif check.ok and name in self._failing:
+                self._failing.discard(name)
+                logger.info("ready again: %s", name, extra={"action": "ready_again"})
 
     async def close(self) -> None:
         """End the checks that run. Idempotent."""
