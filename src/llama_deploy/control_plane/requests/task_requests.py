@@ -216,7 +216,7 @@ class Tasks:
                 ) from None
             return await self._accept(new._replace(unchecked=None))
         except ServiceNotFoundError as exc:
-            known = await self.store.read(lambda tx: tx.services.load())
+            known = await self.store.read(lambda tx: [each.service_name for each in tx.services.page()])
             raise ServiceNotFoundError.among(known, new.service_name) from exc
 
     async def get(self, task_id: str, *, session_id: str | None = None, wait: float = 0.0) -> TaskView:
