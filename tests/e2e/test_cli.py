@@ -451,6 +451,20 @@ class TestStatus:
             "blocked": [],
         }
         assert service in facts["services"]
+        assert facts["next_after"] is None
+
+    def test_many_services_are_shown_in_pages(self, folder: Path, server: str) -> None:
+        names = [
+            each["service_name"]
+            for each in json.loads(llamactl(folder, "status", "--json", server=server).stdout)["services"]
+        ]
+        shown = llamactl(folder, "status", "--limit", "1", server=server).stdout
+        assert f"There are more services: llamactl status --after {names[0]}" in shown
+        options = ("--limit", "1", "--after", names[0], "--json")
+        page = json.loads(llamactl(folder, "status", *options, server=server).stdout)
+        assert [each["service_name"] for each in page["services"]] == [names[1]]
+        rest = llamactl(folder, "status", "--after", names[-1], server=server).stdout
+        assert "No services follow" in rest
 
     @pytest.mark.parametrize("options", [(), ("--json",)])
     def test_a_task_without_a_session_does_not_change_it(

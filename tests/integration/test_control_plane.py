@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -48,6 +45,7 @@ from llama_deploy.types.instance_protocol import (
 )
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import HttpRequest
+from tests.full_disks import no_disk_writes
 from tests.integration.conftest import CONTROL, Instance, beat, get, post, read_stream, submit
 
 DEEP = '{"a": ' + "[" * 300 + "]" * 300 + "}"
@@ -79,6 +77,26 @@ async def test_the_same_submission_twice_makes_one_task(http: HttpConnection, in
     assert again == first
     with pytest.raises(ConflictError, match="another service, session or arguments"):
         await submit(http, task_id="mine", arguments={"x": 2})
+
+
+async def test_the_order_of_the_arguments_does_not_make_another_task(
+    http: HttpConnection, instance: Instance
+) -> None:
+    first = await submit(http, task_id="t", arguments={"a": 1, "b": {"c": [1, 2], "d": None}})
+    assert await submit(http, task_id="t", arguments={"b": {"d": None, "c": [1, 2]}, "a": 1}) == first
+    session = first["session_id"]
+    for text, agrees in [('{"b": {"d": null, "c": [1, 2]}, "a": 1}', True), ('{"a": 1}', False)]:
+        task = {"task_id": "t", "session_id": session, "agent_id": "echo", "input": text}
+        status, _ = await http.send(HttpRequest("POST", f"/sessions/{session}/tasks", json=task))
+        assert (status == 200) is agrees
+    for other in [
+        {"a": 1, "b": {"c": [2, 1], "d": None}},  # the order of a list is part of it
+        {"a": True, "b": {"c": [1, 2], "d": None}},
+        {"a": 1.0, "b": {"c": [1, 2], "d": None}},
+        {"a": 1, "b": {"c": [1, 2]}},
+    ]:
+        with pytest.raises(ConflictError):
+            await submit(http, task_id="t", arguments=other)
 
 
 async def test_a_long_poll_that_finds_no_end_says_how_the_task_stands(
@@ -735,17 +753,6 @@ async def test_state_that_cannot_be_kept_fails_its_task_only(
     view = await get(http, "/tasks/t", wait=10)
     assert view["status"] == "failed"
     assert view["result"]["error"]["type"] == "llama_deploy.errors.SerializationError"
-
-
-@contextmanager
-def no_disk_writes() -> Iterator[None]:
-    """Let every write to a file of this process fail, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("lease_seconds", [0.5])

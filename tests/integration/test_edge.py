@@ -123,6 +123,11 @@ def check_problem(answer: Answer, status: int, name: str) -> None:
 @pytest.mark.parametrize("served", SERVERS, indirect=True)
 async def test_every_route_refuses_a_foreign_host(served: Served) -> None:
     for method, path in await routes_of(served):
+        if path in ("/health/live", "/health/ready"):
+            # A load balancer may not know the name; it learns the status only.
+            answer = await send(served.url, method, path, {"Host": "evil.example"})
+            assert (answer.status, answer.body) == (200, b'{"status": "ok", "checks": {}}')
+            continue
         check_problem(await send(served.url, method, path, {"Host": "evil.example"}), 421, "untrusted_host")
 
 

@@ -72,6 +72,7 @@ async def refusal(uri: str) -> str:
 async def works(uri: str) -> bool:
     """Whether a store at `uri` can be opened, written and read."""
     async with await PostgreSQLStateStore.connect(uri) as store:
+        await store.check_writable()
         message = OutboxRecord("m1", "topic", "{}", NOW)
         await store.transact(lambda tx: tx.outbox.insert([message]))
         await store.transact(lambda tx: (tx.sessions.insert([a_session()]), tx.tasks.insert([a_task()])))

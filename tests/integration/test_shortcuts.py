@@ -101,7 +101,8 @@ async def test_none_is_no_content(http: HttpConnection) -> None:
 
 async def test_other_methods_and_paths_are_left_to_the_application(http: HttpConnection) -> None:
     assert await http.request(HttpRequest("GET", "/numbers")) == "of the application"
-    assert (await http.send(HttpRequest("HEAD", "/numbers")))[0] == 405
+    assert (await http.send(HttpRequest("HEAD", "/numbers")))[0] == 200
+    assert (await http.send(HttpRequest("PUT", "/numbers")))[0] == 405
     assert (await http.send(HttpRequest("GET", "/below/a")))[0] == 404
     assert (await http.send(HttpRequest("POST", "/numbers/1")))[0] == 404
     assert "openapi" in await http.request(HttpRequest("GET", "/openapi.json"))

@@ -37,6 +37,7 @@ from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
 from llama_deploy.types import TaskStatus
+from tests.full_disks import no_disk_writes
 
 PATIENCE_SECONDS = 30.0
 
@@ -552,3 +553,10 @@ async def test_the_tasks_of_every_status_are_found_by_an_index(database: Path, s
     query = f"SELECT task_id FROM tasks WHERE status = '{status.value}' {ended}"  # noqa: S608
     plan = explain(database, query)
     assert all("ix_tasks_" in line for line in plan), plan
+
+
+async def test_a_full_disk_is_named_as_the_cause(tmp_path: Path) -> None:
+    async with await SQLiteStateStore.connect(f"sqlite:///{tmp_path}/state.db") as store:
+        with no_disk_writes(), pytest.raises(UnavailableError, match=r"state\.db cannot be .*disk"):
+            await store.transact(lambda tx: tx.sessions.insert([a_session()]))
+        await store.transact(lambda tx: tx.sessions.insert([a_session()]))

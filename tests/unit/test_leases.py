@@ -24,7 +24,7 @@ from llama_deploy.control_plane.storage.writer import Writer
 from llama_deploy.message_queues import LocalMessageQueue
 from llama_deploy.orchestrators import SimpleOrchestrator
 from llama_deploy.state_stores.base import StoreTransaction
-from llama_deploy.state_stores.records import TaskRecord
+from llama_deploy.state_stores.records import OutboxRecord, TaskRecord
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.records import NOW
 from llama_deploy.types import ServiceDefinition, TaskStatus, TaskSubmission
@@ -142,11 +142,12 @@ class Scene:
         *held: tuple[str, int],
         claiming: Sequence[tuple[str, int]] = (),
         instance_id: str = "i1",
+        heard_at: datetime | None = None,
     ) -> list[tuple[str, int]]:
         """Send a heartbeat, and return the attempts that the instance is told to drop."""
         attempts = [HeldAttempt(task_id=task_id, attempt=attempt) for task_id, attempt in held]
         reply = await self.plane.services.heartbeat(
-            Heartbeat(instance_id=instance_id, held=attempts, claiming=list(claiming))
+            Heartbeat(instance_id=instance_id, held=attempts, claiming=list(claiming), heard_at=heard_at)
         )
         assert reply.known
         return [(item.task_id, item.attempt) for item in reply.stale]
@@ -388,3 +389,59 @@ async def test_a_delayed_attempt_is_due_in_time_although_the_clock_is_set_back(
     scene.let_pass(delay + A_MOMENT)
     await scene.sweep()
     assert (await scene.task("t")).dispatches == 1
+
+
+BACK = pytest.mark.parametrize("jump", [timedelta(seconds=120), timedelta(hours=1)])
+
+
+@BACK
+async def test_a_parked_run_wakes_in_time_although_the_clock_is_set_back(
+    scene: Scene, jump: timedelta
+) -> None:
+    await scene.submit("t")
+    task = await scene.task("t")
+    wake_at = scene.now + timedelta(seconds=60)
+    parked = task._replace(status=TaskStatus.WAITING, redispatch_at=None, wake_at=wake_at)
+    await scene.store.transact(lambda tx: tx.tasks.update([parked]))
+    await scene.sweep()
+    scene.set_clock(-jump)
+    await scene.sweep()
+    scene.let_pass(timedelta(seconds=59))
+    await scene.sweep()
+    assert (await scene.task("t")).status is TaskStatus.WAITING
+    scene.let_pass(timedelta(seconds=2))
+    await scene.sweep()
+    assert (await scene.task("t")).status is TaskStatus.QUEUED
+
+
+@BACK
+async def test_a_claim_without_an_answer_is_released_in_time_although_the_clock_is_set_back(
+    scene: Scene, jump: timedelta
+) -> None:
+    await scene.submit("t")
+    await scene.claim("t", 1)
+    await scene.sweep()
+    scene.set_clock(-jump)
+    await scene.sweep()
+    await scene.beat(claiming=[("t", 1)], heard_at=scene.now)
+    assert await scene.stands("t") == (TaskStatus.RUNNING, 1)
+    for _ in range(4):
+        heard_at = scene.now
+        scene.let_pass(LEASE / 2)
+        await scene.beat(heard_at=heard_at)
+        await scene.sweep()
+    assert await scene.stands("t") == (TaskStatus.QUEUED, 2)
+
+
+@BACK
+async def test_messages_of_others_are_taken_over_although_the_clock_was_set_back(
+    scene: Scene, jump: timedelta
+) -> None:
+    left = OutboxRecord("m", "topic", "{}", scene.now + timedelta(seconds=2))
+    await scene.store.transact(lambda tx: tx.outbox.insert([left]))
+    scene.set_clock(-jump)
+    until = scene.now + timedelta(seconds=5)
+    taken = await scene.store.transact(lambda tx: tx.outbox.take(now=scene.now, until=until))
+    assert [message.message_id for message in taken if message.topic == "topic"] == ["m"]
+    again = await scene.store.transact(lambda tx: tx.outbox.take(now=scene.now, until=until))
+    assert again == []

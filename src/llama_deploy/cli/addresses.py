@@ -8,6 +8,7 @@ from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.place import Place
 from llama_deploy.errors import BindError
+from llama_deploy.web.loopback import is_loopback
 
 
 def check_ports(place: Place) -> None:
@@ -20,6 +21,24 @@ def check_ports(place: Place) -> None:
         raise CommandError(
             f"--port and --queue-port are both {place.port}, but control plane and queue need a port each",
             hint="pass a different --queue-port; 0 selects a free port",
+        )
+
+
+def check_remote(host: str, *, what: str, allowed: bool) -> None:
+    """Check that other machines cannot reach an address, unless they may.
+
+    Args:
+        host: The address.
+        what: What they could do there, for the error.
+        allowed: Whether they may.
+
+    Raises:
+        CommandError: They can, and may not.
+    """
+    if not allowed and not is_loopback(host):
+        raise CommandError(
+            f"other machines can reach {host} and {what}",
+            hint="leave out --host to listen on 127.0.0.1, or pass --allow-remote if you trust the network",
         )
 
 

@@ -6,18 +6,20 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
 from llama_deploy.cli.console import OutputConsole
 from llama_deploy.cli.options import server_option
-from llama_deploy.cli.place import Place
 from llama_deploy.cli.schemas import example, summarize
 from llama_deploy.deploy import LocalStack
 from llama_deploy.printable import printable
 from llama_deploy.services import WorkflowService
 from llama_deploy.types import ServiceDefinition
+
+if TYPE_CHECKING:
+    from llama_deploy.cli.place import Place  # imports SQLAlchemy, which workers do not need
 
 _PARAMETERS_OF_RUN: Final = frozenset({"session", "timeout", "arguments", "as_type"})
 """The parameters of `Client.run`, which are not run arguments."""
@@ -70,7 +72,12 @@ def announce_stack(
 
 
 def announce_instances(
-    services: Sequence[WorkflowService], *, control_plane_url: str, stop_pid: int, as_json: bool
+    services: Sequence[WorkflowService],
+    *,
+    control_plane_url: str,
+    stop_pid: int,
+    health_url: str | None,
+    as_json: bool,
 ) -> None:
     """Print the instances that have joined a control plane.
 
@@ -78,6 +85,7 @@ def announce_instances(
         services: The instances in this process.
         control_plane_url: The control plane.
         stop_pid: The process to stop: this one, or its supervisor.
+        health_url: Where probes are answered. None: nowhere.
         as_json: As in `announce_stack`.
     """
     if as_json:
@@ -88,6 +96,7 @@ def announce_instances(
         _print_json(
             {
                 "control_plane_url": control_plane_url,
+                "health_url": health_url,
                 "pid": stop_pid,
                 "processes": [os.getpid()],
                 "services": facts,
@@ -100,6 +109,8 @@ def announce_instances(
         console.print(
             Text.assemble("  ", (service.service_name, "bold"), f"  {service.url}  {service.instance_id}")
         )
+    if health_url is not None:
+        console.print(f"Health: {health_url}")
     console.print("Press Ctrl-C to stop.", style="dim")
 
 

@@ -23,6 +23,8 @@ from llama_deploy.cli.options import (
     AllowTypes,
     AsJson,
     Concurrency,
+    HealthHost,
+    HealthPort,
     Insecure,
     LogFormatOption,
     Loop,
@@ -137,13 +139,17 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
         link = SupervisorLink.from_environment()
         # They import while this process does.
         children = Children.start(processes) if link is None and processes and targets else None
+        from llama_deploy.cli.program import Program
+
+        program = Program(targets or [], logs, max_concurrent_tasks, allow_types)
+        if link is not None:
+            from llama_deploy.cli.working import work_for_parent
+
+            work_for_parent(program, queue=queue, link=link, loop=loop)
+            return
         from llama_deploy.cli import serving
         from llama_deploy.cli.place import Place
 
-        program = serving.Program(targets or [], logs, max_concurrent_tasks, allow_types)
-        if link is not None:
-            serving.work_for_parent(program, queue=queue, link=link, loop=loop)
-            return
         place = Place(
             data_dir=data_dir,
             host=host,
@@ -158,7 +164,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
 
 
 @app.command()
-def worker(
+def worker(  # noqa: PLR0913, PLR0917 - typer
     context: typer.Context,
     targets: Targets,
     queue: Queue = None,
@@ -166,11 +172,23 @@ def worker(
     max_concurrent_tasks: Concurrency = None,
     loop: Loop = EventLoop.AUTO,
     allow_types: AllowTypes = None,
+    port: HealthPort = None,
+    host: HealthHost = "127.0.0.1",
+    allow_remote: Annotated[
+        bool,
+        typer.Option(
+            "--allow-remote",
+            envvar="LLAMA_DEPLOY_WF_SERVICE_ALLOW_REMOTE",
+            show_envvar=True,
+            help="Allow a --host that other machines can reach.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run services for a control plane in another process.
 
-    The command waits until the control plane responds. Ctrl-C lets running tasks finish.
+    The command waits until the control plane responds. Ctrl-C lets running tasks finish. With --port,
+    /health/ready answers 200 while all processes work on tasks, and else 503 with what is wrong.
     """
     settings: Settings = context.obj
     logs = settings.logs()
@@ -179,23 +197,26 @@ def worker(
         from llama_deploy.supervisor.link import SupervisorLink
 
         link = SupervisorLink.from_environment()
+        health = None
+        if link is None and port is not None:
+            from llama_deploy.cli.addresses import check_remote
+            from llama_deploy.cli.health_address import HealthAddress
+
+            check_remote(host, what="see how this worker is doing", allowed=allow_remote)
+            health = HealthAddress(host, port)
         if link is None and processes:
             from llama_deploy.cli.supervising import Supervising
             from llama_deploy.supervisor.child_process import ChildCommand
 
             command = ChildCommand.of_this_process()
-            Supervising(processes, settings.verbose, settings.log_format, command).replace_this_process()
-        from llama_deploy.cli import serving
+            supervising = Supervising(processes, settings.verbose, settings.log_format, health, command)
+            supervising.replace_this_process()
+        from llama_deploy.cli.program import Program
+        from llama_deploy.cli.working import Work
 
-        serving.work(
-            serving.Program(targets, logs, max_concurrent_tasks, allow_types),
-            control_plane_urls=settings.servers,
-            insecure=settings.insecure,
-            queue=queue,
-            link=link,
-            loop=loop,
-            as_json=as_json,
-        )
+        program = Program(targets, logs, max_concurrent_tasks, allow_types)
+        work = Work(settings.servers, queue, loop, settings.insecure, as_json, link, health)
+        work.run(program.load())
 
 
 @app.command()
@@ -274,11 +295,21 @@ def send(
 
 
 @app.command()
-def status(context: typer.Context, as_json: AsJson = False) -> None:
+def status(
+    context: typer.Context,
+    after: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Show the services that follow this one. Default: from the first."),
+    ] = "",
+    limit: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="N", help="How many services to show.")
+    ] = 100,
+    as_json: AsJson = False,
+) -> None:
     """Show the services, and how many instances of each are alive."""
     from llama_deploy.cli.overview import print_status
 
-    _with_client(context.obj, lambda client: print_status(client, as_json=as_json))
+    _with_client(context.obj, lambda client: print_status(client, after=after, limit=limit, as_json=as_json))
 
 
 @sessions.command()

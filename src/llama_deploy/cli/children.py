@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from llama_deploy.supervisor.child_process import ChildCommand
+from llama_deploy.supervisor.health_board import HealthBoard
 from llama_deploy.supervisor.supervisor import Stop, Supervisor
 
 
@@ -24,6 +25,8 @@ class Children:
     """Once all are ready: the definitions of their services as JSON, and their process ids."""
     ended: Future[int] = field(default_factory=Future, init=False)
     """Once all have ended: see `Supervisor.run`."""
+    board: HealthBoard = field(default_factory=HealthBoard, init=False)
+    """How they are."""
     supervisor: Supervisor = field(init=False)
 
     @classmethod
@@ -33,6 +36,7 @@ class Children:
         children.supervisor = Supervisor(
             ChildCommand(ChildCommand.of_this_process()),
             processes=processes,
+            board=children.board,
             on_ready=lambda *facts: children.ready.set_result(facts),
         )
         threading.Thread(target=children._run, name="supervisor", daemon=True).start()

@@ -160,6 +160,29 @@ Port = Annotated[
         metavar="PORT", min=0, max=65535, help="The port of the control plane; 0 selects a free port."
     ),
 ]
+HealthPort = Annotated[
+    int | None,
+    typer.Option(
+        "--port",
+        metavar="PORT",
+        min=0,
+        max=65535,
+        envvar="LLAMA_DEPLOY_WF_SERVICE_PORT",
+        show_envvar=True,
+        help="The port at which probes find /health/live and /health/ready; 0 selects a free port. Default: "
+        "there are no probes.",
+    ),
+]
+HealthHost = Annotated[
+    str,
+    typer.Option(
+        "--host",
+        metavar="ADDRESS",
+        envvar="LLAMA_DEPLOY_WF_SERVICE_HOST",
+        show_envvar=True,
+        help="The address to listen on for probes.",
+    ),
+]
 QueuePort = Annotated[
     int,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 
 import typer
@@ -15,13 +16,22 @@ from llama_deploy.printable import printable
 from llama_deploy.types import BlockedStep
 
 
-async def print_status(client: Client, *, as_json: bool) -> None:
-    """Print the services, how many instances of each are alive, and what blocks them.
+async def print_status(client: Client, *, after: str, limit: int, as_json: bool) -> None:
+    """Print services, how many instances of each are alive, and what blocks them.
+
+    Args:
+        client: The client.
+        after: The name after which the services follow. Empty: from the beginning.
+        limit: How many services.
+        as_json: Print one JSON object instead.
 
     Raises:
         UnavailableError: The control plane does not respond.
     """
-    services = await client.core.services.list()
+    # One more than is shown tells whether there are more.
+    page = await client.core.services.page(after=after, limit=limit + 1)
+    services = page[:limit]
+    next_after = services[-1].service_name if len(page) > limit else None
     if as_json:
         facts = {
             "control_plane_url": client.control_plane_url,
@@ -29,7 +39,7 @@ async def print_status(client: Client, *, as_json: bool) -> None:
                 {
                     "service_name": service.service_name,
                     "description": service.description,
-                    "instances_alive": _count_alive(service),
+                    "instances_alive": service.count_alive(),
                     "blocked": [
                         {"instance_id": instance_id, **blocked.model_dump(mode="json")}
                         for instance_id, blocked in _blocked(service)
@@ -37,17 +47,21 @@ async def print_status(client: Client, *, as_json: bool) -> None:
                 }
                 for service in services
             ],
+            "next_after": next_after,
         }
         typer.echo(json.dumps(facts))
         return
     console = OutputConsole()
     console.print(f"control plane  {client.control_plane_url}\n")
+    if not services and after:
+        console.print(f"No services follow {printable(after)!r}.")
+        return
     if not services:
         console.print("No services are registered. Start one with `llamactl worker WORKFLOW`.")
         return
     table = Table("service", "instances alive", "description", box=None, header_style="dim")
     for service in services:
-        alive = _count_alive(service)
+        alive = service.count_alive()
         style = "green" if alive else "red"
         table.add_row(
             Text(printable(service.service_name)),
@@ -59,10 +73,9 @@ async def print_status(client: Client, *, as_json: bool) -> None:
         for instance_id, blocked in _blocked(service):
             line = f"instance {instance_id} of {service.service_name} is {blocked}"
             console.print(Text(printable(line), style="yellow"), soft_wrap=True)
-
-
-def _count_alive(service: Service) -> int:
-    return sum(instance.alive for instance in service.instances)
+    if next_after is not None:
+        command = shlex.join(["llamactl", "status", "--after", next_after])
+        console.print(Text(f"\nThere are more services: {printable(command)}"), soft_wrap=True)
 
 
 def _blocked(service: Service) -> Iterator[tuple[str, BlockedStep]]:

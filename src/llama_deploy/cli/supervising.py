@@ -16,8 +16,12 @@ from types import FrameType
 from typing import NoReturn, Self
 
 from llama_deploy.cli.exit_codes import ExitCode
+from llama_deploy.cli.health_address import HealthAddress
 from llama_deploy.cli.logs import CommandLogging, LogFormat
+from llama_deploy.errors import BindError
 from llama_deploy.supervisor.child_process import ChildCommand
+from llama_deploy.supervisor.health_board import HealthBoard
+from llama_deploy.supervisor.health_server import HealthServer
 from llama_deploy.supervisor.presses import HAND_BACK, HANDING_BACK, Presses, draining
 from llama_deploy.supervisor.supervisor import Stop, Supervisor
 
@@ -32,6 +36,8 @@ class Supervising:
     processes: int
     verbose: bool
     log_format: LogFormat | None
+    health: HealthAddress | None
+    """Where probes are answered. None: nowhere."""
     command: Sequence[str]
     """How a child is started: the program and its arguments."""
 
@@ -43,18 +49,33 @@ class Supervising:
         options_of_python = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
         program = [sys.executable, *options_of_python, "-P", "-m", __spec__.name]
         options = [str(self.processes), "verbose" if self.verbose else "", self.log_format or ""]
+        options.append("" if self.health is None else str(self.health))
         os.execv(sys.executable, [*program, *options, *self.command])  # noqa: S606 - our own program
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Self:
         """Return what `replace_this_process` was told."""
-        processes, verbose, log_format, *command = arguments
-        return cls(int(processes), bool(verbose), LogFormat(log_format) if log_format else None, command)
+        processes, verbose, log_format, health, *command = arguments
+        return cls(
+            int(processes),
+            bool(verbose),
+            LogFormat(log_format) if log_format else None,
+            HealthAddress.from_text(health),
+            command,
+        )
 
     def run(self) -> int:
         """Run the children until Ctrl-C or SIGTERM; return the exit code."""
         CommandLogging(verbose=self.verbose, log_format=self.log_format)
-        supervisor = Supervisor(ChildCommand(self.command), processes=self.processes)
+        board = HealthBoard()
+        try:
+            health_url = self._answer_probes(board)
+        except BindError as exc:
+            _note(f"error: {exc}")
+            return ExitCode.FAILED
+        supervisor = Supervisor(
+            ChildCommand(self.command, health_url=health_url), processes=self.processes, board=board
+        )
         signals = _Signals(supervisor)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signals)
@@ -63,6 +84,13 @@ class Supervising:
             return code
         _note("Stopped.")
         return 128 + signals.first if code else 0
+
+    def _answer_probes(self, board: HealthBoard) -> str | None:
+        """Answer probes while this process lives; return the URL."""
+        if self.health is None:
+            return None
+        server = HealthServer(live=lambda: {"supervisor": board.supervisor()}, ready=board.checks)
+        return self.health.listen(server)
 
 
 @dataclass(slots=True, eq=False)

@@ -33,13 +33,14 @@ class Outage:
         self._on_end = on_end
         self._failing = 0
         """Calls that have failed and are being retried."""
-        self._is_reported = False
+        self.error: LlamaDeployError | None = None
+        """The first error of the outage that was reported and has not ended. None: there is none."""
 
     def began(self, error: LlamaDeployError) -> None:
         """A call has failed for the first time and will be retried."""
         self._failing += 1
-        if not self._is_reported:
-            self._is_reported = True
+        if self.error is None:
+            self.error = error
             self._on_start(error)
 
     def ended(self) -> None:
@@ -48,8 +49,8 @@ class Outage:
 
     def succeeded(self) -> None:
         """A call has succeeded, at its first try or later."""
-        if self._is_reported and not self._failing:
-            self._is_reported = False
+        if self.error is not None and not self._failing:
+            self.error = None
             self._on_end()
 
 

@@ -69,6 +69,9 @@ class ControlPlaneConfig(BaseSettings):
     max_queued_tasks: int = Field(default=100_000, gt=0)
     """How many tasks of one service may wait for an instance, `pending` ones included, before new ones are
     rejected with 429. Other services are not affected."""
+    min_free_disk_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """How many bytes must be free, for `/health/ready` to answer 200, on the disk with the SQLite file. Of a
+    disk that is smaller than 20 times as much, a twentieth is enough. 0: this is not checked."""
     max_backlog: int = Field(default=20_000, gt=0)
     """How many messages to one service may wait for the queue before new tasks for it are rejected with 429.
     """

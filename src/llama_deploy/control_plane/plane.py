@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Final, Self
 
 from llama_deploy.concurrency.backoff import Backoff
@@ -21,6 +22,7 @@ from llama_deploy.control_plane.dispatch.pause_watch import PauseWatch
 from llama_deploy.control_plane.dispatch.router import Router
 from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
 from llama_deploy.control_plane.dispatch.timers import Timers
+from llama_deploy.control_plane.readiness import HealthCheck, Readiness
 from llama_deploy.control_plane.requests.attempt_requests import Attempts
 from llama_deploy.control_plane.requests.process_deaths import ProcessDeaths
 from llama_deploy.control_plane.requests.report_barrier import ReportBarrier
@@ -60,7 +62,7 @@ class ControlPlane:
     """A control plane. Use it with `async with`, in the running loop.
 
     Entering it resumes the work that an earlier one has left in the store. Its parts are its surface:
-    `sessions`, `tasks`, `services`, `attempts`, `uploads` and `deaths`.
+    `sessions`, `tasks`, `services`, `attempts`, `uploads`, `deaths` and `readiness`.
 
     Args:
         queue: The message queue. The caller closes it.
@@ -68,6 +70,7 @@ class ControlPlane:
         config: Settings.
         orchestrator: Sets the maximum of attempts, and may send tasks from service to service.
         publish_callback: Called with each message after it is published.
+        checks: What else must be healthy for this control plane to be ready, by name.
         clock: Returns the current time, aware, UTC.
     """
 
@@ -79,6 +82,7 @@ class ControlPlane:
         config: ControlPlaneConfig,
         orchestrator: BaseOrchestrator,
         publish_callback: PublishCallback | None = None,
+        checks: Mapping[str, HealthCheck] = MappingProxyType({}),
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.config = config
@@ -136,6 +140,14 @@ class ControlPlane:
         )
         self._background: list[asyncio.Task[None]] = []
         self._subscription: Subscription | None = None
+        self.readiness = Readiness(
+            store=store,
+            queue=queue,
+            relay=self._relay,
+            parts=self._background,
+            min_free_disk_bytes=config.min_free_disk_bytes,
+            further=checks,
+        )
         self.sessions = Sessions(store=store, writer=self._writer)
         self.tasks = Tasks(
             store=store,
@@ -180,7 +192,7 @@ class ControlPlane:
         reports = Reports(
             self._subscription, self.attempts, barrier=self._barrier, lost_after=self._lost_after
         )
-        self._background = [
+        self._background += [
             asyncio.create_task(reports.consume(), name="reports"),
             asyncio.create_task(self._pauses.run(), name="pauses"),
             asyncio.create_task(self._sweeps.run(), name="sweeps"),
@@ -228,6 +240,7 @@ class ControlPlane:
     async def close(self) -> None:
         """Finish pending writes and stop. Deletes nothing. Idempotent."""
         self._hub.close()
+        await self.readiness.close()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from workflows import Workflow
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.control_plane.readiness import HealthCheck
 from llama_deploy.deploy.core import open_queue
+from llama_deploy.errors import UnavailableError
+from llama_deploy.health import is_healthy, summary
 from llama_deploy.message_queues import AbstractMessageQueue, MessageQueueConfig, SimpleMessageQueueConfig
 from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
 from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
@@ -70,6 +74,20 @@ def _first_line(cls: type[Workflow]) -> str:
     return text.partition("\n")[0]
 
 
+async def _check_services(services: Sequence[WorkflowService], count: int) -> None:
+    """Check that all services work on tasks.
+
+    Raises:
+        UnavailableError: One does not.
+    """
+    if len(services) < count:
+        raise UnavailableError("not all services were started yet")
+    for service in services:
+        checks = service.health_checks()
+        if not is_healthy(checks):
+            raise UnavailableError(f"service {service.service_name}: {summary(checks)}")
+
+
 @dataclass(slots=True, eq=False)
 class LocalStack:
     """A control plane, services, and a simple queue unless another broker is used, in this process.
@@ -95,6 +113,7 @@ class LocalStack:
         control_plane_config: ControlPlaneConfig | None = None,
         message_queue_config: MessageQueueConfig | None = None,
         orchestrator_config: SimpleOrchestratorConfig | None = None,
+        checks: Mapping[str, HealthCheck] | None = None,
     ) -> LocalStack:
         """Start everything. Returns when the services accept tasks.
 
@@ -104,6 +123,7 @@ class LocalStack:
             message_queue_config: Settings of the queue. A simple queue runs here, and with port 0 the
                 system chooses one; other brokers run on their own. None: a simple queue.
             orchestrator_config: Settings of the orchestrator.
+            checks: Further checks of `/health/ready`, see `ControlPlaneServer`.
 
         Raises:
             ConfigError: A setting cannot work, an address cannot be bound, or a class or function does not
@@ -113,6 +133,10 @@ class LocalStack:
             InvalidRequestError: The name of a service is invalid.
         """
         config = control_plane_config or ControlPlaneConfig()
+        services: list[WorkflowService] = []
+        all_checks = dict(checks or {})
+        if workflows:
+            all_checks["services"] = partial(_check_services, services, len(workflows))
         async with AsyncExitStack() as stack:
             queue = await open_queue(
                 stack,
@@ -120,12 +144,17 @@ class LocalStack:
                 also_reached_as=[config.host, *config.trusted_hosts],
             )
             control_plane = await stack.enter_async_context(
-                ControlPlaneServer(queue, orchestrator=SimpleOrchestrator(orchestrator_config), config=config)
+                ControlPlaneServer(
+                    queue,
+                    orchestrator=SimpleOrchestrator(orchestrator_config),
+                    config=config,
+                    checks=all_checks,
+                )
             )
             watching = asyncio.create_task(control_plane.plane.run())
             stack.push_async_callback(end, [watching])
             gateway = control_plane.gateway()
-            services = [
+            services += [
                 WorkflowService(hosted.workflow, queue, hosted.config, gateway=gateway)
                 for hosted in workflows
             ]

@@ -85,12 +85,13 @@ async def run_workflow(
     """
     workflow = WorkflowFactory.of(workflow)  # before anything is waited for
     gateway = None
-    if link is not None:
-        gateway = SupervisedGateway(ConnectionSettings.of(control_plane_url), link)
     async with AsyncExitStack() as stack:
-        if gateway is not None:
-            stack.push_async_callback(gateway.close)
         queue = await stack.enter_async_context(await connect_queue(control_plane_url, message_queue_config))
+        if link is not None:
+            gateway = SupervisedGateway(
+                ConnectionSettings.of(control_plane_url), link, queue_problem=lambda: queue.problem
+            )
+            stack.push_async_callback(gateway.close)
         service = WorkflowService(
             workflow,
             queue,

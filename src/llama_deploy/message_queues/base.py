@@ -24,6 +24,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import cached_property, partial, wraps
+from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, Self, TypeGuard
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -276,6 +277,19 @@ class AbstractMessageQueue(AsyncCloseable):
     def _open_subscriptions(self) -> set[Subscription]:
         return set()
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this machine in which this process itself keeps messages. None: there is none."""
+        return None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the broker is known not to answer, None if it answers or has not been used. Asks nobody.
+
+        Readable in every thread.
+        """
+        return None
+
     @cached_property
     def _idle(self) -> asyncio.Event:
         return asyncio.Event()
@@ -344,6 +358,19 @@ class AbstractMessageQueue(AsyncCloseable):
         self._check_open()
         return subscription
 
+    async def check(self) -> None:
+        """Check that the broker takes messages now, with one short request that is not retried.
+
+        A queue that does not override `_check` only checks that it is open.
+
+        Raises:
+            ClosedError: This connection is closed.
+            UnavailableError: The broker does not answer, or takes no messages; the text says why.
+            ConfigError: It refuses the credentials or a permission.
+        """
+        self._check_open()
+        await self._check()
+
     async def cleanup(self) -> None:
         """Return what is unsettled, wait for the publications in flight, and disconnect.
 
@@ -367,6 +394,9 @@ class AbstractMessageQueue(AsyncCloseable):
     @abstractmethod
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         """Hand `message` to the broker, as `publish` describes."""
+
+    async def _check(self) -> None:
+        """Ask the broker for an answer, as `check` describes. It is given a few seconds."""
 
     @abstractmethod
     async def _subscribe(self, topic: str, *, group: str, expires_after: float | None) -> Subscription:

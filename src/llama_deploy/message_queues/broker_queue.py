@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
+from llama_deploy.concurrency.retrying import Outage
+from llama_deploy.errors import UnavailableError
 from llama_deploy.message_queues.base import (
     DEFAULT_GROUP,
     AbstractMessageQueue,
@@ -19,6 +21,9 @@ from llama_deploy.message_queues.base import (
     Subscription,
 )
 from llama_deploy.messages import QueueMessage
+
+CHECK_SECONDS: Final = 2.5
+"""How long a broker may take to answer `check`."""
 
 
 class BrokerQueueConfig(MessageQueueConfig):
@@ -117,6 +122,26 @@ class BrokerQueue(AbstractMessageQueue):
         if not self._is_open:
             await self.open()
         return await super().subscribe(topic, group=group, expires_after=expires_after)
+
+    @property
+    def problem(self) -> str | None:
+        """See `AbstractMessageQueue.problem`."""
+        errors = [outage.error for outage in self._outages() if outage.error is not None]
+        return f"the message queue does not answer: {errors[0]}" if errors else None
+
+    async def check(self) -> None:
+        """See `AbstractMessageQueue.check`."""
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await super().check()
+        except TimeoutError as exc:
+            raise UnavailableError(
+                f"the message broker at {self.as_config().address} has not answered for {CHECK_SECONDS:g} s"
+            ) from exc
+
+    def _outages(self) -> Sequence[Outage]:
+        """Return the outages of the connections to the broker."""
+        return ()
 
     @abstractmethod
     async def _connect(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.supervisor.link import SupervisorLink
 from llama_deploy.types import ServiceDefinition
@@ -25,10 +27,20 @@ class SupervisedGateway(HttpGateway):
     Args:
         control_plane: How to reach it.
         link: The link to the supervisor.
+        queue_problem: Returns why the message queue is not reached, None if it is. Called in a thread.
     """
 
-    def __init__(self, control_plane: ConnectionSettings, link: SupervisorLink) -> None:
+    def __init__(
+        self,
+        control_plane: ConnectionSettings,
+        link: SupervisorLink,
+        *,
+        queue_problem: Callable[[], str | None] = lambda: None,
+    ) -> None:
         super().__init__(control_plane)
+        self._queue_problem = queue_problem
+        self._failure: str | None = None
+        """Why the control plane has not answered the last heartbeat. None: it has."""
         self._link = link
         self._interval = 0.0
         self._service_name = ""
@@ -48,13 +60,28 @@ class SupervisedGateway(HttpGateway):
 
     def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """See `ControlPlaneGateway`."""
-        self._link.beat(heartbeat.instance_id, heartbeat.model_dump_json().encode(), interval=self._interval)
-        reply = super().beat(heartbeat)
+        encoded = heartbeat.model_dump_json().encode()
+        self._pass_on(heartbeat.instance_id, encoded)
+        failure: str | None = None
+        try:
+            reply = super().beat(heartbeat)
+        except LlamaDeployError as exc:
+            failure = f"the control plane does not answer its heartbeats: {exc}"
+            raise
+        finally:
+            has_changed = (failure is None) != (self._failure is None)
+            self._failure = failure
+            if has_changed:
+                self._pass_on(heartbeat.instance_id, encoded)
         if not reply.suspects:
             return reply
         # The supervisor starts a process for them, so this one need not step back.
         self._link.ask_alone(self._service_name)
         return reply.model_copy(update={"suspects": 0})
+
+    def _pass_on(self, instance_id: str, heartbeat: bytes) -> None:
+        problems = [each for each in (self._failure, self._queue_problem()) if each is not None]
+        self._link.beat(instance_id, heartbeat, interval=self._interval, problems=problems)
 
 
 def connection_facts(control_plane: ConnectionSettings) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
 from llama_deploy.concurrency.closing import AsyncCloseable
@@ -98,6 +99,10 @@ class StoreTransaction:
         """Send a notice to the other control planes once the transaction is durable."""
 
 
+def _change_nothing(_tx: StoreTransaction) -> None:
+    """Work that reads and writes nothing."""
+
+
 class StateStore(AsyncCloseable):
     """A live state store. `close` it, or use it with `async with`."""
 
@@ -148,6 +153,21 @@ class StateStore(AsyncCloseable):
         Raises:
             UnavailableError: The store is closed, or the database does not answer.
         """
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this machine in which the store keeps its data. None: it is elsewhere."""
+        return None
+
+    async def check_writable(self) -> None:
+        """Write something small that changes no rows, and return when it is durable.
+
+        A store that does not override this only begins and ends a transaction.
+
+        Raises:
+            UnavailableError: Nothing can be stored now; the text says why.
+        """
+        await self.transact(_change_nothing)
 
     async def has_company(self) -> bool:
         """Whether another control plane listens to the `notices` of this store.

@@ -87,6 +87,9 @@ _LOCK_FREE = (
 _NOTIFY = sa.select(
     sa.func.pg_notify(sa.bindparam("channel", type_=sa.Text), sa.bindparam("text", type_=sa.Text))
 )
+_CHANGE_NOTHING = sa.update(tasks).where(sa.false()).values(task_id=tasks.c.task_id)
+_WRITE_LOG = sa.select(sa.func.pg_logical_emit_message(sa.true(), "llama_deploy", "check"))
+"""Writes a record of a few bytes to the log, which the commit has to make durable."""
 
 
 class PostgreSQLStateStore(StateStore):
@@ -154,6 +157,13 @@ class PostgreSQLStateStore(StateStore):
         return await self._run(
             self._reading, lambda connection: work(self._transaction(connection, lock_rows=False))
         )
+
+    async def check_writable(self) -> None:
+        def run(connection: sa.Connection) -> None:
+            connection.execute(_CHANGE_NOTHING)  # needs the right to write, and a database that allows it
+            connection.execute(_WRITE_LOG)
+
+        await self._run(self._engine, run)
 
     async def has_company(self) -> bool:
         alone = sa.select(sa.func.pg_try_advisory_xact_lock(self._place.listening_lock))

@@ -63,6 +63,13 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def first_open(self, session_ids: Collection[str], *, limit: int) -> list[TaskRecord]:
+        """Return tasks without a `finished_at`, in the order of insertion: of each session the first `limit`.
+
+        Of a session that has more, there may be more; of one that has fewer, there are all.
+        """
+
+    @abstractmethod
     def of_instances(self, instance_ids: Collection[str]) -> list[TaskRecord]:
         """Return the running tasks that the instances have claimed, in the order of insertion."""
 
@@ -227,7 +234,8 @@ class OutboxRepository(ABC):
         Messages that another transaction takes at the same time are left to it.
 
         Args:
-            now: Only messages with a `relay_at` that is not later, or without one.
+            now: Only messages with a `relay_at` that is not later, or without one; or one so late that the
+                clock must have been set back since it was stored.
             until: Becomes their `relay_at`.
             limit: The most messages to take.
             except_topics: No messages for these.
@@ -253,6 +261,10 @@ class ServiceRepository(ABC):
         """Return the services by name. None: all."""
 
     @abstractmethod
+    def page(self, *, after: str = "", limit: int = 1000) -> list[ServiceRecord]:
+        """Return the first services whose names follow `after`, in the order of the database."""
+
+    @abstractmethod
     def put(self, services: Sequence[ServiceRecord]) -> None:
         """Insert the services, or overwrite those of the same name."""
 
@@ -269,6 +281,21 @@ class InstanceRepository(ABC):
         self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
     ) -> list[InstanceRecord]:
         """Return the instances that match both filters, ordered by id. None: no filter."""
+
+    @abstractmethod
+    def page(self, service_name: str, *, after: str = "", limit: int = 1000) -> list[InstanceRecord]:
+        """Return the first instances of a service whose ids follow `after`, ordered by id."""
+
+    @abstractmethod
+    def first(self, service_names: Collection[str], *, most: int) -> list[InstanceRecord]:
+        """Return at most `most` instances of each service: those that are blocked, then the latest leases."""
+
+    @abstractmethod
+    def counts(self, service_names: Collection[str], *, now: datetime) -> dict[str, tuple[int, int]]:
+        """Return how many instances each service has, and how many of them have a lease at `now`.
+
+        A service without instances is left out.
+        """
 
     @abstractmethod
     def put(self, instances: Sequence[InstanceRecord]) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import queue
 import sqlite3
 import threading
@@ -25,12 +23,14 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 
 from llama_deploy.concurrency.daemon_threads import in_own_thread
-from llama_deploy.concurrency.forked_children import forget, keep_from_children
-from llama_deploy.errors import ConfigError, ConflictError, StoreLockedError, UnavailableError
+from llama_deploy.concurrency.descriptors import free_descriptors
+from llama_deploy.concurrency.opened_files import OpenedFiles
+from llama_deploy.errors import ConfigError, ConflictError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.migrations import stored_revision, upgrade_schema
 from llama_deploy.state_stores.sql.direct import DirectConnection
 from llama_deploy.state_stores.sql.transaction import SQLTransaction
+from llama_deploy.state_stores.sqlite_lock import FileLock
 
 T = TypeVar("T")
 
@@ -51,13 +51,21 @@ _PRAGMAS = (
 _NOT_A_USABLE_FILE = frozenset(
     {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
 )
+_MEANINGS = {
+    sqlite3.SQLITE_FULL: "cannot be written, because the disk is full or its quota used up",
+    sqlite3.SQLITE_IOERR: "cannot be read or written; check its disk",
+    sqlite3.SQLITE_READONLY: "cannot be written; check the rights of the file and its folder",
+    sqlite3.SQLITE_CORRUPT: "is damaged; restore a backup",
+    sqlite3.SQLITE_BUSY: "is locked by another program, such as a backup",
+}
+"""What the primary codes of errors mean."""
 
 
 class SQLiteStateStore(StateStore):
     """A state store in one SQLite file, or in memory.
 
-    A lock on the file `<database>.lock` keeps a second control plane out; the kernel releases it when the
-    process ends, however it ends.
+    Locks on the file and on `<database>.lock` keep a second control plane out; the kernel releases them when
+    the process ends, however it ends. If the file is deleted or replaced while it is open, writing fails.
 
     A caller that is cancelled while it waits does not interrupt its transaction: one that has begun runs to
     its end, one that has not is left out.
@@ -106,6 +114,15 @@ class SQLiteStateStore(StateStore):
     async def read(self, work: Callable[[StoreTransaction], T]) -> T:  # noqa: D102
         self._check_open()
         return await self._reader.run(lambda connection: connection.read(work))
+
+    @property
+    def folder(self) -> Path | None:  # noqa: D102
+        path = self._database.path
+        return None if path is None else path.parent
+
+    async def check_writable(self) -> None:  # noqa: D102
+        self._check_open()
+        await self._writer.run(_Connection.touch)
 
     async def close(self) -> None:  # noqa: D102
         if self._closing is None:
@@ -201,6 +218,8 @@ class _Connection:
 
     def __init__(self, engine: sa.Engine, *, name: str, read_only: bool = False) -> None:
         self._name = name
+        self.opened: OpenedFiles | None = None
+        """The files that must be in their places to write. None: there are none, or it is too early."""
         self._synced = True
         with _driver_errors_translated(name, opening=True):
             self._statements = engine.connect()
@@ -217,12 +236,14 @@ class _Connection:
 
     def write(self, work: Callable[[StoreTransaction], T], *, synced: bool) -> T:
         """Run `work` in a transaction of its own and make it durable."""
-        if synced is not self._synced:
-            # In WAL mode NORMAL leaves out the sync at a commit; see "PRAGMA synchronous" of SQLite.
-            self._driver.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
-            self._synced = synced
-        with self._transaction("BEGIN IMMEDIATE", end="COMMIT"):
+        with self._writing(synced=synced):
             return work(SQLTransaction(self._direct, lock_rows=False))
+
+    def touch(self) -> None:
+        """Write a page as it is, and make that durable."""
+        with self._writing(synced=True):
+            ((version,),) = self._driver.execute("PRAGMA user_version").fetchall()
+            self._driver.execute(f"PRAGMA user_version = {version}")
 
     def read(self, work: Callable[[StoreTransaction], T]) -> T:
         """Run `work` on a snapshot."""
@@ -236,6 +257,17 @@ class _Connection:
 
     def close(self) -> None:
         self._statements.close()
+
+    @contextmanager
+    def _writing(self, *, synced: bool) -> Iterator[None]:
+        if self.opened is not None:
+            self.opened.check()
+        if synced is not self._synced:
+            # In WAL mode NORMAL leaves out the sync at a commit; see "PRAGMA synchronous" of SQLite.
+            self._driver.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+            self._synced = synced
+        with self._transaction("BEGIN IMMEDIATE", end="COMMIT"):
+            yield
 
     @contextmanager
     def _transaction(self, begin: str, *, end: str, opening: bool = False) -> Iterator[None]:
@@ -254,8 +286,9 @@ class _Database:
     """The open file: its lock and its connections."""
 
     def __init__(self, path: Path | None) -> None:
+        self.path = path
         self.name = ":memory:" if path is None else str(path)
-        self._lock = None if path is None else _FileLock(path)
+        self._lock = None if path is None else FileLock(path)
         self._opened: list[_Connection] = []
         self._engine = sa.create_engine(
             sa.URL.create("sqlite", database=self.name),
@@ -268,6 +301,9 @@ class _Database:
             self.writer.upgrade()
             readers = 0 if path is None else _READERS
             self.readers = [self._connection(read_only=True) for _ in range(readers)]
+            if path is not None:
+                files = [path.with_name(path.name + ending) for ending in ("", "-wal", "-shm")]
+                self.writer.opened = OpenedFiles(files, "the state store")
         except BaseException:
             self.close()
             raise
@@ -284,40 +320,6 @@ class _Database:
         connection = _Connection(self._engine, name=self.name, read_only=read_only)
         self._opened.append(connection)
         return connection
-
-
-class _FileLock:
-    """Keeps `<database>.lock` locked, with the number of this process in it for the message to others."""
-
-    def __init__(self, database: Path) -> None:
-        path = database.with_name(database.name + ".lock")
-        try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as exc:
-            raise ConfigError(f"cannot write into the folder of the state store {database}: {exc}") from exc
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._file)
-            raise StoreLockedError(
-                f"another control plane (process {holder}) uses the state store {database}: stop that one, "
-                "or give this one another file or data folder; SQLite supports only one control plane",
-                path=str(database),
-                pid=int(holder) if holder.isdecimal() else None,
-            ) from exc
-        keep_from_children(self._file)
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
-
-    def release(self) -> None:
-        """Let others in. The file stays: deleting it could take the lock away from the next holder."""
-        if self._file is not None:
-            os.ftruncate(self._file, 0)
-            forget(self._file)
-            os.close(self._file)
-            self._file = None
 
 
 def _database_path(uri: str) -> Path | None:
@@ -372,6 +374,15 @@ def _driver_errors_translated(name: str, *, opening: bool = False) -> Iterator[N
         cause = exc.orig if isinstance(exc, sa_exc.DBAPIError) else exc
         # The low byte is the primary code; see "Result and Error Codes" in SQLite's documentation.
         # A file that was good at the start may be good again; until then nothing must be given up.
-        if opening and getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_A_USABLE_FILE:
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        if opening and code in _NOT_A_USABLE_FILE:
             raise ConfigError(f"the state store {name} cannot be used: {cause}") from exc
-        raise UnavailableError(f"the state store {name} does not answer: {cause}") from exc
+        raise UnavailableError(f"the state store {name} {_meaning(code)}: {cause}") from exc
+
+
+def _meaning(code: int) -> str:
+    """Return what a primary error code means, for a sentence."""
+    free = free_descriptors() if code == sqlite3.SQLITE_CANTOPEN else None
+    if free is not None and free[0] <= 0:
+        return f"needs a file descriptor, and this process has used all {free[1]} (see ulimit -n)"
+    return _MEANINGS.get(code, "does not answer")

@@ -29,6 +29,8 @@ class ChildCommand:
 
     arguments: Sequence[str]
     """The program and its arguments."""
+    health_url: str | None = None
+    """Where this process answers probes. None: nowhere."""
 
     @staticmethod
     def of_this_process() -> list[str]:
@@ -43,6 +45,8 @@ class Instance:
     heartbeat: dict[str, Any]
     """Its last heartbeat, as JSON."""
     silence: Silence
+    problems: list[str] = field(default_factory=list)
+    """What it has told with its last heartbeat: that it does not reach the control plane, or its queue."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +105,7 @@ class ChildProcess:
             with theirs:
                 memory = new_memory()
                 failed.callback(os.close, memory)
-                place = ChildPlace(os.getpid(), theirs.fileno(), memory, is_first, alone)
+                place = ChildPlace(os.getpid(), theirs.fileno(), memory, is_first, alone, command.health_url)
                 with _without_interrupts():
                     process = subprocess.Popen(  # noqa: S603 - the command line of this process
                         command.arguments,
@@ -164,6 +168,7 @@ class ChildProcess:
                     beat, Silence(float(self.facts["blocked_limit"]))
                 )
             known.heartbeat = beat
+            known.problems = [str(each) for each in message.get("problems", ())]
             known.silence.heard(now, interval=message["interval"], blocked_seconds=beat["blocked_seconds"])
             self.is_told_silent = self.is_told_silent and known.silence.is_silent(now)
 

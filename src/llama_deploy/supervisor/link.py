@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from queue import SimpleQueue
 from types import FrameType
@@ -40,6 +40,8 @@ class ChildPlace:
     """Whether no child was started before."""
     alone: str | None = None
     """The service whose suspects the child runs, each alone, and nothing else. None: it runs all services."""
+    health_url: str | None = None
+    """Where the supervisor answers probes. None: nowhere."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -107,15 +109,19 @@ class SupervisorLink:
         """
         self._send_soon("", {"ready": services})
 
-    def beat(self, instance_id: str, heartbeat: bytes, *, interval: float) -> None:
+    def beat(
+        self, instance_id: str, heartbeat: bytes, *, interval: float, problems: Sequence[str] = ()
+    ) -> None:
         """Pass on a heartbeat that is about to be sent. Does not wait: the supervisor may be stopped.
 
         Args:
             instance_id: The instance.
             heartbeat: The heartbeat as JSON.
             interval: Seconds until the next one.
+            problems: What the instance cannot do, although it runs.
         """
-        self._outbox[instance_id] = b'{"beat":%b,"interval":%b}' % (heartbeat, json.dumps(interval).encode())
+        further = json.dumps({"interval": interval, "problems": list(problems)}).encode()
+        self._outbox[instance_id] = b'{"beat":%b,%b' % (heartbeat, further[1:])
         self._has_mail.set()
 
     def forget(self, instance_id: str) -> None:

@@ -46,6 +46,11 @@ class Silence:
         self._heard_at = self._repeated_at = now
         self._blocked_since = now - blocked_seconds if blocked_seconds > 0 else None
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the operating system did not run it at the last look."""
+        return self._runs_since is None and self._judged_at > -math.inf
+
     def is_silent(self, now: float) -> bool:
         """Whether a heartbeat is overdue."""
         return self._heard_at is not None and now - self._heard_at >= _LATE * self.interval

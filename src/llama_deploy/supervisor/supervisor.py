@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from llama_deploy.supervisor.child_process import ChildCommand, ChildProcess, Instance
+from llama_deploy.supervisor.health_board import HealthBoard, checks_of
 from llama_deploy.supervisor.reports import Reports, death_of
 from llama_deploy.supervisor.silence import Verdict
 from llama_deploy.supervisor.step_trail import ExecutingStep
@@ -62,11 +63,13 @@ class Supervisor:
         processes: How many children there are.
         on_ready: Called once, in the thread of `run`, with the definitions of the services as JSON and the
             ids of the processes, when all children are ready.
+        board: Where the health of the children is told.
     """
 
     command: ChildCommand
     processes: int
     on_ready: Callable[[list[dict[str, Any]], list[int]], object] | None = None
+    board: HealthBoard = field(default_factory=HealthBoard)
     _children: list[ChildProcess] = field(default_factory=list, init=False)
     _starts: list[float] = field(default_factory=list, init=False)
     """When further children are to be started."""
@@ -129,6 +132,7 @@ class Supervisor:
                 self._reap()
                 self._obey()
                 self._watch(time.monotonic())
+                self._tell_health(time.monotonic())
         finally:
             for child in self._children:
                 child.kill("its supervisor stops")
@@ -298,6 +302,10 @@ class Supervisor:
             is_running = child.is_running
             for instance in child.instances.values():
                 self._judge(child, instance, now, is_running=is_running)
+
+    def _tell_health(self, now: float) -> None:
+        is_stopping = self._stop is not None
+        self.board.post(checks_of(self._children, processes=self.processes, is_stopping=is_stopping, now=now))
 
     def _end_late(self, child: ChildProcess) -> None:
         """Kill a child that was asked to end."""

@@ -30,7 +30,7 @@ import pytest
 import pytest_asyncio
 
 from llama_deploy.errors import UnavailableError
-from llama_deploy.message_queues.base import MessageQueueConfig
+from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.numbered_messages import (
     DEADLINE,
@@ -130,6 +130,31 @@ class MessageQueueOutages:
         async with load_over(config, config, self.pace) as load:
             proxy.delay = self.delay
             await load.progress()
+
+    async def test_a_check_tells_whether_the_broker_answers(self, proxy: TcpProxy) -> None:
+        async with await self.settings(proxy.port, retry_seconds=1.0).connect() as queue:
+            await publish(queue, TOPIC, 0)
+            await queue.check()
+            proxy.hold()  # it is silent
+            await self._until_check(queue, passes=False)
+            proxy.resume()
+            await self._until_check(queue, passes=True)
+            targets, proxy.target_ports = proxy.target_ports, [1]  # it is gone
+            proxy.cut()
+            await self._until_check(queue, passes=False)
+            proxy.target_ports = targets
+            await self._until_check(queue, passes=True)
+
+    async def _until_check(self, queue: AbstractMessageQueue, *, passes: bool) -> None:
+        async def is_so() -> bool:
+            try:
+                async with asyncio.timeout(DEADLINE):  # it must not hang
+                    await queue.check()
+            except UnavailableError:
+                return not passes
+            return passes
+
+        await eventually(is_so)
 
     @pytest.mark.parametrize("of", ["publisher", "reader"])
     async def test_a_half_open_connection_is_replaced(

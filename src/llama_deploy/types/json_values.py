@@ -55,6 +55,20 @@ def decode_object(text: str, *, what: str) -> dict[str, Any]:
     return value
 
 
+def same_json(left: str, right: str) -> bool:
+    """Whether two texts are the same JSON value: the order of keys does not matter, 1, 1.0 and true differ.
+
+    Texts that are not JSON are the same if they are equal.
+    """
+    if left == right:
+        return True
+    try:
+        texts = [json.dumps(pydantic_core.from_json(text), sort_keys=True) for text in (left, right)]
+    except (ValueError, RecursionError):
+        return False
+    return texts[0] == texts[1]
+
+
 def check_keys(value: Mapping[Any, Any]) -> None:
     """Check that the keys of a mapping are different in JSON, where each key is a string.
 

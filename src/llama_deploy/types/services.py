@@ -114,7 +114,17 @@ class ServiceDefinition(BaseModel):
     answer_events: list[str] | None = None
     """Class names of the events that answer a question, as far as they are declared. None: not known."""
     instances: list[InstanceInfo] = Field(default_factory=list)
-    """Filled in by the control plane."""
+    """Filled in by the control plane. If there are many, some of them: the blocked and living ones first."""
+    instances_total: int | None = None
+    """How many instances there are, filled in by the control plane. None: `instances` has all."""
+    instances_alive: int | None = None
+    """How many of them are alive. None: as many as in `instances`."""
+
+    def count_alive(self) -> int:
+        """Return how many instances are alive."""
+        if self.instances_alive is not None:
+            return self.instances_alive
+        return sum(instance.alive for instance in self.instances)
 
 
 class Registration(BaseModel):

@@ -22,6 +22,7 @@ from typing import Any, Final
 import aiohttp
 
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
+from llama_deploy.web.dead_peers import new_socket
 from llama_deploy.web.http_exchange import (
     AWAY,
     CONNECT_SECONDS,
@@ -95,7 +96,9 @@ class HttpConnection:
                 self._abandon()
             context = self.settings.tls_context()
             # Every long poll occupies a connection, so the pool has no limit; callers limit themselves.
-            connector = aiohttp.TCPConnector(limit=0, ssl=True if context is None else context)
+            connector = aiohttp.TCPConnector(
+                limit=0, ssl=True if context is None else context, socket_factory=new_socket
+            )
             self._session = aiohttp.ClientSession(connector=connector, **self._options)
             self._loop = loop
             self._abandon = weakref.finalize(self, _abandon, self._session)

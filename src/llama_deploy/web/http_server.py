@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import socket
-from typing import Final, Self
+from functools import partial
+from typing import Final, Self, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from llama_deploy.concurrency.forked_children import forget, keep_from_children
 from llama_deploy.errors import BindError, ConfigError
+from llama_deploy.web.dead_peers import watched
+from llama_deploy.web.http_protocol import PATIENCE_SECONDS, BoundedHttpProtocol
+from llama_deploy.web.loopback import is_loopback
 
 _BACKLOG: Final = 2048
 _GRACE_SECONDS: Final = 1
@@ -33,7 +36,15 @@ class HttpServer:
         self.host, self.port = listener.getsockname()[:2]
 
     @classmethod
-    async def start(cls, app: ASGIApp, *, host: str, port: int, allow_remote: bool = False) -> HttpServer:
+    async def start(
+        cls,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int,
+        allow_remote: bool = False,
+        patience: float = PATIENCE_SECONDS,
+    ) -> HttpServer:
         """Listen and run the application's start-up; returns when requests are served.
 
         Args:
@@ -41,6 +52,8 @@ class HttpServer:
             host: The address to bind.
             port: The port to bind; with 0 the system chooses one, and the attribute `port` has it.
             allow_remote: Whether other machines may connect.
+            patience: How many seconds a client may take for the headers of a request, and be silent within
+                its body.
 
         Raises:
             BindError: The address cannot be bound.
@@ -58,7 +71,8 @@ class HttpServer:
             date_header=False,
             server_header=False,
             proxy_headers=False,
-            http="httptools",
+            # It is only called, like a class.
+            http=cast("type[asyncio.Protocol]", partial(BoundedHttpProtocol, patience=patience)),
             ws="none",
             lifespan="on",
             timeout_keep_alive=75,
@@ -74,6 +88,11 @@ class HttpServer:
             listener.close()
             raise ConfigError(f"the application on {host}:{port} failed to start; see the log")
         return cls(server, listener)
+
+    def connections(self) -> list[socket.socket]:
+        """Return the sockets of the clients that are connected."""
+        transports = [connection.transport for connection in self._server.server_state.connections]
+        return [transport.get_extra_info("socket") for transport in transports if transport is not None]
 
     async def wait_closed(self) -> None:
         """Wait until `close` was called."""
@@ -94,18 +113,10 @@ class HttpServer:
         await self.close()
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address is a loopback address; of names, only `localhost` is."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it responses are 40 ms late.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = watched(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -6,6 +6,7 @@ A process that only needs these is small: neither asyncio nor its HTTP client is
 from __future__ import annotations
 
 import builtins
+import socket
 import ssl
 import sys
 from collections.abc import Generator, Iterator
@@ -19,6 +20,7 @@ import urllib3
 
 from llama_deploy.errors import BlockingCallError
 from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT, Address, ConnectionSettings
+from llama_deploy.web.dead_peers import SOCKET_OPTIONS
 from llama_deploy.web.http_exchange import (
     AWAY,
     CONNECT_SECONDS,
@@ -73,6 +75,7 @@ class SyncHttpConnection:
             maxsize=self._pool_size,
             retries=False,
             ssl_context=self.settings.tls_context(),
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *SOCKET_OPTIONS],
         )
 
     def _open(self, request: HttpRequest, *, preload: bool) -> tuple[str, urllib3.BaseHTTPResponse]:

@@ -64,9 +64,27 @@ class ServiceCollection:
         """The services by name: what the last `list` returned, with what was registered and removed since."""
 
     async def list(self) -> list[Service]:
-        """Return the registered services, ordered by name."""
-        self.items = await self._api.get("/services", _SERVICES)
-        return [self.items[name] for name in sorted(self.items)]
+        """Return the registered services, ordered by name; one request per thousand.
+
+        Of a service with many instances, each has some only, and `instances_total` says how many there are.
+        """
+        found: dict[str, Service] = {}
+        after = ""
+        while page := await self._api.get("/services", _SERVICES, after=after, limit=_PAGE):
+            after = list(page)[-1]
+            is_last = len(page) < _PAGE or after in found  # a server of 0.6 knows no pages
+            found |= page
+            if is_last:
+                break
+        self.items = found
+        return [found[name] for name in sorted(found)]
+
+    async def page(self, *, after: str = "", limit: int = 100) -> builtins.list[Service]:
+        """Return the first services whose names follow `after`, in the order of the control plane.
+
+        Fewer than `limit` are the last ones. With another page, `after` is the name of the last service.
+        """
+        return [*(await self._api.get("/services", _SERVICES, after=after, limit=limit)).values()]
 
     async def register(self, service_def: ServiceDefinition) -> Service:
         """Register a service, or replace its definition.

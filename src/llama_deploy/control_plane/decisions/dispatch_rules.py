@@ -69,11 +69,35 @@ class DispatchPace:
         return None
 
 
+def brought_forward(task: TaskRecord, *, by: timedelta, at: datetime) -> TaskRecord:
+    """Return a task whose stored times fit a clock that was set back.
+
+    Args:
+        task: The task.
+        by: How far the clock was set back.
+        at: The present time.
+    """
+
+    def due(time: datetime | None) -> datetime | None:
+        return None if time is None else time - by
+
+    def past(time: datetime | None) -> datetime | None:
+        # What has happened cannot lie in the future.
+        return time - by if time is not None and time > at else time
+
+    return task._replace(
+        redispatch_at=due(task.redispatch_at),
+        wake_at=due(task.wake_at),
+        claimed_at=past(task.claimed_at),
+        cancel_requested_at=past(task.cancel_requested_at),
+    )
+
+
 def next_turn(open_tasks: Sequence[TaskRecord], *, at: datetime) -> Transition | None:
     """Return the turn of a session's next task after another task has ended.
 
     Args:
-        open_tasks: The open tasks of the session, oldest first.
+        open_tasks: The oldest open tasks of the session, oldest first. Empty: it has none.
         at: The present time.
     """
 

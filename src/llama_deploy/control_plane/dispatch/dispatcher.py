@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from operator import attrgetter
 from typing import Final, TypeGuard
 
 from llama_deploy.control_plane.decisions import lifecycle
-from llama_deploy.control_plane.decisions.dispatch_rules import Takers, takers
+from llama_deploy.control_plane.decisions.dispatch_rules import Takers, brought_forward, takers
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
@@ -26,6 +27,7 @@ _MAX_AT_START: Final = 100_000
 """The most attempts that are published again at the start; later sweeps find the others."""
 _MAX_EXPEDITED_DISPATCHES: Final = 2
 """An attempt that was published more often keeps its own pace."""
+_times_of: Final = attrgetter("redispatch_at", "wake_at", "claimed_at", "cancel_requested_at")
 _MIN_PAUSE: Final = timedelta(seconds=0.25)
 """The shortest pause between two sweeps that have found less than a page."""
 
@@ -109,18 +111,28 @@ class Dispatcher:
             logger.info("%d unclaimed tasks are published again", count, extra={"action": "dispatch_again"})
 
     async def bring_forward(self, by: timedelta) -> None:
-        """Let all queued attempts be due earlier: the clock was set back, and their delays would grow."""
-        queued = await self.store.read(lambda tx: tx.tasks.queued(limit=_MAX_AT_START))
+        """Let what is due later be due earlier: the clock was set back, and all delays would grow.
+
+        That are queued attempts, timers of parked runs, and what is measured from a claim or a cancellation.
+        """
+
+        def read(tx: StoreTransaction) -> list[TaskRecord]:
+            instance_ids = [instance.instance_id for instance in tx.instances.load()]
+            running = tx.tasks.of_instances(instance_ids) if instance_ids else []
+            queued, sleeping = tx.tasks.queued(limit=_MAX_AT_START), tx.tasks.sleeping(limit=_MAX_AT_START)
+            return [*queued, *sleeping, *running]
+
+        found = await self.store.read(read)
 
         def run(unit: Unit, page: Sequence[TaskRecord]) -> None:
             for each in page:
                 task = unit.tasks.find(each.task_id)
                 # What was decided since is decided by the new time.
-                if task is not None and task.redispatch_at and task.redispatch_at == each.redispatch_at:
-                    unit.apply(Transition(task._replace(redispatch_at=task.redispatch_at - by)))
+                if task is not None and _times_of(task) == _times_of(each):
+                    unit.apply(Transition(brought_forward(task, by=by, at=unit.now)))
 
-        for start in range(0, len(queued), _PAGE):
-            page = queued[start : start + _PAGE]
+        for start in range(0, len(found), _PAGE):
+            page = found[start : start + _PAGE]
             await self.writer.write(Command(partial(run, page=page), _free(page)))
 
     async def resume(self, service_name: str) -> None:

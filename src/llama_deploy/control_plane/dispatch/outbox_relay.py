@@ -13,7 +13,7 @@ from typing import Final
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.storage.outgoing import Outgoing
-from llama_deploy.errors import ClosedError, InternalServerError, LlamaDeployError
+from llama_deploy.errors import ClosedError, InternalServerError, LlamaDeployError, QueueFullError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, is_refused_for_good
 from llama_deploy.messages import QueueMessage
 
@@ -67,6 +67,10 @@ class OutboxRelay:
     _drained: asyncio.Queue[str] = field(default_factory=asyncio.Queue, init=False)
     """Topics whose held messages are published, while others were left in the outbox."""
     _is_closed: bool = field(default=False, init=False)
+    _failing: dict[str, LlamaDeployError] = field(default_factory=dict, init=False)
+    """The topics whose messages are being retried, with the first error of each."""
+    _moved_at: dict[str, float] = field(default_factory=dict, init=False)
+    """When the publication that is under way for a topic began, by the loop's clock."""
 
     @property
     def backlog(self) -> int:
@@ -150,6 +154,23 @@ class OutboxRelay:
         """Whether messages for a topic wait."""
         return topic in self._waiting
 
+    def problem(self, *, stalled_after: float) -> str | None:
+        """Return why messages do not leave, None if they do.
+
+        A topic that is full is no problem here: other topics, and thus other services, go on.
+
+        Args:
+            stalled_after: Seconds after which a publication counts as stuck that has not failed either.
+        """
+        for topic, error in self._failing.items():
+            if not isinstance(error, QueueFullError):
+                return f"topic {topic} does not accept messages, {self.count(topic)} wait: {error}"
+        now = asyncio.get_running_loop().time()
+        for topic, since in self._moved_at.items():
+            if now - since > stalled_after:
+                return f"the queue has not answered a publication to topic {topic} for {now - since:.0f} s"
+        return None
+
     async def run(self) -> None:
         """Wait until a worker fails with an unexpected error, and raise it. Cancel it to stop waiting."""
         await asyncio.shield(self._failure)
@@ -168,18 +189,21 @@ class OutboxRelay:
             self._failure.set_exception(exc)
 
     async def _relay(self, topic: str, waiting: deque[QueueMessage]) -> None:
-        outage = Outage(
-            on_start=lambda error: logger.warning(
+        def on_start(error: LlamaDeployError) -> None:
+            self._failing[topic] = error
+            logger.warning(
                 "topic %s does not accept messages, %d wait; retrying: %s",
                 topic,
                 len(waiting),
                 error,
                 extra={"action": "queue_lost"},
-            ),
-            on_end=lambda: logger.info(
-                "topic %s accepts messages again", topic, extra={"action": "queue_back"}
-            ),
-        )
+            )
+
+        def on_end() -> None:
+            self._failing.pop(topic, None)
+            logger.info("topic %s accepts messages again", topic, extra={"action": "queue_back"})
+
+        outage = Outage(on_start=on_start, on_end=on_end)
         publish = partial(self._publish_batch, topic, waiting)
         while waiting:
             await retry(publish, backoff=_BACKOFF, retry_on=_is_transient, outage=outage)
@@ -189,10 +213,12 @@ class OutboxRelay:
     async def _publish_batch(self, topic: str, waiting: deque[QueueMessage]) -> None:
         """Publish the first messages of a topic; put those that fail back and raise their error."""
         batch = [waiting.popleft() for _ in range(min(len(waiting), _MAX_BATCH))]
+        self._moved_at[topic] = asyncio.get_running_loop().time()
         outcomes = await asyncio.gather(
             *(self.queue.publish(message, topic, self.publish_callback) for message in batch),
             return_exceptions=True,
         )
+        self._moved_at.pop(topic, None)
         unsent, error = await self._settle(batch, outcomes)
         waiting.extendleft(reversed(unsent))
         if isinstance(error, LlamaDeployError):

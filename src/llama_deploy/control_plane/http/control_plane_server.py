@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any, Self
 
 from starlette.types import ASGIApp
@@ -19,7 +21,9 @@ from llama_deploy.control_plane.http.instance_routes import instance_routes, ins
 from llama_deploy.control_plane.http.protocol_check import ProtocolCheck
 from llama_deploy.control_plane.http.task_routes import task_routes, task_shortcuts
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.errors import ConfigError
+from llama_deploy.control_plane.readiness import HealthCheck
+from llama_deploy.errors import ConfigError, UnavailableError
+from llama_deploy.health import is_healthy, summary
 from llama_deploy.message_consumers import BaseMessageQueueConsumer, CallableMessageConsumer
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, StartConsumingCallable
 from llama_deploy.messages import QueueMessage
@@ -31,6 +35,7 @@ from llama_deploy.types.topics import CONTROL_PLANE, Topics
 from llama_deploy.web.application import create_app
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
+from llama_deploy.web.health_routes import add_health_routes
 from llama_deploy.web.http_server import HttpServer
 from llama_deploy.web.raw_paths import RawPaths
 
@@ -46,6 +51,8 @@ class ControlPlaneServer(CoreEndpoints):
         publish_callback: Called with each message after it is published.
         state_store: The state store. The caller closes it. None: opened from the settings, and closed here.
         config: Settings. None: from the environment and the defaults.
+        checks: What else must be healthy for `/health/ready` to answer 200, by name. Each raises a
+            `LlamaDeployError` with the reason if it is not.
     """
 
     def __init__(
@@ -55,6 +62,8 @@ class ControlPlaneServer(CoreEndpoints):
         publish_callback: PublishCallback | None = None,
         state_store: StateStore | None = None,
         config: ControlPlaneConfig | None = None,
+        *,
+        checks: Mapping[str, HealthCheck] = MappingProxyType({}),
     ) -> None:
         if state_store is not None and not isinstance(state_store, StateStore):
             raise ConfigError(
@@ -66,6 +75,7 @@ class ControlPlaneServer(CoreEndpoints):
         self.publish_callback = publish_callback
         self.config = config or ControlPlaneConfig()
         self._store = state_store
+        self._checks = checks
         self._plane: ControlPlane | None = None
         self._resources = AsyncExitStack()
 
@@ -104,6 +114,7 @@ class ControlPlaneServer(CoreEndpoints):
                     config=self.config,
                     orchestrator=self.orchestrator,
                     publish_callback=self.publish_callback,
+                    checks=self._checks,
                 )
             )
             host, port = self._address()
@@ -176,8 +187,14 @@ class ControlPlaneServer(CoreEndpoints):
         return wait
 
     async def health(self) -> dict[str, Any]:
-        """Return `ok` if the store answers."""
-        await self.plane.services.all()
+        """Return `ok` if tasks are accepted and dispatched; see `/health/ready`.
+
+        Raises:
+            UnavailableError: They are not; the text says why.
+        """
+        checks = await self.plane.readiness.checks()
+        if not is_healthy(checks):
+            raise UnavailableError(f"the control plane is not ready: {summary(checks)}")
         return {"status": "ok", "version": version("llama-deploy")}
 
     def _address(self) -> tuple[str, int]:
@@ -194,6 +211,7 @@ class ControlPlaneServer(CoreEndpoints):
         app.include_router(task_routes(plane))
         app.include_router(instance_routes(plane))
         app.add_api_route("/health", self.health, methods=["GET"])
+        add_health_routes(app, plane.readiness.checks)
         settings = EdgeSettings(
             env_prefix="CONTROL_PLANE_",
             hosts=[config.host, config.internal_host or "", *config.trusted_hosts],

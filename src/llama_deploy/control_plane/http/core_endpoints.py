@@ -16,6 +16,7 @@ from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.http.stream_responses import data_response
 from llama_deploy.control_plane.http.task_routes import Wait
 from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.control_plane.requests.service_requests import INSTANCES, PAGE
 from llama_deploy.errors import (
     InvalidRequestError,
     ServiceNotFoundError,
@@ -74,13 +75,17 @@ class CoreEndpoints(ABC):
         with suppress(ServiceNotFoundError):
             await self.plane.services.deregister(service_name, instance_id=instance_id)
 
-    async def get_all_services(self) -> dict[str, ServiceDefinition]:
-        """Return all services by name."""
-        return await self.plane.services.all()
+    async def get_all_services(
+        self, after: str = "", limit: _Page = PAGE, instances: _Page = INSTANCES
+    ) -> dict[str, ServiceDefinition]:
+        """Return services by name, the first that follow `after`, each with some of its instances."""
+        return await self.plane.services.all(after=after, limit=limit, instances=instances)
 
-    async def get_service(self, service_name: _NameInPath) -> ServiceDefinition:
-        """Return a service with its instances."""
-        return await self.plane.services.get(service_name)
+    async def get_service(
+        self, service_name: _NameInPath, after: str = "", limit: _Page = PAGE
+    ) -> ServiceDefinition:
+        """Return a service with its instances, those first whose ids follow `after`."""
+        return await self.plane.services.get(service_name, after=after, limit=limit)
 
     async def create_session(self, options: Annotated[SessionOptions | None, Body()] = None) -> str:
         """Create a session and return its id."""

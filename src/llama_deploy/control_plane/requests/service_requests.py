@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -36,6 +36,12 @@ logger = logging.getLogger(__name__)
 
 MAX_INBOX_CHARACTERS: Final = 8 * 1024 * 1024
 """How many characters of events the answer to one heartbeat may hold, but for a single larger one."""
+PAGE: Final = 1000
+"""How many services, or instances of one service, are listed at a time."""
+INSTANCES: Final = 100
+"""How many instances of each service are listed with all services."""
+MAX_INSTANCES: Final = 10_000
+"""How many instances are listed with all services together."""
 _BLOCKED: Final = TypeAdapter(list[BlockedStep])
 _RESERVED_NAMES: Final = frozenset({"control_plane"})
 """Their work topics would collide with topics of the control plane."""
@@ -127,32 +133,52 @@ class Services:
         found = await self.store.read(lambda tx: tx.instances.load(service_names=[service_name]))
         return frozenset(instance.instance_id for instance in found)
 
-    async def get(self, service_name: str) -> ServiceDefinition:
-        """Return a service with its instances.
+    async def get(self, service_name: str, *, after: str = "", limit: int = PAGE) -> ServiceDefinition:
+        """Return a service with the first instances whose ids follow `after`.
 
         Raises:
             ServiceNotFoundError: The service does not exist.
         """
-        services = await self._list([service_name])
-        if service_name not in services:
+        now = self.clock()
+
+        def read(tx: StoreTransaction) -> ServiceDefinition | None:
+            record = tx.services.load([service_name]).get(service_name)
+            if record is None:
+                return None
+            page = tx.instances.page(service_name, after=after, limit=limit)
+            counts = tx.instances.counts([service_name], now=now)
+            return _listed(record, page, counts, now)
+
+        found = await self.store.read(read)
+        if found is None:
             raise ServiceNotFoundError(f"there is no service {service_name!r}", service_name=service_name)
-        return services[service_name]
+        return found
 
-    async def all(self) -> dict[str, ServiceDefinition]:
-        """Return all services by name, each with its instances."""
-        return await self._list(None)
+    async def all(
+        self, *, after: str = "", limit: int = PAGE, instances: int = INSTANCES
+    ) -> dict[str, ServiceDefinition]:
+        """Return the first services whose names follow `after`, by name and in the order of the database.
 
-    async def _list(self, names: list[str] | None) -> dict[str, ServiceDefinition]:
+        Args:
+            after: A name. Empty: from the beginning.
+            limit: How many services at most.
+            instances: How many instances of each at most; fewer if all together would be more than
+                `MAX_INSTANCES`. Those that are blocked come first, then those with the latest leases.
+        """
         now = self.clock()
 
         def read(tx: StoreTransaction) -> dict[str, ServiceDefinition]:
-            services = {
-                name: ServiceDefinition.model_validate_json(record.definition)
-                for name, record in sorted(tx.services.load(names).items())
+            records = tx.services.page(after=after, limit=limit)
+            names = [record.service_name for record in records]
+            most = min(instances, max(1, MAX_INSTANCES // max(1, len(names))))
+            found: dict[str, list[InstanceRecord]] = {name: [] for name in names}
+            for instance in tx.instances.first(names, most=most):
+                found[instance.service_name].append(instance)
+            counts = tx.instances.counts(names, now=now)
+            return {
+                record.service_name: _listed(record, found[record.service_name], counts, now)
+                for record in records
             }
-            for instance in tx.instances.load(service_names=list(services)):
-                services[instance.service_name].instances.append(_instance_info(instance, now))
-            return services
 
         return await self.store.read(read)
 
@@ -287,6 +313,20 @@ def _reported(instance: InstanceRecord, beat: Heartbeat, *, at: datetime) -> Ins
         blocked=_BLOCKED.dump_json(beat.blocked).decode() if beat.blocked else None,
         waiting=waiting_text(beat.held),
         alone=beat.alone,
+    )
+
+
+def _listed(
+    record: ServiceRecord,
+    instances: Iterable[InstanceRecord],
+    counts: Mapping[str, tuple[int, int]],
+    now: datetime,
+) -> ServiceDefinition:
+    total, alive = counts.get(record.service_name, (0, 0))
+    definition = ServiceDefinition.model_validate_json(record.definition)
+    shown = [_instance_info(instance, now) for instance in instances]
+    return definition.model_copy(
+        update={"instances": shown, "instances_total": total, "instances_alive": alive}
     )
 
 

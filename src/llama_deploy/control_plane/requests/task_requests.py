@@ -44,7 +44,7 @@ from llama_deploy.types import (
     TaskView,
     generate_id,
 )
-from llama_deploy.types.json_values import decode_object, encode_json
+from llama_deploy.types.json_values import decode_object, encode_json, same_json
 from llama_deploy.types.keys import public_id
 
 _MAX_INBOX: Final = 10_000
@@ -201,7 +201,9 @@ class Tasks:
             if new_session_id is not None:
                 unit.add_session(new_session(new_session_id, policy=SessionPolicy.ENQUEUE, at=unit.now))
             policy = unit.sessions.get(session_id).policy
-            admission = lifecycle.admit(task, open_tasks=unit.tasks.open_of(session_id), policy=policy)
+            all_count = policy is SessionPolicy.INTERRUPT  # which cancels each of them
+            find = unit.tasks.open_of if all_count else unit.tasks.oldest_open_of
+            admission = lifecycle.admit(task, open_tasks=find(session_id), policy=policy)
             accepted = unit.add_task(admission.accepted)
             for other in admission.cancel:
                 unit.apply(lifecycle.cancel(unit.tasks.get(other.task_id), at=unit.now))
@@ -224,7 +226,7 @@ class Tasks:
                 ) from None
             return await self._accept(new._replace(unchecked=None))
         except ServiceNotFoundError as exc:
-            known = await self.store.read(lambda tx: tx.services.load())
+            known = await self.store.read(lambda tx: [each.service_name for each in tx.services.page()])
             raise ServiceNotFoundError.among(known, new.service_name) from exc
 
     async def get(self, task_id: str, *, session_id: str | None = None, wait: float = 0.0) -> TaskView:
@@ -358,7 +360,8 @@ def _encoded(arguments: dict[str, Any]) -> str:
 def _same_task(known: TaskRecord, new: _NewTask) -> TaskRecord:
     """Return the task that an earlier request created from the same submission."""
     same_session = new.session_id in (None, known.session_id)
-    if (known.service_name, known.input) == (new.service_name, new.input) and same_session:
+    same_service = known.service_name == new.service_name
+    if same_session and same_service and same_json(known.input, new.input):
         return known
     raise ConflictError(
         f"task {known.task_id} exists with another service, session or arguments; choose another task_id"

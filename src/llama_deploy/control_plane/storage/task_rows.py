@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import Final
@@ -14,6 +15,9 @@ from llama_deploy.state_stores.records import PROGRESS, EventRecord, TaskRecord
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
 
+_WINDOW: Final = 32
+"""How many open tasks of a session are read at first; most have fewer."""
+_ALL: Final = 1 << 31
 _all_but_progress: Final = attrgetter(*(name for name in TaskRecord._fields if name not in PROGRESS))
 
 
@@ -26,6 +30,9 @@ class TaskRows:
         self._records: dict[str, TaskRecord] = {}
         self._open: dict[str, dict[str, None]] = {}
         """The ids of the open tasks by session, oldest first, of the sessions for which they are known."""
+        self._limits: dict[str, int] = {}
+        """The sessions with further open tasks, each with how many were read: the others, and new ones, are
+        younger."""
         self._new: set[str] = set()
         self._changed: set[str] = set()
         self._progressed: set[str] = set()
@@ -39,15 +46,25 @@ class TaskRows:
         if task_ids:
             self._records.update(self._tx.tasks.load(task_ids))
 
-    def load_open(self, session_ids: Collection[str]) -> None:
-        """Read the open tasks of sessions."""
+    def load_open(self, session_ids: Collection[str], *, limit: int = _WINDOW) -> None:
+        """Read the oldest open tasks of sessions, of each at least `limit` if there are so many."""
         if not session_ids:
             return
+        before = {session_id: self._open.get(session_id, {}) for session_id in session_ids}
         self._open.update((session_id, {}) for session_id in session_ids)
-        for task in self._tx.tasks.of_sessions(session_ids, open_only=True):
+        counts: Counter[str] = Counter()
+        for task in self._tx.tasks.first_open(session_ids, limit=limit):
+            counts[task.session_id] += 1
             known = self._records.setdefault(task.task_id, task)
             if not known.status.is_terminal:
                 self._open[task.session_id][task.task_id] = None
+        for session_id, known_before in before.items():
+            if counts[session_id] >= limit:
+                self._limits[session_id] = limit
+            else:
+                self._limits.pop(session_id, None)
+            # What is new is not stored yet, and the youngest.
+            self._open[session_id].update((each, None) for each in known_before if each in self._new)
 
     def loaded(self, task_ids: Collection[str]) -> list[TaskRecord]:
         """Return those of the tasks that exist."""
@@ -76,10 +93,26 @@ class TaskRows:
         return task
 
     def open_of(self, session_id: str) -> list[TaskRecord]:
-        """Return the tasks of a session that have not ended, oldest first."""
+        """Return the tasks of a session that have not ended, oldest first. There may be thousands."""
+        self._scope.require(RowKind.OPEN_TASKS, session_id)
+        if session_id not in self._open or session_id in self._limits:
+            self.load_open([session_id], limit=_ALL)
+        return self._opened(session_id)
+
+    def oldest_open_of(self, session_id: str) -> list[TaskRecord]:
+        """Return the oldest tasks of a session that have not ended, oldest first: at least one, if any.
+
+        Those are enough to know whose turn it is: tasks get their turn in the order of their age, so that one
+        that waits for it is younger than all that do not.
+        """
         self._scope.require(RowKind.OPEN_TASKS, session_id)
         if session_id not in self._open:
             self.load_open([session_id])
+        while session_id in self._limits and self._new.issuperset(self._open[session_id]):
+            self.load_open([session_id], limit=8 * self._limits[session_id])
+        return self._opened(session_id)
+
+    def _opened(self, session_id: str) -> list[TaskRecord]:
         self._scope.allow(RowKind.TASK, self._open[session_id])
         return self.loaded(self._open[session_id])
 
@@ -118,7 +151,7 @@ class TaskRows:
         if (open_tasks := self._open.get(task.session_id)) is not None:
             if task.status.is_terminal:
                 open_tasks.pop(task.task_id, None)
-            else:
+            elif task.session_id not in self._limits or task.task_id in self._new:
                 open_tasks.setdefault(task.task_id)
         if task.task_id in self._new or task == before:
             return before or task

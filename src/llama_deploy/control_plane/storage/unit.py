@@ -124,7 +124,7 @@ class Unit:
             self._outgoing.tell_instance(task, ActionTypes.CANCEL_TASK, cancellation)
         if transition.ended:
             self._committed.ended[task.task_id] = task
-            if (following := next_turn(self.tasks.open_of(task.session_id), at=self.now)) is not None:
+            if (following := next_turn(self.tasks.oldest_open_of(task.session_id), at=self.now)) is not None:
                 self.apply(following)
         return task
 

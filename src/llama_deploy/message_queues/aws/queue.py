@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from llama_deploy.concurrency.batching import Batcher
+from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.errors import PayloadTooLargeError, TopicNotFoundError
 from llama_deploy.message_queues.aws.config import AWSMessageQueueConfig
 from llama_deploy.message_queues.aws.connection import MAX_BYTES, MAX_ENTRIES, Outcome, SqsConnection
@@ -69,6 +70,12 @@ class AWSMessageQueue(BrokerQueue):
         if expires_after is not None:
             self._spawn(self._topics.sweep(topic), name=f"sweep next to {topic}", endless=True)
         return SqsSubscription(self._connection, reader, topic=topic, put=self._put, spawn=self._spawn)
+
+    def _outages(self) -> Sequence[Outage]:
+        return [self._connection.outage]
+
+    async def _check(self) -> None:
+        await self._topics.ping()
 
     async def _disconnect(self) -> None:
         for task in self._endless:

@@ -59,6 +59,15 @@ class SqsTopics:
             remember(self._urls, name, known)
         return known
 
+    async def ping(self) -> None:
+        """Ask the service about a queue, which need not exist.
+
+        Raises:
+            UnavailableError: It does not answer.
+            ConfigError: It refuses the request.
+        """
+        await self._find(f"{self._prefix}health")
+
     def forget(self, topic: str, group: str = DEFAULT_GROUP) -> None:
         """Look again for the queue of a group before its next use."""
         self._urls.pop(queue_name(self._prefix, topic, group), None)

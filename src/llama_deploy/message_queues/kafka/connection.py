@@ -80,7 +80,7 @@ class KafkaConnection(BrokerConnection):
             "request_timeout_ms": int(seconds * 1000),
         }
 
-    async def ping(self) -> None:
+    async def open(self) -> None:
         """Connect the producer, unless it is connected.
 
         Raises:
@@ -88,6 +88,19 @@ class KafkaConnection(BrokerConnection):
             ConfigError: It refuses the credentials.
         """
         await self._open_producer()
+
+    async def ping(self) -> None:
+        """Ask a broker about the topics that are in use.
+
+        Raises:
+            UnavailableError: No broker answers.
+            ConfigError: It refuses the credentials.
+        """
+        producer = await self._open_producer()
+        async with self.answering(self.config.timeout):
+            has_answered = await producer.client.force_metadata_update()
+        if not has_answered:
+            raise UnavailableError(f"{self.broker}: no broker answers")
 
     async def send(
         self, topic: str, body: bytes, envelope: Envelope | None = None, *, among: Sequence[int] = ()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Self
 
+from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.message_queues.broker_queue import BrokerQueue
 from llama_deploy.message_queues.kafka.config import KafkaMessageQueueConfig
@@ -29,7 +31,7 @@ class KafkaMessageQueue(BrokerQueue):
         return cls(KafkaMessageQueueConfig(host=host, port=port))
 
     async def _connect(self) -> None:
-        await self._connection.retry(self._connection.ping)
+        await self._connection.retry(self._connection.open)
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         """Returns when all replicas in sync have the message."""
@@ -41,6 +43,12 @@ class KafkaMessageQueue(BrokerQueue):
         subscription = KafkaSubscription(self._connection, topic=topic, group=group)
         await self._connection.retry(subscription.start)
         return subscription
+
+    def _outages(self) -> Sequence[Outage]:
+        return [self._connection.outage]
+
+    async def _check(self) -> None:
+        await self._connection.ping()
 
     async def _disconnect(self) -> None:
         await self._connection.close()

@@ -141,6 +141,21 @@ class NatsConnection(BrokerConnection):
         give_up_at = self.give_up_at()
         return await self.retry(partial(self._call_once, action, give_up_at), give_up_at=give_up_at)
 
+    async def ping(self) -> None:
+        """Ask JetStream about the stream.
+
+        Raises:
+            UnavailableError: There is no connection, or no answer in time.
+            ConfigError: The server refuses.
+        """
+        if self._live is None and not self._closed:
+            raise UnavailableError(f"{self.broker} is not connected: {self._reason}")
+        give_up_at = asyncio.get_running_loop().time() + _CONNECT_SECONDS
+        await self._call_once(self._look_at_stream, give_up_at)
+
+    async def _look_at_stream(self, connection: LiveConnection) -> None:
+        await connection.js.stream_info(self.config.stream)
+
     async def call_forever(self, action: Action[T]) -> T:
         """Run `action` as `call` does, but without an end, and also while the server refuses."""
         return await self.retry_forever(partial(self._call_once, action, None))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.message_queues.broker_queue import BrokerQueue
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
@@ -38,6 +41,12 @@ class NatsMessageQueue(BrokerQueue):
         subscription = NatsSubscription(self._connection, self._topics, topic=topic, settings=settings)
         await self._connection.call(subscription.join)
         return subscription
+
+    def _outages(self) -> Sequence[Outage]:
+        return [self._connection.outage]
+
+    async def _check(self) -> None:
+        await self._connection.ping()
 
     async def _disconnect(self) -> None:
         await self._connection.close()

@@ -63,6 +63,13 @@ class RabbitMQConnection(BrokerConnection):
                 self._connection = connection
             return connection
 
+    async def ping(self) -> None:
+        """Open a channel and close it, which needs two answers. Raises as `connection` does."""
+        connection = await self.connection()
+        with translated(self.address):
+            channel = await connection.channel()
+            await channel.close()
+
     async def drop(self, connection: AbstractConnection | None) -> None:
         """Close a connection that is no longer usable, so that the next call opens another."""
         if connection is None:

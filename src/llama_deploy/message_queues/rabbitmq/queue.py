@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
 from aio_pika.exceptions import PublishError
 from pydantic import SecretStr
 
+from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.errors import UnavailableError
 from llama_deploy.message_queues.base import DEFAULT_GROUP, Subscription
 from llama_deploy.message_queues.broker_queue import BrokerQueue
@@ -88,6 +89,12 @@ class RabbitMQMessageQueue(BrokerQueue):
             queue_name=self._topology.queue_name(topic, group),
             declare=declare,
         )
+
+    def _outages(self) -> Sequence[Outage]:
+        return [self._publishing_connection.outage, self._consuming_connection.outage]
+
+    async def _check(self) -> None:
+        await self._publishing_connection.ping()
 
     async def _disconnect(self) -> None:
         await self._publishing_connection.close()

@@ -122,6 +122,11 @@ class RedisConnection(BrokerConnection):
             except driver.NoScriptError:
                 return await self._client.eval(_SCRIPT, len(keys), *rest)
 
+    async def ping(self) -> None:
+        """Ask for an answer, which a server that cannot write to its disk refuses. Raises as `run` does."""
+        with self.translated():
+            await self._client.ping()
+
     async def unblock(self, client_id: int | None) -> None:
         """End the wait of another connection, if it waits."""
         if client_id is not None:

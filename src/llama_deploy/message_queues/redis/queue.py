@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 from llama_deploy.concurrency.batching import Batcher, split
+from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.errors import ConfigError, LlamaDeployError, QueueFullError
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.message_queues.broker_queue import BrokerQueue, Publication
@@ -48,6 +49,12 @@ class RedisMessageQueue(BrokerQueue):
         )
         await self._connection.retry(subscription.join)
         return subscription
+
+    def _outages(self) -> Sequence[Outage]:
+        return [self._connection.outage]
+
+    async def _check(self) -> None:
+        await self._connection.ping()
 
     async def _disconnect(self) -> None:
         await self._batcher.close()

@@ -92,6 +92,17 @@ class SimpleBroker:
         """Whether what was accepted survives the death of the process."""
         return self._journal is not None
 
+    async def check(self) -> None:
+        """Check that messages are taken, by writing something small to the journal.
+
+        Raises:
+            UnavailableError: The journal cannot be written.
+            ClosedError: The broker is closed.
+        """
+        self._check_open()
+        if self._journal is not None:
+            await self._journal.check()
+
     def create(
         self, topic_name: str, group: str = DEFAULT_GROUP, *, expires_after: float | None = None
     ) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from llama_deploy.concurrency.batching import Batcher, split
+from llama_deploy.concurrency.retrying import Outage
 from llama_deploy.errors import (
     InternalServerError,
     LlamaDeployError,
@@ -63,6 +64,12 @@ class SimpleMessageQueue(BrokerQueue):
     async def _connect(self) -> None:
         health = await self._connection.retry(partial(self._connection.request, "GET", "/health"))
         self.durable = bool(health["durable"])
+
+    def _outages(self) -> Sequence[Outage]:
+        return [self._connection.outage]
+
+    async def _check(self) -> None:
+        await self._connection.request("GET", "/health")
 
     async def _publish(self, message: QueueMessage, topic: str) -> None:
         """Returns when the server has the message, on its disk if it has a journal."""

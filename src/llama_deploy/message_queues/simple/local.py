@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 from llama_deploy.errors import QueueFullError, TopicNotFoundError
@@ -35,6 +36,7 @@ class LocalMessageQueue(AbstractMessageQueue):
         super().__init__(config)
         self.durable = broker.durable
         self._broker = broker
+        self._folder = config.journal_path.parent if config.journal_path and broker.durable else None
         self._host: BrokerHost | None = None
 
     @classmethod
@@ -56,6 +58,13 @@ class LocalMessageQueue(AbstractMessageQueue):
             raise QueueFullError(
                 f"topic {topic!r} is full; publish again when some of its messages are settled", topic=topic
             )
+
+    @property
+    def folder(self) -> Path | None:  # noqa: D102 - as in the base
+        return self._folder
+
+    async def _check(self) -> None:
+        await self._broker.check()
 
     async def _subscribe(self, topic: str, *, group: str, expires_after: float | None) -> Subscription:
         subscription = _LocalSubscription(self._broker, topic=topic, group=group, expires_after=expires_after)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from llama_deploy.concurrency.batching import Batcher
-from llama_deploy.errors import ConfigError
+from llama_deploy.concurrency.opened_files import OpenedFiles
+from llama_deploy.errors import ConfigError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,14 @@ class Journal:
         """Record changes after all earlier ones, without waiting. A failure is logged."""
         self._commits.submit_nowait(_Entry(changes, awaited=False)).add_done_callback(_log_failure)
 
+    async def check(self) -> None:
+        """Write something small, and return when the disk has it.
+
+        Raises:
+            UnavailableError: The disk refuses it, or the file was deleted or replaced.
+        """
+        await _in_thread(self._thread, self._database.touch)
+
     async def close(self) -> None:
         """Write what waits, then close the file. Idempotent."""
         if self._closed:
@@ -174,11 +183,13 @@ class _Database:
 
     def __init__(self, path: Path) -> None:
         self._syncs = True
+        self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare(path)
+                self._opened = OpenedFiles([path], "the queue journal")
             except BaseException:
                 self._connection.close()
                 raise
@@ -218,9 +229,7 @@ class _Database:
 
     def write(self, changes: Iterable[Change], *, sync: bool) -> None:
         """Write changes in one transaction; with `sync` they, and all before them, are on the disk then."""
-        if sync is not self._syncs:
-            self._connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
-            self._syncs = sync
+        self._set_syncs(sync)
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for kind, same in itertools.groupby(changes, key=type):
@@ -234,6 +243,20 @@ class _Database:
                 self._connection.execute("ROLLBACK")
             raise
         self._vacuum()
+
+    def _set_syncs(self, sync: bool) -> None:  # noqa: FBT001 - private
+        if sync is not self._syncs:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+            self._syncs = sync
+
+    def touch(self) -> None:
+        """Write a page as it is, in a transaction of its own; raise `UnavailableError` if that fails."""
+        self._opened.check()
+        try:
+            self._set_syncs(True)
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        except sqlite3.Error as exc:
+            raise UnavailableError(f"the queue journal {self._path} cannot be written: {exc}") from exc
 
     def close(self) -> None:
         """Close the file, which unlocks it."""

@@ -17,7 +17,9 @@ from starlette.types import ASGIApp, Receive
 
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.concurrency.closing import AsyncCloseable
-from llama_deploy.errors import ClosedError, MessageDecodeError, WrongServerError
+from llama_deploy.concurrency.probe import Probe
+from llama_deploy.errors import ClosedError, MessageDecodeError, UnavailableError, WrongServerError
+from llama_deploy.health import Checks, is_healthy, summary
 from llama_deploy.message_queues.base import DEFAULT_GROUP
 from llama_deploy.message_queues.settlement import MAX_SECONDS
 from llama_deploy.message_queues.simple.broker import SimpleBroker, TopicDepth
@@ -31,6 +33,7 @@ from llama_deploy.message_queues.simple.topic import Handout
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.application import create_app
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
+from llama_deploy.web.health_routes import add_health_routes
 from llama_deploy.web.http_server import HttpServer
 from llama_deploy.web.responses import json_response
 from llama_deploy.web.shortcuts import Call, Routes
@@ -204,6 +207,7 @@ def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp
     routes = QueueRoutes(broker)
     app.get("/", response_model=QueueInfo)(routes.home)
     app.get("/health", response_model=QueueHealth)(routes.health)
+    add_health_routes(app, routes.ready)
     app.get("/topics", response_model=dict[str, TopicDepth])(routes.topics)
     app.post("/topics/{topic:path}", response_model=TopicInfo)(routes.create_topic)
     app.post("/messages/{topic:path}", response_model=Accepted, openapi_extra=_PUBLISH_BODY)(routes.publish)
@@ -212,6 +216,7 @@ def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp
     app.delete("/subscriptions/{subscription}", status_code=HTTPStatus.NO_CONTENT)(routes.unsubscribe)
     settings = EdgeSettings(
         env_prefix="SIMPLE_MESSAGE_QUEUE_",
+        no_head=("/messages/",),
         hosts=[config.host, *config.trusted_hosts],
         max_body_bytes=config.max_body_bytes,
     )
@@ -242,6 +247,7 @@ class QueueRoutes:
 
     def __init__(self, broker: SimpleBroker) -> None:
         self._broker = broker
+        self._probe = Probe("queue", broker.check)
 
     async def home(self) -> QueueInfo:
         """Return the type of the server and the number of topics."""
@@ -253,8 +259,15 @@ class QueueRoutes:
             topics=len(self._broker.depths()),
         )
 
+    async def ready(self) -> Checks:
+        """Return whether messages are taken."""
+        return {"queue": await self._probe.outcome()}
+
     async def health(self) -> QueueHealth:
-        """Return `ok`."""
+        """Return `ok` if messages are taken."""
+        checks = await self.ready()
+        if not is_healthy(checks):
+            raise UnavailableError(f"the message queue takes no messages: {summary(checks)}")
         return QueueHealth(status="ok", durable=self._broker.durable)
 
     async def topics(self) -> Mapping[str, TopicDepth]:

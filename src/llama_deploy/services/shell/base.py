@@ -12,6 +12,7 @@ from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
+from llama_deploy.health import PASSED, Checks, failed
 from llama_deploy.message_consumers import BaseMessageQueueConsumer
 from llama_deploy.message_publishers import MessageQueuePublisherMixin
 from llama_deploy.message_queues.base import StartConsumingCallable
@@ -119,6 +120,18 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
     @abstractmethod
     async def launch_server(self) -> None:
         """Run the service with its HTTP server until cancelled."""
+
+    def health_checks(self) -> Checks:
+        """Return whether this instance works on tasks, and reaches its queue. Thread-safe; asks nobody."""
+        worker = self._worker
+        problem = "it has not joined its control plane" if worker is None else worker.problem
+        problems = {"instance": problem, "queue": self.message_queue.problem}
+        return {name: PASSED if reason is None else failed(reason) for name, reason in problems.items()}
+
+    @property
+    def blocked_seconds(self) -> float:
+        """For how many seconds the event loop has been blocked; 0 if it is not. Thread-safe."""
+        return 0.0 if self._worker is None else self._worker.blocked_seconds
 
     async def publish(self, message: QueueMessage, **kwargs: Any) -> None:
         """Publish a message; see `MessageQueuePublisherMixin`.

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request
 from starlette.types import ASGIApp
 
+from llama_deploy.health import Checks
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.application import create_app
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
+from llama_deploy.web.health_routes import add_health_routes
 
 if TYPE_CHECKING:
     from llama_deploy.services.shell.workflow_service import WorkflowService
@@ -20,6 +22,11 @@ def create_service_app(service: WorkflowService) -> FastAPI:
     app = create_app(title=f"llama_deploy service {service.service_name}", lifespan=service.lifespan)
 
     app.get("/")(service.home)
+
+    async def ready() -> Checks:
+        return service.health_checks()
+
+    add_health_routes(app, ready)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

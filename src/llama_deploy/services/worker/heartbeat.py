@@ -48,6 +48,8 @@ class HeartbeatThread:
     _wake: threading.Event = field(default_factory=threading.Event, init=False)
     _closing: bool = field(default=False, init=False)
     _failures: int = field(default=0, init=False)
+    failure: str | None = field(default=None, init=False)
+    """Why the last heartbeat had no answer. None: it had one, or none was sent. Readable in every thread."""
     _last_reply_at: datetime | None = field(default=None, init=False)
     _watch: LoopWatch | None = field(default=None, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -101,7 +103,7 @@ class HeartbeatThread:
                 self.name,
                 extra={"action": "heartbeat_recovered", "service_name": self.name},
             )
-        self._failures = 0
+        self._failures, self.failure = 0, None
         self._last_reply_at = reply.at
         if not self._closing:
             _call_in(loop, self.on_reply, reply, sent_at)
@@ -119,6 +121,7 @@ class HeartbeatThread:
                 exc_info=None if foreseen else exc,
                 extra={"action": "heartbeat_failed", "service_name": self.name},
             )
+        self.failure = str(exc) or type(exc).__name__
         delay = min(_FIRST_RETRY * 2 ** min(self._failures, 16), self.interval)
         self._failures += 1
         return float(delay)

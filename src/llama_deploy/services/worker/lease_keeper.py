@@ -54,6 +54,21 @@ class LeaseKeeper:
             name=self.settings.service_name,
         )
 
+    @property
+    def problem(self) -> str | None:
+        """Why the lease may end: the loop is blocked, or heartbeats have no answers. Thread-safe."""
+        blocked, failure = self._heartbeat.blocked, self._heartbeat.failure
+        if blocked is not None:
+            step = f" by the step {blocked.step!r} of task {blocked.task_id}" if blocked.task_id else ""
+            return f"the event loop has been blocked for {blocked.seconds:.1f} s{step}, {blocked.place}"
+        return None if failure is None else f"the control plane does not answer its heartbeats: {failure}"
+
+    @property
+    def blocked_seconds(self) -> float:
+        """For how many seconds the event loop has been blocked; 0 if it is not. Thread-safe."""
+        blocked = self._heartbeat.blocked
+        return 0.0 if blocked is None else blocked.seconds
+
     def start(self) -> None:
         """Begin to send heartbeats."""
         self._heartbeat.start()

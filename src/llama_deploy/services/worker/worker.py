@@ -69,6 +69,7 @@ class Worker(ABC, Generic[A]):
         address = gateway.address
         self._serving = None if address is None else ServingControlPlane(address)
         self._topics = Topics(settings.registration.topic_namespace)
+        self._is_stopping = False
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.attempts: HeldAttempts[A] = HeldAttempts()
         self.ledger = Ledger()
@@ -118,6 +119,18 @@ class Worker(ABC, Generic[A]):
             service_name=settings.service_name,
         )
 
+    @property
+    def problem(self) -> str | None:
+        """Why the instance does not work as it should, None if it does. Thread-safe."""
+        if self._is_stopping:
+            return "it is stopping, and takes no new tasks"
+        return self._lease.problem
+
+    @property
+    def blocked_seconds(self) -> float:
+        """For how many seconds the event loop has been blocked; 0 if it is not. Thread-safe."""
+        return self._lease.blocked_seconds
+
     @abstractmethod
     def new_attempt(self, message: QueueMessage, dispatch: TaskDispatch, reply: ClaimReply) -> A:
         """Return the attempt that a message offered, and that was claimed."""
@@ -149,6 +162,7 @@ class Worker(ABC, Generic[A]):
         try:
             await asyncio.wait({events, work, in_turn, self._failure}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._is_stopping = True
             try:
                 await self._stop({work, in_turn}, events)
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -39,9 +40,11 @@ class SQLAccess:
         select = query.locking if self._lock_rows else query.plain
         return self.connection.execute(select, dict(parameters))
 
-    def rows_by_ids(self, query: Query, ids: Collection[str]) -> list[Sequence[Any]]:
-        """Return the rows of a query that takes ids."""
-        return [row for chunk in chunks(ids) for row in self.rows(query, {IDS: pad(chunk)})]
+    def rows_by_ids(
+        self, query: Query, ids: Collection[str], parameters: Mapping[str, object] = MappingProxyType({})
+    ) -> list[Sequence[Any]]:
+        """Return the rows of a query that takes ids, and perhaps further parameters."""
+        return [row for chunk in chunks(ids) for row in self.rows(query, {**parameters, IDS: pad(chunk)})]
 
     def write(self, statement: sa.Insert | sa.Update | sa.Delete, rows: list[dict[str, object]]) -> None:
         """Execute a statement once for each row."""

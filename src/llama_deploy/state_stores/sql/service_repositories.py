@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
@@ -18,6 +18,8 @@ from llama_deploy.state_stores.sql.access import IDS, SQLRepository, ids, limit,
 from llama_deploy.state_stores.sql.queries import Mapper, Query, Update
 from llama_deploy.state_stores.sql.tables import instances, outbox, services
 
+_FARTHEST = timedelta(seconds=60)
+"""How much later than now messages may be due at most, beyond what was asked for: clocks may differ."""
 _OUTBOX = Mapper(OutboxRecord, outbox)
 _SERVICE = Mapper(ServiceRecord, services)
 _INSTANCE = Mapper(InstanceRecord, instances)
@@ -34,7 +36,11 @@ _OUTBOX_AFTER = Query.of(_outbox_after)
 _OUTBOX_AFTER_OF_OTHERS = Query.of(_outbox_after.where(_is_for_others))
 _OUTBOX_AFTER_OF_TOPIC = Query.of(_outbox_after.where(outbox.c.topic == sa.bindparam("topic")))
 _outbox_due = _outbox_oldest.where(
-    sa.or_(outbox.c.relay_at.is_(None), outbox.c.relay_at <= sa.bindparam("now"))
+    sa.or_(
+        outbox.c.relay_at.is_(None),
+        outbox.c.relay_at <= sa.bindparam("now"),
+        outbox.c.relay_at > sa.bindparam("impossible"),
+    )
 )
 _OUTBOX_DUE = _outbox_due.with_for_update(skip_locked=True)
 _OUTBOX_DUE_OF_OTHERS = _outbox_due.where(_is_for_others).with_for_update(skip_locked=True)
@@ -44,6 +50,11 @@ _DELETE_OUTBOX = (sa.delete(outbox).where(outbox.c.message_id.in_(ids)),)
 
 _SERVICES = Query.kept(sa.select(*_SERVICE.columns))
 _SERVICES_BY_NAME = Query.kept(_SERVICE.where(services.c.service_name.in_(ids)))
+_SERVICES_AFTER = Query.unlocked(
+    _SERVICE.where(services.c.service_name > sa.bindparam("after"))
+    .order_by(services.c.service_name)
+    .limit(limit)
+)
 _PUT_SERVICES = upserts(services)
 _DELETE_SERVICES = tuple(
     sa.delete(table).where(table.c.service_name.in_(ids)) for table in (instances, services)
@@ -57,6 +68,33 @@ _INSTANCES_BY_ID = Query.of(
 _INSTANCES_BY_SERVICE = Query.of(
     _INSTANCE.where(instances.c.service_name.in_(ids)),
     in_order_of=instances.c.instance_id,
+)
+_INSTANCES_AFTER = Query.unlocked(
+    _INSTANCE.where(
+        instances.c.service_name == sa.bindparam("name"), instances.c.instance_id > sa.bindparam("after")
+    )
+    .order_by(instances.c.instance_id)
+    .limit(limit)
+)
+_rank = sa.func.row_number().over(
+    partition_by=instances.c.service_name,
+    order_by=(
+        instances.c.blocked.is_(None),
+        instances.c.lease_expires_at.desc(),
+        instances.c.instance_id,
+    ),
+)
+_ranked = _INSTANCE.where(instances.c.service_name.in_(ids)).add_columns(_rank.label("rank")).subquery()
+_FIRST_INSTANCES = Query.unlocked(
+    sa.select(*(_ranked.c[name] for name in _INSTANCE.names))
+    .where(_ranked.c.rank <= sa.bindparam("most", type_=sa.Integer))
+    .order_by(_ranked.c.service_name, _ranked.c.rank)
+)
+_is_alive = instances.c.lease_expires_at > sa.bindparam("now", type_=instances.c.lease_expires_at.type)
+_COUNTS = Query.unlocked(
+    sa.select(instances.c.service_name, sa.func.count(), sa.func.sum(sa.case((_is_alive, 1), else_=0)))
+    .where(instances.c.service_name.in_(ids))
+    .group_by(instances.c.service_name)
 )
 _PUT_INSTANCES = upserts(instances)
 _DELETE_INSTANCES = (sa.delete(instances).where(instances.c.instance_id.in_(ids)),)
@@ -85,7 +123,8 @@ class SQLOutbox(SQLRepository, OutboxRepository):
     def take(
         self, *, now: datetime, until: datetime, limit: int = 1000, except_topics: Collection[str] = ()
     ) -> list[OutboxRecord]:
-        execute, page = self._access.connection.execute, {"now": now, "limit": limit}
+        execute = self._access.connection.execute
+        page = {"now": now, "impossible": until + _FARTHEST, "limit": limit}
         if except_topics:
             found = execute(_OUTBOX_DUE_OF_OTHERS, {**page, IDS: pad(except_topics)})
         else:
@@ -112,6 +151,10 @@ class SQLServices(SQLRepository, ServiceRepository):
         )
         return {service.service_name: service for service in map(_SERVICE.record, rows)}
 
+    def page(self, *, after: str = "", limit: int = 1000) -> list[ServiceRecord]:
+        rows = self._access.rows(_SERVICES_AFTER, {"after": after, "limit": limit})
+        return [_SERVICE.record(row) for row in rows]
+
     def put(self, services: Sequence[ServiceRecord]) -> None:
         self._access.put(_PUT_SERVICES, _SERVICE.rows(services))
 
@@ -136,6 +179,18 @@ class SQLInstances(SQLRepository, InstanceRepository):
         found = map(_INSTANCE.record, rows)
         matching = (each for each in found if names is None or each.service_name in names)
         return sorted(matching, key=attrgetter("instance_id"))
+
+    def page(self, service_name: str, *, after: str = "", limit: int = 1000) -> list[InstanceRecord]:
+        parameters = {"name": service_name, "after": after, "limit": limit}
+        return [_INSTANCE.record(row) for row in self._access.rows(_INSTANCES_AFTER, parameters)]
+
+    def first(self, service_names: Collection[str], *, most: int) -> list[InstanceRecord]:
+        rows = self._access.rows_by_ids(_FIRST_INSTANCES, service_names, {"most": most})
+        return [_INSTANCE.record(row) for row in rows]
+
+    def counts(self, service_names: Collection[str], *, now: datetime) -> dict[str, tuple[int, int]]:
+        rows = self._access.rows_by_ids(_COUNTS, service_names, {"now": now})
+        return {name: (total, alive) for name, total, alive in rows}
 
     def put(self, instances: Sequence[InstanceRecord]) -> None:
         self._access.put(_PUT_INSTANCES, _INSTANCE.rows(instances))

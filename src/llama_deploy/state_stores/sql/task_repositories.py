@@ -68,6 +68,15 @@ _TASKS_OF_SESSIONS = Query.of(
 _OPEN_TASKS_OF_SESSIONS = Query.of(
     _tasks_with_position.where(tasks.c.session_id.in_(ids), task_is_open), in_order_of=tasks.c.task_id
 )
+_SOME_OPEN_TASKS = Query.of(
+    _tasks_with_position.where(tasks.c.session_id.in_(ids), task_is_open).limit(limit),
+    in_order_of=tasks.c.task_id,
+)
+_FIRST_OPEN_TASKS = Query.unlocked(
+    _tasks_with_position.where(tasks.c.session_id == sa.bindparam("session_id"), task_is_open)
+    .order_by(tasks.c.position)
+    .limit(limit)
+)
 _TASKS_OF_INSTANCES = Query.of(
     _tasks_with_position.where(tasks.c.instance_id.in_(ids), task_is_running), in_order_of=tasks.c.task_id
 )
@@ -146,6 +155,18 @@ class SQLTasks(SQLRepository, TaskRepository):
 
     def of_sessions(self, session_ids: Collection[str], *, open_only: bool = False) -> list[TaskRecord]:
         return self._in_order(_OPEN_TASKS_OF_SESSIONS if open_only else _TASKS_OF_SESSIONS, session_ids)
+
+    def first_open(self, session_ids: Collection[str], *, limit: int) -> list[TaskRecord]:
+        # One statement for all sessions, unless they have so many open tasks that some would be cut off.
+        most = limit + len(session_ids)
+        found = self._access.rows_by_ids(_SOME_OPEN_TASKS, session_ids, {"limit": most})
+        if len(found) >= most:
+            found = [
+                row
+                for session_id in session_ids
+                for row in self._access.rows(_FIRST_OPEN_TASKS, {"session_id": session_id, "limit": limit})
+            ]
+        return [_TASK.record(row[:-1]) for row in sorted(found, key=itemgetter(-1))]
 
     def of_instances(self, instance_ids: Collection[str]) -> list[TaskRecord]:
         return self._in_order(_TASKS_OF_INSTANCES, instance_ids)

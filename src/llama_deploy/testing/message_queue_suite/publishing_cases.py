@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from llama_deploy.errors import QueueFullError, UnavailableError
+from llama_deploy.errors import ClosedError, QueueFullError, UnavailableError
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, Subscription
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.testing.conditions import eventually
@@ -33,6 +33,12 @@ class PublishingTests(QueueTests):
         assert delivery.message == sent
         assert delivery.attempt == 1
         await delivery.ack()
+
+    async def test_a_check_passes_until_the_queue_is_closed(self, queue: AbstractMessageQueue) -> None:
+        await queue.check()
+        await queue.close()
+        with pytest.raises(ClosedError):
+            await queue.check()
 
     async def test_a_callback_is_called_after_the_publication(self, queue: AbstractMessageQueue) -> None:
         calls: list[tuple[str, object]] = []

@@ -127,6 +127,32 @@ class RowTests(StoreTests):
         assert await found(service_names=[]) == []
         assert await found(instance_ids=[]) == []
 
+    async def test_services_and_instances_are_read_in_pages(self, store: StateStore) -> None:
+        now = NOW
+        records = [
+            an_instance(f"i{n}", service_name=service_name)._replace(
+                lease_expires_at=now + timedelta(seconds=n), blocked="[]" if n == 1 else None
+            )
+            for service_name in ("a", "b")
+            for n in (range(4) if service_name == "a" else range(4, 6))
+        ]
+        await store.transact(
+            lambda tx: (
+                tx.services.put([ServiceRecord(name, "{}") for name in ("b", "c", "a")]),
+                tx.instances.put(records),
+            )
+        )
+        pages = await store.read(
+            lambda tx: [tx.services.page(limit=2), tx.services.page(after="b"), tx.services.page(after="c")]
+        )
+        assert [[each.service_name for each in page] for page in pages] == [["a", "b"], ["c"], []]
+        page = await store.read(lambda tx: tx.instances.page("a", after="i0", limit=2))
+        assert [each.instance_id for each in page] == ["i1", "i2"]
+        first = await store.read(lambda tx: tx.instances.first(["a", "b", "c"], most=2))
+        assert [each.instance_id for each in first] == ["i1", "i3", "i5", "i4"]
+        counts = await store.read(lambda tx: tx.instances.counts(["a", "b", "c"], now=now))
+        assert counts == {"a": (4, 3), "b": (2, 2)}
+
     async def test_deleting_instances_ignores_unknown_ones(self, store: StateStore) -> None:
         await store.transact(lambda tx: tx.instances.put([an_instance("i1"), an_instance("i2")]))
         await store.transact(lambda tx: tx.instances.delete(["i1", "unknown"]))

@@ -191,6 +191,21 @@ class TaskTests(StoreTests):
         found = await store.read(lambda tx: tx.tasks.of_sessions(["s1"], open_only=True))
         assert _ids(found) == ["pending", "queued", "running", "waiting"]
 
+    async def test_the_first_open_tasks_of_sessions_come_in_the_order_of_insertion(
+        self, store: StateStore
+    ) -> None:
+        def work(tx: StoreTransaction) -> None:
+            many = [a_task(f"t{n:03}", session_id="s1") for n in reversed(range(100))]
+            tx.tasks.insert([*many, a_task("x", session_id="s2"), a_task("y", session_id="s2")])
+            tx.tasks.update([a_task("t099", session_id="s1")._replace(finished_at=NOW)])
+
+        await store.transact(work)
+        few = await store.read(lambda tx: tx.tasks.first_open(["s2", "unknown"], limit=3))
+        assert _ids(few) == ["x", "y"]
+        found = await store.read(lambda tx: tx.tasks.first_open(["s1", "s2"], limit=3))
+        assert _ids(found) == ["t098", "t097", "t096", "x", "y"]
+        assert len(await store.transact(lambda tx: tx.tasks.first_open(["s1"], limit=1000))) == 99
+
     async def test_the_tasks_of_instances_are_those_that_run_there(self, store: StateStore) -> None:
         running = TaskStatus.RUNNING
         await store.transact(

@@ -157,8 +157,15 @@ class TransactionTests(StoreTests):
         await asyncio.wait_for(asyncio.gather(*writing), _PATIENCE_SECONDS)
         await store.close()
 
+    async def test_a_check_writes_and_changes_nothing(self, store: StateStore) -> None:
+        await store.transact(lambda tx: tx.sessions.insert([a_session()]))
+        await asyncio.gather(*(store.check_writable() for _ in range(3)))
+        assert await store.read(lambda tx: tx.sessions.page()) == [a_session()]
+
     async def test_a_closed_store_is_unavailable(self, store: StateStore) -> None:
         await store.close()
+        with pytest.raises(UnavailableError, match="closed"):
+            await store.check_writable()
         for call in (store.transact, store.read):
             with pytest.raises(UnavailableError, match="closed"):
                 await call(lambda tx: tx.sessions.page())

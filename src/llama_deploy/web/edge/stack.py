@@ -14,8 +14,10 @@ from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.errors import UnavailableError
 from llama_deploy.web.edge.authentication import Anonymous, Authentication, Authenticator
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES, BodyLimit
+from llama_deploy.web.edge.head_requests import HeadRequests
 from llama_deploy.web.edge.json_bodies import JsonBodies
 from llama_deploy.web.edge.origin_check import OriginCheck, with_cors
+from llama_deploy.web.edge.probes import BriefProbes
 from llama_deploy.web.edge.tracing import TraceParentReader, Tracer, Tracing
 from llama_deploy.web.edge.trusted_hosts import TrustedHosts
 from llama_deploy.web.responses import problem_response
@@ -37,6 +39,8 @@ class EdgeSettings:
     """Origins of web pages that may use the server. None: the server has no such setting."""
     allow_navigation: bool = False
     """Whether links on pages of other origins may lead to this server."""
+    no_head: Collection[str] = ()
+    """The beginnings of paths whose GET changes something, so that HEAD is refused with 405."""
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     authenticator: Authenticator = field(default_factory=Anonymous)
     tracer: Tracer = field(default_factory=TraceParentReader)
@@ -52,7 +56,8 @@ def build_edge(
     """Return `app` behind all layers: no route, fast or documented, can be reached past one.
 
     The order: trusted hosts, origins and CORS, trace, authentication, body limit, JSON bodies, the
-    server's own layers, shortcuts.
+    server's own layers, HEAD requests, shortcuts. Probes for untrusted hosts pass all layers by, and are
+    answered without reasons.
 
     Args:
         app: The application, which documents all routes.
@@ -61,7 +66,7 @@ def build_edge(
         layers: The server's own layers, the outermost first.
     """
     origins = settings.cors_origins or ()
-    stack: ASGIApp = Shortcuts(app, shortcuts)
+    stack: ASGIApp = HeadRequests(Shortcuts(app, shortcuts), excluded=settings.no_head)
     for layer in reversed(layers):
         stack = layer(stack)
     stack = JsonBodies(stack)
@@ -76,7 +81,12 @@ def build_edge(
         allow_navigation=settings.allow_navigation,
         setting=None if settings.cors_origins is None else f"{settings.env_prefix}CORS_ORIGINS",
     )
-    stack = TrustedHosts(stack, names=settings.hosts, setting=f"{settings.env_prefix}TRUSTED_HOSTS")
+    stack = TrustedHosts(
+        stack,
+        names=settings.hosts,
+        setting=f"{settings.env_prefix}TRUSTED_HOSTS",
+        probes=BriefProbes(HeadRequests(app)),
+    )
     return _HttpOnly(stack, app)
 
 

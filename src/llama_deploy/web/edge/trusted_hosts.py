@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llama_deploy.errors import InvalidHostError, LlamaDeployError, UntrustedHostError
 from llama_deploy.web.edge.authorities import parse_authority, parse_host_name
+from llama_deploy.web.edge.probes import is_probe
 from llama_deploy.web.responses import problem_response
 
 _MAX_CACHED_HOSTS: Final = 256
@@ -29,11 +30,15 @@ class TrustedHosts:
         app: The next layer.
         names: Host names; `*.example.com` is every name below `example.com`, `*` every name.
         setting: The setting that adds a name, for the error.
+        probes: Answers probes of health for untrusted hosts. None: they are refused too.
     """
 
-    def __init__(self, app: ASGIApp, *, names: Iterable[str], setting: str) -> None:
+    def __init__(
+        self, app: ASGIApp, *, names: Iterable[str], setting: str, probes: ASGIApp | None = None
+    ) -> None:
         self._app = app
         self._setting = setting
+        self._probes = probes
         self._trusts_all = False
         self._names = {"localhost"}
         self._suffixes: tuple[str, ...] = (".localhost",)
@@ -52,6 +57,8 @@ class TrustedHosts:
         error = self._check([value for name, value in scope["headers"] if name == b"host"], scope)
         if error is None:
             await self._app(scope, receive, send)
+        elif self._probes is not None and isinstance(error, UntrustedHostError) and is_probe(scope):
+            await self._probes(scope, receive, send)
         else:
             await problem_response(error)(scope, receive, send)
 
