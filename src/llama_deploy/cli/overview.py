@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 
 import typer
@@ -30,6 +31,8 @@ async def print_status(client: Client, *, as_json: bool) -> None:
                     "service_name": service.service_name,
                     "description": service.description,
                     "instances_alive": _count_alive(service),
+                    "versions": _versions(service),
+                    "stranded": [stranded.model_dump(mode="json") for stranded in service.stranded],
                     "blocked": [
                         {"instance_id": instance_id, **blocked.model_dump(mode="json")}
                         for instance_id, blocked in _blocked(service)
@@ -59,10 +62,20 @@ async def print_status(client: Client, *, as_json: bool) -> None:
         for instance_id, blocked in _blocked(service):
             line = f"instance {instance_id} of {service.service_name} is {blocked}"
             console.print(Text(printable(line), style="yellow"), soft_wrap=True)
+        for stranded in service.stranded:
+            line = f"{stranded.count} stranded tasks of {service.service_name}: {stranded.reason}"
+            console.print(Text(printable(line), style="yellow"), soft_wrap=True)
 
 
 def _count_alive(service: Service) -> int:
     return sum(instance.alive for instance in service.instances)
+
+
+def _versions(service: Service) -> dict[str, int]:
+    """Return how many living instances each version has."""
+    return dict(
+        Counter(each.version for each in service.instances if each.alive and each.version is not None)
+    )
 
 
 def _blocked(service: Service) -> Iterator[tuple[str, BlockedStep]]:

@@ -17,10 +17,13 @@ from llama_deploy.state_stores.records import (
     InstanceRecord,
     JournalRecord,
     OutboxRecord,
+    RunGroupRecord,
     RunHeadRecord,
+    RunNeedsRecord,
     ServiceRecord,
     SessionRecord,
     TaskRecord,
+    VersionRecord,
 )
 
 
@@ -94,6 +97,13 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def held(self, service_names: Collection[str], *, limit: int = 1000) -> list[TaskRecord]:
+        """Return tasks in the status `queued` that not every version of these services can run.
+
+        They have a run, or are pinned to a version. They come in the order of `queued`.
+        """
+
+    @abstractmethod
     def insert(self, tasks: Sequence[TaskRecord]) -> None:
         """Store new tasks; their order is the order of their session."""
 
@@ -150,10 +160,21 @@ class RunRepository(ABC):
         """Return the heads of the runs by task id."""
 
     @abstractmethod
+    def load_needs(self, task_ids: Collection[str]) -> dict[str, RunNeedsRecord]:
+        """Return what the runs need, by task id."""
+
+    @abstractmethod
+    def groups(self, service_names: Collection[str]) -> list[RunGroupRecord]:
+        """Return the tasks of services that are `queued` or `waiting` and that not every version can run.
+
+        They have a run, or are pinned to a version. Those with the same fields of a group are counted.
+        """
+
+    @abstractmethod
     def put(self, runs: Sequence[RunHeadRecord]) -> None:
         """Insert the heads, or overwrite those of the same task.
 
-        A `snapshot` or `state` of None keeps the stored value. A head without a change costs no write.
+        None as `snapshot`, `state` or `needs` keeps the stored value. A head without a change costs no write.
         """
 
     @abstractmethod
@@ -222,7 +243,19 @@ class ServiceRepository(ABC):
 
     @abstractmethod
     def delete(self, service_names: Collection[str]) -> None:
-        """Delete the services with their instances."""
+        """Delete the services with their instances and versions."""
+
+    @abstractmethod
+    def load_versions(self, service_names: Collection[str]) -> list[VersionRecord]:
+        """Return the versions of the services, ordered by service and version. They are not locked."""
+
+    @abstractmethod
+    def put_versions(self, versions: Sequence[VersionRecord]) -> None:
+        """Insert the versions, or overwrite those with the same key."""
+
+    @abstractmethod
+    def delete_unused_versions(self, service_names: Collection[str]) -> None:
+        """Delete the versions of the services that no instance has."""
 
 
 class InstanceRepository(ABC):
@@ -233,6 +266,10 @@ class InstanceRepository(ABC):
         self, *, service_names: Collection[str] | None = None, instance_ids: Collection[str] | None = None
     ) -> list[InstanceRecord]:
         """Return the instances that match both filters, ordered by id. None: no filter."""
+
+    @abstractmethod
+    def look(self, service_names: Collection[str]) -> list[InstanceRecord]:
+        """Return the instances of the services, ordered by id, without locking them."""
 
     @abstractmethod
     def put(self, instances: Sequence[InstanceRecord]) -> None:

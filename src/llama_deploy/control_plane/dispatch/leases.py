@@ -164,7 +164,7 @@ class Leases:
             found = [item for each in instance_ids if (item := unit.instances.find(each)) is not None]
             expired = [item for item in found if _lease_of(item) in leases]
             held = unit.tasks.of_instances([item.instance_id for item in expired])
-            unit.instances.delete([item.instance_id for item in expired if _is_forgotten(item, unit.now)])
+            unit.remove_instances([item.instance_id for item in expired if _is_forgotten(item, unit.now)])
             return set(map(_lease_of, expired)), [unit.lose(task) for task in held]
 
         self._expired, lost = await self._writer.write(Command(run, Reads(instances=instance_ids)))

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 from llama_deploy.control_plane.http.stream_responses import NDJSON, event_response
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.types import EventDefinition, TaskEvent, TaskSubmission, TaskView
+from llama_deploy.types import EventDefinition, TaskEvent, TaskMove, TaskSubmission, TaskView
 from llama_deploy.types.keys import PathKey
 from llama_deploy.web.shortcuts import Call, Routes
 
@@ -47,6 +47,10 @@ def task_routes(plane: ControlPlane) -> APIRouter:
     @router.post("/{task_id}/cancel", summary="Cancel a task")
     async def cancel(task_id: PathKey) -> TaskView:
         return await plane.tasks.cancel(task_id)
+
+    @router.post("/{task_id}/move", summary="Move a task to another version of its service")
+    async def move(task_id: PathKey, move: TaskMove) -> TaskView:
+        return await plane.tasks.move(task_id, move)
 
     return router
 

@@ -42,7 +42,7 @@ class ProcessDeaths:
 
         def run(unit: Unit) -> list[tuple[TaskRecord, TaskRecord]]:
             held = unit.tasks.of_instances(instance_ids)
-            unit.instances.delete(instance_ids)
+            unit.remove_instances(instance_ids)
             return [
                 (task, _move_on(unit, task, death, charged=not culprits or task.task_id in culprits))
                 for task in held

@@ -14,9 +14,11 @@ from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import FencedOutError, UnavailableError
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.journal_backlog import JournalSize
+from llama_deploy.services.run.needs_tracker import NeedsTracker
 from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite, Parking, RunHeader
+from llama_deploy.types.workflow_shape import RunNeeds
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class JournalWriter:
     key: AttemptKey
     header: RunHeader
     """Identifies the workflow and the library that write."""
+    needs: NeedsTracker
+    """Knows what the journal needs."""
     write: Callable[[JournalWrite], Awaitable[JournalReply]]
     """Has the control plane store a write."""
     reports: AttemptReports
@@ -66,14 +70,19 @@ class JournalWriter:
         step_ended: bool = False,
         parking: Parking | None = None,
         volatile: str | None = None,
+        needs: RunNeeds | None = None,
     ) -> None:
         """Store one write; retries while the control plane does not answer. See `JournalWrite`.
+
+        A write without a snapshot gets the `needs` of the tracker if they have changed.
 
         Raises:
             FencedOutError: The attempt belongs to another instance.
             RunReleasedError: The writer was closed while it retried.
             LlamaDeployError: The control plane rejects the write.
         """
+        if snapshot is None:
+            needs = self.needs.take_changed()
         first, events = self.reports.not_stored()
         write = JournalWrite(
             task_id=self.key.task_id,
@@ -88,6 +97,7 @@ class JournalWriter:
             consumed=list(consumed),
             step_ended=step_ended,
             header=self.header,
+            needs=needs,
             running_seconds=self.clock.running_seconds,
             parking=parking,
             volatile=volatile,

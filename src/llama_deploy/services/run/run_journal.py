@@ -194,7 +194,8 @@ class RunJournal:
         if compact and await self._compact():
             return
         ticks, consumed = self._backlog.take()
-        entries = self.texts.entries(ticks, first=self.writer.size.seq)
+        has_asked = self.inbox.has_asked
+        entries = self.texts.entries(ticks, first=self.writer.size.seq, has_asked=has_asked)
         state = await self.texts.changed_state()
         for entry in entries[:-1]:
             # The state goes first: what a step has put into it must not be lost when its result is stored.
@@ -218,13 +219,14 @@ class RunJournal:
         made = self.texts.snapshot(idle=parking is not None, has_asked=self.inbox.has_asked)
         if made is None:
             return False
-        text, forget = made
         mark = self._backlog.mark(self.inbox.take_consumed())
         known_state, task_id = self.texts.state, self.writer.key.task_id
+        state = await self.texts.changed_state() if with_state else None
         try:
             await self.writer.store(
-                snapshot=self.texts.seal("snapshot", text),
-                state=await self.texts.changed_state() if with_state else None,
+                snapshot=self.texts.seal("snapshot", made.text),
+                state=state,
+                needs=self.texts.needs.needs_of(made.folded),
                 consumed=mark.consumed,
                 step_ended=mark.step_ended,
                 parking=parking,
@@ -238,7 +240,8 @@ class RunJournal:
                 extra={"action": "snapshot_rejected", "task_id": task_id},
             )
             return False
-        forget()
+        made.forget()
+        self.texts.needs.fold(made.folded)
         self._backlog.drop(mark)
-        self.writer.size.reset(len(text))
+        self.writer.size.reset(len(made.text))
         return True

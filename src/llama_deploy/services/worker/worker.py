@@ -20,6 +20,7 @@ from llama_deploy.services.worker.hand_back import hand_back
 from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.lease_keeper import LeaseKeeper
 from llama_deploy.services.worker.ledger import Ledger
+from llama_deploy.services.worker.offered_tasks import OfferedTasks
 from llama_deploy.services.worker.outcome_reporter import OutcomeReporter
 from llama_deploy.services.worker.task_intake import TaskIntake
 from llama_deploy.services.worker.work_slots import WorkSlots
@@ -108,6 +109,7 @@ class Worker(ABC, Generic[A]):
             work=self.work,
             others=others,
         )
+        self._offered = OfferedTasks(self._slots, self._intake.take_offered)
 
     @abstractmethod
     def new_attempt(self, message: QueueMessage, dispatch: TaskDispatch, reply: ClaimReply) -> A:
@@ -130,13 +132,18 @@ class Worker(ABC, Generic[A]):
         self._lease.start()
         name = self._settings.service_name
         topic = self._topics.instance(name, self._settings.instance_id)
-        events = asyncio.create_task(self._intake.take_instance_messages(topic), name=f"events of {name}")
+        events = asyncio.create_task(
+            self._intake.take_instance_messages(topic, offer=self._offered.add), name=f"events of {name}"
+        )
         work = asyncio.create_task(self.take_work(), name=f"work of {name}")
+        offered = asyncio.create_task(self._offered.run(), name=f"offered tasks of {name}")
+        parts = (self._failure, work, offered, events)
         try:
-            await asyncio.wait({events, work, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            offered.cancel()
             await self._stop(work, events)
-        for part in (self._failure, work, events):
+        for part in parts:
             if part.done() and not part.cancelled():
                 part.result()
 
@@ -209,6 +216,7 @@ class Worker(ABC, Generic[A]):
     async def _stop(self, work: asyncio.Task[None], events: asyncio.Task[None]) -> None:
         """Drain: let running tasks end, hand back the others."""
         work.cancel()
+        self._lease.drain()
         was_cancelled = False
         try:
             await asyncio.wait({work})
