@@ -739,7 +739,8 @@ async def test_heartbeats_tell_capacity_and_load(stack: Stack) -> None:
         await until(lambda: gateway.beats[-1].running == 1)
         await until(lambda: gateway.beats[-1].running == 0)
     await gateway.close()
-    assert {beat.slots for beat in gateway.beats} == {3}
+    assert {beat.slots for beat in gateway.beats} == {3, 0}
+    assert gateway.beats[-1].slots == 0, "an instance that stops takes no more tasks"
     assert {beat.blocked_seconds for beat in gateway.beats} == {0.0}
 
 

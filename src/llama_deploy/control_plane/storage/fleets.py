@@ -82,7 +82,12 @@ class Fleets:
         known = self._of(task.target)
         if may_share and task.pinned_to is None and known.fleet.versions == [task.version]:
             return SHARED
-        chosen = destination(self._demand(task), known.fleet, sent=known.sent, may_share=may_share)
+        demand = self._demand(task)
+        chosen = destination(demand, known.fleet, sent=known.sent, may_share=may_share)
+        if chosen.is_nowhere and known.read_at != self._now:
+            self.forget([task.target])  # one that fits may just have registered at another control plane
+            known = self._of(task.target)
+            chosen = destination(demand, known.fleet, sent=known.sent, may_share=may_share)
         if chosen.instance_id is not None:
             known.sent[chosen.instance_id] += 1
         return chosen

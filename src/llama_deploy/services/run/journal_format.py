@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -167,7 +167,7 @@ class JournalFormat:
                 workflow,
                 snapshot=None if snapshot is None else snapshot.run,
                 ticks=ticks,
-                steps=None if record.needs is None else record.needs.steps.keys(),
+                steps=self._steps_of(record),
                 state=self.states.seed(state),
                 serializer=self.writing.serializer,
             )
@@ -189,6 +189,12 @@ class JournalFormat:
         has_asked = has_asked or (snapshot is not None and snapshot.has_asked)
         history = RunHistory(record, waits, state, restored.broker, sent, has_asked, bases=bases)
         return restored.context, history
+
+    def _steps_of(self, record: RunRecord) -> Collection[str] | None:
+        """Return the steps that a run has needed so far. None: its workflow has had the same steps."""
+        if record.needs is None or record.header.fingerprint == self.shape.fingerprint:
+            return None
+        return record.needs.steps.keys()
 
     def _check(self, record: RunRecord, *, task_id: str) -> None:
         """Check what the control plane has not: it compares the needs of a run when an instance claims it."""
