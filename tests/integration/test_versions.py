@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import Any, ClassVar, Final
 
 import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
+from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
-from llama_deploy.errors import ConflictError, InvalidRequestError, TaskFinishedError, VersionNotFoundError
+from llama_deploy import Client
+from llama_deploy.errors import ConflictError, TaskFinishedError, VersionNotFoundError
 from llama_deploy.services import AnyWorkflow
+from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.types import Durability, TaskMove, TaskStatus, TaskView
+from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.in_process import Stack, result_of, running_stack, until
 
 
@@ -332,26 +340,221 @@ class Watched(Slow):
         self.seen.append("watch")
 
 
-async def test_a_step_that_was_added_gets_nothing_of_the_past(stack: Stack, fleet: Fleet) -> None:
-    Slow.gate, Slow.seen = asyncio.Event(), []
-    old = await fleet.join(Slow, drain_timeout=0)
-    task = await stack.submit(n=3)
-    await until(lambda: "second" in Slow.seen)
+async def killed(stack: Stack, fleet: Fleet, version: str, task: str) -> None:
+    """Let the instances of a version leave without the snapshot that they write: they were killed."""
     entries = await stack.store.read(lambda tx: tx.runs.load_journal([task]))
     heads = await stack.store.read(lambda tx: tx.runs.load([task]))
-    await fleet.leave(old)
+    await fleet.leave(version)
 
-    def undo(tx: Any) -> None:  # a killed instance does not write a snapshot
+    def undo(tx: StoreTransaction) -> None:
         tx.runs.delete([task])
         tx.runs.put(list(heads.values()))
         tx.runs.insert_journal(entries)
 
     await stack.store.transact(undo)
     assert entries
+
+
+async def test_a_step_that_was_added_gets_nothing_of_the_past(stack: Stack, fleet: Fleet) -> None:
+    Slow.gate, Slow.seen = asyncio.Event(), []
+    old = await fleet.join(Slow, drain_timeout=0)
+    task = await stack.submit(n=3)
+    await until(lambda: "second" in Slow.seen)
+    await killed(stack, fleet, old, task)
     Slow.gate.set()
     await fleet.join(Watched)
     assert result_of(await stack.end(task)) == [3, 3]
     assert Slow.seen == ["first", "second", "second"]
+
+
+class Piece(Event):
+    n: int
+
+
+class Done(Event):
+    n: int
+
+
+class FanOut(Workflow):
+    """Is stopped while some pieces are done; joins the others afterwards."""
+
+    gate: ClassVar[asyncio.Event]
+    seen: ClassVar[list[str]]
+
+    @step
+    async def split(self, ev: StartEvent) -> list[Piece]:
+        self.seen.append("split")
+        return [Piece(n=n) for n in range(4)]
+
+    @step(retry_policy=retry_policy(wait=wait_fixed(0), stop=stop_after_attempt(3)))
+    async def work(self, ctx: Context, ev: Piece) -> Done:
+        self.seen.append(f"work {ev.n}")
+        if ev.n == 0 and ctx.retry_info().retry_number == 0:
+            raise ValueError("once")
+        if ev.n == 3:
+            await self.gate.wait()
+        return Done(n=ev.n)
+
+    @step
+    async def join(self, evs: list[Done]) -> StopEvent:
+        return StopEvent(result=sorted(ev.n for ev in evs))
+
+
+class FanOutAndMore(FanOut):
+    """Has steps that take the events of the fan-out too, and one before the others by name."""
+
+    @step
+    async def always(self, ev: StartEvent) -> None:
+        self.seen.append("always")
+
+    @step
+    async def note(self, ev: Piece) -> None:
+        self.seen.append("note")
+
+
+class Slower(Event):
+    pass
+
+
+class Collecting(Workflow):
+    """Is stopped when it has collected some events and waits for an answer in another step."""
+
+    gate: ClassVar[asyncio.Event]
+    seen: ClassVar[list[str]]
+
+    @step
+    async def split(self, ctx: Context, ev: StartEvent) -> Piece | Slower | None:
+        for n in range(3):
+            ctx.send_event(Piece(n=n))
+        return Slower()
+
+    @step
+    async def slow(self, ctx: Context, ev: Slower) -> Piece:
+        answer = await ctx.wait_for_event(Answer, waiter_event=Question(n=1))
+        self.seen.append(answer.text)
+        await self.gate.wait()
+        return Piece(n=len(answer.text))
+
+    @step
+    async def collect(self, ctx: Context, ev: Piece) -> StopEvent | None:
+        found = ctx.collect_events(ev, [Piece] * 4)
+        return None if found is None else StopEvent(result=sorted(each.n for each in found))
+
+
+class CollectingAndMore(Collecting):
+    """Has a step that takes the collected events too."""
+
+    @step
+    async def also(self, ev: Piece) -> None:
+        self.seen.append(f"also {ev.n}")
+
+
+async def test_a_fan_out_continues_from_its_entries_in_a_version_with_more_steps(
+    stack: Stack, fleet: Fleet
+) -> None:
+    FanOut.gate, FanOut.seen = asyncio.Event(), []
+    old = await fleet.join(FanOut, drain_timeout=0)
+    task = await stack.submit()
+
+    async def are_stored() -> bool:
+        entries = await stack.store.read(lambda tx: tx.runs.load_journal([task]))
+        return sum(entry.entry.count("Done") for entry in entries) >= 3
+
+    await until(are_stored)
+    await killed(stack, fleet, old, task)
+    before = len(FanOut.seen)
+    FanOut.gate.set()
+    await fleet.join(FanOutAndMore)
+    assert result_of(await stack.end(task)) == [0, 1, 2, 3]
+    assert FanOut.seen[before:] == ["work 3"]
+
+
+async def test_collected_events_and_questions_continue_in_a_version_with_more_steps(
+    stack: Stack, fleet: Fleet
+) -> None:
+    Collecting.gate, Collecting.seen = asyncio.Event(), []
+    old = await fleet.join(Collecting, drain_timeout=0)
+    task = await stack.submit()
+    await stack.send(task, Answer(text="12345"))
+    await until(lambda: Collecting.seen == ["12345"])
+    await killed(stack, fleet, old, task)
+    Collecting.gate.set()
+    await fleet.join(CollectingAndMore)
+    assert result_of(await stack.end(task)) == [0, 1, 2, 5]
+    assert [each for each in Collecting.seen if "also" in each] in ([], ["also 5"])
+
+
+async def test_data_with_more_fields_continues(
+    stack: Stack, fleet: Fleet, version_of: Callable[..., type[Workflow]]
+) -> None:
+    old = await fleet.join(version_of("old"))
+    tasks = await parked(stack, 3)
+    await fleet.join(version_of("more", field='note: str = "none"'))
+    await fleet.leave(old)
+    await answer(stack, tasks)
+    results = [result_of(await stack.end(task)) for task in tasks]
+    assert results == [["more", n, n, "none", "none"] for n in range(3)]
+
+
+async def test_data_with_another_type_does_not_arrive_as_it_was(
+    stack: Stack, fleet: Fleet, version_of: Callable[..., type[Workflow]]
+) -> None:
+    old = await fleet.join(version_of("old"))
+    tasks = await parked(stack, 1)
+    await fleet.join(version_of("text", kind="str"))
+    await fleet.leave(old)
+    await answer(stack, tasks)
+    reason = str((await view(stack, tasks[0])).stranded)
+    assert "field 'amount' of Order was int and is str" in reason
+    await fleet.join(version_of("old"))
+    assert result_of(await stack.end(tasks[0])) == ["old", 0, 0, None, None]
+
+
+SHOP: Final = """
+from pydantic import BaseModel
+from workflows import Context, Workflow, step
+from workflows.events import Event, StartEvent, StopEvent
+from tests.integration.test_versions import Answer, Question
+
+
+class Order(Event):
+    amount: {kind}
+    {field}
+
+
+class Counts(BaseModel):
+    total: {kind} = {kind}()
+    {field}
+
+
+class Shop(Workflow):
+    @step
+    async def take(self, ctx: Context[Counts], ev: StartEvent) -> Order:
+        async with ctx.store.edit_state() as state:
+            state.total = ev.n
+        return Order(amount=ev.n)
+
+    @step
+    async def ask(self, ctx: Context[Counts], ev: Order) -> StopEvent:
+        await ctx.wait_for_event(Answer, waiter_event=Question(n=1))
+        state = await ctx.store.get_state()
+        notes = [getattr(each, "note", None) for each in (state, ev)]
+        return StopEvent(result=["{name}", ev.amount, state.total, *notes])
+"""
+
+
+@pytest.fixture
+def version_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., type[Workflow]]:
+    """Return what makes a version of a workflow, as if the file of its module had been edited."""
+
+    def make(name: str, *, kind: str = "int", field: str = "") -> type[Workflow]:
+        module = ModuleType("shop")
+        monkeypatch.setitem(sys.modules, "shop", module)
+        exec(SHOP.format(name=name, kind=kind, field=field), vars(module))  # noqa: S102 - our own text
+        made: type[Workflow] = module.Shop
+        return made
+
+    return make
 
 
 # -- moving
@@ -437,11 +640,37 @@ async def test_what_cannot_be_moved_says_why(stack: Stack, fleet: Fleet) -> None
     assert result_of(await stack.end(running)) == [1, 1]
 
 
-async def test_a_version_is_named_by_enough_characters(stack: Stack, fleet: Fleet) -> None:
-    with pytest.raises(ValueError, match="at least 4 characters"):
-        to("abc", "start")
-    assert issubclass(VersionNotFoundError, LookupError)
-    assert issubclass(InvalidRequestError, ValueError)
+async def test_the_answer_to_a_move_tells_what_is_wrong(stack: Stack, fleet: Fleet) -> None:
+    await fleet.join(Approve)
+    [task] = await parked(stack, 1)
+    renamed = await fleet.join(Renamed)
+    http = HttpConnection(stack.server.config.url)
+
+    async def refused(task_id: str, **body: str) -> tuple[int, str]:
+        request = HttpRequest("POST", f"/tasks/{task_id}/move", json=body)
+        status, answer = await http.send(request)
+        return status, json.loads(answer)["detail"]
+
+    status, detail = await refused(task, **{"to": renamed, "from": "journal"})
+    assert status == 409
+    assert "step 'ask' does not exist" in detail
+    assert (await refused("unknown", **{"to": renamed, "from": "journal"}))[0] == 404
+    assert (await refused(task, **{"to": "ffffffff", "from": "journal"}))[0] == 404
+    for body in ({"to": renamed}, {"to": renamed, "from": "middle"}, {"to": "abc", "from": "start"}):
+        assert (await refused(task, **body))[0] == 422
+    await http.close()
+
+    async with Client(control_plane_url=stack.server.config.url) as client:
+        handle = client.task(task)
+        with pytest.raises(ConflictError, match="step 'ask' does not exist"):
+            await handle.move(renamed)
+        with pytest.raises(VersionNotFoundError, match="living versions"):
+            await handle.move("ffffffff")
+        moved = await handle.move(renamed[:12], origin="start")
+        assert (moved.attempt, moved.stranded) == (2, None)
+        await handle.move(renamed[:12], origin="start")
+    await answer(stack, [task])
+    assert result_of(await stack.end(task))[3] == "renamed"
 
 
 # -- runs of which nothing is stored
