@@ -32,7 +32,7 @@ ASK: Final = StoredNeeds("f", RunNeeds(steps={"ask": StepNeed()}))
 
 
 def fleet(*members: tuple[str, str | None, int]) -> Fleet:
-    return Fleet("service", [Member(*member) for member in members], SHAPES)
+    return Fleet.of("service", [Member(*member) for member in members], SHAPES)
 
 
 def demand(version: str | None = "v1", *, pinned_to: str | None = None) -> Demand:

@@ -164,10 +164,17 @@ class RunRepository(ABC):
         """Return what the runs need, by task id."""
 
     @abstractmethod
-    def groups(self, service_names: Collection[str]) -> list[RunGroupRecord]:
+    def groups(
+        self, service_names: Collection[str], *, living: Collection[tuple[str, str]]
+    ) -> list[RunGroupRecord]:
         """Return the tasks of services that are `queued` or `waiting` and that not every version can run.
 
         They have a run, or are pinned to a version. Those with the same fields of a group are counted.
+
+        Args:
+            service_names: The services.
+            living: Pairs of a service and a version. Its tasks that this version has claimed last are left
+                out, unless they are pinned.
         """
 
     @abstractmethod

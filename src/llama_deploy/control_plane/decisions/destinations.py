@@ -7,7 +7,7 @@ service do, its attempts go to the work topic, which they share; otherwise to th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from llama_deploy.control_plane.decisions.fit import StoredNeeds, misfit
@@ -33,14 +33,16 @@ class Fleet:
     """The living instances of a service."""
 
     service_name: str
-    members: Sequence[Member] = ()
-    shapes: Mapping[str, WorkflowShape] = field(default_factory=dict)
+    members: Sequence[Member]
+    shapes: Mapping[str, WorkflowShape]
     """What their versions offer."""
+    versions: Sequence[str | None]
+    """Their versions, each once."""
 
-    @property
-    def versions(self) -> list[str | None]:
-        """Their versions, each once."""
-        return list(dict.fromkeys(member.version for member in self.members))
+    @classmethod
+    def of(cls, service_name: str, members: Sequence[Member], shapes: Mapping[str, WorkflowShape]) -> Fleet:
+        """Return the fleet with these members."""
+        return cls(service_name, members, shapes, tuple(dict.fromkeys(each.version for each in members)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,9 +116,11 @@ class Services:
             found = {instance.instance_id for instance in unit.instances.of_service(service_name)}
             if not found <= instance_ids:
                 return False
-            for task in unit.tasks.of_instances(found):
-                unit.apply(lifecycle.take_back(task, at=unit.now))
+            running = unit.tasks.of_instances(found)
             unit.services.delete(service_name)
+            unit.fleets.forget([service_name])
+            for task in running:
+                unit.apply(lifecycle.take_back(task, at=unit.now))
             return True
 
         while True:
@@ -219,8 +221,9 @@ def _stranded(
     tx: StoreTransaction, service_names: Collection[str], now: datetime
 ) -> dict[str, list[StrandedTasks]]:
     """Return how many tasks of services no living instance can run, and why, by service."""
-    groups = tx.runs.groups(service_names)
-    fleets = load_fleets(tx, {group.service_name for group in groups}, now=now)
+    fleets = load_fleets(tx, service_names, now=now)
+    living = [(name, version) for name, fleet in fleets.items() for version in fleet.versions if version]
+    groups = tx.runs.groups(service_names, living=living)
     counts: Counter[tuple[str, str]] = Counter()
     for group in groups:
         reason = why_stranded(demand_of(group), fleets[group.service_name])

@@ -80,7 +80,7 @@ class Fleets:
         if not is_choosy(task):
             return SHARED
         known = self._of(task.target)
-        if may_share and task.pinned_to is None and known.fleet.versions == [task.version]:
+        if may_share and task.pinned_to is None and known.fleet.versions == (task.version,):
             return SHARED
         demand = self._demand(task)
         chosen = destination(demand, known.fleet, sent=known.sent, may_share=may_share)
@@ -128,7 +128,7 @@ def load_fleets(tx: StoreTransaction, service_names: Iterable[str], *, now: date
     shapes: dict[str, dict[str, WorkflowShape]] = {name: {} for name in members}
     for version in tx.services.load_versions([name for name, found in members.items() if found]):
         shapes[version.service_name][version.version] = _shape(version.shape)
-    return {name: Fleet(name, found, shapes[name]) for name, found in members.items()}
+    return {name: Fleet.of(name, found, shapes[name]) for name, found in members.items()}
 
 
 def load_demand(tx: StoreTransaction, task: TaskRecord) -> Demand:

@@ -36,6 +36,11 @@ from llama_deploy.state_stores.sql.tables import (
 )
 
 _KEYS: Final = "keys"
+_LIVING: Final = "living"
+_MAX_LIVING: Final = 256
+"""How many living versions are left out of `groups`; the fit of the tasks of others is compared."""
+_NOBODY: Final = ""
+_SPACE: Final[sa.ColumnClause[str]] = sa.literal_column("' '")
 _PAIRS_PER_STATEMENT: Final = 32
 """Few, because the database looks for every key of a statement in every task of it."""
 
@@ -78,6 +83,13 @@ _GROUPS = tuple(
         sa.select(*_group, sa.func.count())
         .select_from(tasks.outerjoin(runs, runs.c.task_id == tasks.c.task_id))
         .where(has_status, task_is_choosy, task_target.in_(ids))
+        .where(
+            sa.or_(
+                tasks.c.version.is_(None),
+                tasks.c.pinned_to.is_not(None),
+                (task_target + _SPACE + tasks.c.version).not_in(sa.bindparam(_LIVING, expanding=True)),
+            )
+        )
         .group_by(*_group)
     )
     for has_status in (task_is_queued, task_is_waiting)
@@ -140,11 +152,16 @@ class SQLRuns(SQLRepository, RunRepository):
         rows = self._access.rows_by_ids(_NEEDS_BY_TASK, task_ids)
         return {task_id: RunNeedsRecord(*needs) for task_id, *needs in rows}
 
-    def groups(self, service_names: Collection[str]) -> list[RunGroupRecord]:
+    def groups(
+        self, service_names: Collection[str], *, living: Collection[tuple[str, str]]
+    ) -> list[RunGroupRecord]:
         counts: Counter[tuple[Any, ...]] = Counter()
+        # A database limits the parameters of a statement, and few versions live.
+        known = pad([_NOBODY, *(f"{name} {version}" for name, version in living)][:_MAX_LIVING])
         for query in _GROUPS:
-            for *group, count in self._access.rows_by_ids(query, service_names):
-                counts[tuple(group)] += count
+            for names in chunks(service_names):
+                for *group, count in self._access.rows(query, {IDS: pad(names), _LIVING: known}):
+                    counts[tuple(group)] += count
         return [RunGroupRecord._make((*group, count)) for group, count in counts.items()]
 
     def put(self, runs: Sequence[RunHeadRecord]) -> None:

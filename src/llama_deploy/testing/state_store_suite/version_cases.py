@@ -120,7 +120,7 @@ class VersionTests(StoreTests):
             tx.runs.put([*heads, RunHeadRecord("t3", "g", "1")])
 
         await store.transact(work)
-        assert sorted(await store.read(lambda tx: tx.runs.groups(["greeter"])), key=str) == sorted(
+        assert sorted(await store.read(lambda tx: tx.runs.groups(["greeter"], living=[])), key=str) == sorted(
             [
                 RunGroupRecord("greeter", "v1", None, "f", "{}", 2),
                 RunGroupRecord("greeter", "v1", None, "g", None, 1),
@@ -128,5 +128,11 @@ class VersionTests(StoreTests):
             ],
             key=str,
         )
-        both = await store.read(lambda tx: tx.runs.groups(["greeter", "other"]))
+        both = await store.read(lambda tx: tx.runs.groups(["greeter", "other"], living=[]))
         assert sum(group.task_count for group in both) == 5
+        living = [("greeter", "v1"), ("other", "v9"), ("greeter", "v2")]
+        rest = await store.read(lambda tx: tx.runs.groups(["greeter", "other"], living=living))
+        assert sorted((group.service_name, group.pinned_to) for group in rest) == [
+            ("greeter", "v2"),
+            ("other", None),
+        ]
