@@ -17,7 +17,8 @@ LlamaDeployError
 │   ├── ServiceNotFoundError
 │   ├── SessionNotFoundError
 │   ├── TaskNotFoundError
-│   └── TopicNotFoundError
+│   ├── TopicNotFoundError
+│   └── VersionNotFoundError             no living instance has this version
 ├── ConflictError                        the request conflicts with the current state
 │   ├── TaskFinishedError                the task has ended
 │   ├── SessionBusyError                 the session has open tasks
@@ -232,6 +233,16 @@ class TopicNotFoundError(NotFoundError):
     def __init__(self, message: str, *, topic: str | None = None) -> None:
         super().__init__(message)
         self.topic = topic
+
+
+class VersionNotFoundError(NotFoundError):
+    """No living instance of the service has this version."""
+
+    code = "version_not_found"
+
+    def __init__(self, message: str, *, version: str | None = None) -> None:
+        super().__init__(message)
+        self.version = version
 
 
 class ConflictError(LlamaDeployError):

@@ -648,3 +648,37 @@ async def _answers(replica: Replica) -> bool:
     except UnavailableError:
         return False
     return True
+
+
+class Granting(Workflow):
+    """Asks a person in the step `ask`."""
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        answer = await ctx.wait_for_event(HumanResponseEvent)
+        return StopEvent(result=[ev.n, answer.response])
+
+
+class GrantingAnew(Workflow):
+    """The same, with another name of the step."""
+
+    @step
+    async def request(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        answer = await ctx.wait_for_event(HumanResponseEvent)
+        return StopEvent(result=[ev.n, answer.response, "anew"])
+
+
+async def test_versions_that_join_at_different_replicas_are_known_to_all(cluster: Cluster) -> None:
+    first, second, third = cluster.replicas
+    await cluster.serve(Granting(timeout=None), first, idle_timeout=0.01)
+    tasks = [(await submit(third.http, service_name="echo", arguments={"n": n}))["task_id"] for n in range(6)]
+    for task_id in tasks:
+        await eventually(partial(_has_status, third, task_id, TaskStatus.WAITING))
+    await cluster.serve(GrantingAnew(timeout=None), second)
+    answer = {"qualified_name": "workflows.events.HumanResponseEvent", "value": {"response": "yes"}}
+    for task_id in tasks:
+        await post(third.http, f"/tasks/{task_id}/events", json={"event_obj_str": json.dumps(answer)})
+    ended = [await get(third.http, f"/tasks/{task_id}", wait=20) for task_id in tasks]
+    assert [each["result"]["value"] for each in ended] == [[n, "yes"] for n in range(6)]
+    versions = {each["version"] for each in (await get(third.http, "/services/echo"))["instances"]}
+    assert len(versions) == 2

@@ -16,6 +16,7 @@ from llama_deploy.control_plane.decisions.deaths import Blame
 from llama_deploy.control_plane.decisions.takeovers import TakeoverReason, takeovers_of
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.errors import (
+    ConflictError,
     EventsMissingError,
     FencedOutError,
     JournalConflictError,
@@ -289,6 +290,29 @@ class TaskLife(RuleBasedStateMachine):
         else:
             assert self.task.cancel_requested or self.task.status is TaskStatus.CANCELLED
             assert self.task.status is not TaskStatus.WAITING
+
+    @rule(version=st.sampled_from(["v1", "v2"]), again=st.booleans())
+    def move(self, version: str, *, again: bool) -> None:
+        before = self.task
+        try:
+            if again:
+                self.apply(lifecycle.start_again(before, version, at=NOW))
+            else:
+                self.apply(lifecycle.move(before, version))
+        except TaskFinishedError:
+            assert before.status.is_terminal
+        except ConflictError:
+            moves = (TaskStatus.QUEUED, TaskStatus.WAITING)
+            assert before.status not in moves or not (again or before.has_run)
+        else:
+            assert self.task.pinned_to == version
+            if again:
+                assert not self.task.has_run
+            if self.task.attempt > before.attempt:
+                assert self.task.losses == self.task.deaths == 0
+                self.deaths = self.present = 0
+            else:
+                assert (self.task.attempt, self.task.status) == (before.attempt, before.status)
 
     @precondition(lambda self: self.task.status is TaskStatus.RUNNING)
     @rule(waited=st.booleans(), used=st.sampled_from([1.0, 9.0]), limit=st.sampled_from([None, 5.0]))
@@ -653,3 +677,36 @@ def test_a_late_outcome_of_a_blocked_task_is_refused() -> None:
     )
     with pytest.raises(FencedOutError):
         lifecycle.end(ended.task, late, at=NOW)
+
+
+def test_a_moved_run_is_continued_by_its_version_alone_until_it_is_stored_again() -> None:
+    queued = lifecycle.lose(running(has_run=True, journal_length=1), at=NOW, backoff=BACKOFF).task
+    moved = lifecycle.move(queued, "v2")
+    assert (moved.dispatch, moved.task) == (True, queued._replace(pinned_to="v2"))
+    owned = lifecycle.claim(
+        moved.task, instance_id="b", attempt=queued.attempt, token="t", at=NOW, version="v2"
+    ).task
+    assert (owned.version, owned.pinned_to) == ("v2", "v2"), "the instance may die before it stores anything"
+    assert lifecycle.journal(owned, a_write(owned, entry="2"), at=NOW).task.pinned_to is None
+
+
+def test_a_parked_run_stays_parked_when_it_is_moved() -> None:
+    parked = new_task(status=TaskStatus.WAITING, has_run=True, journal_length=1)
+    assert lifecycle.move(parked, "v2") == Transition(parked._replace(pinned_to="v2"))
+
+
+def test_an_attempt_that_is_delayed_stays_so_when_it_is_moved() -> None:
+    held = new_task(status=TaskStatus.QUEUED, has_run=True, dispatches=0, redispatch_at=NOW)
+    assert not lifecycle.move(held, "v2").dispatch
+
+
+def test_a_run_that_begins_again_forgets_what_it_was() -> None:
+    parked = new_task(
+        status=TaskStatus.WAITING, has_run=True, journal_length=3, running_seconds=9.0, losses=1, version="v1"
+    )
+    again = lifecycle.start_again(parked, "v2", at=NOW)
+    assert (again.dispatch, again.forget_run, again.restore_inbox) == (True, True, True)
+    fresh = again.task
+    assert (fresh.has_run, fresh.journal_length, fresh.running_seconds, fresh.losses) == (False, 0, 0.0, 0)
+    assert (fresh.version, fresh.pinned_to, fresh.attempt) == (None, "v2", parked.attempt + 1)
+    assert lifecycle.start_again(fresh, "v2", at=NOW) == Transition(fresh), "a client may repeat the request"

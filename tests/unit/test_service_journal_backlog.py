@@ -6,7 +6,7 @@ import pytest
 from workflows.events import Event, StartEvent
 
 from llama_deploy.services.run import journal_backlog as module
-from llama_deploy.services.run.journal_backlog import Backlog, JournalSize, ends_step
+from llama_deploy.services.run.journal_backlog import Backlog, BacklogMark, JournalSize, ends_step
 from llama_deploy.types.instance_protocol import RunHeader, RunRecord
 from llama_deploy.workflow_library import (
     AddWaiter,
@@ -53,8 +53,8 @@ def test_a_consumed_inbox_entry_is_worth_a_write() -> None:
     backlog = Backlog()
     backlog.add(ARRIVAL)
     backlog.settle([7])
-    assert backlog.take() == ([ARRIVAL], [7])
-    assert backlog.take() == ([], [])
+    assert backlog.take() == ([ARRIVAL], BacklogMark(ticks=1, consumed=[7]))
+    assert backlog.take() == ([], BacklogMark(consumed=[]))
 
 
 @pytest.mark.parametrize("end", [TickTimeout(timeout=1), TickCancelRun()])
@@ -86,7 +86,8 @@ def test_what_comes_after_a_snapshot_was_made_stays() -> None:
     backlog.settle([4])
     backlog.drop(mark)
     assert backlog.is_ready
-    assert backlog.take() == ([QUESTION], [4])
+    ticks, taken_mark = backlog.take()
+    assert (ticks, taken_mark.consumed) == ([QUESTION], [4])
 
 
 def test_nothing_is_left_to_write_after_a_snapshot_of_everything() -> None:

@@ -13,6 +13,7 @@ from llama_deploy.errors import SignatureError
 from llama_deploy.services.run.attempt_reports import MAX_MESSAGE_CHARACTERS
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.run.journal_format import RunHistory, RunSnapshot
+from llama_deploy.services.run.needs_tracker import NeedsTracker
 from llama_deploy.services.run.run_texts import RunTexts
 from llama_deploy.workflow_library import BrokerState, TickAddEvent
 
@@ -37,7 +38,8 @@ def adapter(hosted: HostedWorkflow) -> InternalAsyncioAdapter:
 
 
 def texts_of(hosted: HostedWorkflow, *, state: str = "", task_id: str = "task") -> RunTexts:
-    return RunTexts(hosted.journals, task_id, RunHistory(), state=state)
+    needs = NeedsTracker(hosted.first, hosted.journals.shape)
+    return RunTexts(hosted.journals, task_id, RunHistory(), needs, state=state)
 
 
 async def test_a_state_is_written_when_it_has_changed(
@@ -88,10 +90,9 @@ async def test_a_snapshot_is_made_of_a_run_while_it_goes_on(
     assert texts.snapshot(idle=True, has_asked=True) is None, "a step is about to run"
     made = texts.snapshot(idle=False, has_asked=True)
     assert made is not None
-    text, forget = made
-    assert RunSnapshot.model_validate_json(text).has_asked
+    assert RunSnapshot.model_validate_json(made.text).has_asked
     assert adapter.replay(), "they are needed until the snapshot is stored"
-    forget()
+    made.forget()
     assert not adapter.replay()
     texts.detach()
     assert texts.snapshot(idle=False, has_asked=True) is None

@@ -30,6 +30,7 @@ from llama_deploy.cli.options import (
     Loop,
     OptionalStore,
     OptionalTargets,
+    Origin,
     Port,
     Processes,
     Queue,
@@ -65,6 +66,8 @@ app = CommandGroup(
 )
 sessions = CommandGroup(help="Manage sessions, which keep the state of a conversation.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
+tasks = CommandGroup(help="Manage tasks.", no_args_is_help=True)
+app.add_typer(tasks, name="tasks")
 db = CommandGroup(help="Manage the database schema of a state store.", no_args_is_help=True)
 app.add_typer(db, name="db")
 
@@ -321,6 +324,34 @@ def create(context: typer.Context, as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"session_id": session.id}) if as_json else session.id)
 
     _with_client(context.obj, create_session)
+
+
+@tasks.command()
+def move(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The id of the task.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="VERSION",
+            help="The version of a living instance of its service, or the characters with which it begins, "
+            "at least 4. `llamactl status --json` shows the versions.",
+        ),
+    ],
+    origin: Annotated[
+        Origin,
+        typer.Option(
+            "--from",
+            help="`journal`: the run continues with this version, if it fits. `start`: the run begins again, "
+            "and is offered all events that were sent to the task.",
+        ),
+    ] = Origin.JOURNAL,
+    as_json: AsJson = False,
+) -> None:
+    """Move a queued or waiting task to another version of its service, for example because it is stranded."""
+    from llama_deploy.cli.tasks_command import move_task
+
+    _with_client(context.obj, lambda client: move_task(client, task, to=to, origin=origin, as_json=as_json))
 
 
 @db.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
@@ -24,6 +25,14 @@ HUMAN_RESPONSE: Final = "HumanResponseEvent"
 def server_option(url: str) -> list[str]:
     """Return the arguments of `llamactl` that name a control plane; none if it is the default."""
     return [] if url == DEFAULT_SERVER else ["-s", url]
+
+
+class Origin(StrEnum):
+    """Where a run that is moved begins."""
+
+    JOURNAL = "journal"
+    """It continues."""
+    START = "start"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 
 import typer
@@ -40,6 +41,8 @@ async def print_status(client: Client, *, after: str, limit: int, as_json: bool)
                     "service_name": service.service_name,
                     "description": service.description,
                     "instances_alive": service.count_alive(),
+                    "versions": _versions(service),
+                    "stranded": [stranded.model_dump(mode="json") for stranded in service.stranded],
                     "blocked": [
                         {"instance_id": instance_id, **blocked.model_dump(mode="json")}
                         for instance_id, blocked in _blocked(service)
@@ -73,9 +76,19 @@ async def print_status(client: Client, *, after: str, limit: int, as_json: bool)
         for instance_id, blocked in _blocked(service):
             line = f"instance {instance_id} of {service.service_name} is {blocked}"
             console.print(Text(printable(line), style="yellow"), soft_wrap=True)
+        for stranded in service.stranded:
+            line = f"{stranded.count} stranded tasks of {service.service_name}: {stranded.reason}"
+            console.print(Text(printable(line), style="yellow"), soft_wrap=True)
     if next_after is not None:
         command = shlex.join(["llamactl", "status", "--after", next_after])
         console.print(Text(f"\nThere are more services: {printable(command)}"), soft_wrap=True)
+
+
+def _versions(service: Service) -> dict[str, int]:
+    """Return how many living instances each version has."""
+    return dict(
+        Counter(each.version for each in service.instances if each.alive and each.version is not None)
+    )
 
 
 def _blocked(service: Service) -> Iterator[tuple[str, BlockedStep]]:

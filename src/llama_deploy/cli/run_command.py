@@ -161,6 +161,7 @@ _REASONS: Final = {
     "handed_back": "the instance before has stopped",
     "reports_lost": "the queue has lost events of the attempt before",
     "deregistered": "the service was removed and is back",
+    "moved": "the task was moved to another version of the workflow",
 }
 """The values of `NewAttempt.reason` in words."""
 

@@ -19,7 +19,7 @@ from llama_deploy.codec.faults import Fault
 from llama_deploy.codec.forms import Form, PrivateAttributes, form_of
 from llama_deploy.codec.known_classes import is_scalar, name_of_class_value, take_scalar
 from llama_deploy.codec.reducing import LEVELS, reduced
-from llama_deploy.codec.type_registry import TypeRegistry, qualified_name
+from llama_deploy.codec.type_registry import TypeRegistry, is_of_library, qualified_name
 from llama_deploy.codec.values import VALUE_KINDS, expect, take_float, take_integer, take_text
 from llama_deploy.portability.json_parts import step_to
 from llama_deploy.portability.live_objects import (
@@ -51,6 +51,8 @@ class Encoder:
 
     def __init__(self, registry: TypeRegistry) -> None:
         self._registry = registry
+        self.noted: dict[str, bool] | None = None
+        """The names of the classes that were encoded, and whether an object of each was. None: not noted."""
         self._table = _Table(self._adopt)
         self._table.update(
             {
@@ -203,13 +205,28 @@ class Encoder:
             if name is None:
                 raise Fault(self._registry.rejection_of(cls), cls=cls)
             take = _marking(_without_secrets(form.take, cls), raw_fields(cls))
-            return self._taken_apart(take, form.kind, name)
-        return self._error_handler(form if name is not None else None, name or "")
+            return self._noting(self._taken_apart(take, form.kind, name), name)
+        handler = self._error_handler(form if name is not None else None, name or "")
+        return handler if name is None else self._noting(handler, name)
+
+    def _noting(self, handler: _Handler, name: str) -> _Handler:
+        """Return a handler that notes the name of its class, unless it is a class of a library."""
+        if is_of_library(name):
+            return handler
+
+        def handle(value: Any, depth: int) -> Any:
+            if self.noted is not None:
+                self.noted[name] = True
+            return handler(value, depth)
+
+        return handle
 
     def _class(self, value: type, _: int) -> Any:
         name = self._registry.name_of(value) or name_of_class_value(value)
         if name is None:
             raise Fault("is the class itself: " + self._registry.rejection_of(value))
+        if self.noted is not None and not is_of_library(name):
+            self.noted.setdefault(name, False)
         return {TAG: ["class", name]}
 
     def _error_handler(self, form: Form | None, name: str) -> _Handler:

@@ -56,6 +56,11 @@ def qualified_name(cls: type) -> str:
     return f"{stable_name(cls.__module__)}.{cls.__qualname__}"
 
 
+def is_of_library(name: str) -> bool:
+    """Whether a class with this name belongs to a library whose versions read each other's data."""
+    return name.partition(".")[0] in _LIBRARIES
+
+
 class TypeRegistry:
     """The classes that may be encoded and decoded, by name. It imports only what `codec.known_classes` lists.
 
@@ -83,9 +88,15 @@ class TypeRegistry:
         """
         if name in self._by_name:
             return self._by_name[name]
-        if name.partition(".")[0] in _LIBRARIES:
+        if is_of_library(name):
             return None
         return self._by_bare_name.get(name.rpartition(".")[2])
+
+    @property
+    def users_classes(self) -> dict[str, type]:
+        """The classes that do not belong to a library, by qualified name."""
+        found = {qualified_name(cls): cls for cls in self._by_name.values() if cls is not None}
+        return {name: cls for name, cls in sorted(found.items()) if not is_of_library(name)}
 
     def load(self, name: str) -> type | None:
         """Return the class with this name; see `find`. A class of `codec.known_classes` is imported."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pydantic_core
@@ -83,6 +85,19 @@ class TypedJson:
         except Exception as exc:
             # Bad data may break the code of any class: hashing, comparison, defaults.
             raise SerializationError(f"$ cannot be read: {type(exc).__name__}: {exc}") from exc
+
+    @contextmanager
+    def noting(self, classes: dict[str, bool]) -> Iterator[None]:
+        """Note the names of the users' classes that are encoded in the body, which must not await.
+
+        Args:
+            classes: Gets the names; True if an object of the class was encoded, and not only the class.
+        """
+        self._encoder.noted = classes
+        try:
+            yield
+        finally:
+            self._encoder.noted = None
 
     def dumps(self, value: object, *, path: str = "$") -> str:
         """Return `value` as JSON text; see `encode`."""

@@ -279,5 +279,7 @@ class ControlPlane:
                 self._hub.ended(task_id, task_view(task))
         for task_id in committed.deleted:
             self._hub.deleted(task_id)
+        if committed.fleets:
+            self._sweeps.note_fleets(committed.fleets)
         if committed.due is not None:
             self._sweeps.wake(committed.due)

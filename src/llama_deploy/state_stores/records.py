@@ -128,6 +128,10 @@ class TaskRecord(NamedTuple):
     takeovers: str | None = None
     """The attempts that have taken over from lost ones, as a JSON list of `NewAttempt`. None: there are none.
     """
+    version: str | None = None
+    """The version of the workflow that has claimed the task last. None: no version is known."""
+    pinned_to: str | None = None
+    """The only version that may claim the task, because somebody has moved it there. None: any that fits."""
 
     @property
     def target(self) -> str:
@@ -183,6 +187,28 @@ class RunHeadRecord(NamedTuple):
     state: str | None = None
     format: int = RUN_FORMAT
     """The major version of how snapshot, state and entries are to be read."""
+    needs: str | None = None
+    """The `RunNeeds` as JSON. None: an older release has written the run."""
+
+
+class RunNeedsRecord(NamedTuple):
+    """What a run needs of the version that resumes it: part of a `RunHeadRecord`."""
+
+    fingerprint: str
+    needs: str | None
+
+
+class RunGroupRecord(NamedTuple):
+    """Tasks in the status `queued` or `waiting` that not every version can run, counted."""
+
+    service_name: str
+    """`TaskRecord.target`."""
+    version: str | None
+    pinned_to: str | None
+    fingerprint: str | None
+    """None: nothing is stored of their runs."""
+    needs: str | None
+    task_count: int
 
 
 class JournalRecord(NamedTuple):
@@ -214,6 +240,15 @@ class ServiceRecord(NamedTuple):
     tenant: str = ""
 
 
+class VersionRecord(NamedTuple):
+    """A version of a service's workflow."""
+
+    service_name: str
+    version: str
+    shape: str
+    """The `WorkflowShape` as JSON."""
+
+
 class InstanceRecord(NamedTuple):
     """A running copy of a service."""
 
@@ -236,3 +271,5 @@ class InstanceRecord(NamedTuple):
     seen. None: there were none."""
     alone: bool = False
     """Whether it runs suspects alone, or waits until it can, by its last heartbeat."""
+    version: str | None = None
+    """The version of its workflow. None: it has none, or an older release runs it."""

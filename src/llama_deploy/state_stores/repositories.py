@@ -17,10 +17,13 @@ from llama_deploy.state_stores.records import (
     InstanceRecord,
     JournalRecord,
     OutboxRecord,
+    RunGroupRecord,
     RunHeadRecord,
+    RunNeedsRecord,
     ServiceRecord,
     SessionRecord,
     TaskRecord,
+    VersionRecord,
 )
 
 
@@ -125,6 +128,13 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def held(self, service_names: Collection[str], *, limit: int = 1000) -> list[TaskRecord]:
+        """Return tasks in the status `queued` that not every version of these services can run.
+
+        They have a run, or are pinned to a version. They come in the order of `queued`.
+        """
+
+    @abstractmethod
     def insert(self, tasks: Sequence[TaskRecord]) -> None:
         """Store new tasks; their order is the order of their session."""
 
@@ -181,10 +191,28 @@ class RunRepository(ABC):
         """Return the heads of the runs by task id."""
 
     @abstractmethod
+    def load_needs(self, task_ids: Collection[str]) -> dict[str, RunNeedsRecord]:
+        """Return what the runs need, by task id."""
+
+    @abstractmethod
+    def groups(
+        self, service_names: Collection[str], *, living: Collection[tuple[str, str]]
+    ) -> list[RunGroupRecord]:
+        """Return the tasks of services that are `queued` or `waiting` and that not every version can run.
+
+        They have a run, or are pinned to a version. Those with the same fields of a group are counted.
+
+        Args:
+            service_names: The services.
+            living: Pairs of a service and a version. Its tasks that this version has claimed last are left
+                out, unless they are pinned.
+        """
+
+    @abstractmethod
     def put(self, runs: Sequence[RunHeadRecord]) -> None:
         """Insert the heads, or overwrite those of the same task.
 
-        A `snapshot` or `state` of None keeps the stored value. A head without a change costs no write.
+        None as `snapshot`, `state` or `needs` keeps the stored value. A head without a change costs no write.
         """
 
     @abstractmethod
@@ -270,7 +298,19 @@ class ServiceRepository(ABC):
 
     @abstractmethod
     def delete(self, service_names: Collection[str]) -> None:
-        """Delete the services with their instances."""
+        """Delete the services with their instances and versions."""
+
+    @abstractmethod
+    def load_versions(self, service_names: Collection[str]) -> list[VersionRecord]:
+        """Return the versions of the services, ordered by service and version. They are not locked."""
+
+    @abstractmethod
+    def put_versions(self, versions: Sequence[VersionRecord]) -> None:
+        """Insert the versions, or overwrite those with the same key."""
+
+    @abstractmethod
+    def delete_unused_versions(self, service_names: Collection[str]) -> None:
+        """Delete the versions of the services that no instance has."""
 
 
 class InstanceRepository(ABC):
@@ -296,6 +336,10 @@ class InstanceRepository(ABC):
 
         A service without instances is left out.
         """
+
+    @abstractmethod
+    def look(self, service_names: Collection[str]) -> list[InstanceRecord]:
+        """Return the instances of the services, ordered by id, without locking them."""
 
     @abstractmethod
     def put(self, instances: Sequence[InstanceRecord]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llama_deploy.renamed import old_names
 from llama_deploy.types.actions import ActionTypes
 from llama_deploy.types.ids import generate_id
-from llama_deploy.types.services import BlockedStep, InstanceInfo, ServiceDefinition
+from llama_deploy.types.services import BlockedStep, InstanceInfo, ServiceDefinition, StrandedTasks
 from llama_deploy.types.sessions import SessionDefinition, SessionOptions, SessionPolicy, SessionState
 from llama_deploy.types.tasks import (
     Durability,
@@ -15,6 +15,7 @@ from llama_deploy.types.tasks import (
     TaskDefinition,
     TaskEvent,
     TaskFailure,
+    TaskMove,
     TaskResult,
     TaskStatus,
     TaskStream,
@@ -34,10 +35,12 @@ __all__ = [
     "SessionOptions",
     "SessionPolicy",
     "SessionState",
+    "StrandedTasks",
     "StreamedAttempt",
     "TaskDefinition",
     "TaskEvent",
     "TaskFailure",
+    "TaskMove",
     "TaskResult",
     "TaskStatus",
     "TaskStream",

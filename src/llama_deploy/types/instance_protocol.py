@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from llama_deploy.errors import ProtocolVersionError
 from llama_deploy.types.services import BlockedStep
 from llama_deploy.types.tasks import Durability, EventDefinition, TaskFailure, TaskResult, TaskStatus
+from llama_deploy.types.workflow_shape import RunNeeds
 
 PROTOCOL_VERSION: Final = 1
 """The major version of this protocol.
@@ -178,7 +179,7 @@ class AttemptOutcome(AttemptEvents):
 
 
 class RunHeader(BaseModel):
-    """What wrote a run's journal. Another version may not be able to resume the run."""
+    """What wrote a run's journal."""
 
     fingerprint: str
     """A digest of the workflow's steps and events."""
@@ -219,6 +220,8 @@ class JournalWrite(AttemptEvents):
     write. If the attempt is lost, events from there on may come again. None: an older release does not say.
     """
     header: RunHeader
+    needs: RunNeeds | None = None
+    """What the journal needs from now on. None: the same as before."""
     running_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """How long the run has been running, over all attempts and without its waiting time."""
     parking: Parking | None = None
@@ -242,6 +245,9 @@ class RunRecord(BaseModel):
     """What a run resumes from that an earlier attempt began."""
 
     header: RunHeader
+    needs: RunNeeds | None = None
+    """What it needs of the version that resumes it. None: an older release has written it, and only the same
+    `fingerprint` resumes it."""
     snapshot: str | None = None
     entries: list[str]
     """The entries after the snapshot, in order."""
@@ -348,7 +354,7 @@ class Heartbeat(BaseModel):
     heard_at: AwareDatetime | None = None
     """`HeartbeatReply.at` of the last reply that the instance has received. None: no reply yet."""
     slots: int | None = Field(default=None, ge=0)
-    """The maximum number of concurrent tasks. None: not reported, by an older release."""
+    """The maximum number of concurrent tasks; 0 if the instance is about to stop. None: an older release."""
     running: int = Field(default=0, ge=0)
     """How many tasks it is running, including those that wait in memory."""
     blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)

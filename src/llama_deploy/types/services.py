@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from llama_deploy.printable import has_controls
 from llama_deploy.types.json_values import JsonObject
 from llama_deploy.types.keys import Id
+from llama_deploy.types.workflow_shape import WorkflowShape
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -72,11 +73,21 @@ class InstanceInfo(BaseModel):
     """Whether its lease has not expired."""
     last_heartbeat: datetime
     slots: int | None = None
-    """The maximum number of its concurrent tasks. None: not reported yet."""
+    """The maximum number of its concurrent tasks; 0 if it is about to stop. None: not reported yet."""
     running: int | None = None
     """How many tasks it was running at its last heartbeat. None: not reported yet."""
     blocked: list[BlockedStep] = Field(default_factory=list)
     """What blocked it at its last heartbeat. Empty: nothing."""
+    version: str | None = None
+    """The version of its workflow, a digest of what it offers to runs. None: it has none."""
+
+
+class StrandedTasks(BaseModel):
+    """Tasks that no living instance can run."""
+
+    count: int
+    reason: str
+    """Why, in words: which step, class or field of which version does not fit."""
 
 
 class ServiceDefinition(BaseModel):
@@ -113,12 +124,16 @@ class ServiceDefinition(BaseModel):
     """Class names of the events that ask for an answer when they are streamed. None: not known."""
     answer_events: list[str] | None = None
     """Class names of the events that answer a question, as far as they are declared. None: not known."""
+    workflow: WorkflowShape | None = None
+    """What the workflow of an instance offers to runs that other versions have begun. It is not listed."""
     instances: list[InstanceInfo] = Field(default_factory=list)
     """Filled in by the control plane. If there are many, some of them: the blocked and living ones first."""
     instances_total: int | None = None
     """How many instances there are, filled in by the control plane. None: `instances` has all."""
     instances_alive: int | None = None
     """How many of them are alive. None: as many as in `instances`."""
+    stranded: list[StrandedTasks] = Field(default_factory=list)
+    """Filled in by the control plane: queued and waiting tasks that no living instance can run."""
 
     def count_alive(self) -> int:
         """Return how many instances are alive."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -141,6 +141,24 @@ class TaskView(BaseModel):
     """What becomes of the run when its instance dies. None until the first attempt."""
     volatile_reason: str | None = None
     """Why the run is volatile: which value cannot be stored."""
+    version: str | None = None
+    """The version of the workflow that has run the task last. None until the first attempt."""
+    stranded: str | None = None
+    """Why no living instance can run the task, which is queued or waiting. None: one can, or it is running.
+
+    It still accepts events, and continues when an instance that fits registers.
+    """
+
+
+class TaskMove(BaseModel):
+    """The body of `POST /tasks/{id}/move`."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    to: str = Field(min_length=4, max_length=64)
+    """The version, or the characters with which it begins if no other living version begins with them."""
+    origin: Literal["journal", "start"] = Field(alias="from")
+    """Whether the run continues from its journal, or begins again."""
 
 
 class TaskEvent(BaseModel):
@@ -174,8 +192,8 @@ class NewAttempt(BaseModel):
     """The index of the first event that may come again. Equal to `position`: none does."""
     reason: str
     """Why the attempt before did not end: `lost` (its instance died or went silent), `handed_back` (its
-    instance stopped), `reports_lost` (the queue lost what it sent) or `deregistered` (its service was
-    removed). Newer releases may add others.
+    instance stopped), `reports_lost` (the queue lost what it sent), `deregistered` (its service was removed)
+    or `moved` (somebody has moved the task to a version that begins again). Newer releases may add others.
     """
 
 

@@ -73,6 +73,7 @@ try:
         unshare_class,
     )
     from llama_deploy.workflow_library.snapshots import (
+        MadeSnapshot,
         Snapshot,
         forget_ticks,
         restore,
@@ -80,6 +81,7 @@ try:
         waiters,
         work_items,
     )
+    from llama_deploy.workflow_library.step_needs import step_shapes, steps_in_ticks, steps_with_answers
     from llama_deploy.workflow_library.steps import (
         INVALID,
         OPTIONAL,
@@ -124,6 +126,7 @@ __all__ = [
     "EmissionKey",
     "ExternalRunAdapter",
     "InternalRunAdapter",
+    "MadeSnapshot",
     "ManyObjectsRuntime",
     "NamedTask",
     "PendingStart",
@@ -177,7 +180,10 @@ __all__ = [
     "state_seed",
     "step_accepts_event",
     "step_configs",
+    "step_shapes",
+    "steps_in_ticks",
     "steps_of",
+    "steps_with_answers",
     "take_timeout",
     "unshare_class",
     "validate",

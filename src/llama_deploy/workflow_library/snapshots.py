@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from workflows.runtime.types.ticks import (
 )
 
 from llama_deploy.workflow_library.run_state import run_state
+from llama_deploy.workflow_library.step_needs import narrowed, steps_with_work, widened
 from llama_deploy.workflow_library.ticks import is_placeholder
 from llama_deploy.workflow_library.versions import private
 from llama_deploy.workflow_library.waiter_ids import WaiterIds
@@ -61,6 +63,19 @@ class Snapshot(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class MadeSnapshot:
+    """A snapshot that was made, and what it needs."""
+
+    snapshot: Snapshot
+    forget: Callable[[], None]
+    """Lets the library forget the ticks before it."""
+    steps: Mapping[str, AbstractSet[str]]
+    """See `steps_with_work`."""
+    awaited: Sequence[type[Event]]
+    """The classes of the events that steps wait for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Restored:
     """A run that `resuming` resumes."""
 
@@ -84,14 +99,16 @@ def snapshot(
     adapter: InternalRunAdapter,
     serializer: BaseSerializer,
     *,
+    workflow: Workflow,
     idle: bool,
     received: Mapping[str, Sequence[Event]],
-) -> tuple[Snapshot, Callable[[], None]] | None:
-    """Return a snapshot of a run, and a function that lets the library forget the ticks before it.
+) -> MadeSnapshot | None:
+    """Return a snapshot of a run.
 
     Args:
         adapter: The library's access to the run.
         serializer: Writes its events.
+        workflow: Its workflow.
         idle: Require that the run waits for something from outside.
         received: What the run has received from running steps, by invocation id.
 
@@ -126,7 +143,12 @@ def snapshot(
         for _, name in _invocations(state)
         if received.get(name)
     ]
-    return Snapshot(run=run, waiters=details, sent=sent), forget
+    return MadeSnapshot(
+        Snapshot(run=run, waiters=details, sent=sent),
+        forget,
+        steps=steps_with_work(workflow, state),
+        awaited=[waiter.waiting_for_event for _, waiter in waiters(state)],
+    )
 
 
 class _EachOnce(BaseSerializer):
@@ -172,6 +194,7 @@ def restore(
     *,
     snapshot: Snapshot | None,
     ticks: Sequence[str],
+    steps: Collection[str] | None = None,
     state: dict[str, Any],
     serializer: BaseSerializer,
 ) -> Restored:
@@ -181,6 +204,8 @@ def restore(
         workflow: The workflow.
         snapshot: What `snapshot` returned. None: the run is at its beginning.
         ticks: The ticks after it, as `serializer` wrote them.
+        steps: The steps that the run has needed so far. A step that was added to the workflow since then gets
+            none of the events in the ticks. None: all steps were there.
         state: The run's state in the library's form; empty for none.
         serializer: Reads the ticks and the snapshot.
 
@@ -207,7 +232,11 @@ def restore(
             waiter_ids.in_tick(WorkflowTickAdapter.validate_python(serializer.deserialize(tick)))
             for tick in ticks
         ]
-    broker, received = _received(run_state(broker), parsed, received)
+    if parsed and steps is not None:
+        replayed, received = _received(run_state(narrowed(broker, steps)), parsed, received)
+        broker = widened(replayed, workflow)
+    else:
+        broker, received = _received(run_state(broker), parsed, received)
     _unite(broker)
     # The library does this first when a run is resumed; it chooses the same invocation ids.
     following, _ = rewind_in_progress(broker, 0.0)

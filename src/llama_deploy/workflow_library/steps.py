@@ -74,14 +74,14 @@ def step_configs(workflow: Workflow) -> dict[str, StepConfig]:
 def fingerprint(workflow: Workflow) -> str:
     """Return a digest of a workflow's steps with the events that they take and return.
 
-    A run can only be resumed by a workflow with the same digest: the library would silently drop work for
-    steps that do not exist any more. The modules of the events do not count, because the name of a module
-    depends on how the program was started.
+    A run of which only this digest is known can only be resumed by a workflow with the same one: the library
+    would silently drop work for steps that do not exist any more. The modules of the events do not count,
+    because the name of a module depends on how the program was started.
     """
     steps = {
         name: {
-            "takes": sorted(map(_bare_name, config.accepted_events)),
-            "returns": sorted(map(_bare_name, config.return_types)),
+            "takes": sorted(map(bare_name, config.accepted_events)),
+            "returns": sorted(map(bare_name, config.return_types)),
         }
         for name, config in step_configs(workflow).items()
     }
@@ -89,7 +89,8 @@ def fingerprint(workflow: Workflow) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def _bare_name(event: object) -> str:
+def bare_name(event: object) -> str:
+    """Return the name of an event's class, without its module."""
     return getattr(event, "__qualname__", repr(event))
 
 

@@ -136,3 +136,24 @@ class SyncTaskHandle:
         """
         self._view = self._api.post_again(task_path(self.task_id) + "/cancel", TaskView.model_validate)
         return self._view
+
+    def move(self, to: str, *, origin: Literal["journal", "start"] = "journal") -> TaskView:
+        """Move a queued or waiting task to a version of its service, and return its state. Idempotent.
+
+        Args:
+            to: The version of a living instance, or the characters with which it begins, at least 4.
+            origin: `journal`: the run continues with this version, if it fits. `start`: the run begins again,
+                and is offered all events that were sent to the task.
+
+        Raises:
+            TaskNotFoundError: The task does not exist.
+            VersionNotFoundError: No living instance has this version.
+            TaskFinishedError: The task has ended.
+            ConflictError: The task is running or waits for its turn, or its run does not fit: the text names
+                the step, the class or the field.
+            InvalidRequestError: Several living versions begin with `to`, or it is too short.
+        """
+        body = {"to": to, "from": origin}
+        path = task_path(self.task_id) + "/move"
+        self._view = self._api.post_again(path, TaskView.model_validate, json=body)
+        return self._view

@@ -37,7 +37,7 @@ def end_hop(
     kept = outcome.model_copy(update={"events": [], "token": "", "session_state": None})
     routing = Routing.of(task).model_copy(update={"outcome": kept})
     fresh = {"has_run": False, "journal_length": 0, "running_seconds": 0.0, "losses": 0, "deaths": 0}
-    unknown = dict.fromkeys(["wake_at", "durability", "volatile_reason"])
+    unknown = dict.fromkeys(["wake_at", "durability", "volatile_reason", "version", "pinned_to"])
     ended = moved(
         task,
         TaskStatus.PENDING,

@@ -49,6 +49,7 @@ from llama_deploy.control_plane.decisions.transitions import (
 )
 from llama_deploy.errors import (
     AttemptsExhaustedError,
+    ConflictError,
     EventsMissingError,
     FencedOutError,
     JournalConflictError,
@@ -117,6 +118,7 @@ def claim(
     token: str,
     at: datetime,
     durability: Durability | None = None,
+    version: str | None = None,
 ) -> Transition:
     """An instance asks to own an attempt: `queued` → `running`.
 
@@ -145,6 +147,7 @@ def claim(
         attempt_events=0,
         repeats_from=task.stream_length,
         durability=task.durability if task.durability is Durability.VOLATILE else durability,
+        version=version,
     )
     return Transition(claimed)
 
@@ -220,6 +223,7 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
         has_run=True,
         journal_length=task.journal_length + (write.entry is not None),
         running_seconds=write.running_seconds,
+        pinned_to=None,  # from now on, what the journal needs decides
         repeats_from=repeats_after_write(task, write),
     )
     if _is_harmless(task, write, at=at):
@@ -411,6 +415,62 @@ def dispatch_again(task: TaskRecord) -> Transition:
 def is_held_back(task: TaskRecord) -> bool:
     """Whether the task's attempt is delayed until its `redispatch_at`, and was not published yet."""
     return task.status is TaskStatus.QUEUED and not task.dispatches
+
+
+def move(task: TaskRecord, version: str) -> Transition:
+    """Somebody moves the task to a version, which continues its run. A parked run stays parked.
+
+    Raises:
+        TaskFinishedError: The task has ended.
+        ConflictError: It is running, it waits for its turn, or nothing of its run is stored.
+    """
+    _check_movable(task)
+    if not task.has_run:
+        raise ConflictError(
+            f"nothing of the run of task {task.task_id} is stored, so it cannot continue with a version;"
+            ' move it from "start"'
+        )
+    # A queued attempt that is delayed stays so.
+    is_due = task.status is TaskStatus.QUEUED and not is_held_back(task)
+    return Transition(task._replace(pinned_to=version), dispatch=is_due)
+
+
+def start_again(task: TaskRecord, version: str, *, at: datetime) -> Transition:
+    """Somebody moves the task to a version, which begins its run again. Its stream goes on.
+
+    The next attempt is offered all events that were sent to the task. Idempotent until its run is stored.
+
+    Raises:
+        TaskFinishedError: The task has ended.
+        ConflictError: It is running, or waits for its turn.
+    """
+    check_open(task)
+    if task.pinned_to == version and not task.has_run:
+        return Transition(task)
+    _check_movable(task)
+    task = take_over(task._replace(repeats_from=start_of_run(task)), TakeoverReason.MOVED)
+    fresh = task._replace(
+        pinned_to=version,
+        version=None,
+        has_run=False,
+        journal_length=0,
+        running_seconds=0.0,
+        losses=0,
+        deaths=0,
+        durability=None,
+        volatile_reason=None,
+    )
+    return replace(next_attempt(fresh, at=at), forget_run=task.has_run, restore_inbox=True)
+
+
+def _check_movable(task: TaskRecord) -> None:
+    check_open(task)
+    if task.status not in (TaskStatus.QUEUED, TaskStatus.WAITING):
+        advice = "cancel it, or wait" if task.status is TaskStatus.RUNNING else "wait for its turn"
+        raise ConflictError(
+            f"task {task.task_id} is {task.status.value}, and only a queued or waiting task can be moved:"
+            f" {advice}"
+        )
 
 
 def check_open(task: TaskRecord) -> None:

@@ -69,7 +69,8 @@ def registered(
         known: What is stored. None: nothing.
         living: Returns the living instances of the service.
     """
-    bare = definition.model_dump(exclude={"instances", "instance_id", "process_id"})
+    left_out = {"instances", "instance_id", "process_id", "workflow", "stranded"}
+    bare = definition.model_dump(exclude=left_out)
     new = StoredService(**bare)
     before = [] if known is None else versions_of(known)
     if definition.instance_id is None:

@@ -32,6 +32,8 @@ class TakeoverReason(StrEnum):
     """The queue has lost what it sent."""
     DEREGISTERED = "deregistered"
     """Its service was removed."""
+    MOVED = "moved"
+    """Somebody has moved the task to a version that begins again."""
 
 
 def takeovers_of(task: TaskRecord) -> list[NewAttempt]:

@@ -110,6 +110,16 @@ class Dispatcher:
         if count := await self.writer.write(Command(run, _free(tasks))):
             logger.info("%d unclaimed tasks are published again", count, extra={"action": "dispatch_again"})
 
+    async def dispatch_held(self, service_names: Collection[str]) -> None:
+        """Publish the attempts again that not every version of these services can run.
+
+        A version has come that may fit, or an instance has left to whose own topic they were sent.
+        """
+        held = await self.store.read(lambda tx: tx.tasks.held(service_names, limit=_MAX_AT_START))
+        tasks = [task for task in held if not lifecycle.is_held_back(task)]
+        for start in range(0, len(tasks), _PAGE):
+            await self.dispatch(tasks[start : start + _PAGE], due_only=False)
+
     async def bring_forward(self, by: timedelta) -> None:
         """Let what is due later be due earlier: the clock was set back, and all delays would grow.
 

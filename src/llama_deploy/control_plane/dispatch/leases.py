@@ -179,7 +179,7 @@ class Leases:
             for each in {frozenset({each, *others[each]}) for each in expired}:
                 dead = [item for instance_id, item in expired.items() if instance_id in each]
                 moved += move_on(unit, dead, alive=each - expired.keys())
-            unit.instances.delete([each for each, item in expired.items() if _is_forgotten(item, unit.now)])
+            unit.remove_instances([each for each, item in expired.items() if _is_forgotten(item, unit.now)])
             return set(map(_lease_of, expired.values())), moved
 
         self._expired, lost = await self._writer.write(Command(run, reads))

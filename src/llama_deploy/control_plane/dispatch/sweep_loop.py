@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +40,8 @@ class SweepLoop:
     _living: AbstractSet[str] | None = field(default=None, init=False)
     """The services that had a living instance at the last sweep. None: there was no sweep."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _fleets: set[str] = field(default_factory=set, init=False)
+    """The services whose versions have changed since the last sweep."""
     _until: datetime | None = field(default=None, init=False)
     """When the next sweep begins by itself; None while one is under way."""
 
@@ -47,6 +49,11 @@ class SweepLoop:
         """Something becomes due, at `due` if that is known: sweep in time."""
         if due is None or self._until is None or due < self._until:
             self._woken.set()
+
+    def note_fleets(self, service_names: Collection[str]) -> None:
+        """The versions of services have changed: what was stranded may fit now."""
+        self._fleets.update(service_names)
+        self._woken.set()
 
     def note_missed_heartbeats(self) -> None:
         """Heartbeats may have been lost, perhaps everywhere: renew all leases before any of them expires."""
@@ -68,6 +75,10 @@ class SweepLoop:
 
     async def sweep(self) -> timedelta:
         """Do what is due once, and return how long nothing else can be."""
+        if self._fleets:
+            changed = frozenset(self._fleets)
+            await self.dispatcher.dispatch_held(changed)
+            self._fleets -= changed
         dues = [await self.dispatcher.sweep(), await self.timers.sweep()]
         leases = await self.leases.sweep()
         await self._resume(leases.living_services)

@@ -16,7 +16,14 @@ from llama_deploy.control_plane.http.stream_responses import (
     server_sent_response,
 )
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.types import EventDefinition, StreamedAttempt, TaskEvent, TaskSubmission, TaskView
+from llama_deploy.types import (
+    EventDefinition,
+    StreamedAttempt,
+    TaskEvent,
+    TaskMove,
+    TaskSubmission,
+    TaskView,
+)
 from llama_deploy.types.keys import PathKey
 from llama_deploy.web.shortcuts import Call, Routes
 
@@ -91,6 +98,10 @@ def task_routes(plane: ControlPlane) -> APIRouter:
     @router.post("/{task_id}/cancel", summary="Cancel a task")
     async def cancel(task_id: PathKey) -> TaskView:
         return await plane.tasks.cancel(task_id)
+
+    @router.post("/{task_id}/move", summary="Move a task to another version of its service")
+    async def move(task_id: PathKey, move: TaskMove) -> TaskView:
+        return await plane.tasks.move(task_id, move)
 
     return router
 

@@ -12,8 +12,11 @@ from typing import Final
 from pydantic import ValidationError
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.deaths import is_suspect
+from llama_deploy.control_plane.decisions.destinations import shown
 from llama_deploy.control_plane.decisions.routing import run_input
 from llama_deploy.control_plane.decisions.takeovers import TakeoverReason
+from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.requests.attempt_parts import AttemptParts, Grant, limited, sizes_of
 from llama_deploy.control_plane.requests.overwritten_keys import OverwrittenKeys
 from llama_deploy.control_plane.requests.rejection_log import RejectionLog
@@ -28,7 +31,8 @@ from llama_deploy.errors import (
 )
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.state_stores.base import StateStore
-from llama_deploy.types import SessionPolicy
+from llama_deploy.state_stores.records import InstanceRecord, TaskRecord
+from llama_deploy.types import SessionPolicy, TaskStatus
 from llama_deploy.types.instance_protocol import (
     BEATS_PER_LEASE,
     AttemptEvents,
@@ -166,7 +170,10 @@ def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> 
             token=secrets.token_urlsafe(_TOKEN_BYTES),
             at=unit.now,
             durability=request.durability,
+            version=instance.version,
         )
+        if task.status is TaskStatus.QUEUED and (fault := unit.fleets.fault(task, instance)) is not None:
+            return Grant(_refused(unit, task, instance, fault), {})
         # The answer first: if a part cannot be read, the attempt must stay unclaimed.
         reply = ClaimReply(
             granted=True,
@@ -188,6 +195,23 @@ def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> 
     # A claim that is lost in a power cut is made again, and the token of the lost one is rejected.
     reads = Reads.of_tasks(request.task_id, with_session=True, with_run=True)
     return Command(run, reads | Reads(instances={request.instance_id}), synced=synced)
+
+
+def _refused(unit: Unit, task: TaskRecord, instance: InstanceRecord, fault: str) -> ClaimReply:
+    """Refuse a claim, and publish the attempt for instances that fit."""
+    if is_suspect(task):
+        unit.postpone(task)  # it goes to the same topic again, whose readers change
+    else:
+        unit.apply(Transition(task, dispatch=True), may_share=False)
+    logger.info(
+        "instance %s cannot run attempt %d of task %s: %s",
+        instance.instance_id,
+        task.attempt,
+        task.task_id,
+        fault,
+        extra={"action": "misfit", "task_id": task.task_id},
+    )
+    return ClaimReply(granted=False, reason=f"version {shown(instance.version)} cannot run the task: {fault}")
 
 
 def _journal_command(write: JournalWrite) -> Command[None]:

@@ -45,7 +45,7 @@ class ProcessDeaths:
         def run(unit: Unit) -> Sequence[MovedTask]:
             found = [item for each in instance_ids if (item := unit.instances.find(each)) is not None]
             moved = move_on(unit, found, culprits=frozenset(death.culprits), because=death.reason)
-            unit.instances.delete(instance_ids)
+            unit.remove_instances(instance_ids)
             return moved
 
         for moved in await self.writer.write(Command(run, Reads(instances=instance_ids))):

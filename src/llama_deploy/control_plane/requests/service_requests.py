@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -12,17 +13,19 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.destinations import why_stranded
 from llama_deploy.control_plane.decisions.service_versions import registered
 from llama_deploy.control_plane.decisions.takeovers import TakeoverReason
 from llama_deploy.control_plane.requests.suspect_hints import SuspectHints
 from llama_deploy.control_plane.storage.dead_processes import waiting_text
+from llama_deploy.control_plane.storage.fleets import demand_of, load_fleets
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
-from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord
-from llama_deploy.types import BlockedStep, InstanceInfo, ServiceDefinition
+from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord, VersionRecord
+from llama_deploy.types import BlockedStep, InstanceInfo, ServiceDefinition, StrandedTasks
 from llama_deploy.types.instance_protocol import (
     Heartbeat,
     HeartbeatReply,
@@ -68,6 +71,7 @@ class Services:
         name = definition.service_name
         if name in _RESERVED_NAMES:
             raise InvalidRequestError(f"the service name {name!r} is reserved; choose another one")
+        shape = definition.workflow
 
         def run(unit: Unit) -> None:
             known = unit.services.find(name)
@@ -89,8 +93,13 @@ class Services:
                     last_heartbeat=unit.now,
                     lease_expires_at=unit.now + self.lease,
                     process_id=definition.process_id,
+                    version=None if shape is None else shape.version,
                 )
+                was_known = instance.version in unit.fleets.of(name).versions
                 unit.instances.put(instance)
+                unit.fleets.forget([name])
+                if shape is not None and not was_known:
+                    unit.add_version(VersionRecord(name, shape.version, shape.model_dump_json()))
                 unit.note_due(unit.now)  # what has waited for the first instance goes on
 
         await self.writer.write(
@@ -113,14 +122,16 @@ class Services:
                 raise ServiceNotFoundError(f"there is no service {service_name!r}", service_name=service_name)
             if instance_id is not None:
                 if not unit.tasks.of_instances([instance_id]):
-                    unit.instances.delete([instance_id])
+                    unit.remove_instances([instance_id])
                 return True
             found = {instance.instance_id for instance in unit.instances.of_service(service_name)}
             if not found <= instance_ids:
                 return False
-            for task in unit.tasks.of_instances(found):
-                unit.apply(lifecycle.take_back(task, reason=TakeoverReason.DEREGISTERED, at=unit.now))
+            running = unit.tasks.of_instances(found)
             unit.services.delete(service_name)
+            unit.fleets.forget([service_name])
+            for task in running:
+                unit.apply(lifecycle.take_back(task, reason=TakeoverReason.DEREGISTERED, at=unit.now))
             return True
 
         while True:
@@ -175,10 +186,13 @@ class Services:
             for instance in tx.instances.first(names, most=most):
                 found[instance.service_name].append(instance)
             counts = tx.instances.counts(names, now=now)
-            return {
+            listed = {
                 record.service_name: _listed(record, found[record.service_name], counts, now)
                 for record in records
             }
+            for name, stranded in _stranded(tx, names, now).items():
+                listed[name].stranded = stranded
+            return listed
 
         return await self.store.read(read)
 
@@ -236,6 +250,24 @@ class Services:
                     lost.status.value,
                     extra={"action": "forgotten", "task_id": task.task_id},
                 )
+
+
+def _stranded(
+    tx: StoreTransaction, service_names: Collection[str], now: datetime
+) -> dict[str, list[StrandedTasks]]:
+    """Return how many tasks of services no living instance can run, and why, by service."""
+    fleets = load_fleets(tx, service_names, now=now)
+    living = [(name, version) for name, fleet in fleets.items() for version in fleet.versions if version]
+    groups = tx.runs.groups(service_names, living=living)
+    counts: Counter[tuple[str, str]] = Counter()
+    for group in groups:
+        reason = why_stranded(demand_of(group), fleets[group.service_name])
+        if reason is not None:
+            counts[group.service_name, reason] += group.task_count
+    found: dict[str, list[StrandedTasks]] = {}
+    for (name, reason), count in sorted(counts.items()):
+        found.setdefault(name, []).append(StrandedTasks(count=count, reason=reason))
+    return found
 
 
 def living_instances(instances: Iterable[InstanceRecord], now: datetime) -> set[str]:
@@ -340,4 +372,5 @@ def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:
         slots=instance.slots,
         running=instance.running,
         blocked=[] if instance.blocked is None else _BLOCKED.validate_json(instance.blocked),
+        version=instance.version,
     )

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.destinations import Fleet, is_choosy, shown, why_stranded
 from llama_deploy.control_plane.decisions.event_checks import check_receiver, event_fault, input_fault
 from llama_deploy.control_plane.decisions.routing import NEW_ROUTE
 from llama_deploy.control_plane.decisions.service_versions import (
@@ -18,6 +19,7 @@ from llama_deploy.control_plane.decisions.service_versions import (
 from llama_deploy.control_plane.requests.service_requests import living_instances
 from llama_deploy.control_plane.requests.session_requests import new_session
 from llama_deploy.control_plane.requests.waiting_tasks import WaitingTasks
+from llama_deploy.control_plane.storage.fleets import load_demand, load_fleets
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -31,6 +33,7 @@ from llama_deploy.errors import (
     ServiceNotFoundError,
     SessionNotFoundError,
     TaskNotFoundError,
+    VersionNotFoundError,
 )
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import EventRecord, InstanceRecord, ServiceRecord, TaskRecord
@@ -38,6 +41,7 @@ from llama_deploy.types import (
     EventDefinition,
     SessionPolicy,
     TaskDefinition,
+    TaskMove,
     TaskResult,
     TaskStatus,
     TaskSubmission,
@@ -72,6 +76,7 @@ def task_view(task: TaskRecord) -> TaskView:
         result=result and result.model_copy(update={"task_id": task_id}),
         durability=task.durability,
         volatile_reason=task.volatile_reason,
+        version=task.version,
     )
 
 
@@ -239,8 +244,21 @@ class Tasks:
         with self.hub.watch(task_id) as watch:
             task = await self._find(task_id, session_id)
             if task.status.is_terminal or wait <= 0:
-                return task_view(task)
-            return await watch.end(wait) or task_view(await self._find(task_id, session_id))
+                return await self._view(task)
+            return await watch.end(wait) or await self._view(await self._find(task_id, session_id))
+
+    async def _view(self, task: TaskRecord) -> TaskView:
+        """Return a task as clients see it, with the reason if it is stranded."""
+        view = task_view(task)
+        if task.status not in (TaskStatus.QUEUED, TaskStatus.WAITING) or not is_choosy(task):
+            return view
+        now = self.clock()
+
+        def read(tx: StoreTransaction) -> str | None:
+            fleet = load_fleets(tx, [task.target], now=now)[task.target]
+            return why_stranded(load_demand(tx, task), fleet)
+
+        return view.model_copy(update={"stranded": await self.store.read(read)})
 
     async def events(self, task_id: str, *, session_id: str | None = None, after: int = -1) -> EventStream:
         """Stream the task's events, from the one after `after` to the terminal one.
@@ -320,6 +338,35 @@ class Tasks:
 
         return task_view(await self.writer.write(Command(run, Reads.of_tasks(task_id, may_end=True))))
 
+    async def move(self, task_id: str, move: TaskMove) -> TaskView:
+        """Move a task to a version of its service, which continues its run or begins it again.
+
+        Raises:
+            TaskNotFoundError: The task does not exist.
+            VersionNotFoundError: No living instance has the version.
+            TaskFinishedError: The task has ended.
+            ConflictError: The task is running, it waits for its turn, or its run cannot continue with this
+                version: the text names what does not fit.
+            InvalidRequestError: Several living versions begin with `to`.
+        """
+
+        def run(unit: Unit) -> TaskRecord:
+            task = unit.tasks.get(task_id)
+            unit.fleets.forget([task.target])
+            version = _version_of(unit.fleets.of(task.target), move.to)
+            if move.origin == "start":
+                return unit.apply(lifecycle.start_again(task, version, at=unit.now))
+            moved = lifecycle.move(task, version)
+            fault = unit.fleets.fault_of_version(task._replace(pinned_to=None), version)
+            if fault is not None:
+                raise ConflictError(
+                    f"task {public_id(task_id)} cannot continue with version {shown(version)}: {fault}. Moved"
+                    ' from "start", it runs all its steps again'
+                )
+            return unit.apply(moved)
+
+        return await self._view(await self.writer.write(Command(run, Reads(tasks={task_id}))))
+
     async def _find(self, task_id: str, session_id: str | None) -> TaskRecord:
         task = (await self.store.read(lambda tx: tx.tasks.load([task_id]))).get(task_id)
         if task is not None and session_id in (None, task.session_id):
@@ -348,6 +395,25 @@ def _check_new(new: _NewTask, service: ServiceRecord | None) -> None:
         raise ServiceNotFoundError(f"there is no service {new.service_name!r}")
     if new.unchecked is not None and input_fault(new.unchecked, versions_of(service.definition)[0]):
         raise _UnfitError
+
+
+def _version_of(fleet: Fleet, prefix: str) -> str:
+    """Return the living version that begins with a prefix."""
+    known = sorted(version for version in fleet.versions if version is not None)
+    match [version for version in known if version.startswith(prefix)]:
+        case [only]:
+            return only
+        case []:
+            living = ", ".join(map(shown, known)) or "none"
+            raise VersionNotFoundError(
+                f"no living instance of service {fleet.service_name!r} has the version {prefix};"
+                f" living versions: {living}",
+                version=prefix,
+            )
+        case several:
+            raise InvalidRequestError(
+                f"several living versions begin with {prefix}: {', '.join(several)}; give more characters"
+            )
 
 
 def _encoded(arguments: dict[str, Any]) -> str:

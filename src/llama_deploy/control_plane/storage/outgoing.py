@@ -9,6 +9,7 @@ from datetime import datetime
 from pydantic import BaseModel
 
 from llama_deploy.control_plane.decisions.deaths import is_suspect
+from llama_deploy.control_plane.decisions.destinations import Destination
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.records import OutboxRecord, TaskRecord
@@ -41,15 +42,20 @@ class OutgoingMessages:
         """The messages so far."""
         return self._messages
 
-    def dispatch(self, task: TaskRecord) -> None:
-        """Send the task's attempt to its service."""
+    def dispatch(self, task: TaskRecord, destination: Destination) -> None:
+        """Send the task's attempt to an instance of its service, or to all of them."""
+        if destination.is_nowhere:
+            return
         dispatch = TaskDispatch(
             task_id=task.task_id,
             session_id=task.session_id,
             agent_id=task.target,
             attempt=task.attempt,
         )
-        self._send(task, attempts_topic(task, self._topics), ActionTypes.NEW_TASK, dispatch)
+        topic = attempts_topic(task, self._topics)
+        if destination.instance_id is not None:
+            topic = self._topics.instance(task.target, destination.instance_id)
+        self._send(task, topic, ActionTypes.NEW_TASK, dispatch)
 
     def publish(self, message: QueueMessage) -> None:
         """Send a message to the topic of its type."""

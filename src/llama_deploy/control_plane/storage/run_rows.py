@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from llama_deploy.control_plane.storage.reads import RowKind, Scope
 from llama_deploy.errors import UnavailableError
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.records import RUN_FORMAT, JournalRecord, RunHeadRecord, TaskRecord
 from llama_deploy.types.instance_protocol import JournalWrite, RunHeader, RunRecord
+from llama_deploy.types.workflow_shape import RunNeeds
+
+_KEPT: Final = ("snapshot", "state", "needs")
+"""The fields of a head that a write without them does not change."""
 
 
 class RunRows:
@@ -53,10 +58,11 @@ class RunRows:
             library_version=write.header.library_version,
             snapshot=write.snapshot,
             state=write.state,
+            needs=None if write.needs is None else write.needs.model_dump_json(exclude_defaults=True),
         )
         if (before := self._heads.get(task_id)) is not None:
-            snapshot = before.snapshot if head.snapshot is None else head.snapshot
-            head = head._replace(snapshot=snapshot, state=before.state if head.state is None else head.state)
+            kept = {name: getattr(before, name) for name in _KEPT if getattr(head, name) is None}
+            head = head._replace(**kept)
         self._heads[task_id] = head
         if write.snapshot is not None:
             self._trimmed[task_id] = write.seq
@@ -74,6 +80,11 @@ class RunRows:
             self._forgotten.update(task_ids)
         else:
             self._forgotten.difference_update(task_ids)
+
+    def flush_head(self, task_id: str) -> None:
+        """Write what is gathered if it has the head of this run, so that it can be read."""
+        if task_id in self._heads:
+            self.flush()
 
     def flush(self) -> None:
         """Write all changes."""
@@ -101,6 +112,7 @@ def run_record(task: TaskRecord, head: RunHeadRecord, entries: Sequence[JournalR
         )
     return RunRecord(
         header=RunHeader(fingerprint=head.fingerprint, library_version=head.library_version),
+        needs=None if head.needs is None else RunNeeds.model_validate_json(head.needs),
         snapshot=head.snapshot,
         entries=[entry.entry for entry in entries],
         next_seq=task.journal_length,

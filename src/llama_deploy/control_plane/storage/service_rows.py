@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from llama_deploy.control_plane.storage.reads import RowKind, Scope
 from llama_deploy.state_stores.base import StoreTransaction
-from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord
+from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord, VersionRecord
 
 
 class InstanceRows:
@@ -88,6 +88,13 @@ class ServiceRows:
     def exists(self, service_name: str) -> bool:
         """Whether the service exists."""
         return self.find(service_name) is not None
+
+    def put_version(self, version: VersionRecord) -> None:
+        """Insert a version of a service, and delete those that no instance has any more."""
+        self._scope.require(RowKind.SERVICE, version.service_name)
+        self._instances.flush()
+        self._tx.services.put_versions([version])
+        self._tx.services.delete_unused_versions([version.service_name])
 
     def put(self, service: ServiceRecord) -> None:
         """Insert a service, or overwrite the one of the same name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Self
@@ -11,6 +11,7 @@ from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.deaths import Blame
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace, Takers, next_turn
 from llama_deploy.control_plane.decisions.transitions import Transition
+from llama_deploy.control_plane.storage.fleets import Fleets, KnownFleets
 from llama_deploy.control_plane.storage.inbox_rows import InboxRows
 from llama_deploy.control_plane.storage.outgoing import Outgoing, OutgoingMessages
 from llama_deploy.control_plane.storage.reads import Reads, Scope
@@ -22,7 +23,7 @@ from llama_deploy.errors import SessionBusyError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.renamed import see
 from llama_deploy.state_stores.base import Notice, StoreTransaction
-from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord
+from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord, VersionRecord
 from llama_deploy.types import EventDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import MAX_EVENT_CHARACTERS, TaskCancellation
 from llama_deploy.types.keys import public_id
@@ -44,6 +45,8 @@ class Committed:
     """Ids of tasks that were deleted."""
     unrouted: dict[str, str] = field(default_factory=dict)
     """Tasks that wait for the orchestrator, each with its session."""
+    fleets: set[str] = field(default_factory=set)
+    """Services to which a version has come, or from whose several versions an instance has left."""
     due: datetime | None = None
     """When the first of the new timers, delayed attempts and lease ends is due; None without one."""
 
@@ -56,7 +59,15 @@ class Unit:
     it has declared; any other raises `UndeclaredReadError`.
     """
 
-    def __init__(self, tx: StoreTransaction, *, topics: Topics, pace: DispatchPace, now: datetime) -> None:
+    def __init__(
+        self,
+        tx: StoreTransaction,
+        *,
+        topics: Topics,
+        pace: DispatchPace,
+        known_fleets: KnownFleets,
+        now: datetime,
+    ) -> None:
         self._tx = tx
         self._pace = pace
         self._scope = Scope()
@@ -70,6 +81,7 @@ class Unit:
         self.runs = RunRows(tx, self._scope)
         self.instances = InstanceRows(tx, self._scope)
         self.services = ServiceRows(tx, self._scope, self.instances)
+        self.fleets = Fleets(tx, known_fleets, instances=self.instances, runs=self.runs, now=now)
 
     @classmethod
     def load(
@@ -80,11 +92,13 @@ class Unit:
         clock: Callable[[], datetime],
         topics: Topics,
         pace: DispatchPace,
+        known_fleets: KnownFleets,
     ) -> Self:
         """Lock and read what the commands have declared, in as few statements as possible."""
         tx.lock(session_ids=reads.sessions, task_ids=reads.tasks, instance_ids=reads.instances)
         free = tx.lock_free(reads.free_tasks) if reads.free_tasks else set[str]()
-        unit = cls(tx, topics=topics, pace=pace, now=clock())  # waiting for locks may have taken long
+        now = clock()  # waiting for locks may have taken long
+        unit = cls(tx, topics=topics, pace=pace, known_fleets=known_fleets, now=now)
         unit.tasks.load(free | reads.tasks)
         unit.sessions.load(unit.tasks.sessions_of(reads.sessions_of_tasks) | reads.sessions)
         unit.tasks.load_open(unit.tasks.sessions_of(reads.ending_tasks) | reads.sessions)
@@ -102,19 +116,24 @@ class Unit:
             ending_sessions=self.tasks.sessions_of(reads.ending_tasks),
         )
 
-    def apply(self, transition: Transition) -> TaskRecord:
-        """Store what a transition made of a task, with all its effects."""
+    def apply(self, transition: Transition, *, may_share: bool = True) -> TaskRecord:
+        """Store what a transition made of a task, with all its effects.
+
+        Args:
+            transition: The transition.
+            may_share: Whether an attempt may go to the topic that all instances of its service share.
+        """
         task = transition.task
+        self._store_run(transition)
         if transition.dispatch:
             due = self._pace.redispatch_at(dispatches=task.dispatches, at=self.now)
             task = task._replace(redispatch_at=due)
-            self._outgoing.dispatch(task)
+            self._outgoing.dispatch(task, self.fleets.destination(task, may_share=may_share))
         before = self.tasks.put(task)
         if transition.events:
             self.tasks.append_events(task, transition.events, attempt=before.attempt)
         if transition.events or task.takeovers != before.takeovers:
             self._committed.grown.add(task.task_id)
-        self._store_run(transition)
         if transition.route:
             self._committed.unrouted[task.task_id] = task.session_id
         if (timer := task.redispatch_at if lifecycle.is_held_back(task) else task.wake_at) is not None:
@@ -220,6 +239,20 @@ class Unit:
         if instance.lease_expires_at <= self.now:
             # Attempts may have been held because no instance was alive.
             self.note_due(self.now)
+
+    def add_version(self, version: VersionRecord) -> None:
+        """A version of a service registers that no living instance had."""
+        self.services.put_version(version)
+        self._committed.fleets.add(version.service_name)
+
+    def remove_instances(self, instance_ids: Collection[str]) -> None:
+        """Delete instances. What was sent to their own topics is sent to others."""
+        found = [self.instances.find(each) for each in instance_ids]
+        names = {instance.service_name for instance in found if instance is not None}
+        mixed = {name for name in names if len(self.fleets.of(name).versions) > 1}
+        self.instances.delete(instance_ids)
+        self.fleets.forget(names)
+        self._committed.fleets |= mixed
 
     def note_due(self, at: datetime) -> None:
         """Something becomes due then."""

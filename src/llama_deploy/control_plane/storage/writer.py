@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 from llama_deploy.concurrency.batching import Batcher
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.storage.fleets import KnownFleets
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.errors import ConflictError, InternalServerError, LlamaDeployError, UnavailableError
@@ -69,6 +70,7 @@ class Writer:
         self._pace = pace
         self._after_commit = after_commit
         self._sent: list[str] = []
+        self._known_fleets: KnownFleets = {}
         self.failed_at: datetime | None = None
         """When the store last failed."""
         self._batcher: Batcher[Command[Any], Any] = Batcher(
@@ -170,7 +172,14 @@ class Writer:
         reads = Reads.merged([command.reads for command in commands])
 
         def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
-            unit = Unit.load(tx, reads, clock=self._clock, topics=self._topics, pace=self._pace)
+            unit = Unit.load(
+                tx,
+                reads,
+                clock=self._clock,
+                topics=self._topics,
+                pace=self._pace,
+                known_fleets=self._known_fleets,
+            )
             outcomes = [_run(command, unit) for command in commands]
             if sent:
                 tx.outbox.delete(sent)

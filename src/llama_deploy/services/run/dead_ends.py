@@ -6,14 +6,14 @@ The library says of both that they are idle: no step is running, and none is abo
 from __future__ import annotations
 
 from workflows import Workflow
-from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, UnhandledEvent
+from workflows.events import Event, InputRequiredEvent, UnhandledEvent
 
 from llama_deploy.workflow_library import (
     AddWaiter,
     StepWorkerResult,
     TickStepResult,
     WorkflowTick,
-    step_configs,
+    steps_with_answers,
 )
 
 
@@ -68,11 +68,4 @@ def takes_answers(workflow: Workflow) -> bool:
     That is a `HumanResponseEvent`, or an event that no step declares to return, as there may be in a workflow
     that is not validated.
     """
-    configs = step_configs(workflow).values()
-    returned = tuple(each for config in configs for each in config.return_types if isinstance(each, type))
-    return any(
-        issubclass(event, HumanResponseEvent)
-        or not (issubclass(event, StartEvent) or any(issubclass(each, event) for each in returned))
-        for config in configs
-        for event in config.accepted_events
-    )
+    return bool(steps_with_answers(workflow))

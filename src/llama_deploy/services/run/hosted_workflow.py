@@ -18,11 +18,12 @@ from llama_deploy.services.run.journal_format import JournalFormat
 from llama_deploy.services.run.shared_state import RUN, RunObject, SharedState, run_object
 from llama_deploy.services.run.step_guard import guard_like, guard_steps, unguard, watching
 from llama_deploy.services.run.workflow_factory import AnyWorkflow, WorkflowFactory
+from llama_deploy.services.values.class_shapes import class_shapes
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
-from llama_deploy.types.instance_protocol import RunHeader
+from llama_deploy.types.workflow_shape import WorkflowShape
 from llama_deploy.workflow_library import (
     cache_steps,
     describe_class,
@@ -31,6 +32,7 @@ from llama_deploy.workflow_library import (
     library_version,
     share_class,
     shares_class,
+    step_shapes,
     take_timeout,
     unshare_class,
 )
@@ -85,14 +87,20 @@ class HostedWorkflow:
             vars(first)[_IS_SHARED] = True
         writing = Writing(first, extra=extra, keys=list(keys))
         states = StateCodec(first, writing, strict=strict)
-        header = RunHeader(fingerprint=fingerprint(first), library_version=library_version())
+        shape = WorkflowShape(
+            fingerprint=fingerprint(first),
+            library_version=library_version(),
+            steps=step_shapes(first),
+            classes=class_shapes(writing.classes),
+            state=states.class_name,
+        )
         return cls(
             source=source,
             first=first,
             shared=SharedState(service_name),
             events=EventRegistry(first, extra),
             states=states,
-            journals=JournalFormat(first.workflow_name, writing, states, header),
+            journals=JournalFormat(first.workflow_name, writing, states, shape),
         )
 
     @contextmanager
@@ -128,7 +136,7 @@ class HostedWorkflow:
         if factory.has_own_steps or has_steps_of_its_own(workflow):
             unshare_class(workflow)
             _prepare(workflow)
-            if fingerprint(workflow) != self.journals.header.fingerprint:
+            if fingerprint(workflow) != self.journals.shape.fingerprint:
                 raise ConfigError(
                     f"{factory.name} made a {type(workflow).__qualname__} with other steps than the first "
                     "one; it must always make objects with the same steps"

@@ -57,19 +57,17 @@ class Backlog:
             self._consumed += consumed
             self.is_ready = True
 
-    def take(self) -> tuple[list[WorkflowTick], list[int]]:
-        """Remove and return the settled ticks and the consumed inbox entries."""
+    def take(self) -> tuple[list[WorkflowTick], BacklogMark]:
+        """Remove and return the settled ticks, with a mark of what was taken."""
         ticks, self._ticks, self.settled = self._ticks[: self.settled], self._ticks[self.settled :], 0
         consumed, self._consumed = self._consumed, []
         self.is_ready = False
-        return ticks, consumed
+        return ticks, BacklogMark.of(ticks, consumed)
 
     def mark(self, consumed: Sequence[int]) -> BacklogMark:
         """Add consumed inbox entries, and return a mark of what the backlog holds now."""
         self._consumed += consumed
-        return BacklogMark(
-            len(self._ticks), list(self._consumed), count_ends(self._ticks), ends_step(self._ticks)
-        )
+        return BacklogMark.of(self._ticks, list(self._consumed))
 
     def drop(self, mark: BacklogMark) -> None:
         """Remove what the backlog held at a mark."""
@@ -81,13 +79,23 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class BacklogMark:
-    """What a backlog held at one moment."""
+    """What a backlog held at one moment, or what was taken from it."""
 
-    ticks: int
-    consumed: list[int]
-    ends: int
+    ticks: int = 0
+    consumed: Sequence[int] = ()
+    """The inbox entries."""
+    ends: int = 0
     """How many starts of steps end among the ticks."""
-    step_ended: bool
+    step_ended: bool = False
+    """See `JournalWrite.step_ended`."""
+
+    @classmethod
+    def of(cls, ticks: Sequence[WorkflowTick], consumed: Sequence[int]) -> BacklogMark:
+        """Return the mark of ticks and consumed inbox entries."""
+        return cls(len(ticks), consumed, count_ends(ticks), ends_step(ticks))
+
+
+NOTHING: Final = BacklogMark()
 
 
 @dataclass(slots=True)

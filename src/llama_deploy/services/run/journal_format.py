@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from llama_deploy.services.run.waits import Wait, Waits
 from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.instance_protocol import RunHeader, RunRecord
+from llama_deploy.types.workflow_shape import WorkflowShape
 from llama_deploy.workflow_library import BrokerState, WorkflowTick
 
 SNAPSHOT_FORMAT: Final = 1
@@ -85,15 +86,20 @@ class JournalFormat:
         workflow_name: The workflow, for errors.
         writing: Writes and signs its values.
         states: Writes its state.
-        header: Identifies the workflow and the library that write.
+        shape: Describes the workflow.
         bases: See `WorkflowState.bases`. They are stored with the state of the run.
     """
 
     workflow_name: str
     writing: Writing
     states: StateCodec
-    header: RunHeader
+    shape: WorkflowShape
     bases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def header(self) -> RunHeader:
+        """Identifies the workflow and the library that write."""
+        return RunHeader(fingerprint=self.shape.fingerprint, library_version=self.shape.library_version)
 
     def of_run(self, bases: Mapping[str, str]) -> JournalFormat:
         """Return the format for a run that has begun with these values in its session."""
@@ -135,7 +141,8 @@ class JournalFormat:
             task_id: The task.
 
         Raises:
-            RunMismatchError: Another workflow, or another version of the library, has begun the run.
+            RunMismatchError: A workflow with other steps has begun the run, and it is not known what the run
+                needs; or it has entries of another version of the library.
             SignatureError: The journal was not written by a service with a key of this one.
             SerializationError: The journal cannot be read.
         """
@@ -160,6 +167,7 @@ class JournalFormat:
                 workflow,
                 snapshot=None if snapshot is None else snapshot.run,
                 ticks=ticks,
+                steps=self._steps_of(record),
                 state=self.states.seed(state),
                 serializer=self.writing.serializer,
             )
@@ -182,9 +190,16 @@ class JournalFormat:
         history = RunHistory(record, waits, state, restored.broker, sent, has_asked, bases=bases)
         return restored.context, history
 
+    def _steps_of(self, record: RunRecord) -> Collection[str] | None:
+        """Return the steps that a run has needed so far. None: its workflow has had the same steps."""
+        if record.needs is None or record.header.fingerprint == self.shape.fingerprint:
+            return None
+        return record.needs.steps.keys()
+
     def _check(self, record: RunRecord, *, task_id: str) -> None:
-        begun, here = record.header, self.header
-        if begun.fingerprint != here.fingerprint:
+        """Check what the control plane has not: it compares the needs of a run when an instance claims it."""
+        begun, here = record.header, self.shape
+        if record.needs is None and begun.fingerprint != here.fingerprint:
             raise RunMismatchError(
                 f"task {task_id} was begun by another version of {self.workflow_name}: its steps, or"
                 " the events that they take and return, have changed since. Let instances of the old version"

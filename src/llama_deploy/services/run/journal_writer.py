@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -13,11 +13,13 @@ from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import FencedOutError, UnavailableError
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
-from llama_deploy.services.run.journal_backlog import JournalSize
+from llama_deploy.services.run.journal_backlog import NOTHING, BacklogMark, JournalSize
+from llama_deploy.services.run.needs_tracker import NeedsTracker
 from llama_deploy.services.run.open_steps import OpenSteps
 from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite, Parking, RunHeader
+from llama_deploy.types.workflow_shape import RunNeeds
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class JournalWriter:
     key: AttemptKey
     header: RunHeader
     """Identifies the workflow and the library that write."""
+    needs: NeedsTracker
+    """Knows what the journal needs."""
     write: Callable[[JournalWrite], Awaitable[JournalReply]]
     """Has the control plane store a write."""
     reports: AttemptReports
@@ -61,33 +65,33 @@ class JournalWriter:
 
     async def store(
         self,
+        mark: BacklogMark = NOTHING,
         *,
         entry: str | None = None,
         snapshot: str | None = None,
         state: str | None = None,
-        consumed: Sequence[int] = (),
-        ends: int = 0,
-        step_ended: bool = False,
         parking: Parking | None = None,
         volatile: str | None = None,
+        needs: RunNeeds | None = None,
     ) -> None:
         """Store one write; retries while the control plane does not answer.
 
         Args:
+            mark: What of the backlog this stores.
             entry: As all others, see `JournalWrite`.
             snapshot: See there.
             state: See there.
-            consumed: See there.
-            ends: How many ends of steps this stores.
-            step_ended: See there.
             parking: See there.
             volatile: See there.
+            needs: See there. A write without a snapshot gets those of the tracker if they have changed.
 
         Raises:
             FencedOutError: The attempt belongs to another instance.
             RunReleasedError: The writer was closed while it retried.
             LlamaDeployError: The control plane rejects the write.
         """
+        if snapshot is None:
+            needs = self.needs.take_changed()
         first, events = self.reports.not_stored()
         write = JournalWrite(
             task_id=self.key.task_id,
@@ -99,10 +103,11 @@ class JournalWriter:
             entry=entry,
             snapshot=snapshot,
             state=state,
-            consumed=list(consumed),
-            step_ended=step_ended,
-            unfinished_from=self.open_steps.first_event(streamed=self.reports.count, storing=ends),
+            consumed=list(mark.consumed),
+            step_ended=mark.step_ended,
+            unfinished_from=self.open_steps.first_event(streamed=self.reports.count, storing=mark.ends),
             header=self.header,
+            needs=needs,
             running_seconds=self.clock.running_seconds,
             parking=parking,
             volatile=volatile,
@@ -110,7 +115,7 @@ class JournalWriter:
         await retry(partial(self._try, write), backoff=_BACKOFF, outage=self.outage, pause=self._pause)
         if entry is not None:
             self.size.add(entry)
-        self.open_steps.stored(ends)
+        self.open_steps.stored(mark.ends)
         self.reports.stored(first + len(events))
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llama_deploy.errors import PayloadTooLargeError, SerializationError
-from llama_deploy.services.run.journal_backlog import Backlog, count_ends, ends_step
+from llama_deploy.services.run.journal_backlog import Backlog
 from llama_deploy.services.run.journal_writer import JournalWriter
 from llama_deploy.services.run.run_ending import RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
@@ -207,20 +207,15 @@ class RunJournal:
         await self.writer.store_events()
         if compact and await self._compact():
             return
-        ticks, consumed = self._backlog.take()
-        entries = self.texts.entries(ticks, first=self.writer.size.seq)
+        ticks, taken = self._backlog.take()
+        has_asked = self.inbox.has_asked
+        entries = self.texts.entries(ticks, first=self.writer.size.seq, has_asked=has_asked)
         state = await self.texts.changed_state()
         for entry in entries[:-1]:
             # The state goes first: what a step has put into it must not be lost when its result is stored.
             await self.writer.store(entry=entry, state=state)
             state = None
-        await self.writer.store(
-            entry=entries[-1] if entries else None,
-            state=state,
-            consumed=consumed,
-            ends=count_ends(ticks),
-            step_ended=ends_step(ticks),
-        )
+        await self.writer.store(taken, entry=entries[-1] if entries else None, state=state)
 
     async def _compact(self, *, parking: Parking | None = None, with_state: bool = True) -> bool:
         """Write a snapshot; return whether that was done.
@@ -233,16 +228,15 @@ class RunJournal:
         made = self.texts.snapshot(idle=parking is not None, has_asked=self.inbox.has_asked)
         if made is None:
             return False
-        text, forget = made
         mark = self._backlog.mark(self.inbox.take_consumed())
         known_state, task_id = self.texts.state, self.writer.key.task_id
+        state = await self.texts.changed_state() if with_state else None
         try:
             await self.writer.store(
-                snapshot=self.texts.seal("snapshot", text),
-                state=await self.texts.changed_state() if with_state else None,
-                consumed=mark.consumed,
-                ends=mark.ends,
-                step_ended=mark.step_ended,
+                mark,
+                snapshot=self.texts.seal("snapshot", made.text),
+                state=state,
+                needs=self.texts.needs.needs_of(made.folded),
                 parking=parking,
             )
         except PayloadTooLargeError as exc:
@@ -254,7 +248,8 @@ class RunJournal:
                 extra={"action": "snapshot_rejected", "task_id": task_id},
             )
             return False
-        forget()
+        made.forget()
+        self.texts.needs.fold(made.folded)
         self._backlog.drop(mark)
-        self.writer.size.reset(len(text))
+        self.writer.size.reset(len(made.text))
         return True

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from llama_deploy import workflow_library as library
 from llama_deploy.services.run.journal_format import JournalFormat, Part, RunHistory, RunSnapshot
+from llama_deploy.services.run.needs_tracker import Classes, Folded, NeedsTracker
 from llama_deploy.workflow_library import InternalRunAdapter, WorkflowTick
 
 
@@ -18,6 +19,8 @@ class RunTexts:
     task_id: str
     history: RunHistory
     """What earlier attempts have left. The run keeps its waits and sent events up to date."""
+    needs: NeedsTracker
+    """Learns what is written."""
     state: str
     """The run's state as it was written last. Set it to what it was if a write was refused."""
     _adapter: InternalRunAdapter | None = field(default=None, init=False)
@@ -40,17 +43,22 @@ class RunTexts:
         """Return a text as it is stored; see `JournalFormat.seal`."""
         return self.form.seal(kind, text, task_id=self.task_id, seq=seq)
 
-    def entries(self, ticks: Sequence[WorkflowTick], *, first: int) -> list[str]:
+    def entries(self, ticks: Sequence[WorkflowTick], *, first: int, has_asked: bool = False) -> list[str]:
         """Return ticks as sealed entries, one for each write.
 
         Args:
             ticks: The ticks.
             first: The number of the first entry.
+            has_asked: See `RunInbox.has_asked`.
 
         Raises:
             SerializationError: A value cannot be written; the path says where.
         """
-        texts = self.form.entries(ticks)
+        classes: Classes = {}
+        with self.form.writing.noting(classes):
+            texts = self.form.entries(ticks)
+        if texts:
+            self.needs.add_entries(ticks, classes, has_asked=has_asked)
         return [self.seal("journal", text, seq=seq) for seq, text in enumerate(texts, start=first)]
 
     async def changed_state(self) -> str | None:
@@ -61,14 +69,16 @@ class RunTexts:
         """
         if self._adapter is None or (store := self._adapter.get_state_store(())) is None:
             return None
-        text = await self.form.states.encode(store) or ""
+        classes: Classes = {}
+        text = await self.form.states.encode(store, classes=classes) or ""
         if text == self.state:
             return None
         self.state = text
+        self.needs.set_state(classes)
         return self.seal("state", text)
 
-    def snapshot(self, *, idle: bool, has_asked: bool) -> tuple[str, Callable[[], None]] | None:
-        """Return a snapshot, not sealed, and what lets the library forget the ticks before it.
+    def snapshot(self, *, idle: bool, has_asked: bool) -> WrittenSnapshot | None:
+        """Return a snapshot.
 
         Args:
             idle: Require that the run waits for something from outside.
@@ -83,9 +93,30 @@ class RunTexts:
         if self._adapter is None:
             return None
         serializer, received = self.form.writing.serializer, self.history.sent.received
-        made = library.snapshot(self._adapter, serializer, idle=idle, received=received)
+        classes: Classes = {}
+        with self.form.writing.noting(classes):
+            made = library.snapshot(
+                self._adapter, serializer, workflow=self.needs.workflow, idle=idle, received=received
+            )
         if made is None:
             return None
-        run, forget = made
-        whole = RunSnapshot(run=run, waits=self.history.waits.all(), has_asked=has_asked)
-        return whole.model_dump_json(), forget
+        whole = RunSnapshot(run=made.snapshot, waits=self.history.waits.all(), has_asked=has_asked)
+        folded = self.needs.folded(
+            made.steps,
+            classes,
+            awaited=made.awaited,
+            takes_answers=has_asked or (idle and not made.awaited),
+        )
+        return WrittenSnapshot(whole.model_dump_json(), made.forget, folded)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenSnapshot:
+    """A run as a snapshot."""
+
+    text: str
+    """A `RunSnapshot`, not sealed."""
+    forget: Callable[[], None]
+    """See `MadeSnapshot.forget`."""
+    folded: Folded
+    """What the run needs when it is stored."""

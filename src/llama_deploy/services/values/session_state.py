@@ -75,13 +75,24 @@ class StateCodec:
         self._keys = SharedKeys(self.key, writing)
         self._missing = LeftOutKeys(self.key, workflow_name=workflow.workflow_name)
 
-    async def encode(self, store: StateStore[Any]) -> str | None:
+    @property
+    def class_name(self) -> str:
+        """The qualified name of the class of the workflow's state."""
+        return qualified_name(self._state_type)
+
+    async def encode(self, store: StateStore[Any], *, classes: dict[str, bool]) -> str | None:
         """Return the content of a store as text. None: it is empty.
+
+        Args:
+            store: The store.
+            classes: Gets the users' classes in it, see `TypedJson.noting`.
 
         Raises:
             SerializationError: A value in the state cannot be written; the path says where.
         """
-        return self._text(await store.get_state())
+        state = await store.get_state()
+        with self._writing.noting(classes):
+            return self._text(state)
 
     def seed(self, text: str | None) -> dict[str, Any]:
         """Return the state in the form of the library's contexts; empty for None.

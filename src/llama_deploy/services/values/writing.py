@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from pydantic import SecretStr
 from workflows import Workflow
@@ -23,8 +24,14 @@ class Writing:
         self, workflow: Workflow, *, extra: Iterable[type] = (), keys: Sequence[SecretStr] = ()
     ) -> None:
         self._json = TypedJson(TypeRegistry(declared_types(workflow, extra)))
+        self.classes = self._json.types.users_classes
+        """The users' classes whose objects can be written, by qualified name."""
         self.serializer = TypedSerializer(self._json)
         self._signer = Signer(keys) if keys else None
+
+    def noting(self, classes: dict[str, bool]) -> AbstractContextManager[None]:
+        """See `TypedJson.noting`."""
+        return self._json.noting(classes)
 
     def write(self, value: object, *, path: str) -> str:
         """Return a value as text.

@@ -21,6 +21,7 @@ from llama_deploy.services.run.hosted_workflow import HostedWorkflow, start_run
 from llama_deploy.services.run.journal_backlog import JournalSize
 from llama_deploy.services.run.journal_format import RunHistory
 from llama_deploy.services.run.journal_writer import JournalWriter, journal_outage
+from llama_deploy.services.run.needs_tracker import NeedsTracker
 from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_inbox import RunInbox
 from llama_deploy.services.run.run_journal import RunJournal
@@ -172,9 +173,12 @@ class AttemptExecutor:
         on_failure: Callable[[Exception], None],
     ) -> RunJournal:
         form = self.hosted.journals.of_run(attempt.state.bases)
+        stored = None if history.record is None else history.record.needs
+        needs = NeedsTracker(self.hosted.first, form.shape, stored)
         writer = JournalWriter(
             key=attempt.key,
             header=form.header,
+            needs=needs,
             write=self.write,
             reports=attempt.reports,
             clock=clock,
@@ -182,7 +186,7 @@ class AttemptExecutor:
             outage=self._outage,
         )
         return RunJournal(
-            texts=RunTexts(form, attempt.key.task_id, history, state=history.state or ""),
+            texts=RunTexts(form, attempt.key.task_id, history, needs, state=history.state or ""),
             writer=writer,
             inbox=attempt.inbox,
             on_failure=on_failure,

@@ -39,6 +39,7 @@ class LeaseKeeper:
     _heartbeat: HeartbeatThread = field(init=False)
     _tasks: BackgroundTasks = field(init=False)
     _is_closed: bool = field(default=False, init=False)
+    _is_draining: bool = field(default=False, init=False)
     _renewed_at: float = field(default_factory=time.monotonic, init=False)
     """When the last heartbeat whose answer was processed was sent."""
     _renewed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -77,6 +78,11 @@ class LeaseKeeper:
         """Send the next heartbeat now."""
         self._heartbeat.beat_now()
 
+    def drain(self) -> None:
+        """Tell the control plane, with a heartbeat now, that the instance takes no more tasks."""
+        self._is_draining = True
+        self._heartbeat.beat_now()
+
     async def hold(self) -> None:
         """Return when the control plane has answered within the lease.
 
@@ -104,7 +110,7 @@ class LeaseKeeper:
                 held=held,
                 claiming=claiming,
                 heard_at=last_reply_at,
-                slots=self.settings.max_concurrent_tasks,
+                slots=0 if self._is_draining else self.settings.max_concurrent_tasks,
                 running=len(self.attempts),
                 blocked_seconds=0.0 if blocked is None else blocked.seconds,
                 blocked=[] if blocked is None else [blocked],

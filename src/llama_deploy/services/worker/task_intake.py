@@ -57,10 +57,10 @@ class TaskIntake(Generic[A]):
             while True:
                 await self.slots.wait_for_free()
                 for delivery in await subscription.receive(self.slots.free):
-                    if self.slots.process.is_reserved:  # while this waited
-                        await delivery.nack()
-                    else:
+                    if self.slots.free > 0:
                         self.slots.tasks.spawn(take(delivery))
+                    else:  # since this waited: one task needs the process, or another topic had one
+                        await delivery.nack()
 
     async def take_one(self, topic: str, *, seconds: float, on_claimed: Callable[[A], None]) -> bool:
         """Take one task from a topic and begin to run it. False: there was none for so long.
@@ -87,13 +87,21 @@ class TaskIntake(Generic[A]):
                 await run_to_completion(claim(delivery))
         return True
 
-    async def take_instance_messages(self, topic: str) -> None:
-        """Take events and cancellations, which must not wait behind tasks; until cancelled."""
+    async def take_instance_messages(self, topic: str, *, offer: Callable[[QueueMessage], None]) -> None:
+        """Take events and cancellations, which must not wait behind tasks; until cancelled.
+
+        Args:
+            topic: The topic of the instance.
+            offer: Keeps a task that only certain instances can run, see `OfferedTasks.add`.
+        """
         async with await self.queue.subscribe(topic, expires_after=INSTANCE_TOPIC_EXPIRES) as subscription:
             while True:
                 for delivery in await subscription.receive(_INSTANCE_BATCH):
                     try:
-                        await self.accept(delivery.message)
+                        if delivery.message.action is ActionTypes.NEW_TASK:
+                            offer(delivery.message)
+                        else:
+                            await self.accept(delivery.message)
                     except LlamaDeployError as exc:
                         self._log_dropped(delivery.message, exc)
                     # What is lost here comes again with the answer to the next heartbeat.
@@ -121,6 +129,16 @@ class TaskIntake(Generic[A]):
                 self.slots.tasks.spawn(self._execute(attempt))
         else:
             raise InvalidRequestError(f"an instance does not accept {message.action} messages")
+
+    async def take_offered(self, message: QueueMessage) -> None:
+        """Claim the attempt that a message on the instance's own topic offers, and run it."""
+        try:
+            attempt = await self._claim(message)
+        except LlamaDeployError as exc:
+            self._log_dropped(message, exc)
+            return
+        if attempt is not None:
+            await self._execute(attempt)
 
     async def _take_any(self, others: ConsumerLoop, delivery: Delivery) -> None:
         """Take a delivery, which need not offer a task."""

@@ -20,6 +20,7 @@ from llama_deploy.services.worker.hand_back import hand_back
 from llama_deploy.services.worker.held_attempts import HeldAttempts
 from llama_deploy.services.worker.lease_keeper import LeaseKeeper
 from llama_deploy.services.worker.ledger import Ledger
+from llama_deploy.services.worker.offered_tasks import OfferedTasks
 from llama_deploy.services.worker.outcome_reporter import OutcomeReporter
 from llama_deploy.services.worker.suspects import Suspects
 from llama_deploy.services.worker.task_intake import TaskIntake
@@ -111,6 +112,7 @@ class Worker(ABC, Generic[A]):
             work=self.work,
             others=others,
         )
+        self._offered = OfferedTasks(self._slots, self._intake.take_offered)
         self._suspects = Suspects(
             intake=self._intake,
             slots=self._slots,
@@ -153,21 +155,25 @@ class Worker(ABC, Generic[A]):
         self._lease.start()
         name = self._settings.service_name
         topic = self._topics.instance(name, self._settings.instance_id)
-        events = asyncio.create_task(self._intake.take_instance_messages(topic), name=f"events of {name}")
+        events = asyncio.create_task(
+            self._intake.take_instance_messages(topic, offer=self._offered.add), name=f"events of {name}"
+        )
         alone = self._settings.alone
         work = asyncio.create_task(
             self._suspects.run_until_idle() if alone else self.take_work(), name=f"work of {name}"
         )
+        offered = asyncio.create_task(self._offered.run(), name=f"offered tasks of {name}")
         in_turn = asyncio.create_task(self._suspects.run_when_asked(), name=f"suspects of {name}")
+        parts = (self._failure, work, offered, in_turn, events)
         try:
-            await asyncio.wait({events, work, in_turn, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._is_stopping = True
             try:
-                await self._stop({work, in_turn}, events)
+                await self._stop({work, offered, in_turn}, events)
             finally:
                 self._suspects.close()
-        for part in (self._failure, work, events, in_turn):
+        for part in parts:
             if part.done() and not part.cancelled():
                 part.result()
 
@@ -248,6 +254,7 @@ class Worker(ABC, Generic[A]):
         """
         for each in taking:
             each.cancel()
+        self._lease.drain()
         was_cancelled = False
         try:
             await asyncio.wait(taking)

@@ -5,19 +5,42 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
-from llama_deploy.state_stores.records import EventRecord, InboxRecord, JournalRecord, RunHeadRecord
+from llama_deploy.state_stores.records import (
+    EventRecord,
+    InboxRecord,
+    JournalRecord,
+    RunGroupRecord,
+    RunHeadRecord,
+    RunNeedsRecord,
+)
 from llama_deploy.state_stores.repositories import EventRepository, InboxRepository, RunRepository
 from llama_deploy.state_stores.sql.access import IDS, SQLRepository, chunks, ids, limit, pad, upserts
 from llama_deploy.state_stores.sql.queries import KEY, Mapper, Query
-from llama_deploy.state_stores.sql.tables import events, inbox, journal, runs
+from llama_deploy.state_stores.sql.tables import (
+    events,
+    inbox,
+    journal,
+    runs,
+    task_is_choosy,
+    task_is_queued,
+    task_is_waiting,
+    task_target,
+    tasks,
+)
 
 _KEYS: Final = "keys"
+_LIVING: Final = "living"
+_MAX_LIVING: Final = 256
+"""How many living versions are left out of `groups`; the fit of the tasks of others is compared."""
+_NOBODY: Final = ""
+_SPACE: Final[sa.ColumnClause[str]] = sa.literal_column("' '")
 _PAIRS_PER_STATEMENT: Final = 32
 """Few, because the database looks for every key of a statement in every task of it."""
 
@@ -50,6 +73,27 @@ _RESTORE_INBOX = (
 )
 
 _RUNS_BY_TASK = Query.unlocked(_RUN.where(runs.c.task_id.in_(ids)))
+_NEEDS_BY_TASK = Query.unlocked(
+    sa.select(runs.c.task_id, runs.c.fingerprint, runs.c.needs).where(runs.c.task_id.in_(ids))
+)
+_group = (task_target, tasks.c.version, tasks.c.pinned_to, runs.c.fingerprint, runs.c.needs)
+# The statuses one by one: each has a partial index.
+_GROUPS = tuple(
+    Query.unlocked(
+        sa.select(*_group, sa.func.count())
+        .select_from(tasks.outerjoin(runs, runs.c.task_id == tasks.c.task_id))
+        .where(has_status, task_is_choosy, task_target.in_(ids))
+        .where(
+            sa.or_(
+                tasks.c.version.is_(None),
+                tasks.c.pinned_to.is_not(None),
+                (task_target + _SPACE + tasks.c.version).not_in(sa.bindparam(_LIVING, expanding=True)),
+            )
+        )
+        .group_by(*_group)
+    )
+    for has_status in (task_is_queued, task_is_waiting)
+)
 _JOURNAL_BY_TASK = Query.unlocked(_JOURNAL.where(journal.c.task_id.in_(ids)))
 _INSERT_JOURNAL = sa.insert(journal)
 _TRIM_JOURNAL = sa.delete(journal).where(
@@ -103,6 +147,22 @@ class SQLRuns(SQLRepository, RunRepository):
     def load(self, task_ids: Collection[str]) -> dict[str, RunHeadRecord]:
         found = map(_RUN.record, self._access.rows_by_ids(_RUNS_BY_TASK, task_ids))
         return {run.task_id: run for run in found}
+
+    def load_needs(self, task_ids: Collection[str]) -> dict[str, RunNeedsRecord]:
+        rows = self._access.rows_by_ids(_NEEDS_BY_TASK, task_ids)
+        return {task_id: RunNeedsRecord(*needs) for task_id, *needs in rows}
+
+    def groups(
+        self, service_names: Collection[str], *, living: Collection[tuple[str, str]]
+    ) -> list[RunGroupRecord]:
+        counts: Counter[tuple[Any, ...]] = Counter()
+        # A database limits the parameters of a statement, and few versions live.
+        known = pad([_NOBODY, *(f"{name} {version}" for name, version in living)][:_MAX_LIVING])
+        for query in _GROUPS:
+            for names in chunks(service_names):
+                for *group, count in self._access.rows(query, {IDS: pad(names), _LIVING: known}):
+                    counts[tuple(group)] += count
+        return [RunGroupRecord._make((*group, count)) for group, count in counts.items()]
 
     def put(self, runs: Sequence[RunHeadRecord]) -> None:
         self._access.put(_PUT_RUNS, _RUN.rows(runs))

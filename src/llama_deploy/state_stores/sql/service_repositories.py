@@ -12,17 +12,18 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from llama_deploy.state_stores.records import InstanceRecord, OutboxRecord, ServiceRecord
+from llama_deploy.state_stores.records import InstanceRecord, OutboxRecord, ServiceRecord, VersionRecord
 from llama_deploy.state_stores.repositories import InstanceRepository, OutboxRepository, ServiceRepository
 from llama_deploy.state_stores.sql.access import IDS, SQLRepository, ids, limit, pad, upserts
 from llama_deploy.state_stores.sql.queries import Mapper, Query, Update
-from llama_deploy.state_stores.sql.tables import instances, outbox, services
+from llama_deploy.state_stores.sql.tables import instances, outbox, services, versions
 
 _FARTHEST = timedelta(seconds=60)
 """How much later than now messages may be due at most, beyond what was asked for: clocks may differ."""
 _OUTBOX = Mapper(OutboxRecord, outbox)
 _SERVICE = Mapper(ServiceRecord, services)
 _INSTANCE = Mapper(InstanceRecord, instances)
+_VERSION = Mapper(VersionRecord, versions)
 
 _outbox_oldest = sa.select(*_OUTBOX.columns).order_by(outbox.c.position).limit(limit)
 _outbox_after = (
@@ -57,7 +58,18 @@ _SERVICES_AFTER = Query.unlocked(
 )
 _PUT_SERVICES = upserts(services)
 _DELETE_SERVICES = tuple(
-    sa.delete(table).where(table.c.service_name.in_(ids)) for table in (instances, services)
+    sa.delete(table).where(table.c.service_name.in_(ids)) for table in (instances, versions, services)
+)
+
+_VERSIONS_BY_SERVICE = Query.unlocked(_VERSION.where(versions.c.service_name.in_(ids)))
+_PUT_VERSIONS = upserts(versions)
+_DELETE_UNUSED_VERSIONS = (
+    sa.delete(versions).where(
+        versions.c.service_name.in_(ids),
+        ~sa.exists().where(
+            instances.c.service_name == versions.c.service_name, instances.c.version == versions.c.version
+        ),
+    ),
 )
 
 _INSTANCES = Query.of(sa.select(*_INSTANCE.columns), in_order_of=instances.c.instance_id)
@@ -96,6 +108,7 @@ _COUNTS = Query.unlocked(
     .where(instances.c.service_name.in_(ids))
     .group_by(instances.c.service_name)
 )
+_INSTANCES_UNLOCKED = Query.unlocked(_INSTANCE.where(instances.c.service_name.in_(ids)))
 _PUT_INSTANCES = upserts(instances)
 _DELETE_INSTANCES = (sa.delete(instances).where(instances.c.instance_id.in_(ids)),)
 
@@ -161,6 +174,15 @@ class SQLServices(SQLRepository, ServiceRepository):
     def delete(self, service_names: Collection[str]) -> None:
         self._access.change(_DELETE_SERVICES, service_names)
 
+    def load_versions(self, service_names: Collection[str]) -> list[VersionRecord]:
+        return sorted(map(_VERSION.record, self._access.rows_by_ids(_VERSIONS_BY_SERVICE, service_names)))
+
+    def put_versions(self, versions: Sequence[VersionRecord]) -> None:
+        self._access.put(_PUT_VERSIONS, _VERSION.rows(versions))
+
+    def delete_unused_versions(self, service_names: Collection[str]) -> None:
+        self._access.change(_DELETE_UNUSED_VERSIONS, service_names)
+
 
 class SQLInstances(SQLRepository, InstanceRepository):
     """Instances in the table `instances`."""
@@ -191,6 +213,10 @@ class SQLInstances(SQLRepository, InstanceRepository):
     def counts(self, service_names: Collection[str], *, now: datetime) -> dict[str, tuple[int, int]]:
         rows = self._access.rows_by_ids(_COUNTS, service_names, {"now": now})
         return {name: (total, alive) for name, total, alive in rows}
+
+    def look(self, service_names: Collection[str]) -> list[InstanceRecord]:
+        found = map(_INSTANCE.record, self._access.rows_by_ids(_INSTANCES_UNLOCKED, service_names))
+        return sorted(found, key=attrgetter("instance_id"))
 
     def put(self, instances: Sequence[InstanceRecord]) -> None:
         self._access.put(_PUT_INSTANCES, _INSTANCE.rows(instances))

@@ -35,6 +35,7 @@ from llama_deploy.state_stores.records import (
     ServiceRecord,
     SessionRecord,
     TaskRecord,
+    VersionRecord,
 )
 from llama_deploy.types import Durability, SessionPolicy, TaskStatus
 
@@ -145,9 +146,11 @@ task_is_queued = tasks.c.status == _literal(TaskStatus.QUEUED)
 task_is_suspect = sa.and_(task_is_queued, tasks.c.deaths >= sa.literal_column(str(SUSPECT_DEATHS)))
 task_is_running = tasks.c.status == _literal(TaskStatus.RUNNING)
 task_is_unrouted = sa.and_(task_is_pending, tasks.c.redispatch_at.is_not(None))
+task_is_waiting = tasks.c.status == _literal(TaskStatus.WAITING)
+task_is_choosy = sa.or_(tasks.c.has_run, tasks.c.pinned_to.is_not(None))
+"""The condition under which not every version of a service can run a task."""
 task_target = sa.func.coalesce(tasks.c.routed_to, tasks.c.service_name)
 """`TaskRecord.target`."""
-task_is_waiting = tasks.c.status == _literal(TaskStatus.WAITING)
 
 
 def _partial_index(
@@ -197,6 +200,8 @@ journal = _table("journal", JournalRecord, key=["task_id", "seq"], sqlite_with_r
 outbox = _table("outbox", OutboxRecord, _position(), unique="message_id")
 
 services = _table("services", ServiceRecord, key=["service_name"])
+
+versions = _table("versions", VersionRecord, key=["service_name", "version"])
 
 instances = _table("instances", InstanceRecord, key=["instance_id"], defaults={"alone": sa.false()})
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from llama_deploy.state_stores.records import FIXED, PROGRESS, SessionRecord, TaskRecord
 from llama_deploy.state_stores.repositories import SessionRepository, TaskRepository
-from llama_deploy.state_stores.sql.access import SQLRepository, ids, limit
+from llama_deploy.state_stores.sql.access import IDS, SQLRepository, chunks, ids, limit, pad
 from llama_deploy.state_stores.sql.queries import Mapper, Query, Update
 from llama_deploy.state_stores.sql.tables import (
     events,
@@ -27,6 +27,7 @@ from llama_deploy.state_stores.sql.tables import (
     journal,
     runs,
     sessions,
+    task_is_choosy,
     task_is_open,
     task_is_pending,
     task_is_queued,
@@ -90,6 +91,7 @@ _queued_tasks = (
 )
 _QUEUED_TASKS = Query.of(_queued_tasks)
 _QUEUED_TASKS_BEFORE = Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
+_HELD_TASKS = Query.of(_queued_tasks.where(task_target.in_(ids), task_is_choosy))
 
 _is_for_service = task_target == sa.bindparam("service_name")
 _QUEUED_FOR = Query.of(
@@ -193,6 +195,13 @@ class SQLTasks(SQLRepository, TaskRepository):
 
     def unrouted(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         return self._due(_UNROUTED_TASKS, _UNROUTED_TASKS_BEFORE, due_before, limit)
+
+    def held(self, service_names: Collection[str], *, limit: int = 1000) -> list[TaskRecord]:
+        found: list[TaskRecord] = []
+        for names in chunks(service_names):
+            rows = self._access.rows(_HELD_TASKS, {IDS: pad(names), "limit": limit})
+            found += map(_TASK.record, rows)
+        return found[:limit]
 
     def insert(self, tasks: Sequence[TaskRecord]) -> None:
         self._access.write(_INSERT_TASKS, _TASK.rows(tasks))

@@ -21,9 +21,10 @@ from llama_deploy.testing.state_store_suite.row_cases import RowTests
 from llama_deploy.testing.state_store_suite.run_cases import RunTests
 from llama_deploy.testing.state_store_suite.task_cases import TaskTests
 from llama_deploy.testing.state_store_suite.transaction_cases import TransactionTests
+from llama_deploy.testing.state_store_suite.version_cases import VersionTests
 
 __all__ = ["StateStoreContract"]
 
 
-class StateStoreContract(TransactionTests, TaskTests, RunTests, RowTests, QuantityTests):
+class StateStoreContract(TransactionTests, TaskTests, RunTests, RowTests, VersionTests, QuantityTests):
     """The behaviour that `llama_deploy.state_stores.base` promises. Needs pytest and pytest-asyncio."""

@@ -1,0 +1,158 @@
+"""The living instances of services, as far as dispatching needs them: read once, then kept for a moment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Final
+
+from llama_deploy.control_plane.decisions.deaths import is_suspect
+from llama_deploy.control_plane.decisions.destinations import (
+    SHARED,
+    Demand,
+    Destination,
+    Fleet,
+    Member,
+    destination,
+    is_choosy,
+)
+from llama_deploy.control_plane.decisions.fit import StoredNeeds
+from llama_deploy.control_plane.storage.run_rows import RunRows
+from llama_deploy.control_plane.storage.service_rows import InstanceRows
+from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.records import InstanceRecord, RunGroupRecord, RunNeedsRecord, TaskRecord
+from llama_deploy.types.workflow_shape import RunNeeds, WorkflowShape
+
+_KEPT: Final = timedelta(seconds=1)
+"""How long a fleet is used that was read, unless an instance joins or leaves it here."""
+
+
+@dataclass(slots=True)
+class KnownFleet:
+    """A fleet that was read."""
+
+    fleet: Fleet
+    read_at: datetime
+    sent: Counter[str] = field(default_factory=Counter)
+    """How many attempts were sent to the topic of each instance since then."""
+
+
+KnownFleets = dict[str, KnownFleet]
+"""By service. They outlive a transaction: the claim of an attempt checks again what was decided with them."""
+
+
+class Fleets:
+    """Decides for the tasks of one transaction where their attempts go, and who may claim them."""
+
+    def __init__(
+        self,
+        tx: StoreTransaction,
+        known: KnownFleets,
+        *,
+        instances: InstanceRows,
+        runs: RunRows,
+        now: datetime,
+    ) -> None:
+        self._tx = tx
+        self._known = known
+        self._instances = instances
+        self._runs = runs
+        self._now = now
+
+    def of(self, service_name: str) -> Fleet:
+        """Return the living instances of a service."""
+        return self._of(service_name).fleet
+
+    def forget(self, service_names: Iterable[str]) -> None:
+        """Read the instances of services again: some have joined or left, or others may not be known here."""
+        for name in service_names:
+            self._known.pop(name, None)
+
+    def destination(self, task: TaskRecord, *, may_share: bool = True) -> Destination:
+        """Return where the attempt of a task goes.
+
+        Args:
+            task: The task.
+            may_share: Whether it may go to the topic that all instances share.
+        """
+        if not is_choosy(task) or is_suspect(task):
+            return SHARED
+        known = self._of(task.target)
+        if may_share and task.pinned_to is None and known.fleet.versions == (task.version,):
+            return SHARED
+        demand = self._demand(task)
+        chosen = destination(demand, known.fleet, sent=known.sent, may_share=may_share)
+        if chosen.is_nowhere and known.read_at != self._now:
+            self.forget([task.target])  # one that fits may just have registered at another control plane
+            known = self._of(task.target)
+            chosen = destination(demand, known.fleet, sent=known.sent, may_share=may_share)
+        if chosen.instance_id is not None:
+            known.sent[chosen.instance_id] += 1
+        return chosen
+
+    def fault(self, task: TaskRecord, instance: InstanceRecord) -> str | None:
+        """Return why an instance may not claim a task. None: it may."""
+        if not is_choosy(task):
+            return None
+        if instance.version not in self.of(task.target).versions:
+            # Another control plane has registered it.
+            self.forget([task.target])
+        return self.fault_of_version(task, instance.version)
+
+    def fault_of_version(self, task: TaskRecord, version: str | None) -> str | None:
+        """Return why a version cannot run a choosy task. None: it can."""
+        return self._demand(task).fault(version, self.of(task.target))
+
+    def _of(self, service_name: str) -> KnownFleet:
+        known = self._known.get(service_name)
+        if known is None or not timedelta() <= self._now - known.read_at < _KEPT:
+            self._instances.flush()
+            fleet = load_fleets(self._tx, [service_name], now=self._now)[service_name]
+            known = self._known[service_name] = KnownFleet(fleet, self._now)
+        return known
+
+    def _demand(self, task: TaskRecord) -> Demand:
+        self._runs.flush_head(task.task_id)
+        return load_demand(self._tx, task)
+
+
+def load_fleets(tx: StoreTransaction, service_names: Iterable[str], *, now: datetime) -> dict[str, Fleet]:
+    """Return the living instances of services, by service."""
+    members: dict[str, list[Member]] = {name: [] for name in service_names}
+    for each in tx.instances.look(list(members)):
+        if each.lease_expires_at > now:
+            free = 1 if each.slots is None else each.slots - (each.running or 0)
+            free = -1 if each.alone else free
+            members[each.service_name].append(Member(each.instance_id, each.version, free))
+    shapes: dict[str, dict[str, WorkflowShape]] = {name: {} for name in members}
+    for version in tx.services.load_versions([name for name, found in members.items() if found]):
+        shapes[version.service_name][version.version] = _shape(version.shape)
+    return {name: Fleet.of(name, found, shapes[name]) for name, found in members.items()}
+
+
+def load_demand(tx: StoreTransaction, task: TaskRecord) -> Demand:
+    """Return what a task demands. What its run needs is read when it is asked for."""
+
+    def needs() -> StoredNeeds:
+        return _needs(*tx.runs.load_needs([task.task_id])[task.task_id])
+
+    return Demand(task.version, task.pinned_to, needs if task.has_run else None)
+
+
+def demand_of(group: RunGroupRecord) -> Demand:
+    """Return what the tasks of a group demand."""
+    stored = None if group.fingerprint is None else RunNeedsRecord(group.fingerprint, group.needs)
+    return Demand(group.version, group.pinned_to, None if stored is None else lambda: _needs(*stored))
+
+
+@lru_cache(maxsize=256)
+def _shape(text: str) -> WorkflowShape:
+    return WorkflowShape.model_validate_json(text)
+
+
+@lru_cache(maxsize=256)
+def _needs(fingerprint: str, needs: str | None) -> StoredNeeds:
+    return StoredNeeds(fingerprint, None if needs is None else RunNeeds.model_validate_json(needs))
