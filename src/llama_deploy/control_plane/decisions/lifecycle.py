@@ -31,7 +31,7 @@ from llama_deploy.control_plane.decisions import hops
 from llama_deploy.control_plane.decisions.routing import Routing
 from llama_deploy.control_plane.decisions.takeovers import (
     TakeoverReason,
-    repeats_after_write,
+    after_write,
     start_of_run,
     take_over,
 )
@@ -143,6 +143,7 @@ def claim(
         claimed_at=at,
         attempt_events=0,
         repeats_from=task.stream_length,
+        unfinished=None,
         durability=task.durability if task.durability is Durability.VOLATILE else durability,
     )
     return Transition(claimed)
@@ -220,8 +221,8 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
         journal_length=task.journal_length + (write.entry is not None),
         running_seconds=write.running_seconds,
         losses=0 if _is_harmless(task, write, at=at) else task.losses,
-        repeats_from=repeats_after_write(task, write),
     )
+    task = after_write(task, write)
     if write.parking is None:
         return Transition(task, events, journal=write)
     if task.cancel_requested:
@@ -244,6 +245,7 @@ def _make_volatile(task: TaskRecord, reason: str, events: Sequence[EventPayload]
         journal_length=0,
         running_seconds=0.0,
         repeats_from=start_of_run(task),
+        unfinished=None,
         durability=Durability.VOLATILE,
         volatile_reason=reason,
     )

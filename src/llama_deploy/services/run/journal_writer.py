@@ -101,7 +101,7 @@ class JournalWriter:
             state=state,
             consumed=list(consumed),
             step_ended=step_ended,
-            unfinished_from=self.open_steps.first_event(streamed=self.reports.count, storing=ends),
+            unfinished=self.open_steps.unfinished(streamed=self.reports.count, storing=ends),
             header=self.header,
             running_seconds=self.clock.running_seconds,
             parking=parking,
