@@ -24,7 +24,7 @@ async def test_a_killed_step_streams_again_and_a_page_discards_what_was_half_wri
         async for item in handle.events(attempts=True):
             if isinstance(item, NewAttempt):
                 news.append(item)
-                shown = {index: event for index, event in shown.items() if index < item.repeats_from}
+                shown = {index: event for index, event in shown.items() if not item.repeats(event)}
             elif item.type == "Token":
                 received += 1
                 shown[item.index] = item

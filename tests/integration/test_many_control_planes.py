@@ -224,7 +224,8 @@ async def test_a_reader_at_another_replica_is_told_at_once_that_an_attempt_takes
             told = [line async for line in until_first(lines)]
         await post(third.http, "/tasks/t/cancel")
         streams = [await read_stream(replica.http, path) for replica in cluster.replicas]
-    new = {"new_attempt": {"attempt": 2, "position": 0, "repeats_from": 0, "reason": "handed_back"}}
+    facts = {"attempt": 2, "position": 0, "repeats_from": 0, "unfinished": None, "begun": 0}
+    new = {"new_attempt": {**facts, "reason": "handed_back"}}
     assert [json.loads(line) for line in told] == [new]
     assert streams[0] == streams[1] == streams[2]
     assert [streams[0][0], streams[0][1]["attempt"]] == [new, 2]

@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 
 from llama_deploy import Client, NewAttempt, SyncClient, TaskEvent
-from llama_deploy.types.instance_protocol import ReleaseRequest, TaskDispatch
+from llama_deploy.types.instance_protocol import ReleaseRequest, TaskDispatch, UnfinishedSteps
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import Instance, get, post, read_stream, submit
 from tests.integration.test_journals import answer, park, write
 
-TAKEOVER = {"attempt": 2, "position": 3, "repeats_from": 1, "reason": "handed_back"}
+TAKEOVER = {
+    "attempt": 2,
+    "position": 3,
+    "repeats_from": 1,
+    "unfinished": [3],
+    "begun": 4,
+    "reason": "handed_back",
+}
 
 
 async def half_written(http: HttpConnection, instance: Instance) -> TaskDispatch:
@@ -25,7 +32,9 @@ async def half_written(http: HttpConnection, instance: Instance) -> TaskDispatch
     await submit(http, task_id="t")
     first = await instance.next_dispatch()
     await instance.claim(first)
-    await write(instance, first, 0, events=[{"type": "Number", "data": {"n": 0}}], unfinished_from=1)
+    unfinished = UnfinishedSteps(first_event=1, runs=[3], begun=4)
+    title = {"type": "Number", "data": {"n": 0}}
+    await write(instance, first, 0, events=[title], unfinished=unfinished)
     await instance.stream(first, first=1, numbers=range(1, 3))
     await has_events(http, 3)
     await instance.server.plane.attempts.release(
@@ -150,8 +159,8 @@ async def test_server_sent_events_have_ids_and_a_new_attempt_has_none(
     assert [message.get("id") for message in messages] == ["0", "1", "2", None, "3", "4", "5"]
     assert [message.get("event") for message in messages] == [None, None, None, "attempt", None, None, None]
     assert json.loads(messages[3]["data"]) == TAKEOVER
-    first = json.loads(messages[0]["data"])
-    assert first == {"index": 0, "type": "Number", "data": {"n": 0}, "terminal": False, "attempt": 1}
+    written = {"terminal": False, "attempt": 1, "step_run": None}
+    assert json.loads(messages[0]["data"]) == {"index": 0, "type": "Number", "data": {"n": 0}, **written}
 
 
 async def test_a_browser_resumes_after_the_last_event_that_it_has_seen(

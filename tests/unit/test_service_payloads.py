@@ -134,7 +134,10 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 
 def test_a_streamed_event_is_named_and_measured() -> None:
     streamed = streamed_event(Go(number=1, note="x" * 500))
-    assert streamed.payload.model_dump() == {"type": "Go", "data": {"number": 1, "note": "x" * 500}}
+    assert streamed.payload.model_dump(exclude={"step_run"}) == {
+        "type": "Go",
+        "data": {"number": 1, "note": "x" * 500},
+    }
     assert 500 < streamed.size < 600
     with pytest.raises(SerializationError) as caught:
         streamed_event(Event(handle=object()))

@@ -11,8 +11,14 @@ from llama_deploy.control_plane.decisions import hops, lifecycle
 from llama_deploy.control_plane.decisions.routing import NEW_ROUTE, Hop
 from llama_deploy.control_plane.decisions.takeovers import MAX_TAKEOVERS, TakeoverReason, takeovers_of
 from llama_deploy.state_stores.records import TaskRecord
-from llama_deploy.types import NewAttempt, TaskStatus
-from llama_deploy.types.instance_protocol import AttemptEvents, AttemptOutcome, EventPayload, Parking
+from llama_deploy.types import NewAttempt, TaskEvent, TaskStatus
+from llama_deploy.types.instance_protocol import (
+    AttemptEvents,
+    AttemptOutcome,
+    EventPayload,
+    Parking,
+    UnfinishedSteps,
+)
 
 
 def claimed(task: TaskRecord | None = None) -> TaskRecord:
@@ -35,6 +41,10 @@ def journalled(task: TaskRecord, **changes: Any) -> TaskRecord:
     return lifecycle.journal(task, a_write(task, entry="entry", step_ended=True, **changes), at=NOW).task
 
 
+def steps(first_event: int, *runs: int, begun: int = 9) -> UnfinishedSteps:
+    return UnfinishedSteps(first_event=first_event, runs=list(runs), begun=begun)
+
+
 def lost(task: TaskRecord) -> TaskRecord:
     return lifecycle.lose(task, at=NOW, backoff=BACKOFF).task
 
@@ -47,12 +57,28 @@ def test_without_a_journal_all_that_the_lost_attempt_has_streamed_may_come_again
 
 
 def test_with_a_journal_only_what_steps_have_streamed_whose_end_is_not_stored() -> None:
-    task = journalled(streamed(claimed(), 5), unfinished_from=5)
+    task = journalled(streamed(claimed(), 5), unfinished=steps(5))
     task = lost(streamed(task, 2))
-    assert takeovers_of(task) == [NewAttempt(attempt=2, position=7, repeats_from=5, reason="lost")]
+    facts: dict[str, Any] = {"unfinished": [], "begun": 9, "reason": "lost"}
+    assert takeovers_of(task) == [NewAttempt(attempt=2, position=7, repeats_from=5, **facts)]
     # In the second attempt, a step that began with its second event is still running at the write.
-    task = journalled(streamed(claimed(task), 4), unfinished_from=1)
-    assert takeovers_of(lost(task))[1:] == [NewAttempt(attempt=3, position=11, repeats_from=8, reason="lost")]
+    task = journalled(streamed(claimed(task), 4), unfinished=steps(1, 3, begun=5))
+    facts = {"unfinished": [3], "begun": 5, "reason": "lost"}
+    assert takeovers_of(lost(task))[1:] == [NewAttempt(attempt=3, position=11, repeats_from=8, **facts)]
+
+
+def test_an_event_comes_again_if_its_step_had_not_finished() -> None:
+    new = NewAttempt(attempt=2, position=9, repeats_from=4, unfinished=[3], begun=6, reason="lost")
+
+    def repeats(index: int, step_run: int | None) -> bool:
+        return new.repeats(TaskEvent(index=index, type="Token", data={}, step_run=step_run))
+
+    assert [repeats(index, 3) for index in (3, 4, 8, 9)] == [False, True, True, False]
+    assert [repeats(5, run) for run in (-1, 2, 3, 5, 6, 7)] == [False, False, True, False, True, True]
+    assert repeats(5, None), "it is not known"
+    assert new.model_copy(update={"unfinished": None}).repeats(
+        TaskEvent(index=5, type="Token", data={}, step_run=2)
+    )
 
 
 def test_an_older_instance_does_not_say_which_steps_run_so_the_end_of_a_step_counts() -> None:
@@ -61,12 +87,12 @@ def test_an_older_instance_does_not_say_which_steps_run_so_the_end_of_a_step_cou
 
 
 def test_a_position_beyond_what_has_arrived_is_cut() -> None:
-    task = journalled(claimed(), unfinished_from=9)
-    assert takeovers_of(lost(task)) == [NewAttempt(attempt=2, position=0, repeats_from=0, reason="lost")]
+    task = lost(journalled(claimed(), unfinished=steps(9)))
+    assert [(new.position, new.repeats_from) for new in takeovers_of(task)] == [(0, 0)]
 
 
 def test_a_run_that_becomes_volatile_repeats_everything() -> None:
-    task = lost(journalled(streamed(claimed(), 5), unfinished_from=5))
+    task = lost(journalled(streamed(claimed(), 5), unfinished=steps(5)))
     task = streamed(claimed(task), 2)
     task = lifecycle.journal(task, a_write(task, volatile="a socket"), at=NOW).task
     assert takeovers_of(lost(task))[1:] == [NewAttempt(attempt=3, position=7, repeats_from=0, reason="lost")]
@@ -104,7 +130,7 @@ def test_an_attempt_that_is_handed_or_taken_back_says_so() -> None:
 @pytest.mark.parametrize("unseen", [0, 1])
 def test_a_run_that_was_parked_and_is_woken_repeats_nothing(unseen: int) -> None:
     task = streamed(claimed(), 2)._replace(inbox_length=unseen)
-    task = journalled(task, unfinished_from=0, parking=Parking(inbox_seq=0))
+    task = journalled(task, unfinished=steps(0), parking=Parking(inbox_seq=0))
     task = lifecycle.wake(task, at=NOW).task
     assert (task.status, task.attempt) == (TaskStatus.QUEUED, 2)
     assert takeovers_of(task) == []

@@ -125,6 +125,8 @@ class TaskRecord(NamedTuple):
     repeats_from: int | None = None
     """The position in the stream from which on events may come again if the attempt under way is lost. None:
     there was no attempt yet, or an older release has granted it."""
+    unfinished: str | None = None
+    """Which of these events come again: the `UnfinishedSteps` as JSON. None: all of them."""
     takeovers: str | None = None
     """The attempts that have taken over from lost ones, as a JSON list of `NewAttempt`. None: there are none.
     """
@@ -147,6 +149,7 @@ PROGRESS: Final = (
     "journal_length",
     "running_seconds",
     "repeats_from",
+    "unfinished",
 )
 """The fields of a `TaskRecord` that `TaskRepository.update_progress` overwrites."""
 
@@ -163,6 +166,8 @@ class EventRecord(NamedTuple):
     terminal: bool = False
     attempt: int | None = None
     """The attempt that has written it. None: an older release has stored it."""
+    step_run: int | None = None
+    """See `EventPayload.step_run`."""
 
 
 class InboxRecord(NamedTuple):

@@ -112,6 +112,8 @@ class EventPayload(BaseModel):
 
     type: str
     data: dict[str, Any]
+    step_run: int | None = None
+    """The number of the step run that has streamed it, in the attempt; -1 for none. None: not known."""
 
 
 class AttemptEvents(OwnedAttempt):
@@ -196,6 +198,17 @@ class Parking(BaseModel):
     """Seconds until the next timer of the run. None: no timer."""
 
 
+class UnfinishedSteps(BaseModel):
+    """The runs of steps that run again if the attempt is lost. Events and runs are counted in the attempt."""
+
+    first_event: int = Field(ge=0)
+    """How many events the attempt had streamed when the oldest of them began."""
+    runs: list[int] | None = None
+    """Their numbers, as in `EventPayload.step_run`. None: they are too many to be listed."""
+    begun: int = Field(default=0, ge=0)
+    """How many runs of steps have begun. Those that begin later are unfinished too."""
+
+
 class JournalWrite(AttemptEvents):
     """One step of a run's journal, stored in one transaction or not at all.
 
@@ -215,10 +228,8 @@ class JournalWrite(AttemptEvents):
     """The inbox entries that the run has consumed. Later attempts do not receive them."""
     step_ended: bool = False
     """Whether this records the end of a step for the first time."""
-    unfinished_from: int | None = Field(default=None, ge=0)
-    """How many events the attempt had streamed when the oldest step began whose end is not stored with this
-    write. If the attempt is lost, events from there on may come again. None: an older release does not say.
-    """
+    unfinished: UnfinishedSteps | None = None
+    """The steps whose end is not stored with this write or before. None: an older release does not say."""
     header: RunHeader
     needs: RunNeeds | None = None
     """What the journal needs from now on. None: the same as before."""

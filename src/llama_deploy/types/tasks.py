@@ -174,14 +174,15 @@ class TaskEvent(BaseModel):
     """Whether this is the last event of the stream."""
     attempt: int | None = None
     """The attempt that has written the event. None: an older release has stored it."""
+    step_run: int | None = None
+    """The number of the step run that has streamed it, in the attempt; -1 for none. None: not known."""
 
 
 class NewAttempt(BaseModel):
     """A new attempt takes over from one that did not end. It is part of a task's stream, without an index.
 
-    The steps that the attempt before had not finished run again, so their events come again. With one step at
-    a time, these are exactly the events from `repeats_from` up to `position`: a page discards them. If steps
-    run at the same time, events of steps that have finished may be among them, which do not come again.
+    The steps that the attempt before had not finished run again, so their events come again: a page discards
+    the events before for which `repeats` is true.
     """
 
     attempt: int
@@ -190,11 +191,23 @@ class NewAttempt(BaseModel):
     """Where in the stream it takes over: the index of the next event."""
     repeats_from: int
     """The index of the first event that may come again. Equal to `position`: none does."""
+    unfinished: list[int] | None = None
+    """Of the events between, only those come again that one of these step runs has streamed, or one from
+    `begun` on. None: all of them."""
+    begun: int = 0
+    """See `unfinished`."""
     reason: str
     """Why the attempt before did not end: `lost` (its instance died or went silent), `handed_back` (its
     instance stopped), `reports_lost` (the queue lost what it sent), `deregistered` (its service was removed)
     or `moved` (somebody has moved the task to a version that begins again). Newer releases may add others.
     """
+
+    def repeats(self, event: TaskEvent) -> bool:
+        """Whether an event that came before is streamed again, because its step runs again."""
+        if not self.repeats_from <= event.index < self.position:
+            return False
+        run = event.step_run
+        return self.unfinished is None or run is None or run >= self.begun or run in self.unfinished
 
 
 class StreamedAttempt(BaseModel):

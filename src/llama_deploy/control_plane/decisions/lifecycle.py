@@ -32,7 +32,7 @@ from llama_deploy.control_plane.decisions.deaths import Blame, is_suspect
 from llama_deploy.control_plane.decisions.routing import Routing
 from llama_deploy.control_plane.decisions.takeovers import (
     TakeoverReason,
-    repeats_after_write,
+    after_write,
     start_of_run,
     take_over,
 )
@@ -146,6 +146,7 @@ def claim(
         claimed_at=at,
         attempt_events=0,
         repeats_from=task.stream_length,
+        unfinished=None,
         durability=task.durability if task.durability is Durability.VOLATILE else durability,
         version=version,
     )
@@ -224,8 +225,8 @@ def journal(task: TaskRecord, write: JournalWrite, *, at: datetime) -> Transitio
         journal_length=task.journal_length + (write.entry is not None),
         running_seconds=write.running_seconds,
         pinned_to=None,  # from now on, what the journal needs decides
-        repeats_from=repeats_after_write(task, write),
     )
+    task = after_write(task, write)
     if _is_harmless(task, write, at=at):
         task = task._replace(losses=0, deaths=0)
     if write.parking is None:
@@ -250,6 +251,7 @@ def _make_volatile(task: TaskRecord, reason: str, events: Sequence[EventPayload]
         journal_length=0,
         running_seconds=0.0,
         repeats_from=start_of_run(task),
+        unfinished=None,
         durability=Durability.VOLATILE,
         volatile_reason=reason,
     )
@@ -448,7 +450,7 @@ def start_again(task: TaskRecord, version: str, *, at: datetime) -> Transition:
     if task.pinned_to == version and not task.has_run:
         return Transition(task)
     _check_movable(task)
-    task = take_over(task._replace(repeats_from=start_of_run(task)), TakeoverReason.MOVED)
+    task = take_over(task._replace(repeats_from=start_of_run(task), unfinished=None), TakeoverReason.MOVED)
     fresh = task._replace(
         pinned_to=version,
         version=None,

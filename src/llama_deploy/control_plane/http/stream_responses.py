@@ -72,7 +72,8 @@ def _event(event: EventRecord) -> str:
     """Return a `TaskEvent` as JSON without line breaks. Its data is JSON already."""
     terminal = "true" if event.terminal else "false"
     attempt = "null" if event.attempt is None else event.attempt
+    step_run = "null" if event.step_run is None else event.step_run
     return (
         f'{{"index":{event.position},"type":{json.dumps(event.type)},"data":{event.data},'
-        f'"terminal":{terminal},"attempt":{attempt}}}'
+        f'"terminal":{terminal},"attempt":{attempt},"step_run":{step_run}}}'
     )

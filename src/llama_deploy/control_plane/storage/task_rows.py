@@ -174,7 +174,7 @@ class TaskRows:
             terminal = task.status.is_terminal and index == last
             data = json.dumps(event.data)
             self._events.append(
-                EventRecord(task.task_id, index, event.type, data, terminal=terminal, attempt=attempt)
+                EventRecord(task.task_id, index, event.type, data, terminal, attempt, event.step_run)
             )
 
     def drop_session(self, session_id: str) -> set[str]:

@@ -17,6 +17,7 @@ from workflows import Workflow
 from workflows.events import Event
 
 from llama_deploy.services.run.contained_steps import contained_steps
+from llama_deploy.services.run.open_steps import step_run
 from llama_deploy.services.run.run_observer import RunObserver
 from llama_deploy.services.run.start_gate import StartGate
 from llama_deploy.services.run.step_guard import StepExitError, watching
@@ -132,11 +133,13 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
                 self._host.ending.fail(StepExitError(str(each.step_id), raised))
 
     def _start(self, pending: PendingStart, *, is_held: bool) -> asyncio.Task[Any]:
-        if isinstance(pending, PendingWorker):
-            self._host.on_start(pending)
-            if is_held:
-                return self._gate.hold(pending.coro)
-        return asyncio.create_task(pending.coro)
+        if not isinstance(pending, PendingWorker):
+            return asyncio.create_task(pending.coro)
+        token = step_run.set(self._host.on_start(pending))
+        try:
+            return self._gate.hold(pending.coro) if is_held else asyncio.create_task(pending.coro)
+        finally:
+            step_run.reset(token)
 
 
 class HostedRuntime(BaseRuntimeDecorator):

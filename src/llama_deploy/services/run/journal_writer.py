@@ -105,7 +105,7 @@ class JournalWriter:
             state=state,
             consumed=list(mark.consumed),
             step_ended=mark.step_ended,
-            unfinished_from=self.open_steps.first_event(streamed=self.reports.count, storing=mark.ends),
+            unfinished=self.open_steps.unfinished(streamed=self.reports.count, storing=mark.ends),
             header=self.header,
             needs=needs,
             running_seconds=self.clock.running_seconds,

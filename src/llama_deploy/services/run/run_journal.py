@@ -60,18 +60,18 @@ class RunJournal:
         """Take the library's access to the run, which begins now."""
         self.texts.attach(adapter)
 
-    def on_tick(self, tick: WorkflowTick) -> None:
-        """Add a tick."""
+    def on_tick(self, tick: WorkflowTick) -> int | None:
+        """Add a tick. Return the number of the step run that ends with it, None if none does."""
         if self.volatility:
-            return
+            return None
         self._backlog.add(tick)
-        if isinstance(tick, TickStepResult):
-            self.writer.open_steps.end(execution_of(tick))
+        return self.writer.open_steps.end(execution_of(tick)) if isinstance(tick, TickStepResult) else None
 
-    def on_start(self, step: PendingWorker) -> None:
-        """A step begins."""
-        if not self.volatility:
-            self.writer.open_steps.begin(execution_of(step), streamed=self.writer.reports.count)
+    def on_start(self, step: PendingWorker) -> int | None:
+        """A step begins. Return the number of its run, None if the run is not written any more."""
+        if self.volatility:
+            return None
+        return self.writer.open_steps.begin(execution_of(step), streamed=self.writer.reports.count)
 
     async def before_steps(self, *, starting: bool) -> None:
         """Write what steps that start now depend on. If no step starts, write it in the background.

@@ -15,6 +15,7 @@ from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowId
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.services.background import BackgroundTasks
 from llama_deploy.services.run.journal_format import RunHistory
+from llama_deploy.services.run.open_steps import NO_STEP, step_run
 from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_ending import RunEnding, RunReleasedError
 from llama_deploy.services.run.run_inbox import RunInbox
@@ -78,12 +79,13 @@ class RunObserver:
         self.history.sent.on_tick(tick)
         self.history.waits.on_tick(tick)
         if self.journal is not None:
-            self.journal.on_tick(tick)
+            # What the library streams because a step has ended belongs to the run of the step.
+            run = self.journal.on_tick(tick)
+            step_run.set(NO_STEP if run is None else run)
 
-    def on_start(self, step: PendingWorker) -> None:
-        """A step begins."""
-        if self.journal is not None:
-            self.journal.on_start(step)
+    def on_start(self, step: PendingWorker) -> int | None:
+        """A step begins. Return the number of its run. None: nothing is written of the workflow's run."""
+        return None if self.journal is None else self.journal.on_start(step)
 
     async def after_tick(self, tick: WorkflowTick) -> None:
         """The effects of `tick` are scheduled; no step has started yet."""
@@ -141,6 +143,7 @@ class RunObserver:
         """Stream an event that is not the workflow's own, unless the run has ended."""
         if self.ending.last_event is None and not self.ending.is_over:
             with suppress(LlamaDeployError):
+                step_run.set(NO_STEP)
                 await self._stream(lambda: event)
 
     async def send(self, tick: WorkflowTick) -> None:
@@ -155,7 +158,9 @@ class RunObserver:
     async def _stream(self, make: Callable[[], StreamedEvent]) -> None:
         try:
             with self.clock.held():  # the event may have to wait until earlier ones are sent
-                await self.hooks.on_event(make())
+                event = make()
+                event.payload.step_run = step_run.get()
+                await self.hooks.on_event(event)
         except LlamaDeployError as exc:
             self.ending.fail(exc)
             raise

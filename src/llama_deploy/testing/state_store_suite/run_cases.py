@@ -18,7 +18,9 @@ class RunTests(StoreTests):
 
     async def test_events_are_read_from_a_cursor(self, store: StateStore) -> None:
         events = [
-            EventRecord("t1", n, "Progress", f'{{"n": {n}}}', terminal=n == 4, attempt=n or None)
+            EventRecord(
+                "t1", n, "Progress", f'{{"n": {n}}}', terminal=n == 4, attempt=n or None, step_run=n or None
+            )
             for n in range(5)
         ]
         other = EventRecord("t2", 0, "Progress", "{}")

@@ -10,7 +10,9 @@ down_revision = "0105"
 
 
 def upgrade() -> None:
-    """Add a column to events, and two to tasks."""
+    """Add two columns to events, and three to tasks."""
     op.add_column("events", sa.Column("attempt", sa.BigInteger()))
+    op.add_column("events", sa.Column("step_run", sa.BigInteger()))
     op.add_column("tasks", sa.Column("repeats_from", sa.BigInteger()))
+    op.add_column("tasks", sa.Column("unfinished", sa.Text()))
     op.add_column("tasks", sa.Column("takeovers", sa.Text()))
