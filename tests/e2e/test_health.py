@@ -107,3 +107,5 @@ def test_probes_are_answered_to_other_machines_only_if_asked_for(folder: Path) -
     done = llamactl(folder, "worker", *DOES, "--port", "0", "--host", "0.0.0.0")  # noqa: S104
     assert done.returncode == 2
     assert "--allow-remote" in done.stderr
+    done = llamactl(folder, "worker", *DOES, "--host", "127.0.0.1")
+    assert (done.returncode, "--host has no effect without --port" in done.stderr) == (2, True)

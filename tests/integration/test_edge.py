@@ -126,7 +126,9 @@ async def test_every_route_refuses_a_foreign_host(served: Served) -> None:
         if path in ("/health/live", "/health/ready"):
             # A load balancer may not know the name; it learns the status only.
             answer = await send(served.url, method, path, {"Host": "evil.example"})
-            assert (answer.status, answer.body) == (200, b'{"status": "ok", "checks": {}}')
+            document = pydantic_core.from_json(answer.body)
+            assert (answer.status, document["status"]) in ((200, "ok"), (503, "failing"))
+            assert document["checks"] == {}
             continue
         check_problem(await send(served.url, method, path, {"Host": "evil.example"}), 421, "untrusted_host")
 

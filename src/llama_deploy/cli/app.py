@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from llama_deploy.cli.error_messages import print_error, reported
+from llama_deploy.cli.error_messages import CommandError, print_error, reported
 from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.options import (
@@ -199,6 +199,11 @@ def worker(  # noqa: PLR0913, PLR0917 - typer
         settings.reject("timeout", command="worker")
         from llama_deploy.supervisor.link import SupervisorLink
 
+        if port is None and (idle := given_options(context, ["host", "allow_remote"])):
+            option = "--host" if "host" in idle else "--allow-remote"
+            raise CommandError(
+                f"{option} has no effect without --port", hint="pass --port too, or leave it out"
+            )
         link = SupervisorLink.from_environment()
         health = None
         if link is None and port is not None:

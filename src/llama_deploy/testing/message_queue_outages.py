@@ -145,6 +145,24 @@ class MessageQueueOutages:
             proxy.target_ports = targets
             await self._until_check(queue, passes=True)
 
+    async def test_a_reader_knows_that_the_broker_is_away(self, proxy: TcpProxy) -> None:
+        async with (
+            await self.settings(proxy.port, retry_seconds=1.0).connect() as queue,
+            await queue.subscribe(TOPIC) as subscription,
+        ):
+            receiving = asyncio.create_task(subscription.receive(1))
+            targets, proxy.target_ports = proxy.target_ports, [1]
+            proxy.cut()
+            await eventually(lambda: queue.problem is not None)
+            assert queue.problem is not None
+            assert "does not answer" in queue.problem
+            proxy.target_ports = targets
+            await eventually(lambda: queue.problem is None)
+            await publish(queue, TOPIC, 0)
+            async with asyncio.timeout(DEADLINE):
+                (delivery,) = await receiving
+            await delivery.ack()
+
     async def _until_check(self, queue: AbstractMessageQueue, *, passes: bool) -> None:
         async def is_so() -> bool:
             try:
