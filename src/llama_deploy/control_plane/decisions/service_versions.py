@@ -69,7 +69,7 @@ def registered(
         known: What is stored. None: nothing.
         living: Returns the living instances of the service.
     """
-    bare = definition.model_dump(exclude={"instances", "instance_id", "workflow", "stranded"})
+    bare = definition.model_dump(exclude={"instances", "instance_id", "slots", "workflow", "stranded"})
     new = StoredService(**bare)
     before = [] if known is None else versions_of(known)
     if definition.instance_id is None:

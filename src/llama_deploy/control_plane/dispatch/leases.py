@@ -148,7 +148,7 @@ class Leases:
         leases = set(map(_lease_of, silent))
         if not leases <= self._expired:
             await self._wait_for_heartbeats()
-        self._expired = set()
+        before, self._expired = self._expired, set()
         if not silent:
             return
         self._look_at_clock()
@@ -164,6 +164,7 @@ class Leases:
             found = [item for each in instance_ids if (item := unit.instances.find(each)) is not None]
             expired = [item for item in found if _lease_of(item) in leases]
             held = unit.tasks.of_instances([item.instance_id for item in expired])
+            unit.lose_instances([item for item in expired if _lease_of(item) not in before])
             unit.remove_instances([item.instance_id for item in expired if _is_forgotten(item, unit.now)])
             return set(map(_lease_of, expired)), [unit.lose(task) for task in held]
 

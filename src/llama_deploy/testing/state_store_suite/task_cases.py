@@ -183,6 +183,8 @@ class TaskTests(StoreTests):
             )
         )
         assert _ids(await store.read(lambda tx: tx.tasks.of_instances(["i1", "i2", "unknown"]))) == ["b", "a"]
+        counts = await store.read(lambda tx: tx.tasks.running_counts(["i1", "i2", "unknown"]))
+        assert counts == {"i1": 1, "i2": 1}
 
     @pytest.mark.parametrize(
         ("method", "status", "field", "without_time"),
