@@ -17,10 +17,20 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy import Client
-from llama_deploy.errors import ConflictError, TaskFinishedError, VersionNotFoundError
-from llama_deploy.services import AnyWorkflow
+from llama_deploy.control_plane.direct_gateway import DirectGateway
+from llama_deploy.errors import ConflictError, TaskFinishedError, UnavailableError, VersionNotFoundError
+from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.types import Durability, TaskMove, TaskStatus, TaskView
+from llama_deploy.types.instance_protocol import (
+    ClaimReply,
+    ClaimRequest,
+    Heartbeat,
+    HeartbeatReply,
+    JournalReply,
+    JournalWrite,
+    ProcessDeath,
+)
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.in_process import Stack, result_of, running_stack, until
@@ -304,6 +314,91 @@ class Crowded(Workflow):
         await asyncio.sleep(0.05)  # the work
         Crowded.running -= 1
         return StopEvent(result=ev.text)
+
+
+class Gated(Workflow):
+    """Takes its slot, after it was answered, until the gate is open."""
+
+    gate: ClassVar[asyncio.Event]
+    at_work: ClassVar[int]
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> Decided:
+        answer = await ctx.wait_for_event(Answer, waiter_event=Question(n=ev.n))
+        return Decided(n=ev.n, text=answer.text)
+
+    @step
+    async def work(self, ev: Decided) -> StopEvent:
+        Gated.at_work += 1
+        await self.gate.wait()
+        return StopEvent(result=ev.n)
+
+
+class Mortal(DirectGateway):
+    """Reaches the control plane until its instance is dead."""
+
+    is_dead = False
+
+    def beat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        self._check()
+        return super().beat(heartbeat)
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        self._check()
+        return await super().claim(request)
+
+    async def journal(self, write: JournalWrite) -> JournalReply:
+        self._check()
+        return await super().journal(write)
+
+    def _check(self) -> None:
+        if self.is_dead:
+            raise UnavailableError("the instance is dead")
+
+
+@pytest.mark.parametrize("how", ["reported", "silent"])
+async def test_what_waits_at_an_instance_that_dies_goes_to_another_one(how: str) -> None:
+    Gated.gate, Gated.at_work = asyncio.Event(), 0
+    async with running_stack(lease_seconds=2.0, redispatch_seconds=600) as stack:
+        config = WorkflowServiceConfig(
+            host="127.0.0.1",
+            port=0,
+            service_name="service",
+            idle_timeout=0.01,
+            max_concurrent_tasks=1,
+            drain_timeout=0,
+        )
+        gateway = Mortal(stack.plane)
+        first = WorkflowService(Gated, stack.queue, config, gateway=gateway)
+        fleet = Fleet(stack)
+        async with stack.serving(first):
+            tasks = await parked(stack, 3)
+            await fleet.join(Renamed)
+            await answer(stack, tasks)
+            await until(lambda: Gated.at_work == 1)
+            await fleet.join(Gated)
+            gateway.is_dead = True
+            if how == "reported":
+                death = ProcessDeath(instances=[first.instance_id], reason="was killed")
+                await stack.plane.deaths.report(death)
+            await until(lambda: Gated.at_work == 4)
+            Gated.gate.set()
+            assert [result_of(await stack.end(task)) for task in tasks] == [0, 1, 2]
+            gateway.is_dead = False  # so that it stops soon
+        await fleet.close()
+
+
+async def test_what_waits_at_a_busy_instance_goes_to_one_that_joins(stack: Stack, fleet: Fleet) -> None:
+    Gated.gate, Gated.at_work = asyncio.Event(), 0
+    await fleet.join(Gated, max_concurrent_tasks=1)
+    tasks = await parked(stack, 3)
+    await fleet.join(Renamed)
+    await answer(stack, tasks)
+    await until(lambda: Gated.at_work == 1)
+    await fleet.join(Gated)
+    await until(lambda: Gated.at_work == 3)
+    Gated.gate.set()
+    assert [result_of(await stack.end(task)) for task in tasks] == [0, 1, 2]
 
 
 # -- runs with entries

@@ -128,6 +128,10 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def running_counts(self, instance_ids: Collection[str]) -> dict[str, int]:
+        """Return how many running tasks the instances have claimed; those without one are left out."""
+
+    @abstractmethod
     def held(self, service_names: Collection[str], *, limit: int = 1000) -> list[TaskRecord]:
         """Return tasks in the status `queued` that not every version of these services can run.
 

@@ -124,6 +124,8 @@ class ServiceDefinition(BaseModel):
     """Class names of the events that ask for an answer when they are streamed. None: not known."""
     answer_events: list[str] | None = None
     """Class names of the events that answer a question, as far as they are declared. None: not known."""
+    slots: int | None = Field(default=None, ge=0)
+    """The maximum number of concurrent tasks of an instance. It is listed with the instance."""
     workflow: WorkflowShape | None = None
     """What the workflow of an instance offers to runs that other versions have begun. It is not listed."""
     instances: list[InstanceInfo] = Field(default_factory=list)

@@ -25,7 +25,7 @@ class Member:
     instance_id: str
     version: str | None
     free: int
-    """How many more tasks it can run, as far as it has reported that."""
+    """How many more tasks it can run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ class Leases:
         leases = set(map(_lease_of, silent))
         if not leases <= self._expired:
             await self._wait_for_heartbeats()
-        self._expired = set()
+        before, self._expired = self._expired, set()
         if not silent:
             return
         self._look_at_clock()
@@ -179,6 +179,7 @@ class Leases:
             for each in {frozenset({each, *others[each]}) for each in expired}:
                 dead = [item for instance_id, item in expired.items() if instance_id in each]
                 moved += move_on(unit, dead, alive=each - expired.keys())
+            unit.lose_instances([item for item in expired.values() if _lease_of(item) not in before])
             unit.remove_instances([each for each, item in expired.items() if _is_forgotten(item, unit.now)])
             return set(map(_lease_of, expired.values())), moved
 

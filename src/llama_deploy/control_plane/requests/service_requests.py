@@ -24,7 +24,7 @@ from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
-from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord, VersionRecord
+from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord
 from llama_deploy.types import BlockedStep, InstanceInfo, ServiceDefinition, StrandedTasks
 from llama_deploy.types.instance_protocol import (
     Heartbeat,
@@ -92,15 +92,11 @@ class Services:
                     port=definition.port,
                     last_heartbeat=unit.now,
                     lease_expires_at=unit.now + self.lease,
+                    slots=definition.slots,
                     process_id=definition.process_id,
                     version=None if shape is None else shape.version,
                 )
-                was_known = instance.version in unit.fleets.of(name).versions
-                unit.instances.put(instance)
-                unit.fleets.forget([name])
-                if shape is not None and not was_known:
-                    unit.add_version(VersionRecord(name, shape.version, shape.model_dump_json()))
-                unit.note_due(unit.now)  # what has waited for the first instance goes on
+                unit.add_instance(instance, shape=None if shape is None else shape.model_dump_json())
 
         await self.writer.write(
             Command(run, Reads(services={name}, instances=_named(definition.instance_id)))

@@ -122,11 +122,14 @@ class Fleets:
 def load_fleets(tx: StoreTransaction, service_names: Iterable[str], *, now: datetime) -> dict[str, Fleet]:
     """Return the living instances of services, by service."""
     members: dict[str, list[Member]] = {name: [] for name in service_names}
-    for each in tx.instances.look(list(members)):
-        if each.lease_expires_at > now:
-            free = 1 if each.slots is None else each.slots - (each.running or 0)
-            free = -1 if each.alone else free
-            members[each.service_name].append(Member(each.instance_id, each.version, free))
+    living = [each for each in tx.instances.look(list(members)) if each.lease_expires_at > now]
+    # With one version nobody asks for free slots.
+    is_mixed = len({each.version for each in living}) > 1
+    running = tx.tasks.running_counts([each.instance_id for each in living]) if is_mixed else {}
+    for each in living:
+        free = (1 if each.slots is None else each.slots) - running.get(each.instance_id, 0)
+        # One that runs suspects alone takes others only if nobody else can.
+        members[each.service_name].append(Member(each.instance_id, each.version, -1 if each.alone else free))
     shapes: dict[str, dict[str, WorkflowShape]] = {name: {} for name in members}
     for version in tx.services.load_versions([name for name, found in members.items() if found]):
         shapes[version.service_name][version.version] = _shape(version.shape)

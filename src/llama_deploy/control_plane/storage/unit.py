@@ -240,19 +240,38 @@ class Unit:
             # Attempts may have been held because no instance was alive.
             self.note_due(self.now)
 
-    def add_version(self, version: VersionRecord) -> None:
-        """A version of a service registers that no living instance had."""
-        self.services.put_version(version)
-        self._committed.fleets.add(version.service_name)
+    def add_instance(self, instance: InstanceRecord, *, shape: str | None) -> None:
+        """An instance registers, perhaps again. What waits for one that fits is sent to it.
+
+        Args:
+            instance: The instance.
+            shape: The `WorkflowShape` of its version as JSON. None: it has no version.
+        """
+        name, version = instance.service_name, instance.version
+        living = self.fleets.of(name)
+        is_known = any(each.instance_id == instance.instance_id for each in living.members)
+        self.instances.put(instance)
+        self.fleets.forget([name])
+        self.note_due(self.now)  # what has waited for the first instance goes on
+        if shape is not None and version is not None and version not in living.versions:
+            self.services.put_version(VersionRecord(name, version, shape))
+            self._committed.fleets.add(name)
+        elif not is_known and len(living.versions) > 1:
+            self._committed.fleets.add(name)
 
     def remove_instances(self, instance_ids: Collection[str]) -> None:
-        """Delete instances. What was sent to their own topics is sent to others."""
+        """Delete instances."""
         found = [self.instances.find(each) for each in instance_ids]
-        names = {instance.service_name for instance in found if instance is not None}
-        mixed = {name for name in names if len(self.fleets.of(name).versions) > 1}
         self.instances.delete(instance_ids)
-        self.fleets.forget(names)
-        self._committed.fleets |= mixed
+        self.lose_instances([instance for instance in found if instance is not None])
+
+    def lose_instances(self, lost: Collection[InstanceRecord]) -> None:
+        """Instances are gone, deleted or without a lease: what was sent to their topics goes to others."""
+        self.fleets.forget({instance.service_name for instance in lost})
+        for instance in lost:
+            living = self.fleets.of(instance.service_name).versions
+            if any(version != instance.version for version in living):
+                self._committed.fleets.add(instance.service_name)
 
     def note_due(self, at: datetime) -> None:
         """Something becomes due then."""

@@ -119,6 +119,7 @@ class WorkflowService(WorkflowCalls):
             event_schemas=event_schemas(self._hosted.events.classes),
             question_events=self._hosted.events.questions,
             answer_events=self._hosted.events.answers,
+            slots=self.config.max_concurrent_tasks,
             workflow=self._hosted.journals.shape,
         )
 

@@ -81,6 +81,11 @@ _FIRST_OPEN_TASKS = Query.unlocked(
 _TASKS_OF_INSTANCES = Query.of(
     _tasks_with_position.where(tasks.c.instance_id.in_(ids), task_is_running), in_order_of=tasks.c.task_id
 )
+_RUNNING_COUNTS = Query.unlocked(
+    sa.select(tasks.c.instance_id, sa.func.count())
+    .where(tasks.c.instance_id.in_(ids), task_is_running)
+    .group_by(tasks.c.instance_id)
+)
 
 _unrouted_tasks = _TASK.where(task_is_unrouted).order_by(tasks.c.redispatch_at, tasks.c.position).limit(limit)
 _UNROUTED_TASKS = Query.of(_unrouted_tasks)
@@ -195,6 +200,10 @@ class SQLTasks(SQLRepository, TaskRepository):
 
     def unrouted(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         return self._due(_UNROUTED_TASKS, _UNROUTED_TASKS_BEFORE, due_before, limit)
+
+    def running_counts(self, instance_ids: Collection[str]) -> dict[str, int]:
+        rows = self._access.rows_by_ids(_RUNNING_COUNTS, instance_ids)
+        return {instance_id: count for instance_id, count in rows}  # noqa: C416 - mypy knows no pairs here
 
     def held(self, service_names: Collection[str], *, limit: int = 1000) -> list[TaskRecord]:
         found: list[TaskRecord] = []

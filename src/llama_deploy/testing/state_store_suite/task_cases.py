@@ -220,6 +220,8 @@ class TaskTests(StoreTests):
             )
         )
         assert _ids(await store.read(lambda tx: tx.tasks.of_instances(["i1", "i2", "unknown"]))) == ["b", "a"]
+        counts = await store.read(lambda tx: tx.tasks.running_counts(["i1", "i2", "unknown"]))
+        assert counts == {"i1": 1, "i2": 1}
 
     async def test_suspects_are_counted_by_the_service_that_is_to_run_them(self, store: StateStore) -> None:
         def suspect(task_id: str, **changes: Any) -> TaskRecord:
