@@ -56,7 +56,7 @@ def build_edge(
     """Return `app` behind all layers: no route, fast or documented, can be reached past one.
 
     The order: trusted hosts, origins and CORS, trace, authentication, body limit, JSON bodies, the
-    server's own layers, HEAD requests, shortcuts. Probes for untrusted hosts pass all layers by, and are
+    server's own layers, shortcuts, HEAD requests. Probes for untrusted hosts pass all layers by, and are
     answered without reasons.
 
     Args:
@@ -66,7 +66,7 @@ def build_edge(
         layers: The server's own layers, the outermost first.
     """
     origins = settings.cors_origins or ()
-    stack: ASGIApp = HeadRequests(Shortcuts(app, shortcuts), excluded=settings.no_head)
+    stack: ASGIApp = Shortcuts(HeadRequests(app, excluded=settings.no_head), shortcuts)
     for layer in reversed(layers):
         stack = layer(stack)
     stack = JsonBodies(stack)
