@@ -444,13 +444,16 @@ class TestStatus:
     def test_json_for_scripts(self, folder: Path, server: str) -> None:
         facts = json.loads(llamactl(folder, "status", "--json", server=server).stdout)
         assert facts["control_plane_url"] == server
-        service = {
+        [service] = [each for each in facts["services"] if each["service_name"] == "repeat"]
+        [(version, count)] = service.pop("versions").items()
+        assert (len(version), count) == (24, 1)
+        assert service == {
             "service_name": "repeat",
             "description": "Repeats what it is told.",
             "instances_alive": 1,
+            "stranded": [],
             "blocked": [],
         }
-        assert service in facts["services"]
         assert facts["next_after"] is None
 
     def test_many_services_are_shown_in_pages(self, folder: Path, server: str) -> None:

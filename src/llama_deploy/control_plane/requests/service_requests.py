@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -153,8 +153,7 @@ class Services:
             if record is None:
                 return None
             page = tx.instances.page(service_name, after=after, limit=limit)
-            counts = tx.instances.counts([service_name], now=now)
-            return _listed(record, page, counts, now)
+            return _listed(tx, [record], {service_name: page}, now)[service_name]
 
         found = await self.store.read(read)
         if found is None:
@@ -181,14 +180,7 @@ class Services:
             found: dict[str, list[InstanceRecord]] = {name: [] for name in names}
             for instance in tx.instances.first(names, most=most):
                 found[instance.service_name].append(instance)
-            counts = tx.instances.counts(names, now=now)
-            listed = {
-                record.service_name: _listed(record, found[record.service_name], counts, now)
-                for record in records
-            }
-            for name, stranded in _stranded(tx, names, now).items():
-                listed[name].stranded = stranded
-            return listed
+            return _listed(tx, records, found, now)
 
         return await self.store.read(read)
 
@@ -345,17 +337,27 @@ def _reported(instance: InstanceRecord, beat: Heartbeat, *, at: datetime) -> Ins
 
 
 def _listed(
-    record: ServiceRecord,
-    instances: Iterable[InstanceRecord],
-    counts: Mapping[str, tuple[int, int]],
+    tx: StoreTransaction,
+    records: Sequence[ServiceRecord],
+    instances: Mapping[str, Sequence[InstanceRecord]],
     now: datetime,
-) -> ServiceDefinition:
-    total, alive = counts.get(record.service_name, (0, 0))
-    definition = ServiceDefinition.model_validate_json(record.definition)
-    shown = [_instance_info(instance, now) for instance in instances]
-    return definition.model_copy(
-        update={"instances": shown, "instances_total": total, "instances_alive": alive}
-    )
+) -> dict[str, ServiceDefinition]:
+    """Return services by name, with these instances of each, and what the control plane fills in."""
+    names = [record.service_name for record in records]
+    counts, stranded = tx.instances.counts(names, now=now), _stranded(tx, names, now)
+    listed = {}
+    for record in records:
+        name = record.service_name
+        total, alive = counts.get(name, (0, 0))
+        listed[name] = ServiceDefinition.model_validate_json(record.definition).model_copy(
+            update={
+                "instances": [_instance_info(instance, now) for instance in instances[name]],
+                "instances_total": total,
+                "instances_alive": alive,
+                "stranded": stranded.get(name, []),
+            }
+        )
+    return listed
 
 
 def _instance_info(instance: InstanceRecord, now: datetime) -> InstanceInfo:
