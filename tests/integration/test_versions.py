@@ -693,9 +693,9 @@ async def test_a_run_that_does_not_fit_is_begun_again_with_a_version(stack: Stac
 async def test_a_moved_task_waits_for_its_version_until_it_has_a_journal(stack: Stack, fleet: Fleet) -> None:
     Slow.gate, Slow.seen = asyncio.Event(), []
     old = await fleet.join(Approve)
-    [task] = await parked(stack, 1)
+    task, other = await parked(stack, 2)
     new = await fleet.join(Renamed, max_concurrent_tasks=1, durability="task")
-    blocker = await stack.plane.tasks.move(await stack.submit(n=1), to(new, "start"))
+    blocker = await stack.plane.tasks.move(other, to(new, "start"))
     await until(lambda: is_running(stack, blocker.task_id))
     await stack.plane.tasks.move(task, to(new, "start"))
     await fleet.leave(new)
