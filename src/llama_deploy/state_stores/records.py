@@ -169,6 +169,11 @@ class EventRecord(NamedTuple):
     step_run: int | None = None
     """See `EventPayload.step_run`."""
 
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes the data takes in UTF-8."""
+        return len(self.data if self.data.isascii() else self.data.encode(errors="surrogatepass"))
+
 
 class InboxRecord(NamedTuple):
     """An event that was sent to a task."""

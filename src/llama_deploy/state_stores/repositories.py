@@ -151,8 +151,18 @@ class EventRepository(ABC):
     """The event streams of tasks."""
 
     @abstractmethod
-    def load(self, task_id: str, *, after: int = -1, limit: int = 1000) -> list[EventRecord]:
-        """Return the events of a task whose index is greater than `after`, in order."""
+    def load(
+        self, task_id: str, *, after: int = -1, limit: int = 1000, max_bytes: int | None = None
+    ) -> list[EventRecord]:
+        """Return the events of a task whose index is greater than `after`, in order.
+
+        Args:
+            task_id: The task.
+            after: Only events whose index is greater.
+            limit: How many events to return at most.
+            max_bytes: The event with which their data has so many bytes is the last one. What follows it is
+                not read into memory. None: without limit.
+        """
 
     @abstractmethod
     def insert(self, events: Sequence[EventRecord]) -> None:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from operator import attrgetter
 from typing import Any, Final
 
@@ -54,6 +55,23 @@ _EVENTS_AFTER = Query.unlocked(
     .order_by(events.c.position)
     .limit(limit)
 )
+_events = events.alias()
+_sizes = (
+    sa.select(_events.c.position, sa.func.octet_length(_events.c.data).label("size"))
+    .where(_events.c.task_id == sa.bindparam("task_id"), _events.c.position > sa.bindparam("after"))
+    .order_by(_events.c.position)
+    .limit(limit)
+    .subquery()
+)
+_size_before = sa.func.sum(_sizes.c.size).over(order_by=_sizes.c.position) - _sizes.c.size
+_totals = sa.select(_sizes.c.position, _size_before.label("size_before")).subquery()
+_last_of_page = sa.select(sa.func.max(_totals.c.position)).where(
+    _totals.c.size_before < sa.bindparam("max_bytes", type_=sa.BigInteger)
+)
+_PAGE_OF_EVENTS = Query.unlocked(
+    _EVENTS_AFTER.plain.where(events.c.position <= _last_of_page.scalar_subquery())
+)
+"""For databases whose driver reads all rows of a query."""
 _INSERT_EVENTS = sa.insert(events)
 
 _INBOX_BY_TASK = Query.unlocked(_INBOX.where(inbox.c.task_id.in_(ids), inbox.c.consumed.is_(sa.false())))
@@ -106,12 +124,33 @@ _PUT_RUNS = upserts(runs, keeps=True)
 class SQLEvents(SQLRepository, EventRepository):
     """Event streams in the table `events`."""
 
-    def load(self, task_id: str, *, after: int = -1, limit: int = 1000) -> list[EventRecord]:
-        found = self._access.rows(_EVENTS_AFTER, {"task_id": task_id, "after": after, "limit": limit})
-        return [_EVENT.record(row) for row in found]
+    def load(
+        self, task_id: str, *, after: int = -1, limit: int = 1000, max_bytes: int | None = None
+    ) -> list[EventRecord]:
+        parameters = {"task_id": task_id, "after": after, "limit": limit}
+        if max_bytes is None:
+            return [_EVENT.record(row) for row in self._access.rows(_EVENTS_AFTER, parameters)]
+        rows = self._access.scan(_EVENTS_AFTER, parameters)
+        if rows is None:
+            page = self._access.rows(_PAGE_OF_EVENTS, {**parameters, "max_bytes": max_bytes})
+            return [_EVENT.record(row) for row in page]
+        with closing(rows):
+            return _page(map(_EVENT.record, rows), max_bytes)
 
     def insert(self, events: Sequence[EventRecord]) -> None:
         self._access.write(_INSERT_EVENTS, _EVENT.rows(events))
+
+
+def _page(events: Iterable[EventRecord], max_bytes: int) -> list[EventRecord]:
+    """Return the first events, up to the one with which their data has so many bytes."""
+    page: list[EventRecord] = []
+    left = max_bytes
+    for event in events:
+        page.append(event)
+        left -= event.data_bytes
+        if left <= 0:
+            break
+    return page
 
 
 class SQLInbox(SQLRepository, InboxRepository):
