@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from llama_deploy.types import Durability, SessionPolicy, TaskStatus
+from llama_deploy.types.json_values import utf8_bytes
 
 RUN_FORMAT: Final = 1
 """The major version of runs that this release writes and reads."""
@@ -172,7 +173,7 @@ class EventRecord(NamedTuple):
     @property
     def data_bytes(self) -> int:
         """How many bytes the data takes in UTF-8."""
-        return len(self.data if self.data.isascii() else self.data.encode(errors="surrogatepass"))
+        return utf8_bytes(self.data)
 
 
 class InboxRecord(NamedTuple):

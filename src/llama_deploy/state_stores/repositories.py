@@ -177,6 +177,10 @@ class InboxRepository(ABC):
         """Return the tasks' entries that are not consumed, ordered by task and sequence number."""
 
     @abstractmethod
+    def sizes(self, task_ids: Collection[str]) -> dict[str, int]:
+        """Return how many bytes the entries take that are not consumed, for tasks that have any."""
+
+    @abstractmethod
     def known_keys(self, keys: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         """Return those of the pairs (task id, idempotency key) that entries have, consumed ones too."""
 

@@ -26,6 +26,7 @@ from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import (
     InvalidRequestError,
     LlamaDeployError,
+    PayloadTooLargeError,
     SerializationError,
     UnavailableError,
 )
@@ -281,7 +282,7 @@ def _outcome_command(outcome: AttemptOutcome, log: OverwrittenKeys) -> Command[N
                 )
             try:
                 unit.sessions.merge_state(task.session_id, outcome.session_state)
-            except SerializationError as exc:
+            except (PayloadTooLargeError, SerializationError) as exc:
                 ended = lifecycle.end(task, lifecycle.failed(outcome, exc), at=unit.now)
         unit.apply(ended)
 

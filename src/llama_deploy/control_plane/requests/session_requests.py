@@ -116,6 +116,7 @@ class Sessions:
             SessionNotFoundError: The session does not exist.
             InvalidRequestError: A key has the reserved prefix.
             SerializationError: A value that cannot be encoded as JSON.
+            PayloadTooLargeError: The state becomes too large.
         """
         check_state(changes)
         return await self._write(session_id, lambda unit: unit.sessions.merge_state(session_id, changes))
@@ -128,6 +129,7 @@ class Sessions:
             StateConflictError: The state has another version.
             InvalidRequestError: A key has the reserved prefix.
             SerializationError: A value that cannot be encoded as JSON.
+            PayloadTooLargeError: The state becomes too large.
         """
         check_state(state)
 

@@ -24,6 +24,7 @@ from llama_deploy.state_stores.records import (
 from llama_deploy.state_stores.repositories import EventRepository, InboxRepository, RunRepository
 from llama_deploy.state_stores.sql.access import IDS, SQLRepository, chunks, ids, limit, pad, upserts
 from llama_deploy.state_stores.sql.queries import KEY, Mapper, Query
+from llama_deploy.state_stores.sql.sizes import utf8_length
 from llama_deploy.state_stores.sql.tables import (
     events,
     inbox,
@@ -57,7 +58,7 @@ _EVENTS_AFTER = Query.unlocked(
 )
 _events = events.alias()
 _sizes = (
-    sa.select(_events.c.position, sa.func.octet_length(_events.c.data).label("size"))
+    sa.select(_events.c.position, utf8_length(_events.c.data).label("size"))
     .where(_events.c.task_id == sa.bindparam("task_id"), _events.c.position > sa.bindparam("after"))
     .order_by(_events.c.position)
     .limit(limit)
@@ -75,6 +76,11 @@ _PAGE_OF_EVENTS = Query.unlocked(
 _INSERT_EVENTS = sa.insert(events)
 
 _INBOX_BY_TASK = Query.unlocked(_INBOX.where(inbox.c.task_id.in_(ids), inbox.c.consumed.is_(sa.false())))
+_INBOX_SIZES = Query.unlocked(
+    sa.select(inbox.c.task_id, sa.func.sum(utf8_length(inbox.c.event)))
+    .where(inbox.c.task_id.in_(ids), inbox.c.consumed.is_(sa.false()))
+    .group_by(inbox.c.task_id)
+)
 _INBOX_KEYS = Query.unlocked(
     sa.select(inbox.c.task_id, inbox.c.idempotency_key).where(
         inbox.c.task_id.in_(ids), inbox.c.idempotency_key.in_(sa.bindparam(_KEYS, expanding=True))
@@ -159,6 +165,10 @@ class SQLInbox(SQLRepository, InboxRepository):
     def load(self, task_ids: Collection[str]) -> list[InboxRecord]:
         found = map(_INBOX.record, self._access.rows_by_ids(_INBOX_BY_TASK, task_ids))
         return sorted(found, key=attrgetter("task_id", "seq"))
+
+    def sizes(self, task_ids: Collection[str]) -> dict[str, int]:
+        rows = self._access.rows_by_ids(_INBOX_SIZES, task_ids)
+        return {task_id: int(size) for task_id, size in rows}
 
     def known_keys(self, keys: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         known: set[tuple[str, str]] = set()
