@@ -7,10 +7,6 @@ from typing import Any
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from llama_deploy.control_plane.decisions.size_limits import (
-    DEFAULT_MAX_INBOX_BYTES,
-    DEFAULT_MAX_SESSION_STATE_BYTES,
-)
 from llama_deploy.types.ports import BoundPort
 from llama_deploy.types.topics import TopicNamespace
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
@@ -84,10 +80,10 @@ class ControlPlaneConfig(BaseSettings):
     fails."""
     max_orchestrator_calls: int = Field(default=1000, gt=0)
     """How many tasks it is asked about at the same time; further tasks wait for their turn."""
-    max_inbox_bytes: int = Field(default=DEFAULT_MAX_INBOX_BYTES, gt=0)
+    max_inbox_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     """How many bytes the events take that were sent to one task and that its run has not consumed. A further
     one is rejected with 429, and one that is larger by itself with 413."""
-    max_session_state_bytes: int = Field(default=DEFAULT_MAX_SESSION_STATE_BYTES, gt=0)
+    max_session_state_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     """How many bytes the state of one session takes as JSON. A write that makes it larger is rejected with
     413; a task that ends with one fails."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Final
 
 from llama_deploy.errors import OverloadedError, PayloadTooLargeError
 from llama_deploy.types.keys import public_id
-
-DEFAULT_MAX_INBOX_BYTES: Final = 16 * 1024 * 1024
-DEFAULT_MAX_SESSION_STATE_BYTES: Final = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class SizeLimits:
     """Limits in bytes of JSON in UTF-8. The settings of the same names describe them."""
 
-    max_inbox_bytes: int = DEFAULT_MAX_INBOX_BYTES
-    max_session_state_bytes: int = DEFAULT_MAX_SESSION_STATE_BYTES
+    max_inbox_bytes: int = sys.maxsize
+    max_session_state_bytes: int = sys.maxsize
 
     def check_inbox(self, task_id: str, *, held: int, added: int) -> None:
         """Check that an event may be added to an inbox.

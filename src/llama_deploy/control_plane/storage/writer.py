@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _NOTHING: Final = Reads()
-_DEFAULT_LIMITS: Final = SizeLimits()
+_UNLIMITED: Final = SizeLimits()
 
 _MAX_BATCH: Final = 256
 _MAX_RACES: Final = 3
@@ -66,7 +66,7 @@ class Writer:
         topics: Topics,
         pace: DispatchPace,
         after_commit: Callable[[Committed], None],
-        limits: SizeLimits = _DEFAULT_LIMITS,
+        limits: SizeLimits = _UNLIMITED,
     ) -> None:
         self._store = store
         self._clock = clock
