@@ -66,6 +66,10 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def ids_of_sessions(self, session_ids: Collection[str]) -> dict[str, list[str]]:
+        """Return the ids of the tasks of sessions that have any, by session, in the order of insertion."""
+
+    @abstractmethod
     def first_open(self, session_ids: Collection[str], *, limit: int) -> list[TaskRecord]:
         """Return tasks without a `finished_at`, in the order of insertion: of each session the first `limit`.
 
