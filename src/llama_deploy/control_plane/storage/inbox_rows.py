@@ -42,6 +42,11 @@ class InboxRows:
         if receivers := [task.task_id for task in self._tasks.loaded(task_ids) if task.inbox_length]:
             self._sizes = self._tx.inbox.sizes(receivers)
 
+    def size_of(self, task_id: str) -> int:
+        """Return how many bytes the entries of a task take that are not consumed."""
+        self._scope.require(RowKind.INBOX, task_id)
+        return self._sizes.get(task_id, 0)
+
     def unconsumed(self, task_ids: Iterable[str]) -> list[InboxEntry]:
         """Return the entries of tasks that are not consumed, ordered by task and sequence number."""
         wanted = {task.task_id for task in map(self._tasks.get, task_ids) if task.inbox_length}
