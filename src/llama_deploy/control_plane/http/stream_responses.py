@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final, TypeVar
 
 from starlette.responses import StreamingResponse
@@ -44,14 +45,14 @@ def data_response(events: EventStream) -> StreamingResponse:
 
 
 async def _pieces(
-    groups: AsyncIterator[Sequence[I]], texts: Callable[[I], Iterable[str]], *, keep_alive: bytes
+    groups: AsyncIterator[Sequence[I]], texts: Callable[[I], Sequence[str]], *, keep_alive: bytes
 ) -> AsyncIterator[bytes]:
     """Yield the items in pieces of a limited size: so little of a page is encoded at a time."""
     try:
         async for group in groups:
             if not group:
                 yield keep_alive
-            for piece in _cut(text for item in group for text in texts(item)):
+            for piece in _cut(chain.from_iterable(map(texts, group))):
                 yield piece.encode()
             del group  # before the next page is read
     except TaskNotFoundError:
@@ -76,33 +77,34 @@ def _cut(texts: Iterable[str]) -> Iterator[str]:
         yield "".join(short)
 
 
-def _data_line(event: EventRecord) -> Iterator[str]:
-    yield event.data
-    yield "\n"
+def _data_line(event: EventRecord) -> Sequence[str]:
+    return _around(event.data, "", "\n")
 
 
-def _line(item: StreamItem) -> Iterator[str]:
+def _line(item: StreamItem) -> Sequence[str]:
     if isinstance(item, NewAttempt):
-        yield f'{{"new_attempt":{item.model_dump_json()}}}'
-    else:
-        yield from _event(item)
-    yield "\n"
+        return [f'{{"new_attempt":{item.model_dump_json()}}}\n']
+    return _event(item, "", "\n")
 
 
-def _message(item: StreamItem) -> Iterator[str]:
+def _message(item: StreamItem) -> Sequence[str]:
     if isinstance(item, NewAttempt):
-        yield f"event: attempt\ndata: {item.model_dump_json()}"
-    else:
-        yield f"id: {item.position}\ndata: "
-        yield from _event(item)
-    yield "\n\n"
+        return [f"event: attempt\ndata: {item.model_dump_json()}\n\n"]
+    return _event(item, f"id: {item.position}\ndata: ", "\n\n")
 
 
-def _event(event: EventRecord) -> Iterator[str]:
-    """Yield a `TaskEvent` as JSON without line breaks. Its data is JSON already, and is not copied."""
+def _event(event: EventRecord, before: str, after: str) -> Sequence[str]:
+    """Return a `TaskEvent` as JSON without line breaks, between two texts. Its data is JSON already."""
     terminal = "true" if event.terminal else "false"
     attempt = "null" if event.attempt is None else event.attempt
     step_run = "null" if event.step_run is None else event.step_run
-    yield f'{{"index":{event.position},"type":{json.dumps(event.type)},"data":'
-    yield event.data
-    yield f',"terminal":{terminal},"attempt":{attempt},"step_run":{step_run}}}'
+    return _around(
+        event.data,
+        f'{before}{{"index":{event.position},"type":{json.dumps(event.type)},"data":',
+        f',"terminal":{terminal},"attempt":{attempt},"step_run":{step_run}}}{after}',
+    )
+
+
+def _around(data: str, before: str, after: str) -> Sequence[str]:
+    """Return data between two texts; large data is not copied."""
+    return [before, data, after] if len(data) > _PIECE_CHARACTERS else [f"{before}{data}{after}"]
