@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,7 +25,8 @@ from llama_deploy.services import WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway, HttpGateway
 from llama_deploy.services.worker import claimed_parts
 from llama_deploy.state_stores.base import StateStore
-from llama_deploy.state_stores.records import RUN_FORMAT, RunHeadRecord
+from llama_deploy.state_stores.records import RUN_FORMAT, InboxRecord, RunHeadRecord
+from llama_deploy.state_stores.sql.run_repositories import SQLInbox
 from llama_deploy.testing.records import a_session, a_task
 from llama_deploy.types import EventDefinition, TaskStatus, TaskSubmission, TaskView
 from llama_deploy.types.instance_protocol import (
@@ -128,6 +129,34 @@ async def test_the_claims_of_one_request_share_the_limit(
     )
 
     assert [reply.omitted for reply in replies] == [[], [], ["input"]]
+
+
+async def test_inboxes_that_are_too_large_together_are_not_read_for_claims(
+    http: HttpConnection, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = EventDefinition(event_obj_str=EVENT)
+    monkeypatch.setattr(attempt_parts, "MAX_CLAIM_CHARACTERS", 2 * len(event.model_dump_json()) + 1)
+    dispatches = []
+    for _ in range(3):
+        task_id = (await submit(http))["task_id"]
+        await instance.server.plane.tasks.send_event(task_id, event)
+        dispatches.append(await instance.next_dispatch())
+
+    read: list[str] = []
+    load = SQLInbox.load
+
+    def loading(self: SQLInbox, task_ids: Collection[str]) -> list[InboxRecord]:
+        read.extend(task_ids)
+        return load(self, task_ids)
+
+    monkeypatch.setattr(SQLInbox, "load", loading)
+    requests = [instance.claim_request(dispatch) for dispatch in dispatches]
+    replies = await instance.server.plane.attempts.claim(requests)
+    assert [reply.granted for reply in replies] == [True] * 3
+    assert [reply.omitted for reply in replies] == [[], [], ["inbox"]]
+    assert read == [dispatch.task_id for dispatch in dispatches[:2]]
+    text = await fetch(instance.server.gateway(), dispatches[2], replies[2].token, AttemptPart.INBOX)
+    assert [entry["seq"] for entry in json.loads(text)] == [1]
 
 
 async def test_a_part_that_changes_while_it_is_read_begins_again(

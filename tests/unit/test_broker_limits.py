@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
-from tests.unit.test_broker import VirtualClock, bodies, clock, publish, settle, take
+from tests.unit.test_broker import VirtualClock, bodies, clock, publish, settle, take, until_waiting
 
 from llama_deploy.errors import QueueFullError, TopicNotFoundError
 from llama_deploy.message_queues.settlement import SettleAction
 from llama_deploy.message_queues.simple.broker import SimpleBroker
-from llama_deploy.message_queues.simple.limits import BrokerLimits
+from llama_deploy.message_queues.simple.limits import MAX_HANDOUT_BYTES, BrokerLimits
 
 __all__ = ["clock"]
 
@@ -143,3 +144,29 @@ async def test_all_topics_together_are_bounded_and_each_has_its_share(clock: Vir
         await broker.publish("small", [("more", b"x" * 100)])
     settle(broker, SettleAction.ACK, *(await take(broker, 6, topic="large")))
     assert await broker.publish("large", [("more", b"x" * 100)]) == 1
+
+
+# -- bytes
+
+
+async def test_an_answer_holds_few_large_messages(clock: VirtualClock) -> None:
+    broker = a_broker(clock)
+    large = bytes(MAX_HANDOUT_BYTES // 2 + 1)
+    await broker.publish("t", [(str(number), large) for number in range(5)])
+    first = await take(broker)
+    rest = [await take(broker), await take(broker)]
+    assert [len(handouts) for handouts in [first, *rest]] == [2, 2, 1]
+    settle(broker, SettleAction.NACK, *first)
+    assert [len(await take(broker)), len(await take(broker))] == [2, 0]
+
+
+async def test_what_is_too_large_for_one_answer_goes_to_other_waiting_members(clock: VirtualClock) -> None:
+    broker = a_broker(clock)
+    broker.create("t")
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        members = [
+            group.create_task(broker.receive("t", group="default", max_messages=10, wait=5)) for _ in range(2)
+        ]
+        await until_waiting(broker, 2)
+        await broker.publish("t", [(str(number), bytes(MAX_HANDOUT_BYTES)) for number in range(2)])
+    assert [len(member.result()) for member in members] == [1, 1]

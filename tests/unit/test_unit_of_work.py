@@ -37,6 +37,7 @@ ALL = Reads(
     ending_tasks={"t1"},
     runs={"t1"},
     inbox_keys={("t1", "key")},
+    inboxes={"t1"},
     instances={"i1"},
     services={"greeter"},
 )
@@ -92,7 +93,7 @@ USES: dict[str, tuple[RowKind, Callable[[Unit], object]]] = {
     "drop a task": (RowKind.TASK, lambda unit: unit.drop(task(unit))),
     "postpone a task": (RowKind.TASK, lambda unit: unit.postpone(task(unit))),
     "read an inbox": (RowKind.TASK, lambda unit: unit.inbox.unconsumed(["t1"])),
-    "send an event": (RowKind.TASK, lambda unit: unit.add_to_inbox(task(unit), EVENT)),
+    "send an event": (RowKind.INBOX, lambda unit: unit.add_to_inbox(task(unit), EVENT)),
     "find a session": (RowKind.SESSION, lambda unit: unit.sessions.find("s1")),
     "get a session": (RowKind.SESSION, lambda unit: unit.sessions.get("s1")),
     "merge a state": (RowKind.SESSION, lambda unit: unit.sessions.merge_state("s1", {})),

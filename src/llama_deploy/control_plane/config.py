@@ -80,6 +80,12 @@ class ControlPlaneConfig(BaseSettings):
     fails."""
     max_orchestrator_calls: int = Field(default=1000, gt=0)
     """How many tasks it is asked about at the same time; further tasks wait for their turn."""
+    max_inbox_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    """How many bytes the events take that were sent to one task and that its run has not consumed. A further
+    one is rejected with 429, and one that is larger by itself with 413."""
+    max_session_state_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    """How many bytes the state of one session takes as JSON. A write that makes it larger is rejected with
+    413; a task that ends with one fails."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)
     """Maximum size of a request body in bytes; larger requests get 413."""
 

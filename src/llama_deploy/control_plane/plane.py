@@ -13,6 +13,7 @@ from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.decisions.size_limits import SizeLimits
 from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch
 from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.dispatch.leases import Leases
@@ -99,6 +100,10 @@ class ControlPlane:
                 lost=Backoff(config.retry_backoff_seconds, longest=config.retry_backoff_max_seconds),
             ),
             after_commit=self._after_commit,
+            limits=SizeLimits(
+                max_inbox_bytes=config.max_inbox_bytes,
+                max_session_state_bytes=config.max_session_state_bytes,
+            ),
         )
         self._relay = OutboxRelay(
             queue,

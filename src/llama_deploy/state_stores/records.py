@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from llama_deploy.types import Durability, SessionPolicy, TaskStatus
+from llama_deploy.types.json_values import utf8_bytes
 
 RUN_FORMAT: Final = 1
 """The major version of runs that this release writes and reads."""
@@ -168,6 +169,11 @@ class EventRecord(NamedTuple):
     """The attempt that has written it. None: an older release has stored it."""
     step_run: int | None = None
     """See `EventPayload.step_run`."""
+
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes the data takes in UTF-8."""
+        return utf8_bytes(self.data)
 
 
 class InboxRecord(NamedTuple):

@@ -66,6 +66,10 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def ids_of_sessions(self, session_ids: Collection[str]) -> dict[str, list[str]]:
+        """Return the ids of the tasks of sessions that have any, by session, in the order of insertion."""
+
+    @abstractmethod
     def first_open(self, session_ids: Collection[str], *, limit: int) -> list[TaskRecord]:
         """Return tasks without a `finished_at`, in the order of insertion: of each session the first `limit`.
 
@@ -155,8 +159,18 @@ class EventRepository(ABC):
     """The event streams of tasks."""
 
     @abstractmethod
-    def load(self, task_id: str, *, after: int = -1, limit: int = 1000) -> list[EventRecord]:
-        """Return the events of a task whose index is greater than `after`, in order."""
+    def load(
+        self, task_id: str, *, after: int = -1, limit: int = 1000, max_bytes: int | None = None
+    ) -> list[EventRecord]:
+        """Return the events of a task whose index is greater than `after`, in order.
+
+        Args:
+            task_id: The task.
+            after: Only events whose index is greater.
+            limit: How many events to return at most.
+            max_bytes: The event with which their data has so many bytes is the last one. What follows it is
+                not read into memory. None: without limit.
+        """
 
     @abstractmethod
     def insert(self, events: Sequence[EventRecord]) -> None:
@@ -169,6 +183,10 @@ class InboxRepository(ABC):
     @abstractmethod
     def load(self, task_ids: Collection[str]) -> list[InboxRecord]:
         """Return the tasks' entries that are not consumed, ordered by task and sequence number."""
+
+    @abstractmethod
+    def sizes(self, task_ids: Collection[str]) -> dict[str, int]:
+        """Return how many bytes the entries take that are not consumed, for tasks that have any."""
 
     @abstractmethod
     def known_keys(self, keys: Collection[tuple[str, str]]) -> set[tuple[str, str]]:

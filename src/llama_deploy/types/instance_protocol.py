@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from llama_deploy.errors import ProtocolVersionError
+from llama_deploy.types.repeated_text import Part, whole
 from llama_deploy.types.services import BlockedStep
 from llama_deploy.types.tasks import Durability, EventDefinition, TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.workflow_shape import RunNeeds
@@ -131,6 +132,8 @@ class AttemptOutcome(AttemptEvents):
     """A terminal status."""
     result: str | None = None
     """The result as text. None: it follows from the other fields, see `text`."""
+    text_parts: list[Part] | None = None
+    """The result as text, if it is large and most of it is in the value; see `repeated_text`."""
     value: Any = None
     value_type: str | None = None
     error: TaskFailure | None = None
@@ -145,6 +148,12 @@ class AttemptOutcome(AttemptEvents):
     event_value: Literal["result", "data"] | None = None
     """Where the stop event repeats the value, which travels once: as its field `result`, or as its data."""
 
+    @model_validator(mode="after")
+    def _check_text_parts(self) -> Self:
+        if self.text_parts is not None:
+            whole(self.text_parts, self.value)
+        return self
+
     @property
     def text(self) -> str:
         """The result as text; of a failure, its message."""
@@ -152,6 +161,8 @@ class AttemptOutcome(AttemptEvents):
             return self.result
         if self.status is not TaskStatus.SUCCEEDED:
             return self.error.message if self.error is not None else ""
+        if self.text_parts is not None:
+            return whole(self.text_parts, self.value)
         return json.dumps(self.value) if self.event_value == "data" else str(self.value)
 
     @property

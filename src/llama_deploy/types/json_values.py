@@ -36,6 +36,11 @@ def encode_json(value: Any) -> str:
     return text
 
 
+def utf8_bytes(text: str) -> int:
+    """Return how many bytes a text takes in UTF-8."""
+    return len(text if text.isascii() else text.encode(errors="surrogatepass"))
+
+
 def decode_object(text: str, *, what: str) -> dict[str, Any]:
     """Return the JSON object in a text.
 

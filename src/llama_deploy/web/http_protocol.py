@@ -1,4 +1,7 @@
-"""HTTP/1.1 of uvicorn, with limits for clients that begin a request and do not finish it."""
+"""HTTP/1.1 of uvicorn, with limits for clients that begin a request and do not finish it.
+
+It also limits the head of a request: httptools keeps a header of any length, and uvicorn any number of them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,72 @@ PATIENCE_SECONDS: Final = 30.0
 """How long a client may take for the headers of a request, and be silent within its body."""
 _MAX_BODY_TIMES: Final = 10
 """How many times as long a whole request may take."""
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""How large the address of a request may be together with its headers and trailers.
+
+Each header counts 32 bytes more than its name and value, as in RFC 9113, 6.5.2.
+"""
+_HEADER_BYTES: Final = 32
 _TIMEOUT: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"  # RFC 9110, 15.5.9
 )
+_TOO_LARGE_TEXT: Final = (
+    f"the address, headers and trailers of the request are larger than {MAX_HEAD_BYTES} bytes; send less"
+).encode()
+_TOO_LARGE: Final = (  # RFC 6585, 5
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_TOO_LARGE_TEXT), _TOO_LARGE_TEXT)
+)
+
+
+class _HeadTooLargeError(Exception):
+    """Ends the parsing of a request."""
+
+
+class _HeadMeter:
+    """Counts what the parser and the server keep of a request, its body aside."""
+
+    def __init__(self) -> None:
+        self._parsed = 0
+        self._unparsed = 0
+        """Bytes in pieces from which the parser has got nothing yet: they are within one header."""
+        self._is_silent = True
+
+    def begin(self) -> None:
+        """A request begins."""
+        self._parsed = 0
+        self.hear()
+
+    def hear(self) -> None:
+        """The parser has got something from this piece."""
+        self._is_silent = False
+
+    def add(self, size: int) -> None:
+        """The parser has got a part of the head.
+
+        Raises:
+            _HeadTooLargeError: The head is too large.
+        """
+        self._is_silent = False
+        self._parsed += size
+        if self._parsed > MAX_HEAD_BYTES:
+            raise _HeadTooLargeError
+
+    def end_piece(self, size: int) -> None:
+        """A piece has been parsed."""
+        self._unparsed = self._unparsed + size if self._is_silent else 0
+        self._is_silent = True
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the head is too large."""
+        return self._parsed + self._unparsed > MAX_HEAD_BYTES
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection. A request that arrives in one piece, as most do, costs no timer.
+
+    A request whose head exceeds `MAX_HEAD_BYTES` gets 431.
 
     Between two requests, `timeout_keep_alive` of uvicorn applies.
 
@@ -33,6 +95,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """When the request has begun that is not complete. None: there is none."""
         self._heard_at = 0.0
         self._has_headers = False
+        self._head = _HeadMeter()
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -49,6 +112,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take a piece of a request."""
         super().data_received(data)
+        self._head.end_piece(len(data))
+        if self._head.is_too_large and not self.transport.is_closing():
+            self._refuse_head()
         if self._begun_at is None:
             if self._timer is not None:
                 self._stop_timer()
@@ -59,7 +125,23 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Note that a request begins."""
         self._begun_at = self.loop.time()
         self._has_headers = False
+        self._head.begin()
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the address."""
+        self._head.add(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header or a trailer."""
+        self._head.add(len(name) + len(value) + _HEADER_BYTES)
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._head.hear()
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         """Note that only a body can follow."""
@@ -69,7 +151,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note that a request has arrived."""
         self._begun_at = None
+        self._head.hear()
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be parsed, or is too large."""
+        if self._head.is_too_large:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
+
+    def _refuse_head(self) -> None:
+        self.transport.write(_TOO_LARGE)
+        self.transport.close()
 
     def _expect_more(self) -> None:
         self._heard_at = self.loop.time()

@@ -268,7 +268,7 @@ def wake(task: TaskRecord, *, at: datetime) -> Transition:
 def failed(outcome: AttemptOutcome, error: LlamaDeployError) -> AttemptOutcome:
     """Return the outcome of an attempt whose result cannot be stored."""
     failure = failure_of(type(error), str(error))
-    empty = dict.fromkeys(["value", "value_type", "terminal_event", "event_value"])
+    empty = dict.fromkeys(["text_parts", "value", "value_type", "terminal_event", "event_value"])
     changes = {"status": TaskStatus.FAILED, "result": str(error), "error": failure}
     return outcome.model_copy(update={**empty, **changes})
 

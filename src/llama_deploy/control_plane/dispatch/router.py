@@ -19,7 +19,7 @@ from llama_deploy.control_plane.requests.session_requests import visible
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
-from llama_deploy.errors import ConfigError, LlamaDeployError, ServiceNotFoundError
+from llama_deploy.errors import ConfigError, LlamaDeployError, PayloadTooLargeError, ServiceNotFoundError
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.orchestrators.simple import is_plain
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
@@ -172,7 +172,7 @@ def _command(asked: _Waiting, answer: Answer, orchestrator: str) -> Command[bool
         elif target is not None and not unit.services.exists(target):
             failure = _unknown(target, orchestrator)
         if answer.state is not None:
-            _put_state(unit, session, answer.state)
+            failure = _put_state(unit, session, answer.state, orchestrator) or failure
         if failure is not None:
             unit.apply(hops.conclude(task, failure, at=unit.now))
             return True
@@ -189,12 +189,19 @@ def _command(asked: _Waiting, answer: Answer, orchestrator: str) -> Command[bool
     return Command(run, reads | Reads(services=frozenset() if target is None else {target}))
 
 
-def _put_state(unit: Unit, session: SessionRecord, state: dict[str, object]) -> None:
+def _put_state(
+    unit: Unit, session: SessionRecord, state: dict[str, object], orchestrator: str
+) -> TaskFailure | None:
+    """Store the state that the orchestrator has returned, or return why that is not possible."""
     stored = json.loads(session.state)
     seen = visible(stored)
     if state != seen:
         reserved = {key: value for key, value in stored.items() if key not in seen}
-        unit.sessions.put_state(session, {**state, **reserved})
+        try:
+            unit.sessions.put_state(session, {**state, **reserved})
+        except PayloadTooLargeError as exc:
+            return _failure(PayloadTooLargeError, f"{orchestrator} returned too much: {exc}")
+    return None
 
 
 def _unknown(service_name: str, orchestrator: str) -> TaskFailure:

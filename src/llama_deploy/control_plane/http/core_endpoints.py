@@ -124,8 +124,8 @@ class CoreEndpoints(ABC):
 
     async def get_current_task(self, session_id: PathKey) -> TaskDefinition | None:
         """Return the task of a session that was accepted last, or null."""
-        tasks = await self.plane.sessions.tasks(session_id)
-        return _definition(tasks[-1]) if tasks else None
+        task = await self.plane.sessions.last_task(session_id)
+        return None if task is None else _definition(task)
 
     async def get_task_result(
         self, session_id: PathKey, task_id: PathKey, wait: Wait = 0.0

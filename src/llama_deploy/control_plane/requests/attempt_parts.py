@@ -42,6 +42,22 @@ class Grant:
 
     reply: ClaimReply
     sizes: Mapping[AttemptPart, int]
+    unread: frozenset[AttemptPart] = frozenset()
+    """Parts that the answer does not have, because they are too large to be read."""
+
+
+@dataclass(slots=True)
+class ReadBudget:
+    """How much the claims of one request may still read of what is omitted if it is too large."""
+
+    left: int
+
+    def take(self, size: int) -> bool:
+        """Return whether a part may be read."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
 
 
 def sizes_of(reply: ClaimReply, *, session_state: str) -> dict[AttemptPart, int]:
@@ -63,10 +79,11 @@ def limited(grants: Iterable[Grant | ClaimReply]) -> list[ClaimReply]:
     budget = MAX_CLAIM_CHARACTERS
     replies: list[ClaimReply] = []
     for each in grants:
-        reply, sizes = (each.reply, each.sizes) if isinstance(each, Grant) else (each, {})
+        grant = each if isinstance(each, Grant) else Grant(each, {})
+        reply = grant.reply
         omitted: list[AttemptPart] = []
-        for part, size in sizes.items():
-            if size > budget:
+        for part, size in grant.sizes.items():
+            if size > budget or part in grant.unread:
                 omitted.append(part)
             else:
                 budget -= size

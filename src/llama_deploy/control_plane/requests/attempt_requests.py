@@ -17,7 +17,14 @@ from llama_deploy.control_plane.decisions.destinations import shown
 from llama_deploy.control_plane.decisions.routing import run_input
 from llama_deploy.control_plane.decisions.takeovers import TakeoverReason
 from llama_deploy.control_plane.decisions.transitions import Transition
-from llama_deploy.control_plane.requests.attempt_parts import AttemptParts, Grant, limited, sizes_of
+from llama_deploy.control_plane.requests import attempt_parts
+from llama_deploy.control_plane.requests.attempt_parts import (
+    AttemptParts,
+    Grant,
+    ReadBudget,
+    limited,
+    sizes_of,
+)
 from llama_deploy.control_plane.requests.overwritten_keys import OverwrittenKeys
 from llama_deploy.control_plane.requests.rejection_log import RejectionLog
 from llama_deploy.control_plane.storage.reads import Reads
@@ -26,6 +33,7 @@ from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import (
     InvalidRequestError,
     LlamaDeployError,
+    PayloadTooLargeError,
     SerializationError,
     UnavailableError,
 )
@@ -37,6 +45,7 @@ from llama_deploy.types.instance_protocol import (
     BEATS_PER_LEASE,
     AttemptEvents,
     AttemptOutcome,
+    AttemptPart,
     ClaimReply,
     ClaimRequest,
     JournalReply,
@@ -72,8 +81,9 @@ class Attempts:
         """Decide on claims, in order. A rejected one says why."""
         # If the store is a separate server, its crash alone could lose an unsynced claim.
         synced = self._store.shared
+        inboxes = ReadBudget(attempt_parts.MAX_CLAIM_CHARACTERS)
         outcomes = await self._writer.write_all(
-            [_claim_command(each, lease=self._lease, synced=synced) for each in requests]
+            [_claim_command(each, lease=self._lease, inboxes=inboxes, synced=synced) for each in requests]
         )
         return limited(
             ClaimReply(granted=False, reason=str(outcome), retriable=outcome.retriable)
@@ -153,7 +163,9 @@ class Attempts:
             logger.warning("task %s: %s", report.task_id, exc, extra={"action": "reports_lost"})
 
 
-def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> Command[Grant]:
+def _claim_command(
+    request: ClaimRequest, *, lease: timedelta, inboxes: ReadBudget, synced: bool
+) -> Command[Grant]:
     def run(unit: Unit) -> Grant:
         task = unit.tasks.get(request.task_id)
         session = unit.sessions.get(task.session_id)
@@ -174,6 +186,7 @@ def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> 
         )
         if task.status is TaskStatus.QUEUED and (fault := unit.fleets.fault(task, instance)) is not None:
             return Grant(_refused(unit, task, instance, fault), {})
+        has_inbox = inboxes.take(unit.inbox.size_of(task.task_id))
         # The answer first: if a part cannot be read, the attempt must stay unclaimed.
         reply = ClaimReply(
             granted=True,
@@ -181,7 +194,7 @@ def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> 
             input=run_input(task),
             session_state=json.loads(session.state),
             is_parallel=session.policy is SessionPolicy.PARALLEL,
-            inbox=unit.inbox.unconsumed([task.task_id]),
+            inbox=unit.inbox.unconsumed([task.task_id]) if has_inbox else [],
             inbox_seq=task.inbox_length,
             run=unit.runs.record(task),
             volatile=task.volatile_reason,
@@ -190,11 +203,13 @@ def _claim_command(request: ClaimRequest, *, lease: timedelta, synced: bool) -> 
         if instance.lease_expires_at - unit.now < lease / BEATS_PER_LEASE:
             # The instance was paused, and its next heartbeat may come too late for this attempt.
             unit.renew_lease(instance, lease)
-        return Grant(reply, sizes_of(reply, session_state=session.state))
+        unread = frozenset[AttemptPart]() if has_inbox else frozenset({AttemptPart.INBOX})
+        return Grant(reply, sizes_of(reply, session_state=session.state), unread)
 
     # A claim that is lost in a power cut is made again, and the token of the lost one is rejected.
     reads = Reads.of_tasks(request.task_id, with_session=True, with_run=True)
-    return Command(run, reads | Reads(instances={request.instance_id}), synced=synced)
+    further = Reads(instances={request.instance_id}, inboxes={request.task_id})
+    return Command(run, reads | further, synced=synced)
 
 
 def _refused(unit: Unit, task: TaskRecord, instance: InstanceRecord, fault: str) -> ClaimReply:
@@ -281,7 +296,7 @@ def _outcome_command(outcome: AttemptOutcome, log: OverwrittenKeys) -> Command[N
                 )
             try:
                 unit.sessions.merge_state(task.session_id, outcome.session_state)
-            except SerializationError as exc:
+            except (PayloadTooLargeError, SerializationError) as exc:
                 ended = lifecycle.end(task, lifecycle.failed(outcome, exc), at=unit.now)
         unit.apply(ended)
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import accumulate
 from typing import Final
 
 from pydantic import TypeAdapter
@@ -317,11 +316,17 @@ def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
     """Return the entries that the instance has not seen, as many as one answer may hold."""
     seen = {held.task_id: held.inbox_seq for held in beat.held if _owns(unit, beat, held)}
     behind = [task_id for task_id, seq in seen.items() if unit.tasks.get(task_id).inbox_length > seq]
-    missed = [entry for entry in unit.inbox.unconsumed(behind) if entry.seq > seen[entry.task_id]]
-    sizes = accumulate(len(entry.event.event_obj_str) for entry in missed)
-    # The next heartbeat asks for the rest. At least one entry goes, however large it is.
-    fitting = sum(size <= MAX_INBOX_CHARACTERS for size in sizes)
-    return missed[: max(1, fitting)]
+    missed: list[InboxEntry] = []
+    left = MAX_INBOX_CHARACTERS
+    for task_id in behind:  # one after the other: together their inboxes may be too large for the memory
+        for entry in unit.inbox.unconsumed([task_id]):
+            if entry.seq <= seen[task_id]:
+                continue
+            left -= len(entry.event.event_obj_str)
+            if left < 0 and missed:  # the next heartbeat asks for the rest
+                return missed
+            missed.append(entry)
+    return missed
 
 
 def _reported(instance: InstanceRecord, beat: Heartbeat, *, at: datetime) -> InstanceRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -70,7 +70,7 @@ class Sessions:
 
         def read(tx: StoreTransaction) -> SessionDefinition:
             session = _load(tx, session_id)
-            return _definition(session, tx.tasks.of_sessions([session_id]))
+            return _definition(session, tx.tasks.ids_of_sessions([session_id]))
 
         return await self._store.read(read)
 
@@ -79,12 +79,8 @@ class Sessions:
 
         def read(tx: StoreTransaction) -> dict[str, SessionDefinition]:
             sessions = tx.sessions.page(after=after, limit=limit)
-            tasks: dict[str, list[TaskRecord]] = {session.session_id: [] for session in sessions}
-            for task in tx.tasks.of_sessions(list(tasks)):
-                tasks[task.session_id].append(task)
-            return {
-                public_id(item.session_id): _definition(item, tasks[item.session_id]) for item in sessions
-            }
+            tasks = tx.tasks.ids_of_sessions([session.session_id for session in sessions])
+            return {public_id(item.session_id): _definition(item, tasks) for item in sessions}
 
         return await self._store.read(read)
 
@@ -98,6 +94,20 @@ class Sessions:
         def read(tx: StoreTransaction) -> list[TaskRecord]:
             _load(tx, session_id)
             return tx.tasks.of_sessions([session_id])
+
+        return await self._store.read(read)
+
+    async def last_task(self, session_id: str) -> TaskRecord | None:
+        """Return the task of a session that was accepted last, None if it has none.
+
+        Raises:
+            SessionNotFoundError: The session does not exist.
+        """
+
+        def read(tx: StoreTransaction) -> TaskRecord | None:
+            _load(tx, session_id)
+            last = tx.tasks.ids_of_sessions([session_id]).get(session_id, ())[-1:]
+            return next(iter(tx.tasks.load(last).values()), None)
 
         return await self._store.read(read)
 
@@ -116,6 +126,7 @@ class Sessions:
             SessionNotFoundError: The session does not exist.
             InvalidRequestError: A key has the reserved prefix.
             SerializationError: A value that cannot be encoded as JSON.
+            PayloadTooLargeError: The state becomes too large.
         """
         check_state(changes)
         return await self._write(session_id, lambda unit: unit.sessions.merge_state(session_id, changes))
@@ -128,6 +139,7 @@ class Sessions:
             StateConflictError: The state has another version.
             InvalidRequestError: A key has the reserved prefix.
             SerializationError: A value that cannot be encoded as JSON.
+            PayloadTooLargeError: The state becomes too large.
         """
         check_state(state)
 
@@ -183,10 +195,10 @@ def _state(session: SessionRecord) -> SessionState:
     return SessionState(state=visible(json.loads(session.state)), version=session.version)
 
 
-def _definition(session: SessionRecord, tasks: list[TaskRecord]) -> SessionDefinition:
+def _definition(session: SessionRecord, tasks: Mapping[str, list[str]]) -> SessionDefinition:
     return SessionDefinition(
         session_id=public_id(session.session_id),
-        task_ids=[public_id(task.task_id) for task in tasks],
+        task_ids=[public_id(task_id) for task_id in tasks.get(session.session_id, ())],
         state=visible(json.loads(session.state)),
         policy=session.policy,
     )

@@ -300,7 +300,9 @@ class Tasks:
             TaskNotFoundError: The task does not exist, or not in the given session.
             SessionNotFoundError: The session does not exist.
             TaskFinishedError: The task has ended.
-            OverloadedError: The task has received the maximum number of events.
+            OverloadedError: The task has received the maximum number of events, or those that its run has not
+                consumed are too large.
+            PayloadTooLargeError: The event is too large.
             InvalidRequestError: The event is malformed or for another service, or no living version of the
                 service accepts its class and its fields.
         """
@@ -323,7 +325,8 @@ class Tasks:
             unit.add_to_inbox(current, event)
 
         keys = set() if event.idempotency_key is None else {(task_id, event.idempotency_key)}
-        await self.writer.write(Command(run, Reads(tasks={task_id}, inbox_keys=keys)))
+        reads = Reads(tasks={task_id}, inbox_keys=keys, inboxes={task_id})
+        await self.writer.write(Command(run, reads))
 
     async def cancel(self, task_id: str) -> TaskView:
         """Request the end of a task. A running one ends when its instance has stopped it.

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from llama_deploy.control_plane.decisions.size_limits import SizeLimits
 from llama_deploy.control_plane.storage.reads import RowKind, Scope
 from llama_deploy.control_plane.storage.task_rows import TaskRows
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.records import InboxRecord, TaskRecord
 from llama_deploy.types import EventDefinition
 from llama_deploy.types.instance_protocol import InboxEntry
+from llama_deploy.types.json_values import utf8_bytes
 
 
 class InboxRows:
     """Inbox entries: changes are gathered, and written by `flush`."""
 
-    def __init__(self, tx: StoreTransaction, scope: Scope, tasks: TaskRows) -> None:
+    def __init__(self, tx: StoreTransaction, scope: Scope, tasks: TaskRows, limits: SizeLimits) -> None:
         self._tx = tx
         self._scope = scope
         self._tasks = tasks
+        self._limits = limits
         self._new: list[InboxRecord] = []
         self._keys: set[tuple[str, str]] = set()
+        self._sizes: dict[str, int] = {}
+        """How many bytes the entries of a task take. Those that this transaction consumes are counted too."""
         self._consumed: set[tuple[str, int]] = set()
         self._restored: set[str] = set()
 
@@ -31,6 +36,16 @@ class InboxRows:
         }
         if possible := {key for key in keys if key[0] in receivers}:
             self._keys = self._tx.inbox.known_keys(possible)
+
+    def load_sizes(self, task_ids: Collection[str]) -> None:
+        """Read how large the inboxes of tasks are."""
+        if receivers := [task.task_id for task in self._tasks.loaded(task_ids) if task.inbox_length]:
+            self._sizes = self._tx.inbox.sizes(receivers)
+
+    def size_of(self, task_id: str) -> int:
+        """Return how many bytes the entries of a task take that are not consumed."""
+        self._scope.require(RowKind.INBOX, task_id)
+        return self._sizes.get(task_id, 0)
 
     def unconsumed(self, task_ids: Iterable[str]) -> list[InboxEntry]:
         """Return the entries of tasks that are not consumed, ordered by task and sequence number."""
@@ -55,10 +70,20 @@ class InboxRows:
         return key in self._keys
 
     def add(self, task: TaskRecord, event: EventDefinition) -> InboxEntry:
-        """Store an event as the last one of a task's inbox, whose length already counts it."""
+        """Store an event as the last one of a task's inbox, whose length already counts it.
+
+        Raises:
+            PayloadTooLargeError: The event is too large.
+            OverloadedError: The inbox is too large.
+        """
+        self._scope.require(RowKind.INBOX, task.task_id)
+        text = event.model_dump_json()
+        size, held = utf8_bytes(text), self._sizes.get(task.task_id, 0)
+        self._limits.check_inbox(task.task_id, held=held, added=size)
+        self._sizes[task.task_id] = held + size
         entry = InboxEntry(task_id=task.task_id, seq=task.inbox_length, event=event)
         key = event.idempotency_key
-        self._new.append(InboxRecord(task.task_id, entry.seq, event.model_dump_json(), key))
+        self._new.append(InboxRecord(task.task_id, entry.seq, text, key))
         if key is not None:
             self._keys.add((task.task_id, key))
         return entry

@@ -28,6 +28,8 @@ class Reads(NamedTuple):
     """Tasks whose stored runs are read."""
     inbox_keys: AbstractSet[tuple[str, str]] = frozenset()
     """Pairs of a task and an idempotency key that its inbox may contain."""
+    inboxes: AbstractSet[str] = frozenset()
+    """Tasks to whose inboxes is added."""
     instances: AbstractSet[str] = frozenset()
     """Instances, together with the tasks that they run."""
     services: AbstractSet[str] = frozenset()
@@ -74,6 +76,7 @@ class RowKind(IntEnum):
     INBOX_KEY = 4
     INSTANCE = 5
     SERVICE = 6
+    INBOX = 7
 
 
 class UndeclaredReadError(RuntimeError):
@@ -109,6 +112,7 @@ class Scope:
             reads.inbox_keys,
             reads.instances,
             reads.services,
+            reads.inboxes,
         )
         for derived in self._derived:
             derived.clear()

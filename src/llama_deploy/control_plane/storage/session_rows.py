@@ -7,19 +7,21 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
+from llama_deploy.control_plane.decisions.size_limits import SizeLimits
 from llama_deploy.control_plane.storage.reads import RowKind, Scope
 from llama_deploy.errors import SessionNotFoundError
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.records import SessionRecord
-from llama_deploy.types.json_values import encode_json
+from llama_deploy.types.json_values import encode_json, utf8_bytes
 
 
 class SessionRows:
     """Sessions: loaded once, changed in memory, written by `flush`."""
 
-    def __init__(self, tx: StoreTransaction, scope: Scope, *, now: datetime) -> None:
+    def __init__(self, tx: StoreTransaction, scope: Scope, *, limits: SizeLimits, now: datetime) -> None:
         self._tx = tx
         self._scope = scope
+        self._limits = limits
         self._now = now
         self._records: dict[str, SessionRecord] = {}
         self._new: set[str] = set()
@@ -54,16 +56,25 @@ class SessionRows:
         self._new.add(session.session_id)
 
     def merge_state(self, session_id: str, changes: dict[str, Any]) -> SessionRecord:
-        """Merge top-level keys into a session's state."""
+        """Merge top-level keys into a session's state.
+
+        Raises:
+            PayloadTooLargeError: It becomes too large.
+        """
         session = self.get(session_id)
         return self.put_state(session, {**json.loads(session.state), **changes})
 
     def put_state(self, session: SessionRecord, state: dict[str, Any]) -> SessionRecord:
-        """Replace a session's state."""
+        """Replace a session's state.
+
+        Raises:
+            PayloadTooLargeError: It is too large.
+        """
         self._scope.require(RowKind.SESSION, session.session_id)
-        changed = session._replace(
-            state=encode_json(state), version=session.version + 1, updated_at=self._now
-        )
+        text = encode_json(state)
+        before, after = utf8_bytes(session.state), utf8_bytes(text)
+        self._limits.check_state(session.session_id, before=before, after=after)
+        changed = session._replace(state=text, version=session.version + 1, updated_at=self._now)
         self._records[session.session_id] = changed
         if session.session_id not in self._new:
             self._changed.add(session.session_id)

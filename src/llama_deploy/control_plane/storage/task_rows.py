@@ -179,7 +179,7 @@ class TaskRows:
 
     def drop_session(self, session_id: str) -> set[str]:
         """Forget the tasks of a session that is being deleted, and return their ids."""
-        dropped = {task.task_id for task in self._tx.tasks.of_sessions([session_id])}
+        dropped = set(self._tx.tasks.ids_of_sessions([session_id]).get(session_id, ()))
         dropped.update(task.task_id for task in self._records.values() if task.session_id == session_id)
         for task_id in dropped:
             self._records.pop(task_id, None)

@@ -10,6 +10,7 @@ from typing import Final, Self
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.deaths import Blame
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace, Takers, next_turn
+from llama_deploy.control_plane.decisions.size_limits import SizeLimits
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.storage.fleets import Fleets, KnownFleets
 from llama_deploy.control_plane.storage.inbox_rows import InboxRows
@@ -66,6 +67,7 @@ class Unit:
         topics: Topics,
         pace: DispatchPace,
         known_fleets: KnownFleets,
+        limits: SizeLimits,
         now: datetime,
     ) -> None:
         self._tx = tx
@@ -76,8 +78,8 @@ class Unit:
         self.now = now
         """The time of the transaction."""
         self.tasks = TaskRows(tx, self._scope)
-        self.sessions = SessionRows(tx, self._scope, now=now)
-        self.inbox = InboxRows(tx, self._scope, self.tasks)
+        self.sessions = SessionRows(tx, self._scope, limits=limits, now=now)
+        self.inbox = InboxRows(tx, self._scope, self.tasks, limits)
         self.runs = RunRows(tx, self._scope)
         self.instances = InstanceRows(tx, self._scope)
         self.services = ServiceRows(tx, self._scope, self.instances)
@@ -93,17 +95,19 @@ class Unit:
         topics: Topics,
         pace: DispatchPace,
         known_fleets: KnownFleets,
+        limits: SizeLimits,
     ) -> Self:
         """Lock and read what the commands have declared, in as few statements as possible."""
         tx.lock(session_ids=reads.sessions, task_ids=reads.tasks, instance_ids=reads.instances)
         free = tx.lock_free(reads.free_tasks) if reads.free_tasks else set[str]()
         now = clock()  # waiting for locks may have taken long
-        unit = cls(tx, topics=topics, pace=pace, known_fleets=known_fleets, now=now)
+        unit = cls(tx, topics=topics, pace=pace, known_fleets=known_fleets, limits=limits, now=now)
         unit.tasks.load(free | reads.tasks)
         unit.sessions.load(unit.tasks.sessions_of(reads.sessions_of_tasks) | reads.sessions)
         unit.tasks.load_open(unit.tasks.sessions_of(reads.ending_tasks) | reads.sessions)
         unit.runs.load([task.task_id for task in unit.tasks.loaded(reads.runs) if task.has_run])
         unit.inbox.load_keys(reads.inbox_keys)
+        unit.inbox.load_sizes(reads.inboxes)
         unit.instances.load(reads.instances)
         unit.services.load(reads.services)
         return unit
@@ -197,7 +201,12 @@ class Unit:
         return self.apply(transition)
 
     def add_to_inbox(self, task: TaskRecord, event: EventDefinition) -> TaskRecord:
-        """Append an event to a task's inbox, and tell the instance that runs it, or wake its parked run."""
+        """Append an event to a task's inbox, and tell the instance that runs it, or wake its parked run.
+
+        Raises:
+            PayloadTooLargeError: The event is too large.
+            OverloadedError: The inbox is too large.
+        """
         task = task._replace(inbox_length=task.inbox_length + 1)
         entry = self.inbox.add(task, event)
         # A larger event is brought by the answer to the instance's next heartbeat.

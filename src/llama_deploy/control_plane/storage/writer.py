@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 from llama_deploy.concurrency.batching import Batcher
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
+from llama_deploy.control_plane.decisions.size_limits import SizeLimits
 from llama_deploy.control_plane.storage.fleets import KnownFleets
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Committed, Unit
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _NOTHING: Final = Reads()
+_UNLIMITED: Final = SizeLimits()
 
 _MAX_BATCH: Final = 256
 _MAX_RACES: Final = 3
@@ -53,6 +55,7 @@ class Writer:
         topics: Where messages go.
         pace: How long attempts wait before they are published.
         after_commit: Called with what each transaction has changed, before its commands return.
+        limits: How large inboxes and the state of sessions may become.
     """
 
     def __init__(
@@ -63,12 +66,14 @@ class Writer:
         topics: Topics,
         pace: DispatchPace,
         after_commit: Callable[[Committed], None],
+        limits: SizeLimits = _UNLIMITED,
     ) -> None:
         self._store = store
         self._clock = clock
         self._topics = topics
         self._pace = pace
         self._after_commit = after_commit
+        self._limits = limits
         self._sent: list[str] = []
         self._known_fleets: KnownFleets = {}
         self.failed_at: datetime | None = None
@@ -179,6 +184,7 @@ class Writer:
                 topics=self._topics,
                 pace=self._pace,
                 known_fleets=self._known_fleets,
+                limits=self._limits,
             )
             outcomes = [_run(command, unit) for command in commands]
             if sent:

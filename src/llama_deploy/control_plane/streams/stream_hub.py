@@ -28,6 +28,8 @@ T = TypeVar("T")
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How often an idle stream sends a keep-alive."""
 _PAGE: Final = 500
+_PAGE_BYTES: Final = 1024 * 1024
+"""With how much data of events a page is full. So a reader holds as much in memory, and one event more."""
 _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 
 
@@ -145,6 +147,7 @@ async def follow(
         store, hub, task_id, after=after, markers=AttemptMarkers(after, wanted=False)
     ):
         yield group
+        del group  # before the next page is read
 
 
 async def follow_attempts(
@@ -156,7 +159,10 @@ async def follow_attempts(
     """
     markers = AttemptMarkers(after)
     async for group, due in _follow(store, hub, task_id, after=after, markers=markers):
-        yield [*due, *markers.placed(group)]
+        items = [*due, *markers.placed(group)]
+        del group
+        yield items
+        del items  # before the next page is read
 
 
 async def _follow(
@@ -174,10 +180,12 @@ async def _follow(
                 if markers.must_learn(events):
                     markers.learn(await _read_when_available(store, watch, load_task))
                 cursor = events[-1].position
+                is_last, is_full = events[-1].terminal, _is_full(events)
                 yield events, []
-                if events[-1].terminal:
+                del events  # before the next page is read
+                if is_last:
                     return
-                if len(events) == _PAGE:
+                if is_full:
                     continue
             elif is_over:
                 return  # the cursor is beyond the end
@@ -225,7 +233,11 @@ async def _read_when_available(store: StateStore, watch: Watch, work: Callable[[
 
 
 def _load_events(tx: StoreTransaction, *, task_id: str, after: int) -> list[EventRecord]:
-    return tx.events.load(task_id, after=after, limit=_PAGE)
+    return tx.events.load(task_id, after=after, limit=_PAGE, max_bytes=_PAGE_BYTES)
+
+
+def _is_full(page: list[EventRecord]) -> bool:
+    return len(page) == _PAGE or sum(event.data_bytes for event in page) >= _PAGE_BYTES
 
 
 def _load_task(tx: StoreTransaction, *, task_id: str) -> TaskRecord:

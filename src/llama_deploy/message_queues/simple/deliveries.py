@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+from llama_deploy.message_queues.simple.limits import MAX_HANDOUT_BYTES
 from llama_deploy.message_queues.simple.timetable import Alarm, Timetable
 from llama_deploy.message_queues.simple.topic import Entry, Group, Handout, Waiter
 
@@ -48,10 +49,10 @@ class Deliveries:
         self._numbers = itertools.count(1)
 
     def hand_out(self, group: Group, waiter: Waiter) -> list[Handout]:
-        """Give a member the next messages of its group."""
+        """Give a member the next messages of its group, as many as one answer may hold."""
         deadline = self._timetable.now() + waiter.visibility
         handouts: list[Handout] = []
-        for entry in group.take(waiter.max_messages):
+        for entry in group.take(waiter.max_messages, max_bytes=MAX_HANDOUT_BYTES):
             entry.deliveries += 1
             delivery_id = f"{self._epoch}-{next(self._numbers)}"
             alarm = self._timetable.add(deadline, partial(self._expire, delivery_id))

@@ -7,6 +7,8 @@ from typing import Final
 
 MAX_NAME_LENGTH: Final = 255
 """The most characters in the name of a topic or a group."""
+MAX_HANDOUT_BYTES: Final = 4 * 1024 * 1024
+"""With how many bytes of messages an answer to `receive` is full. So it holds one message more at most."""
 
 
 @dataclass(frozen=True, slots=True)

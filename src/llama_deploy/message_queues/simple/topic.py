@@ -95,11 +95,15 @@ class Group:
         """Put what came back before all that was not handed out yet, in the topic's order."""
         heapq.heappush(self._returned, (entry.message.seq, entry))
 
-    def take(self, max_messages: int) -> list[Entry]:
-        """Take the first messages, at most `max_messages`."""
-        returned = [heapq.heappop(self._returned)[1] for _ in range(min(max_messages, len(self._returned)))]
-        fresh = min(max_messages - len(returned), len(self._fresh))
-        return returned + [self._fresh.popleft() for _ in range(fresh)]
+    def take(self, max_messages: int, *, max_bytes: int | None = None) -> list[Entry]:
+        """Take the first messages, at most `max_messages`, up to the one with which they have `max_bytes`."""
+        taken: list[Entry] = []
+        size = 0
+        while self.ready and len(taken) < max_messages and (max_bytes is None or size < max_bytes):
+            entry = heapq.heappop(self._returned)[1] if self._returned else self._fresh.popleft()
+            taken.append(entry)
+            size += len(entry.message.body)
+        return taken
 
     def discard(self, message: StoredMessage) -> None:
         """Remove a message that must not be delivered any more."""

@@ -268,6 +268,7 @@ class AttemptReports:
             events=events,
             status=outcome.status,
             result=outcome.result,
+            text_parts=outcome.text_parts,
             value=outcome.value,
             value_type=outcome.value_type,
             error=outcome.error,

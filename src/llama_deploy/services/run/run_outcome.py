@@ -23,6 +23,7 @@ from llama_deploy.services.run.step_guard import StepExitError
 from llama_deploy.services.values.payloads import value_type_of
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
+from llama_deploy.types.repeated_text import Part, shortened
 from llama_deploy.workflow_library import library_folders
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class RunOutcome:
     status: TaskStatus
     result: str | None = None
     """The result as text. None: it follows from the other fields, see `AttemptOutcome.text`."""
+    text_parts: list[Part] | None = None
+    """The same, where most of it is in the value; see `AttemptOutcome`."""
     value: Any = None
     value_type: str | None = None
     terminal_event: EventPayload | None = None
@@ -118,10 +121,13 @@ class RunOutcome:
             text, repeated = text or text_of(result), "result"
             value, size = text, len(text)
             logger.info("clients get the text of a result: %s", exc, extra={"action": "text_of_result"})
+        # The control plane derives the text from the value where it can.
+        sent = None if text in (None, str(value)) or _may_show_keys(result) else text
+        parts = None if sent is None else shortened(sent, value)
         return cls(
             TaskStatus.SUCCEEDED,
-            # The control plane derives the text from the value where it can.
-            result=None if text in (None, str(value)) or _may_show_keys(result) else text,
+            result=sent if parts is None else None,
+            text_parts=parts,
             value=value,
             value_type=value_type_of(result),
             terminal_event=EventPayload(type=name, data=to_json_value(others, path=name) if others else {}),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from llama_deploy.state_stores.sql.direct import DirectConnection
 from llama_deploy.state_stores.sql.queries import Connection, Query, R, Update
 
 T = TypeVar("T")
@@ -39,6 +40,15 @@ class SQLAccess:
         """Return the rows of a query, to be read once."""
         select = query.locking if self._lock_rows else query.plain
         return self.connection.execute(select, dict(parameters))
+
+    def scan(self, query: Query, parameters: Mapping[str, object]) -> Generator[Sequence[Any]] | None:
+        """Return the rows of a query, each read when it is asked for; the caller closes them.
+
+        None: the driver reads all rows at once.
+        """
+        if isinstance(self.connection, DirectConnection):
+            return self.connection.scan(query.plain, parameters)
+        return None
 
     def rows_by_ids(
         self, query: Query, ids: Collection[str], parameters: Mapping[str, object] = MappingProxyType({})

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from operator import attrgetter
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from llama_deploy.state_stores.records import (
 from llama_deploy.state_stores.repositories import EventRepository, InboxRepository, RunRepository
 from llama_deploy.state_stores.sql.access import IDS, SQLRepository, chunks, ids, limit, pad, upserts
 from llama_deploy.state_stores.sql.queries import KEY, Mapper, Query
+from llama_deploy.state_stores.sql.sizes import utf8_length
 from llama_deploy.state_stores.sql.tables import (
     events,
     inbox,
@@ -54,9 +56,31 @@ _EVENTS_AFTER = Query.unlocked(
     .order_by(events.c.position)
     .limit(limit)
 )
+_events = events.alias()
+_sizes = (
+    sa.select(_events.c.position, utf8_length(_events.c.data).label("size"))
+    .where(_events.c.task_id == sa.bindparam("task_id"), _events.c.position > sa.bindparam("after"))
+    .order_by(_events.c.position)
+    .limit(limit)
+    .subquery()
+)
+_size_before = sa.func.sum(_sizes.c.size).over(order_by=_sizes.c.position) - _sizes.c.size
+_totals = sa.select(_sizes.c.position, _size_before.label("size_before")).subquery()
+_last_of_page = sa.select(sa.func.max(_totals.c.position)).where(
+    _totals.c.size_before < sa.bindparam("max_bytes", type_=sa.BigInteger)
+)
+_PAGE_OF_EVENTS = Query.unlocked(
+    _EVENTS_AFTER.plain.where(events.c.position <= _last_of_page.scalar_subquery())
+)
+"""For databases whose driver reads all rows of a query."""
 _INSERT_EVENTS = sa.insert(events)
 
 _INBOX_BY_TASK = Query.unlocked(_INBOX.where(inbox.c.task_id.in_(ids), inbox.c.consumed.is_(sa.false())))
+_INBOX_SIZES = Query.unlocked(
+    sa.select(inbox.c.task_id, sa.func.sum(utf8_length(inbox.c.event)))
+    .where(inbox.c.task_id.in_(ids), inbox.c.consumed.is_(sa.false()))
+    .group_by(inbox.c.task_id)
+)
 _INBOX_KEYS = Query.unlocked(
     sa.select(inbox.c.task_id, inbox.c.idempotency_key).where(
         inbox.c.task_id.in_(ids), inbox.c.idempotency_key.in_(sa.bindparam(_KEYS, expanding=True))
@@ -106,12 +130,33 @@ _PUT_RUNS = upserts(runs, keeps=True)
 class SQLEvents(SQLRepository, EventRepository):
     """Event streams in the table `events`."""
 
-    def load(self, task_id: str, *, after: int = -1, limit: int = 1000) -> list[EventRecord]:
-        found = self._access.rows(_EVENTS_AFTER, {"task_id": task_id, "after": after, "limit": limit})
-        return [_EVENT.record(row) for row in found]
+    def load(
+        self, task_id: str, *, after: int = -1, limit: int = 1000, max_bytes: int | None = None
+    ) -> list[EventRecord]:
+        parameters = {"task_id": task_id, "after": after, "limit": limit}
+        if max_bytes is None:
+            return [_EVENT.record(row) for row in self._access.rows(_EVENTS_AFTER, parameters)]
+        rows = self._access.scan(_EVENTS_AFTER, parameters)
+        if rows is None:
+            page = self._access.rows(_PAGE_OF_EVENTS, {**parameters, "max_bytes": max_bytes})
+            return [_EVENT.record(row) for row in page]
+        with closing(rows):
+            return _page(map(_EVENT.record, rows), max_bytes)
 
     def insert(self, events: Sequence[EventRecord]) -> None:
         self._access.write(_INSERT_EVENTS, _EVENT.rows(events))
+
+
+def _page(events: Iterable[EventRecord], max_bytes: int) -> list[EventRecord]:
+    """Return the first events, up to the one with which their data has so many bytes."""
+    page: list[EventRecord] = []
+    left = max_bytes
+    for event in events:
+        page.append(event)
+        left -= event.data_bytes
+        if left <= 0:
+            break
+    return page
 
 
 class SQLInbox(SQLRepository, InboxRepository):
@@ -120,6 +165,10 @@ class SQLInbox(SQLRepository, InboxRepository):
     def load(self, task_ids: Collection[str]) -> list[InboxRecord]:
         found = map(_INBOX.record, self._access.rows_by_ids(_INBOX_BY_TASK, task_ids))
         return sorted(found, key=attrgetter("task_id", "seq"))
+
+    def sizes(self, task_ids: Collection[str]) -> dict[str, int]:
+        rows = self._access.rows_by_ids(_INBOX_SIZES, task_ids)
+        return {task_id: int(size) for task_id, size in rows}
 
     def known_keys(self, keys: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         known: set[tuple[str, str]] = set()

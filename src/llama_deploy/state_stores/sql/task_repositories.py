@@ -66,6 +66,10 @@ _tasks_with_position = sa.select(*_TASK.columns, tasks.c.position)
 _TASKS_OF_SESSIONS = Query.of(
     _tasks_with_position.where(tasks.c.session_id.in_(ids)), in_order_of=tasks.c.task_id
 )
+_IDS_OF_SESSIONS = Query.of(
+    sa.select(tasks.c.session_id, tasks.c.task_id, tasks.c.position).where(tasks.c.session_id.in_(ids)),
+    in_order_of=tasks.c.task_id,
+)
 _OPEN_TASKS_OF_SESSIONS = Query.of(
     _tasks_with_position.where(tasks.c.session_id.in_(ids), task_is_open), in_order_of=tasks.c.task_id
 )
@@ -162,6 +166,13 @@ class SQLTasks(SQLRepository, TaskRepository):
 
     def of_sessions(self, session_ids: Collection[str], *, open_only: bool = False) -> list[TaskRecord]:
         return self._in_order(_OPEN_TASKS_OF_SESSIONS if open_only else _TASKS_OF_SESSIONS, session_ids)
+
+    def ids_of_sessions(self, session_ids: Collection[str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        rows = self._access.rows_by_ids(_IDS_OF_SESSIONS, session_ids)
+        for session_id, task_id, _ in sorted(rows, key=itemgetter(-1)):
+            found.setdefault(session_id, []).append(task_id)
+        return found
 
     def first_open(self, session_ids: Collection[str], *, limit: int) -> list[TaskRecord]:
         # One statement for all sessions, unless they have so many open tasks that some would be cut off.

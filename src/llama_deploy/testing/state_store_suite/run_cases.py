@@ -30,6 +30,32 @@ class RunTests(StoreTests):
         assert await store.read(lambda tx: tx.events.load("t1", after=4)) == []
         assert await store.read(lambda tx: tx.events.load("unknown")) == []
 
+    @pytest.mark.parametrize(
+        ("max_bytes", "after", "count"),
+        [(1, -1, 1), (11, -1, 1), (12, -1, 2), (26, -1, 3), (10, 1, 2), (99, -1, 5)],
+    )
+    async def test_a_page_of_events_ends_with_the_one_that_fills_it(
+        self, store: StateStore, max_bytes: int, after: int, count: int
+    ) -> None:
+        sizes = {"t1": ['"1234567é"', '"123456789012"', "{}", '"12345678"', "{}"], "t2": ["{}"]}
+        events = {
+            name: [EventRecord(name, n, "E", data) for n, data in enumerate(found)]
+            for name, found in sizes.items()
+        }
+        await store.transact(lambda tx: tx.events.insert([*events["t1"], *events["t2"]]))
+        page = await store.read(lambda tx: tx.events.load("t1", after=after, max_bytes=max_bytes))
+        assert page == events["t1"][after + 1 : after + 1 + count]
+
+    async def test_the_size_of_an_inbox_counts_what_is_not_consumed(self, store: StateStore) -> None:
+        texts = {"t1": ['"abc"', '"é"', '"d"'], "t2": ["{}"], "t3": ["{}"]}
+        entries = [
+            InboxRecord(name, n + 1, text) for name, each in texts.items() for n, text in enumerate(each)
+        ]
+        await store.transact(lambda tx: tx.inbox.insert(entries))
+        await store.transact(lambda tx: tx.inbox.consume([("t1", 1), ("t2", 1)]))
+        sizes = await store.read(lambda tx: tx.inbox.sizes(["t1", "t2", "t4"]))
+        assert sizes == {"t1": 7}
+
     async def test_inboxes_are_read_in_order(self, store: StateStore) -> None:
         entries = [InboxRecord(task_id, seq, f'"{seq}"') for task_id in ("t1", "t2") for seq in range(1, 13)]
         await store.transact(lambda tx: tx.inbox.insert([*reversed(entries), InboxRecord("t3", 1, "{}")]))

@@ -142,6 +142,8 @@ class TaskTests(StoreTests):
         await store.transact(work)
         found = await store.read(lambda tx: tx.tasks.of_sessions(["s1", "s2", "unknown"]))
         assert _ids(found) == ["c", "a", "b", "d"]
+        names = await store.read(lambda tx: tx.tasks.ids_of_sessions(["s1", "s2", "unknown"]))
+        assert names == {"s1": ["a", "b"], "s2": ["c", "d"]}
 
     async def test_tasks_that_wait_for_the_orchestrator_come_by_since_when(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> None:
