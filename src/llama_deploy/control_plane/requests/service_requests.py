@@ -96,6 +96,9 @@ class Services:
                     process_id=definition.process_id,
                     version=None if shape is None else shape.version,
                 )
+                before = unit.instances.find(instance.instance_id)
+                if before is not None and before.lease_expires_at > unit.now:
+                    instance = _with_told(instance, before)
                 unit.add_instance(instance, shape=None if shape is None else shape.model_dump_json())
 
         await self.writer.write(
@@ -322,6 +325,18 @@ def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
     # The next heartbeat asks for the rest. At least one entry goes, however large it is.
     fitting = sum(size <= MAX_INBOX_CHARACTERS for size in sizes)
     return missed[: max(1, fitting)]
+
+
+def _with_told(instance: InstanceRecord, before: InstanceRecord) -> InstanceRecord:
+    """Return an instance that registers again, with what its last heartbeat has told.
+
+    Under the same id another process may have come, of which nothing is known yet.
+    """
+    if (instance.service_name, instance.process_id) != (before.service_name, before.process_id):
+        return instance
+    return instance._replace(
+        running=before.running, blocked=before.blocked, waiting=before.waiting, alone=before.alone
+    )
 
 
 def _reported(instance: InstanceRecord, beat: Heartbeat, *, at: datetime) -> InstanceRecord:
