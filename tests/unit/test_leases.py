@@ -369,7 +369,10 @@ async def test_what_a_living_instance_has_told_is_kept_when_it_registers_again(s
     assert None not in (told.blocked, told.waiting)
     await scene.register(process_id="p")
     again = await record()
-    assert again == told._replace(slots=again.slots, last_heartbeat=again.last_heartbeat)
+    assert again == told._replace(slots=None, last_heartbeat=again.last_heartbeat)
+    await scene.plane.services.heartbeat(Heartbeat(instance_id="i1", slots=0))
+    await scene.register(process_id="p")
+    assert (await record()).slots == 0, "it drains"
     for gone_for, process_id in ((timedelta(), "another"), (LEASE, "another")):
         scene.let_pass(gone_for)
         await scene.register(process_id=process_id)

@@ -335,7 +335,11 @@ def _with_told(instance: InstanceRecord, before: InstanceRecord) -> InstanceReco
     if (instance.service_name, instance.process_id) != (before.service_name, before.process_id):
         return instance
     return instance._replace(
-        running=before.running, blocked=before.blocked, waiting=before.waiting, alone=before.alone
+        slots=0 if before.slots == 0 else instance.slots,  # it still takes no tasks
+        running=before.running,
+        blocked=before.blocked,
+        waiting=before.waiting,
+        alone=before.alone,
     )
 
 
