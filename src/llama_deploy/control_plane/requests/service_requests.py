@@ -339,7 +339,7 @@ def _with_told(instance: InstanceRecord, before: InstanceRecord) -> InstanceReco
         running=before.running,
         blocked=before.blocked,
         waiting=before.waiting,
-        alone=before.alone,
+        alone=instance.alone or before.alone,
     )
 
 
