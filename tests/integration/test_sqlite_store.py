@@ -429,6 +429,18 @@ async def test_every_query_has_its_index(store: SQLiteStateStore, database: Path
             assert condition not in statement or index in plan, (statement, plan)
 
 
+async def test_what_suspects_need_is_found_by_their_index(store: SQLiteStateStore, database: Path) -> None:
+    seen: list[str] = []
+    driver = store._database.writer._driver
+    driver.set_trace_callback(seen.append)
+    await store.transact(lambda tx: tx.runs.suspects(["a", "b"], living=[("a", "v")]))
+    driver.set_trace_callback(None)
+    (statement,) = [each for each in seen if each.startswith("SELECT")]
+    plan = explain(database, statement)
+    assert any("USING INDEX ix_tasks_suspects" in line for line in plan), plan
+    assert not any("ix_tasks_queued" in line for line in plan), plan
+
+
 async def test_no_statement_takes_more_ids_than_databases_allow(store: SQLiteStateStore) -> None:
     seen: list[str] = []
     driver = store._database.writer._driver

@@ -1,4 +1,4 @@
-"""Tasks whose processes have died twice run alone in a process that has no supervisor."""
+"""Tasks whose processes have died twice run alone in a process that has no supervisor, if it fits them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from workflows import Context, Workflow, step
 from workflows.events import HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
 from llama_deploy.services import WorkflowService
+from llama_deploy.state_stores.records import SUSPECT_DEATHS, TaskRecord
 from llama_deploy.types import ServiceDefinition, TaskStatus
-from llama_deploy.types.instance_protocol import ClaimRequest, ProcessDeath
+from llama_deploy.types.instance_protocol import ClaimRequest, Heartbeat, ProcessDeath
 from tests.integration.in_process import Stack, beats_of, result_of, running_stack, until
 
 SUSPECTS = ("first", "second")
@@ -168,6 +169,123 @@ async def test_an_instance_for_suspects_takes_nothing_else_and_ends_when_there_a
         await until(running.done)
     assert gates.beside == {"first": set(), "second": set()}
     assert (await stack.plane.tasks.get(other)).status is TaskStatus.QUEUED
+
+
+async def parked_suspect(stack: Stack) -> tuple[str, ServiceDefinition]:
+    """Return a suspect of the service `echo` whose run waits for an answer, and what has begun its run."""
+    asks = stack.service(Asks(timeout=None), "echo", idle_timeout=0.01)
+    async with stack.serving(asks):
+        task_id = await stack.submit("echo", timeout=None)
+
+        async def is_parked() -> bool:
+            return (await stack.plane.tasks.get(task_id)).status is TaskStatus.WAITING
+
+        await until(is_parked)
+    task = await stored(stack, task_id)
+    await stack.store.transact(lambda tx: tx.tasks.update([task._replace(deaths=SUSPECT_DEATHS)]))
+    return task_id, asks.service_definition
+
+
+async def stored(stack: Stack, task_id: str) -> TaskRecord:
+    return (await stack.store.read(lambda tx: tx.tasks.load([task_id])))[task_id]
+
+
+async def test_a_suspect_that_no_living_instance_fits_stops_nothing(
+    stack: Stack, gates: Gates, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    stranded, _ = await parked_suspect(stack)
+    await stack.send(stranded, HumanResponseEvent(text="yes"))
+    # These come after it in the topic of the suspects.
+    suspects = await make_suspects(stack, "echo")
+    for name in (*SUSPECTS, "other"):
+        gates.open[name].set()
+    service = gated(stack, gates, "echo")
+    async with stack.serving(service):
+        for task_id in suspects:
+            assert (await stack.end(task_id)).status is TaskStatus.SUCCEEDED
+        beats = len(beats_of(service))
+        await until(lambda: len(beats_of(service)) > beats + 4)
+        assert caplog.text.count("takes no new tasks until") == len(suspects)
+        assert result_of(await stack.run("echo", name="other")) == "other"
+        view = await stack.plane.tasks.get(stranded)
+        assert (view.status, view.attempt) == (TaskStatus.QUEUED, 2)
+        assert "step 'ask' does not exist in this version" in (view.stranded or "")
+
+
+class Beats:
+    """Instances of the service `echo` that only send heartbeats."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._slots: dict[str, int] = {}
+
+    async def join(self, definition: ServiceDefinition, *names: str) -> None:
+        for name in names:
+            new = definition.model_copy(update={"instance_id": name, "process_id": name})
+            await self._stack.plane.services.register(new)
+            self._slots[name] = 4
+        await self.asked()
+
+    def drain(self, name: str) -> None:
+        self._slots[name] = 0
+
+    async def asked(self) -> set[str]:
+        """Return which of them are asked to have a suspect run alone, after all have told how they are."""
+        for _ in range(2):
+            self._stack.plane.services.hints.forget()
+            beats = [Heartbeat(instance_id=name, slots=slots) for name, slots in self._slots.items()]
+            replies = [await self._stack.plane.services.heartbeat(beat) for beat in beats]
+            found = {beat.instance_id for beat, reply in zip(beats, replies, strict=True) if reply.suspects}
+        return found
+
+
+@pytest.fixture
+async def slow() -> AsyncIterator[Stack]:
+    """Nothing is published again within the time of a test."""
+    async with running_stack(lease_seconds=60.0, redispatch_seconds=600) as stack:
+        yield stack
+
+
+async def test_only_instances_that_fit_a_suspect_and_do_not_drain_are_asked(
+    slow: Stack, gates: Gates
+) -> None:
+    suspect, old = await parked_suspect(slow)
+    beats = Beats(slow)
+    await beats.join(gated(slow, gates, "echo").service_definition, *(f"new {n}" for n in range(10)))
+    await slow.send(suspect, HumanResponseEvent(text="yes"))
+    assert await beats.asked() == set()
+    await beats.join(old, "a", "b")
+    (first,) = await beats.asked()
+    assert first in {"a", "b"}
+    beats.drain(first)
+    assert await beats.asked() == {"a", "b"} - {first}
+    await beats.join(old, "c")
+    beats.drain("a")
+    beats.drain("b")
+    assert await beats.asked() == {"c"}
+
+
+async def test_a_suspect_whose_claim_was_refused_does_not_count_until_it_is_published_again(
+    slow: Stack, gates: Gates
+) -> None:
+    suspect, old = await parked_suspect(slow)
+    beats = Beats(slow)
+    await beats.join(gated(slow, gates, "echo").service_definition, "new")
+    await beats.join(old, "old")
+    await slow.send(suspect, HumanResponseEvent(text="yes"))
+    assert await beats.asked() == {"old"}
+    claim = ClaimRequest(task_id=suspect, attempt=2, instance_id="new")
+    for _ in range(2):
+        (reply,) = await slow.plane.attempts.claim([claim])
+        assert not reply.granted
+        assert await beats.asked() == set()
+    task = await stored(slow, suspect)
+    assert task.redispatch_at is not None, "it is published again"
+    await slow.plane._sweeps.dispatcher.dispatch([task], due_only=False)
+    assert await beats.asked() == {"old"}
+    (reply,) = await slow.plane.attempts.claim([claim.model_copy(update={"instance_id": "old"})])
+    assert reply.granted
 
 
 async def test_the_instances_of_a_process_register_with_it(stack: Stack, gates: Gates) -> None:

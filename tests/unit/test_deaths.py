@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -22,6 +23,7 @@ from llama_deploy.types.instance_protocol import AttemptOutcome
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BACKOFF = Backoff(1.0, longest=3.0)
 LEASE = timedelta(seconds=6)
+Versions: TypeAlias = frozenset[str | None]
 
 
 def blame_of(*names: str, waiting: Waiting | None = None, **options: Any) -> dict[str, str]:
@@ -122,16 +124,44 @@ def test_an_instance_is_judged_when_the_others_of_its_process_are_over_but_soon(
 
 
 def test_few_instances_are_asked_to_run_suspects_and_others_each_time() -> None:
-    instances = [f"i{n}" for n in range(50)]
-    assert len(asked(instances, suspects=1, alone=0, turn=1)) == 1
-    assert len(asked(instances, suspects=99, alone=0, turn=1)) == deaths.MAX_ALONE
-    assert len(asked(instances, suspects=99, alone=1, turn=1)) == deaths.MAX_ALONE - 1
-    assert not asked(instances, suspects=1, alone=1, turn=1)
-    assert not asked(instances, suspects=0, alone=0, turn=1)
-    assert asked(["only"], suspects=9, alone=0, turn=1) == ["only"]
-    turns = [tuple(asked(instances, suspects=1, alone=0, turn=turn)) for turn in range(500)]
+    instances = {f"i{n}": "v" for n in range(50)}
+
+    def chosen(suspects: int, *, alone: int = 0, turn: int = 1) -> list[str]:
+        found = asked(instances, suspects={Versions("v"): suspects}, alone=["v"] * alone, turn=turn)
+        assert set(found.values()) <= {suspects}
+        return list(found)
+
+    assert len(chosen(1)) == 1
+    assert len(chosen(99)) == deaths.MAX_ALONE
+    assert len(chosen(99, alone=1)) == deaths.MAX_ALONE - 1
+    assert not chosen(1, alone=1)
+    assert not chosen(0)
+    assert dict(asked({"only": None}, suspects={Versions({None}): 9}, alone=[], turn=1)) == {"only": 9}
+    turns = [tuple(chosen(1, turn=turn)) for turn in range(500)]
     assert len(set(turns)) > 40, "each has its turn"
-    assert turns[7] == tuple(asked(instances[::-1], suspects=1, alone=0, turn=7))
+    reverse = dict(reversed(instances.items()))
+    assert turns[7] == tuple(asked(reverse, suspects={Versions("v"): 1}, alone=[], turn=7))
+
+
+def test_only_instances_are_asked_that_fit_a_suspect() -> None:
+    instances = {f"{version}-{n}": version for version in ("old", "new") for n in range(9)}
+    nobody, old, new = Versions(), Versions({"old"}), Versions({"new"})
+    both = old | new
+
+    def versions(suspects: Mapping[Versions, int], *alone: str) -> list[str]:
+        found = asked(instances, suspects=suspects, alone=alone, turn=1)
+        return sorted(instances[each] for each in found)
+
+    assert versions({nobody: 5, Versions({"gone"}): 5}) == []
+    assert versions({old: 1}) == ["old"]
+    assert versions({old: 9}) == ["old"] * deaths.MAX_ALONE
+    assert versions({old: 1}, "new") == ["old"], "who runs others alone does not help it"
+    assert versions({old: 1}, "old") == []
+    assert versions({old: 1, new: 1}) == ["new", "old"]
+    assert len(versions({both: 9})) == len(versions({both: 9, nobody: 9})) == deaths.MAX_ALONE
+    assert len(versions({old: 3, both: 3})) == deaths.MAX_ALONE, "those that are asked help both"
+    found = asked(instances, suspects={old: 1, both: 2, nobody: 4}, alone=[], turn=1)
+    assert all(count == (3 if instances[each] == "old" else 2) for each, count in found.items())
 
 
 # -- whole lives

@@ -24,11 +24,11 @@ from llama_deploy.control_plane.storage.writer import Writer
 from llama_deploy.message_queues import LocalMessageQueue
 from llama_deploy.orchestrators import SimpleOrchestrator
 from llama_deploy.state_stores.base import StoreTransaction
-from llama_deploy.state_stores.records import OutboxRecord, TaskRecord
+from llama_deploy.state_stores.records import InstanceRecord, OutboxRecord, TaskRecord
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.records import NOW
-from llama_deploy.types import ServiceDefinition, TaskStatus, TaskSubmission
-from llama_deploy.types.instance_protocol import ClaimRequest, Heartbeat, HeldAttempt
+from llama_deploy.types import BlockedStep, ServiceDefinition, TaskStatus, TaskSubmission
+from llama_deploy.types.instance_protocol import ClaimRequest, Heartbeat, HeldAttempt, ProcessDeath
 from llama_deploy.types.topics import Topics
 
 T = TypeVar("T")
@@ -316,6 +316,28 @@ class TestTheInstancesOfAProcess:
         assert (task.status, task.losses, task.deaths) == (TaskStatus.QUEUED, 0, 1)
         assert await scene.stands("u") == (TaskStatus.RUNNING, 1)
 
+    async def test_a_neighbour_that_only_waits_does_not_count(self, scene: Scene) -> None:
+        for _ in range(5):
+            scene.let_pass(LEASE / 3)
+            await scene.plane.services.heartbeat(
+                Heartbeat(instance_id="i2", held=[HeldAttempt(task_id="u", attempt=1, waits=True)])
+            )
+            await scene.sweep()
+        task = await scene.task("t")
+        assert (task.status, task.losses, task.deaths) == (TaskStatus.QUEUED, 1, 1)
+        assert await scene.stands("u") == (TaskStatus.RUNNING, 1)
+
+    async def test_what_only_waits_is_known_after_an_instance_has_registered_again(
+        self, scene: Scene
+    ) -> None:
+        await scene.plane.services.heartbeat(
+            Heartbeat(instance_id="i2", held=[HeldAttempt(task_id="u", attempt=1, waits=True)])
+        )
+        await scene.register("i2", process_id="p")
+        await scene.plane.deaths.report(ProcessDeath(instances=["i1", "i2"], reason="was killed"))
+        assert (await scene.task("t")).losses == 1
+        assert (await scene.task("u")).deaths == 0
+
     async def test_a_task_that_was_alone_is_charged(self, scene: Scene) -> None:
         await scene.plane.tasks.cancel("u")
         await scene.register("i3", process_id="another")
@@ -330,6 +352,33 @@ class TestTheInstancesOfAProcess:
         await scene.sweep()
         task = await scene.task("t")
         assert (task.losses, task.deaths) == (1, 2)
+
+
+async def test_what_a_living_instance_has_told_is_kept_when_it_registers_again(scene: Scene) -> None:
+    async def record() -> InstanceRecord:
+        return (await scene.store.read(lambda tx: tx.instances.load(instance_ids=["i1"])))[0]
+
+    await scene.register(process_id="p")
+    step = BlockedStep(task_id="t", step="s", seconds=1.0, place="in f")
+    held = [HeldAttempt(task_id="t", attempt=1, waits=True)]
+    await scene.plane.services.heartbeat(
+        Heartbeat(instance_id="i1", held=held, running=3, blocked=[step], alone=True)
+    )
+    told = await record()
+    assert told.running == 3
+    assert None not in (told.blocked, told.waiting)
+    await scene.register(process_id="p")
+    again = await record()
+    assert again == told._replace(slots=None, last_heartbeat=again.last_heartbeat)
+    await scene.plane.services.heartbeat(Heartbeat(instance_id="i1", slots=0))
+    await scene.register(process_id="p")
+    assert (await record()).slots == 0, "it drains"
+    for gone_for, process_id in ((timedelta(), "another"), (LEASE, "another")):
+        scene.let_pass(gone_for)
+        await scene.register(process_id=process_id)
+        new = await record()
+        assert (new.running, new.blocked, new.waiting, new.alone) == (None, None, None, False)
+        await scene.plane.services.heartbeat(Heartbeat(instance_id="i1", running=3))
 
 
 async def test_an_attempt_that_a_living_instance_does_not_hold_is_not_charged(scene: Scene) -> None:

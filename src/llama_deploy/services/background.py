@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class BackgroundTasks:
@@ -48,8 +50,10 @@ class BackgroundTasks:
             self._on_done()
 
 
-async def run_to_completion(work: Coroutine[None, None, None]) -> None:
-    """Run `work` to its end even if this call is cancelled; `work` must be bounded in time.
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end even if this call is cancelled, and return its result.
+
+    `work` must be bounded in time.
 
     Raises:
         CancelledError: This call was cancelled in the meantime.
@@ -61,9 +65,10 @@ async def run_to_completion(work: Coroutine[None, None, None]) -> None:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             cancelled = True
-    task.result()
+    result = task.result()
     if cancelled:
         raise asyncio.CancelledError
+    return result
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:

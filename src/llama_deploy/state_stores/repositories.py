@@ -231,6 +231,18 @@ class RunRepository(ABC):
         """
 
     @abstractmethod
+    def suspects(
+        self, service_names: Collection[str], *, living: Collection[tuple[str, str]], limit: int = 10_000
+    ) -> list[RunGroupRecord]:
+        """Return the suspects among the tasks of `groups`: those that `TaskRepository.suspects` counts.
+
+        Args:
+            service_names: The services.
+            living: See `groups`.
+            limit: How many suspects to look at, at most, of up to 500 services together.
+        """
+
+    @abstractmethod
     def put(self, runs: Sequence[RunHeadRecord]) -> None:
         """Insert the heads, or overwrite those of the same task.
 

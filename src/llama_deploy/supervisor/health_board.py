@@ -46,17 +46,20 @@ def checks_of(
 ) -> dict[str, Check]:
     """Return a check of all children together, and one for each.
 
+    Those that run suspects come and go: they do not count among those that there are to be.
+
     Args:
         children: Those that run.
-        processes: How many there are to be.
+        processes: How many there are to be, without those that run suspects.
         is_stopping: Whether they were asked to stop.
         now: The monotonic time.
     """
     together = PASSED
+    running = sum(child.alone is None for child in children)
     if is_stopping:
         together = failed("it is stopping, and takes no new tasks")
-    elif len(children) < processes:
-        together = failed(f"{len(children)} of {processes} processes run; the others are about to be started")
+    elif running < processes:
+        together = failed(f"{running} of {processes} processes run; the others are about to be started")
     outcomes = {"processes": together}
     for child in children:
         reason = problem_of(child, now)
@@ -65,19 +68,28 @@ def checks_of(
 
 
 def problem_of(child: ChildProcess, now: float) -> str | None:
-    """Return why a child does not work on tasks as it should, None if it does."""
-    if child.death is not None:
-        return child.death
+    """Return why a child does not work on tasks as it should, None if it does.
+
+    A child for suspects starts and ends as needed: that is no problem.
+    """
+    transient = child.death or _stage_of(child)
+    if transient is not None:
+        return transient if child.alone is None else None
+    for instance in child.instances.values():
+        problem = _problem_of_instance(child, instance, now)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _stage_of(child: ChildProcess) -> str | None:
+    """Return how far a child is that starts or ends, None if it does neither."""
     if child.is_ending:
         return "it is ending"
     if child.services is None:
         return "it has not joined the control plane yet"
     if len(child.instances) < len(child.services):
         return "not all of its services have sent a heartbeat yet"
-    for instance in child.instances.values():
-        problem = _problem_of_instance(child, instance, now)
-        if problem is not None:
-            return problem
     return None
 
 

@@ -8,6 +8,7 @@ import selectors
 import signal
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from llama_deploy.supervisor.child_process import ChildCommand, ChildProcess, In
 from llama_deploy.supervisor.health_board import HealthBoard, checks_of
 from llama_deploy.supervisor.reports import Reports, death_of
 from llama_deploy.supervisor.silence import Verdict
+from llama_deploy.supervisor.start_backoff import StartBackoff
 from llama_deploy.supervisor.step_trail import ExecutingStep
 
 logger = logging.getLogger(__name__)
@@ -26,9 +28,6 @@ CHILD_GRACE: Final = 1.0
 """How many seconds after its `drain_timeout` a child ends by itself, unless its interpreter is held."""
 _GRACE: Final = CHILD_GRACE + 0.25
 """After how many seconds it is killed, so that its supervisor has time to end too."""
-_FIRST_DELAY: Final = 0.5
-"""How many seconds to wait after a child has ended before it was ready; doubled each time."""
-_MAX_DELAY: Final = 30.0
 _ENDING_SECONDS: Final = 0.01
 """How often to look whether a child has ended that has closed its channel."""
 _LOOK_EVERY: Final = 1.0
@@ -75,8 +74,11 @@ class Supervisor:
     """When further children are to be started."""
     _unstarted: int = field(default=0, init=False)
     """How many children wait until one has loaded the workflows: if they cannot be loaded, one tells it."""
-    _failures: int = field(default=0, init=False)
-    """How many children have ended one after another before they were ready."""
+    _backoff: StartBackoff = field(default_factory=StartBackoff, init=False)
+    _backoff_alone: defaultdict[str, StartBackoff] = field(
+        default_factory=lambda: defaultdict(StartBackoff), init=False
+    )
+    """Of the children that run suspects, by service."""
     _has_started: bool = field(default=False, init=False)
     """Whether any child was started."""
     _was_ready: bool = field(default=False, init=False)
@@ -165,19 +167,23 @@ class Supervisor:
         return child
 
     def _start_asked(self) -> None:
-        """Start a child for the suspects of each service for which one has asked, unless it has one."""
+        """Start a child for the suspects of each service for which one has asked, unless it has one.
+
+        What is asked for in the pause after a failed start is dropped: a later heartbeat asks again.
+        """
         asked: set[str] = set()
         for child in self._children:
             asked |= child.asks_for
             child.asks_for.clear()
         for service in sorted(asked - {child.alone for child in self._children}):
-            if self._stop is not None:
-                return
+            now, backoff = time.monotonic(), self._backoff_alone[service]
+            if self._stop is not None or not backoff.may_start(now):
+                continue
             try:
                 child = self._start(alone=service)
             except OSError as exc:
-                _log_failed_start(exc, delay=None)  # the next heartbeat asks again
-                return
+                _log_failed_start(exc, delay=backoff.failed(now))
+                continue
             logger.warning(
                 "process %d runs tasks of service %s alone, one at a time, because their processes have died",
                 child.pid,
@@ -217,7 +223,8 @@ class Supervisor:
             self._unstarted = 0
         ready = [child for child in self._children if child.services is not None and child.alone is None]
         if ready:
-            self._was_ready, self._failures = True, 0
+            self._was_ready = True
+            self._backoff.succeeded()
         if self.on_ready is not None and not self._is_announced and len(ready) == self.processes:
             self._is_announced = True
             self.on_ready(ready[0].services or [], [child.pid for child in ready])
@@ -251,7 +258,7 @@ class Supervisor:
             self._exit_code = self._exit_code or (0 if was_killed_late else code)
             return
         if child.alone is not None:
-            _log_end_alone(child, reason)
+            self._ended_alone(child, child.alone, reason)
             return
         # With 0 it ends if a workflow's module ends it, or, after its hello, if it was told to stop alone.
         if not self._was_ready and not is_ready and (code > 0 or (code == 0 and not child.facts)):
@@ -271,11 +278,20 @@ class Supervisor:
             extra={"action": "process_ended", "pid": child.pid},
         )
 
+    def _ended_alone(self, child: ChildProcess, service: str, reason: str) -> None:
+        """A child that ran suspects has ended. If others wait, a child asks for another one."""
+        delay, backoff = 0.0, self._backoff_alone[service]
+        if child.services is not None:
+            backoff.succeeded()
+        else:
+            delay = backoff.failed(time.monotonic())
+        _log_end_alone(child, reason, delay=delay)
+
     def _start_later(self) -> float:
         """Start a child after a start has failed; return in how many seconds."""
-        delay = float(min(_FIRST_DELAY * 2.0**self._failures, _MAX_DELAY))
-        self._failures += 1
-        self._starts.append(time.monotonic() + delay)
+        now = time.monotonic()
+        delay = self._backoff.failed(now)
+        self._starts.append(now + delay)
         return delay
 
     def _obey(self) -> None:
@@ -348,24 +364,27 @@ class Supervisor:
             )
 
 
-def _log_failed_start(exc: OSError, *, delay: float | None) -> None:
+def _log_failed_start(exc: OSError, *, delay: float) -> None:
     logger.warning(
-        "a process cannot be started: %s%s",
+        "a process cannot be started: %s; trying again in %g s",
         exc,
-        "" if delay is None else f"; trying again in {delay:g} s",
+        delay,
         extra={"action": "process_start_failed"},
     )
 
 
-def _log_end_alone(child: ChildProcess, reason: str) -> None:
-    """Log the end of a child that ran suspects. If others wait, a child asks for another one."""
+def _log_end_alone(child: ChildProcess, reason: str, *, delay: float) -> None:
     is_idle = child.process.returncode == 0 and child.is_done
     logger.log(
         logging.INFO if is_idle else logging.WARNING,
-        "process %d, which ran tasks of service %s alone, %s",
+        "process %d, which %s tasks of service %s alone, %s%s",
         child.pid,
+        "was to run" if delay else "ran",
         child.alone,
         "has ended, because none waits" if is_idle else reason,
+        f"; the next one is started in {delay:g} s at the earliest, because it was not ready yet"
+        if delay
+        else "",
         extra={"action": "process_ended", "pid": child.pid},
     )
 

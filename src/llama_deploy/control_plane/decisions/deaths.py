@@ -8,7 +8,8 @@ process, so that the next death shows whether it is to blame. Runs that only wai
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -18,7 +19,7 @@ from typing import Final, TypeAlias
 from llama_deploy.state_stores.records import SUSPECT_DEATHS, TaskRecord
 
 MAX_ALONE: Final = 3
-"""How many instances of a service at most run its suspects alone at the same time, unless more offer it."""
+"""How many instances at most run the same suspects alone at the same time, unless more offer it."""
 
 Waiting: TypeAlias = Mapping[tuple[str, int], int]
 """Attempts, each a task id and a number, that only wait, with the last inbox entry that they have seen."""
@@ -79,18 +80,38 @@ def judged_at(end: datetime, others: Iterable[datetime], *, patience: timedelta)
     return min(max([end, *others]), end + patience)
 
 
-def asked(candidates: Collection[str], *, suspects: int, alone: int, turn: int) -> Sequence[str]:
+def asked(
+    candidates: Mapping[str, str | None],
+    *,
+    suspects: Mapping[frozenset[str | None], int],
+    alone: Collection[str | None],
+    turn: int,
+) -> Mapping[str, int]:
     """Return the instances of a service that are asked to have a suspect run alone. Each turn asks others.
 
     Args:
-        candidates: The ids of the living instances that run other tasks.
-        suspects: How many suspects wait.
-        alone: How many instances run suspects alone already, or are about to.
+        candidates: The versions of the living instances that take other tasks, by their ids.
+        suspects: How many suspects wait, by the versions that can run them.
+        alone: The versions of the instances that run suspects alone already, or are about to.
         turn: The number of the turn.
+
+    Returns:
+        How many suspects wait that it can run, by the ids of the instances. Nobody is asked for suspects that
+        none of them can run.
     """
-    wanted = min(suspects, MAX_ALONE) - alone
 
     def place(instance_id: str) -> bytes:
         return blake2b(f"{turn} {instance_id}".encode(), digest_size=8).digest()
 
-    return sorted(candidates, key=place)[: max(0, wanted)]
+    counts: Counter[str] = Counter()
+    in_turn = sorted(candidates, key=place)
+    for versions, count in suspects.items():
+        fitting = [each for each in in_turn if candidates[each] in versions]
+        provided = sum(each in versions for each in alone) + sum(each in counts for each in fitting)
+        wanted = max(0, min(count, MAX_ALONE) - provided)
+        counts.update(dict.fromkeys([each for each in fitting if each not in counts][:wanted], 0))
+    for instance_id in counts:
+        counts[instance_id] = sum(
+            n for versions, n in suspects.items() if candidates[instance_id] in versions
+        )
+    return counts

@@ -215,7 +215,8 @@ def _claim_command(
 def _refused(unit: Unit, task: TaskRecord, instance: InstanceRecord, fault: str) -> ClaimReply:
     """Refuse a claim, and publish the attempt for instances that fit."""
     if is_suspect(task):
-        unit.postpone(task)  # it goes to the same topic again, whose readers change
+        # It goes to the same topic again, whose readers change. Until then nobody is asked to run it.
+        unit.postpone(task._replace(dispatches=0))
     else:
         unit.apply(Transition(task, dispatch=True), may_share=False)
     logger.info(

@@ -95,6 +95,9 @@ class Services:
                     process_id=definition.process_id,
                     version=None if shape is None else shape.version,
                 )
+                before = unit.instances.find(instance.instance_id)
+                if before is not None and before.lease_expires_at > unit.now:
+                    instance = _with_told(instance, before)
                 unit.add_instance(instance, shape=None if shape is None else shape.model_dump_json())
 
         await self.writer.write(
@@ -327,6 +330,22 @@ def _missed_inbox(unit: Unit, beat: Heartbeat) -> list[InboxEntry]:
                 return missed
             missed.append(entry)
     return missed
+
+
+def _with_told(instance: InstanceRecord, before: InstanceRecord) -> InstanceRecord:
+    """Return an instance that registers again, with what its last heartbeat has told.
+
+    Under the same id another process may have come, of which nothing is known yet.
+    """
+    if (instance.service_name, instance.process_id) != (before.service_name, before.process_id):
+        return instance
+    return instance._replace(
+        slots=0 if before.slots == 0 else instance.slots,  # it still takes no tasks
+        running=before.running,
+        blocked=before.blocked,
+        waiting=before.waiting,
+        alone=instance.alone or before.alone,
+    )
 
 
 def _reported(instance: InstanceRecord, beat: Heartbeat, *, at: datetime) -> InstanceRecord:

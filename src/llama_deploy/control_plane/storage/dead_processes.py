@@ -77,15 +77,19 @@ def move_on(
     Args:
         unit: The transaction.
         dead: Its instances that are gone.
-        alive: The ids of others of the process that are not.
+        alive: The ids of others of the process that are not. Their runs that only wait do not count either.
         culprits: The tasks that are known to be to blame. Empty: not known.
         because: How the process ended, in words that follow `the process`. None: not known.
     """
     held = unit.tasks.of_instances([instance.instance_id for instance in dead])
     if not held:
         return []
+    living = [instance for each in alive if (instance := unit.instances.find(each)) is not None]
     blame = deaths.judge(
-        held, waiting=_waiting(dead), culprits=culprits, neighbours=unit.tasks.of_instances(alive)
+        held,
+        waiting=_waiting([*dead, *living]),
+        culprits=culprits,
+        neighbours=unit.tasks.of_instances(alive),
     )
     return [
         MovedTask(task, unit.move_on(task, blame[task.task_id], because=because), blame[task.task_id])

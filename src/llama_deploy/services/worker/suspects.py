@@ -95,9 +95,11 @@ class Suspects:
         )
         if not await self._run_one():
             logger.info(
-                "another process has taken the task of service %s; process %d takes new tasks again",
-                self.service_name,
+                "process %d takes new tasks again: for %g s there was no task of service %s that it could run"
+                " alone; another process may have taken it",
                 os.getpid(),
+                IDLE_SECONDS,
+                self.service_name,
                 extra={"action": "step_forward", "service_name": self.service_name},
             )
 

@@ -65,27 +65,35 @@ class TaskIntake(Generic[A]):
     async def take_one(self, topic: str, *, seconds: float, on_claimed: Callable[[A], None]) -> bool:
         """Take one task from a topic and begin to run it. False: there was none for so long.
 
+        Attempts that are not available, or that this instance cannot run, are passed over.
+
         Args:
             topic: The topic.
             seconds: How long to wait for a task.
-            on_claimed: Called with the attempt, unless it is not available any more.
+            on_claimed: Called with the attempt.
         """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + seconds
 
-        async def claim(delivery: Delivery) -> None:
-            if (attempt := await self._claim_delivery(delivery)) is not None:
-                on_claimed(attempt)
-                self.slots.tasks.spawn(self._execute(attempt))
+        async def begin(delivery: Delivery) -> bool:
+            if (attempt := await self._claim_delivery(delivery)) is None:
+                return False
+            on_claimed(attempt)
+            self.slots.tasks.spawn(self._execute(attempt))
+            return True
 
         async with await self.queue.subscribe(topic) as subscription:
-            try:
-                async with asyncio.timeout(seconds):
-                    deliveries = await subscription.receive(1)
-            except TimeoutError:
-                return False
-            for delivery in deliveries:
-                # If a claim is given up that was granted, the task waits for the end of the lease.
-                await run_to_completion(claim(delivery))
-        return True
+            while loop.time() < give_up_at:
+                try:
+                    async with asyncio.timeout_at(give_up_at):
+                        deliveries = await subscription.receive(1)
+                except TimeoutError:
+                    break
+                for delivery in deliveries:
+                    # If a claim is given up that was granted, the task waits for the end of the lease.
+                    if await run_to_completion(begin(delivery)):
+                        return True
+        return False
 
     async def take_instance_messages(self, topic: str, *, offer: Callable[[QueueMessage], None]) -> None:
         """Take events and cancellations, which must not wait behind tasks; until cancelled.

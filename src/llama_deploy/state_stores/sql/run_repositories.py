@@ -31,6 +31,7 @@ from llama_deploy.state_stores.sql.tables import (
     journal,
     runs,
     task_is_choosy,
+    task_is_published_suspect,
     task_is_queued,
     task_is_waiting,
     task_target,
@@ -101,22 +102,38 @@ _NEEDS_BY_TASK = Query.unlocked(
     sa.select(runs.c.task_id, runs.c.fingerprint, runs.c.needs).where(runs.c.task_id.in_(ids))
 )
 _group = (task_target, tasks.c.version, tasks.c.pinned_to, runs.c.fingerprint, runs.c.needs)
+_is_grouped = sa.and_(
+    task_is_choosy,
+    task_target.in_(ids),
+    sa.or_(
+        tasks.c.version.is_(None),
+        tasks.c.pinned_to.is_not(None),
+        (task_target + _SPACE + tasks.c.version).not_in(sa.bindparam(_LIVING, expanding=True)),
+    ),
+)
 # The statuses one by one: each has a partial index.
 _GROUPS = tuple(
     Query.unlocked(
         sa.select(*_group, sa.func.count())
         .select_from(tasks.outerjoin(runs, runs.c.task_id == tasks.c.task_id))
-        .where(has_status, task_is_choosy, task_target.in_(ids))
-        .where(
-            sa.or_(
-                tasks.c.version.is_(None),
-                tasks.c.pinned_to.is_not(None),
-                (task_target + _SPACE + tasks.c.version).not_in(sa.bindparam(_LIVING, expanding=True)),
-            )
-        )
+        .where(has_status, _is_grouped)
         .group_by(*_group)
     )
     for has_status in (task_is_queued, task_is_waiting)
+)
+# In the order of their index, which is smaller than that of all queued tasks.
+_some = (
+    sa.select(tasks.c.task_id, task_target.label("target"), tasks.c.version, tasks.c.pinned_to)
+    .where(task_is_published_suspect, _is_grouped)
+    .order_by(tasks.c.service_name, tasks.c.routed_to)
+    .limit(limit)
+    .subquery()
+)
+_suspect_group = (_some.c.target, _some.c.version, _some.c.pinned_to, runs.c.fingerprint, runs.c.needs)
+_SUSPECTS = Query.unlocked(
+    sa.select(*_suspect_group, sa.func.count())
+    .select_from(_some.outerjoin(runs, runs.c.task_id == _some.c.task_id))
+    .group_by(*_suspect_group)
 )
 _JOURNAL_BY_TASK = Query.unlocked(_JOURNAL.where(journal.c.task_id.in_(ids)))
 _INSERT_JOURNAL = sa.insert(journal)
@@ -205,13 +222,22 @@ class SQLRuns(SQLRepository, RunRepository):
         self, service_names: Collection[str], *, living: Collection[tuple[str, str]]
     ) -> list[RunGroupRecord]:
         counts: Counter[tuple[Any, ...]] = Counter()
-        # A database limits the parameters of a statement, and few versions live.
-        known = pad([_NOBODY, *(f"{name} {version}" for name, version in living)][:_MAX_LIVING])
+        known = _known(living)
         for query in _GROUPS:
             for names in chunks(service_names):
                 for *group, count in self._access.rows(query, {IDS: pad(names), _LIVING: known}):
                     counts[tuple(group)] += count
         return [RunGroupRecord._make((*group, count)) for group, count in counts.items()]
+
+    def suspects(
+        self, service_names: Collection[str], *, living: Collection[tuple[str, str]], limit: int = 10_000
+    ) -> list[RunGroupRecord]:
+        parameters = {_LIVING: _known(living), "limit": limit}
+        return [
+            RunGroupRecord._make(row)
+            for names in chunks(service_names)
+            for row in self._access.rows(_SUSPECTS, {IDS: pad(names), **parameters})
+        ]
 
     def put(self, runs: Sequence[RunHeadRecord]) -> None:
         self._access.put(_PUT_RUNS, _RUN.rows(runs))
@@ -231,3 +257,9 @@ class SQLRuns(SQLRepository, RunRepository):
             {KEY: task_id, "length": length} for task_id, length in lengths.items()
         ]
         self._access.write(_TRIM_JOURNAL, rows)
+
+
+def _known(living: Collection[tuple[str, str]]) -> Sequence[str]:
+    """Return the parameter for the versions that are left out."""
+    # A database limits the parameters of a statement, and few versions live.
+    return pad([_NOBODY, *(f"{name} {version}" for name, version in living)][:_MAX_LIVING])

@@ -30,9 +30,9 @@ from llama_deploy.state_stores.sql.tables import (
     task_is_choosy,
     task_is_open,
     task_is_pending,
+    task_is_published_suspect,
     task_is_queued,
     task_is_running,
-    task_is_suspect,
     task_is_unrouted,
     task_is_waiting,
     task_target,
@@ -116,7 +116,7 @@ _COUNTS_WAITING = tuple(
 # Counted in the order of the index, so that nothing has to be sorted, and added up in Python.
 _SUSPECTS = Query.unlocked(
     sa.select(tasks.c.service_name, tasks.c.routed_to, sa.func.count())
-    .where(task_is_suspect, tasks.c.dispatches > sa.literal_column("0"))
+    .where(task_is_published_suspect)
     .group_by(tasks.c.service_name, tasks.c.routed_to)
 )
 

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import (
+    SUSPECT_DEATHS,
     RunGroupRecord,
     RunHeadRecord,
     RunNeedsRecord,
     ServiceRecord,
+    TaskRecord,
     VersionRecord,
 )
 from llama_deploy.testing.records import NOW, a_task, an_instance
@@ -136,3 +139,34 @@ class VersionTests(StoreTests):
             ("greeter", "v2"),
             ("other", None),
         ]
+
+    async def test_suspects_that_need_the_same_are_counted_together(self, store: StateStore) -> None:
+        def suspect(task_id: str, **changes: Any) -> TaskRecord:
+            fields = {"status": QUEUED, "deaths": SUSPECT_DEATHS, "dispatches": 1, "version": "v1", **changes}
+            return a_task(task_id, **fields)
+
+        def work(tx: StoreTransaction) -> None:
+            tx.tasks.insert(
+                [
+                    suspect("t1", has_run=True),
+                    suspect("t2", has_run=True),
+                    suspect("t3", pinned_to="v2"),
+                    suspect("t4"),
+                    suspect("t5", has_run=True, dispatches=0),
+                    suspect("t6", has_run=True, deaths=SUSPECT_DEATHS - 1),
+                    suspect("t7", has_run=True, status=WAITING),
+                    suspect("t8", has_run=True, routed_to="other"),
+                ]
+            )
+            tx.runs.put([RunHeadRecord(f"t{n}", "f", "1", needs="{}") for n in (1, 2, 5, 6, 7, 8)])
+
+        await store.transact(work)
+        same = RunGroupRecord("greeter", "v1", None, "f", "{}", 2)
+        pinned = RunGroupRecord("greeter", "v1", "v2", None, None, 1)
+        found = await store.read(lambda tx: tx.runs.suspects(["greeter"], living=[]))
+        assert sorted(found, key=str) == sorted([same, pinned], key=str)
+        some = await store.read(lambda tx: tx.runs.suspects(["greeter"], living=[], limit=2))
+        assert sum(group.task_count for group in some) == 2
+        living = [("greeter", "v1")]
+        both = await store.read(lambda tx: tx.runs.suspects(["greeter", "other"], living=living))
+        assert {group.service_name: group.pinned_to for group in both} == {"greeter": "v2", "other": None}
