@@ -94,6 +94,7 @@ class Services:
                     lease_expires_at=unit.now + self.lease,
                     slots=definition.slots,
                     process_id=definition.process_id,
+                    alone=definition.alone,
                     version=None if shape is None else shape.version,
                 )
                 unit.add_instance(instance, shape=None if shape is None else shape.model_dump_json())
