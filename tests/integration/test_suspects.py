@@ -15,7 +15,7 @@ from llama_deploy.services import WorkflowService
 from llama_deploy.state_stores.records import SUSPECT_DEATHS, TaskRecord
 from llama_deploy.types import ServiceDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import ClaimRequest, Heartbeat, ProcessDeath
-from tests.integration.in_process import Stack, beats_of, result_of, running_stack, until
+from tests.integration.in_process import ListeningGateway, Stack, beats_of, result_of, running_stack, until
 
 SUSPECTS = ("first", "second")
 
@@ -103,6 +103,7 @@ async def test_all_services_of_a_process_step_back_for_a_suspect_and_go_on(
         await until(lambda: "before" in gates.running)
         async with stack.serving(gated(stack, gates, "echo")):
             await until(lambda: "takes no new tasks until" in caplog.text)
+            await until(lambda: beats_of(other)[-1].slots == 0)
             after = [await stack.submit(name, name=f"after {name}") for name in ("echo", "other")]
             gates.open["before"].set()
             assert result_of(await stack.end(before)) == "before"
@@ -161,7 +162,8 @@ async def test_an_instance_for_suspects_takes_nothing_else_and_ends_when_there_a
     async with stack.serving(alone) as running:
         other = await stack.submit("echo", name="other")
         await until(lambda: len(gates.running) == 1)
-        assert (await stack.plane.services.get("echo")).instances[0].slots in {None, 1}
+        [stored] = await stack.store.read(lambda tx: tx.instances.load(service_names=["echo"]))
+        assert stored.only_suspects
         for name in SUSPECTS:
             gates.open[name].set()
         for task_id in suspects:
@@ -286,6 +288,33 @@ async def test_a_suspect_whose_claim_was_refused_does_not_count_until_it_is_publ
     assert await beats.asked() == {"old"}
     (reply,) = await slow.plane.attempts.claim([claim.model_copy(update={"instance_id": "old"})])
     assert reply.granted
+
+
+async def test_an_instance_for_suspects_says_so_when_it_registers_and_until_it_has_stopped(
+    stack: Stack, gates: Gates
+) -> None:
+    suspects = await make_suspects(stack, "echo")
+    workflow = Gated(timeout=None)
+    workflow.gates = gates
+    config = gated(stack, gates, "echo").config.model_copy(update={"max_concurrent_tasks": 1})
+    gateway = ListeningGateway(stack.plane)
+    alone = WorkflowService(workflow, stack.queue, config, gateway=gateway, alone=True)
+    await alone.register_to_control_plane()
+    assert (await only_suspects(stack)) == [True], "it has sent no heartbeat yet"
+    async with stack.serving(alone) as running:
+        await until(lambda: len(gates.running) == 1)
+        running.cancel()
+        count = len(gateway.beats)
+        await until(lambda: len(gateway.beats) > count)
+        assert (await only_suspects(stack)) == [True]
+        for name in SUSPECTS:
+            gates.open[name].set()
+    assert suspects
+
+
+async def only_suspects(stack: Stack) -> list[bool]:
+    found = await stack.store.read(lambda tx: tx.instances.load(service_names=["echo"]))
+    return [each.only_suspects for each in found if each.instance_id != "dead"]
 
 
 async def test_the_instances_of_a_process_register_with_it(stack: Stack, gates: Gates) -> None:

@@ -62,6 +62,14 @@ def test_among_those_that_fit_the_one_with_most_free_slots_is_chosen() -> None:
     assert destination(demand(), mixed, sent={"c": 3}) == Destination("b")
 
 
+def test_an_instance_that_is_about_to_stop_is_chosen_only_if_no_other_fits() -> None:
+    members = [Member("stops", "v1", 9, takes_last=True), Member("full", "v1", 0), Member("new", "v3", 4)]
+    mixed = Fleet.of("service", members, SHAPES)
+    assert destination(demand(), mixed, sent={"full": 40}) == Destination("full")
+    left = Fleet.of("service", [members[0], members[2]], SHAPES)
+    assert destination(demand(), left, sent={}) == Destination("stops")
+
+
 def test_an_attempt_that_nobody_can_run_is_not_sent() -> None:
     assert destination(demand(), fleet(("a", "v3", 1)), sent={}) == NOWHERE
 

@@ -28,6 +28,9 @@ def instance(name: str, **changes: object) -> InstanceRecord:
         ([instance("silent", lease_expires_at=AGO), instance("full", slots=2, running=3)], Takers.BUSY),
         ([instance("full", slots=1, running=1), instance("free", slots=2, running=1)], Takers.FREE),
         ([instance("full", slots=1, running=1), instance("has not said")], Takers.FREE),
+        ([instance("lone", slots=1, alone=True)], Takers.NOBODY),
+        ([instance("lone", slots=1, alone=True), instance("full", slots=1, running=1)], Takers.BUSY),
+        ([instance("steps back", slots=0, alone=True)], Takers.BUSY),
     ],
 )
 def test_who_can_take_an_attempt(instances: list[InstanceRecord], expected: Takers) -> None:

@@ -270,7 +270,7 @@ class InstanceRecord(NamedTuple):
     last_heartbeat: datetime
     lease_expires_at: datetime
     slots: int | None = None
-    """The maximum number of its concurrent tasks. None: not reported yet."""
+    """The maximum number of its concurrent tasks. 0: it takes no more. None: not reported yet."""
     running: int | None = None
     """How many tasks it was running at its last heartbeat. None: not reported yet."""
     blocked: str | None = None
@@ -281,6 +281,11 @@ class InstanceRecord(NamedTuple):
     """Its tasks that only waited at its last heartbeat: a JSON object with the last inbox entry that each has
     seen. None: there were none."""
     alone: bool = False
-    """Whether it runs suspects alone, or waits until it can, by its last heartbeat."""
+    """Whether it runs suspects alone, or waits until it can: by its registration or last heartbeat."""
     version: str | None = None
     """The version of its workflow. None: it has none, or an older release runs it."""
+
+    @property
+    def only_suspects(self) -> bool:
+        """Whether it never runs anything but suspects. One that makes room for a suspect reports no slots."""
+        return self.alone and self.slots != 0

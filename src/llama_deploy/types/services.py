@@ -73,7 +73,8 @@ class InstanceInfo(BaseModel):
     """Whether its lease has not expired."""
     last_heartbeat: datetime
     slots: int | None = None
-    """The maximum number of its concurrent tasks; 0 if it is about to stop. None: not reported yet."""
+    """The maximum number of its concurrent tasks; 0 if it is about to stop, or takes none until a suspect has
+    run. None: not reported yet."""
     running: int | None = None
     """How many tasks it was running at its last heartbeat. None: not reported yet."""
     blocked: list[BlockedStep] = Field(default_factory=list)
@@ -126,6 +127,8 @@ class ServiceDefinition(BaseModel):
     """Class names of the events that answer a question, as far as they are declared. None: not known."""
     slots: int | None = Field(default=None, ge=0)
     """The maximum number of concurrent tasks of an instance. It is listed with the instance."""
+    alone: bool = False
+    """Whether the instance only runs tasks whose processes have died repeatedly. It is not listed."""
     workflow: WorkflowShape | None = None
     """What the workflow of an instance offers to runs that other versions have begun. It is not listed."""
     instances: list[InstanceInfo] = Field(default_factory=list)

@@ -26,11 +26,13 @@ class Member:
     version: str | None
     free: int
     """How many more tasks it can run."""
+    takes_last: bool = False
+    """Whether it takes tasks only if no other instance fits: it is about to stop, or runs a suspect next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The living instances of a service."""
+    """The living instances of a service that take its tasks: not those that only run suspects."""
 
     service_name: str
     members: Sequence[Member]
@@ -43,6 +45,10 @@ class Fleet:
     def of(cls, service_name: str, members: Sequence[Member], shapes: Mapping[str, WorkflowShape]) -> Fleet:
         """Return the fleet with these members."""
         return cls(service_name, members, shapes, tuple(dict.fromkeys(each.version for each in members)))
+
+    def has(self, instance_id: str) -> bool:
+        """Whether an instance is one of them."""
+        return any(each.instance_id == instance_id for each in self.members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,11 @@ def destination(
     candidates = [member for member in fleet.members if member.version in fitting]
     if not candidates:
         return NOWHERE
-    best = max(candidates, key=lambda member: member.free - sent.get(member.instance_id, 0))
+
+    def rank(member: Member) -> tuple[bool, int]:
+        return not member.takes_last, member.free - sent.get(member.instance_id, 0)
+
+    best = max(candidates, key=rank)
     return Destination(best.instance_id)
 
 

@@ -18,7 +18,7 @@ class Takers(Enum):
     """Who could take an attempt of a service now."""
 
     NOBODY = "nobody"
-    """No instance is alive."""
+    """No instance is alive, except for those that only run suspects."""
     BUSY = "busy"
     """All living instances were full at their last heartbeats."""
     FREE = "free"
@@ -27,7 +27,7 @@ class Takers(Enum):
 
 def takers(instances: Iterable[InstanceRecord], *, at: datetime) -> Takers:
     """Return who could take an attempt, among the instances of its service."""
-    living = [each for each in instances if each.lease_expires_at > at]
+    living = [each for each in instances if each.lease_expires_at > at and not each.only_suspects]
     if not living:
         return Takers.NOBODY
     return Takers.BUSY if all(map(_is_full, living)) else Takers.FREE

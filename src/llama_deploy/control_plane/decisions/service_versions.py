@@ -69,7 +69,7 @@ def registered(
         known: What is stored. None: nothing.
         living: Returns the living instances of the service.
     """
-    left_out = {"instances", "instance_id", "process_id", "slots", "workflow", "stranded"}
+    left_out = {"instances", "instance_id", "process_id", "slots", "alone", "workflow", "stranded"}
     bare = definition.model_dump(exclude=left_out)
     new = StoredService(**bare)
     before = [] if known is None else versions_of(known)

@@ -185,6 +185,8 @@ def _claim_command(
             version=instance.version,
         )
         if task.status is TaskStatus.QUEUED and (fault := unit.fleets.fault(task, instance)) is not None:
+            # It counts as alive when the attempt is sent on, so that it does not get the attempt again.
+            _renew_after_pause(unit, instance, lease)
             return Grant(_refused(unit, task, instance, fault), {})
         has_inbox = inboxes.take(unit.inbox.size_of(task.task_id))
         # The answer first: if a part cannot be read, the attempt must stay unclaimed.
@@ -200,9 +202,7 @@ def _claim_command(
             volatile=task.volatile_reason,
         )
         unit.apply(claimed)
-        if instance.lease_expires_at - unit.now < lease / BEATS_PER_LEASE:
-            # The instance was paused, and its next heartbeat may come too late for this attempt.
-            unit.renew_lease(instance, lease)
+        _renew_after_pause(unit, instance, lease)
         unread = frozenset[AttemptPart]() if has_inbox else frozenset({AttemptPart.INBOX})
         return Grant(reply, sizes_of(reply, session_state=session.state), unread)
 
@@ -210,6 +210,12 @@ def _claim_command(
     reads = Reads.of_tasks(request.task_id, with_session=True, with_run=True)
     further = Reads(instances={request.instance_id}, inboxes={request.task_id})
     return Command(run, reads | further, synced=synced)
+
+
+def _renew_after_pause(unit: Unit, instance: InstanceRecord, lease: timedelta) -> None:
+    """Renew the lease of an instance that was paused: its next heartbeat may come too late."""
+    if instance.lease_expires_at - unit.now < lease / BEATS_PER_LEASE:
+        unit.renew_lease(instance, lease)
 
 
 def _refused(unit: Unit, task: TaskRecord, instance: InstanceRecord, fault: str) -> ClaimReply:

@@ -93,6 +93,7 @@ class Services:
                     lease_expires_at=unit.now + self.lease,
                     slots=definition.slots,
                     process_id=definition.process_id,
+                    alone=definition.alone,
                     version=None if shape is None else shape.version,
                 )
                 before = unit.instances.find(instance.instance_id)

@@ -97,10 +97,14 @@ class Fleets:
         """Return why an instance may not claim a task. None: it may."""
         if not is_choosy(task):
             return None
-        if instance.version not in self.of(task.target).versions:
+        if instance.version is not None and instance.version not in self.of(task.target).shapes:
             # Another control plane has registered it.
             self.forget([task.target])
-        return self.fault_of_version(task, instance.version)
+        fault = self.fault_of_version(task, instance.version)
+        if fault is not None and not self.of(task.target).has(instance.instance_id):
+            # The attempt is sent on: to nobody that is not known, nor to all as if nobody were there.
+            self.forget([task.target])
+        return fault
 
     def fault_of_version(self, task: TaskRecord, version: str | None) -> str | None:
         """Return why a version cannot run a choosy task. None: it can."""
@@ -122,18 +126,20 @@ class Fleets:
 def load_fleets(tx: StoreTransaction, service_names: Iterable[str], *, now: datetime) -> dict[str, Fleet]:
     """Return the living instances of services, by service."""
     members: dict[str, list[Member]] = {name: [] for name in service_names}
-    living = [each for each in tx.instances.look(list(members)) if each.lease_expires_at > now]
+    found = tx.instances.look(list(members))
+    living = [each for each in found if each.lease_expires_at > now and not each.only_suspects]
     # With one version nobody asks for free slots.
     is_mixed = len({each.version for each in living}) > 1
     running = tx.tasks.running_counts([each.instance_id for each in living]) if is_mixed else {}
     for each in living:
         free = (1 if each.slots is None else each.slots) - running.get(each.instance_id, 0)
-        # One that runs suspects alone takes others only if nobody else can.
-        members[each.service_name].append(Member(each.instance_id, each.version, -1 if each.alone else free))
+        member = Member(each.instance_id, each.version, free, takes_last=each.slots == 0)
+        members[each.service_name].append(member)
     shapes: dict[str, dict[str, WorkflowShape]] = {name: {} for name in members}
-    for version in tx.services.load_versions([name for name, found in members.items() if found]):
+    # Also without members: an instance whose lease has just ended may claim.
+    for version in tx.services.load_versions(list(members)):
         shapes[version.service_name][version.version] = _shape(version.shape)
-    return {name: Fleet.of(name, found, shapes[name]) for name, found in members.items()}
+    return {name: Fleet.of(name, each, shapes[name]) for name, each in members.items()}
 
 
 def load_demand(tx: StoreTransaction, task: TaskRecord) -> Demand:

@@ -246,6 +246,7 @@ class Unit:
         until = self.now + lease
         self.instances.put(instance._replace(lease_expires_at=until))
         if instance.lease_expires_at <= self.now:
+            self.fleets.forget([instance.service_name])
             # Attempts may have been held because no instance was alive.
             self.note_due(self.now)
 

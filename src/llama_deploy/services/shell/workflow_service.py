@@ -120,6 +120,7 @@ class WorkflowService(WorkflowCalls):
             question_events=self._hosted.events.questions,
             answer_events=self._hosted.events.answers,
             slots=self.config.max_concurrent_tasks,
+            alone=self._alone,
             workflow=self._hosted.journals.shape,
         )
 

@@ -36,6 +36,8 @@ class LeaseKeeper:
     """Called after each answer was processed."""
     is_alone: Callable[[], bool] = lambda: False
     """Whether the instance runs suspects alone in its process, or is about to."""
+    steps_back: Callable[[], bool] = lambda: False
+    """Whether the instance takes no tasks for a while, because its process is needed for a suspect."""
     _heartbeat: HeartbeatThread = field(init=False)
     _tasks: BackgroundTasks = field(init=False)
     _is_closed: bool = field(default=False, init=False)
@@ -110,13 +112,19 @@ class LeaseKeeper:
                 held=held,
                 claiming=claiming,
                 heard_at=last_reply_at,
-                slots=0 if self._is_draining else self.settings.max_concurrent_tasks,
+                slots=self._open_slots,
                 running=len(self.attempts),
                 blocked_seconds=0.0 if blocked is None else blocked.seconds,
                 blocked=[] if blocked is None else [blocked],
                 alone=self.is_alone(),
             )
         )
+
+    @property
+    def _open_slots(self) -> int:
+        # One that only runs suspects is known by reporting its slot until the end.
+        takes_none = not self.settings.alone and (self._is_draining or self.steps_back())
+        return 0 if takes_none else self.settings.max_concurrent_tasks
 
     def _process(self, reply: HeartbeatReply, sent_at: float) -> None:
         if self._is_closed:

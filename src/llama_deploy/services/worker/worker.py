@@ -88,6 +88,7 @@ class Worker(ABC, Generic[A]):
             register=register,
             on_reply=self._on_reply,
             is_alone=lambda: settings.alone or self._suspects.has_process,
+            steps_back=lambda: self._slots.process.is_reserved,
         )
         self._slots = WorkSlots(
             settings.max_concurrent_tasks,
