@@ -275,7 +275,7 @@ class InstanceRecord(NamedTuple):
     """Its tasks that only waited at its last heartbeat: a JSON object with the last inbox entry that each has
     seen. None: there were none."""
     alone: bool = False
-    """Whether it runs suspects alone, or waits until it can, as it has registered or by its last heartbeat."""
+    """Whether it runs suspects alone, or waits until it can, by its registration or last heartbeat."""
     version: str | None = None
     """The version of its workflow. None: it has none, or an older release runs it."""
 

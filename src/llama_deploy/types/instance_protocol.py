@@ -365,8 +365,8 @@ class Heartbeat(BaseModel):
     heard_at: AwareDatetime | None = None
     """`HeartbeatReply.at` of the last reply that the instance has received. None: no reply yet."""
     slots: int | None = Field(default=None, ge=0)
-    """The maximum number of concurrent tasks; 0 if the instance is about to stop, or takes none until it has run
-    a suspect. None: an older release."""
+    """The maximum number of concurrent tasks; 0 if the instance is about to stop, or takes none until a
+    suspect has run. None: an older release."""
     running: int = Field(default=0, ge=0)
     """How many tasks it is running, including those that wait in memory."""
     blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
