@@ -164,7 +164,7 @@ class ControlPlane:
                 store=store,
                 max_tasks=config.max_queued_tasks,
                 max_messages=config.max_backlog,
-                messages=lambda service_name: self._relay.count(self.topics.work(service_name)),
+                messages=self._relay.count_of_type,
             ),
             clock=clock,
         )
@@ -286,5 +286,7 @@ class ControlPlane:
             self._hub.deleted(task_id)
         if committed.fleets:
             self._sweeps.note_fleets(committed.fleets)
+        if committed.free:
+            self._sweeps.note_free(committed.free)
         if committed.due is not None:
             self._sweeps.wake(committed.due)

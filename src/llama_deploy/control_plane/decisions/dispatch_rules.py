@@ -25,16 +25,28 @@ class Takers(Enum):
     """A living instance has a free slot, or has not said."""
 
 
-def takers(instances: Iterable[InstanceRecord], *, at: datetime) -> Takers:
-    """Return who could take an attempt, among the instances of its service."""
+def takers(instances: Iterable[InstanceRecord], *, at: datetime, of_suspect: bool = False) -> Takers:
+    """Return who could take an attempt.
+
+    Args:
+        instances: The instances of its service.
+        at: The present time.
+        of_suspect: Whether the task is a suspect: an instance makes room for it, or runs nothing else.
+    """
+    instances = list(instances)
+    if of_suspect:
+        is_alive = any(each.lease_expires_at > at for each in instances)
+        return Takers.FREE if is_alive else Takers.NOBODY
     living = [each for each in instances if each.lease_expires_at > at and not each.only_suspects]
     if not living:
         return Takers.NOBODY
-    return Takers.BUSY if all(map(_is_full, living)) else Takers.FREE
+    return Takers.FREE if any(map(has_free_slot, living)) else Takers.BUSY
 
 
-def _is_full(instance: InstanceRecord) -> bool:
-    return instance.slots is not None and (instance.running or 0) >= instance.slots
+def has_free_slot(instance: InstanceRecord) -> bool:
+    """Whether an instance had a slot for ordinary tasks at its last heartbeat, or has not said."""
+    is_full = instance.slots is not None and (instance.running or 0) >= instance.slots
+    return not is_full and not instance.only_suspects
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +67,24 @@ class DispatchPace:
 
         Each attempt is published once, whoever is there. While nobody can take it, another message would only
         lie beside the first one. The queue may have lost the first one: that matters when an instance
-        registers or has a free slot. Behind instances that stay full, an attempt is published again once in
-        the longest pause, in case it was lost.
+        registers or has a free slot, which ends this pause. Behind instances that stay full, an attempt is
+        published again once in the longest pause, in case it was lost.
         """
         if not task.dispatches:
             return None
         longest = timedelta(seconds=self.unclaimed.longest)
         if by is Takers.NOBODY:
             return at + longest
-        waited = max(at - task.status_changed_at, timedelta(seconds=self.unclaimed.first))
-        if by is Takers.BUSY and task.dispatches > waited / longest:
-            return at + min(waited, longest)
+        if by is Takers.BUSY and task.dispatches > self._waited(task, at) / longest:
+            return self.as_long_again(task, at=at)
         return None
+
+    def as_long_again(self, task: TaskRecord, *, at: datetime) -> datetime:
+        """Return when an attempt has waited twice as long as by now, or for the longest pause from now on."""
+        return at + min(self._waited(task, at), timedelta(seconds=self.unclaimed.longest))
+
+    def _waited(self, task: TaskRecord, at: datetime) -> timedelta:
+        return max(at - task.status_changed_at, timedelta(seconds=self.unclaimed.first))
 
 
 def brought_forward(task: TaskRecord, *, by: timedelta, at: datetime) -> TaskRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -11,8 +12,11 @@ from operator import attrgetter
 from typing import Final, TypeGuard
 
 from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions.deaths import is_suspect
+from llama_deploy.control_plane.decisions.destinations import is_choosy
 from llama_deploy.control_plane.decisions.dispatch_rules import Takers, brought_forward, takers
 from llama_deploy.control_plane.decisions.transitions import Transition
+from llama_deploy.control_plane.storage.fleets import FleetChange
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -52,6 +56,8 @@ class Dispatcher:
     useless."""
     held: set[str] = field(default_factory=set, init=False)
     """Services whose attempts were held because no instance was alive, until `resume`."""
+    full: set[str] = field(default_factory=set, init=False)
+    """Services whose attempts were held because all instances were full, until `resume_some`."""
 
     async def sweep(self) -> datetime | None:
         """Publish the attempts that are due, and return when the next one is. None: there is none."""
@@ -80,45 +86,75 @@ class Dispatcher:
 
         Args:
             tasks: Tasks that were queued when they were read.
-            due_only: Whether those are left out that are not due any more.
+            due_only: Whether those are left out that are not due any more. False: the queue has lost what was
+                published before, so that all are published, whoever is there.
         """
         if not tasks:
             return
         targets = {task.target for task in tasks}
-        waiting = {task.task_id for task in tasks if self.is_waiting(task)}
         found = await self.store.read(lambda tx: tx.instances.load(service_names=targets))
         by_target: dict[str, list[InstanceRecord]] = {target: [] for target in targets}
         for instance in found:
             by_target[instance.service_name].append(instance)
+        waiting = {task.task_id for task in tasks if self._is_waiting(task, by_target[task.target])}
+
+        def takers_of(task: TaskRecord, at: datetime) -> Takers:
+            if not due_only:
+                return Takers.FREE
+            return takers(by_target[task.target], at=at, of_suspect=is_suspect(task))
+
         now = self.clock()
-        self.held.update(name for name, each in by_target.items() if takers(each, at=now) is Takers.NOBODY)
+        by = {task.task_id: takers_of(task, now) for task in tasks}
+        self.held.update(task.target for task in tasks if by[task.task_id] is Takers.NOBODY)
+        self.full.update(task.target for task in tasks if by[task.task_id] is Takers.BUSY)
 
         def run(unit: Unit) -> int:
             known = [task for each in tasks if (task := unit.tasks.find(each.task_id)) is not None]
             if due_only:
                 # Another control plane may have published it since.
                 known = [item for item in known if item.redispatch_at and item.redispatch_at <= unit.now]
-            by = {target: takers(instances, at=unit.now) for target, instances in by_target.items()}
             count = 0
             for task in known:
                 if task.task_id in waiting and not lifecycle.is_held_back(task):
                     unit.postpone(task)
                 else:
-                    count += unit.publish_again(task, by[task.target])
+                    count += unit.publish_again(task, by[task.task_id])
             return count
 
         if count := await self.writer.write(Command(run, _free(tasks))):
             logger.info("%d unclaimed tasks are published again", count, extra={"action": "dispatch_again"})
 
-    async def dispatch_held(self, service_names: Collection[str]) -> None:
-        """Publish the attempts again that not every version of these services can run.
+    def _is_waiting(self, task: TaskRecord, instances: Sequence[InstanceRecord]) -> bool:
+        # With several versions, the attempt may go to another topic than others of its service.
+        is_mixed = len({each.version for each in instances}) > 1
+        is_sure = is_suspect(task) or not (is_mixed and is_choosy(task))
+        return is_sure and self.is_waiting(task)
 
-        A version has come that may fit, or an instance has left to whose own topic they were sent.
+    async def send_elsewhere(self, changes: Sequence[FleetChange]) -> None:
+        """Publish attempts for which instances that have joined or left change where they go.
+
+        Others stay where they are. This is no further look whether a message was lost: it does not count
+        among the `dispatches` of a task.
         """
-        held = await self.store.read(lambda tx: tx.tasks.held(service_names, limit=_MAX_AT_START))
-        tasks = [task for task in held if not lifecycle.is_held_back(task)]
-        for start in range(0, len(tasks), _PAGE):
-            await self.dispatch(tasks[start : start + _PAGE], due_only=False)
+        by_service: defaultdict[str, list[FleetChange]] = defaultdict(list)
+        for change in changes:
+            by_service[change.service_name].append(change)
+        held = await self.store.read(lambda tx: tx.tasks.held(list(by_service), limit=_MAX_AT_START))
+        count = 0
+
+        def run(unit: Unit, page: Sequence[TaskRecord]) -> int:
+            known = [task for each in page if (task := unit.tasks.find(each.task_id)) is not None]
+            return sum(unit.send_elsewhere(task, by_service[task.target]) for task in known)
+
+        for start in range(0, len(held), _PAGE):
+            page = held[start : start + _PAGE]
+            count += await self.writer.write(Command(partial(run, page=page), _free(page)))
+        if count:
+            logger.info(
+                "%d tasks are sent to other instances, because some have joined or left",
+                count,
+                extra={"action": "send_elsewhere"},
+            )
 
     async def bring_forward(self, by: timedelta) -> None:
         """Let what is due later be due earlier: the clock was set back, and all delays would grow.
@@ -151,6 +187,20 @@ class Dispatcher:
         First the instance takes what it finds in the queue.
         """
         self.held.discard(service_name)
+        while await self._bring_forward_page(service_name):
+            pass
+
+    async def resume_some(self, service_name: str) -> None:
+        """Let what was held because all instances were full be due soon: one has a free slot now.
+
+        First it takes what it finds in the queue. The attempts that are due last come first; the others
+        follow when a slot is reported free again.
+        """
+        if not await self._bring_forward_page(service_name, max_dispatches=_MAX_EXPEDITED_DISPATCHES):
+            self.full.discard(service_name)
+
+    async def _bring_forward_page(self, service_name: str, *, max_dispatches: int | None = None) -> bool:
+        """Let attempts of a service be due soon, some of those due last; return whether there may be more."""
         soon = self.clock() + self.lease
 
         def is_late(task: TaskRecord | None) -> TypeGuard[TaskRecord]:
@@ -160,6 +210,7 @@ class Dispatcher:
                 and not lifecycle.is_held_back(task)
                 and task.redispatch_at is not None
                 and task.redispatch_at > soon
+                and (max_dispatches is None or task.dispatches <= max_dispatches)
             )
 
         def run(unit: Unit, page: Sequence[TaskRecord]) -> int:
@@ -168,11 +219,9 @@ class Dispatcher:
                 unit.apply(Transition(task._replace(redispatch_at=soon)))
             return len(late)
 
-        while True:
-            page = await self.store.read(lambda tx: tx.tasks.queued_for(service_name, limit=_PAGE))
-            late = [task for task in page if is_late(task)]
-            if not late or not await self.writer.write(Command(partial(run, page=late), _free(late))):
-                return
+        page = await self.store.read(lambda tx: tx.tasks.queued_for(service_name, limit=_PAGE))
+        late = [task for task in page if is_late(task)]
+        return bool(late) and bool(await self.writer.write(Command(partial(run, page=late), _free(late))))
 
     async def expedite(self, service_names: Collection[str]) -> None:
         """Publish the unclaimed attempts of services again soon, because an instance of theirs is silent.

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from llama_deploy.control_plane.decisions.deaths import judged_at
+from llama_deploy.control_plane.decisions.dispatch_rules import has_free_slot
 from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch
 from llama_deploy.control_plane.dispatch.pause_watch import PauseWatch
 from llama_deploy.control_plane.storage.dead_processes import MovedTask, move_on
@@ -38,7 +39,9 @@ class LeaseSweep:
     silent_services: AbstractSet[str]
     """Services with an instance whose lease had expired when the sweep began."""
     living_services: AbstractSet[str]
-    """Services with an instance that is alive."""
+    """Services with an instance that is alive, and does not only run suspects."""
+    free_services: AbstractSet[str]
+    """Services with one that had a free slot at its last heartbeat."""
     next_at: datetime | None
     """When the next lease expires. None: there is none."""
     set_back: timedelta = timedelta()
@@ -125,8 +128,10 @@ class Leases:
             next_at = min((at for at in (*ends.values(), *judged.values()) if at > now), default=None)
         set_back, self._set_back = self._set_back, timedelta()
         silent = {item.service_name for item in instances if ends[item.instance_id] <= now}
-        living = {item.service_name for item in instances if ends[item.instance_id] > now}
-        return LeaseSweep(silent, living, next_at, set_back)
+        alive = [item for item in instances if ends[item.instance_id] > now]
+        living = {item.service_name for item in alive if not item.only_suspects}
+        free = {item.service_name for item in alive if has_free_slot(item)}
+        return LeaseSweep(silent, living, free, next_at, set_back)
 
     def _end_of(self, instance: InstanceRecord, now: datetime) -> datetime:
         """Return when a lease ends: as much later as this process was paused since it was granted."""

@@ -32,6 +32,8 @@ class _Waiting:
     held: deque[QueueMessage] = field(default_factory=deque)
     left: int = 0
     """How many more were left in the outbox."""
+    type: str = ""
+    """The type of the messages, for a topic of a service its name. Empty: not known yet."""
 
     @property
     def is_full(self) -> bool:
@@ -81,6 +83,10 @@ class OutboxRelay:
         """Return how many messages for a topic wait, without those that are being published now."""
         waiting = self._waiting.get(topic)
         return 0 if waiting is None else len(waiting.held) + waiting.left
+
+    def count_of_type(self, message_type: str) -> int:
+        """Return how many messages of a type wait, for any topic, without those being published now."""
+        return sum(self.count(topic) for topic, each in self._waiting.items() if each.type == message_type)
 
     def full_topics(self) -> list[str]:
         """Return the topics of which no further messages are held: there is no use in reading them."""
@@ -137,6 +143,7 @@ class OutboxRelay:
 
     def _hold(self, topic: str, waiting: _Waiting, message: QueueMessage) -> None:
         self._pending.add(message.id_)
+        waiting.type = message.type
         waiting.held.append(message)
         if topic not in self._workers:
             worker = asyncio.create_task(self._relay(topic, waiting.held), name=f"outbox-{topic}")

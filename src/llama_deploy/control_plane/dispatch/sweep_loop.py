@@ -14,6 +14,7 @@ from typing import Final
 from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.dispatch.leases import Leases
 from llama_deploy.control_plane.dispatch.timers import Timers
+from llama_deploy.control_plane.storage.fleets import FleetChange
 from llama_deploy.errors import LlamaDeployError
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class SweepLoop:
     _living: AbstractSet[str] | None = field(default=None, init=False)
     """The services that had a living instance at the last sweep. None: there was no sweep."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _fleets: set[str] = field(default_factory=set, init=False)
-    """The services whose versions have changed since the last sweep."""
+    _fleets: list[FleetChange] = field(default_factory=list, init=False)
+    """The instances that have joined or left since the last sweep."""
     _until: datetime | None = field(default=None, init=False)
     """When the next sweep begins by itself; None while one is under way."""
 
@@ -50,10 +51,15 @@ class SweepLoop:
         if due is None or self._until is None or due < self._until:
             self._woken.set()
 
-    def note_fleets(self, service_names: Collection[str]) -> None:
-        """The versions of services have changed: what was stranded may fit now."""
-        self._fleets.update(service_names)
+    def note_fleets(self, changes: Collection[FleetChange]) -> None:
+        """Instances have joined or left: what was stranded may fit now, what was sent to one may be lost."""
+        self._fleets.extend(changes)
         self._woken.set()
+
+    def note_free(self, service_names: AbstractSet[str]) -> None:
+        """Instances of services have reported free slots."""
+        if self.dispatcher.full and not self.dispatcher.full.isdisjoint(service_names):
+            self._woken.set()
 
     def note_missed_heartbeats(self) -> None:
         """Heartbeats may have been lost, perhaps everywhere: renew all leases before any of them expires."""
@@ -76,12 +82,14 @@ class SweepLoop:
     async def sweep(self) -> timedelta:
         """Do what is due once, and return how long nothing else can be."""
         if self._fleets:
-            changed = frozenset(self._fleets)
-            await self.dispatcher.dispatch_held(changed)
-            self._fleets -= changed
+            changes = list(self._fleets)
+            await self.dispatcher.send_elsewhere(changes)
+            del self._fleets[: len(changes)]
         dues = [await self.dispatcher.sweep(), await self.timers.sweep()]
         leases = await self.leases.sweep()
         await self._resume(leases.living_services)
+        for service_name in self.dispatcher.full & leases.free_services:
+            await self.dispatcher.resume_some(service_name)
         await self.dispatcher.expedite(leases.silent_services)
         if leases.set_back:
             await self.dispatcher.bring_forward(leases.set_back)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -28,6 +29,8 @@ from llama_deploy.types.workflow_shape import RunNeeds, WorkflowShape
 
 _KEPT: Final = timedelta(seconds=1)
 """How long a fleet is used that was read, unless an instance joins or leaves it here."""
+_MAX_PLACES: Final = 100_000
+"""Of how many attempts it is remembered where they were sent."""
 
 
 @dataclass(slots=True)
@@ -40,8 +43,46 @@ class KnownFleet:
     """How many attempts were sent to the topic of each instance since then."""
 
 
-KnownFleets = dict[str, KnownFleet]
-"""By service. They outlive a transaction: the claim of an attempt checks again what was decided with them."""
+@dataclass(frozen=True, slots=True)
+class FleetChange:
+    """An instance has joined the fleet of its service, or has left it."""
+
+    service_name: str
+    instance_id: str
+    version: str | None
+    has_joined: bool
+
+
+class Places:
+    """Where attempts were sent that did not go to the topic which all instances share: an aid, bounded."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int], Destination] = {}
+
+    def of(self, task: TaskRecord) -> Destination | None:
+        """Return where an attempt was sent. None: to all instances, or not from here."""
+        return self._found.get((task.task_id, task.attempt))
+
+    def note(self, task: TaskRecord, destination: Destination) -> None:
+        """An attempt is sent."""
+        self._found.pop((task.task_id, task.attempt), None)
+        if destination == SHARED:
+            return
+        if len(self._found) >= _MAX_PLACES:
+            del self._found[next(iter(self._found))]
+        self._found[task.task_id, task.attempt] = destination
+
+    def has(self, instance_id: str) -> bool:
+        """Whether attempts were sent to the topic of an instance."""
+        return Destination(instance_id) in self._found.values()
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFleets:
+    """What outlives a transaction: the claim of an attempt checks again what was decided with it."""
+
+    by_service: dict[str, KnownFleet] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
 
 
 class Fleets:
@@ -69,7 +110,58 @@ class Fleets:
     def forget(self, service_names: Iterable[str]) -> None:
         """Read the instances of services again: some have joined or left, or others may not be known here."""
         for name in service_names:
-            self._known.pop(name, None)
+            self._known.by_service.pop(name, None)
+
+    def note(self, task: TaskRecord, destination: Destination) -> None:
+        """The attempt of a task is sent, or nobody fits."""
+        if is_choosy(task):
+            self._known.places.note(task, destination)
+
+    def has_sent_to(self, instance_id: str) -> bool:
+        """Whether attempts were sent to the topic of an instance, as far as is known here."""
+        return self._known.places.has(instance_id)
+
+    def moved(self, task: TaskRecord, changes: Collection[FleetChange]) -> Destination | None:
+        """Return where the attempt of a queued task has to be sent because instances have joined or left.
+
+        Args:
+            task: The task.
+            changes: The changes of its service.
+
+        Returns:
+            None: it is where it should be, or still nobody fits.
+        """
+        if not is_choosy(task):
+            return None
+        joined = {each.instance_id for each in changes if each.has_joined}
+        before = self._known.places.of(task)
+        if is_suspect(task):
+            # It goes to the topic of suspects, but for some time after nobody fitted.
+            return SHARED if self._was_nowhere(task, joined) else None
+        chosen = self.destination(task)
+        if chosen.is_nowhere or chosen == before:
+            return None
+        if chosen.instance_id in joined:
+            return chosen
+        if before is None:
+            has_changed = self._was_nowhere(task, joined) or self._may_have_left(task, changes)
+        else:
+            has_changed = before.is_nowhere or not self.of(task.target).has(before.instance_id or "")
+        return chosen if has_changed else None
+
+    def _was_nowhere(self, task: TaskRecord, joined: AbstractSet[str]) -> bool:
+        """Whether one of the instances that have joined fits, and none of those before."""
+        fleet, demand = self.of(task.target), self._demand(task)
+        fitting = {v for v in fleet.versions if demand.fault(v, fleet) is None}
+        before = [each for each in fleet.members if each.instance_id not in joined]
+        can_run = [each for each in fleet.members if each.version in fitting]
+        return bool(before and can_run) and all(each.instance_id in joined for each in can_run)
+
+    def _may_have_left(self, task: TaskRecord, changes: Collection[FleetChange]) -> bool:
+        """Whether the attempt may have waited at an instance that has left."""
+        fleet, demand = self.of(task.target), self._demand(task)
+        left = {each.version for each in changes if not each.has_joined}
+        return any(version not in fleet.shapes or demand.fault(version, fleet) is None for version in left)
 
     def destination(self, task: TaskRecord, *, may_share: bool = True) -> Destination:
         """Return where the attempt of a task goes.
@@ -111,11 +203,11 @@ class Fleets:
         return self._demand(task).fault(version, self.of(task.target))
 
     def _of(self, service_name: str) -> KnownFleet:
-        known = self._known.get(service_name)
+        known = self._known.by_service.get(service_name)
         if known is None or not timedelta() <= self._now - known.read_at < _KEPT:
             self._instances.flush()
             fleet = load_fleets(self._tx, [service_name], now=self._now)[service_name]
-            known = self._known[service_name] = KnownFleet(fleet, self._now)
+            known = self._known.by_service[service_name] = KnownFleet(fleet, self._now)
         return known
 
     def _demand(self, task: TaskRecord) -> Demand:

@@ -9,10 +9,16 @@ from typing import Final, Self
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.deaths import Blame
-from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace, Takers, next_turn
+from llama_deploy.control_plane.decisions.destinations import Destination
+from llama_deploy.control_plane.decisions.dispatch_rules import (
+    DispatchPace,
+    Takers,
+    has_free_slot,
+    next_turn,
+)
 from llama_deploy.control_plane.decisions.size_limits import SizeLimits
 from llama_deploy.control_plane.decisions.transitions import Transition
-from llama_deploy.control_plane.storage.fleets import Fleets, KnownFleets
+from llama_deploy.control_plane.storage.fleets import FleetChange, Fleets, KnownFleets
 from llama_deploy.control_plane.storage.inbox_rows import InboxRows
 from llama_deploy.control_plane.storage.outgoing import Outgoing, OutgoingMessages
 from llama_deploy.control_plane.storage.reads import Reads, Scope
@@ -46,8 +52,10 @@ class Committed:
     """Ids of tasks that were deleted."""
     unrouted: dict[str, str] = field(default_factory=dict)
     """Tasks that wait for the orchestrator, each with its session."""
-    fleets: set[str] = field(default_factory=set)
-    """Services to which a version has come, or from whose several versions an instance has left."""
+    fleets: list[FleetChange] = field(default_factory=list)
+    """The instances that have joined or left, as far as an attempt may have to go elsewhere for that."""
+    free: set[str] = field(default_factory=set)
+    """Services with an instance that has reported a free slot."""
     due: datetime | None = None
     """When the first of the new timers, delayed attempts and lease ends is due; None without one."""
 
@@ -120,19 +128,20 @@ class Unit:
             ending_sessions=self.tasks.sessions_of(reads.ending_tasks),
         )
 
-    def apply(self, transition: Transition, *, may_share: bool = True) -> TaskRecord:
+    def apply(
+        self, transition: Transition, *, may_share: bool = True, to: Destination | None = None
+    ) -> TaskRecord:
         """Store what a transition made of a task, with all its effects.
 
         Args:
             transition: The transition.
             may_share: Whether an attempt may go to the topic that all instances of its service share.
+            to: Where the attempt goes. None: it is decided here.
         """
         task = transition.task
         self._store_run(transition)
         if transition.dispatch:
-            due = self._pace.redispatch_at(dispatches=task.dispatches, at=self.now)
-            task = task._replace(redispatch_at=due)
-            self._outgoing.dispatch(task, self.fleets.destination(task, may_share=may_share))
+            task = self._send(task, to or self.fleets.destination(task, may_share=may_share))
         before = self.tasks.put(task)
         if transition.events:
             self.tasks.append_events(task, transition.events, attempt=before.attempt)
@@ -150,6 +159,15 @@ class Unit:
             if (following := next_turn(self.tasks.oldest_open_of(task.session_id), at=self.now)) is not None:
                 self.apply(following)
         return task
+
+    def _send(self, task: TaskRecord, destination: Destination) -> TaskRecord:
+        self.fleets.note(task, destination)
+        self._outgoing.dispatch(task, destination)
+        if destination.is_nowhere:
+            # An instance that fits ends this pause when it registers.
+            return task._replace(redispatch_at=self._pace.as_long_again(task, at=self.now))
+        due = self._pace.redispatch_at(dispatches=task.dispatches, at=self.now)
+        return task._replace(redispatch_at=due)
 
     def _store_run(self, transition: Transition) -> None:
         task = transition.task
@@ -235,20 +253,44 @@ class Unit:
     def publish_again(self, task: TaskRecord, by: Takers) -> bool:
         """Publish an attempt if somebody can take it, or decide later; return whether it is published."""
         held_until = self._pace.held_until(task, by, at=self.now)
-        if held_until is None:
-            self.apply(lifecycle.dispatch_again(task))
-        else:
+        if held_until is not None:
             self.apply(Transition(task._replace(redispatch_at=held_until)))
-        return held_until is None
+            return False
+        again = lifecycle.dispatch_again(task)
+        if not again.dispatch:
+            return False
+        to = self.fleets.destination(task)
+        if to.is_nowhere:
+            # It is not delayed any more, though it was not published.
+            again = Transition(task._replace(dispatches=max(1, task.dispatches)), dispatch=True)
+        self.apply(again, to=to)
+        return not to.is_nowhere
+
+    def send_elsewhere(self, task: TaskRecord, changes: Collection[FleetChange]) -> bool:
+        """Publish an attempt again if instances that have joined or left change where it goes.
+
+        Returns:
+            Whether it is published.
+        """
+        if task.status is not TaskStatus.QUEUED or lifecycle.is_held_back(task):
+            return False
+        to = self.fleets.moved(task, changes)
+        if to is not None:
+            self.apply(Transition(task, dispatch=True), to=to)
+        return to is not None
 
     def renew_lease(self, instance: InstanceRecord, lease: timedelta) -> None:
         """The instance has shown that it lives."""
-        until = self.now + lease
-        self.instances.put(instance._replace(lease_expires_at=until))
-        if instance.lease_expires_at <= self.now:
-            self.fleets.forget([instance.service_name])
-            # Attempts may have been held because no instance was alive.
-            self.note_due(self.now)
+        renewed = instance._replace(lease_expires_at=self.now + lease)
+        if has_free_slot(renewed):
+            self._committed.free.add(renewed.service_name)
+        if instance.lease_expires_at > self.now:
+            self.instances.put(renewed)
+            return
+        self.fleets.forget([renewed.service_name])
+        self._join(renewed)
+        # Attempts may have been held because no instance was alive.
+        self.note_due(self.now)
 
     def add_instance(self, instance: InstanceRecord, *, shape: str | None) -> None:
         """An instance registers, perhaps again. What waits for one that fits is sent to it.
@@ -258,16 +300,20 @@ class Unit:
             shape: The `WorkflowShape` of its version as JSON. None: it has no version.
         """
         name, version = instance.service_name, instance.version
-        living = self.fleets.of(name)
-        is_known = any(each.instance_id == instance.instance_id for each in living.members)
-        self.instances.put(instance)
-        self.fleets.forget([name])
+        is_new = version not in self.fleets.of(name).versions
+        self._join(instance)
         self.note_due(self.now)  # what has waited for the first instance goes on
-        if shape is not None and version is not None and version not in living.versions:
+        if shape is not None and version is not None and is_new:
             self.services.put_version(VersionRecord(name, version, shape))
-            self._committed.fleets.add(name)
-        elif not is_known and len(living.versions) > 1:
-            self._committed.fleets.add(name)
+
+    def _join(self, instance: InstanceRecord) -> None:
+        """Store a living instance that may not have been a member of its fleet."""
+        living = self.fleets.of(instance.service_name)
+        is_alike = living.versions == (instance.version,)
+        if not (is_alike or instance.only_suspects or living.has(instance.instance_id)):
+            self._committed.fleets.append(_change(instance, has_joined=True))
+        self.instances.put(instance)
+        self.fleets.forget([instance.service_name])
 
     def remove_instances(self, instance_ids: Collection[str]) -> None:
         """Delete instances."""
@@ -280,8 +326,9 @@ class Unit:
         self.fleets.forget({instance.service_name for instance in lost})
         for instance in lost:
             living = self.fleets.of(instance.service_name).versions
-            if any(version != instance.version for version in living):
-                self._committed.fleets.add(instance.service_name)
+            is_mixed = any(version != instance.version for version in living) and not instance.only_suspects
+            if is_mixed or self.fleets.has_sent_to(instance.instance_id):
+                self._committed.fleets.append(_change(instance, has_joined=False))
 
     def note_due(self, at: datetime) -> None:
         """Something becomes due then."""
@@ -297,3 +344,7 @@ class Unit:
         if (changed := committed.grown | committed.deleted) or committed.due is not None:
             self._tx.notify(Notice(task_ids=frozenset(changed), due=committed.due))
         return committed
+
+
+def _change(instance: InstanceRecord, *, has_joined: bool) -> FleetChange:
+    return FleetChange(instance.service_name, instance.instance_id, instance.version, has_joined)

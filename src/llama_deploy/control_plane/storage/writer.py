@@ -75,7 +75,7 @@ class Writer:
         self._after_commit = after_commit
         self._limits = limits
         self._sent: list[str] = []
-        self._known_fleets: KnownFleets = {}
+        self._known_fleets = KnownFleets()
         self.failed_at: datetime | None = None
         """When the store last failed."""
         self._batcher: Batcher[Command[Any], Any] = Batcher(
