@@ -8,15 +8,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.errors import OverloadedError
 from llama_deploy.message_queues import LocalMessageQueue
 from llama_deploy.message_queues.base import Subscription
+from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import ServiceDefinition, TaskSubmission
 from llama_deploy.types.instance_protocol import TaskDispatch
 from llama_deploy.web.http_connection import HttpConnection
 from tests.integration.conftest import Instance, beat, submit
+from tests.integration.in_process import running_stack
 
 TASKS = 20
 
@@ -141,3 +144,31 @@ async def test_there_is_room_again_when_tasks_have_started(http: HttpConnection,
         return True
 
     await eventually(is_accepted, seconds=20)
+
+
+class Stuck(LocalMessageQueue):
+    """Accepts nothing but what goes to a work topic."""
+
+    async def _publish(self, message: QueueMessage, topic: str) -> None:
+        if topic.count(".") > 1:
+            await asyncio.Event().wait()
+        await super()._publish(message, topic)
+
+
+@pytest.mark.parametrize("part", ["_suspects", "one"])
+async def test_all_messages_to_a_service_count_that_wait_for_the_queue(part: str) -> None:
+    async with running_stack(Stuck.start, lease_seconds=30, max_backlog=TASKS) as stack:
+        for name in ("echo", "other"):
+            await stack.plane.services.register(ServiceDefinition(service_name=name))
+        messages = [QueueMessage(action=ActionTypes.NEW_TASK, type="echo") for _ in range(256 + TASKS)]
+        stack.plane._relay.send([Outgoing(f"llama_deploy.echo.{part}", each) for each in messages])
+
+        async def is_refused() -> bool:
+            try:
+                await stack.submit("echo")
+            except OverloadedError as exc:
+                return f"{TASKS} messages to service 'echo' wait" in str(exc)
+            return False
+
+        await eventually(is_refused, seconds=20)
+        await stack.submit("other")
