@@ -159,7 +159,7 @@ class Dispatcher:
     async def bring_forward(self, by: timedelta) -> None:
         """Let what is due later be due earlier: the clock was set back, and all delays would grow.
 
-        It changes queued attempts, timers of parked runs, and what is measured from a claim or a cancellation.
+        It changes queued attempts, timers of parked runs, and what counts from a claim or a cancellation.
         """
 
         def read(tx: StoreTransaction) -> list[TaskRecord]:
