@@ -131,13 +131,10 @@ class Fleets:
         Returns:
             None: it is where it should be, or still nobody fits.
         """
-        if not is_choosy(task):
-            return None
+        if not is_choosy(task) or is_suspect(task):
+            return None  # a suspect waits in its topic, whichever instances live
         joined = {each.instance_id for each in changes if each.has_joined}
         before = self._known.places.of(task)
-        if is_suspect(task):
-            # It goes to the topic of suspects, but for some time after nobody fitted.
-            return SHARED if self._was_nowhere(task, joined) else None
         chosen = self.destination(task)
         if chosen.is_nowhere or chosen == before:
             return None
