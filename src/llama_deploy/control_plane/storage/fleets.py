@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ class Places:
     """Where attempts were sent that did not go to the topic which all instances share: an aid, bounded."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, int], Destination] = {}
+        self._found: OrderedDict[tuple[str, int], Destination] = OrderedDict()
 
     def of(self, task: TaskRecord) -> Destination | None:
         """Return where an attempt was sent. None: to all instances, or not from here."""
@@ -69,7 +69,7 @@ class Places:
         if destination == SHARED:
             return
         if len(self._found) >= _MAX_PLACES:
-            del self._found[next(iter(self._found))]
+            self._found.popitem(last=False)
         self._found[task.task_id, task.attempt] = destination
 
     def has(self, instance_id: str) -> bool:
