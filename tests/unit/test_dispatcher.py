@@ -242,6 +242,14 @@ async def test_an_instance_that_only_runs_suspects_gets_nothing(system: System) 
     assert system.topics == []
 
 
+async def test_a_suspect_stays_in_its_topic_whoever_joins_or_leaves(system: System) -> None:
+    await system.join(B1)
+    await system.task(deaths=2)
+    await system.join(A1)
+    await system.leave("a1")
+    assert system.topics == []
+
+
 # -- all instances are full
 
 

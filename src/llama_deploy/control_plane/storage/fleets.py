@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ class Places:
     """Where attempts were sent that did not go to the topic which all instances share: an aid, bounded."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, int], Destination] = {}
+        self._found: OrderedDict[tuple[str, int], Destination] = OrderedDict()
 
     def of(self, task: TaskRecord) -> Destination | None:
         """Return where an attempt was sent. None: to all instances, or not from here."""
@@ -69,7 +69,7 @@ class Places:
         if destination == SHARED:
             return
         if len(self._found) >= _MAX_PLACES:
-            del self._found[next(iter(self._found))]
+            self._found.popitem(last=False)
         self._found[task.task_id, task.attempt] = destination
 
     def has(self, instance_id: str) -> bool:
@@ -131,13 +131,10 @@ class Fleets:
         Returns:
             None: it is where it should be, or still nobody fits.
         """
-        if not is_choosy(task):
-            return None
+        if not is_choosy(task) or is_suspect(task):
+            return None  # a suspect waits in its topic, whichever instances live
         joined = {each.instance_id for each in changes if each.has_joined}
         before = self._known.places.of(task)
-        if is_suspect(task):
-            # It goes to the topic of suspects, but for some time after nobody fitted.
-            return SHARED if self._was_nowhere(task, joined) else None
         chosen = self.destination(task)
         if chosen.is_nowhere or chosen == before:
             return None
