@@ -5,11 +5,15 @@ This module imports little, because they start before this process has imported 
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Self
+from types import FrameType
+from typing import Any, NoReturn, Self
 
+from llama_deploy.cli.signal_notes import note_in_handler
 from llama_deploy.supervisor.child_process import ChildCommand
 from llama_deploy.supervisor.health_board import HealthBoard
 from llama_deploy.supervisor.supervisor import Stop, Supervisor
@@ -31,7 +35,12 @@ class Children:
 
     @classmethod
     def start(cls, processes: int) -> Self:
-        """Start children. They load their workflows, and wait for `Supervisor.serve_at`."""
+        """Start children. They load their workflows, and wait for `Supervisor.serve_at`.
+
+        Until this process handles signals itself, Ctrl-C and SIGTERM end it at once, and them with it.
+        """
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, _stop_at_once)
         children = cls(processes)
         children.supervisor = Supervisor(
             ChildCommand(ChildCommand.of_this_process()),
@@ -54,3 +63,10 @@ class Children:
         """Kill those that have not ended. Idempotent."""
         self.supervisor.request(Stop.KILL)
         self.ended.exception()
+
+
+def _stop_at_once(signum: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal while nothing has begun."""
+    del signum, frame
+    note_in_handler("Stopped.")
+    os._exit(0)

@@ -58,8 +58,10 @@ def serve(
         raise explain_bind_error(exc, place) from exc
     except _ChildFailedError:
         signum = None
-    exit_code = 0 if children is None else children.ended.result()
-    if exit_code:
+    if children is None:
+        return
+    children.close()  # they have ended already, unless the control plane was stopped while it started
+    if exit_code := children.ended.result():
         sys.exit(exit_code if signum is None else 128 + signum)
 
 

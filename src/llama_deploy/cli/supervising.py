@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import NoReturn, Self
@@ -18,6 +17,7 @@ from typing import NoReturn, Self
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.health_address import HealthAddress
 from llama_deploy.cli.logs import CommandLogging, LogFormat
+from llama_deploy.cli.signal_notes import note_in_handler
 from llama_deploy.errors import BindError
 from llama_deploy.supervisor.child_process import ChildCommand
 from llama_deploy.supervisor.health_board import HealthBoard
@@ -71,7 +71,7 @@ class Supervising:
         try:
             health_url = self._answer_probes(board)
         except BindError as exc:
-            _note(f"error: {exc}")
+            note_in_handler(f"error: {exc}")
             return ExitCode.FAILED
         supervisor = Supervisor(
             ChildCommand(self.command, health_url=health_url), processes=self.processes, board=board
@@ -82,7 +82,7 @@ class Supervising:
         code = supervisor.run()
         if signals.first is None:
             return code
-        _note("Stopped.")
+        note_in_handler("Stopped.")
         return 128 + signals.first if code else 0
 
     def _answer_probes(self, board: HealthBoard) -> str | None:
@@ -108,21 +108,14 @@ class _Signals:
         if self.first is None:
             self.first = signum
             self._presses.add()
-            _note(draining(signum))
+            note_in_handler(draining(signum))
             self.supervisor.request(Stop.DRAIN)
         elif signum == signal.SIGINT and (count := self._presses.add()) is not None:
             if count == HAND_BACK:
-                _note(HANDING_BACK)
+                note_in_handler(HANDING_BACK)
                 self.supervisor.request(Stop.HAND_BACK)
             else:
                 os._exit(ExitCode.INTERRUPTED)  # the children end with this process
-
-
-def _note(message: str) -> None:
-    """Print to stderr. In a signal handler, which may have interrupted somebody who writes to the stream."""
-    if sys.stderr is not None:
-        with suppress(OSError):
-            os.write(sys.stderr.fileno(), f"{message}\n".encode())
 
 
 if __name__ == "__main__":
