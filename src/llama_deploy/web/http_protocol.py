@@ -20,6 +20,8 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 Each header counts 32 bytes more than its name and value, as in RFC 9113, 6.5.2.
 """
 _HEADER_BYTES: Final = 32
+_MAX_HEADERS: Final = MAX_HEAD_BYTES // 2 // _HEADER_BYTES
+"""Of more headers the sizes are added up, even if the request is small."""
 _TIMEOUT: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"  # RFC 9110, 15.5.9
 )
@@ -34,46 +36,6 @@ _TOO_LARGE: Final = (  # RFC 6585, 5
 
 class _HeadTooLargeError(Exception):
     """Ends the parsing of a request."""
-
-
-class _HeadMeter:
-    """Counts what the parser and the server keep of a request, its body aside."""
-
-    def __init__(self) -> None:
-        self._parsed = 0
-        self._unparsed = 0
-        """Bytes in pieces from which the parser has got nothing yet: they are within one header."""
-        self._is_silent = True
-
-    def begin(self) -> None:
-        """A request begins."""
-        self._parsed = 0
-        self.hear()
-
-    def hear(self) -> None:
-        """The parser has got something from this piece."""
-        self._is_silent = False
-
-    def add(self, size: int) -> None:
-        """The parser has got a part of the head.
-
-        Raises:
-            _HeadTooLargeError: The head is too large.
-        """
-        self._is_silent = False
-        self._parsed += size
-        if self._parsed > MAX_HEAD_BYTES:
-            raise _HeadTooLargeError
-
-    def end_piece(self, size: int) -> None:
-        """A piece has been parsed."""
-        self._unparsed = self._unparsed + size if self._is_silent else 0
-        self._is_silent = True
-
-    @property
-    def is_too_large(self) -> bool:
-        """Whether the head is too large."""
-        return self._parsed + self._unparsed > MAX_HEAD_BYTES
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -95,7 +57,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """When the request has begun that is not complete. None: there is none."""
         self._heard_at = 0.0
         self._has_headers = False
-        self._head = _HeadMeter()
+        self._unfinished = 0
+        """How many bytes of a head, or of trailers, have come that are not complete."""
+        self._is_too_large = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -111,9 +75,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take a piece of a request."""
+        self._unfinished += len(data)
         super().data_received(data)
-        self._head.end_piece(len(data))
-        if self._head.is_too_large and not self.transport.is_closing():
+        if self._unfinished > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
         if self._begun_at is None:
             if self._timer is not None:
@@ -125,38 +89,41 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Note that a request begins."""
         self._begun_at = self.loop.time()
         self._has_headers = False
-        self._head.begin()
         super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        """Take a part of the address."""
-        self._head.add(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header or a trailer."""
-        self._head.add(len(name) + len(value) + _HEADER_BYTES)
-        super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
-        self._head.hear()
+        self._unfinished = 0
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
-        """Note that only a body can follow."""
+        """Note that only a body can follow.
+
+        Raises:
+            _HeadTooLargeError: The head is too large.
+        """
         self._has_headers = True
+        # Most requests are small as a whole, and nothing has to be added up.
+        if len(self.headers) > _MAX_HEADERS or self._unfinished > MAX_HEAD_BYTES:
+            self._check_head()
+        self._unfinished = 0
         super().on_headers_complete()
+
+    def _check_head(self) -> None:
+        sizes = (len(name) + len(value) + _HEADER_BYTES for name, value in self.headers)
+        if len(self.url) + sum(sizes) > MAX_HEAD_BYTES:
+            self._is_too_large = True
+            raise _HeadTooLargeError
 
     def on_message_complete(self) -> None:
         """Note that a request has arrived."""
         self._begun_at = None
-        self._head.hear()
+        self._unfinished = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed, or is too large."""
-        if self._head.is_too_large:
+        if self._is_too_large:
             self._refuse_head()
         else:
             super().send_400_response(msg)
