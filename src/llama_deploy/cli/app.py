@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -162,8 +162,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
             queue=queue,
             store=store,
         )
-        with nullcontext() if children is None else closing(children):
-            serving.serve(program, place, children=children, loop=loop, as_json=as_json)
+        serving.serve(program, place, children=children, loop=loop, as_json=as_json)
 
 
 @app.command()
@@ -223,7 +222,15 @@ def worker(  # noqa: PLR0913, PLR0917 - typer
         from llama_deploy.cli.working import Work
 
         program = Program(targets, logs, max_concurrent_tasks, allow_types)
-        work = Work(settings.servers, queue, loop, settings.insecure, as_json, link, health)
+        work = Work(
+            settings.servers,
+            queue,
+            loop,
+            insecure=settings.insecure,
+            as_json=as_json,
+            link=link,
+            health=health,
+        )
         work.run(program.load())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 
 from llama_deploy.cli.addresses import check_ports, check_remote, explain_bind_error
 from llama_deploy.cli.announcement import announce_stack
@@ -44,6 +45,17 @@ def serve(
             variable is not valid.
         LlamaDeployError: As `LocalStack.start`.
     """
+    # Unless the control plane was stopped while it started, the children have ended when they are closed.
+    with nullcontext() if children is None else closing(children):
+        signum = _serve_until_stopped(program, place, children, loop=loop, as_json=as_json)
+    if children is not None and (exit_code := children.ended.result()):
+        sys.exit(exit_code if signum is None else 128 + signum)
+
+
+def _serve_until_stopped(
+    program: Program, place: Place, children: Children | None, *, loop: EventLoop, as_json: bool
+) -> int | None:
+    """Return the first signal; None if a child has failed."""
     program.check()
     _check(place)
     if children is not None:
@@ -53,16 +65,11 @@ def serve(
         hosted = program.load()
         serving, seconds = _serve(hosted, place, as_json=as_json), drain_seconds(hosted)
     try:
-        signum = run_until_stopped(serving, loop=loop, drain_seconds=seconds)
+        return run_until_stopped(serving, loop=loop, drain_seconds=seconds)
     except BindError as exc:
         raise explain_bind_error(exc, place) from exc
     except _ChildFailedError:
-        signum = None
-    if children is None:
-        return
-    children.close()  # they have ended already, unless the control plane was stopped while it started
-    if exit_code := children.ended.result():
-        sys.exit(exit_code if signum is None else 128 + signum)
+        return None
 
 
 def _check(place: Place) -> None:

@@ -1,4 +1,4 @@
-"""How large may become what grows with every request: inboxes and the state of sessions."""
+"""Limits on what grows with every request: inboxes and the state of sessions."""
 
 from __future__ import annotations
 

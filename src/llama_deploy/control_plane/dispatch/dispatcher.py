@@ -131,7 +131,7 @@ class Dispatcher:
         return is_sure and self.is_waiting(task)
 
     async def send_elsewhere(self, changes: Sequence[FleetChange]) -> None:
-        """Publish attempts for which instances that have joined or left change where they go.
+        """Publish attempts again that go elsewhere now, because instances have joined or left.
 
         Others stay where they are. This is no further look whether a message was lost: it does not count
         among the `dispatches` of a task.
@@ -157,7 +157,7 @@ class Dispatcher:
             )
 
     async def bring_forward(self, by: timedelta) -> None:
-        """Let what is due later be due earlier: the clock was set back, and all delays would grow.
+        """Make what is due later due earlier: the clock was set back, and all delays would grow.
 
         It changes queued attempts, timers of parked runs, and what counts from a claim or a cancellation.
         """
@@ -182,7 +182,7 @@ class Dispatcher:
             await self.writer.write(Command(partial(run, page=page), _free(page)))
 
     async def resume(self, service_name: str) -> None:
-        """Let what was held because a service had no instance be due soon: there is one now.
+        """Make attempts due soon that were held because their service had no instance. It has one now.
 
         First the instance takes what it finds in the queue.
         """
@@ -191,7 +191,7 @@ class Dispatcher:
             pass
 
     async def resume_some(self, service_name: str) -> None:
-        """Let what was held because all instances were full be due soon: one has a free slot now.
+        """Make attempts due soon that were held because all instances were full. One has a free slot now.
 
         First it takes what it finds in the queue. The attempts that are due last come first; the others
         follow when a slot is reported free again.
@@ -200,7 +200,7 @@ class Dispatcher:
             self.full.discard(service_name)
 
     async def _bring_forward_page(self, service_name: str, *, max_dispatches: int | None = None) -> bool:
-        """Let attempts of a service be due soon, some of those due last; return whether there may be more."""
+        """Make some attempts of a service due soon, the latest first; return whether there may be more."""
         soon = self.clock() + self.lease
 
         def is_late(task: TaskRecord | None) -> TypeGuard[TaskRecord]:

@@ -99,7 +99,7 @@ class SweepLoop:
         return max(min([*pauses, self.max_pause]), timedelta())
 
     async def _resume(self, living: AbstractSet[str]) -> None:
-        """Let go on what has waited for the first instance of a service, here or at another control plane."""
+        """Resume what has waited for the first instance of a service, here or at another control plane."""
         arrived = set[str]() if self._living is None else living - self._living
         self._living = living
         for service_name in arrived | (self.dispatcher.held & living):
