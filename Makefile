@@ -87,6 +87,18 @@ bench: venv ## Measure; prints a table and writes JSON. BROKER=all (or one, STOR
 bench-fan-out: venv ## Compare large fan-outs with the workflow library alone.
 	$(BIN)/python -m benchmarks.fan_out $(ARGS)
 
+.PHONY: bench-lists
+bench-lists: venv ## Compare lists, counts, the inbox and tasks in stores with many and with few ended tasks.
+	$(BIN)/python -m benchmarks.read_model $(ARGS)
+
+.PHONY: bench-readers
+bench-readers: venv ## Measure how fast streamed events reach one reader, and a thousand.
+	$(BIN)/python -m benchmarks.readers $(ARGS)
+
+.PHONY: bench-retention
+bench-retention: venv ## Compare how long tasks take to be accepted with and without the removal of old ones.
+	$(BIN)/python -m benchmarks.retention $(ARGS)
+
 .PHONY: bench-against
 bench-against: venv ## Compare CPU per task, latency and throughput with another revision: REV=... (main).
 	$(BIN)/python benchmarks/run.py --against $(or $(REV),main) $(ARGS)
@@ -121,5 +133,5 @@ sync-client: venv ## Generate the client without `await` from the asyncio client
 	$(BIN)/python .ci/sync_client.py
 
 .PHONY: reference
-reference: venv ## Write the generated pages of docs/reference.
+reference: venv ## Write the generated pages of docs.
 	$(BIN)/python .ci/reference.py

@@ -16,7 +16,19 @@ ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = ROOT / "src" / "llama_deploy"
 GENERATED: Final = {
     f"client/sync/{name}.py": f"client/aio/{name}.py"
-    for name in ("apiserver", "client", "core", "server_api", "task", "task_calls")
+    for name in (
+        "apiserver",
+        "client",
+        "core",
+        "inbox",
+        "keys",
+        "server_api",
+        "storage",
+        "task",
+        "task_calls",
+        "task_changes",
+        "task_collection",
+    )
 } | {"compat/sync_client.py": "compat/async_client.py"}
 """Generated files and their sources, below the package."""
 
@@ -37,6 +49,7 @@ WORDS: Final = {
     r"Client\b": "SyncClient",
     r"Session\b(?! with id)": "SyncSession",  # the latter is a text of 0.5
     r"TaskHandle\b": "SyncTaskHandle",
+    r"Inbox\b": "SyncInbox",
     r"AsyncLlamaDeployClient\b": "LlamaDeployClient",
     r"AsyncSessionClient\b": "SessionClient",
 }

@@ -184,7 +184,7 @@ class Stack:
         self.url = f"http://{HOST}:{port}"
         self.core = core
         self._directory = directory
-        self._port = port
+        self.port = port
         self._backends = backends
         self._resources = resources
         self._services = 0
@@ -223,7 +223,7 @@ class Stack:
         self._services += 1
         backends = self._backends
         command = [
-            *(sys.executable, "-m", "benchmarks.parts", "services", f"--port={self._port}"),
+            *(sys.executable, "-m", "benchmarks.parts", "services", f"--port={self.port}"),
             *(() if backends is None else (f"--queue={backends.queue_url}",)),
             f"--max-concurrent-tasks={max_concurrent_tasks}",
             *(f"{name}:{port}" for name, port in ports.items()),

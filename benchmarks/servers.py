@@ -60,7 +60,9 @@ def sqlite(folder: Path) -> AbstractContextManager[str]:
 @contextmanager
 def postgresql_database(_folder: Path) -> Iterator[str]:
     """Run a server and yield the address of an empty database."""
-    with postgresql.running_server("fsync=on", "full_page_writes=on") as server:
+    # As PostgreSQL is set when it is installed, unlike the server of the tests.
+    settings = ("fsync=on", "full_page_writes=on", "shared_buffers=128MB", "autovacuum=on")
+    with postgresql.running_server(*settings) as server:
         server.execute("CREATE DATABASE bench")
         yield server.uri("bench")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -48,6 +49,35 @@ class Count(Workflow):
             ctx.write_event_to_stream(Number(number=number))
         if ev.linger:
             await asyncio.sleep(ev.linger)
+        return StopEvent(result=ANSWER)
+
+
+class TickFor(StartEvent):
+    """How many events to stream, and when."""
+
+    events: int
+    delay: float
+    """Seconds before the first."""
+    pause: float
+    """Seconds between two."""
+
+
+class Tick(Event):
+    """One streamed event."""
+
+    written_at: float
+    """By the monotonic clock, which the processes of a machine share."""
+
+
+class Ticks(Workflow):
+    """Streams events one after the other, as a model streams its tokens."""
+
+    @step
+    async def tick(self, ctx: Context, ev: TickFor) -> StopEvent:
+        """Stream the present time, again and again."""
+        for number in range(ev.events):
+            await asyncio.sleep(ev.pause if number else ev.delay)
+            ctx.write_event_to_stream(Tick(written_at=time.monotonic()))
         return StopEvent(result=ANSWER)
 
 
@@ -142,6 +172,7 @@ WORKFLOWS: Final[Mapping[str, Hosted]] = MappingProxyType(
         "count": Hosted(Count),
         "errand": Hosted(Run),
         "nap": Hosted(Nap),
+        "ticks": Hosted(Ticks),
     }
 )
 """The workflows by the names of their services."""

@@ -14,7 +14,7 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
 pytest.register_assert_rewrite("tests.programs.runs")
-pytest_plugins = ["tests.figures", "tests.servers.postgresql"]
+pytest_plugins = ["tests.figures", "tests.pulse", "tests.servers.postgresql"]
 
 SETTINGS_PREFIXES = (
     "AWS_",

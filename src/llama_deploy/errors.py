@@ -7,8 +7,13 @@ LlamaDeployError
 ├── InvalidRequestError (ValueError)     a request or message is not valid
 │   ├── MessageDecodeError               the bytes are not a QueueMessage of a supported version
 │   ├── PayloadTooLargeError             the request body exceeds the limit
+│   ├── InvalidCursorError               a cursor is malformed, or belongs to another list
+│   ├── AnswerNotAcceptedError           an answer does not fit its question
+│   ├── ExportFormatError                an exported task has the format of a newer release
 │   ├── InvalidHostError                 an HTTP request has no single valid Host header
 │   └── UnsupportedMediaTypeError        a request body is not declared as JSON
+├── AuthenticationError                  a request has no valid key
+├── PermissionDeniedError                the key of a request does not have the scope that it needs
 ├── UntrustedHostError                   an HTTP request names a host that the server does not serve
 ├── ForeignOriginError                   a web page of an origin that is not allowed made the request
 ├── SerializationError (TypeError)       a value cannot be converted to JSON
@@ -17,11 +22,21 @@ LlamaDeployError
 │   ├── ServiceNotFoundError
 │   ├── SessionNotFoundError
 │   ├── TaskNotFoundError
+│   │   └── TaskRemovedError             the task was removed after its retention time
+│   ├── StepNotFoundError                the task has no ended step with this id
+│   ├── EventsExpiredError               the events after this cursor were removed
+│   ├── QuestionNotFoundError
+│   ├── CallbackNotFoundError
+│   ├── ApiKeyNotFoundError
+│   ├── CursorExpiredError               the cursor of a feed is too old
 │   ├── TopicNotFoundError
 │   └── VersionNotFoundError             no living instance has this version
 ├── ConflictError                        the request conflicts with the current state
 │   ├── TaskFinishedError                the task has ended
+│   ├── QuestionClosedError              the question is answered, refused or over
+│   ├── RetryRefusedError                the task cannot be retried in this way
 │   ├── SessionBusyError                 the session has open tasks
+│   ├── StateNotKeptError                an earlier state of the session is not stored
 │   ├── StateConflictError               another writer changed the session state first
 │   ├── FencedOutError                   the writer does not own the task's current attempt
 │   ├── JournalConflictError             the write does not follow the run's journal
@@ -30,7 +45,8 @@ LlamaDeployError
 ├── OverloadedError *                    a bounded buffer is full
 │   └── QueueFullError *                 a topic of the message queue is full
 ├── UnavailableError (ConnectionError) * the other side does not respond
-│   └── ClosedError                      the object is closed in this process
+│   ├── ClosedError                      the object is closed in this process
+│   └── ServerBusyError *                the server has no room for the request at the moment
 ├── InternalServerError *                the other side failed
 ├── StoreLockedError                     another process uses the state store
 ├── ProtocolVersionError                 instance and control plane are of incompatible releases
@@ -39,6 +55,8 @@ LlamaDeployError
 ├── RunStuckError                        nothing more could happen in the run
 ├── BlockingCallError (RuntimeError)     a blocking client was used in a thread with an event loop
 ├── AttemptsExhaustedError               the task has ended too many processes
+├── QuestionRefusedError                 somebody refused to answer a question of the task
+├── QuestionExpiredError                 nobody answered a question of the task in time
 ├── TaskTimeoutError (TimeoutError)      the client stopped waiting; the task is still running
 └── TaskEndedError                       the task did not succeed
     ├── TaskFailedError                  it failed or exceeded its time limit
@@ -119,6 +137,28 @@ class PayloadTooLargeError(InvalidRequestError):
         """The limit."""
 
 
+class InvalidCursorError(InvalidRequestError):
+    """The cursor of a page is malformed, or belongs to a list with another filter or order."""
+
+    code = "invalid_cursor"
+
+
+class AnswerNotAcceptedError(InvalidRequestError):
+    """An answer does not fit the class that its question expects."""
+
+    code = "answer_not_accepted"
+
+    def __init__(self, message: str, *, question_id: str | None = None) -> None:
+        super().__init__(message)
+        self.question_id = question_id
+
+
+class ExportFormatError(InvalidRequestError):
+    """An exported task has a format that this release cannot read."""
+
+    code = "export_format"
+
+
 class InvalidHostError(InvalidRequestError):
     """An HTTP request has no `Host` header, several of them, or a malformed one."""
 
@@ -129,6 +169,23 @@ class UnsupportedMediaTypeError(InvalidRequestError):
     """An HTTP request has a body that is not declared as JSON."""
 
     code = "unsupported_media_type"
+
+
+class AuthenticationError(LlamaDeployError):
+    """A request has no key, or one that is not valid. The message does not say why it is not."""
+
+    code = "unauthenticated"
+
+
+class PermissionDeniedError(LlamaDeployError):
+    """The key of a request is valid, and does not have the scope that the request needs."""
+
+    code = "permission_denied"
+
+    def __init__(self, message: str, *, scope: str | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
+        """The scope, or several of which one is enough, separated by ` or `."""
 
 
 class UntrustedHostError(LlamaDeployError):
@@ -225,6 +282,77 @@ class TaskNotFoundError(NotFoundError):
         self.task_id = task_id
 
 
+class TaskRemovedError(TaskNotFoundError):
+    """The task has ended and was removed after its retention time. It will not run again under this id."""
+
+    code = "task_removed"
+
+    def __init__(self, message: str, *, task_id: str | None = None, removed_at: str | None = None) -> None:
+        super().__init__(message, task_id=task_id)
+        self.removed_at = removed_at
+        """When, in ISO 8601."""
+
+
+class StepNotFoundError(NotFoundError):
+    """No step of the task that has ended has this id."""
+
+    code = "step_not_found"
+
+    def __init__(self, message: str, *, task_id: str | None = None, step_id: str | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+        self.step_id = step_id
+
+
+class EventsExpiredError(NotFoundError):
+    """Events after this cursor were removed after their retention time. The terminal event is still there."""
+
+    code = "events_expired"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        task_id: str | None = None,
+        after: int | None = None,
+        next_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+        self.after = after
+        """The cursor."""
+        self.next_after = next_after
+        """The smallest cursor after which no event is missing."""
+
+
+class QuestionNotFoundError(NotFoundError):
+    """The question does not exist, or was deleted with its session."""
+
+    code = "question_not_found"
+
+    def __init__(self, message: str, *, question_id: str | None = None) -> None:
+        super().__init__(message)
+        self.question_id = question_id
+
+
+class CallbackNotFoundError(NotFoundError):
+    """There is no callback with this token."""
+
+    code = "callback_not_found"
+
+
+class ApiKeyNotFoundError(NotFoundError):
+    """There is no API key with this id."""
+
+    code = "api_key_not_found"
+
+
+class CursorExpiredError(NotFoundError):
+    """The cursor of a feed is too old to resume from."""
+
+    code = "cursor_expired"
+
+
 class TopicNotFoundError(NotFoundError):
     """The message queue has no such topic."""
 
@@ -263,6 +391,32 @@ class TaskFinishedError(ConflictError):
         """The terminal status of the task."""
 
 
+class QuestionClosedError(ConflictError):
+    """The question cannot be answered any more."""
+
+    code = "question_closed"
+
+    def __init__(self, message: str, *, question_id: str | None = None, state: str | None = None) -> None:
+        super().__init__(message)
+        self.question_id = question_id
+        self.state = state
+        """What has become of it, see `QuestionState`."""
+
+
+class RetryRefusedError(ConflictError):
+    """A task cannot be retried in the way that was asked for. The message says why, and what can be done."""
+
+    code = "retry_refused"
+
+    def __init__(self, message: str, *, task_id: str | None = None, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+        self.reason = reason
+        """`open` (it has not ended), `succeeded`, `volatile`, `durability` or `route` (nothing of such a run
+        is kept), `journal` (it was not kept), `version` (no living version fits), `step` (what is kept does
+        not reach back to this step), `retried` (it was retried before) or `id` (another task has the id)."""
+
+
 class SessionBusyError(ConflictError):
     """The session has open tasks: its policy is `reject`, or it was to be deleted without `cancel`."""
 
@@ -273,6 +427,12 @@ class SessionBusyError(ConflictError):
         self.session_id = session_id
         self.open_tasks = open_tasks
         """How many tasks have not ended. None: not counted."""
+
+
+class StateNotKeptError(ConflictError):
+    """An earlier state of a session was asked for that is not stored any more, or never was."""
+
+    code = "state_not_kept"
 
 
 class StateConflictError(ConflictError):
@@ -372,6 +532,17 @@ class ClosedError(UnavailableError):
     retriable = False
 
 
+class ServerBusyError(UnavailableError):
+    """The server has no room for the request at the moment. Send it again later."""
+
+    code = "server_busy"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds to wait before the next attempt."""
+
+
 class InternalServerError(LlamaDeployError):
     """The other side failed, without an error that this release knows."""
 
@@ -442,6 +613,18 @@ class AttemptsExhaustedError(LlamaDeployError):
     """The failure of a task that was charged with the deaths of `max_attempts` processes."""
 
     code = "attempts_exhausted"
+
+
+class QuestionRefusedError(LlamaDeployError):
+    """The failure of a task whose question somebody has refused to answer."""
+
+    code = "question_refused"
+
+
+class QuestionExpiredError(LlamaDeployError):
+    """The failure of a task whose question had no answer at its deadline, and no default."""
+
+    code = "question_expired"
 
 
 class TaskTimeoutError(LlamaDeployError, TimeoutError):

@@ -25,10 +25,11 @@ from llama_deploy.client import Client
 from llama_deploy.errors import ConfigError
 from llama_deploy.running_task import TaskInfo as _TaskInfo
 from llama_deploy.running_task import running_task
+from llama_deploy.services.values.task_progress import TaskProgress
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.serving_control_plane import serving_control_plane
 
-__all__ = ["ServiceClient", "TaskInfo", "current_task"]
+__all__ = ["ServiceClient", "TaskInfo", "TaskProgress", "current_task"]
 
 
 def current_task() -> _TaskInfo | None:

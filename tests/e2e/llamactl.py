@@ -23,7 +23,7 @@ import pytest
 from llama_deploy.testing.conditions import eventually
 
 LLAMACTL = (sys.executable, "-m", "llama_deploy.cli")
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def environment() -> dict[str, str]:
@@ -111,12 +111,14 @@ def started(
 ANY_PORTS = ("--port", "0", "--queue-port", "0")
 
 
-def llamactl(folder: Path, *arguments: str, server: str | None = None) -> subprocess.CompletedProcess[str]:
+def llamactl(
+    folder: Path, *arguments: str, server: str | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     named = ("-s", server) if server else ()
     return subprocess.run(
         [*LLAMACTL, *named, *arguments],
         cwd=folder,
-        env=environment(),
+        env={**environment(), **(env or {})},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

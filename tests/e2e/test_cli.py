@@ -125,7 +125,12 @@ def test_the_version(folder: Path) -> None:
 
 COMMANDS = (
     *("", "serve", "worker", "run", "send", "status"),
-    *("sessions", "sessions create", "db", "db current", "db upgrade"),
+    *("sessions", *(f"sessions {command}" for command in ("list", "show", "create", "fork", "delete"))),
+    *("tasks", *(f"tasks {command}" for command in ("list", "show", "count", "events", "wait"))),
+    *(f"tasks {command}" for command in ("retry", "cancel", "export", "import", "move")),
+    *("inbox", *(f"inbox {name}" for name in ("list", "show", "answer", "refuse", "assign", "callback"))),
+    *("db", "db current", "db upgrade"),
+    *(f"db {name}" for name in ("size", "purge", "vacuum", "backup", "restore", "copy")),
 )
 
 
@@ -431,6 +436,95 @@ def test_a_session_is_created_for_scripts(folder: Path, server: str) -> None:
     assert list(created) == ["session_id"]
     done = llamactl(folder, "run", "count", "--session", created["session_id"], "--json", server=server)
     assert json.loads(done.stdout.splitlines()[-1])["session_id"] == created["session_id"]
+
+
+class TestErrorsForPrograms:
+    """With `--json`, an error is one line of JSON on stderr."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "code"),
+        [
+            (["sessions", "show", "nothing", "--json"], "session_not_found", 3),
+            (["run", "nobody", "--json"], "service_not_found", 3),
+            (["send", "nothing", "response=yes", "--json"], "task_not_found", 3),
+            (["sessions", "list", "--cursor", "x", "--json"], "invalid_cursor", 2),
+            (["db", "current", "--store", "nothing://", "--json"], "config_error", 1),
+        ],
+    )
+    def test_an_error(self, folder: Path, server: str, arguments: list[str], error: str, code: int) -> None:
+        done = llamactl(folder, *arguments, server=None if arguments[0] == "db" else server)
+        told = json.loads(done.stderr)
+        assert (told["error"], told["exit_code"], done.returncode) == (error, code, code)
+        assert told["message"]
+        assert told.keys() == {"error", "message", "hint", "exit_code", "facts"}
+
+    def test_a_control_plane_that_does_not_answer(self, folder: Path) -> None:
+        done = llamactl(folder, "status", "--json", "-t", "1", server="http://127.0.0.1:1")
+        told = json.loads(done.stderr)
+        assert (told["error"], told["exit_code"], done.returncode) == ("unavailable", 3, 3)
+        assert "llamactl serve" in told["hint"]
+
+
+class TestSessions:
+    """`llamactl sessions`."""
+
+    def test_a_session_from_its_beginning_to_its_end(self, folder: Path, server: str) -> None:
+        def sessions(*arguments: str) -> str:
+            done = llamactl(folder, "sessions", *arguments, server=server)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        policy = ("--policy", "parallel_while_waiting", "--tag", "spring")
+        session = sessions("create", *policy).strip()
+        run = llamactl(folder, "run", "repeat", "message=hi", "--session", session, "--json", server=server)
+        task = json.loads(run.stdout.splitlines()[-1])["task_id"]
+        [listed] = json.loads(sessions("list", "--tag", "spring", "--json"))["items"]
+        assert (listed["session_id"], listed["policy"]) == (session, "parallel_while_waiting")
+        assert session in sessions("list", "--limit", "1000")
+        shown = sessions("show", session)
+        assert all(text in shown for text in (session, task, "succeeded", 'repeat(message="hi")')), shown
+        [item] = json.loads(sessions("show", session, "--json"))["history"]
+        assert (item["task_id"], item["arguments"]) == (task, {"message": "hi"})
+        fork = sessions("fork", session, "--at", task).strip()
+        assert fork in sessions("list", "--tag", "spring")
+        assert session in sessions("delete", session)
+        assert llamactl(folder, "sessions", "show", session, server=server).returncode == 3
+        assert sessions("list", "--tag", "none") == ""
+
+    def test_pages_name_the_command_for_the_next_one(self, folder: Path, server: str) -> None:
+        for _ in range(2):
+            llamactl(folder, "sessions", "create", "--tag", "paged", server=server)
+        first = llamactl(folder, "sessions", "list", "--tag", "paged", "--limit", "1", server=server)
+        command = first.stderr.splitlines()[-1].partition("llamactl ")[2]
+        second = llamactl(folder, *shlex.split(command), server=server)
+        assert second.returncode == 0, second.stderr
+        assert "more sessions" not in second.stderr
+
+    def test_a_session_with_an_open_task_is_deleted_on_request_only(self, folder: Path, asking: str) -> None:
+        session = llamactl(folder, "sessions", "create", server=asking).stdout.strip()
+        llamactl(folder, "run", "asking", "--session", session, "--detach", server=asking)
+        refused = llamactl(folder, "sessions", "delete", session, server=asking)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert f"error: session {session} has an open task\n" in refused.stderr
+        command = refused.stderr.partition("llamactl ")[2]
+        assert llamactl(folder, *shlex.split(command), server=asking).returncode == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "text"),
+        [
+            (["show", "nothing"], 3, "there is no session nothing"),
+            (["delete", "nothing"], 3, "there is no session nothing"),
+            (["fork", "nothing"], 3, "there is no session nothing"),
+            (["create", "--policy", "none"], 2, "parallel_while_waiting"),
+            (["list", "--cursor", "x"], 2, "is not a cursor"),
+        ],
+    )
+    def test_what_cannot_be_done(
+        self, folder: Path, server: str, arguments: list[str], code: int, text: str
+    ) -> None:
+        done = llamactl(folder, "sessions", *arguments, server=server)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+        assert "Traceback" not in done.stderr
 
 
 class TestStatus:

@@ -68,10 +68,10 @@ def test_no_traceback(main: str, tmp_path: Path) -> None:
         try:
             wait_for(f"http://127.0.0.1:{port}/{'services/echo' if main == 'left behind' else ''}")
             if main == "left behind":
-                output, errors = process.communicate("\n", timeout=30)
+                output, errors = process.communicate("\n", timeout=90)
             else:
                 process.send_signal(signal.SIGINT)
-                output, errors = process.communicate(timeout=30)
+                output, errors = process.communicate(timeout=90)
         finally:
             process.kill()
     assert "Traceback" not in errors
@@ -81,10 +81,10 @@ def test_no_traceback(main: str, tmp_path: Path) -> None:
 
 
 def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - our own server
+            with urllib.request.urlopen(url, timeout=30):  # noqa: S310 - our own server
                 return
         except OSError:
             assert time.monotonic() < deadline

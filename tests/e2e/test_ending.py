@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import PROGRAMS
 from tests.e2e.llamactl import ANY_PORTS, PATIENCE, Process, started
+from tests.pulse import Pulse
 
 from llama_deploy import Client
 from llama_deploy.testing.conditions import eventually
@@ -55,7 +56,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def begin(url: str, name: str, printed: Callable[[], str]) -> str:
     """Start a task; return its id when its step runs."""
-    with Client(url, timeout=30).sync as client:
+    with Client(url, timeout=PATIENCE).sync as client:
         task_id = client.submit(name).task_id
     asyncio.run(eventually(lambda: "begun" in printed(), seconds=PATIENCE))
     return task_id
@@ -69,9 +70,10 @@ def serving(project: Path, name: str, *before: str, command: str = "serve") -> I
 
 
 def seconds_until_end(process: Process) -> float:
-    since = time.monotonic()
-    process.process.wait(60)
-    return time.monotonic() - since
+    with Pulse() as pulse:
+        since = time.monotonic()
+        process.process.wait(PATIENCE)
+        return pulse.idle_seconds(since)
 
 
 def check(name: str, code: int, errors: str, seconds: float, task: str, *, ended_by: signal.Signals) -> None:
@@ -166,7 +168,9 @@ def test_open_streams_and_long_polls_do_not_hold_up_a_server(project: Path) -> N
         ("Resists", signal.SIGTERM, -signal.SIGTERM),
     ],
 )
-def test_a_program_of_your_own_ends_too(project: Path, name: str, signum: signal.Signals, code: int) -> None:
+def test_a_program_of_your_own_ends_too(
+    project: Path, pulse: Pulse, name: str, signum: signal.Signals, code: int
+) -> None:
     argv = [str(project / "embedded.py"), name]
     with started(project, "serve", *ANY_PORTS, "--json") as core:
         url = json.loads(core.line())["control_plane_url"]
@@ -175,7 +179,7 @@ def test_a_program_of_your_own_ends_too(project: Path, name: str, signum: signal
             task = begin(url, name, lambda: program.text)
             since = time.monotonic()
             assert program.stop(signum) == code
-            assert time.monotonic() - since < DRAIN + GRACE
+            assert pulse.idle_seconds(since) < DRAIN + GRACE
     assert "Traceback" not in program.text
     if code > 0:
         assert STARTED[name].format(task=task) in program.text

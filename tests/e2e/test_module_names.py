@@ -59,7 +59,7 @@ if __name__ == "__main__":
     else:
         identity()
 """
-BY_COMMAND = "from llama_deploy.cli.targets import load_workflows as load; import sys; "
+BY_COMMAND = "from llama_deploy.cli.serving.targets import load_workflows as load; import sys; "
 
 BY_COMMAND += "sys.modules[load([sys.argv[1]])['Program'].make.__module__].identity()"
 

@@ -33,9 +33,9 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 APART = {ROOT / "docs" / "how-to" / "custom-queue.md"}
 """Its code is a package of its own: `tests/contract/test_documented_queue.py` runs it."""
-START_SECONDS = 30.0
-STOP_SECONDS = 20.0
-RUN_SECONDS = 30.0
+START_SECONDS = 90.0
+STOP_SECONDS = 60.0
+RUN_SECONDS = 90.0
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL

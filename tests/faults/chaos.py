@@ -7,23 +7,22 @@ import contextlib
 import random
 import re
 import time
-from collections import Counter
+import traceback
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from pathlib import Path
 from typing import Final, Protocol
 
 from llama_deploy import Client
 from llama_deploy.client import TaskHandle
 from llama_deploy.errors import LlamaDeployError, TaskFinishedError
 from llama_deploy.testing.processes import Program
-from llama_deploy.testing.tcp_proxy import TcpProxy
 from llama_deploy.types import TaskEvent
-from tests.faults.conftest import System, errors_in
-from tests.faults.ledger import EXPECTED, Death, Faults, Ledger, takeover
+from tests.faults.conftest import ROOT, System, errors_in
+from tests.faults.ledger import EXPECTED, Faults, Ledger, takeover
 from tests.faults.programs.flows import Answer
-from tests.servers.brokers import Broker
-from tests.servers.postgresql import PostgreSQLServer
+from tests.faults.stream_judge import Item, events_of, stream_violations
 
 LEASE_SECONDS: Final = 2.0
 BATCH: Final = (
@@ -34,37 +33,18 @@ BATCH: Final = (
     "human",
     "human",
     "human",
+    "volatile",
     "flaky",
     "flaky",
     "fan",
     "collect",
 )
-FAULTS: Final[tuple[tuple[str, ...], ...]] = (
-    ("service",),
-    ("control plane",),
-    ("queue",),
-    ("pause",),
-    ("service", "control plane", "queue", "other service"),
-    ("service", "other service"),
-    ("service", "queue"),
-    ("service", "control plane"),
-    ("control plane", "queue"),
-    ("pause", "control plane"),
-)
-"""What is killed together. `pause` stops a service beyond its lease and lets it go on."""
-FAULTS_OF_A_DATABASE: Final[tuple[tuple[str, ...], ...]] = (
-    ("database",),
-    ("other control plane",),
-    ("database", "service"),
-    ("database", "queue"),
-    ("control plane", "other control plane"),
-    ("frozen control plane",),
-)
-"""`frozen control plane`: the other one is stopped beyond the lease, perhaps in a transaction."""
 RECONNECT_SECONDS: Final = 5.0
 """The longest pause between two tries to reach a queue or a control plane that was away."""
-ROUND_SECONDS: Final = 90.0
-"""In what time all tasks of a round must have ended."""
+ROUND_SECONDS: Final = 180.0
+"""In what time all tasks of a round must have ended; most rounds take less than 10 s."""
+REPORTS: Final = ROOT / "build" / "faults"
+"""Where the reports of violations are kept."""
 
 
 class Part(Protocol):
@@ -73,6 +53,28 @@ class Part(Protocol):
     def kill(self) -> None: ...
 
     def start(self) -> object: ...
+
+
+class Parts(Protocol):
+    """The processes of a system, and what can be done to them."""
+
+    faults: tuple[tuple[str, ...], ...]
+    """What is done together in a round."""
+    control_planes: list[Program]
+
+    @property
+    def programs(self) -> list[Program]:
+        """All whose output is looked at."""
+
+    async def are_there(self, client: Client) -> None:
+        """Wait until all parts work."""
+
+    async def strike(self, what: Sequence[str], faults: Faults, chance: random.Random) -> None:
+        """Do one of `faults`, note what was done, and return when all parts work again.
+
+        Raises:
+            ViolationError: A process has not behaved as it must.
+        """
 
 
 class ViolationError(AssertionError):
@@ -86,8 +88,8 @@ class Figures:
     rounds: int = 0
     tasks: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    takeovers: list[float] = field(default_factory=list)
-    """Seconds from the death of a service alone to the first step of its task elsewhere."""
+    takeovers: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Seconds from the death of a process to the first step of its task elsewhere, by what was done."""
     longest_round: float = 0.0
     """In seconds."""
     slowest_answer: float = 0.0
@@ -96,8 +98,9 @@ class Figures:
     def __str__(self) -> str:
         done = ", ".join(f"{name}: {count}" for name, count in sorted(self.faults.items()))
         slowest = f"longest round {self.longest_round:.1f} s, slowest answer {self.slowest_answer:.2f} s"
-        takeovers = percentiles(self.takeovers)
-        return f"{self.rounds} rounds, {self.tasks} tasks; {done}; {slowest}; takeover {takeovers}"
+        takeovers = [f"takeover after {name}: {percentiles(each)}" for name, each in self.takeovers.items()]
+        head = f"{self.rounds} rounds without a violation, {self.tasks} tasks; {slowest}"
+        return "\n  ".join([head, f"rounds: {done}", *sorted(takeovers)])
 
 
 def percentiles(seconds: Sequence[float]) -> str:
@@ -122,62 +125,41 @@ class Job:
     name: str
     early_answer: bool
     handle: TaskHandle | None = None
-    live: list[TaskEvent] = field(default_factory=list)
+    live: list[Item] = field(default_factory=list)
     """What a reader has seen who was there from the start."""
 
 
 class Chaos:
-    """A system under faults: queue, control plane and two services, each in a process of its own.
+    """Rounds of tasks, in each of which something is done to the processes of a system.
 
     Args:
-        system: Starts the processes.
+        system: Where the processes are.
+        parts: The processes.
         seed: Of all that is random.
-        broker: What the queue is. None: a simple queue in a process of its own.
-        database: What the store is; it is killed too. None: SQLite.
-        balancer: Stands before two control planes over the database, on the ports to which it passes. None:
-            there is one control plane.
+        repeat: The command that does the same again, for the report of a violation.
     """
 
-    def __init__(
-        self,
-        system: System,
-        *,
-        seed: int,
-        broker: Broker | None = None,
-        database: PostgreSQLServer | None = None,
-        balancer: TcpProxy | None = None,
-    ) -> None:
+    def __init__(self, system: System, parts: Parts, *, seed: int, repeat: str = "") -> None:
         self.system = system
+        self.parts = parts
         self.seed = seed
+        self.repeat = repeat
         self.figures = Figures()
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._ledger = Ledger(system.ledger_path)
         self._plan: list[tuple[str, ...]] = []
-        self._faults = FAULTS if database is None else (*FAULTS, *FAULTS_OF_A_DATABASE)
-        system.env["CONTROL_PLANE_LEASE_SECONDS"] = str(LEASE_SECONDS)
-        system.env["LLAMA_DEPLOY_WF_SERVICE_IDLE_TIMEOUT"] = "0.3"
-        self._balancer = balancer
-        self._ports = balancer.target_ports if balancer else [system.control_plane_port]
-        self._control_planes = [
-            system.start("core.py", "control_plane", CONTROL_PLANE_PORT=str(port)) for port in self._ports
-        ]
-        self._parts: dict[str, Part] = {
-            "queue": broker or system.start("core.py", "message_queue"),
-            "control plane": self._control_planes[0],
-        }
-        self._services = [system.module("hosts"), system.module("hosts")]
-        if database is not None:
-            self._parts |= {"database": database, "other control plane": self._control_planes[-1]}
+        self._printed: dict[Path, int] = {}
+        """How much each program had printed before the round."""
 
     async def run(self, *, seconds: float, most_rounds: int = 100_000) -> Figures:
         """Go through rounds for a time.
 
         Raises:
-            ViolationError: Something did not hold; seed, round and the ends of the logs are in the text.
+            ViolationError: Something did not hold. The text has the seed, all that was seen in the round, and
+                how to repeat it; it is also in a file in `REPORTS`.
         """
         async with self.system.client() as client:
-            for flow in EXPECTED:
-                await self.system.instances(client, len(self._services), flow)
+            await self.parts.are_there(client)
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline and self.figures.rounds < most_rounds:
                 await self._round(client)
@@ -186,7 +168,7 @@ class Chaos:
     async def _round(self, client: Client) -> None:
         number = self.figures.rounds
         if not self._plan:
-            self._plan = self._random.sample(self._faults, len(self._faults))
+            self._plan = self._random.sample(self.parts.faults, len(self.parts.faults))
         what = self._plan.pop()
         flows = self._random.sample(BATCH, len(BATCH))
         jobs = [
@@ -194,6 +176,7 @@ class Chaos:
         ]
         faults = Faults()
         self._ledger.clear()
+        self._printed = {each.output: len(each.text) for each in self.parts.programs}
         begun = time.monotonic()
         try:
             async with (
@@ -203,23 +186,34 @@ class Chaos:
             ):
                 for job in jobs:
                     group.create_task(self._accompany(client, job))
-                await self._strike(what, faults)
+                # Any moment may be the worst one, so this waits for no condition.
+                await asyncio.sleep(self._random.uniform(0.0, 2.0))
+                await self.parts.strike(what, faults, self._random)
             wrong = [each for job in jobs for each in self._violations(job, faults)]
             for job in jobs:
                 wrong += await self._stream_violations(job, faults)
             wrong += self._log_violations()
-        except (Exception, ExceptionGroup) as exc:
-            raise ViolationError(self._report(what, faults, [f"{type(exc).__name__}: {exc}"])) from exc
+        except Exception as exc:  # noqa: BLE001 - whatever it was, all is told that was seen
+            seen = ["".join(traceback.format_exception(exc)), *await self._states(client, jobs)]
+            raise ViolationError(self._report(what, faults, seen)) from None
         if wrong:
             raise ViolationError(self._report(what, faults, wrong))
-        self.figures.rounds += 1
-        self.figures.longest_round = max(self.figures.longest_round, time.monotonic() - begun)
+        self._count(what, jobs, faults, seconds=time.monotonic() - begun)
+
+    def _count(self, what: Sequence[str], jobs: Sequence[Job], faults: Faults, *, seconds: float) -> None:
+        figures = self.figures
+        figures.rounds += 1
+        figures.longest_round = max(figures.longest_round, seconds)
         answers = [until - since for since, until in faults.answers if faults.all_was_well(since, until)]
-        self.figures.slowest_answer = max([self.figures.slowest_answer, *answers])
-        self.figures.tasks += len(jobs)
-        self.figures.faults[" + ".join(what)] += 1
-        if set(what) <= {"service", "pause"}:
-            self._measure_takeovers(jobs, faults)
+        figures.slowest_answer = max([figures.slowest_answer, *answers])
+        figures.tasks += len(jobs)
+        figures.faults[" + ".join(what)] += 1
+        if not faults.outages:
+            lines = self._ledger.lines()
+            for job in jobs:
+                own = [line for line in lines if line.task == job.name]
+                for death in faults.deaths:
+                    figures.takeovers[" + ".join(what)] += takeover(own, death)
 
     # -- the tasks
 
@@ -230,9 +224,9 @@ class Chaos:
         )
         if job.flow == "human" and job.early_answer:
             await self._answer(handle)
-        async for event in handle.events():
-            job.live.append(event)
-            if event.type == "Ask":
+        async for item in handle.events(attempts=True):
+            job.live.append(item)
+            if isinstance(item, TaskEvent) and item.type == "Ask":
                 await self._answer(handle)
         result = await handle.result()
         if result != f"{job.name}: {EXPECTED[job.flow]}":
@@ -245,121 +239,80 @@ class Chaos:
             await handle.send(Answer(text="yes"), idempotency_key="the answer")
             await handle.send(Answer(text="again"), idempotency_key="the answer")
 
-    # -- the faults
-
-    async def _strike(self, what: Sequence[str], faults: Faults) -> None:
-        """Kill or pause, at a random moment, and start again after a random time."""
-        # Any moment may be the worst one, so this waits for no condition.
-        await asyncio.sleep(self._random.uniform(0.0, 2.0))
-        services = self._random.sample(self._services, 2)
-        victims: dict[str, Part] = {**self._parts, "service": services[0], "other service": services[1]}
-        paused = {"pause": services[0], "frozen control plane": self._control_planes[-1]}
-        down = time.monotonic()
-        for name in what:
-            if name in paused:
-                if name == "frozen control plane":
-                    self._send_to(self._ports[:1])
-                paused[name].pause()
-            else:
-                await asyncio.to_thread(victims[name].kill)
-            # Noted when it is dead for certain: until then it may begin another step.
-            if name in {"service", "pause", "other service"}:
-                faults.deaths.append(Death(services[name == "other service"].pid, time.monotonic()))
-        pause = LEASE_SECONDS + 1.5 if set(what) & set(paused) else 0.0
-        await asyncio.sleep(self._random.uniform(0.0, 1.0))
-        for name in self._random.sample(list(what), len(what)):
-            if name not in paused:
-                await asyncio.to_thread(victims[name].start)
-                await asyncio.sleep(self._random.uniform(0.0, 0.5))
-        await asyncio.sleep(max(0.0, down + pause - time.monotonic()))
-        if "frozen control plane" in what:
-            paused["frozen control plane"].resume()
-            self._send_to(self._ports)
-        if "pause" in what:
-            pid = services[0].pid
-            # Noted before it goes on: it may begin a step at once.
-            woken = time.monotonic()
-            services[0].resume()
-            faults.deaths = [
-                Death(each.pid, each.begin, woken) if each.pid == pid else each for each in faults.deaths
-            ]
-        await self._wait_for_parts(what, faults, down)
-
-    def _send_to(self, ports: Sequence[int]) -> None:
-        """Let the balancer pass to these ports, as one does that looks after the health of what is there."""
-        if self._balancer is not None and set(self._balancer.target_ports) != set(ports):
-            self._balancer.target_ports = list(ports)
-            self._balancer.cut()
-
-    async def _wait_for_parts(self, what: Sequence[str], faults: Faults, down: float) -> None:
-        """Wait until all parts are there again; the outage ends when the last one has found the others."""
-        async with self.system.client() as client:
-            for flow in EXPECTED:
-                await self.system.instances(client, len(self._services), flow)
-        if {*self._parts, "frozen control plane"} & set(what):
-            faults.outages.append((down, time.monotonic() + RECONNECT_SECONDS))
-
     # -- what must hold
 
     def _violations(self, job: Job, faults: Faults) -> list[str]:
-        streamed = {(event.data["step"], event.data["pid"]) for event in job.live if event.type == "Progress"}
+        events = [event for event in events_of(job.live) if event.type == "Progress"]
+        streamed = {(event.data["step"], event.data["pid"]) for event in events}
         return self._ledger.violations(job.flow, job.name, faults, streamed=streamed)
 
     async def _stream_violations(self, job: Job, faults: Faults) -> list[str]:
         """Return what is wrong with a task's stream, of which another reader reads all when it is over."""
         assert job.handle is not None
-        later = [event async for event in job.handle.events()]
-        wrong = []
-        if later != job.live:
-            wrong.append(f"two readers have seen different streams: {job.live} and {later}")
-        if [event.index for event in later] != list(range(len(later))):
-            wrong.append("the stream has gaps")
-        if [event.terminal for event in later] != [False] * (len(later) - 1) + [True]:
-            wrong.append("the terminal event is not the last one, or not the only one")
-        if job.flow != "human":  # a run that waits for a person may come back where it was
-            writers = [event.data["pid"] for event in later if event.type == "Progress"]
-            wrong += comebacks(writers, faults)
+        later = [item async for item in job.handle.events(attempts=True)]
+        wrong = stream_violations(job.flow, job.live, later, faults)
         view = await job.handle.info()
         # In an outage the answer to a claim may be lost: that attempt never begins, and another is due.
-        if view.attempt > 1 + len(faults.deaths) + len(faults.outages) + (job.flow == "human"):
+        explained = len(faults.deaths) + len(faults.drained) + len(faults.outages)
+        if view.attempt > 1 + explained + (job.flow in {"human", "volatile"}):
             wrong.append(f"it took {view.attempt} attempts")
-        return [f"task {job.name}: {each}" for each in wrong]
+        return [f"task {job.name} ({job.handle.task_id}): {each}" for each in wrong]
 
     def _log_violations(self) -> list[str]:
         """Refusals are told once for each attempt, by each control plane; nothing fails unforeseen."""
-        lives = [life for each in self._control_planes for life in each.text.split("control plane on http")]
+        texts = [each.text for each in self.parts.control_planes]
+        lives = [life for text in texts for life in re.split(r"control plane +(?:on )?http", text)]
         wrong = []
         for life in lives:
             refused = re.findall(
-                r"WARNING:\S+rejection_log:rejected .*? of (attempt \d+ of task [\w-]+)", life
+                r"WARNING[: ]\S+rejection_log: ?rejected .*? of (attempt \d+ of task [\w-]+)", life
             )
             wrong += [f"refused {n} times at WARNING: {key}" for key, n in Counter(refused).items() if n > 1]
-        for program in self._programs():
+        for program in self.parts.programs:
             # A step that fails on purpose is no fault of the system.
             found = errors_in(program.text)
             wrong += [f"{program.output.name}: {line}" for line in found if "fails on purpose" not in line]
         return wrong
 
-    def _programs(self) -> list[Program]:
-        programs = [each for each in self._parts.values() if isinstance(each, Program)]
-        return [*programs, *self._services]
-
-    def _measure_takeovers(self, jobs: Sequence[Job], faults: Faults) -> None:
-        lines = self._ledger.lines()
-        names = {job.name for job in jobs}
-        for death in faults.deaths:
-            for name in names:
-                self.figures.takeovers += takeover([line for line in lines if line.task == name], death)
+    async def _states(self, client: Client, jobs: Sequence[Job]) -> list[str]:
+        """Return what the control plane says of each task and each instance, as far as it answers."""
+        seen = []
+        for job in jobs:
+            try:
+                async with asyncio.timeout(5):
+                    state = await job.handle.info() if job.handle else "not submitted"
+            except (LlamaDeployError, TimeoutError) as exc:
+                state = f"{type(exc).__name__}: {exc}"
+            seen.append(f"task {job.name}: {state}; its stream so far: {job.live}")
+        with contextlib.suppress(LlamaDeployError, TimeoutError):
+            async with asyncio.timeout(5):
+                seen += [f"service {each}" for each in await client.core.services.list()]
+        return seen
 
     def _report(self, what: Sequence[str], faults: Faults, wrong: Sequence[str]) -> str:
+        """Return all that was seen in the round, and keep it in a file too."""
+        number = self.figures.rounds
+        file = REPORTS / f"seed-{self.seed}-round-{number}.txt"
         logs = [
-            f"--- {program.output.name}\n" + "\n".join(program.text.splitlines()[-30:])
-            for program in self._programs()
+            f"--- {each.output.name}, in this round\n{each.text[self._printed.get(each.output, 0) :]}"
+            for each in self.parts.programs
         ]
-        head = f"seed {self.seed}, round {self.figures.rounds}, {' + '.join(what)}: {faults}"
-        text = " ".join(wrong)
-        lines = [str(line) for line in self._ledger.lines() if re.search(rf"\b{line.task}\b", text)]
-        return "\n".join([head, *wrong, *lines, *logs])
+        text = "\n".join(
+            [
+                f"seed {self.seed}, round {number}, {' + '.join(what)}; this text is in {file}",
+                f"repeat it with: {self.repeat}" if self.repeat else "",
+                f"so far: {self.figures}",
+                *wrong,
+                "--- what was done",
+                *map(str, (*faults.deaths, f"drained: {faults.drained}", f"outages: {faults.outages}")),
+                "--- the ledger",
+                *map(str, self._ledger.lines()),
+                *logs,
+            ]
+        )
+        REPORTS.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return text
 
 
 @contextlib.asynccontextmanager
@@ -379,17 +332,3 @@ async def asking(client: Client, faults: Faults) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-
-
-def comebacks(writers: Sequence[int], faults: Faults) -> list[str]:
-    """Return what is wrong with the order in which processes wrote into a stream.
-
-    One comes back only if the one that took its place has died.
-    """
-    turns = [pid for n, pid in enumerate(writers) if n == 0 or writers[n - 1] != pid]
-    died = {death.pid for death in faults.deaths}
-    return [
-        f"process {after} wrote into the stream after {before} had taken its place"
-        for n, (before, after) in enumerate(pairwise(turns))
-        if after in turns[: n + 1] and before not in died
-    ]

@@ -19,7 +19,8 @@ from llama_deploy.testing.processes import Program, free_port
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).parents[2]
 
-_ERROR = re.compile(r"^ERROR:(?!aiormq|aiokafka).*", re.MULTILINE)
+_ERROR = re.compile(r"^(?:ERROR:|[\d-]+ [\d:,]+ ERROR )(?!aiormq|aiokafka).*", re.MULTILINE)
+"""As `logging.basicConfig` writes it, or `llamactl`."""
 
 
 def errors_in(log: str) -> list[str]:
@@ -83,6 +84,15 @@ class System:
         program = Program(argv, output=output, env=self.env)
         return self._stack.enter_context(program)
 
+    def llamactl(self, *argv: str, **env: str) -> Program:
+        """Start a command, whose workflows may be those of the folder of programs."""
+        output = self.folder / f"llamactl-{free_port()}.log"
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        program = Program(
+            ["-m", "llama_deploy.cli", *argv], output=output, env={**self.env, "PYTHONPATH": path, **env}
+        )
+        return self._stack.enter_context(program)
+
     def run(self, argv: Sequence[str]) -> Program:
         """Start the interpreter with these arguments."""
         output = self.folder / f"program-{free_port()}.log"
@@ -101,8 +111,17 @@ class System:
         lines = [line.split() for line in self.ledger_path.read_text().splitlines()]
         return [int(pid) for _, word, run, pid in lines if (word, run) == ("begin", name)]
 
-    async def instances(self, client: Client, count: int, name: str = "ledger") -> None:
-        """Wait until as many instances of the service are alive."""
+    async def instances(
+        self, client: Client, count: int, name: str = "ledger", *, ordinary: bool = False
+    ) -> None:
+        """Wait until as many instances of the service are alive.
+
+        Args:
+            client: Asks for them.
+            count: How many.
+            name: The service.
+            ordinary: Leave out those that run one task at a time.
+        """
 
         async def there() -> bool:
             try:
@@ -114,15 +133,15 @@ class System:
                 for service in services
                 if service.id == name
                 for instance in service.instances
-                if instance.alive
+                if instance.alive and (not ordinary or instance.slots != 1)
             ]
             return len(alive) == count
 
-        await eventually(there, seconds=60)
+        await eventually(there, seconds=120)
 
     async def begun(self, count: int) -> None:
         """Wait until as many runs have begun."""
-        await eventually(lambda: self.ledger("begin").total() >= count, seconds=60)
+        await eventually(lambda: self.ledger("begin").total() >= count, seconds=120)
 
 
 @pytest.fixture

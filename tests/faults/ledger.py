@@ -6,7 +6,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -62,7 +62,20 @@ class Death:
 
     pid: int
     begin: float
+    """When it was dead, or paused, for certain."""
     end: float | None = None
+    """When it was woken. None: it was killed."""
+    since: float | None = None
+    """From when on it may have been dead, or may have handed back its tasks. None: from `begin` on."""
+
+    @property
+    def earliest(self) -> float:
+        """When it was killed or paused, or asked to end."""
+        return self.begin if self.since is None else self.since
+
+    def is_within(self, begin: float, end: float) -> bool:
+        """Whether it may have happened within a time."""
+        return begin <= self.begin and self.earliest <= end
 
 
 @dataclass(slots=True)
@@ -70,7 +83,10 @@ class Faults:
     """What was done to the processes."""
 
     deaths: list[Death] = field(default_factory=list)
-    """Those of services."""
+    """Those of processes that run steps."""
+    drained: list[Death] = field(default_factory=list)
+    """Those that were asked to end. They hand back what waits; of the rest, all ends in time if they are not
+    among `deaths`."""
     outages: list[tuple[float, float]] = field(default_factory=list)
     """From when to when queue or control plane were away, with the time that it takes to connect again."""
     answers: list[tuple[float, float]] = field(default_factory=list)
@@ -78,7 +94,7 @@ class Faults:
 
     def hit(self, pid: int, begin: float, end: float) -> Death | None:
         """Return the death of a process within a time."""
-        return next((d for d in self.deaths if d.pid == pid and begin <= d.begin <= end), None)
+        return next((d for d in self.deaths if d.pid == pid and d.is_within(begin, end)), None)
 
     def woken(self, pid: int, at: float) -> Death | None:
         """Return the pause from which a process woke up shortly before a time.
@@ -134,6 +150,8 @@ class Ledger:
                 if a process was paused.
         """
         lines = [line for line in self.lines() if line.task == task]
+        if flow in STARTS_AGAIN:  # also if it only waited
+            faults = replace(faults, deaths=[*faults.deaths, *faults.drained])
         return [f"task {task} ({flow}): {found}" for found in _violations(flow, lines, faults, streamed)]
 
 
@@ -201,10 +219,11 @@ def _unfounded_repeats(
             yield f"step {name} has begun again, and process {one.pid} had not died"
             continue
         for end in ends:
-            finished = end.pid == one.pid and end.at < death.begin
-            stored_by = end.at + DURABLE_SECONDS + ANSWERS * faults.slowness(end.at, death.begin)
-            if finished and death.begin > stored_by and faults.all_was_well(end.at, stored_by):
-                yield f"step {name} has begun again, {death.begin - end.at:.1f} s lay between end and death"
+            finished = end.pid == one.pid and end.at < death.earliest
+            stored_by = end.at + DURABLE_SECONDS + ANSWERS * faults.slowness(end.at, death.earliest)
+            if finished and death.earliest > stored_by and faults.all_was_well(end.at, stored_by):
+                between = death.earliest - end.at
+                yield f"step {name} has begun again, {between:.1f} s lay between end and death"
 
 
 def _too_many_repeats(flow: str, begins: dict[str, list[Line]], faults: Faults) -> Iterator[str]:
@@ -214,7 +233,7 @@ def _too_many_repeats(flow: str, begins: dict[str, list[Line]], faults: Faults) 
             name
             for name, found in begins.items()
             if any(
-                one.pid == death.pid and one.at <= death.begin <= other.at for one, other in pairwise(found)
+                one.pid == death.pid and death.is_within(one.at, other.at) for one, other in pairwise(found)
             )
         ]
         if len(repeated) > AT_ONCE[flow]:
@@ -232,11 +251,11 @@ def takeover(lines: Sequence[Line], death: Death) -> list[float]:
     if (
         not before
         or before[-1].word != "begin"
-        or any(line.at < death.begin for line in _elsewhere(lines, death))
+        or any(line.at < death.earliest for line in _elsewhere(lines, death))
     ):
         return []
-    after = [line.at for line in _elsewhere(lines, death) if line.at > death.begin]
-    return [min(after) - death.begin] if after else []
+    after = [line.at for line in _elsewhere(lines, death) if line.at > death.earliest]
+    return [min(after) - death.earliest] if after else []
 
 
 def _elsewhere(lines: Sequence[Line], death: Death) -> list[Line]:

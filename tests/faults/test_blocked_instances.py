@@ -16,6 +16,7 @@ from llama_deploy.errors import TaskCancelledError, TaskFailedError
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import BlockedStep, TaskStatus
 from tests.faults.conftest import System, errors_in
+from tests.pulse import Pulse
 
 pytestmark = pytest.mark.faults
 
@@ -58,7 +59,7 @@ async def test_a_blocked_instance_is_seen_with_its_step_and_task(system: System)
         async def is_seen() -> bool:
             return bool(await blocked_steps(client))
 
-        await eventually(is_seen, seconds=30)
+        await eventually(is_seen, seconds=90)
         (blocked,) = await blocked_steps(client)
         assert (blocked.task_id, blocked.step) == (handle.task_id, "work")
         assert Path(blocked.place.rpartition(":")[0]).name == "service.py"
@@ -68,7 +69,7 @@ async def test_a_blocked_instance_is_seen_with_its_step_and_task(system: System)
         assert service["blocked"][0]["task_id"] == handle.task_id
 
 
-async def test_the_time_limit_ends_a_task_that_blocks_its_instance(system: System) -> None:
+async def test_the_time_limit_ends_a_task_that_blocks_its_instance(system: System, pulse: Pulse) -> None:
     system.start("core.py")
     service = system.service(RUN_TIMEOUT="2")
     async with system.client() as client:
@@ -76,8 +77,8 @@ async def test_the_time_limit_ends_a_task_that_blocks_its_instance(system: Syste
         handle = await spinning(system, client)
         begun = time.monotonic()
         with pytest.raises(TaskFailedError, match="timed out after 2\\.0 s: a step") as caught:
-            await handle.result(timeout=30)
-        assert time.monotonic() - begun < LIMIT_SECONDS
+            await handle.result(timeout=90)
+        assert pulse.idle_seconds(begun) < LIMIT_SECONDS
         assert caught.value.status == TaskStatus.TIMED_OUT
         # It still spins: its own end would have freed it.
         assert await blocked_steps(client)
@@ -86,7 +87,7 @@ async def test_the_time_limit_ends_a_task_that_blocks_its_instance(system: Syste
         assert last.terminal
 
 
-async def test_cancelling_ends_a_task_that_blocks_its_instance(system: System) -> None:
+async def test_cancelling_ends_a_task_that_blocks_its_instance(system: System, pulse: Pulse) -> None:
     system.start("core.py")
     service = system.service()
     async with system.client() as client:
@@ -95,8 +96,8 @@ async def test_cancelling_ends_a_task_that_blocks_its_instance(system: System) -
         await handle.cancel()
         begun = time.monotonic()
         with pytest.raises(TaskCancelledError):
-            await handle.result(timeout=30)
-        assert time.monotonic() - begun < LIMIT_SECONDS
+            await handle.result(timeout=90)
+        assert pulse.idle_seconds(begun) < LIMIT_SECONDS
         assert await blocked_steps(client)
         assert "is free again" not in service.text
 
@@ -108,7 +109,7 @@ async def test_what_a_blocked_instance_reports_late_changes_nothing(system: Syst
         await system.instances(client, 1)
         handle = await client.submit("ledger", name="slow", block=True, seconds=8)
         with pytest.raises(TaskFailedError, match="blocks its instance"):
-            await handle.result(timeout=30)
+            await handle.result(timeout=90)
         service.wait_for_output("is free again")
         assert await client.run("ledger", name="after") == "after 1"
         assert (await handle.info()).status is TaskStatus.TIMED_OUT

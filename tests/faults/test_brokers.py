@@ -12,6 +12,7 @@ from llama_deploy.testing.processes import free_port
 from llama_deploy.testing.tcp_proxy import TcpProxy
 from tests.faults.chaos import Chaos
 from tests.faults.conftest import System, errors_in
+from tests.faults.service_parts import ServiceParts
 from tests.faults.test_kills import check_all_end_once, submit_all
 from tests.figures import Tell
 from tests.servers.brokers import DURABLE, FASTEST, FORGETFUL, Broker, Kind, url_through
@@ -33,6 +34,7 @@ def make(kind: Kind, folder: Path, system: System) -> Broker:
     return kind.make(folder)
 
 
+@pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.parametrize("kind", [kind for kind in DURABLE if kind != "kafka"])
 async def test_rounds_of_faults(
     kind: str,
@@ -47,7 +49,8 @@ async def test_rounds_of_faults(
         system.env["CONTROL_PLANE_STATE_STORE_URI"] = postgresql_uri
         async with TcpProxy() as balancer:
             system.stand_behind(await balancer.start(free_port(), free_port()))
-            chaos = Chaos(system, seed=SEED, broker=broker, database=postgresql_server, balancer=balancer)
+            parts = ServiceParts(system, broker=broker, database=postgresql_server, balancer=balancer)
+            chaos = Chaos(system, parts, seed=SEED)
             figures = await chaos.run(seconds=SECONDS)
     tell(f"faults over {kind}, seed {SEED}: {figures}")
     assert figures.rounds > 0

@@ -13,6 +13,7 @@ from llama_deploy.client import TaskHandle
 from llama_deploy.errors import TaskFailedError
 from llama_deploy.testing.conditions import eventually
 from tests.faults.conftest import System
+from tests.pulse import Pulse
 
 pytestmark = pytest.mark.faults
 
@@ -50,7 +51,7 @@ async def test_the_only_instance_is_killed_and_started_again(system: System) -> 
         assert (await handle.info()).attempt == 2
 
 
-async def test_kill_of_a_service_under_200_tasks(system: System) -> None:
+async def test_kill_of_a_service_under_200_tasks(system: System, pulse: Pulse) -> None:
     system.start("core.py")
     victim = system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="40")
     async with system.client() as client:
@@ -61,7 +62,7 @@ async def test_kill_of_a_service_under_200_tasks(system: System) -> None:
         killed = time.monotonic()
         system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="40")
         await check_all_end_once(handles)
-        assert time.monotonic() - killed < 60
+        assert pulse.idle_seconds(killed) < 60
     assert set(system.ledger("end")) == {f"task-{n}" for n in range(TASKS)}
 
 
@@ -114,7 +115,7 @@ async def test_kill_of_the_control_plane_under_200_tasks(system: System) -> None
         assert {handle.session_id for handle in handles} <= sessions
 
 
-async def test_work_that_waits_goes_on_soon_after_a_long_outage(system: System) -> None:
+async def test_work_that_waits_goes_on_soon_after_a_long_outage(system: System, pulse: Pulse) -> None:
     system.env["CONTROL_PLANE_REDISPATCH_SECONDS"] = "120"
     system.start("core.py", "message_queue")
     control_plane = system.start("core.py", "control_plane")
@@ -129,7 +130,7 @@ async def test_work_that_waits_goes_on_soon_after_a_long_outage(system: System) 
         await system.instances(client, 1)
         back = time.monotonic()
         await check_all_end_once(handles)
-        assert time.monotonic() - back < 2 + 5  # two steps of a second
+        assert pulse.idle_seconds(back) < 2 + 5  # two steps of a second
 
 
 async def test_kill_of_everything_at_once(system: System) -> None:
@@ -146,7 +147,7 @@ async def test_kill_of_everything_at_once(system: System) -> None:
         await check_all_end_once(handles)
 
 
-async def test_takeover_within_the_lease_and_two_seconds(system: System) -> None:
+async def test_takeover_within_the_lease_and_two_seconds(system: System, pulse: Pulse) -> None:
     system.start("core.py")
     services = {program.pid: program for program in (system.service(), system.service())}
     async with system.client() as client:
@@ -157,12 +158,14 @@ async def test_takeover_within_the_lease_and_two_seconds(system: System) -> None
         services[first].kill()
         killed = time.monotonic()
         await system.begun(2)
-        assert time.monotonic() - killed < LEASE_SECONDS + 2
+        assert pulse.idle_seconds(killed) < LEASE_SECONDS + 2
         assert system.runs_of("long")[1] != first
         assert await handle.result() == "long 1"
 
 
-async def test_a_service_without_a_workflow_is_killed_in_the_middle_of_a_task(system: System) -> None:
+async def test_a_service_without_a_workflow_is_killed_in_the_middle_of_a_task(
+    system: System, pulse: Pulse
+) -> None:
     system.start("core.py")
     services = {program.pid: program for program in (system.module("custom"), system.module("custom"))}
     async with system.client() as client:
@@ -173,7 +176,7 @@ async def test_a_service_without_a_workflow_is_killed_in_the_middle_of_a_task(sy
         services[first].kill()
         killed = time.monotonic()
         await system.begun(2)
-        assert time.monotonic() - killed < LEASE_SECONDS + 2
+        assert pulse.idle_seconds(killed) < LEASE_SECONDS + 2
         assert system.runs_of("long")[1] != first
         assert await handle.result() == "long 1"
         assert (await handle.info()).attempt == 2
@@ -283,7 +286,7 @@ async def test_a_task_that_kills_its_instances_ends_with_that_reason(system: Sys
     assert system.ledger("begin")["poison"] == 3
 
 
-async def test_a_dead_instance_is_marked_within_the_lease(system: System) -> None:
+async def test_a_dead_instance_is_marked_within_the_lease(system: System, pulse: Pulse) -> None:
     system.start("core.py")
     service = system.service()
     async with system.client() as client:
@@ -291,7 +294,7 @@ async def test_a_dead_instance_is_marked_within_the_lease(system: System) -> Non
         service.kill()
         killed = time.monotonic()
         await system.instances(client, 0)
-        assert time.monotonic() - killed < LEASE_SECONDS + 1
+        assert pulse.idle_seconds(killed) < LEASE_SECONDS + 1
 
 
 async def test_a_blocked_loop_is_named_and_others_take_the_work(system: System) -> None:
@@ -353,7 +356,7 @@ async def test_the_second_control_plane_on_the_store_ends_with_a_clear_message(s
             except ConnectionError:
                 return False
 
-        await eventually(answers, seconds=30)
+        await eventually(answers, seconds=90)
     journal = str(system.folder / "another_queue.db")
     other = system.start("core.py", SIMPLE_MESSAGE_QUEUE_PORT="0", SIMPLE_MESSAGE_QUEUE_JOURNAL_PATH=journal)
     assert other.wait() != 0

@@ -37,6 +37,7 @@ from llama_deploy.types import EventDefinition, ServiceDefinition, TaskDefinitio
 from llama_deploy.types.instance_protocol import AttemptOutcome
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import JSON_HEADERS, HttpRequest
+from tests.pulse import Pulse
 
 
 class Number(Event):
@@ -285,7 +286,7 @@ async def test_the_stream_is_complete_however_early_the_result_is_read(user: Cli
 @pytest.mark.parametrize("act", ["nothing", "raise"])
 async def test_the_stream_of_a_run_without_events_or_that_failed(user: Client, act: str) -> None:
     handle = await user.submit("misused", act=act)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         events = [event async for event in handle.events()]
     assert [event.terminal for event in events] == [True]
 
@@ -309,7 +310,7 @@ async def test_the_queue_config_holds_no_credentials(stack: LocalStack) -> None:
     assert not {"password", "username", "client_kwargs"} & set(settings)
 
 
-async def test_a_cancelled_task_ends(user: Client) -> None:
+async def test_a_cancelled_task_ends(user: Client, pulse: Pulse) -> None:
     handle = await user.submit("misused", act="wait")
     await running_instance(handle)
     began = time.monotonic()
@@ -317,4 +318,4 @@ async def test_a_cancelled_task_ends(user: Client) -> None:
     events = [event async for event in handle.events()]
     assert events[-1].terminal
     assert await handle.status() == "cancelled"
-    assert time.monotonic() - began < 5
+    assert pulse.idle_seconds(began) < 5

@@ -13,6 +13,7 @@ from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import HttpRequest
 from llama_deploy.web.sync_http_connection import SyncHttpConnection
 from tests.faults.conftest import System
+from tests.pulse import Pulse
 
 pytestmark = pytest.mark.faults
 
@@ -33,7 +34,7 @@ async def report_death(system: System, dead: set[str]) -> None:
     connection.close()
 
 
-async def test_another_process_claims_its_task_at_once(system: System) -> None:
+async def test_another_process_claims_its_task_at_once(system: System, pulse: Pulse) -> None:
     system.start("core.py")
     async with system.client() as client:
         first = system.service()
@@ -50,7 +51,7 @@ async def test_another_process_claims_its_task_at_once(system: System) -> None:
         killed = time.monotonic()
         await report_death(system, dead)
         await system.begun(2)
-        assert time.monotonic() - killed < AT_ONCE_SECONDS
+        assert pulse.idle_seconds(killed) < AT_ONCE_SECONDS
         assert not dead & await instances(client)
         assert await handle.result() == "long 1"
         assert (await handle.info()).attempt == 2
@@ -72,7 +73,7 @@ async def test_a_task_whose_end_is_in_the_queue_does_not_run_again(system: Syste
         handle = await client.submit("ledger", name="short", seconds=1)
         await system.begun(1)
         control_plane.pause()
-        await eventually(is_reported, seconds=30)
+        await eventually(is_reported, seconds=90)
         victim.kill()
         control_plane.resume()
         await report_death(system, dead)

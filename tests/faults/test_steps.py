@@ -27,10 +27,11 @@ from llama_deploy.types.instance_protocol import (
     RunHeader,
 )
 from llama_deploy.types.topics import CONTROL_PLANE, Topics
-from tests.faults.chaos import comebacks, percentiles, quantile
+from tests.faults.chaos import percentiles, quantile
 from tests.faults.conftest import System
 from tests.faults.ledger import AT_ONCE, EXPECTED, Death, Faults, Ledger, takeover
 from tests.faults.programs.flows import ITEMS, Answer
+from tests.faults.stream_judge import comebacks
 from tests.figures import Tell
 
 pytestmark = pytest.mark.faults
@@ -145,7 +146,7 @@ async def test_a_zombie_changes_nothing(system: System) -> None:
         paused = time.monotonic()
         lost = {line.task for line in ledger.begun() if line.pid == first}
         # The queue gives the paused instance what it had asked for, where nobody claims it.
-        await eventually(lambda: lost <= begun_elsewhere(ledger, "three", first), seconds=10)
+        await eventually(lambda: lost <= begun_elsewhere(ledger, "three", first), seconds=60)
         # It wakes up while the other one is at work on its tasks.
         death = Death(first, paused, time.monotonic())
         services[first].resume()
@@ -178,7 +179,7 @@ async def test_what_a_stale_attempt_sends_is_refused_and_told_once(system: Syste
         first = await begun(ledger, "two")
         token = token_of(system, handle.task_id)
         services[first].kill()
-        await eventually(lambda: len(ledger.begun(step="two")) == 2, seconds=30)
+        await eventually(lambda: len(ledger.begun(step="two")) == 2, seconds=90)
         await send_everything(system, handle.task_id, token)
         assert await handle.result() == f"it: {EXPECTED['chain']}"
         events = await all_events(handle)

@@ -19,7 +19,7 @@ from llama_deploy.message_queues.simple import LocalMessageQueue
 from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.records import SessionRecord
-from llama_deploy.state_stores.sqlite import SQLiteStateStore
+from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import (
     EventDefinition,
@@ -33,7 +33,7 @@ from llama_deploy.types import (
 from llama_deploy.types.instance_protocol import Heartbeat, HeartbeatReply
 
 LEASE: Final = 1.5
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 
 
 @asynccontextmanager
@@ -41,12 +41,13 @@ async def running_stack(
     connect: Callable[[], Awaitable[AbstractMessageQueue]] = LocalMessageQueue.start,
     *,
     lease_seconds: float = LEASE,
+    store_uri: str = "sqlite:///:memory:",
     **settings: Any,
 ) -> AsyncIterator[Stack]:
-    """Run a control plane over a queue, with further settings of `ControlPlaneConfig`."""
+    """Run a control plane over a queue and a store, with further settings of `ControlPlaneConfig`."""
     async with (
         await connect() as queue,
-        await SQLiteStateStore.connect("sqlite:///:memory:") as store,
+        await open_state_store(store_uri) as store,
         ControlPlaneServer(
             queue,
             state_store=store,
@@ -98,8 +99,18 @@ class Stack:
         finally:
             await stop(task)
 
-    async def submit(self, name: str = "service", session_id: str | None = None, /, **arguments: Any) -> str:
-        submission = TaskSubmission(service_name=name, arguments=arguments, session_id=session_id)
+    async def submit(
+        self,
+        name: str = "service",
+        session_id: str | None = None,
+        /,
+        *,
+        session_policy: SessionPolicy | None = None,
+        **arguments: Any,
+    ) -> str:
+        submission = TaskSubmission(
+            service_name=name, arguments=arguments, session_id=session_id, session_policy=session_policy
+        )
         return (await self.plane.tasks.submit(submission)).task_id
 
     async def end(self, task_id: str, *, wait: float = PATIENCE) -> TaskView:
@@ -124,6 +135,11 @@ class Stack:
     async def stored(self, session_id: str) -> SessionRecord:
         """Return a session with the keys of the services in its state."""
         return (await self.store.read(lambda tx: tx.sessions.load([session_id])))[session_id]
+
+    async def is_parked(self, task_id: str) -> bool:
+        """Whether a task waits without an instance. One that waits in memory is shown as `waiting`, too."""
+        task = (await self.store.read(lambda tx: tx.tasks.load([task_id])))[task_id]
+        return task.status is TaskStatus.WAITING
 
     async def send(self, task_id: str, event: Event) -> None:
         wire = {

@@ -161,7 +161,7 @@ async def test_all_messages_to_a_service_count_that_wait_for_the_queue(part: str
         for name in ("echo", "other"):
             await stack.plane.services.register(ServiceDefinition(service_name=name))
         messages = [QueueMessage(action=ActionTypes.NEW_TASK, type="echo") for _ in range(256 + TASKS)]
-        stack.plane._relay.send([Outgoing(f"llama_deploy.echo.{part}", each) for each in messages])
+        stack.plane._relay.send([Outgoing.of(f"llama_deploy.echo.{part}", each) for each in messages])
 
         async def is_refused() -> bool:
             try:

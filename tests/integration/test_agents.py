@@ -31,7 +31,7 @@ from tests.faults.programs.agent import ScriptedLLM, call, say, tool_results
 # The library looks at deprecated names of pydantic.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Ledger:

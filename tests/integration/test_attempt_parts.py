@@ -12,7 +12,9 @@ from workflows import Context, Workflow, step
 from workflows.events import HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
 from llama_deploy.control_plane.direct_gateway import DirectGateway
-from llama_deploy.control_plane.requests import attempt_parts, service_requests
+from llama_deploy.control_plane.requests.attempts import attempt_parts
+from llama_deploy.control_plane.requests.services import service_requests
+from llama_deploy.control_plane.storage import read_budget
 from llama_deploy.errors import (
     ConfigError,
     FencedOutError,
@@ -135,7 +137,7 @@ async def test_inboxes_that_are_too_large_together_are_not_read_for_claims(
     http: HttpConnection, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = EventDefinition(event_obj_str=EVENT)
-    monkeypatch.setattr(attempt_parts, "MAX_CLAIM_CHARACTERS", 2 * len(event.model_dump_json()) + 1)
+    monkeypatch.setattr(read_budget, "MAX_READ_BYTES", 2 * len(event.model_dump_json()) + 1)
     dispatches = []
     for _ in range(3):
         task_id = (await submit(http))["task_id"]
@@ -226,7 +228,7 @@ async def test_a_service_starts_from_parts_as_from_a_whole_claim(monkeypatch: py
             task_id = await stack.submit("service", session_id, question="why")
 
             async def is_parked(task_id: str = task_id) -> bool:
-                return (await stack.plane.tasks.get(task_id)).status is TaskStatus.WAITING
+                return await stack.is_parked(task_id)
 
             async with stack.serving(stack.service(Ask(), idle_timeout=0.05)):
                 await until(is_parked)

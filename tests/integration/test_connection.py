@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 import pytest
@@ -278,6 +282,42 @@ async def test_no_connection_is_unavailable_for_a_reason_in_plain_words(
         await connection.close()
         place = f"cannot connect to {server}|GET {server}/: no answer"
         assert re.fullmatch(f"({place}): ({reason})", str(caught.value))
+
+
+@contextmanager
+def breaking(*, reset: bool) -> Iterator[str]:
+    """A server that closes each connection when it has read a request, or resets it."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                opened, _ = listening.accept()
+                with opened:
+                    opened.recv(65536)
+                    if reset:
+                        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            serving.join()
+
+
+BROKEN = "Remote end closed connection without response|Server disconnected|Connection reset by peer"
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_connection_that_breaks_is_unavailable_for_a_reason_in_plain_words(*, reset: bool) -> None:
+    with breaking(reset=reset) as server:
+        for connection in (Async(HttpConnection(server)), SyncInThreads(SyncHttpConnection(server))):
+            with pytest.raises(UnavailableError) as caught:
+                await connection.request(HttpRequest("POST", "/echo", json={}))
+            await connection.close()
+            assert re.fullmatch(f"POST {server}/echo: no answer: ({BROKEN})", str(caught.value))
 
 
 NEVER_CLOSED = """

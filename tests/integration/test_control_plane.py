@@ -777,3 +777,24 @@ async def test_a_store_that_fails_for_a_while_costs_no_attempt(
     await instance.finish(dispatch)
     view = await get(http, "/tasks/t", wait=10)
     assert (view["status"], view["attempt"]) == ("succeeded", 1)
+
+
+@pytest.mark.parametrize("field", ["slots", "port", "instances_total", "instances_alive"])
+@pytest.mark.parametrize("value", [2**70, True])
+async def test_numbers_of_an_instance_that_cannot_be_stored_are_refused(
+    http: HttpConnection, field: str, value: int
+) -> None:
+    definition = {"service_name": "echo", "instance_id": "i1", field: value}
+    with pytest.raises(InvalidRequestError, match=field):
+        await http.request(HttpRequest("POST", "/services/register", json=definition))
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/sessions?order=newest&tag=%1F", "tag"), (f"/tasks/t/events?after={2**63 - 1}", "after")],
+)
+async def test_values_of_queries_that_no_row_can_have_are_refused(
+    http: HttpConnection, path: str, field: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=field):
+        await http.request(HttpRequest("GET", path))

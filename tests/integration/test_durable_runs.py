@@ -20,7 +20,7 @@ from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import PayloadTooLargeError
 from llama_deploy.services import HttpGateway, WorkflowService, WorkflowServiceConfig
-from llama_deploy.services.run import journal_backlog as journal
+from llama_deploy.services.run.journal import journal_backlog as journal
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import EventDefinition, TaskStatus
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
@@ -303,7 +303,7 @@ async def test_runs_that_wait_leave_at_once_when_the_instance_stops(stack: Stack
             task_id = await stack.submit()
 
             async def asked() -> bool:
-                return (await stack.plane.tasks.get(task_id)).status is TaskStatus.RUNNING
+                return (await stack.plane.tasks.get(task_id)).status is TaskStatus.WAITING
 
             await eventually(asked)
         await until_waiting(stack, task_id)

@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 
 import pydantic_core
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
@@ -30,6 +33,8 @@ from llama_deploy.control_plane.http.task_routes import task_shortcuts
 from llama_deploy.deploy import LocalStack
 from llama_deploy.message_queues.simple.broker import SimpleBroker
 from llama_deploy.message_queues.simple.queue_server import QueueRoutes, queue_shortcuts
+from llama_deploy.web.edge.stack import EdgeSettings, build_edge
+from llama_deploy.web.http_server import HttpServer
 from llama_deploy.web.problems import MEDIA_TYPE
 
 PAGE = "https://app.example"
@@ -167,8 +172,9 @@ async def test_an_allowed_page_uses_every_route(served: Served) -> None:
         asked = {"Origin": PAGE, "Access-Control-Request-Method": method}
         preflight = await send(served.url, "OPTIONS", path, asked)
         assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (200, PAGE)
+        target = f"{path}?wait=0" if path == "/events" else path  # a feed that ends
         answer = await send(
-            served.url, method, path, {"Origin": PAGE, "Content-Type": "application/json"}, b""
+            served.url, method, target, {"Origin": PAGE, "Content-Type": "application/json"}, b""
         )
         assert answer.status not in (403, 415, 421)
         assert answer.headers["access-control-allow-origin"] == PAGE
@@ -221,3 +227,26 @@ async def test_the_queue_beside_a_control_plane_is_reached_under_its_host(tmp_pa
     ) as stack:
         for host in ("plane.internal", "plane.example"):
             assert (await send(stack.message_queue_url, "GET", "/", {"Host": host})).status == 200
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_request_that_is_cancelled_with_its_process_is_answered(
+    *, has_begun: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def cancelled(_scope: Scope, _receive: Receive, send: Send) -> None:
+        if has_begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        raise asyncio.CancelledError
+
+    app = build_edge(Starlette(routes=[Mount("/", cancelled)]), EdgeSettings(env_prefix="TEST_", hosts=()))
+    server = await HttpServer.start(app, host="127.0.0.1", port=0)
+    try:
+        answer = await send(f"http://127.0.0.1:{server.port}", "GET", "/")
+    finally:
+        await server.close()
+    if has_begun:
+        assert (answer.status, answer.body) == (200, b"begun")
+    else:
+        check_problem(answer, 503, "unavailable")
+    assert not caplog.records

@@ -263,6 +263,13 @@ async def test_long_texts_are_cut_and_say_so(stack: Stack) -> None:
     assert "see the handbook" in error.traceback
 
 
+async def test_a_traceback_does_not_show_how_the_library_is_used(stack: Stack) -> None:
+    error = await error_of(stack, Sync(lambda: do_raise(ValueError("down"))))
+    assert error.traceback is not None
+    assert "do_raise" in error.traceback
+    assert "workflow_library" not in error.traceback
+
+
 async def test_a_text_of_many_lines_leaves_room_for_the_traceback(stack: Stack) -> None:
     error = await error_of(stack, Sync(lambda: do_raise(ValueError("line\n" * 100_000))))
     assert error.traceback is not None

@@ -16,7 +16,8 @@ from workflows.events import HumanResponseEvent, InputRequiredEvent, StartEvent,
 from llama_deploy.errors import ConflictError, InvalidRequestError
 from llama_deploy.services import WorkflowService
 from llama_deploy.testing.conditions import eventually
-from llama_deploy.types import EventDefinition, SessionDefinition, TaskDefinition, TaskStatus, TaskSubmission
+from llama_deploy.types import EventDefinition, SessionDefinition, TaskDefinition, TaskSubmission
+from llama_deploy.types.owners import THE_DEFAULT_TENANT
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import post
@@ -142,7 +143,7 @@ async def test_wrong_arguments_are_refused_before_a_task_is_stored(
         with pytest.raises(InvalidRequestError, match=match):
             await stack.plane.tasks.submit_definition(definition)
         assert await stack.plane.sessions.tasks(session) == []
-        assert len(await stack.plane.sessions.all()) == 1
+        assert len(await stack.plane.sessions.all(THE_DEFAULT_TENANT)) == 1
 
 
 async def test_a_task_that_exists_is_returned_whatever_the_service_accepts_now(stack: Stack) -> None:
@@ -159,8 +160,8 @@ async def test_arguments_are_valid_if_any_living_version_accepts_them(stack: Sta
     async with AsyncExitStack() as old:
         await old.enter_async_context(stack.serving(stack.service(Book())))
         async with stack.serving(stack.service(NewBook())):
-            for arguments in ({"city": "Oslo"}, {"place": "Oslo"}):
-                await stack.submit(**arguments)
+            await stack.submit(city="Oslo")
+            await stack.submit(place="Oslo")
             with pytest.raises(InvalidRequestError, match="place: missing"):
                 await stack.submit(other="Oslo")
             await old.aclose()
@@ -241,7 +242,7 @@ async def test_what_only_the_worker_can_judge_is_shown_and_can_be_answered_again
         if "idle_timeout" in settings:
 
             async def parked() -> bool:
-                return (await stack.plane.tasks.get(task_id)).status is TaskStatus.WAITING
+                return await stack.is_parked(task_id)
 
             await eventually(parked)
         await send(stack, task_id, "app.Answer", text="perhaps")

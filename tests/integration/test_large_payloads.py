@@ -192,7 +192,7 @@ async def test_an_event_larger_than_any_message_reaches_its_run(
         task_id = await stack.submit()
 
         async def is_running() -> bool:
-            return (await stack.plane.tasks.get(task_id)).status is TaskStatus.RUNNING
+            return (await stack.plane.tasks.get(task_id)).status is TaskStatus.WAITING
 
         await eventually(is_running)
         await stack.send(task_id, Piece(number=1, text="s" * (2 * MIB)))

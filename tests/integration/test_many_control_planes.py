@@ -193,7 +193,7 @@ async def test_any_request_goes_to_any_replica(cluster: Cluster) -> None:
     await cluster.serve(Asking(timeout=None), first, allowed_types=["workflows.events.HumanResponseEvent"])
     session = await post(second.http, "/sessions/create")
     await submit(third.http, task_id="t", session_id=session)
-    await eventually(lambda: _has_status(first, "t", TaskStatus.RUNNING))
+    await eventually(lambda: _has_status(first, "t", TaskStatus.WAITING))
     event = (
         '{"__is_pydantic": true, "value": {"_data": {"text": "fine"}},'
         ' "qualified_name": "workflows.events.HumanResponseEvent"}'
@@ -295,9 +295,9 @@ async def test_readers_elsewhere_learn_of_a_deletion(cluster: Cluster) -> None:
     waiting = asyncio.create_task(get(third.http, "/tasks/t", wait=60))
     await eventually(lambda: all(hub.is_watched("t") for hub in hubs))
     await post(first.http, f"/sessions/{session}/delete?cancel=true")
-    assert await asyncio.wait_for(reading, 5) == []
+    assert await asyncio.wait_for(reading, 30) == []
     with pytest.raises(TaskNotFoundError):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 30)
 
 
 async def test_a_death_that_is_reported_to_all_replicas_counts_once(cluster: Cluster) -> None:
@@ -537,7 +537,7 @@ async def test_an_instance_that_knows_all_replicas_outlives_its_own(cluster: Clu
         await service.register_to_control_plane([replica.server.config.url for replica in cluster.replicas])
         serving = await service.launch_local()
         await submit(second.http, task_id="t")
-        await eventually(lambda: _has_status(second, "t", TaskStatus.RUNNING))
+        await eventually(lambda: _has_status(second, "t", TaskStatus.WAITING))
         await first.server.close()
         # When the lease of a later instance has ended, so has the first one, unless its heartbeats arrive.
         silent = ServiceDefinition(service_name="other", instance_id="silent")
@@ -545,7 +545,7 @@ async def test_an_instance_that_knows_all_replicas_outlives_its_own(cluster: Clu
         await eventually(lambda: _is_lost(second, "other"))
         assert not await _is_lost(second, "echo")
         view = await get(second.http, "/tasks/t")
-        assert (view["status"], view["attempt"]) == ("running", 1)
+        assert (view["status"], view["attempt"]) == ("waiting", 1)
         await post(second.http, "/tasks/t/cancel")
         assert (await get(second.http, "/tasks/t", wait=10))["status"] == "cancelled"
         await _stop(serving)
@@ -583,7 +583,7 @@ async def test_a_killed_database_is_survived(own_server: PostgreSQLServer) -> No
             Asking(timeout=None), first, allowed_types=["workflows.events.HumanResponseEvent"]
         )
         await submit(first.http, task_id="t")
-        await eventually(lambda: _has_status(first, "t", TaskStatus.RUNNING))
+        await eventually(lambda: _has_status(first, "t", TaskStatus.WAITING))
         waiting = asyncio.create_task(eventually(partial(_has_ended, third, "t"), seconds=40))
         await post(second.http, "/sessions/create")  # a synced commit, which makes the claim before it safe
         own_server.kill()
@@ -595,7 +595,7 @@ async def test_a_killed_database_is_survived(own_server: PostgreSQLServer) -> No
         await asyncio.to_thread(own_server.start)
         await eventually(lambda: _answers(second), seconds=20)
         view = await second.server.plane.tasks.get("t")
-        assert (view.status, view.attempt) == (TaskStatus.RUNNING, 1)
+        assert (view.status, view.attempt) == (TaskStatus.WAITING, 1)
         event = (
             '{"__is_pydantic": true, "value": {"_data": {"text": "back"}},'
             ' "qualified_name": "workflows.events.HumanResponseEvent"}'

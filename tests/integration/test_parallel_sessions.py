@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from workflows import Context, Workflow, step
 from workflows.events import HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
+from llama_deploy.errors import InvalidRequestError, SessionBusyError
+from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.types import SessionPolicy, TaskStatus
 from tests.figures import Tell
 from tests.integration.in_process import Stack, result_of, running_stack, until
@@ -187,7 +189,7 @@ async def test_a_run_that_was_parked_does_not_overwrite_what_others_have_changed
 
 async def until_parked(stack: Stack, task: str) -> None:
     async def is_parked() -> bool:
-        return (await stack.end(task, wait=0)).status is TaskStatus.WAITING
+        return await stack.is_parked(task)
 
     await until(is_parked)
 
@@ -197,4 +199,102 @@ async def test_other_policies_store_one_value(stack: Stack) -> None:
     async with stack.serving(stack.service(Keyed())):
         result_of(await stack.run("service", session, key="a"))
         result_of(await stack.run("service", session, key="b"))
-    assert len(json.loads((await stack.stored(session)).state)) == 1
+    assert len(json.loads(text_of((await stack.stored(session)).state))) == 1
+
+
+async def test_a_task_that_waits_for_a_person_lets_the_next_one_run(stack: Stack) -> None:
+    session = await stack.session(SessionPolicy.PARALLEL_WHILE_WAITING)
+    async with (
+        stack.serving(stack.service(Keyed(), "keyed")),
+        stack.serving(stack.service(Asking, idle_timeout=0.05)),
+    ):
+        asking = await stack.submit("service", session)
+        following = await stack.submit("keyed", session, key="a")
+        result_of(await stack.end(following))
+        await until_parked(stack, asking)
+        result_of(await stack.run("keyed", session, key="b"))
+        await stack.send(asking, HumanResponseEvent())
+        result_of(await stack.end(asking))
+    assert await read(stack, session) == {"a": "a", "b": "b", "asked": 1, "answered": 1}
+
+
+@pytest.mark.parametrize("durability", ["step", "task"])
+async def test_a_task_that_waits_in_memory_lets_the_next_one_run(stack: Stack, durability: str) -> None:
+    session = await stack.session(SessionPolicy.PARALLEL_WHILE_WAITING)
+    async with (
+        stack.serving(stack.service(Keyed(), "keyed")),
+        stack.serving(stack.service(Asking, idle_timeout=None, durability=durability)),
+    ):
+        asking = await stack.submit("service", session)
+        following = await stack.submit("keyed", session, key="a")
+        result_of(await stack.end(following))
+        await until_waiting(stack, asking)
+        result_of(await stack.run("keyed", session, key="b"))
+        await stack.send(asking, HumanResponseEvent())
+        result_of(await stack.end(asking))
+    assert await read(stack, session) == {"a": "a", "b": "b", "asked": 1, "answered": 1}
+
+
+async def until_waiting(stack: Stack, task: str) -> None:
+    async def is_waiting() -> bool:
+        return (await stack.plane.task_lists.details(task)).status is TaskStatus.WAITING
+
+    await until(is_waiting)
+
+
+async def test_with_enqueue_a_task_that_waits_for_a_person_holds_the_next_one(stack: Stack) -> None:
+    session = await stack.session()
+    async with (
+        stack.serving(stack.service(Keyed(), "keyed")),
+        stack.serving(stack.service(Asking, idle_timeout=0.05)),
+    ):
+        asking = await stack.submit("service", session)
+        following = await stack.submit("keyed", session, key="a")
+        await until_parked(stack, asking)
+        assert (await stack.end(following, wait=0)).status is TaskStatus.PENDING
+        await stack.send(asking, HumanResponseEvent())
+        result_of(await stack.end(following))
+
+
+@pytest.mark.parametrize("policy", SessionPolicy)
+async def test_a_task_may_ask_to_be_rejected_or_to_interrupt_in_any_session(
+    stack: Stack, policy: SessionPolicy
+) -> None:
+    session = await stack.session(policy)
+    async with stack.serving(stack.service(Asking, idle_timeout=0.05)):
+        asking = await stack.submit("service", session)
+        await until_parked(stack, asking)
+        with pytest.raises(SessionBusyError, match=asking):
+            await stack.submit("service", session, session_policy=SessionPolicy.REJECT)
+        following = await stack.submit("service", session, session_policy=SessionPolicy.INTERRUPT)
+        assert (await stack.end(asking)).status is TaskStatus.CANCELLED
+        await until_parked(stack, following)
+
+
+@pytest.mark.parametrize("policy", SessionPolicy)
+@pytest.mark.parametrize("asked", SessionPolicy)
+async def test_a_task_may_not_ask_for_what_its_session_cannot_do(
+    stack: Stack, policy: SessionPolicy, asked: SessionPolicy
+) -> None:
+    session = await stack.session(policy)
+    async with stack.serving(stack.service(Keyed())):
+        if asked in (policy, SessionPolicy.REJECT, SessionPolicy.INTERRUPT):
+            result_of(await stack.run("service", session, key="a", session_policy=asked))
+        else:
+            with pytest.raises(InvalidRequestError, match=f"cannot have the policy '{asked.value}'"):
+                await stack.submit("service", session, key="a", session_policy=asked)
+
+
+async def test_a_session_that_begins_with_a_task_has_the_policy_of_the_task_or_of_its_service(
+    stack: Stack,
+) -> None:
+    parallel, enqueue = SessionPolicy.PARALLEL, SessionPolicy.ENQUEUE
+    async with (
+        stack.serving(stack.service(Keyed(), "plain")),
+        stack.serving(stack.service(Keyed(), "parallel", session_policy=parallel)),
+    ):
+        found = []
+        for name, asked in [("plain", None), ("plain", parallel), ("parallel", None), ("parallel", enqueue)]:
+            task = await stack.end(await stack.submit(name, key="a", session_policy=asked))
+            found.append((await stack.stored(task.session_id)).policy)
+    assert found == [enqueue, parallel, parallel, enqueue]

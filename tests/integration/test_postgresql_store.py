@@ -128,7 +128,7 @@ async def test_tables_without_a_schema_revision_are_refused(
     store: PostgreSQLStateStore, postgresql_uri: str
 ) -> None:
     await store.transact(lambda tx: statement(tx, "DROP TABLE alembic_version"))
-    with pytest.raises(ConfigError, match=r"has the tables events,.*not a state store"):
+    with pytest.raises(ConfigError, match=r"has the tables .*events,.*not a state store"):
         await PostgreSQLStateStore.connect(postgresql_uri)
 
 

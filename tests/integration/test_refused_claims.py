@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from llama_deploy.services import AnyWorkflow
-from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import ClaimReply, ClaimRequest
 from tests.integration.in_process import Stack, running_stack, until
 from tests.integration.test_versions import Answer, Approve, Renamed, WithRecord
@@ -28,7 +27,7 @@ async def answered(stack: Stack) -> str:
         task_id = await stack.submit(n=1)
 
         async def is_parked() -> bool:
-            return (await stack.plane.tasks.get(task_id)).status is TaskStatus.WAITING
+            return await stack.is_parked(task_id)
 
         await until(is_parked)
     return task_id

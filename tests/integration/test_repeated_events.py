@@ -11,6 +11,7 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, InputRequiredEvent, StartEvent, StopEvent
 
+from llama_deploy.control_plane.streams.event_filter import Passed
 from llama_deploy.state_stores.records import EventRecord
 from llama_deploy.types import NewAttempt, TaskEvent
 from tests.integration.in_process import Stack, result_of, running_stack, until
@@ -103,7 +104,8 @@ async def stack() -> AsyncIterator[Stack]:
 
 
 async def read(stack: Stack, task_id: str) -> list[EventRecord | NewAttempt]:
-    return [item async for group in await stack.plane.tasks.attempts(task_id) for item in group]
+    stream = await stack.plane.streams.open(task_id)
+    return [item async for group in stream for item in group if not isinstance(item, Passed)]
 
 
 def kept(items: list[EventRecord | NewAttempt]) -> list[str]:

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from llama_deploy.control_plane.requests.report_barrier import ReportBarrier
-from llama_deploy.control_plane.requests.report_consumer import Reports
-from llama_deploy.control_plane.requests.report_uploads import ReportUploads
-from llama_deploy.errors import EventsMissingError
+from llama_deploy.control_plane.requests.attempts.report_barrier import ReportBarrier
+from llama_deploy.control_plane.requests.attempts.report_consumer import Reports
+from llama_deploy.control_plane.requests.attempts.report_uploads import ReportUploads
+from llama_deploy.errors import EventsMissingError, MessageDecodeError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.gateway import HttpGateway
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types.instance_protocol import AttemptEvents, AttemptOutcome, TaskDispatch
 from llama_deploy.web.http_connection import HttpConnection
+from llama_deploy.web.http_exchange import HttpRequest
 from tests.integration.conftest import Instance, get, read_stream, submit
 
 
@@ -132,3 +133,13 @@ async def test_reports_that_the_queue_has_lost_end_the_attempt(
         reports.cancel()
         await asyncio.wait([reports, *relay])
     assert (await get(http, f"/tasks/{dispatch.task_id}"))["status"] == "queued"
+
+
+@pytest.mark.parametrize("version", [None, True, 2, "1"])
+async def test_a_report_of_another_wire_version_is_refused(
+    http: HttpConnection, instance: Instance, version: object
+) -> None:
+    dispatch = await claimed(http, instance)
+    body = {**events(instance, dispatch, 0, range(1)).to_wire(), "v": version}
+    with pytest.raises(MessageDecodeError, match="wire version"):
+        await http.request(HttpRequest("POST", "/attempts/report", json=body))

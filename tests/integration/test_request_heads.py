@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from itertools import repeat
@@ -69,7 +70,11 @@ async def test_a_request_head_without_end_is_refused(server: HttpServer, place: 
 async def test_the_answer_names_the_limit(server: HttpServer) -> None:
     answers, _ = await exchange(server, iter([LINE + b"Cookie: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n"]))
     assert answers.startswith(b"HTTP/1.1 431 ")
-    assert str(MAX_HEAD_BYTES).encode() in answers
+    head, _, body = answers.partition(b"\r\n\r\n")
+    assert b"\r\nContent-Type: application/problem+json\r\n" in head
+    problem = json.loads(body)
+    assert problem["status"] == 431
+    assert str(MAX_HEAD_BYTES) in problem["detail"]
 
 
 async def test_requests_below_the_limit_are_served(server: HttpServer) -> None:

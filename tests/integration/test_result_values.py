@@ -208,7 +208,7 @@ async def test_keys_that_are_the_same_in_json_are_kept_in_a_run(stack: Stack) ->
         task_id = await stack.submit()
 
         async def is_parked() -> bool:
-            return (await stack.end(task_id, wait=0)).status is TaskStatus.WAITING
+            return await stack.is_parked(task_id)
 
         await eventually(is_parked)
         await stack.send(task_id, HumanResponseEvent())

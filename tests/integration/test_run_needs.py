@@ -12,7 +12,6 @@ from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
 from llama_deploy.control_plane.direct_gateway import DirectGateway
 from llama_deploy.services import WorkflowService, WorkflowServiceConfig
-from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import JournalReply, JournalWrite
 from llama_deploy.types.workflow_shape import RunNeeds, StepNeed
 from tests.integration.in_process import Stack, result_of, running_stack, until
@@ -77,7 +76,7 @@ async def test_needs_are_sent_when_they_change(stack: Stack) -> None:
         task = await stack.submit()
 
         async def is_parked() -> bool:
-            return (await stack.plane.tasks.get(task)).status is TaskStatus.WAITING
+            return await stack.is_parked(task)
 
         await until(is_parked)
         written = [write for write in gateway.writes if write.entry is not None]

@@ -10,7 +10,7 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import Event, StartEvent, StopEvent
 
-from llama_deploy.services.run import journal_backlog as journal
+from llama_deploy.services.run.journal import journal_backlog as journal
 from llama_deploy.testing.conditions import eventually
 from tests.integration.in_process import Stack, result_of, running_stack
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from typing import Annotated
 
 import pytest
-from pydantic import BaseModel, TypeAdapter
+from fastapi import Body
+from pydantic import BaseModel, Field, TypeAdapter
 
 from llama_deploy.errors import (
     InternalServerError,
@@ -19,7 +21,7 @@ from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import JSON_HEADERS, HttpRequest
 from llama_deploy.web.http_server import HttpServer
-from llama_deploy.web.shortcuts import Call, Shortcuts
+from llama_deploy.web.shortcuts import Call, ForSome, Routes, Shortcuts
 
 LIMIT = 1000
 NUMBERS = TypeAdapter(list[int])
@@ -34,8 +36,20 @@ async def numbers(call: Call) -> bytes:
     return b'{"sum":%d,"size":%d}' % (sum(found), call.read_query(Page).size)
 
 
+class SmallPage(BaseModel):
+    size: int = Field(le=2)
+
+
+async def limited(call: Call) -> bytes:
+    return b"%d" % call.read_query(SmallPage).size
+
+
 async def rest(call: Call) -> bytes:
     return b'{"rest":"%s"}' % call.rest.encode()
+
+
+def body_of(body: Annotated[list[int], Body()]) -> list[int]:
+    return body
 
 
 async def nothing(_call: Call) -> None:
@@ -54,12 +68,15 @@ async def fail(_call: Call) -> bytes:
 async def http() -> AsyncIterator[HttpConnection]:
     app = create_app(title="test")
     app.get("/numbers")(lambda: "of the application")
-    routes = {
+    app.put("/some/{name}")(body_of)
+    routes: Routes = {
         ("POST", "/numbers"): numbers,
+        ("POST", "/limited"): limited,
         ("POST", "/below/"): rest,
         ("POST", "/nothing"): nothing,
         ("POST", "/refuse"): refuse,
         ("POST", "/fail"): fail,
+        ("PUT", "/some/"): ForSome(rest, lambda _, rest: rest == "this"),
     }
     settings = EdgeSettings(env_prefix="", hosts=(), max_body_bytes=LIMIT)
     front = build_edge(app, settings, shortcuts=routes)
@@ -77,9 +94,9 @@ async def test_body_and_query_are_read(http: HttpConnection) -> None:
 @pytest.mark.parametrize(
     ("request_", "named"),
     [
-        (HttpRequest("POST", "/numbers", json=["x"]), "body: 0"),
+        (HttpRequest("POST", "/numbers", json=["x"]), "body.0: "),
         (HttpRequest("POST", "/numbers", content=b"{", headers=JSON_HEADERS), "body: "),
-        (HttpRequest("POST", "/numbers", json=[], params={"size": "x"}), "query: size"),
+        (HttpRequest("POST", "/numbers", json=[], params={"size": "x"}), "query.size: "),
     ],
 )
 async def test_what_is_not_of_the_form_is_refused(
@@ -93,6 +110,19 @@ async def test_what_is_not_of_the_form_is_refused(
 async def test_a_path_with_a_slash_stands_for_all_below_it(http: HttpConnection, path: str) -> None:
     answer = await http.request(HttpRequest("POST", "/below/" + path))
     assert answer == {"rest": path.replace("%C3%A4%20", "ä ")}
+
+
+async def test_what_a_shortcut_does_not_take_is_left_to_the_application(http: HttpConnection) -> None:
+    assert await http.request(HttpRequest("PUT", "/some/this", json=[1])) == {"rest": "this"}
+    assert await http.request(HttpRequest("PUT", "/some/other", json=[1])) == [1]
+
+
+async def test_one_query_for_two_routes_is_read_by_the_form_of_each(http: HttpConnection) -> None:
+    for _ in range(2):
+        sized = HttpRequest("POST", "/numbers", params={"size": 3}, json=[])
+        assert await http.request(sized) == {"sum": 0, "size": 3}
+        with pytest.raises(InvalidRequestError, match="size"):
+            await http.request(HttpRequest("POST", "/limited", params={"size": 3}, json=[]))
 
 
 async def test_none_is_no_content(http: HttpConnection) -> None:

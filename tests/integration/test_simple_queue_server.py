@@ -354,7 +354,9 @@ async def test_the_openapi_document_describes_bodies_and_problems(http: HttpConn
         "application/json"
     ]["schema"]["anyOf"]
     assert "QueueMessage" in document["components"]["schemas"]
-    assert MEDIA_TYPE in publish["responses"]["4XX"]["content"]
+    problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    assert publish["responses"]["4XX"]["content"] == publish["responses"]["5XX"]["content"] == problem
+    assert document["components"]["schemas"]["Problem"]["properties"]["status"]["type"] == "integer"
 
 
 async def test_a_long_poll_wakes_at_once(server: SimpleMessageQueueServer, http: HttpConnection) -> None:
@@ -474,7 +476,7 @@ async def test_a_closing_server_does_not_wait_for_long_polls() -> None:
     await call(http, "POST", "/topics/t")
     poll = asyncio.create_task(call(http, "GET", "/messages/t", wait=60))
     await until_waiting(http, "t")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await server.close()
         assert await poll == {"deliveries": []}
     await http.close()

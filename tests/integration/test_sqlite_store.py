@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql
 from llama_deploy.errors import ConfigError, StoreLockedError, UnavailableError
 from llama_deploy.state_stores import migrations, sqlite
 from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.event_packs import packed
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
 from llama_deploy.state_stores.records import (
     EventRecord,
@@ -262,7 +263,9 @@ async def test_the_migrations_lead_to_the_tables(store: SQLiteStateStore, databa
     declared = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
     metadata.create_all(declared)
     with migrated.connect() as connection, declared.connect() as wanted:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        # Only PostgreSQL has the index of prefixes, and Alembic does not see that.
+        opts = {"compare_type": True, "include_object": lambda _, name, *__: name != "ix_tasks_list_id"}
+        context = MigrationContext.configure(connection, opts=opts)
         assert compare_metadata(context, metadata) == []
         # Alembic does not compare the conditions of partial indexes, nor `WITHOUT ROWID`.
         assert schema_of(connection) == schema_of(wanted)
@@ -359,7 +362,7 @@ def use_everything(tx: StoreTransaction) -> None:
     tx.sessions.page(after="s")
     tx.tasks.insert([task])
     tx.tasks.update([task])
-    tx.tasks.update_progress([task])
+    tx.tasks.change([(task, task._replace(attempt=2))])
     tx.tasks.load(["t1", "t2"])
     tx.tasks.of_sessions(["s1", "s2"])
     tx.tasks.of_sessions(["s1", "s2"], open_only=True)
@@ -427,6 +430,31 @@ async def test_every_query_has_its_index(store: SQLiteStateStore, database: Path
             assert not line.startswith("SCAN") or walks_in_order, (statement, plan)
         for condition, index in expected.items():
             assert condition not in statement or index in plan, (statement, plan)
+
+
+def use_packs_and_feeds(tx: StoreTransaction) -> None:
+    tx.events.insert([EventRecord("t1", n, "E", "{}") for n in range(3)])
+    tx.events.put_packs(packed(tx.events.loose("t1")))
+    tx.events.last_pack("t1")
+    tx.events.load("t1", max_bytes=1)
+    for status in TaskStatus:
+        tx.feeds.changed_since(status, NOW, after="t1")
+    tx.feeds.load(["t1", "t2"])
+
+
+async def test_packs_and_what_feeds_read_have_their_indexes(store: SQLiteStateStore, database: Path) -> None:
+    seen: list[str] = []
+    driver = store._database.writer._driver
+    driver.set_trace_callback(seen.append)
+    await store.transact(use_packs_and_feeds)
+    driver.set_trace_callback(None)
+    plans = {statement: explain(database, statement) for statement in seen}
+    assert sum("event_packs" in statement for statement in plans) >= 3
+    for statement, plan in plans.items():
+        # Of tasks that are open, those with the status are looked at.
+        assert not [line for line in plan if line.startswith("SCAN") and "USING INDEX ix_tasks_" not in line]
+        if any(f"status = '{status}'" in statement for status in TaskStatus if status.is_terminal):
+            assert "USING INDEX ix_tasks_ended (status=? AND status_changed_at>?)" in plan[0]
 
 
 async def test_what_suspects_need_is_found_by_their_index(store: SQLiteStateStore, database: Path) -> None:

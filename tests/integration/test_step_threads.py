@@ -112,7 +112,7 @@ async def test_an_instance_with_too_many_lost_threads_takes_no_tasks_until_they_
             assert (await stack.end(task_id)).status is TaskStatus.CANCELLED
         await until(lambda: "takes no new tasks in this process: 2 threads are lost" in caplog.text)
         # One subscription may have asked for tasks before; what it brings still runs.
-        await stack.run("hangs")
+        await stack.end(await stack.submit("hangs"), wait=0.5)
         waiting = await stack.submit("hangs")
         assert (await stack.end(waiting, wait=0.5)).status is TaskStatus.QUEUED
         gate.set()

@@ -148,7 +148,8 @@ async def server_sent(http: HttpConnection, path: str, **headers: str) -> list[d
                 continue
             name, _, value = line.decode().partition(": ")
             messages[-1][name] = value
-    return [message for message in messages if message]
+    assert messages[0] == {"retry": "1000"}
+    return [message for message in messages[1:] if message]
 
 
 async def test_server_sent_events_have_ids_and_a_new_attempt_has_none(

@@ -180,7 +180,7 @@ async def parked_suspect(stack: Stack) -> tuple[str, ServiceDefinition]:
         task_id = await stack.submit("echo", timeout=None)
 
         async def is_parked() -> bool:
-            return (await stack.plane.tasks.get(task_id)).status is TaskStatus.WAITING
+            return await stack.is_parked(task_id)
 
         await until(is_parked)
     task = await stored(stack, task_id)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
+from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import Durability, SessionPolicy, TaskStatus
 from tests.integration.in_process import Stack, failure_of, result_of, running_stack
@@ -405,7 +406,7 @@ async def test_a_key_that_can_be_stored_again_is_not_missing_any_more(stack: Sta
         session = await stack.session()
         result_of(await stack.run("service", session, live=True))
         result_of(await stack.run("service", session, live=False))
-        state = (await stack.stored(session)).state
+        state = text_of((await stack.stored(session)).state)
     assert "holds an OpenAI" not in state
 
 

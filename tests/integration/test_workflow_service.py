@@ -31,6 +31,7 @@ from llama_deploy.services import (
     WorkflowService,
     WorkflowServiceConfig,
 )
+from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.types import (
     EventDefinition,
     SessionPolicy,
@@ -362,7 +363,7 @@ async def test_thirty_runs_do_not_make_the_state_grow(stack: Stack) -> None:
     session = await stack.session()
 
     async def size() -> int:
-        return len((await stack.stored(session)).state)
+        return len(text_of((await stack.stored(session)).state))
 
     async with stack.serving(stack.service(Counter())):
         for _ in range(10):

@@ -17,7 +17,7 @@ from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
 from tests.servers.sqs import SqsServer
 
-_PATIENCE_SECONDS: Final = 10.0
+_PATIENCE_SECONDS: Final = 60.0
 
 
 class Broker(AbstractContextManager["Broker"], Protocol):

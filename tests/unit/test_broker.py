@@ -102,7 +102,7 @@ def settle(broker: SimpleBroker, action: SettleAction, *handouts: Handout, secon
 
 async def until_waiting(broker: SimpleBroker, members: int, *, topic: str = "t") -> None:
     """Let the tasks run that are about to wait."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while broker.depths()[topic].groups["default"].waiting_members < members:  # noqa: ASYNC110
             await asyncio.sleep(0)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from llama_deploy.cli.announcement import example_commands
 from llama_deploy.cli.arguments import parse_arguments
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.schemas import example, summarize
+from llama_deploy.cli.serving.announcement import example_commands
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.json_values import JsonObject
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from llama_deploy.cli.logs import CommandLogging, LogFormat
 from llama_deploy.running_task import TaskInfo, running_task
@@ -197,3 +199,17 @@ def test_a_line_of_text_names_the_task_once(configure: Configure, capsys: pytest
     running_task.reset(token)
     application.info("idle")
     assert capsys.readouterr().err.count("abcd") == 2
+
+
+def test_json_has_the_ids_of_the_span(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(log_format=LogFormat.JSON)
+    span = SpanContext(
+        0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=True, trace_flags=TraceFlags(1)
+    )
+    with trace.use_span(NonRecordingSpan(span)):
+        application.warning("inside")
+    application.warning("outside")
+    inside, outside = map(json.loads, capsys.readouterr().err.splitlines())
+    assert inside["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert inside["span_id"] == "b7ad6b7169203331"
+    assert "trace_id" not in outside

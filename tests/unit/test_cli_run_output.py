@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llama_deploy.cli.run_command import JsonOutput, Output, QuietOutput, ReadableOutput
+from llama_deploy.cli.running.run_command import JsonOutput, Output, QuietOutput, ReadableOutput
 from llama_deploy.client import Service
 from llama_deploy.types import NewAttempt
 

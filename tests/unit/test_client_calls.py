@@ -158,6 +158,7 @@ def test_a_short_task_takes_one_request() -> None:
         "service_name": "adder",
         "arguments": {"a": 3, "b": 4},
         "task_id": "t1",
+        "tags": [],
     }
     run.answer(view("succeeded"))
     assert run.done
@@ -445,12 +446,18 @@ def test_sessions_are_listed_page_by_page() -> None:
     run.answer({f"s{n:04}": {"session_id": f"s{n:04}"} for n in range(1000)})
     assert run.request.params == {"after": "s0999", "limit": 1000}
     run.answer({"s1000": {"session_id": "s1000"}})
+    assert run.request.params == {"after": "s1000", "limit": 1000}
+    run.answer({})
     assert [found.id for found in run.result] == [f"s{n:04}" for n in range(1001)]
 
 
 def test_a_session_is_created_with_the_id_that_was_asked_for() -> None:
     run = Run(SessionCollection(API).get_or_create("mine", policy="parallel"))
-    assert run.request.json.model_dump(mode="json") == {"session_id": "mine", "policy": "parallel"}
+    assert run.request.json.model_dump(mode="json") == {
+        "session_id": "mine",
+        "policy": "parallel",
+        "tags": [],
+    }
     run.answer("mine")
     assert run.result.id == "mine"
 

@@ -88,6 +88,7 @@ def test_help_explains_each_parameter_and_attribute_of_the_client() -> None:
             "close",
             "control_plane_url",
             "disable_ssl",
+            "events",
             "run",
             "submit",
             "sync",

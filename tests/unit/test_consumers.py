@@ -82,7 +82,7 @@ async def test_a_registered_consumer_consumes_until_it_is_deregistered(queue: Lo
     consumer.consuming_callable = await queue.register_consumer(consumer, "t")
     consuming = asyncio.create_task(consumer.start_consuming())
     await queue.publish(QueueMessage(data={"number": 1}), "t")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert (await seen.get()).data == {"number": 1}
         await queue.deregister_consumer(consumer)
         await consuming
@@ -97,8 +97,8 @@ async def test_an_error_ends_consuming_where_that_is_asked_for() -> None:
         start_consuming = await queue.register_consumer(consumer, "t")
         await queue.publish(QueueMessage(), "t")
         with pytest.raises(KeyError, match="on purpose"):
-            await asyncio.wait_for(start_consuming(), 5)
-        async with await queue.subscribe("t") as subscription, asyncio.timeout(5):
+            await asyncio.wait_for(start_consuming(), 30)
+        async with await queue.subscribe("t") as subscription, asyncio.timeout(30):
             (delivery,) = await subscription.receive(1)
         assert delivery.attempt == 2
 
@@ -179,7 +179,7 @@ async def _consume_until_extended(delivery: SlowDelivery) -> None:
     consumer = CallableMessageConsumer(handler=work_until_extended)
     start_consuming = await queue.register_consumer(consumer, "t")
     consuming = asyncio.create_task(start_consuming())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await delivery.extended.wait()
         await queue.deregister_consumer(consumer)
         await consuming
@@ -348,7 +348,7 @@ async def test_a_publisher_signs_dates_and_addresses(
     message = QueueMessage(type="work")
     message.stats.publish_time = None
     await publisher.publish(message, **kwargs, reason="test")
-    async with await queue.subscribe(topic) as subscription, asyncio.timeout(5):
+    async with await queue.subscribe(topic) as subscription, asyncio.timeout(30):
         (delivery,) = await subscription.receive(1)
     assert delivery.message.publisher_id == "publisher-1"
     assert delivery.message.stats.publish_time is not None

@@ -15,6 +15,7 @@ from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions import deaths, lifecycle
 from llama_deploy.control_plane.decisions.deaths import Blame, Waiting, asked, judge, judged_at
 from llama_deploy.control_plane.decisions.transitions import Transition
+from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import SUSPECT_DEATHS, TaskRecord
 from llama_deploy.testing.records import a_task
 from llama_deploy.types import TaskResult, TaskStatus
@@ -99,7 +100,7 @@ def test_a_task_that_is_charged_too_often_fails_and_says_why(number: int, words:
         running(losses=number - 1, max_attempts=number), Blame.CHARGED, because="was killed by SIGKILL"
     )
     assert task.status is TaskStatus.FAILED
-    error = TaskResult.model_validate_json(task.result or "").error
+    error = TaskResult.model_validate_json(text_of(task.result) or "").error
     assert error is not None
     assert f"{words} greeter ended in which this task was alone" in error.message
     assert error.message.endswith("was killed by SIGKILL")

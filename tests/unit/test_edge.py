@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_deploy import ControlPlaneConfig, SimpleMessageQueueConfig, WorkflowServiceConfig
 from llama_deploy.errors import InvalidRequestError
-from llama_deploy.web.edge.authentication import ANONYMOUS, Caller
+from llama_deploy.types.callers import ANONYMOUS, Caller
 from llama_deploy.web.edge.authorities import (
     Authority,
     Origin,

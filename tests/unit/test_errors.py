@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator
 
 import pytest
 
 from llama_deploy import errors
-from llama_deploy.errors import LlamaDeployError, ServiceNotFoundError
+from llama_deploy.errors import LlamaDeployError, ServiceNotFoundError, TaskFinishedError
+from llama_deploy.web.problems import from_problem, status_of, to_problem
 
 
 def subclasses(cls: type[LlamaDeployError]) -> Iterator[type[LlamaDeployError]]:
@@ -48,6 +50,26 @@ def test_facts_build_an_equal_error(cls: type[LlamaDeployError]) -> None:
     again = cls(str(error), **error.facts())
     assert error.facts() == {name: f"the {name}" for name in names}
     assert (str(again), again.facts()) == (str(error), error.facts())
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_problem_has_the_status_of_the_response_and_builds_an_equal_error(
+    cls: type[LlamaDeployError],
+) -> None:
+    names = [name for name in inspect.signature(cls).parameters if name != "message"]
+    error = cls("what happened", **{name: f"the {name}" for name in names})
+    problem = to_problem(error)
+    assert problem["status"] == int(status_of(error))
+    assert problem["detail"] == "what happened"
+    again = from_problem(problem["status"], json.dumps(problem).encode(), url="http://localhost")
+    assert again.facts() == error.facts()
+
+
+def test_the_status_of_a_task_in_the_problem_of_an_earlier_release_is_read() -> None:
+    problem = {**to_problem(TaskFinishedError("ended", task_id="t")), "status": "failed"}
+    del problem["task_status"]
+    again = from_problem(409, json.dumps(problem).encode(), url="http://localhost")
+    assert again.facts() == {"task_id": "t", "status": "failed"}
 
 
 @pytest.mark.parametrize(

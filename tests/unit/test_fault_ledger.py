@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
-from tests.faults.chaos import comebacks
 from tests.faults.ledger import CHAIN, Death, Faults, Ledger, takeover
 
 A, B = 1, 2
@@ -95,9 +94,34 @@ def test_a_step_that_did_not_end_is_missed(ledger: Path) -> None:
     assert violations(ledger, STRAIGHT[:-1]) == ["task it (chain): step five has not ended"]
 
 
-def test_a_process_may_not_write_for_those_that_took_its_place() -> None:
-    assert comebacks([A, A, B, B], Faults([Death(A, 1.0)])) == []
-    assert len(comebacks([A, B, A], Faults([Death(A, 1.0)]))) == 1
+def test_a_killed_process_may_have_been_dead_a_little_earlier(ledger: Path) -> None:
+    """It was killed at 2.5, and seen to be dead at 6, when another one had gone on."""
+    lines = [line for line in taken_over(5.0, step="three", since=2.0) if line != (2.0, "end", "three", A)]
+    assert violations(ledger, lines, Death(A, 6.0, since=2.5)) == []
+    assert takeover(Ledger(ledger).lines(), Death(A, 6.0, since=2.5)) == [4.5]
+    (found,) = violations(ledger, lines, Death(A, 9.0, since=8.0))
+    assert "process 1 had not died" in found
+
+
+def test_what_has_ended_before_a_drain_may_not_run_again(ledger: Path) -> None:
+    lines = taken_over(5.0, step="three", since=2.0)
+    (found,) = violations(ledger, lines, Death(A, 4.5, since=4.0))
+    assert "2.0 s lay between end and death" in found
+
+
+def test_only_what_cannot_be_stored_starts_again_after_a_drain(ledger: Path) -> None:
+    ledger.write_text(
+        "".join(
+            f"{at} {word} it {step} {pid}\n"
+            for at, pid in ((1.0, A), (5.0, B))
+            for step in (("prepare",) if pid == A else ("prepare", "ask", "finish"))
+            for word in ("begin", "end")
+        )
+    )
+    faults = Faults(drained=[Death(A, 4.0, since=3.0)])
+    assert Ledger(ledger).violations("volatile", "it", faults) == []
+    (found,) = Ledger(ledger).violations("human", "it", faults)
+    assert "process 1 had not died" in found
 
 
 def test_a_takeover_is_measured_from_the_death(ledger: Path) -> None:

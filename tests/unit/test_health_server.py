@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -96,3 +97,43 @@ def test_it_ends(port: int, ask: Ask) -> None:
     with pytest.raises(OSError, match="in use"):
         again.start("127.0.0.1", port)
     assert other != port
+
+
+@pytest.fixture
+def scraped() -> Iterator[tuple[int, threading.Event]]:
+    """Run a server whose metrics take until an event is set; return its port and the event."""
+    ready = threading.Event()
+
+    def metrics() -> str:
+        assert ready.wait(30)
+        return "up 1\n"
+
+    server = HealthServer(live=dict, ready=lambda: LOST, metrics=metrics)
+    yield server.start("127.0.0.1", 0), ready
+    ready.set()
+    server.close()
+
+
+def test_probes_do_not_wait_for_metrics(scraped: tuple[int, threading.Event]) -> None:
+    port, ready = scraped
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(get("/metrics"))
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as other:
+            other.sendall(get("/health/live"))
+            assert other.recv(12) == b"HTTP/1.1 200"
+        ready.set()
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
+    assert body == b"up 1\n"
+
+
+def test_a_page_with_a_name_of_its_own_gets_no_metrics(scraped: tuple[int, threading.Event]) -> None:
+    port, _ = scraped
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(get("/metrics", host="rebound.example"))
+        assert client.recv(12) == b"HTTP/1.1 421"
+
+
+def test_without_metrics_there_is_no_such_path(ask: Ask) -> None:
+    assert ask(get("/metrics")).startswith(b"HTTP/1.1 404")

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.services.run.held_data import MAX_VALUES, HeldData
+from llama_deploy.services.run.steps.held_data import MAX_VALUES, HeldData
 
 
 class Odd(dict[str, int]):

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from llama_deploy.control_plane.decisions import hops, lifecycle
 from llama_deploy.control_plane.decisions.routing import NEW_ROUTE, Hop, Routing, run_input
+from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import Durability, TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import AttemptOutcome, EventPayload
@@ -134,4 +135,4 @@ def test_a_failure_of_the_orchestrator_ends_the_stream_with_that_failure() -> No
     (terminal,) = ended.events
     assert terminal.type == "TaskEnded"
     assert terminal.data["error"]["message"] == "no such service"
-    assert TaskResult.model_validate_json(ended.task.result or "").result == "no such service"
+    assert TaskResult.model_validate_json(text_of(ended.task.result) or "").result == "no such service"

@@ -4,9 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_deploy.types.keys import SEPARATOR, internal_key, public_id
+from llama_deploy.types.keys import (
+    SEPARATOR,
+    ForeignKeyError,
+    check_tenant,
+    internal_key,
+    public_id,
+    tenant_of,
+)
 
 names = st.text(st.characters(exclude_characters=SEPARATOR, codec="utf-8"))
+
+
+def test_a_key_of_another_tenant_is_a_programming_error() -> None:
+    check_tenant("acme", "acme\x1ft", None)
+    check_tenant("", "t", None)
+    for tenant, key in (("", "acme\x1ft"), ("acme", "t"), ("acme", "beta\x1ft"), ("a", "ac\x1ft")):
+        with pytest.raises(ForeignKeyError):
+            check_tenant(tenant, key)
 
 
 @given(names)
@@ -29,3 +44,10 @@ def test_a_key_belongs_to_one_tenant_and_id(first: tuple[str, str], second: tupl
 def test_the_separator_is_rejected(tenant: str, name: str) -> None:
     with pytest.raises(ValueError, match=r"U\+001F"):
         internal_key(tenant, name)
+
+
+@given(names)
+def test_a_key_tells_its_tenant_and_its_id(public: str) -> None:
+    for tenant in ("", "acme"):
+        key = internal_key(tenant, public)
+        assert (tenant_of(key), public_id(key)) == (tenant, public)

@@ -16,6 +16,7 @@ from llama_deploy.control_plane.dispatch.clock_watch import ClockWatch
 from llama_deploy.control_plane.dispatch.dispatcher import Dispatcher
 from llama_deploy.control_plane.dispatch.leases import Leases
 from llama_deploy.control_plane.dispatch.pause_watch import PauseWatch
+from llama_deploy.control_plane.dispatch.question_deadlines import QuestionDeadlines
 from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
 from llama_deploy.control_plane.dispatch.timers import Timers
 from llama_deploy.control_plane.plane import ControlPlane
@@ -82,7 +83,12 @@ class Scene:
         self.dispatcher = Dispatcher(
             store=store, writer=self.writer, clock=self._clock, lease=LEASE, is_waiting=lambda _: False
         )
-        self.timers = Timers(store=store, writer=self.writer, clock=self._clock)
+        self.timers = Timers(
+            store=store,
+            writer=self.writer,
+            deadlines=QuestionDeadlines(self.writer),
+            clock=self._clock,
+        )
         self.committed: list[Committed] = []
 
     def _clock(self) -> datetime:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llama_deploy.concurrency.backoff import Backoff
-from llama_deploy.control_plane.decisions import lifecycle
+from llama_deploy.control_plane.decisions import lifecycle, retries
 from llama_deploy.control_plane.decisions.deaths import Blame
 from llama_deploy.control_plane.decisions.takeovers import TakeoverReason, takeovers_of
 from llama_deploy.control_plane.decisions.transitions import Transition
@@ -21,9 +21,11 @@ from llama_deploy.errors import (
     FencedOutError,
     JournalConflictError,
     PayloadTooLargeError,
+    RetryRefusedError,
     SessionBusyError,
     TaskFinishedError,
 )
+from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import Durability, SessionPolicy, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import (
@@ -202,6 +204,7 @@ class TaskLife(RuleBasedStateMachine):
         unseen: bool,
     ) -> None:
         before = self.task
+        unseen = unseen and before.inbox_length > 0
         self.is_old = bool(step_lasts)
         at = NOW + (step_lasts or timedelta())
         attempt = before.attempt + off
@@ -368,7 +371,7 @@ class TaskLife(RuleBasedStateMachine):
         assert self.ends == int(self.task.status.is_terminal)
         assert (self.task.result is not None) == self.task.status.is_terminal
         if self.task.result is not None:
-            assert TaskResult.model_validate_json(self.task.result).status is self.task.status
+            assert TaskResult.model_validate_json(text_of(self.task.result) or "").status is self.task.status
 
     @invariant()
     def it_has_an_owner_only_while_it_runs(self) -> None:
@@ -380,10 +383,22 @@ class TaskLife(RuleBasedStateMachine):
             assert self.task.instance_id is None
 
     @invariant()
-    def its_journal_is_as_long_as_it_says_and_ends_with_it(self) -> None:
+    def its_journal_is_as_long_as_it_says_and_ends_with_a_success(self) -> None:
         assert self.task.journal_length == len(self.journal)
         assert self.task.has_run is self.is_stored
-        assert not (self.task.has_run and self.task.status.is_terminal)
+        assert not (self.task.has_run and self.task.status is TaskStatus.SUCCEEDED)
+
+    @rule()
+    def retry(self) -> None:
+        try:
+            retry = retries.retry(self.task, task_id="again", origin="last_step", routing=None, at=NOW)
+        except RetryRefusedError:
+            assert not (self.task.status.is_terminal and self.task.has_run)
+        else:
+            assert self.task.status.is_terminal
+            assert retry.copies_run is self.task.has_run
+            assert (retry.task.has_run, retry.task.journal_length) == (self.is_stored, len(self.journal))
+            assert (retry.task.status, retry.task.attempt, retry.task.losses) == (TaskStatus.PENDING, 1, 0)
 
     @invariant()
     def a_timer_is_of_a_parked_run(self) -> None:
@@ -397,7 +412,7 @@ def test_a_task_that_kills_its_instances_fails_with_that_reason() -> None:
     task = new_task(status=TaskStatus.RUNNING, instance_id="a", token="t", attempt=3, losses=2)
     ended = lifecycle.lose(task, at=NOW, backoff=BACKOFF).task
     assert ended.status is TaskStatus.FAILED
-    result = TaskResult.model_validate_json(ended.result or "")
+    result = TaskResult.model_validate_json(text_of(ended.result) or "")
     assert result.error is not None
     assert result.error.type == "llama_deploy.errors.AttemptsExhaustedError"
     assert "3 processes of service service ended" in result.error.message
@@ -505,6 +520,25 @@ def test_the_policy_decides_on_a_second_task(policy: SessionPolicy, status: Task
     assert len(admission.cancel) == cancels
 
 
+@pytest.mark.parametrize("policy", SessionPolicy)
+def test_only_one_policy_lets_a_task_pass_those_that_wait(policy: SessionPolicy) -> None:
+    waiting = [
+        new_task(task_id="parked", status=TaskStatus.WAITING),
+        new_task(task_id="in memory", status=TaskStatus.RUNNING, waiting_since=NOW),
+    ]
+    overtakes = policy in (SessionPolicy.PARALLEL, SessionPolicy.PARALLEL_WHILE_WAITING)
+    if policy is not SessionPolicy.REJECT:
+        admission = lifecycle.admit(new_task(), open_tasks=waiting, policy=policy)
+        assert admission.accepted.dispatch is overtakes
+
+
+@pytest.mark.parametrize("status", [TaskStatus.PENDING, TaskStatus.QUEUED, TaskStatus.RUNNING])
+def test_a_task_that_passes_those_that_wait_does_not_pass_others(status: TaskStatus) -> None:
+    ahead = [new_task(task_id="a", status=TaskStatus.WAITING), new_task(task_id="b", status=status)]
+    admission = lifecycle.admit(new_task(), open_tasks=ahead, policy=SessionPolicy.PARALLEL_WHILE_WAITING)
+    assert admission.accepted.task.status is TaskStatus.PENDING
+
+
 def test_a_rejecting_session_names_the_task_that_it_works_on() -> None:
     first = new_task(task_id="first", status=TaskStatus.RUNNING)
     with pytest.raises(SessionBusyError, match="first"):
@@ -589,8 +623,8 @@ def test_a_run_whose_cancellation_was_asked_for_ends_instead_of_waiting() -> Non
     write = a_write(task, events=events(1), parking=Parking(inbox_seq=0))
     ended = lifecycle.journal(task, write, at=NOW)
     assert ended.task.status is TaskStatus.CANCELLED
-    assert ended.forget_run
-    assert ended.journal is None
+    assert ended.journal is write
+    assert not ended.forget_run
     assert [event.type for event in ended.events] == ["Progress", "TaskEnded"]
 
 
@@ -598,8 +632,26 @@ def test_a_parked_task_is_cancelled_at_once() -> None:
     parked = new_task(status=TaskStatus.WAITING, has_run=True, journal_length=1, wake_at=NOW)
     cancelled = lifecycle.cancel(parked, at=NOW)
     assert cancelled.task.status is TaskStatus.CANCELLED
-    assert cancelled.forget_run
     assert not cancelled.notify_cancel
+
+
+@pytest.mark.parametrize("status", ENDS)
+def test_the_journal_is_kept_unless_the_task_succeeds(status: TaskStatus) -> None:
+    task = running(has_run=True, journal_length=3, running_seconds=2.0)
+    outcome = AttemptOutcome(task_id="task", attempt=1, token="t", first=0, events=[], status=status)
+    ended = lifecycle.end(task, outcome, at=NOW)
+    is_kept = status is not TaskStatus.SUCCEEDED
+    assert ended.forget_run is not is_kept
+    assert (ended.task.has_run, ended.task.journal_length) == ((True, 3) if is_kept else (False, 0))
+
+
+def test_the_journal_of_a_hop_is_not_kept() -> None:
+    task = running(has_run=True, journal_length=3, routing="{}", cancel_requested=True)
+    outcome = AttemptOutcome(
+        task_id="task", attempt=1, token="t", first=0, events=[], status=TaskStatus.FAILED
+    )
+    ended = lifecycle.end(task, outcome, at=NOW)
+    assert (ended.task.status, ended.task.has_run, ended.forget_run) == (TaskStatus.CANCELLED, False, True)
 
 
 def test_a_lost_attempt_keeps_the_journal() -> None:
@@ -661,7 +713,7 @@ def test_a_late_outcome_of_a_blocked_task_is_refused() -> None:
     assert ended is not None
     assert ended.task.status is TaskStatus.TIMED_OUT
     assert ended.task.result is not None
-    error = TaskResult.model_validate_json(ended.task.result).error
+    error = TaskResult.model_validate_json(text_of(ended.task.result) or "").error
     assert error is not None
     assert (error.type, "timed out after 2.0 s" in error.message) == (
         "workflows.errors.WorkflowTimeoutError",
@@ -710,3 +762,9 @@ def test_a_run_that_begins_again_forgets_what_it_was() -> None:
     assert (fresh.has_run, fresh.journal_length, fresh.running_seconds, fresh.losses) == (False, 0, 0.0, 0)
     assert (fresh.version, fresh.pinned_to, fresh.attempt) == (None, "v2", parked.attempt + 1)
     assert lifecycle.start_again(fresh, "v2", at=NOW) == Transition(fresh), "a client may repeat the request"
+
+
+def test_a_queued_task_that_begins_again_has_been_queued_since_before() -> None:
+    queued = new_task(status=TaskStatus.QUEUED, status_changed_at=LONG_AGO)
+    begun = lifecycle.start_again(queued, "v2", at=NOW).task
+    assert (begun.attempt, begun.status_changed_at) == (queued.attempt + 1, LONG_AGO)

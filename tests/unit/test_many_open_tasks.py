@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -17,7 +18,7 @@ from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.records import NOW, a_session, a_task
-from llama_deploy.types import TaskStatus
+from llama_deploy.types import SessionPolicy, TaskStatus
 from llama_deploy.types.topics import Topics
 
 T = TypeVar("T")
@@ -116,3 +117,23 @@ async def test_an_event_for_a_task_far_behind_does_not_move_it_forward(store: SQ
 
     await run(store, work, Reads.of_tasks(far, *ids, may_end=True))
     assert await queued(store) == [name(40)]
+
+
+def park(unit: Unit, task_id: str) -> None:
+    task = unit.tasks.get(task_id)
+    unit.apply(Transition(task._replace(status=TaskStatus.WAITING)))
+
+
+@pytest.mark.parametrize("policy", [SessionPolicy.ENQUEUE, SessionPolicy.PARALLEL_WHILE_WAITING])
+@pytest.mark.parametrize("waiting", [1, 31, 32, 33, 400])
+async def test_the_oldest_that_does_not_wait_is_next_if_the_policy_lets_it_pass(
+    store: SQLiteStateStore, policy: SessionPolicy, waiting: int
+) -> None:
+    def change(tx: StoreTransaction) -> None:
+        tx.sessions.update([a_session("s1")._replace(policy=policy)])
+
+    await store.transact(change)
+    for number in range(waiting):
+        parked = partial(park, task_id=name(number))
+        await run(store, parked, Reads.of_tasks(name(number), may_end=True))
+    assert await queued(store) == ([] if policy is SessionPolicy.ENQUEUE else [name(waiting)])

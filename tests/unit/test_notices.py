@@ -47,3 +47,14 @@ async def test_what_comes_together_is_read_together() -> None:
     assert await taking == Notice(frozenset({"a", "b"}), due=first, lost=True)
     mailbox.put(Notice(frozenset(map(str, range(10_001)))))
     assert await mailbox.take() == Notice(everything=True)
+
+
+def test_a_revoked_key_is_told_and_merged() -> None:
+    (text,) = encode_notice(Notice(keys=True), sender="me")
+    assert decode_notice(text) == ("me", Notice(keys=True))
+    assert decode_notice('["me", null, [], true]') == ("me", Notice(feeds=True))
+
+
+def test_the_interest_in_feeds_is_told_and_merged() -> None:
+    (text,) = encode_notice(Notice(feeds=True), sender="me")
+    assert decode_notice(text) == ("me", Notice(feeds=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_deploy.services.run.open_steps import OpenSteps
+from llama_deploy.services.run.steps.open_steps import OpenSteps
 from llama_deploy.types.instance_protocol import UnfinishedSteps
 
 

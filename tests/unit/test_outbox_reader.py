@@ -12,7 +12,7 @@ from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.dispatch import outbox_relay
 from llama_deploy.control_plane.dispatch.outbox_reader import OutboxReader
-from llama_deploy.control_plane.dispatch.outbox_relay import OutboxRelay
+from llama_deploy.control_plane.dispatch.outbox_relay import MAX_HELD_BYTES, OutboxRelay
 from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.control_plane.storage.writer import Writer
 from llama_deploy.message_queues import LocalMessageQueue
@@ -121,6 +121,37 @@ async def resend(reader: OutboxReader) -> None:
     await reader.resend_rest(await reader.resend_page())
 
 
+def large(topic: str, count: int) -> list[Outgoing]:
+    return [Outgoing.of(topic, QueueMessage(data={"text": "x" * 100_000})) for _ in range(count)]
+
+
+async def test_the_messages_of_a_topic_are_bounded_in_bytes(queue: GatedQueue, parts: Parts) -> None:
+    messages = large("topic", 200)
+    parts.relay.send(messages)
+    assert parts.relay.backlog == 1 + MAX_HELD_BYTES // messages[0].size
+    assert parts.relay.full_topics() == ["topic"]
+    assert parts.relay.count("topic") == 200
+    queue.gate.set()
+    await eventually(lambda: parts.relay.backlog == 0)
+    parts.relay.send(messages[:3])
+    await eventually(lambda: not parts.relay.is_waiting("topic"))
+
+
+async def test_the_messages_of_all_topics_are_bounded_in_bytes(
+    queue: GatedQueue, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = large("topic", 1)[0].size
+    monkeypatch.setattr(outbox_relay, "MAX_ALL_BYTES", 50 * size)
+    for n in range(60):
+        parts.relay.send(large(f"topic-{n}", 5))
+    # Ten topics have used up the room, and each of the others holds one message.
+    assert parts.relay.backlog == 10 * 5 + 50
+    assert len(parts.relay.full_topics()) == 60
+    queue.gate.set()
+    await eventually(lambda: parts.relay.backlog == 0)
+    assert len(queue.published) == 100
+
+
 @pytest.mark.parametrize("max_held", [1000, 2 * PAGE - MAX_BATCH])  # the latter are full after two pages
 async def test_the_outbox_is_published_in_pages(
     queue: GatedQueue, store: SQLiteStateStore, parts: Parts
@@ -153,7 +184,7 @@ async def test_what_is_sent_to_such_a_topic_waits_in_the_outbox_and_keeps_its_or
     for start in range(0, COUNT, 100):
         page = messages[start : start + 100]
         await fill(store, encoded(page))
-        parts.relay.send([Outgoing("topic", message) for message in page])
+        parts.relay.send([Outgoing.of("topic", message) for message in page])
     assert parts.relay.backlog <= MAX_HELD
     assert COUNT - MAX_BATCH <= parts.relay.count("topic") <= COUNT
     queue.gate.set()

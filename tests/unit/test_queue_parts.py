@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_deploy.concurrency.batching import split
-from llama_deploy.errors import ClosedError, UnavailableError
+from llama_deploy.errors import (
+    ClosedError,
+    LlamaDeployError,
+    OverloadedError,
+    QueueFullError,
+    UnavailableError,
+)
 from llama_deploy.message_queues import (
     AWSMessageQueue,
     AWSMessageQueueConfig,
@@ -316,6 +322,21 @@ async def test_an_attempt_ends_with_the_time_of_the_call(caplog: pytest.LogCaptu
     assert not caplog.records, "its caller has the error"
 
 
+async def test_a_refusal_for_a_while_is_retried_and_a_full_topic_is_told() -> None:
+    connection = BrokerConnection("the broker", retry_seconds=10)
+    errors: list[LlamaDeployError] = [OverloadedError("too many wrong keys"), QueueFullError("full")]
+
+    async def fail() -> str:
+        if errors:
+            raise errors.pop(0)
+        return "answer"
+
+    with pytest.raises(QueueFullError):
+        await connection.retry(fail)
+    errors.append(OverloadedError("too many wrong keys"))
+    assert await connection.retry_forever(fail) == "answer"
+
+
 @pytest.mark.parametrize(
     "connection",
     [
@@ -366,7 +387,7 @@ def test_every_setting_is_described(settings: type[MessageQueueConfig]) -> None:
 async def test_a_queue_that_is_closed_before_its_first_use_does_not_connect(queue_class: Any) -> None:
     queue = queue_class()
     await queue.cleanup()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(ClosedError):
             await queue.publish(QueueMessage(), "topic")
         with pytest.raises(ClosedError):

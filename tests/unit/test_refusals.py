@@ -85,7 +85,7 @@ async def test_the_relay_waits_out_what_passes(
 
     relay = OutboxRelay(queue, on_sent=sent.extend, on_refused=on_refused)
     messages = [QueueMessage() for _ in range(3)]
-    relay.send([Outgoing("topic", message) for message in messages])
+    relay.send([Outgoing.of("topic", message) for message in messages])
     await eventually(lambda: relay.backlog == 0)
     assert queue.taken == sent
     assert sorted(sent) == sorted(message.id_ for message in messages)
@@ -106,7 +106,7 @@ async def test_the_relay_gives_up_what_can_never_be_sent(queue: Moody, error: Ll
 
     relay = OutboxRelay(queue, on_sent=sent.extend, on_refused=on_refused)
     message = QueueMessage()
-    relay.send([Outgoing("topic", message)])
+    relay.send([Outgoing.of("topic", message)])
     await eventually(lambda: relay.backlog == 0)
     assert (refused, sent) == ([(message.id_, error)], [message.id_])
     await relay.close()
@@ -115,7 +115,7 @@ async def test_the_relay_gives_up_what_can_never_be_sent(queue: Moody, error: Ll
 async def test_the_relay_ends_when_the_queue_is_closed(queue: Moody) -> None:
     queue.refusals = [ClosedError("closed")]
     relay = OutboxRelay(queue, on_sent=lambda _: None, on_refused=never_refused)
-    relay.send([Outgoing("topic", QueueMessage())])
+    relay.send([Outgoing.of("topic", QueueMessage())])
     with pytest.raises(ClosedError):
         await relay.run()
     assert not queue.taken
@@ -126,7 +126,7 @@ async def test_a_closed_relay_leaves_messages_in_the_outbox(queue: Moody) -> Non
     relay = OutboxRelay(queue, on_sent=lambda _: None, on_refused=never_refused)
     await relay.close()
     tasks = asyncio.all_tasks()
-    relay.send([Outgoing("topic", QueueMessage())])
+    relay.send([Outgoing.of("topic", QueueMessage())])
     assert asyncio.all_tasks() == tasks
     assert relay.backlog == 0
 

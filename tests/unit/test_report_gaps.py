@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llama_deploy.control_plane.requests.report_gaps import ReportGaps
+from llama_deploy.control_plane.requests.attempts.report_gaps import ReportGaps
 from llama_deploy.errors import EventsMissingError
 from llama_deploy.messages import QueueMessage
 

@@ -10,8 +10,8 @@ from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.types.instance_protocol import EventPayload
 
 
-def filled(count: int, size: int = 10) -> EventBuffer:
-    buffer = EventBuffer()
+def filled(count: int, size: int = 10, max_characters: int = 1000) -> EventBuffer:
+    buffer = EventBuffer(max_characters=max_characters)
     for number in range(count):
         buffer.append(StreamedEvent(EventPayload(type="E", data={"n": number}), size))
     return buffer
@@ -47,8 +47,11 @@ def test_dropping_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer.drop(4)
     assert not buffer.is_full
     assert not buffer.is_crowded
-    monkeypatch.setattr(module, "MAX_WAITING_CHARACTERS", 30)
-    assert filled(3).is_full
+    monkeypatch.undo()
+    assert filled(3, max_characters=30).is_full
+    assert not filled(2, max_characters=30).is_full
+    assert filled(2, max_characters=30).is_crowded
+    assert not filled(1, max_characters=30).is_crowded
 
 
 def test_clearing_keeps_what_was_sent() -> None:

@@ -11,7 +11,13 @@ import pytest
 from workflows import Context, Workflow, step
 from workflows.events import StartEvent, StopEvent
 
-from llama_deploy.services.run.step_guard import StepExitError, StepWatch, guard_steps, running_code, watching
+from llama_deploy.services.run.steps.step_guard import (
+    StepExitError,
+    StepWatch,
+    guard_steps,
+    running_code,
+    watching,
+)
 from llama_deploy.workflow_library import cache_steps
 
 

@@ -15,7 +15,7 @@ from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.errors import UnavailableError
 from llama_deploy.running_task import TaskInfo, running_task
-from llama_deploy.services.run.step_guard import guard_steps
+from llama_deploy.services.run.steps.step_guard import guard_steps
 from llama_deploy.services.worker import heartbeat as heartbeat_module
 from llama_deploy.services.worker.heartbeat import HeartbeatThread
 from llama_deploy.types import BlockedStep

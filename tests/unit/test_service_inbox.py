@@ -15,9 +15,9 @@ from workflows.events import Event, HumanResponseEvent, StartEvent, StepFailedEv
 from workflows.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 from llama_deploy.services.run.hosting import host_runs
-from llama_deploy.services.run.run_inbox import EntrySequence, RunInbox
+from llama_deploy.services.run.inbox.run_inbox import EntrySequence, RunInbox
 from llama_deploy.services.run.run_observer import RunHooks
-from llama_deploy.services.run.step_guard import guard_steps
+from llama_deploy.services.run.steps.step_guard import guard_steps
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
 from llama_deploy.services.values.run_arguments import RunCall

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from workflows.events import Event, StartEvent
 
-from llama_deploy.services.run import journal_backlog as module
-from llama_deploy.services.run.journal_backlog import Backlog, BacklogMark, JournalSize, ends_step
+from llama_deploy.services.run.journal import journal_backlog as module
+from llama_deploy.services.run.journal.journal_backlog import Backlog, BacklogMark, JournalSize, ends_step
 from llama_deploy.types.instance_protocol import RunHeader, RunRecord
+from llama_deploy.types.run_points import RunPoint, mark_of
 from llama_deploy.workflow_library import (
     AddWaiter,
     StepId,
@@ -137,3 +138,15 @@ def test_a_snapshot_is_due_once_as_much_is_written_as_the_last_one_had(
             assert not size.is_due(100)
         size.add("\n" + "x" * 99)
         assert size.is_due(0)
+
+
+def test_a_journal_is_at_another_point_after_each_write() -> None:
+    header = RunHeader(fingerprint="f", library_version="1")
+    assert JournalSize.of(None).point == RunPoint(0)
+    record = RunRecord(header=header, entries=["\na"], next_seq=3, snapshots=2, state="stored")
+    size = JournalSize.of(record)
+    assert size.point == RunPoint(3, 2, mark_of("stored"))
+    size.add("\nb")
+    assert size.point[:2] == (4, 2)
+    size.reset(10)
+    assert size.point[:2] == (4, 3)

@@ -16,7 +16,7 @@ from workflows.events import InputRequiredEvent, StopEvent
 
 from llama_deploy import services
 from llama_deploy.services.run.hosting import host_runs
-from llama_deploy.services.run.run_inbox import RunInbox
+from llama_deploy.services.run.inbox.run_inbox import RunInbox
 from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from workflows import Workflow, step
 from workflows.events import Event, HumanResponseEvent, StartEvent, StopEvent
 
-from llama_deploy.services.run.offers import Offer, Offers
-from llama_deploy.services.run.questions import Questions
+from llama_deploy.services.run.inbox.offers import Offer, Offers
+from llama_deploy.services.run.inbox.questions import Questions
 from llama_deploy.workflow_library import (
     AddWaiter,
     DeleteWaiter,

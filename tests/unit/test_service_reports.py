@@ -26,10 +26,12 @@ from llama_deploy.errors import (
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.run import attempt_reports as module
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
+from llama_deploy.services.run.event_shares import MAX_ALL_CHARACTERS, MAX_SHARE, MIN_SHARE, event_share
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.services.worker import report_publisher
 from llama_deploy.services.worker.report_publisher import ReportPublisher
+from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import (
     MAX_REPORT_BYTES,
@@ -117,6 +119,37 @@ async def test_reading_waits_while_too_many_wait(monkeypatch: pytest.MonkeyPatch
     await third
     await sender.settle()
     await sender.close()
+
+
+async def test_all_attempts_of_an_instance_keep_a_limited_amount_of_text() -> None:
+    attempts, padding = 100, 100_000
+    wire = Wire()
+    wire.gate.clear()
+    senders = [
+        AttemptReports(KEY, wire.publish, max_characters=event_share(attempts)) for _ in range(attempts)
+    ]
+    kept = [0] * attempts
+
+    async def stream(place: int) -> None:
+        for number in range(100):
+            await senders[place].add(event(number, padding))
+            kept[place] += padding
+
+    streams = [asyncio.create_task(stream(place)) for place in range(attempts)]
+    await eventually(lambda: all(size >= event_share(attempts) for size in kept))
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in streams)
+    assert sum(kept) <= MAX_ALL_CHARACTERS + attempts * padding  # of a billion
+    for sender in senders:
+        await sender.close()
+    await asyncio.gather(*streams, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "share"), [(1, MAX_SHARE), (10, MAX_ALL_CHARACTERS // 10), (10_000, MIN_SHARE)]
+)
+def test_more_attempts_have_smaller_shares(attempts: int, share: int) -> None:
+    assert event_share(attempts) == share
 
 
 async def test_closing_wakes_who_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,15 @@ from workflows.plugins.basic import AsyncioAdapterQueues, InternalAsyncioAdapter
 from llama_deploy.errors import SignatureError
 from llama_deploy.services.run.attempt_reports import MAX_MESSAGE_CHARACTERS
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
-from llama_deploy.services.run.journal_format import RunHistory, RunSnapshot
-from llama_deploy.services.run.needs_tracker import NeedsTracker
-from llama_deploy.services.run.run_texts import RunTexts
+from llama_deploy.services.run.journal.journal_format import RunHistory, RunSnapshot
+from llama_deploy.services.run.journal.needs_tracker import NeedsTracker
+from llama_deploy.services.run.journal.run_texts import RunTexts
+from llama_deploy.services.run.journal.stored_state import StoredState
+from llama_deploy.types.run_points import mark_of
+from llama_deploy.types.state_changes import StateChange
 from llama_deploy.workflow_library import BrokerState, TickAddEvent
+
+NOTHING = StoredState()
 
 
 class Nothing(Workflow):
@@ -37,7 +42,7 @@ def adapter(hosted: HostedWorkflow) -> InternalAsyncioAdapter:
     return InternalAsyncioAdapter(AsyncioAdapterQueues("run", state, store))
 
 
-def texts_of(hosted: HostedWorkflow, *, state: str = "", task_id: str = "task") -> RunTexts:
+def texts_of(hosted: HostedWorkflow, *, state: StoredState = NOTHING, task_id: str = "task") -> RunTexts:
     needs = NeedsTracker(hosted.first, hosted.journals.shape)
     return RunTexts(hosted.journals, task_id, RunHistory(), needs, state=state)
 
@@ -51,15 +56,39 @@ async def test_a_state_is_written_when_it_has_changed(
     texts.attach(adapter)
     assert await texts.changed_state() is None, "an empty state is not worth a text"
     await store.set("count", 1)
-    sealed = await texts.changed_state()
-    assert sealed is not None
-    assert "count" in texts.state
+    written = await texts.changed_state()
+    assert written is not None
+    assert "count" in texts.state.text
+    assert texts.state.sealed == written.sealed
     assert await texts.changed_state() is None
     again = texts_of(hosted, state=texts.state)
     again.attach(adapter)
     assert await again.changed_state() is None, "it was written by an earlier attempt"
-    texts.state = ""
-    assert await texts.changed_state() == sealed, "the write was refused"
+    texts.state = NOTHING
+    assert await texts.changed_state() == written, "the write was refused"
+
+
+async def test_a_state_leads_back_to_the_one_that_was_stored_before(
+    hosted: HostedWorkflow, adapter: InternalAsyncioAdapter
+) -> None:
+    """Also if a key signs by now that is not the one that has signed that state."""
+    texts, store = texts_of(hosted), adapter.get_state_store()
+    assert store is not None
+    texts.attach(adapter)
+    await store.set("count", 1)
+    first = await texts.changed_state()
+    assert first is not None
+    signed_before = first.sealed.replace(first.sealed.partition("\n")[0], "another signature")
+    again = texts_of(hosted, state=StoredState.of(texts.state.text, signed_before))
+    again.attach(adapter)
+    await store.set("count", 2)
+    second = await again.changed_state()
+    assert second is not None
+    assert second.change is not None
+    change = StateChange.model_validate_json(second.change)
+    assert change.undone(second.sealed) == signed_before
+    assert (change.before, change.after) == (mark_of(signed_before), mark_of(second.sealed))
+    assert again.state.mark == change.after
 
 
 def test_an_entry_is_read_under_its_number_and_task_only(hosted: HostedWorkflow) -> None:
@@ -101,9 +130,9 @@ async def test_a_snapshot_is_made_of_a_run_while_it_goes_on(
 async def test_what_only_snapshots_need_is_forgotten(
     hosted: HostedWorkflow, adapter: InternalAsyncioAdapter
 ) -> None:
-    texts = texts_of(hosted, state="known")
+    texts = texts_of(hosted, state=StoredState("known"))
     texts.forget()
     texts.attach(adapter)
     await adapter.on_tick(TickAddEvent(event=StartEvent()))
     texts.forget()
-    assert (texts.state, adapter.replay()) == ("", [])
+    assert (texts.state, adapter.replay()) == (NOTHING, [])

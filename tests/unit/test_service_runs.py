@@ -14,9 +14,9 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 
 from llama_deploy.client.payload_encoding import encode_event
 from llama_deploy.services.run.hosting import host_runs
-from llama_deploy.services.run.run_inbox import RunInbox
+from llama_deploy.services.run.inbox.run_inbox import RunInbox
 from llama_deploy.services.run.run_observer import RunHooks
-from llama_deploy.services.run.step_guard import guard_steps
+from llama_deploy.services.run.steps.step_guard import guard_steps
 from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
 from llama_deploy.services.values.payloads import EventRegistry, StreamedEvent
 from llama_deploy.services.values.run_arguments import RunCall

@@ -9,8 +9,8 @@ from typing import Any
 
 from workflows.events import Event
 
-from llama_deploy.services.run.start_gate import StartGate
-from llama_deploy.services.run.step_turns import StepTurns
+from llama_deploy.services.run.steps.start_gate import StartGate
+from llama_deploy.services.run.steps.step_turns import StepTurns
 from llama_deploy.workflow_library import (
     AddCollectedEvent,
     NamedTask,

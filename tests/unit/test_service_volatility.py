@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_deploy.errors import SerializationError
-from llama_deploy.services.run.volatility import Volatility
+from llama_deploy.services.run.journal.volatility import Volatility
 
 ERROR = SerializationError("no", path="$.tool", holds="OpenAI")
 

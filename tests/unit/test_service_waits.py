@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from workflows.events import Event, StartEvent
 
-from llama_deploy.services.run.waits import Wait, Waits
+from llama_deploy.services.run.inbox.waits import Wait, Waits
 from llama_deploy.types.instance_protocol import Parking
 from llama_deploy.workflow_library import AddWaiter, StepId, TickStepResult
 
@@ -40,7 +40,7 @@ def test_any_other_limit_can_be_parked_with_and_written_down(timeout: float) -> 
     waits = waits_after(timeout)
     left = Parking(inbox_seq=0, wake_in=waits.seconds_to_next(now=NOW)).wake_in
     assert left is not None
-    assert left == pytest.approx(max(0.0, timeout), abs=5)
+    assert left == pytest.approx(max(0.0, timeout), rel=1e-9, abs=5)
     (wait,) = waits.all()
     assert Wait.model_validate_json(wait.model_dump_json()) == wait
-    assert wait.due == pytest.approx(NOW + timeout, abs=5)
+    assert wait.due == pytest.approx(NOW + timeout, rel=1e-9, abs=5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_deploy.control_plane.requests.task_requests import task_view
+from llama_deploy.control_plane.requests.tasks.task_requests import task_view
 from llama_deploy.control_plane.streams.stream_hub import StreamHub
 from llama_deploy.testing.records import a_task
 from llama_deploy.types import TaskResult, TaskStatus

@@ -16,12 +16,14 @@ from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.deaths import Blame
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.decisions.transitions import Transition
-from llama_deploy.control_plane.requests.session_requests import Sessions
+from llama_deploy.control_plane.requests.sessions.session_requests import Sessions
+from llama_deploy.control_plane.storage import read_budget
 from llama_deploy.control_plane.storage.reads import Reads, RowKind, UndeclaredReadError
 from llama_deploy.control_plane.storage.unit import Committed, Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import LlamaDeployError, SessionNotFoundError, TaskNotFoundError, UnavailableError
 from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.large_values import DEFERRED_BYTES, Deferred, ValueNotReadError, text_of
 from llama_deploy.state_stores.records import RUN_FORMAT, RunHeadRecord, ServiceRecord, TaskRecord
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from llama_deploy.testing.records import NOW, a_session, a_task, an_instance
@@ -40,6 +42,8 @@ ALL = Reads(
     inboxes={"t1"},
     instances={"i1"},
     services={"greeter"},
+    questions={"q1"},
+    asking_tasks={"t1"},
 )
 
 
@@ -94,6 +98,8 @@ USES: dict[str, tuple[RowKind, Callable[[Unit], object]]] = {
     "postpone a task": (RowKind.TASK, lambda unit: unit.postpone(task(unit))),
     "read an inbox": (RowKind.TASK, lambda unit: unit.inbox.unconsumed(["t1"])),
     "send an event": (RowKind.INBOX, lambda unit: unit.add_to_inbox(task(unit), EVENT)),
+    "find a question": (RowKind.QUESTION, lambda unit: unit.questions.find("q1")),
+    "read open questions": (RowKind.OPEN_QUESTIONS, lambda unit: unit.questions.open_of("t1")),
     "find a session": (RowKind.SESSION, lambda unit: unit.sessions.find("s1")),
     "get a session": (RowKind.SESSION, lambda unit: unit.sessions.get("s1")),
     "merge a state": (RowKind.SESSION, lambda unit: unit.sessions.merge_state("s1", {})),
@@ -204,10 +210,10 @@ async def test_a_written_state_is_dated(writer: Writer, store: SQLiteStateStore)
 async def test_a_run_of_a_newer_format_is_refused(
     writer: Writer, store: SQLiteStateStore, stored_format: int
 ) -> None:
-    await store.transact(lambda tx: tx.tasks.update_progress([a_task("t1", has_run=True)]))
+    await store.transact(lambda tx: tx.tasks.change([(a_task("t1"), a_task("t1", has_run=True))]))
     await store.transact(lambda tx: tx.runs.put([RunHeadRecord("t1", "f", "1", format=stored_format)]))
 
-    async def read() -> RunRecord | None:
+    async def read() -> RunRecord | Deferred | None:
         return await writer.write(
             Command(lambda unit: unit.runs.record(unit.tasks.get("t1")), Reads.of_tasks("t1", with_run=True))
         )
@@ -238,3 +244,57 @@ async def test_a_write_that_fails_does_not_take_others_along(writer: Writer, sto
     assert isinstance(outcomes[0], OverflowError)
     stored = await store.read(lambda tx: {session.session_id for session in tx.sessions.page(limit=100)})
     assert set(outcomes[1:]) <= stored
+
+
+def merging(changes: dict[str, object]) -> Command[int]:
+    return Command(lambda unit: unit.sessions.merge_state("s1", changes).version, Reads(sessions={"s1"}))
+
+
+async def test_large_states_are_merged_in_one_transaction(writer: Writer, store: SQLiteStateStore) -> None:
+    large, other = "x" * (2 * DEFERRED_BYTES), "y" * (3 * DEFERRED_BYTES)
+    changes: list[dict[str, object]] = [{"a": large}, {"b": 1}, {"c": other}, {"a": 2, "c": 3}, {"d": large}]
+    versions = await writer.write_all([merging(each) for each in changes])
+    assert versions == [1, 2, 3, 4, 5]
+    session = (await store.read(lambda tx: tx.sessions.load(["s1"])))["s1"]
+    assert (json.loads(text_of(session.state)), session.version) == ({"a": 2, "b": 1, "c": 3, "d": large}, 5)
+    # A command that does not use the state reads the session without it.
+    assert await writer.write(
+        Command(lambda unit: isinstance(unit.sessions.get("s1").state, Deferred), Reads(sessions={"s1"}))
+    )
+
+
+async def test_a_task_with_large_values_is_changed_without_them(
+    writer: Writer, store: SQLiteStateStore
+) -> None:
+    large = json.dumps({"text": "x" * (2 * DEFERRED_BYTES)})
+    await store.transact(lambda tx: tx.tasks.insert([a_task("large", input=large)]))
+
+    def cancel(unit: Unit) -> TaskRecord:
+        cancelled = unit.apply(lifecycle.cancel(unit.tasks.get("large"), at=unit.now))
+        with pytest.raises(ValueNotReadError, match=f"{len(large)} bytes"):
+            text_of(cancelled.input)
+        return unit.tasks.whole(cancelled)
+
+    cancelled = await writer.write(Command(cancel, Reads.of_tasks("large", may_end=True)))
+    assert (cancelled.input, cancelled.status) == (large, TaskStatus.CANCELLED)
+    assert (await store.read(lambda tx: tx.tasks.load(["large"])))["large"] == cancelled
+
+
+async def test_runs_that_are_too_large_together_are_not_read(
+    writer: Writer, store: SQLiteStateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_budget, "MAX_READ_BYTES", 250)
+    sizes = {"r1": 200, "r2": 100, "r3": 120, "r4": 30}
+    await store.transact(
+        lambda tx: (
+            tx.tasks.insert([a_task(name, has_run=True) for name in sizes]),
+            tx.runs.put([RunHeadRecord(name, "f", "1", state="x" * size) for name, size in sizes.items()]),
+        )
+    )
+
+    def read(unit: Unit) -> dict[str, int | None]:
+        records = {name: unit.runs.record(unit.tasks.get(name)) for name in sizes}
+        return {name: each.size if isinstance(each, Deferred) else None for name, each in records.items()}
+
+    found = await writer.write(Command(read, Reads.of_tasks(*sizes, with_run=True)))
+    assert found == {"r1": 200, "r2": None, "r3": None, "r4": None}

@@ -24,13 +24,14 @@ def check_ports(place: Place) -> None:
         )
 
 
-def check_remote(host: str, *, what: str, allowed: bool) -> None:
+def check_remote(host: str, *, what: str, allowed: bool, closing: str = "") -> None:
     """Check that other machines cannot reach an address, unless they may.
 
     Args:
         host: The address.
         what: What they could do there, for the error.
         allowed: Whether they may.
+        closing: The option that admits only callers with a key, for the hint.
 
     Raises:
         CommandError: They can, and may not.
@@ -38,7 +39,8 @@ def check_remote(host: str, *, what: str, allowed: bool) -> None:
     if not allowed and not is_loopback(host):
         raise CommandError(
             f"other machines can reach {host} and {what}",
-            hint="leave out --host to listen on 127.0.0.1, or pass --allow-remote if you trust the network",
+            hint=f"leave out --host to listen on 127.0.0.1, {closing}or pass --allow-remote if you trust the"
+            " network",
         )
 
 

@@ -3,25 +3,24 @@
 # ruff: noqa: FBT002, PLC0415 - typer reads options from parameters; imports as described above
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import Annotated
 
 import typer
 
-from llama_deploy.cli.error_messages import CommandError, print_error, reported
+from llama_deploy.cli.client_commands import with_client
+from llama_deploy.cli.database.commands import db
+from llama_deploy.cli.error_messages import CommandError, reported
 from llama_deploy.cli.event_loop import EventLoop
-from llama_deploy.cli.exit_codes import ExitCode
+from llama_deploy.cli.inbox.commands import inbox
+from llama_deploy.cli.keys.commands import keys
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
     HUMAN_RESPONSE,
     AllowTypes,
     AsJson,
+    Auth,
     Concurrency,
     HealthHost,
     HealthPort,
@@ -30,14 +29,13 @@ from llama_deploy.cli.options import (
     Loop,
     OptionalStore,
     OptionalTargets,
-    Origin,
     Port,
     Processes,
     Queue,
     QueuePort,
+    ServeAuth,
     Server,
     Settings,
-    Store,
     Targets,
     Timeout,
     Verbose,
@@ -45,16 +43,9 @@ from llama_deploy.cli.options import (
     split_urls,
 )
 from llama_deploy.cli.output import Commands
+from llama_deploy.cli.sessions.commands import sessions
 from llama_deploy.cli.shared_options import CommandGroup, given_options
-from llama_deploy.errors import TaskTimeoutError
-
-if TYPE_CHECKING:
-    from llama_deploy.client import Client
-
-T = TypeVar("T")
-
-_DEFAULT_TIMEOUT: Final = 120.0
-"""Seconds after which a command gives up if the control plane does not respond."""
+from llama_deploy.cli.tasks.change_commands import tasks
 
 app = CommandGroup(
     name="llamactl",
@@ -64,11 +55,10 @@ app = CommandGroup(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-sessions = CommandGroup(help="Manage sessions, which keep the state of a conversation.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
-tasks = CommandGroup(help="Manage tasks.", no_args_is_help=True)
 app.add_typer(tasks, name="tasks")
-db = CommandGroup(help="Manage the database schema of a state store.", no_args_is_help=True)
+app.add_typer(inbox, name="inbox")
+app.add_typer(keys, name="keys")
 app.add_typer(db, name="db")
 
 
@@ -85,12 +75,15 @@ def main_options(
     """Serve workflows and run tasks.
 
     The options below may stand before or after the command: `llamactl status -s URL`. If
-    LLAMA_DEPLOY_API_KEY is set in the environment, it is sent as a bearer token, for a proxy that checks it.
+    LLAMA_DEPLOY_API_KEY is set in the environment, it is sent as a bearer token: a key of the control plane
+    (see `llamactl serve --auth`), or of a proxy in front of it. LLAMA_DEPLOY_API_KEY_FILE is the path of a
+    file with the key.
     LLAMA_DEPLOY_HEADERS is a JSON object with more headers. LLAMA_DEPLOY_CA is the path of a PEM file with
     the certificate authorities to trust.
 
     Exit codes of all commands: 0 success, 1 failure, 2 wrong usage, 3 the control plane or what the command
     names was not found, 74 the output cannot be written, 124 timeout, 130 Ctrl-C, 141 output closed.
+    With --json, an error is one JSON object on stderr: error, message, hint, exit_code, facts.
     """
     context.obj = Settings(
         servers=split_urls(server),
@@ -118,10 +111,11 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     max_concurrent_tasks: Concurrency = None,
     loop: Loop = EventLoop.AUTO,
     allow_types: AllowTypes = None,
+    auth: ServeAuth = Auth.OFF,
     allow_remote: Annotated[
         bool,
         typer.Option(
-            "--allow-remote", help="Allow a --host that other machines can reach. There is no authentication."
+            "--allow-remote", help="Allow a --host that other machines can reach, without --auth keys."
         ),
     ] = False,
     as_json: AsJson = False,
@@ -134,24 +128,24 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
     """
     settings: Settings = context.obj
     logs = settings.logs()
-    with reported(verbose=settings.verbose):
+    with reported(settings):
         settings.reject("server", "insecure", "timeout", command="serve")
-        from llama_deploy.cli.children import Children
+        from llama_deploy.cli.serving.children import Children
         from llama_deploy.supervisor.link import SupervisorLink
 
         link = SupervisorLink.from_environment()
         # They import while this process does.
         children = Children.start(processes) if link is None and processes and targets else None
-        from llama_deploy.cli.program import Program
+        from llama_deploy.cli.serving.program import Program
 
         program = Program(targets or [], logs, max_concurrent_tasks, allow_types)
         if link is not None:
-            from llama_deploy.cli.working import work_for_parent
+            from llama_deploy.cli.serving.worker_command import work_for_parent
 
             work_for_parent(program, queue=queue, link=link, loop=loop)
             return
-        from llama_deploy.cli import serving
         from llama_deploy.cli.place import Place
+        from llama_deploy.cli.serving import serve_command as serving
 
         place = Place(
             data_dir=data_dir,
@@ -159,6 +153,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
             port=port,
             queue_port=queue_port,
             allow_remote=allow_remote,
+            auth=auth,
             queue=queue,
             store=store,
         )
@@ -194,7 +189,7 @@ def worker(  # noqa: PLR0913, PLR0917 - typer
     """
     settings: Settings = context.obj
     logs = settings.logs()
-    with reported(verbose=settings.verbose, servers=settings.servers):
+    with reported(settings, servers=settings.servers):
         settings.reject("timeout", command="worker")
         from llama_deploy.supervisor.link import SupervisorLink
 
@@ -207,19 +202,19 @@ def worker(  # noqa: PLR0913, PLR0917 - typer
         health = None
         if link is None and port is not None:
             from llama_deploy.cli.addresses import check_remote
-            from llama_deploy.cli.health_address import HealthAddress
+            from llama_deploy.cli.serving.health_address import HealthAddress
 
             check_remote(host, what="see how this worker is doing", allowed=allow_remote)
             health = HealthAddress(host, port)
         if link is None and processes:
-            from llama_deploy.cli.supervising import Supervising
+            from llama_deploy.cli.serving.supervising import Supervising
             from llama_deploy.supervisor.child_process import ChildCommand
 
             command = ChildCommand.of_this_process()
             supervising = Supervising(processes, settings.verbose, settings.log_format, health, command)
             supervising.replace_this_process()
-        from llama_deploy.cli.program import Program
-        from llama_deploy.cli.working import Work
+        from llama_deploy.cli.serving.program import Program
+        from llama_deploy.cli.serving.worker_command import Work
 
         program = Program(targets, logs, max_concurrent_tasks, allow_types)
         work = Work(
@@ -272,7 +267,7 @@ def run(
     Exit codes: 0 the task succeeded, 1 it failed, 2 wrong usage, 3 the service, session or control plane was
     not found, 74 the output cannot be written, 124 timeout, 130 Ctrl-C, 141 output closed.
     """
-    from llama_deploy.cli.run_command import RunOptions, run_task
+    from llama_deploy.cli.running.run_command import RunOptions, run_task
 
     options = RunOptions(
         service_name=service,
@@ -283,7 +278,7 @@ def run(
         quiet=quiet,
         as_json=as_json,
     )
-    sys.exit(_with_client(context.obj, lambda client: run_task(client, options)))
+    sys.exit(with_client(context.obj, lambda client: run_task(client, options)))
 
 
 @app.command()
@@ -303,10 +298,10 @@ def send(
     as_json: AsJson = False,
 ) -> None:
     """Send an event to a task, such as the answer to its question."""
-    from llama_deploy.cli.send_command import SendOptions, send_event
+    from llama_deploy.cli.running.send_command import SendOptions, send_event
 
     options = SendOptions(task_id=task, event=event, fields=fields or [], as_json=as_json)
-    _with_client(context.obj, lambda client: send_event(client, options))
+    with_client(context.obj, lambda client: send_event(client, options))
 
 
 @app.command()
@@ -324,99 +319,4 @@ def status(
     """Show the services, and how many instances of each are alive."""
     from llama_deploy.cli.overview import print_status
 
-    _with_client(context.obj, lambda client: print_status(client, after=after, limit=limit, as_json=as_json))
-
-
-@sessions.command()
-def create(context: typer.Context, as_json: AsJson = False) -> None:
-    """Create a session and print its id. Use it with `llamactl run --session ID`."""
-
-    async def create_session(client: Client) -> None:
-        session = await client.core.sessions.create()
-        typer.echo(json.dumps({"session_id": session.id}) if as_json else session.id)
-
-    _with_client(context.obj, create_session)
-
-
-@tasks.command()
-def move(
-    context: typer.Context,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="The id of the task.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            metavar="VERSION",
-            help="The version of a living instance of its service, or the characters with which it begins, "
-            "at least 4. `llamactl status --json` shows the versions.",
-        ),
-    ],
-    origin: Annotated[
-        Origin,
-        typer.Option(
-            "--from",
-            help="`journal`: the run continues with this version, if it fits. `start`: the run begins again, "
-            "and is offered all events that were sent to the task.",
-        ),
-    ] = Origin.JOURNAL,
-    as_json: AsJson = False,
-) -> None:
-    """Move a queued or waiting task to another version of its service, for example because it is stranded."""
-    from llama_deploy.cli.tasks_command import move_task
-
-    _with_client(context.obj, lambda client: move_task(client, task, to=to, origin=origin, as_json=as_json))
-
-
-@db.command()
-def current(context: typer.Context, store: Store, as_json: AsJson = False) -> None:
-    """Show the schema revision of a state store. Changes nothing."""
-    from llama_deploy.cli.database import print_current
-
-    _with_store(context.obj, print_current(store, as_json=as_json), command="db current")
-
-
-@db.command()
-def upgrade(context: typer.Context, store: Store, as_json: AsJson = False) -> None:
-    """Upgrade a state store to the schema of this release. A control plane does the same when it starts.
-
-    It is safe to run this several times at once, and with PostgreSQL while control planes are running.
-    """
-    from llama_deploy.cli.database import upgrade as upgrade_store
-
-    _with_store(context.obj, upgrade_store(store, as_json=as_json), command="db upgrade")
-
-
-def _with_store(settings: Settings, work: Coroutine[Any, Any, None], *, command: str) -> None:
-    settings.logs(level=logging.WARNING)
-    with reported(verbose=settings.verbose), closing(work):
-        settings.reject("server", "insecure", "timeout", command=command)
-        asyncio.run(work)
-
-
-def _with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Run `work` with a client for at most `settings.timeout`; an error is printed and ends the process."""
-    from llama_deploy.cli.environment import settings_of
-    from llama_deploy.cli.first_contact import check_control_plane
-    from llama_deploy.client import Client, ClientSettings
-
-    async def with_client() -> T:
-        with settings_of(ClientSettings):
-            client = Client(
-                settings.servers,
-                disable_ssl=settings.insecure,
-                timeout=settings.timeout or _DEFAULT_TIMEOUT,
-            )
-        async with client:
-            try:
-                async with asyncio.timeout(settings.timeout):
-                    await check_control_plane(client)
-                    return await work(client)
-            except TimeoutError as exc:
-                raise TaskTimeoutError(f"the command did not finish within {settings.timeout:g} s") from exc
-
-    settings.logs(level=logging.WARNING)
-    with reported(verbose=settings.verbose, servers=settings.servers):
-        try:
-            return asyncio.run(with_client())
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            print_error("interrupted")
-            sys.exit(ExitCode.INTERRUPTED)
+    with_client(context.obj, lambda client: print_status(client, after=after, limit=limit, as_json=as_json))

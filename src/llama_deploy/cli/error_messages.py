@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.output import note
 from llama_deploy.errors import (
+    ApiKeyNotFoundError,
+    AuthenticationError,
     InvalidRequestError,
     LlamaDeployError,
+    PermissionDeniedError,
+    QuestionClosedError,
+    QuestionNotFoundError,
     ServiceNotFoundError,
     SessionNotFoundError,
+    StepNotFoundError,
     StoreLockedError,
+    TaskFinishedError,
     TaskNotFoundError,
     TaskTimeoutError,
     UnavailableError,
     WrongServerError,
 )
 from llama_deploy.printable import printable, printable_traceback
+
+if TYPE_CHECKING:
+    from llama_deploy.cli.options import Settings
 
 
 class CommandError(Exception):
@@ -31,32 +44,56 @@ class CommandError(Exception):
     Attributes:
         hint: What to do next, or None.
         exit_code: The exit code of the process.
+        code: `LlamaDeployError.code` of the error that it explains, or `usage_error`.
+        facts: Its facts.
     """
 
     def __init__(
-        self, message: str, *, hint: str | None = None, exit_code: ExitCode = ExitCode.USAGE
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        exit_code: ExitCode = ExitCode.USAGE,
+        code: str = "usage_error",
+        facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__(message)
         self.hint = hint
         self.exit_code = exit_code
+        self.code = code
+        self.facts = facts
 
 
 @contextmanager
-def reported(*, verbose: bool, servers: Sequence[str] = ()) -> Iterator[None]:
+def reported(settings: Settings, *, servers: Sequence[str] = ()) -> Iterator[None]:
     """Print an error of the body to stderr and exit with its code.
 
     Args:
-        verbose: Also print the traceback.
+        settings: Say whether to print the traceback too, and whether the error is one line of JSON.
         servers: The URLs of the control plane that the body calls, for the hint.
     """
     try:
         yield
     except (CommandError, LlamaDeployError) as exc:
         problem = exc if isinstance(exc, CommandError) else _explain(exc, servers)
-        if verbose:
+        if settings.verbose:
             note(printable_traceback(traceback.format_exc().rstrip()))
-        print_error(str(problem), hint=problem.hint)
+        if settings.as_json:
+            _print_json(problem)
+        else:
+            print_error(str(problem), hint=problem.hint)
         sys.exit(problem.exit_code)
+
+
+def _print_json(problem: CommandError) -> None:
+    error = {
+        "error": problem.code,
+        "message": str(problem),
+        "hint": problem.hint,
+        "exit_code": problem.exit_code.value,
+        "facts": dict(problem.facts),
+    }
+    note(json.dumps(error, default=str))
 
 
 def print_error(message: str, *, hint: str | None = None) -> None:
@@ -71,6 +108,36 @@ def print_hint(text: str) -> None:
     note(f"{typer.style('hint:', fg='cyan')} {printable(text)}")
 
 
+_NEXT: Final[Mapping[type[LlamaDeployError], tuple[ExitCode, str | None]]] = {
+    ServiceNotFoundError: (ExitCode.NOT_FOUND, "start a service with `llamactl worker WORKFLOW`"),
+    SessionNotFoundError: (
+        ExitCode.NOT_FOUND,
+        "list the sessions with `llamactl sessions list`, or create one with `llamactl sessions create`",
+    ),
+    TaskNotFoundError: (ExitCode.NOT_FOUND, "list the tasks with `llamactl tasks list`"),
+    StepNotFoundError: (ExitCode.NOT_FOUND, "see the ids of its steps with `llamactl tasks show TASK`"),
+    QuestionNotFoundError: (
+        ExitCode.NOT_FOUND,
+        "list the open questions with `llamactl inbox list`",
+    ),
+    ApiKeyNotFoundError: (ExitCode.NOT_FOUND, None),
+    TaskFinishedError: (ExitCode.FAILED, "see how it ended with `llamactl tasks show TASK`"),
+    QuestionClosedError: (ExitCode.FAILED, "list the questions that are open with `llamactl inbox list`"),
+    StoreLockedError: (
+        ExitCode.FAILED,
+        "stop the other process, or choose another directory with --data-dir",
+    ),
+    TaskTimeoutError: (ExitCode.TIMED_OUT, "set a longer timeout: llamactl -t SECONDS ..."),
+    InvalidRequestError: (ExitCode.USAGE, None),
+    AuthenticationError: (
+        ExitCode.FAILED,
+        "set LLAMA_DEPLOY_API_KEY to a key that `llamactl keys create` has printed",
+    ),
+    PermissionDeniedError: (ExitCode.FAILED, "set LLAMA_DEPLOY_API_KEY to a key with this scope"),
+}
+"""The exit code of an error, and what to do next. The first class that fits counts."""
+
+
 def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
     """Return an error of the package with a hint and an exit code for the command line."""
     message, hint, code = str(exc), None, ExitCode.FAILED
@@ -78,23 +145,16 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
         code = ExitCode.NOT_FOUND
         message = f"cannot reach the control plane at {' or '.join(servers)}: {_reason(exc)}"
         hint = "start a control plane with `llamactl serve`, or pass another URL: llamactl -s URL ..."
-    elif isinstance(exc, ServiceNotFoundError):
-        code, hint = ExitCode.NOT_FOUND, "start a service with `llamactl worker WORKFLOW`"
-    elif isinstance(exc, SessionNotFoundError):
-        code, hint = ExitCode.NOT_FOUND, "create a session with `llamactl sessions create`"
-    elif isinstance(exc, TaskNotFoundError):
-        code = ExitCode.NOT_FOUND
     elif isinstance(exc, WrongServerError):
         code = ExitCode.NOT_FOUND
         message = f"{' or '.join(servers)}: {exc}"
         hint = "pass the URL of the control plane: llamactl -s URL ..."
-    elif isinstance(exc, StoreLockedError):
-        hint = "stop the other process, or choose another directory with --data-dir"
-    elif isinstance(exc, TaskTimeoutError):
-        code, hint = ExitCode.TIMED_OUT, "set a longer timeout: llamactl -t SECONDS ..."
-    elif isinstance(exc, InvalidRequestError):
-        code = ExitCode.USAGE
-    return CommandError(message, hint=hint, exit_code=code)
+    else:
+        for kind, told in _NEXT.items():
+            if isinstance(exc, kind):
+                code, hint = told
+                break
+    return CommandError(message, hint=hint, exit_code=code, code=exc.code, facts=exc.facts())
 
 
 def _reason(exc: UnavailableError) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from llama_deploy.printable import printable, printable_traceback
 from llama_deploy.running_task import running_task
+from llama_deploy.tracing import log_ids
 
 _PACKAGE: Final = "llama_deploy"
 _ANNOUNCED: Final = frozenset({"control_plane_started", "launch", "register"})
@@ -149,7 +150,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if hasattr(record, "action"):
             fields["action"] = _plain(record.action)
-        fields |= {name: _plain(value) for name, value in _ids(record).items()}
+        fields |= {name: _plain(value) for name, value in (log_ids() | _ids(record)).items()}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         if record.stack_info:

@@ -27,6 +27,15 @@ def server_option(url: str) -> list[str]:
     return [] if url == DEFAULT_SERVER else ["-s", url]
 
 
+class Auth(StrEnum):
+    """Who may use the control plane and the queue that a command serves."""
+
+    OFF = "off"
+    """Everybody who reaches them."""
+    KEYS = "keys"
+    """Callers with a key."""
+
+
 class Origin(StrEnum):
     """Where a run that is moved begins."""
 
@@ -48,6 +57,8 @@ class Settings:
     log_format: LogFormat | None
     given: frozenset[str]
     """The names of the options on the command line; all others are defaults or come from the environment."""
+    as_json: bool = False
+    """Whether the command prints JSON, errors included."""
 
     def with_options(self, given: Mapping[str, Any]) -> Settings:
         """Return the settings with what stands after the command on the command line."""
@@ -192,6 +203,16 @@ HealthHost = Annotated[
         help="The address to listen on for probes.",
     ),
 ]
+ServeAuth = Annotated[
+    Auth,
+    typer.Option(
+        "--auth",
+        envvar="CONTROL_PLANE_AUTHENTICATION",
+        show_envvar=True,
+        help="Who may use the control plane and the queue: everybody, or callers with a key; see `llamactl "
+        "keys`. With keys, --host may be an address that other machines can reach.",
+    ),
+]
 QueuePort = Annotated[
     int,
     typer.Option(
@@ -233,4 +254,6 @@ Version = Annotated[
     bool,
     typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
 ]
+SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The id of the session.")]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, one object per line.")]

@@ -82,7 +82,7 @@ class _RawStdout(io.RawIOBase):
 
 
 def _open_outputs() -> None:
-    """Make stdout and stderr such that writing to them raises what the commands expect.
+    """Make stdout and stderr such that writing to them raises what the commands expect; stdin exists.
 
     Characters that the encoding of stdout does not have are written as escapes. A closed stdout is one whose
     reader has ended. A closed descriptor is opened, because otherwise the next file would get its number.
@@ -93,6 +93,8 @@ def _open_outputs() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - until the process ends
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     sys.stdout = io.TextIOWrapper(

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from sqlalchemy import URL
 
+from llama_deploy.cli.options import Auth
 from llama_deploy.web.shown_url import shown_url
 
 
@@ -20,11 +21,18 @@ class Place:
     port: int
     queue_port: int
     allow_remote: bool
-    """Whether `host` may be an address that other machines can reach."""
+    """Whether `host` may be such an address without authentication."""
+    auth: Auth = Auth.OFF
+    """Who may use the control plane and the queue."""
     queue: str | None = field(default=None, repr=False)
     """The URL of a message broker. None: the built-in queue."""
     store: str | None = field(default=None, repr=False)
     """The URI of a state store. None: a SQLite file in `data_dir`."""
+
+    @property
+    def may_be_remote(self) -> bool:
+        """Whether `host` may be an address that other machines can reach."""
+        return self.allow_remote or self.auth is not Auth.OFF
 
     @property
     def store_uri(self) -> str:

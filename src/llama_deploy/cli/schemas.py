@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -42,6 +43,26 @@ def example(schema: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     names = schema.get("required") or list(properties)[:1]
     return {name: _example_value(properties.get(name, {}), schema) for name in names}
+
+
+def summarize_field(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """Return what a property of an object takes, such as `integer = 5`."""
+    default = f" = {json.dumps(field['default'])}" if "default" in field else ""
+    return f"{_type(field, schema)}{default}"
+
+
+def choices_of(field: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Any] | None:
+    """Return the values of which a property must have one. None: it may have others."""
+    resolved = field
+    for _ in range(_MAX_DEPTH):
+        following = _resolve(resolved, schema)
+        if following is resolved:
+            break
+        resolved = following
+    if "const" in resolved:
+        return [resolved["const"]]
+    values = resolved.get("enum")
+    return list(values) if isinstance(values, list) else None
 
 
 def accepted_types(name: str, schema: Mapping[str, Any]) -> frozenset[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import typer
@@ -48,6 +49,8 @@ class _TakesSharedOptions:
         given = given_options(ctx, shared)
         if given and isinstance(ctx.obj, Settings):
             ctx.obj = ctx.obj.with_options({name: shared[name] for name in given})
+        if ctx.params.get("as_json") and isinstance(ctx.obj, Settings):
+            ctx.obj = replace(ctx.obj, as_json=True)
         return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from llama_deploy.concurrency.backoff import Backoff
-from llama_deploy.errors import LlamaDeployError, OverloadedError
+from llama_deploy.errors import LlamaDeployError, OverloadedError, ServerBusyError
 from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT
 
 Clock: TypeAlias = Callable[[], float]
@@ -37,7 +37,9 @@ def pause_after(failures: int, error: LlamaDeployError) -> float:
     0.1 s, doubled each time up to 2 s; more if the server asks for it with `retry_after`.
     """
     seconds = _BACKOFF.delay(failures)
-    return max(seconds, error.retry_after) if isinstance(error, OverloadedError) else seconds
+    return (
+        max(seconds, error.retry_after) if isinstance(error, OverloadedError | ServerBusyError) else seconds
+    )
 
 
 def answer_timeout(deadline: Deadline, wait_seconds: float = 0.0) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +13,7 @@ import pydantic_core
 from llama_deploy.client.deadline import Clock, Deadline, pause_after
 from llama_deploy.client.paths import task_path
 from llama_deploy.errors import InternalServerError, UnavailableError
-from llama_deploy.types import NewAttempt, StreamedAttempt, TaskEvent
+from llama_deploy.types import NewAttempt, StreamCursor, StreamedAttempt, TaskEvent
 from llama_deploy.web.answers import as_object, read_answer
 from llama_deploy.web.http_exchange import HttpRequest
 
@@ -60,14 +61,28 @@ class EventStream(LineStream[TaskEvent]):
         task_id: The task.
         after: The index of the last event that the caller knows; -1 for none.
         timeout: Seconds to retry while the control plane sends nothing, not even keep-alives.
+        types: The names of the classes of events to read, besides the terminal one. Empty: all.
+        internal: Whether to read internal events too.
         clock: The clock for `timeout`.
     """
 
     def __init__(
-        self, task_id: str, *, after: int = -1, timeout: float, clock: Clock = time.monotonic
+        self,
+        task_id: str,
+        *,
+        after: int = -1,
+        timeout: float,
+        types: Sequence[str] = (),
+        internal: bool = False,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.task_id = task_id
         self.after = after
+        self._selection: dict[str, str] = {}
+        if types:
+            self._selection["types"] = ",".join(types)
+        if internal:
+            self._selection["internal"] = "true"
         self._timeout = timeout
         self._clock = clock
         self._reset()
@@ -83,7 +98,7 @@ class EventStream(LineStream[TaskEvent]):
 
     def request(self) -> HttpRequest:
         """Return the request for the events after the last one read."""
-        return HttpRequest("GET", self.path, params={"after": self.after})
+        return HttpRequest("GET", self.path, params={"after": self.after, **self._selection})
 
     def feed(self, line: bytes) -> TaskEvent | None:
         """Return the event in a line; None for a keep-alive and for an event that was read before."""
@@ -93,10 +108,14 @@ class EventStream(LineStream[TaskEvent]):
     def decode(self, line: bytes) -> Any:
         """Return the JSON in a line; None for a keep-alive."""
         self._reset()
-        return _decode(line) if line.strip() else None
+        return decode_line(line) if line.strip() else None
 
     def take(self, item: Any) -> TaskEvent | None:
-        """Return the event in the JSON of a line; None for one that was read before."""
+        """Return the event in the JSON of a line; None for one that was read before, and for a cursor."""
+        if isinstance(item, dict) and "cursor" in item:
+            passed = read_answer(item, StreamCursor.model_validate, source=self.path)
+            self.after = max(self.after, passed.cursor)
+            return None
         event = read_answer(item, TaskEvent.model_validate, source=self.path)
         if event.index <= self.after:
             return None
@@ -171,7 +190,7 @@ class ObjectStream(LineStream[dict[str, Any]]):
 
     def feed(self, line: bytes) -> dict[str, Any] | None:
         """Return the object in a line; None for a keep-alive."""
-        return read_answer(_decode(line), as_object, source=self._request.path) if line.strip() else None
+        return read_answer(decode_line(line), as_object, source=self._request.path) if line.strip() else None
 
     def interrupted(self, error: UnavailableError | None) -> float | None:
         """Stop reading; raise the error if there is one."""
@@ -180,7 +199,12 @@ class ObjectStream(LineStream[dict[str, Any]]):
         return None
 
 
-def _decode(line: bytes) -> Any:
+def decode_line(line: bytes) -> Any:
+    """Return the JSON in a line of a stream.
+
+    Raises:
+        InternalServerError: It is not JSON.
+    """
     try:
         return pydantic_core.from_json(line)
     except ValueError as exc:

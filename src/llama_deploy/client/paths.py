@@ -22,6 +22,16 @@ def task_path(task_id: str) -> str:
     return f"/tasks/{_quote(task_id)}"
 
 
+def key_path(key_id: str) -> str:
+    """Return the path of an API key."""
+    return f"/keys/{_quote(key_id)}"
+
+
+def question_path(question_id: str) -> str:
+    """Return the path of a question."""
+    return f"/inbox/{_quote(question_id)}"
+
+
 def session_task_path(session_id: str, task_id: str) -> str:
     """Return the path of a task below its session, which the 0.6 routes use."""
     return session_path(session_id) + task_path(task_id)

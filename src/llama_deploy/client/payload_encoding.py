@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import pydantic
@@ -14,13 +14,16 @@ from llama_deploy.portability.json_parts import of_numpy
 from llama_deploy.portability.live_objects import check_portable
 from llama_deploy.portability.nodes import with_field_names, with_nodes
 from llama_deploy.portability.plain_checks import check_plain
+from llama_deploy.running_task import running_task
 from llama_deploy.types import (
     EventDefinition,
+    SessionFork,
     SessionOptions,
     SessionPolicy,
     TaskSubmission,
     generate_id,
 )
+from llama_deploy.types.questions import Answer
 from llama_deploy.types.validation import describe_validation_error
 
 T = TypeVar("T")
@@ -117,6 +120,37 @@ def encode_event(
         raise InvalidRequestError(f"the event is not valid: {describe_validation_error(exc)}") from exc
 
 
+def encode_answer(
+    event: BaseModel | Mapping[str, Any],
+    *,
+    event_type: str | None = None,
+    idempotency_key: str | None = None,
+) -> Answer:
+    """Return the answer to a question.
+
+    Args:
+        event: An event, or its fields.
+        event_type: Its class. None: that of the event, or the expected one.
+        idempotency_key: Identifies the answer. None: a new key.
+
+    Raises:
+        InvalidRequestError: The idempotency key is empty or too long.
+        SerializationError: A field cannot be converted to JSON.
+    """
+    if isinstance(event, BaseModel):
+        name, fields = encode_event(event).content()
+    else:
+        name, fields = None, encode_json_object(event)
+    try:
+        return Answer(
+            event=fields,
+            type=event_type or name,
+            idempotency_key=generate_id() if idempotency_key is None else idempotency_key,
+        )
+    except pydantic.ValidationError as exc:
+        raise InvalidRequestError(f"the answer is not valid: {describe_validation_error(exc)}") from exc
+
+
 def decode_result(value: Any, as_type: type[T], *, task_id: str) -> T:
     """Return a result's JSON as `as_type`, which is any type that pydantic can validate.
 
@@ -144,35 +178,79 @@ def build_submission(
     session_id: str | None = None,
     task_id: str | None = None,
     max_attempts: int | None = None,
+    session_policy: SessionPolicy | str | None = None,
+    tags: Sequence[str] = (),
 ) -> TaskSubmission:
-    """Return the request to accept a task; `arguments` are JSON values.
+    """Return the request to accept a task; `arguments` are JSON values. A step's task becomes its parent.
 
     Raises:
-        InvalidRequestError: A name, id or number is out of range.
+        InvalidRequestError: A name, id or number is out of range, or the policy is unknown.
     """
-    chosen = {} if task_id is None else {"task_id": task_id}
+    chosen: dict[str, Any] = {} if task_id is None else {"task_id": task_id}
+    if tags:
+        # A text is a sequence of texts too, and seldom meant as one.
+        chosen["tags"] = tags if isinstance(tags, str) else list(tags)
+    if (parent := running_task.get()) is not None:
+        chosen["parent_task_id"] = parent.task_id
     try:
         return TaskSubmission(
             service_name=service_name,
             arguments=dict(arguments),
             session_id=session_id,
             max_attempts=max_attempts,
+            session_policy=None if session_policy is None else _policy(session_policy),
             **chosen,
         )
     except pydantic.ValidationError as exc:
         raise InvalidRequestError(f"the task is not valid: {describe_validation_error(exc)}") from exc
 
 
-def build_session_options(session_id: str, policy: SessionPolicy | str) -> SessionOptions:
+def build_session_fork(
+    *,
+    task_id: str | None,
+    session_id: str,
+    policy: SessionPolicy | str | None,
+    tags: Sequence[str] | None,
+) -> SessionFork:
+    """Return the request to fork a session.
+
+    Raises:
+        InvalidRequestError: An id or a tag cannot be one, or the policy is unknown.
+    """
+    try:
+        return SessionFork(
+            task_id=task_id,
+            session_id=session_id,
+            policy=None if policy is None else _policy(policy),
+            tags=None if tags is None else _tags(tags),
+        )
+    except pydantic.ValidationError as exc:
+        raise InvalidRequestError(f"the fork is not valid: {describe_validation_error(exc)}") from exc
+
+
+def build_session_options(
+    session_id: str, policy: SessionPolicy | str, tags: Sequence[str] = ()
+) -> SessionOptions:
     """Return the request to create a session.
 
     Raises:
-        InvalidRequestError: The id is empty or too long, or the policy is unknown.
+        InvalidRequestError: The id or a tag is empty or too long, or the policy is unknown.
     """
     try:
-        return SessionOptions(session_id=session_id, policy=SessionPolicy(policy))
+        return SessionOptions(session_id=session_id, policy=_policy(policy), tags=_tags(tags))
     except pydantic.ValidationError as exc:
         raise InvalidRequestError(f"the session is not valid: {describe_validation_error(exc)}") from exc
+
+
+def _tags(tags: Sequence[str]) -> list[str]:
+    if isinstance(tags, str):
+        raise InvalidRequestError(f"tags must be a list of texts, not the text {tags!r}; pass [{tags!r}]")
+    return list(tags)
+
+
+def _policy(policy: SessionPolicy | str) -> SessionPolicy:
+    try:
+        return SessionPolicy(policy)
     except ValueError as exc:
         known = ", ".join(SessionPolicy)
         raise InvalidRequestError(f"unknown session policy {policy!r}; use one of: {known}") from exc

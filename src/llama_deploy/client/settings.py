@@ -63,7 +63,10 @@ class ClientSettings(BaseSettings):
     commas. The user and the password in `https://user:password@host` are sent as HTTP Basic Authorization;
     percent-encode their special characters."""
     api_key: SecretStr | None = Field(default=None, frozen=True)
-    """Sent to the servers as `Authorization: Bearer ...`. None: no key."""
+    """Sent to the servers as `Authorization: Bearer ...`. None: the key in `api_key_file`, or no key."""
+    api_key_file: Path | None = Field(default=None, frozen=True)
+    """A file with the key, such as a mounted secret. It is read when a client is created. White space around
+    the key is ignored."""
     headers: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_headers)] = Field(
         default={}, frozen=True
     )
@@ -93,13 +96,14 @@ class ClientSettings(BaseSettings):
             client_certificate: See `ConnectionSettings`.
 
         Raises:
-            ConfigError: A URL or a header is malformed, or two settings contradict each other.
+            ConfigError: A URL or a header is malformed, two settings contradict each other, or the file with
+                the key cannot be read.
         """
         if self.ca is not None and self.disable_ssl:
             raise ConfigError("ca and disable_ssl=True contradict each other; pass only one of them")
         sent = {name: value.get_secret_value() for name, value in self.headers.items()}
-        if self.api_key is not None and "authorization" not in {name.lower() for name in sent}:
-            sent["Authorization"] = f"Bearer {_one_word(self.api_key.get_secret_value())}"
+        if "authorization" not in {name.lower() for name in sent} and (key := self._key()) is not None:
+            sent["Authorization"] = f"Bearer {_one_word(key)}"
         return ConnectionSettings(
             urls=urls,
             headers=sent,
@@ -107,6 +111,20 @@ class ClientSettings(BaseSettings):
             client_certificate=client_certificate,
             verify_tls=not self.disable_ssl,
         )
+
+    def _key(self) -> str | None:
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        if self.api_key_file is None:
+            return None
+        try:
+            return self.api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "it is not text"
+            raise ConfigError(
+                f"the API key cannot be read from {str(self.api_key_file)!r} (api_key_file,"
+                f" LLAMA_DEPLOY_API_KEY_FILE): {reason}"
+            ) from exc
 
 
 def _one_word(key: str) -> str:

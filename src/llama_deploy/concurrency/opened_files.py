@@ -34,7 +34,12 @@ class OpenedFiles:
             UnavailableError: One is not.
         """
         for path, known in self._known.items():
-            if _identity(path) != known:
+            try:
+                found = os.stat(path)  # noqa: PTH116 - a path object costs more than the call
+                is_there = known == (found.st_dev, found.st_ino)
+            except OSError:
+                is_there = known is None
+            if not is_there:
                 raise UnavailableError(
                     f"the file {path} of {self.owner} was deleted, moved or replaced while it was open; what"
                     " is stored now would be lost. Put the file back, or stop this process and start it"

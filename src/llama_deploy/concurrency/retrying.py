@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.cancellation import cancellations
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import LlamaDeployError, OverloadedError, QueueFullError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,18 @@ class Outage:
 def is_retriable(error: LlamaDeployError) -> bool:
     """Whether the error itself says that another try may succeed."""
     return error.retriable
+
+
+def is_transient(error: LlamaDeployError) -> bool:
+    """Whether the other side does not respond, or refuses this caller for a while.
+
+    A full topic is not transient: whoever publishes decides what to do.
+    """
+    return (
+        isinstance(error, UnavailableError | OverloadedError)
+        and error.retriable
+        and not isinstance(error, QueueFullError)
+    )
 
 
 async def retry(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llama_deploy.types.ports import BoundPort
+from llama_deploy.types.retention import Days, KeptDays, RetentionRule
 from llama_deploy.types.topics import TopicNamespace
+from llama_deploy.web.connection_limit import DEFAULT_MAX_CONNECTIONS
+from llama_deploy.web.edge.body_budget import DEFAULT_MAX_TOTAL_BODY_BYTES
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
 from llama_deploy.web.edge.host_settings import AllowedOrigins, TrustedHostNames
+from llama_deploy.web.edge.server_key import ServerKey
 
 
 class ControlPlaneConfig(BaseSettings):
@@ -54,8 +58,31 @@ class ControlPlaneConfig(BaseSettings):
 
     None: `./.llama_deploy/control_plane_{port}.db`.
     """
+    authentication: Literal["off", "keys"] = "off"
+    """Who may use the control plane. `off`: everybody who reaches it. `keys`: callers with an API key; see
+    `llamactl keys`."""
+    admin_key: ServerKey | None = Field(default=None, repr=False)
+    """A key with all rights that is not in the state store, such as to create the first one there: at least
+    32 characters. It needs `authentication`. None: there is none."""
+    oidc_issuer: str | None = None
+    """The URL of an OpenID Connect issuer whose tokens are accepted beside keys. It needs `authentication`,
+    and the extra `oidc`. None: there is none."""
+    oidc_audience: str | None = None
+    """The claim `aud` of its tokens for this control plane."""
+    oidc_scopes_claim: str = "scope"
+    """The claim of its tokens with the scopes: a text with spaces between them, or a list."""
+    oidc_tenant_claim: str | None = None
+    """The claim of its tokens with the tenant. Tokens without a valid one are refused. None: all callers work
+    with the default tenant."""
+    oidc_bound: bool = False
+    """Whether the callers of its tokens are bound to the claim `sub`: they work only with their own sessions,
+    tasks and questions."""
+    authenticator: str | None = None
+    """The name of an authenticator that another package has installed. It is asked before keys are looked
+    for, and needs `authentication`. None: there is none."""
     allow_remote: bool = False
-    """Whether to bind an address that other machines can reach. There is no authentication yet."""
+    """Whether a control plane without `authentication` may listen on an address that other machines can
+    reach."""
     use_tls: bool = False
     """Whether `url` starts with `https`, as behind a proxy that ends TLS."""
     lease_seconds: float = Field(default=5.0, gt=0)
@@ -66,6 +93,9 @@ class ControlPlaneConfig(BaseSettings):
     """Seconds that a task waits after it has ended a second process; doubled with each further one."""
     retry_backoff_max_seconds: float = Field(default=60.0, ge=0)
     """The maximum of that wait."""
+    metrics: bool = True
+    """Whether tasks are counted and timed for `/metrics`, which costs some microseconds for each. Without it,
+    `/metrics` shows what can be read from the store."""
     max_queued_tasks: int = Field(default=100_000, gt=0)
     """How many tasks of one service may wait for an instance, `pending` ones included, before new ones are
     rejected with 429. Other services are not affected."""
@@ -86,8 +116,35 @@ class ControlPlaneConfig(BaseSettings):
     max_session_state_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     """How many bytes the state of one session takes as JSON. A write that makes it larger is rejected with
     413; a task that ends with one fails."""
+    retention_task_days: KeptDays = 30.0
+    """For how many days a task is kept after its end, with its result, events, inbox and journal. `off`: it
+    is never removed."""
+    retention_event_days: KeptDays = 7.0
+    """For how many days after the end of a task its events are kept, except for the terminal one. `off`: as
+    long as the task."""
+    retention_max_tasks: int | None = Field(default=None, ge=1)
+    """How many ended tasks are kept. Of more, those are removed that ended first and that no rule matches.
+    What ended within 24 hours is kept anyway. None: any number."""
+    retention_rules: list[RetentionRule] = Field(default_factory=list)
+    """Exceptions by status, service and session, as JSON: `[{"service": "chat", "status": ["failed"],
+    "task_days": 90}]`. The first rule that matches a task counts. Its fields are `status`, `service` and
+    `session`, and `task_days`, `event_days`, `max_tasks` and `journals`."""
+    retention_journals: bool = False
+    """Whether the journal of a task that succeeds is kept as long as the task, so that it can be retried from
+    one of its steps. Those of other tasks are kept anyway."""
+    retention_removed_days: Days = 90.0
+    """For how many days the id of a removed task is remembered. A submission with it gets 410."""
+    retention_session_days: KeptDays = "off"
+    """For how many days a session without tasks is kept, with its state, after the last write of the state.
+    `off`: until it is deleted."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)
     """Maximum size of a request body in bytes; larger requests get 413."""
+    max_total_body_bytes: int = Field(default=DEFAULT_MAX_TOTAL_BODY_BYTES, gt=0)
+    """How many bytes the bodies of all requests take that are served at the same time. Further ones wait for
+    room, and get 503 after 30 seconds. Bodies up to 64 KiB are not counted."""
+    max_connections: int = Field(default=DEFAULT_MAX_CONNECTIONS, gt=0)
+    """How many connections of clients are open at the same time; further ones get 503 and are closed. There
+    are fewer if the process may not open so many files."""
 
     @property
     def url(self) -> str:
@@ -101,5 +158,5 @@ class ControlPlaneConfig(BaseSettings):
         return self.state_store_uri or f"sqlite:///.llama_deploy/control_plane_{self.port or 0}.db"
 
     def public_settings(self) -> dict[str, Any]:
-        """Return the settings as JSON without the store's address, which may hold a password."""
-        return self.model_dump(mode="json", exclude={"state_store_uri"})
+        """Return the settings as JSON without secrets: the store's address may hold a password."""
+        return self.model_dump(mode="json", exclude={"state_store_uri", "admin_key"})

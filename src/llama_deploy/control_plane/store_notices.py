@@ -8,8 +8,13 @@ from contextlib import aclosing
 from typing import Final
 
 from llama_deploy.control_plane.dispatch.sweep_loop import SweepLoop
-from llama_deploy.control_plane.requests.task_requests import task_view
+from llama_deploy.control_plane.requests.callers.key_callers import KeyCallers
+from llama_deploy.control_plane.requests.tasks.feed_watch import FeedWatch
+from llama_deploy.control_plane.requests.tasks.task_requests import task_view
+from llama_deploy.control_plane.storage.feed_interest import FeedInterest
+from llama_deploy.control_plane.storage.removed_ids import KnownRemovals
 from llama_deploy.control_plane.streams.stream_hub import StreamHub
+from llama_deploy.control_plane.streams.task_feed import TaskFeed
 from llama_deploy.errors import UnavailableError
 from llama_deploy.state_stores.base import Notice, StateStore
 
@@ -25,12 +30,33 @@ class News:
         store: Tells of changes, and has them.
         hub: Who waits for tasks.
         sweeps: Do what is due.
+        removals: Learns that tasks may have been removed.
+        feed: Who reads of changes.
+        watch: Reads what has changed for them.
+        interest: Is told that another control plane has such readers.
+        callers: Is told that an API key may have been revoked.
     """
 
-    def __init__(self, *, store: StateStore, hub: StreamHub, sweeps: SweepLoop) -> None:
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        hub: StreamHub,
+        sweeps: SweepLoop,
+        removals: KnownRemovals,
+        feed: TaskFeed,
+        watch: FeedWatch,
+        interest: FeedInterest,
+        callers: KeyCallers,
+    ) -> None:
         self._store = store
         self._hub = hub
         self._sweeps = sweeps
+        self._removals = removals
+        self._feed = feed
+        self._watch = watch
+        self._interest = interest
+        self._callers = callers
 
     async def run(self) -> None:
         """Pass news on until cancelled, or until the store is closed."""
@@ -39,17 +65,38 @@ class News:
                 await self._pass_on(notice)
 
     async def _pass_on(self, notice: Notice) -> None:
+        if notice.lost or notice.everything:
+            self._removals.note()
         if notice.lost:
             self._sweeps.note_missed_heartbeats()
         if notice.everything:
             self._sweeps.wake()
         elif notice.due is not None:
             self._sweeps.wake(notice.due)
+        if notice.keys or notice.lost or notice.everything:
+            self._callers.forget()
+        if notice.feeds:
+            self._interest.note()
+        if self._feed.is_read:
+            await self._tell_feed(notice)
         watched = self._watched(notice)
         for start in range(0, len(watched), _PAGE):
             page = watched[start : start + _PAGE]
             # A waiter may be here before its task is submitted; notices do not name such a task.
             await self._tell(page, missing_is_deleted=not notice.everything)
+
+    async def _tell_feed(self, notice: Notice) -> None:
+        if notice.everything:
+            self._feed.look()
+        ids = sorted(notice.task_ids)
+        for start in range(0, len(ids), _PAGE):
+            page = ids[start : start + _PAGE]
+            try:
+                deleted = await self._watch.look_at(page)
+            except UnavailableError:
+                return  # the watch reads it later
+            self._feed.deleted(deleted)
+            self._feed.grown(page)
 
     def _watched(self, notice: Notice) -> Sequence[str]:
         if notice.everything:

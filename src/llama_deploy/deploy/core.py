@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.control_plane.http.callers import ControlPlaneCallers, requires_keys
 from llama_deploy.deploy.garbage import seldom_collecting
 from llama_deploy.deploy.termination import stopped_by_signals
 from llama_deploy.errors import ConfigError
@@ -18,6 +19,8 @@ from llama_deploy.message_queues import (
     SimpleMessageQueueServer,
 )
 from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
+from llama_deploy.state_stores.store_registry import open_state_store
+from llama_deploy.web.edge.authentication import Authenticator
 
 
 @ends_quietly
@@ -56,8 +59,13 @@ async def deploy_core(
         )
     with stopped_by_signals(0.0), seldom_collecting():
         async with AsyncExitStack() as stack:
+            callers = None if disable_control_plane else await open_callers(stack, config)
             queue = await open_queue(
-                stack, queue_config, served=serves_queue, also_reached_as=[config.host, *config.trusted_hosts]
+                stack,
+                queue_config,
+                served=serves_queue,
+                also_reached_as=[config.host, *config.trusted_hosts],
+                callers=callers,
             )
             if disable_control_plane:
                 await asyncio.Event().wait()
@@ -65,8 +73,28 @@ async def deploy_core(
                 queue,
                 orchestrator=SimpleOrchestrator(orchestrator_config),
                 config=config,
+                callers=callers,
+                state_store=None if callers is None else callers.store,
             )
             await control_plane.launch_server()
+
+
+async def open_callers(stack: AsyncExitStack, config: ControlPlaneConfig) -> ControlPlaneCallers | None:
+    """Return who may use a control plane and the queue beside it. None: everybody.
+
+    Args:
+        stack: Closes the state store, which is opened for this.
+        config: Settings of the control plane.
+
+    Raises:
+        ConfigError: A setting cannot work.
+        StoreLockedError: Another control plane uses the store.
+        UnavailableError: The store does not answer.
+    """
+    if not requires_keys(config):
+        return None
+    store = await stack.enter_async_context(await open_state_store(config.store_uri))
+    return ControlPlaneCallers(config, store)
 
 
 async def open_queue(
@@ -75,6 +103,7 @@ async def open_queue(
     *,
     also_reached_as: Sequence[str],
     served: bool = True,
+    callers: Authenticator | None = None,
 ) -> AbstractMessageQueue:
     """Return the queue for a control plane. `stack` closes it, and its server if there is one.
 
@@ -84,6 +113,8 @@ async def open_queue(
         also_reached_as: The hosts under which the control plane is reached. Instances reach a simple queue
             that listens on all addresses under the same ones.
         served: Whether the server of a simple queue runs here.
+        callers: Identifies the callers of the control plane. A simple queue without an `api_key` of its own
+            has the same ones. None: everybody.
 
     Raises:
         ConfigError: A setting cannot work, or an address cannot be bound.
@@ -92,7 +123,10 @@ async def open_queue(
     if served and isinstance(config, SimpleMessageQueueConfig):
         hosts = [*config.trusted_hosts, *also_reached_as]
         server = await stack.enter_async_context(
-            SimpleMessageQueueServer(config.model_copy(update={"trusted_hosts": hosts}))
+            SimpleMessageQueueServer(
+                config.model_copy(update={"trusted_hosts": hosts}),
+                authenticator=callers if config.api_key is None else None,
+            )
         )
         return await stack.enter_async_context(server.local_queue())
     return await stack.enter_async_context(await config.connect())

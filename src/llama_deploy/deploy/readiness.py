@@ -7,17 +7,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 from llama_deploy.concurrency.backoff import Backoff
-from llama_deploy.concurrency.retrying import Outage, retry
+from llama_deploy.concurrency.retrying import Outage, is_transient, retry
 from llama_deploy.errors import (
     ConfigError,
     InternalServerError,
     NotFoundError,
-    UnavailableError,
     WrongServerError,
 )
 from llama_deploy.message_queues.base import AbstractMessageQueue, MessageQueueConfig
 from llama_deploy.message_queues.queue_registry import config_from_settings
+from llama_deploy.message_queues.simple import SimpleMessageQueueConfig
 from llama_deploy.renamed import see
 from llama_deploy.web.answers import as_object, read_answer
 from llama_deploy.web.connection_settings import Address
@@ -38,16 +40,14 @@ async def until_available(attempt: Callable[[], Awaitable[T]], *, action: str) -
     The pauses grow from 0.05 s to 1 s. The log says once what is waited for, and once that it is available.
 
     Args:
-        attempt: Raises `UnavailableError` while the other side is unavailable.
+        attempt: Raises `UnavailableError` or `OverloadedError` while the other side is unavailable.
         action: What the attempt does, for the log, such as `registering service echo`.
     """
     outage = Outage(
         on_start=lambda exc: logger.warning("%s: %s; retrying", action, exc, extra={"action": "wait"}),
         on_end=lambda: logger.info("%s: succeeded", action, extra={"action": "wait_over"}),
     )
-    return await retry(
-        attempt, backoff=_BACKOFF, retry_on=lambda exc: isinstance(exc, UnavailableError), outage=outage
-    )
+    return await retry(attempt, backoff=_BACKOFF, retry_on=is_transient, outage=outage)
 
 
 async def connect_queue(
@@ -71,9 +71,9 @@ async def connect_queue(
         if config is not None:
             _check_same_type(config, settings)
         if config is not None:
-            return await config.connect()
+            return await _with_key_of(connection, config).connect()
         try:
-            return await config_from_settings(settings).connect()
+            return await _with_key_of(connection, config_from_settings(settings)).connect()
         except ConfigError as exc:
             raise ConfigError(
                 f"{exc}. The control plane sends the settings of the queue without credentials: set them in"
@@ -85,6 +85,21 @@ async def connect_queue(
         return await until_available(attempt, action=f"connecting to the queue of {connection.base_url}")
     finally:
         await connection.close()
+
+
+def _with_key_of(connection: HttpConnection, config: MessageQueueConfig) -> MessageQueueConfig:
+    """Return settings of a queue with the key for the control plane, if it is a simple queue without a key.
+
+    The simple queue beside a control plane accepts the keys of that control plane.
+    """
+    sent = connection.settings.headers_for(connection.base_url)
+    given = {name.lower(): value for name, value in sent.items()}.get("authorization", "")
+    scheme, _, key = given.partition(" ")
+    if not isinstance(config, SimpleMessageQueueConfig) or config.api_key is not None:
+        return config
+    if scheme.lower() != "bearer" or not key:
+        return config
+    return config.model_copy(update={"api_key": SecretStr(key)})
 
 
 def _check_same_type(config: MessageQueueConfig, settings: Mapping[str, Any]) -> None:

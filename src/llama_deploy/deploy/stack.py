@@ -13,11 +13,13 @@ from typing import Any, Self
 from workflows import Workflow
 
 from llama_deploy.control_plane import ControlPlaneConfig, ControlPlaneServer
+from llama_deploy.control_plane.http.metrics_routes import MetricSource
 from llama_deploy.control_plane.readiness import HealthCheck
-from llama_deploy.deploy.core import open_queue
+from llama_deploy.deploy.core import open_callers, open_queue
 from llama_deploy.errors import UnavailableError
 from llama_deploy.health import is_healthy, summary
 from llama_deploy.message_queues import AbstractMessageQueue, MessageQueueConfig, SimpleMessageQueueConfig
+from llama_deploy.metric_texts import merged
 from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorConfig
 from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.background import end
@@ -74,6 +76,10 @@ def _first_line(cls: type[Workflow]) -> str:
     return text.partition("\n")[0]
 
 
+async def _metrics_of(services: Sequence[WorkflowService]) -> str:
+    return merged((service.metrics_text(), {}) for service in services)
+
+
 async def _check_services(services: Sequence[WorkflowService], count: int) -> None:
     """Check that all services work on tasks.
 
@@ -114,6 +120,7 @@ class LocalStack:
         message_queue_config: MessageQueueConfig | None = None,
         orchestrator_config: SimpleOrchestratorConfig | None = None,
         checks: Mapping[str, HealthCheck] | None = None,
+        metrics: Sequence[MetricSource] = (),
     ) -> LocalStack:
         """Start everything. Returns when the services accept tasks.
 
@@ -124,6 +131,7 @@ class LocalStack:
                 system chooses one; other brokers run on their own. None: a simple queue.
             orchestrator_config: Settings of the orchestrator.
             checks: Further checks of `/health/ready`, see `ControlPlaneServer`.
+            metrics: Further metrics for `/metrics`, see `ControlPlaneServer`.
 
         Raises:
             ConfigError: A setting cannot work, an address cannot be bound, or a class or function does not
@@ -138,10 +146,12 @@ class LocalStack:
         if workflows:
             all_checks["services"] = partial(_check_services, services, len(workflows))
         async with AsyncExitStack() as stack:
+            callers = await open_callers(stack, config)
             queue = await open_queue(
                 stack,
                 message_queue_config or SimpleMessageQueueConfig(),
                 also_reached_as=[config.host, *config.trusted_hosts],
+                callers=callers,
             )
             control_plane = await stack.enter_async_context(
                 ControlPlaneServer(
@@ -149,6 +159,9 @@ class LocalStack:
                     orchestrator=SimpleOrchestrator(orchestrator_config),
                     config=config,
                     checks=all_checks,
+                    callers=callers,
+                    state_store=None if callers is None else callers.store,
+                    metrics=[partial(_metrics_of, services), *metrics],
                 )
             )
             watching = asyncio.create_task(control_plane.plane.run())

@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any, Final
 
 from llama_deploy.concurrency.forked_children import forget_signal, restore_in_children
-from llama_deploy.services.run import running_steps
-from llama_deploy.services.run.step_guard import running_code
+from llama_deploy.services.run.steps import running_steps
+from llama_deploy.services.run.steps.step_guard import running_code
 
 GRACE_SECONDS: Final = 2.0
 """How long after `drain_timeout` the process has ended at the latest."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+from llama_deploy.client import ClientSettings
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.deploy.garbage import seldom_collecting
@@ -43,19 +44,21 @@ async def deploy_workflow(
         message_queue_config: The control plane's queue, with credentials, which the control plane does not
             send. None: its settings, and credentials from the environment.
         connection: How to reach the control plane: the URLs of its replicas, headers, certificates. None: the
-            URL of `control_plane_config`, and nothing else.
+            URL of `control_plane_config`, with the key, headers and certificate authorities that a `Client`
+            takes from the environment, such as `LLAMA_DEPLOY_API_KEY`.
 
     Raises:
         ConfigError: A setting cannot work, the class or function does not return a workflow, the address
             cannot be bound, or the server is not a control plane.
         Exception: The error of the part that failed.
     """
-    control_plane = connection or (control_plane_config or ControlPlaneConfig()).url
+    if connection is None:
+        connection = ClientSettings().connect_to((control_plane_config or ControlPlaneConfig()).url)
     with stopped_by_signals(workflow_config.drain_timeout), seldom_collecting():
         await run_workflow(
             workflow,
             workflow_config,
-            control_plane_url=control_plane,
+            control_plane_url=connection,
             message_queue_config=message_queue_config,
         )
 

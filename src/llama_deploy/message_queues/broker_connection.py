@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from llama_deploy.concurrency.backoff import Backoff
-from llama_deploy.concurrency.retrying import Outage, retry
+from llama_deploy.concurrency.retrying import Outage, is_transient, retry
 from llama_deploy.errors import ConfigError, UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class BrokerConnection:
         return asyncio.get_running_loop().time() + self._call_seconds
 
     async def retry(self, call: Callable[[], Awaitable[T]], *, give_up_at: float | None = None) -> T:
-        """Retry a call, with growing pauses, while the broker does not answer.
+        """Retry a call, with growing pauses, while the broker does not answer or refuses all calls.
 
         Args:
             call: The call. It may run more than once.
@@ -55,15 +55,14 @@ class BrokerConnection:
                 None: after `retry_seconds`.
 
         Raises:
-            LlamaDeployError: What `call` raises; `UnavailableError` only after `give_up_at`, unless it is not
-                retriable.
+            LlamaDeployError: What `call` raises; what is transient only after `give_up_at`.
         """
         give_up_at = self.give_up_at() if give_up_at is None else give_up_at
         retries = self._retries or give_up_at == NEVER
         return await retry(
             partial(self._attempt, call, give_up_at),
             backoff=_BACKOFF,
-            retry_on=lambda error: retries and isinstance(error, UnavailableError) and error.retriable,
+            retry_on=lambda error: retries and is_transient(error),
             give_up_at=give_up_at,
             outage=self.outage,
         )

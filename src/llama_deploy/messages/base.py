@@ -103,16 +103,20 @@ class QueueMessage(BaseModel):
         if not isinstance(wire, dict):
             raise MessageDecodeError(f"a message is a JSON object, not {type(wire).__name__}: {wire!r:.80}")
         fields = dict(wire)
-        version = fields.pop("v", WIRE_VERSION)
+        cls.check_version(fields.pop("v", WIRE_VERSION))
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as exc:
+            raise MessageDecodeError(f"invalid message: {describe_validation_error(exc)}") from exc
+
+    @staticmethod
+    def check_version(version: object) -> None:
+        """Raise `MessageDecodeError` if a message has a wire version that this release does not read."""
         if version != WIRE_VERSION or isinstance(version, bool):
             raise MessageDecodeError(
                 f"the message has wire version {version!r} but this release reads version {WIRE_VERSION}; "
                 "upgrade this process, or downgrade the sender"
             )
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as exc:
-            raise MessageDecodeError(f"invalid message: {describe_validation_error(exc)}") from exc
 
     def encode(self) -> bytes:
         """Return the message as JSON bytes.

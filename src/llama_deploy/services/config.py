@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from llama_deploy.types import SessionPolicy
 from llama_deploy.types.ports import BoundPort
 from llama_deploy.web.edge.host_settings import TrustedHostNames
+from llama_deploy.web.edge.server_key import ServerKey
 
 
 def _split(names: object) -> object:
@@ -59,8 +61,16 @@ class WorkflowServiceConfig(BaseSettings):
 
     The failure is reported to the client either way.
     """
+    stream_internal_events: bool = False
+    """Whether the events by which the workflow library tells what happens inside a run, such as
+    `StepStateChanged`, are kept in the stream of the task. Readers get them if they ask for them
+    (`internal=true`). Each step that runs adds two or three.
+    """
+    api_key: ServerKey | None = Field(default=None, repr=False)
+    """The key that callers of the service's own HTTP server need: at least 32 characters. None: it admits
+    everybody."""
     allow_remote: bool = False
-    """Whether the service may bind an address that other machines can reach. It has no authentication."""
+    """Whether the service may listen without `api_key` on an address that other machines can reach."""
     trusted_hosts: TrustedHostNames = Field(default_factory=list)
     """Additional names under which the service is reached, such as `service.example.com`; `*` is every
     name. A request for another host gets 421.
@@ -81,6 +91,10 @@ class WorkflowServiceConfig(BaseSettings):
     With `auto` and `task`, keys of `ctx.store` that cannot be stored are missing in later tasks of the
     session. The events that the workflow streams must be valid JSON in any case. A result without a JSON form
     becomes its text.
+    """
+    session_policy: SessionPolicy | None = None
+    """The policy of a session that begins with a task of this service, because the task was submitted without
+    a session. None: `enqueue`. A session that was created before keeps its own.
     """
     idle_timeout: float | None = Field(default=60.0, ge=0)
     """Seconds after which a run that only waits for something from outside leaves memory. If another task
@@ -119,6 +133,9 @@ class WorkflowServiceConfig(BaseSettings):
     unless it is a `HumanResponseEvent`, or derived from it in a module from which the workflow's module
     imports something.
     """
+    metrics: bool = True
+    """Whether attempts and steps are counted and timed for `/metrics`, which costs some microseconds for each
+    of them."""
     blocked_limit: float = Field(default=60.0, gt=0)
     """Seconds after which an instance whose event loop is blocked stops its heartbeats.
 

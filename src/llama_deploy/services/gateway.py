@@ -7,6 +7,7 @@ another implementation, for use within one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import quote
@@ -34,6 +35,8 @@ from llama_deploy.types.instance_protocol import (
     ReleaseRequest,
     check_protocol,
 )
+from llama_deploy.types.keys import public_id, tenant_of
+from llama_deploy.types.owners import Owner, headers_for
 from llama_deploy.types.services import Registration
 from llama_deploy.web.answers import as_object, read_answer
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
@@ -203,13 +206,16 @@ class HttpGateway:
     async def get_session_state(self, session_id: str) -> dict[str, Any] | None:
         """See `ControlPlaneGateway`."""
         try:
-            return await self._call(HttpRequest("GET", _state_path(session_id), headers=_HEADERS), as_object)
+            return await self._call(
+                HttpRequest("GET", _state_path(session_id), headers=_acting(session_id)), as_object
+            )
         except SessionNotFoundError:
             return None
 
     async def update_session_state(self, session_id: str, state: dict[str, Any]) -> None:
         """See `ControlPlaneGateway`."""
-        await self._connection.request(_post(_state_path(session_id), state))
+        request = _post(_state_path(session_id), state)
+        await self._connection.request(replace(request, headers=_acting(session_id)))
 
     async def close(self) -> None:
         """See `ControlPlaneGateway`."""
@@ -261,4 +267,9 @@ def _post_bytes(path: str, content: bytes) -> HttpRequest:
 
 
 def _state_path(session_id: str) -> str:
-    return f"/sessions/{quote(session_id, safe='')}/state"
+    return f"/sessions/{quote(public_id(session_id), safe='')}/state"
+
+
+def _acting(session_id: str) -> dict[str, str]:
+    """Return the headers of a request about a session of any tenant."""
+    return {**_HEADERS, **headers_for(Owner(tenant_of(session_id)))}

@@ -20,13 +20,17 @@ belongs to them, so that two control planes never decide on a session at the sam
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 from llama_deploy.concurrency.closing import AsyncCloseable
+from llama_deploy.state_stores.api_key_repository import ApiKeyRepository
+from llama_deploy.state_stores.feed_repository import FeedRepository
+from llama_deploy.state_stores.list_repositories import StepsRepository, TaskListRepository
+from llama_deploy.state_stores.question_repository import QuestionRepository
 from llama_deploy.state_stores.repositories import (
     EventRepository,
     InboxRepository,
@@ -37,8 +41,31 @@ from llama_deploy.state_stores.repositories import (
     SessionRepository,
     TaskRepository,
 )
+from llama_deploy.state_stores.retention_rows import RetentionRepository
 
 T = TypeVar("T")
+
+
+class StoreTableSize(NamedTuple):
+    """How large a table is. None: not known."""
+
+    name: str
+    rows: int | None
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSizes:
+    """How large a store is. None: not known."""
+
+    store: str
+    """The kind of store."""
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    """How much of it is unused, and free for new rows."""
+    log_bytes: int | None = None
+    """How much of it is a write-ahead log."""
+    tables: Sequence[StoreTableSize] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +78,10 @@ class Notice:
     """When something becomes due: a timer of a parked run, or the end of a new lease."""
     everything: bool = False
     """Anything may have changed: notices arrive from now on, or there were too many at once."""
+    feeds: bool = False
+    """Somebody reads a feed: for some seconds, notices are to name each task whose status changes."""
+    keys: bool = False
+    """An API key was revoked."""
     lost: bool = False
     """Notices do not arrive for now: the connection to the database is lost, perhaps not only here."""
 
@@ -67,12 +98,18 @@ class StoreTransaction:
 
     sessions: SessionRepository
     tasks: TaskRepository
+    task_lists: TaskListRepository
+    steps: StepsRepository
     events: EventRepository
+    feeds: FeedRepository
     inbox: InboxRepository
     runs: RunRepository
+    questions: QuestionRepository
+    retention: RetentionRepository
     outbox: OutboxRepository
     services: ServiceRepository
     instances: InstanceRepository
+    api_keys: ApiKeyRepository
 
     def lock(
         self,
@@ -169,8 +206,42 @@ class StateStore(AsyncCloseable):
         """
         await self.transact(_change_nothing)
 
+    async def shrink(self, *, max_pages: int) -> bool:
+        """Return some unused space to the file system; return whether there may be more.
+
+        Args:
+            max_pages: The most pages of the database to move. It is a write transaction, so few.
+
+        A store whose database does this by itself does nothing.
+
+        Raises:
+            UnavailableError: The store is closed, or the database does not answer.
+        """
+        del max_pages
+        return False
+
+    async def sizes(self, *, exact: bool = False) -> StoreSizes:
+        """Return how large the store is. Takes milliseconds, unless `exact`.
+
+        Args:
+            exact: Whether to measure and count everything, which reads the whole store.
+
+        Raises:
+            UnavailableError: The store is closed, or the database does not answer.
+        """
+        del exact
+        return StoreSizes(type(self).__name__)
+
     async def has_company(self) -> bool:
         """Whether another control plane listens to the `notices` of this store.
+
+        Raises:
+            UnavailableError: The store is closed, or the database does not answer.
+        """
+        return False
+
+    async def has_older_company(self) -> bool:
+        """Whether a control plane works on this store whose release does not read packs of events.
 
         Raises:
             UnavailableError: The store is closed, or the database does not answer.

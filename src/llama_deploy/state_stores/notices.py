@@ -6,7 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from llama_deploy.concurrency.batching import split
 from llama_deploy.state_stores.base import Notice
@@ -23,10 +23,13 @@ def encode_notice(notice: Notice, *, sender: str) -> list[str]:
     """Return a notice as texts of at most `MAX_TEXT_BYTES` bytes.
 
     Args:
-        notice: The notice. Its `lost` is local and left out.
+        notice: The notice. Its `lost` is local and left out; one with `feeds` or `keys` names no tasks.
         sender: The name of this control plane, by which it recognizes its own notices.
     """
     due = None if notice.due is None else notice.due.isoformat()
+    if notice.feeds or notice.keys:
+        # Older releases read these as `feeds`, and still older ones as `everything`.
+        return [json.dumps([sender, due, [], notice.feeds, notice.keys])]
     room = MAX_TEXT_BYTES - len(_text(sender, due, []))
     pages = split(sorted(notice.task_ids), size=lambda each: len(json.dumps(each)) + 2, max_size=room)
     texts = [_text(sender, due, page) for page in pages] or [_text(sender, due, [])]
@@ -38,11 +41,14 @@ def encode_notice(notice: Notice, *, sender: str) -> list[str]:
 def decode_notice(text: str) -> tuple[str, Notice]:
     """Return the sender and the notice of one text. A text that cannot be read means `everything`."""
     try:
-        sender, due, task_ids = json.loads(text)
+        values: list[Any] = [*json.loads(text), False, False]
+        sender, due, task_ids, feeds, keys, *_ = values
         notice = Notice(
             task_ids=frozenset(task_ids or ()),
             due=None if due is None else datetime.fromisoformat(due),
             everything=task_ids is None,
+            feeds=bool(feeds),
+            keys=bool(keys),
         )
     except (ValueError, TypeError):
         return "", Notice(everything=True)
@@ -80,6 +86,8 @@ def _merged(first: Notice, second: Notice) -> Notice:
         task_ids=task_ids,
         due=min(due, default=None),
         everything=first.everything or second.everything,
+        feeds=first.feeds or second.feeds,
+        keys=first.keys or second.keys,
         lost=first.lost or second.lost,
     )
     if len(task_ids) > _MAX_TASKS:

@@ -28,7 +28,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import LlamaDeployError, UnavailableError
-from llama_deploy.state_stores.base import Notice, StateStore, StoreTransaction
+from llama_deploy.state_stores.base import (
+    Notice,
+    StateStore,
+    StoreSizes,
+    StoreTableSize,
+    StoreTransaction,
+)
 from llama_deploy.state_stores.notices import Mailbox, decode_notice, encode_notice
 from llama_deploy.state_stores.postgresql_errors import (
     DRIVER_ERRORS,
@@ -38,7 +44,7 @@ from llama_deploy.state_stores.postgresql_errors import (
 )
 from llama_deploy.state_stores.postgresql_opening import Address, Place, look_at, make_ready, new_engine
 from llama_deploy.state_stores.sql.access import pad
-from llama_deploy.state_stores.sql.tables import instances, sessions, task_is_running, tasks
+from llama_deploy.state_stores.sql.tables import instances, metadata, sessions, task_is_running, tasks
 from llama_deploy.state_stores.sql.transaction import SQLTransaction
 
 logger = logging.getLogger(__name__)
@@ -87,6 +93,22 @@ _LOCK_FREE = (
 _NOTIFY = sa.select(
     sa.func.pg_notify(sa.bindparam("channel", type_=sa.Text), sa.bindparam("text", type_=sa.Text))
 )
+# See "pg_locks" in PostgreSQL's documentation.
+_HOLDERS = sa.text(
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND classid::bigint = :high AND objid::bigint = :low"
+)
+_SIZES = sa.text(
+    """
+    SELECT relname, reltuples, pg_total_relation_size(pg_class.oid) AS size
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE nspname = current_schema() AND relkind = 'r' AND relname = ANY(:names)
+    ORDER BY size DESC, relname
+    """
+)
+"""The tables with their indexes. The numbers of rows are estimates, below 0 if there is none yet."""
+_COUNTS = {name: sa.select(sa.func.count()).select_from(table) for name, table in metadata.tables.items()}
 _CHANGE_NOTHING = sa.update(tasks).where(sa.false()).values(task_id=tasks.c.task_id)
 _WRITE_LOG = sa.select(sa.func.pg_logical_emit_message(sa.true(), "llama_deploy", "check"))
 """Writes a record of a few bytes to the log, which the commit has to make durable."""
@@ -165,9 +187,31 @@ class PostgreSQLStateStore(StateStore):
 
         await self._run(self._engine, run)
 
+    async def sizes(self, *, exact: bool = False) -> StoreSizes:
+        def run(connection: sa.Connection) -> StoreSizes:
+            tables = [
+                StoreTableSize(name, None if rows < 0 else int(rows), int(size))
+                for name, rows, size in connection.execute(_SIZES, {"names": list(metadata.tables)})
+            ]
+            if exact:
+                tables = [each._replace(rows=connection.scalar(_COUNTS[each.name])) for each in tables]
+            total = sum(each.bytes or 0 for each in tables)
+            return StoreSizes("postgresql", total_bytes=total, tables=tables)
+
+        return await self._run(self._reading, run)
+
     async def has_company(self) -> bool:
         alone = sa.select(sa.func.pg_try_advisory_xact_lock(self._place.listening_lock))
         return not await self._run(self._engine, lambda connection: bool(connection.scalar(alone)))
+
+    async def has_older_company(self) -> bool:
+        return await self._run(
+            self._engine,
+            lambda connection: (
+                _holders(connection, self._place.listening_lock)
+                > _holders(connection, self._place.packs_lock)
+            ),
+        )
 
     async def notices(self) -> AsyncGenerator[Notice, None]:
         self._check_open()
@@ -232,6 +276,11 @@ class PostgreSQLStateStore(StateStore):
                 logger.debug("repeating a transaction: %s", text_of(exc), extra={"action": "run_again"})
             await asyncio.sleep(_RERUN.delay(count))
         raise AssertionError("unreachable")
+
+
+def _holders(connection: sa.Connection, lock: int) -> int:
+    """Return how many connections hold an advisory lock of this database."""
+    return int(connection.execute(_HOLDERS, {"high": lock >> 32, "low": lock & 0xFFFFFFFF}).scalar_one())
 
 
 class _Attempt:
@@ -323,7 +372,9 @@ class _Listener:
         """Listen until the connection is lost."""
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: ended.set())
-        await connection.execute(f"SELECT pg_advisory_lock_shared({self._place.listening_lock})")
+        # Before the other lock, so that no release that reads packs seems to be an older one.
+        for lock in (self._place.packs_lock, self._place.listening_lock):
+            await connection.execute(f"SELECT pg_advisory_lock_shared({lock})")
         await connection.add_listener(self._place.channel, self._receive)
         self._mailbox.put(Notice(everything=True))
         while not ended.is_set():

@@ -37,10 +37,16 @@ _SERVER_SETTINGS: Final = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "jit": "off",
+    # Every query has an index whose order it follows, and many stop after some rows. PostgreSQL guesses how
+    # many rows a session or a tag has, and a table that was empty a minute ago. If it guesses few, it plans
+    # to read the whole table, or to collect and sort all rows of a bitmap, and keeps that plan.
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
 }
 # Keys of advisory locks: arbitrary, and the same in every release.
 _UPGRADING: Final = 0x6C6C616D6101
 _LISTENING: Final = 0x6C6C6102
+_READING_PACKS: Final = 0x6C6C6103
 """The upper half of the key; the lower is of the schema."""
 _CHANNEL: Final = "llama_deploy_notices"
 
@@ -114,6 +120,11 @@ class Place:
     def listening_lock(self) -> int:
         """The key of the advisory lock that all listeners to notices of this schema hold."""
         return _LISTENING << 32 | int(self._digest, 16)
+
+    @property
+    def packs_lock(self) -> int:
+        """The key of the advisory lock that those of them hold whose release reads packs of events."""
+        return _READING_PACKS << 32 | int(self._digest, 16)
 
     @property
     def channel(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from llama_deploy.state_stores.large_values import Deferred
 from llama_deploy.types import Durability, SessionPolicy, TaskStatus
 from llama_deploy.types.json_values import utf8_bytes
 
@@ -18,10 +19,17 @@ RUN_FORMAT: Final = 1
 SUSPECT_DEATHS: Final = 2
 """From how many `TaskRecord.deaths` on a task is a suspect, and runs alone in its process."""
 
+NO_STATE: Final = "{}"
+"""The state of a new session."""
+
+NO_TAGS: Final = "[]"
+"""The `tags` of what has none."""
+
 FIXED: Final = frozenset(
     {
         "session_id",
         "tenant",
+        "subject",
         "service_name",
         "input",
         "created_at",
@@ -32,6 +40,9 @@ FIXED: Final = frozenset(
         "priority",
         "not_before",
         "deadline",
+        "retry_of",
+        "retry_from",
+        "imported_at",
     }
 )
 """The fields of a `TaskRecord` that never change."""
@@ -42,14 +53,67 @@ class SessionRecord(NamedTuple):
 
     session_id: str
     policy: SessionPolicy
-    state: str
-    """JSON object."""
+    state: str | Deferred
+    """JSON object. Deferred if it is large and the row was read lean."""
     version: int
     """Grows by one with every write of the state."""
     created_at: datetime
     updated_at: datetime
     """When the state was last written."""
     tenant: str = ""
+    tags: str = NO_TAGS
+    """JSON list of strings."""
+    forked_from: str | None = None
+    """The session whose state it has begun with. None: its state was empty."""
+    forked_at: str | None = None
+    """The task of that session after which it was forked. None: its present state was copied."""
+    origin: str | None = None
+    """The first session of a chain of forks, for which its services have signed what was copied."""
+    subject: str | None = None
+    """Whose it is within the tenant. None: nobody's in particular, as that of its tasks."""
+
+
+class SessionHeadRecord(NamedTuple):
+    """A session without its state, which may be large."""
+
+    session_id: str
+    policy: SessionPolicy
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    tags: str
+    forked_from: str | None
+    forked_at: str | None
+
+
+class TaskSizeRecord(NamedTuple):
+    """Where a task stands in its session, and how large it is."""
+
+    task_id: str
+    created_at: datetime
+    position: int
+    """Grows in the order in which tasks were accepted."""
+    characters: int
+    """Of its input and its result."""
+
+
+class SavedStateRecord(NamedTuple):
+    """An earlier state of a session."""
+
+    session_id: str
+    version: int
+    state: str
+    """JSON object. Empty: it was too large to be kept."""
+    stored_at: datetime
+    """Since when the session had it."""
+
+
+class SessionTagRecord(NamedTuple):
+    """A tag of a session, to find it by."""
+
+    tag: str
+    """With the tenant of the session, as in the key of an id."""
+    session_id: str
 
 
 class TaskRecord(NamedTuple):
@@ -58,8 +122,8 @@ class TaskRecord(NamedTuple):
     task_id: str
     session_id: str
     service_name: str
-    input: str
-    """The run arguments: JSON object."""
+    input: str | Deferred
+    """The run arguments: JSON object. Deferred if they are large and the row was read lean."""
     status: TaskStatus
     created_at: datetime
     status_changed_at: datetime
@@ -110,8 +174,9 @@ class TaskRecord(NamedTuple):
     """When a parked run is woken. None: only an event wakes it."""
     cancel_requested: bool = False
     finished_at: datetime | None = None
-    result: str | None = None
-    """The `TaskResult` as JSON, once the task has ended."""
+    result: str | Deferred | None = None
+    """The `TaskResult` as JSON, once the task has ended. Deferred if it is large and the row was read lean.
+    """
     durability: Durability | None = None
     """The `Durability` of the last attempt, once there is one."""
     volatile_reason: str | None = None
@@ -135,11 +200,44 @@ class TaskRecord(NamedTuple):
     """The version of the workflow that has claimed the task last. None: no version is known."""
     pinned_to: str | None = None
     """The only version that may claim the task, because somebody has moved it there. None: any that fits."""
+    started_at: datetime | None = None
+    """When its first attempt was claimed. None: it was not yet, or under an older release."""
+    waiting_since: datetime | None = None
+    """Since when it waits for something from outside. None: it does not."""
+    progress: str | None = None
+    """What its run says of itself. None: nothing."""
+    past_attempts: str | None = None
+    """The attempts before the present or last one that an instance has had, as a JSON list of `TaskAttempt`.
+    None: there are none."""
+    last_steps: str | None = None
+    """The steps that have ended since the last `StepsRecord`, of an ended task: the `EndedSteps` as JSON."""
+    wait_reports: int | None = None
+    """How many times the attempt has reported what its run waits for. None: no attempt ever has, so the task
+    has no questions."""
+    retry_of: str | None = None
+    """The ended task that this one tries again. None: it is not a retry."""
+    retry_from: str | None = None
+    """Where a retry has begun: `start`, `last_step`, or before the step of `retry_of` with this id."""
+    imported_at: datetime | None = None
+    """When it was imported. None: it has run here."""
+    subject: str | None = None
+    """That of its session."""
+
+    @property
+    def shown_status(self) -> TaskStatus:
+        """The status that clients see: a run that waits in the memory of its instance is `waiting`, too."""
+        return shown_status(self.status, self.waiting_since)
 
     @property
     def target(self) -> str:
         """The name of the service that runs the task at the moment."""
         return self.service_name if self.routed_to is None else self.routed_to
+
+
+def shown_status(status: TaskStatus, waiting_since: datetime | None) -> TaskStatus:
+    """Return the status that clients see; see `TaskRecord.shown_status`."""
+    is_waiting = status is TaskStatus.RUNNING and waiting_since is not None
+    return TaskStatus.WAITING if is_waiting else status
 
 
 PROGRESS: Final = (
@@ -151,8 +249,9 @@ PROGRESS: Final = (
     "running_seconds",
     "repeats_from",
     "unfinished",
+    "progress",
 )
-"""The fields of a `TaskRecord` that `TaskRepository.update_progress` overwrites."""
+"""The fields of a `TaskRecord` that change while its status stays."""
 
 
 class EventRecord(NamedTuple):
@@ -176,6 +275,19 @@ class EventRecord(NamedTuple):
         return utf8_bytes(self.data)
 
 
+class EventPackRecord(NamedTuple):
+    """Consecutive events of a task's stream in a form that takes little space; see `event_packs`."""
+
+    task_id: str
+    position: int
+    """That of the first event."""
+    length: int
+    """How many events it holds."""
+    format: int
+    """The major version of how `data` is to be read."""
+    data: bytes
+
+
 class InboxRecord(NamedTuple):
     """An event that was sent to a task."""
 
@@ -186,6 +298,17 @@ class InboxRecord(NamedTuple):
     """The `EventDefinition` as JSON."""
     idempotency_key: str | None = None
     """Unique among those of the task, None aside."""
+
+
+class StepsRecord(NamedTuple):
+    """Steps of a task that have ended, written together."""
+
+    task_id: str
+    attempt: int
+    first: int
+    """How many steps of the attempt have ended before these."""
+    steps: str
+    """See `llama_deploy.types.step_history`."""
 
 
 class RunHeadRecord(NamedTuple):
@@ -200,6 +323,65 @@ class RunHeadRecord(NamedTuple):
     """The major version of how snapshot, state and entries are to be read."""
     needs: str | None = None
     """The `RunNeeds` as JSON. None: an older release has written the run."""
+    origin: str | None = None
+    """The `RunOrigin` as JSON. None: the run has begun with this task."""
+    snapshots: int | None = None
+    """How many snapshots were written. None: none, or none but by a control plane of an older release, which
+    does not count them."""
+
+
+class RunPastRecord(NamedTuple):
+    """What one write of a run's journal has replaced, for forks from before the write."""
+
+    task_id: str
+    seq: int
+    """How many entries preceded the write."""
+    snapshots: int
+    """How many snapshots did."""
+    size: int
+    """About how many bytes the rest has."""
+    state_change: str | None = None
+    """A `StateChange` as JSON. None: the write left the state as it was."""
+    replaced: bytes | None = None
+    """A `ReplacedJournal`, packed. None: the write had no snapshot, or what it replaced was too large."""
+
+
+class RunCopy(NamedTuple):
+    """The run of one task, to be copied for another one."""
+
+    source_id: str
+    """The task whose run is copied. It has ended."""
+    target_id: str
+    """The task that gets the copy. It has no run."""
+    origin: str
+    """See `RunHeadRecord.origin`."""
+
+
+class RunSizeRecord(NamedTuple):
+    """How much is stored of a run."""
+
+    journal: int
+    """How many bytes its snapshot, its needs and its entries have in UTF-8."""
+    state: int
+    """How many bytes its state has."""
+    format: int
+    """See `RunHeadRecord.format`."""
+    snapshots: int | None = None
+    """See `RunHeadRecord.snapshots`."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes all of it has."""
+        return self.journal + self.state
+
+
+class JournalStartRecord(NamedTuple):
+    """What the journal of a run begins with: part of a `RunHeadRecord`."""
+
+    fingerprint: str
+    library_version: str
+    snapshot: str | None
+    needs: str | None
 
 
 class RunNeedsRecord(NamedTuple):
@@ -284,6 +466,9 @@ class InstanceRecord(NamedTuple):
     """Whether it runs suspects alone, or waits until it can: by its registration or last heartbeat."""
     version: str | None = None
     """The version of its workflow. None: it has none, or an older release runs it."""
+    present: str | None = None
+    """The steps that its tasks were running at its last heartbeat: a JSON object with a list of `PresentStep`
+    for each task. None: there were none, or it does not say."""
 
     @property
     def only_suspects(self) -> bool:

@@ -1,61 +1,113 @@
 """What a state store does with its rows: one repository per entity.
 
 Methods take and return many rows, so that a transaction for one request and one for a hundred cost about the
-same. Methods that read return the rows that exist: an unknown id is missing from the answer. Methods that
+same. Rows that are read *lean* have a `Deferred` in place of each large value; see `large_values`. Methods
+that read return the rows that exist: an unknown id is missing from the answer. Methods that
 update or delete ignore unknown ids.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from llama_deploy.state_stores.records import (
+    EventPackRecord,
     EventRecord,
     InboxRecord,
     InstanceRecord,
     JournalRecord,
+    JournalStartRecord,
     OutboxRecord,
+    RunCopy,
     RunGroupRecord,
     RunHeadRecord,
     RunNeedsRecord,
+    RunPastRecord,
+    RunSizeRecord,
+    SavedStateRecord,
     ServiceRecord,
+    SessionHeadRecord,
     SessionRecord,
     TaskRecord,
+    TaskSizeRecord,
     VersionRecord,
 )
+from llama_deploy.types import SessionPolicy
+from llama_deploy.types.owners import Owner
 
 
 class SessionRepository(ABC):
     """Sessions."""
 
     @abstractmethod
-    def load(self, session_ids: Collection[str]) -> dict[str, SessionRecord]:
+    def load(self, session_ids: Collection[str], *, lean: bool = False) -> dict[str, SessionRecord]:
         """Return the sessions by id."""
 
     @abstractmethod
-    def page(self, *, after: str = "", limit: int = 1000) -> list[SessionRecord]:
-        """Return sessions whose id is greater than `after`, ordered by id."""
+    def page(
+        self, *, owner: Owner | None = None, after: str = "", limit: int = 1000, lean: bool = False
+    ) -> list[SessionRecord]:
+        """Return sessions whose id is greater than `after`, ordered by id.
+
+        Args:
+            owner: To whom they belong. None: to anybody.
+            after: An id. Empty: from the first on.
+            limit: How many to return at most.
+            lean: Whether large states are left out.
+        """
+
+    @abstractmethod
+    def heads(
+        self,
+        *,
+        owner: Owner | None = None,
+        tag: str | None = None,
+        after: str | None = None,
+        newest_first: bool,
+        limit: int,
+    ) -> list[SessionHeadRecord]:
+        """Return sessions without their states, ordered by id: ids that the library has made grow with time.
+
+        Args:
+            owner: To whom they belong. None: to anybody.
+            tag: Only sessions with this tag. None: all.
+            after: Only those that follow the session with this id in the order. None: from the first on.
+            newest_first: Whether the greatest id comes first.
+            limit: How many to return at most.
+        """
+
+    @abstractmethod
+    def saved_states(self, session_id: str) -> list[SavedStateRecord]:
+        """Return earlier states of a session, the oldest first."""
+
+    @abstractmethod
+    def save_states(self, states: Sequence[SavedStateRecord], *, keep: int) -> None:
+        """Store earlier states of sessions, and delete those that are `keep` versions older or more."""
+
+    @abstractmethod
+    def policies(self, session_ids: Collection[str]) -> dict[str, SessionPolicy]:
+        """Return the policies of the sessions by id, without locking them."""
 
     @abstractmethod
     def insert(self, sessions: Sequence[SessionRecord]) -> None:
-        """Store new sessions."""
+        """Store new sessions with their tags."""
 
     @abstractmethod
     def update(self, sessions: Sequence[SessionRecord]) -> None:
-        """Overwrite `policy`, `state`, `version` and `updated_at`."""
+        """Overwrite `policy`, `state`, `version` and `updated_at`. A deferred state stays as it is."""
 
     @abstractmethod
     def delete(self, session_ids: Collection[str]) -> None:
-        """Delete the sessions with their tasks, events, inboxes and runs."""
+        """Delete the sessions with their tags, earlier states, tasks, events, inboxes and runs."""
 
 
 class TaskRepository(ABC):
-    """Tasks."""
+    """Tasks. All methods that return several of them read them lean, unless they say otherwise."""
 
     @abstractmethod
-    def load(self, task_ids: Collection[str]) -> dict[str, TaskRecord]:
+    def load(self, task_ids: Collection[str], *, lean: bool = False) -> dict[str, TaskRecord]:
         """Return the tasks by id."""
 
     @abstractmethod
@@ -68,6 +120,22 @@ class TaskRepository(ABC):
     @abstractmethod
     def ids_of_sessions(self, session_ids: Collection[str]) -> dict[str, list[str]]:
         """Return the ids of the tasks of sessions that have any, by session, in the order of insertion."""
+
+    @abstractmethod
+    def sizes_in_session(
+        self, session_id: str, *, after: tuple[datetime, int] | None = None, limit: int
+    ) -> list[TaskSizeRecord]:
+        """Return tasks of a session by the time of their creation and their position.
+
+        Args:
+            session_id: The session.
+            after: Only tasks that follow this time and position. None: from the first one on.
+            limit: How many to return at most.
+        """
+
+    @abstractmethod
+    def retries_of(self, task_ids: Collection[str]) -> dict[str, list[str]]:
+        """Return the ids of the tasks that retry others, by the task that they retry."""
 
     @abstractmethod
     def first_open(self, session_ids: Collection[str], *, limit: int) -> list[TaskRecord]:
@@ -147,12 +215,17 @@ class TaskRepository(ABC):
         """Store new tasks; their order is the order of their session."""
 
     @abstractmethod
-    def update(self, tasks: Sequence[TaskRecord]) -> None:
-        """Overwrite everything but the id and the fields in `FIXED`."""
+    def change(self, changes: Iterable[tuple[TaskRecord, TaskRecord]]) -> None:
+        """Overwrite the fields in which tasks differ, but for the id and the fields in `FIXED`.
 
-    @abstractmethod
-    def update_progress(self, tasks: Sequence[TaskRecord]) -> None:
-        """Overwrite the fields in `PROGRESS`. They are in no index, so this costs less than `update`."""
+        Args:
+            changes: Each task as it is stored, and as it is to be. One that does not exist is ignored.
+        """
+
+    def update(self, tasks: Sequence[TaskRecord]) -> None:
+        """Read tasks, and overwrite the fields in which they differ. One that does not exist is ignored."""
+        stored = self.load([task.task_id for task in tasks])
+        self.change([(stored[task.task_id], task) for task in tasks if task.task_id in stored])
 
 
 class EventRepository(ABC):
@@ -176,6 +249,27 @@ class EventRepository(ABC):
     def insert(self, events: Sequence[EventRecord]) -> None:
         """Store new events."""
 
+    @abstractmethod
+    def loose(self, task_id: str, *, limit: int = 1000, max_bytes: int | None = None) -> list[EventRecord]:
+        """Return the first events of a task that are in no pack, in order, without the terminal one.
+
+        Args:
+            task_id: The task.
+            limit: As for `load`.
+            max_bytes: As for `load`.
+        """
+
+    @abstractmethod
+    def last_pack(self, task_id: str) -> EventPackRecord | None:
+        """Return the last pack of a task's stream, None if there is none."""
+
+    @abstractmethod
+    def put_packs(self, packs: Sequence[EventPackRecord]) -> None:
+        """Store packs in place of the events in them. One at the position of a stored pack replaces it.
+
+        Events are read in the same way, in a pack or not.
+        """
+
 
 class InboxRepository(ABC):
     """The events that were sent to tasks."""
@@ -183,6 +277,10 @@ class InboxRepository(ABC):
     @abstractmethod
     def load(self, task_ids: Collection[str]) -> list[InboxRecord]:
         """Return the tasks' entries that are not consumed, ordered by task and sequence number."""
+
+    @abstractmethod
+    def history(self, task_id: str) -> list[tuple[InboxRecord, bool]]:
+        """Return all entries of a task in order, each with whether it is consumed."""
 
     @abstractmethod
     def sizes(self, task_ids: Collection[str]) -> dict[str, int]:
@@ -204,6 +302,14 @@ class InboxRepository(ABC):
     def restore(self, task_ids: Collection[str]) -> None:
         """Mark all entries of the tasks as not consumed."""
 
+    @abstractmethod
+    def copy(self, targets: Mapping[str, str]) -> None:
+        """Copy all entries of tasks, consumed ones too.
+
+        Args:
+            targets: The tasks that get them, each with an empty inbox, by the tasks that have them.
+        """
+
 
 class RunRepository(ABC):
     """The runs of tasks: their heads and journals."""
@@ -211,6 +317,14 @@ class RunRepository(ABC):
     @abstractmethod
     def load(self, task_ids: Collection[str]) -> dict[str, RunHeadRecord]:
         """Return the heads of the runs by task id."""
+
+    @abstractmethod
+    def sizes(self, task_ids: Collection[str]) -> dict[str, RunSizeRecord]:
+        """Return how much is stored of the runs, by task id."""
+
+    @abstractmethod
+    def load_journal_starts(self, task_ids: Collection[str]) -> dict[str, JournalStartRecord]:
+        """Return what the journals of the runs begin with, by task id. Their states are not read."""
 
     @abstractmethod
     def load_needs(self, task_ids: Collection[str]) -> dict[str, RunNeedsRecord]:
@@ -246,12 +360,40 @@ class RunRepository(ABC):
     def put(self, runs: Sequence[RunHeadRecord]) -> None:
         """Insert the heads, or overwrite those of the same task.
 
-        None as `snapshot`, `state` or `needs` keeps the stored value. A head without a change costs no write.
+        None as `snapshot`, `state`, `needs` or `origin` keeps the stored value. A head without a change costs
+        no write.
         """
 
     @abstractmethod
     def delete(self, task_ids: Collection[str]) -> None:
         """Delete the runs of the tasks with their journals."""
+
+    @abstractmethod
+    def copy(self, copies: Sequence[RunCopy]) -> None:
+        """Copy runs with their journals. Runs that do not exist are ignored."""
+
+    @abstractmethod
+    def copy_entries(self, source_id: str, target_id: str, *, length: int) -> None:
+        """Copy the journal entries of a task whose sequence number is smaller than `length`."""
+
+    @abstractmethod
+    def count_entries(self, task_id: str) -> int:
+        """Return how many journal entries a task has."""
+
+    @abstractmethod
+    def load_past(self, task_id: str) -> list[RunPastRecord]:
+        """Return what the writes of a run have replaced, in the order of the writes."""
+
+    @abstractmethod
+    def put_past(self, records: Sequence[RunPastRecord]) -> None:
+        """Store what writes have replaced, or overwrite what is stored of the same writes.
+
+        None as `state_change` or `replaced` keeps the stored value.
+        """
+
+    @abstractmethod
+    def trim_past(self, task_ids: Collection[str], *, max_bytes: int) -> None:
+        """Delete what earlier writes have replaced, of each task, if all of it is larger than `max_bytes`."""
 
     @abstractmethod
     def load_journal(self, task_ids: Collection[str]) -> list[JournalRecord]:

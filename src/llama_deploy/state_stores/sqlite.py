@@ -26,11 +26,12 @@ from llama_deploy.concurrency.daemon_threads import in_own_thread
 from llama_deploy.concurrency.descriptors import free_descriptors
 from llama_deploy.concurrency.opened_files import OpenedFiles
 from llama_deploy.errors import ConfigError, ConflictError, UnavailableError
-from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.base import StateStore, StoreSizes, StoreTransaction
 from llama_deploy.state_stores.migrations import stored_revision, upgrade_schema
 from llama_deploy.state_stores.sql.direct import DirectConnection
 from llama_deploy.state_stores.sql.transaction import SQLTransaction
 from llama_deploy.state_stores.sqlite_lock import FileLock
+from llama_deploy.state_stores.sqlite_sizes import measure
 
 T = TypeVar("T")
 
@@ -47,6 +48,18 @@ _PRAGMAS = (
     # the usual 1,000 cost up to twice as much CPU per row in large transactions.
     "PRAGMA wal_autocheckpoint = 4000",
     "PRAGMA journal_size_limit = 67108864",  # bytes that the log keeps after a burst
+)
+_INCREMENTAL = 2
+"""The value of `PRAGMA auto_vacuum` with which free pages can be returned to the file system."""
+_SPARE_PAGES = 256
+"""How many free pages are kept for new rows; of a large file a share of it."""
+_SPARE_SHARE = 20
+_DRIVER_ERRORS = (sqlite3.Error, sa_exc.DBAPIError)
+_BUGS = (
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+    sa_exc.ProgrammingError,
+    sa_exc.InterfaceError,
 )
 _NOT_A_USABLE_FILE = frozenset(
     {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
@@ -81,7 +94,7 @@ class SQLiteStateStore(StateStore):
     @classmethod
     async def schema_revision(cls, uri: str) -> str | None:
         """Return the revision of the file's schema, also while a control plane works on it."""
-        path = _database_path(uri)
+        path = database_path(uri)
         return None if path is None else await in_own_thread("sqlite-schema", partial(_schema_revision, path))
 
     @classmethod
@@ -98,7 +111,12 @@ class SQLiteStateStore(StateStore):
             StoreLockedError: Another control plane uses the file.
             UnavailableError: The file is locked by another program or cannot be read.
         """
-        opening = in_own_thread("sqlite-open", partial(_Database, _database_path(uri)))
+        return await cls.at(database_path(uri))
+
+    @classmethod
+    async def at(cls, path: Path | None) -> Self:
+        """Open the store in a file, as `connect` does. None: in memory."""
+        opening = in_own_thread("sqlite-open", partial(_Database, path))
         try:
             return cls(await asyncio.shield(opening))
         except asyncio.CancelledError:
@@ -123,6 +141,17 @@ class SQLiteStateStore(StateStore):
     async def check_writable(self) -> None:  # noqa: D102
         self._check_open()
         await self._writer.run(_Connection.touch)
+
+    async def shrink(self, *, max_pages: int) -> bool:  # noqa: D102
+        self._check_open()
+        return await self._writer.run(lambda connection: connection.shrink(max_pages))
+
+    async def sizes(self, *, exact: bool = False) -> StoreSizes:  # noqa: D102
+        self._check_open()
+        path = self._database.path
+        if path is None:
+            return StoreSizes("sqlite")
+        return await in_own_thread("sqlite-sizes", partial(measure, path, exact=exact))
 
     async def close(self) -> None:  # noqa: D102
         if self._closing is None:
@@ -225,6 +254,7 @@ class _Connection:
             self._statements = engine.connect()
             self._driver = cast("sqlite3.Connection", self._statements.connection.dbapi_connection)
             self._direct = DirectConnection(self._driver, engine.dialect)
+            self._rows = SQLTransaction(self._direct, lock_rows=False)
             try:
                 for pragma in _PRAGMAS:
                     self._driver.execute(pragma)
@@ -236,50 +266,67 @@ class _Connection:
 
     def write(self, work: Callable[[StoreTransaction], T], *, synced: bool) -> T:
         """Run `work` in a transaction of its own and make it durable."""
-        with self._writing(synced=synced):
-            return work(SQLTransaction(self._direct, lock_rows=False))
+        return self._written(lambda: work(self._rows), synced=synced)
 
     def touch(self) -> None:
         """Write a page as it is, and make that durable."""
-        with self._writing(synced=True):
-            ((version,),) = self._driver.execute("PRAGMA user_version").fetchall()
-            self._driver.execute(f"PRAGMA user_version = {version}")
+        self._written(self._rewrite_page, synced=True)
 
     def read(self, work: Callable[[StoreTransaction], T]) -> T:
         """Run `work` on a snapshot."""
-        with self._transaction("BEGIN", end="ROLLBACK"):
-            return work(SQLTransaction(self._direct, lock_rows=False))
+        return self._within(lambda: work(self._rows), "BEGIN", end="ROLLBACK")
+
+    def shrink(self, max_pages: int) -> bool:
+        """Return free pages to the file system if many are free; return whether there are more."""
+        with _driver_errors_translated(self._name):
+            free = _pragma(self._driver, "freelist_count")
+            spare = max(_SPARE_PAGES, _pragma(self._driver, "page_count") // _SPARE_SHARE)
+            if free <= spare or _pragma(self._driver, "auto_vacuum") != _INCREMENTAL:
+                return False
+            self._prepare_writing(synced=False)
+            # `execute` would free one page only: it ends a statement without columns after its first row.
+            self._driver.executescript(f"PRAGMA incremental_vacuum({min(max_pages, free - spare)})")
+        return free - max_pages > spare
 
     def upgrade(self) -> None:
         """Bring the schema up to date, all or nothing."""
-        with self._transaction("BEGIN IMMEDIATE", end="COMMIT", opening=True):
-            upgrade_schema(self._statements, name=self._name)
+        upgrade = partial(upgrade_schema, self._statements, name=self._name)
+        self._within(upgrade, "BEGIN IMMEDIATE", end="COMMIT", opening=True)
 
     def close(self) -> None:
         self._statements.close()
 
-    @contextmanager
-    def _writing(self, *, synced: bool) -> Iterator[None]:
-        if self.opened is not None:
-            self.opened.check()
+    def _rewrite_page(self) -> None:
+        ((version,),) = self._driver.execute("PRAGMA user_version").fetchall()
+        self._driver.execute(f"PRAGMA user_version = {version}")
+
+    def _written(self, work: Callable[[], T], *, synced: bool) -> T:
+        self._prepare_writing(synced=synced)
+        return self._within(work, "BEGIN IMMEDIATE", end="COMMIT")
+
+    def _prepare_writing(self, *, synced: bool) -> None:
+        if synced and self.opened is not None:
+            self.opened.check()  # what is not synced may be lost
         if synced is not self._synced:
             # In WAL mode NORMAL leaves out the sync at a commit; see "PRAGMA synchronous" of SQLite.
             self._driver.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             self._synced = synced
-        with self._transaction("BEGIN IMMEDIATE", end="COMMIT"):
-            yield
 
-    @contextmanager
-    def _transaction(self, begin: str, *, end: str, opening: bool = False) -> Iterator[None]:
-        with _driver_errors_translated(self._name, opening=opening):
-            self._driver.execute(begin)
+    def _within(self, work: Callable[[], T], begin: str, *, end: str, opening: bool = False) -> T:
+        """Run `work` in a transaction. Not a context manager: those cost as much as a short statement."""
+        driver = self._driver
+        try:
+            driver.execute(begin)
             try:
-                yield
-                self._driver.execute(end)
+                value = work()
+                driver.execute(end)
             except BaseException:
-                if self._driver.in_transaction:
-                    self._driver.execute("ROLLBACK")
+                if driver.in_transaction:
+                    driver.execute("ROLLBACK")
                 raise
+        except _DRIVER_ERRORS as exc:
+            _raise_as_ours(exc, self._name, opening=opening)
+        return value
 
 
 class _Database:
@@ -322,7 +369,12 @@ class _Database:
         return connection
 
 
-def _database_path(uri: str) -> Path | None:
+def _pragma(driver: sqlite3.Connection, name: str) -> int:
+    ((value,),) = driver.execute(f"PRAGMA {name}").fetchall()
+    return int(value)
+
+
+def database_path(uri: str) -> Path | None:
     """Return the database's absolute path, or None for one in memory."""
     try:
         url = sa.make_url(uri)
@@ -358,26 +410,26 @@ def _schema_revision(path: Path) -> str | None:
 
 @contextmanager
 def _driver_errors_translated(name: str, *, opening: bool = False) -> Iterator[None]:
-    """Raise the driver's errors as ours. Errors that only a bug of this program causes stay as they are."""
+    """Raise the driver's errors as ours."""
     try:
         yield
-    except sqlite3.IntegrityError as exc:
+    except _DRIVER_ERRORS as exc:
+        _raise_as_ours(exc, name, opening=opening)
+
+
+def _raise_as_ours(exc: Exception, name: str, *, opening: bool) -> NoReturn:
+    """Raise an error of the driver as ours. One that only a bug of this program causes stays as it is."""
+    if isinstance(exc, sqlite3.IntegrityError):
         raise ConflictError(f"a row with this key exists already in the state store {name}: {exc}") from exc
-    except (
-        sqlite3.ProgrammingError,
-        sqlite3.InterfaceError,
-        sa_exc.ProgrammingError,
-        sa_exc.InterfaceError,
-    ):
-        raise
-    except (sqlite3.Error, sa_exc.DBAPIError) as exc:
-        cause = exc.orig if isinstance(exc, sa_exc.DBAPIError) else exc
-        # The low byte is the primary code; see "Result and Error Codes" in SQLite's documentation.
-        # A file that was good at the start may be good again; until then nothing must be given up.
-        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-        if opening and code in _NOT_A_USABLE_FILE:
-            raise ConfigError(f"the state store {name} cannot be used: {cause}") from exc
-        raise UnavailableError(f"the state store {name} {_meaning(code)}: {cause}") from exc
+    if isinstance(exc, _BUGS):
+        raise exc
+    cause = exc.orig if isinstance(exc, sa_exc.DBAPIError) else exc
+    # The low byte is the primary code; see "Result and Error Codes" in SQLite's documentation.
+    # A file that was good at the start may be good again; until then nothing must be given up.
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if opening and code in _NOT_A_USABLE_FILE:
+        raise ConfigError(f"the state store {name} cannot be used: {cause}") from exc
+    raise UnavailableError(f"the state store {name} {_meaning(code)}: {cause}") from exc
 
 
 def _meaning(code: int) -> str:

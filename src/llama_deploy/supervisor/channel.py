@@ -2,7 +2,8 @@
 
 A child says `hello` once, `ready` once, `beat` with each heartbeat, `alone` to ask for a process that runs
 the suspects of a service, `gone` for each instance that stops, and `done` when it ends. The supervisor says
-`stop`, and before it, if it runs a control plane, once its URL: `control_plane`. The end of the connection
+`stop`, and before it, if it runs a control plane, once its URL: `control_plane`. When it asks for `metrics`,
+the child answers with their `text`. The end of the connection
 tells each side that the other one is gone.
 """
 

@@ -16,11 +16,21 @@ from typing import Any, Final, Self
 
 from llama_deploy.supervisor.channel import Channel
 from llama_deploy.supervisor.link import VARIABLE, ChildPlace
+from llama_deploy.supervisor.served_control_plane import ServedControlPlane
 from llama_deploy.supervisor.silence import Silence
 from llama_deploy.supervisor.step_trail import ExecutingStep, new_memory, read_trail
 
 _STOPPED: Final = frozenset("TtZX")
 """The states in which the operating system does not run a process: stopped, or dead."""
+
+
+_ADMIN_KEY: Final = "CONTROL_PLANE_ADMIN_KEY"
+"""The environment variable with the key that has all rights. Steps must not find it."""
+
+
+def _environment() -> dict[str, str]:
+    """Return what a child inherits: it could read in `/proc` what it removes from its own environment."""
+    return {name: value for name, value in os.environ.items() if name.upper() != _ADMIN_KEY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,10 @@ class ChildProcess:
     """The descriptor of the memory of its `StepTrail`."""
     alone: str | None = None
     """The service whose suspects it runs, each alone. None: it is one of the children that run all tasks."""
+    number: int = 0
+    """Its place among the children, which its successor gets."""
+    metrics: tuple[int, str] = field(default=(0, ""), init=False)
+    """The number of the last request for its metrics that it has answered, and its answer."""
     asks_for: set[str] = field(default_factory=set, init=False)
     """The services for which it has asked for a child that runs their suspects."""
     instances: dict[str, Instance] = field(default_factory=dict, init=False)
@@ -88,13 +102,16 @@ class ChildProcess:
             self.descriptor = os.pidfd_open(self.pid)
 
     @classmethod
-    def start(cls, command: ChildCommand, *, is_first: bool, alone: str | None = None) -> Self:
+    def start(
+        cls, command: ChildCommand, *, is_first: bool, alone: str | None = None, number: int = 0
+    ) -> Self:
         """Start a child.
 
         Args:
             command: How.
             is_first: Whether none was started before.
             alone: The service whose suspects it runs. None: it runs all tasks.
+            number: Its place among the children.
 
         Raises:
             OSError: It cannot be started.
@@ -109,13 +126,13 @@ class ChildProcess:
                 with _without_interrupts():
                     process = subprocess.Popen(  # noqa: S603 - the command line of this process
                         command.arguments,
-                        env={**os.environ, VARIABLE: json.dumps(asdict(place))},
+                        env={**_environment(), VARIABLE: json.dumps(asdict(place))},
                         pass_fds=(theirs.fileno(), memory),
                     )
             failed.callback(process.wait)
             failed.callback(process.kill)
             ours.setblocking(False)
-            child = cls(process, Channel(ours), memory, alone)
+            child = cls(process, Channel(ours), memory, alone, number)
             failed.pop_all()
         return child
 
@@ -159,6 +176,8 @@ class ChildProcess:
             self.is_done = True
         elif "alone" in message:
             self.asks_for.add(message["alone"])
+        elif "metrics" in message:
+            self.metrics = (int(message["metrics"]), str(message["text"]))
         elif "gone" in message:
             self.instances.pop(message["gone"], None)
         elif "beat" in message:
@@ -176,11 +195,16 @@ class ChildProcess:
         """Let it be killed then, unless it has ended. The earliest time counts."""
         self.kill_at = at if self.kill_at is None else min(at, self.kill_at)
 
-    def tell_control_plane(self, url: str) -> None:
+    def tell_control_plane(self, served: ServedControlPlane) -> None:
         """Tell the URL of the control plane that its supervisor runs, once."""
         if not self._knows_control_plane:
             self._knows_control_plane = True
-            self.channel.send({"control_plane": url})
+            self.channel.send({"control_plane": served.url, "api_key": served.api_key})
+
+    def ask_metrics(self, request: int) -> None:
+        """Ask for its metrics; `metrics` has the answer when it has come."""
+        with suppress(BlockingIOError):  # it has not read earlier requests
+            self.channel.send({"metrics": request})
 
     def tell_to_stop(self, how: str) -> None:
         """Ask it to `drain` or to `hand_back`."""

@@ -20,14 +20,19 @@ from typing import Final
 
 from llama_deploy.concurrency.forked_children import forget, keep_from_children
 from llama_deploy.health import LIVE_PATH, READY_PATH, Checks, encoded, status_of
+from llama_deploy.metric_texts import CONTENT_TYPE, METRICS_PATH
 
 logger = logging.getLogger(__name__)
 
 _MAX_REQUEST_BYTES: Final = 8192
 _MAX_CONNECTIONS: Final = 64
+_MAX_SCRAPES: Final = 4
+"""How many requests for metrics are answered at the same time."""
 _SECONDS: Final = 5.0
 """How long a request and its answer may take together."""
 _HEAD_END: Final = b"\r\n\r\n"
+_SCRAPES: Final = (f"GET {METRICS_PATH} HTTP/1.".encode(), f"GET {METRICS_PATH}?".encode())
+"""How a request for metrics begins."""
 _PLAIN: Final = "text/plain; charset=utf-8"
 
 
@@ -49,10 +54,16 @@ class HealthServer:
     Args:
         live: The checks of `/health/live`.
         ready: The checks of `/health/ready`, and of `/health`. Both run in a thread, and must not wait.
+        metrics: Returns the text of `/metrics`. It runs in a thread of its own for each request, and may wait
+            for seconds. None: there are none.
     """
 
     live: Callable[[], Checks]
     ready: Callable[[], Checks]
+    metrics: Callable[[], str] | None = None
+    _scraping: threading.Semaphore = field(
+        default_factory=lambda: threading.Semaphore(_MAX_SCRAPES), init=False
+    )
     _listener: socket.socket | None = field(default=None, init=False)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector, init=False)
     _connections: dict[socket.socket, _Connection] = field(default_factory=dict, init=False)
@@ -135,7 +146,9 @@ class HealthServer:
     def _read(self, connection: _Connection) -> None:
         data = connection.socket.recv(_MAX_REQUEST_BYTES)
         connection.received += data
-        if _HEAD_END in connection.received:
+        if _HEAD_END in connection.received and self._is_scrape(connection.received):
+            self._scrape(connection)
+        elif _HEAD_END in connection.received:
             connection.answer = memoryview(self._answer(connection.received))
         elif len(connection.received) >= _MAX_REQUEST_BYTES:
             connection.answer = memoryview(
@@ -145,6 +158,35 @@ class HealthServer:
             self._drop(connection)
         if connection.answer is not None:
             self._selector.modify(connection.socket, selectors.EVENT_WRITE)
+
+    def _is_scrape(self, request: bytes) -> bool:
+        return self.metrics is not None and request.startswith(_SCRAPES)
+
+    def _scrape(self, connection: _Connection) -> None:
+        """Let a thread answer, which may wait for the children, or tell why not."""
+        headers = connection.received.partition(_HEAD_END)[0].decode("latin-1").split("\r\n")[1:]
+        if not _is_trusted(headers):
+            refused = b"use an IP address or localhost as the host\n"
+            connection.answer = memoryview(_response(HTTPStatus.MISDIRECTED_REQUEST, refused))
+        elif not self._scraping.acquire(blocking=False):
+            busy = b"too many requests for metrics\n"
+            connection.answer = memoryview(_response(HTTPStatus.SERVICE_UNAVAILABLE, busy))
+        else:
+            self._connections.pop(connection.socket)
+            self._selector.unregister(connection.socket)
+            threading.Thread(target=self._answer_scrape, args=(connection.socket,), daemon=True).start()
+
+    def _answer_scrape(self, client: socket.socket) -> None:
+        try:
+            with client, suppress(OSError):
+                text = b"" if self.metrics is None else self.metrics().encode()
+                client.settimeout(_SECONDS)
+                client.sendall(_response(HTTPStatus.OK, text, media_type=CONTENT_TYPE))
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(_MAX_REQUEST_BYTES):
+                    pass  # closing before the client has read the answer could take it away
+        finally:
+            self._scraping.release()
 
     def _read_on(self, connection: _Connection) -> None:
         """Drop what a client still sends: closing before it has read the answer could take that away."""
@@ -159,7 +201,8 @@ class HealthServer:
         method, path = words[0], words[1].partition("?")[0]
         checks = {LIVE_PATH: self.live, READY_PATH: self.ready, "/health": self.ready}.get(path)
         if checks is None:
-            text = f"this port has {LIVE_PATH} and {READY_PATH} only\n".encode()
+            has_metrics = "" if self.metrics is None else f", {METRICS_PATH}"
+            text = f"this port has {LIVE_PATH} and {READY_PATH}{has_metrics} only\n".encode()
             return _response(HTTPStatus.NOT_FOUND, text, is_head=method == "HEAD")
         if method not in ("GET", "HEAD"):
             return _response(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,7 +18,10 @@ from typing import Any, Final, Self
 
 from llama_deploy.concurrency.forked_children import restore_in_children
 from llama_deploy.supervisor.channel import Channel
+from llama_deploy.supervisor.served_control_plane import ServedControlPlane
 from llama_deploy.supervisor.step_trail import StepTrail
+
+logger = logging.getLogger(__name__)
 
 VARIABLE: Final = "LLAMA_DEPLOY_SUPERVISOR"
 """The environment variable that makes a command the child of a supervisor."""
@@ -57,8 +61,9 @@ class SupervisorLink:
     place: ChildPlace
     trail: StepTrail
     _channel: Channel
-    _control_plane_url: SimpleQueue[str] = field(default_factory=SimpleQueue, init=False)
+    _control_plane: SimpleQueue[ServedControlPlane] = field(default_factory=SimpleQueue, init=False)
     _on_stop: Callable[[str], object] | None = field(default=None, init=False)
+    _metrics: Callable[[], str] | None = field(default=None, init=False)
     _stops: list[str] = field(default_factory=list, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _outbox: dict[str, bytes] = field(default_factory=dict, init=False)
@@ -90,9 +95,9 @@ class SupervisorLink:
             threading.Thread(target=work, name="supervisor-link", daemon=True).start()
         return link
 
-    def control_plane_url(self) -> str:
-        """Return the URL of the control plane that the supervisor runs. Waits until it runs. Call it once."""
-        return self._control_plane_url.get()
+    def control_plane(self) -> ServedControlPlane:
+        """Return where the control plane is that the supervisor runs. Waits until it runs. Call it once."""
+        return self._control_plane.get()
 
     def hello(self, facts: dict[str, Any]) -> None:
         """Tell what the supervisor needs to know to beat for this process; see `ChildProcess`.
@@ -132,6 +137,10 @@ class SupervisorLink:
         """Ask for a process in which a task of a service runs alone. Asking again changes nothing."""
         self._send_soon(f"\n{service_name}", {"alone": service_name})  # no id of an instance has line breaks
 
+    def tell_metrics(self, text: Callable[[], str]) -> None:
+        """Let the supervisor have the metrics of this process, when it asks. `text` is called in a thread."""
+        self._metrics = text
+
     def done(self) -> None:
         """Tell that nothing is left to do but to end."""
         self._channel.send({"done": True})
@@ -160,10 +169,23 @@ class SupervisorLink:
         while (messages := self._channel.receive()) is not None:
             for message in messages:
                 if "control_plane" in message:
-                    self._control_plane_url.put(message["control_plane"])
+                    served = ServedControlPlane(message["control_plane"], message.get("api_key"))
+                    self._control_plane.put(served)
+                elif "metrics" in message:
+                    self._send_metrics(message["metrics"])
                 else:
                     self._stop(message["stop"])
         os._exit(ORPHANED)
+
+    def _send_metrics(self, request: int) -> None:
+        text = ""
+        try:
+            text = "" if self._metrics is None else self._metrics()
+        except Exception:
+            # A collector of the user's own code may raise anything; this thread has to go on.
+            logger.exception("the metrics cannot be read", extra={"action": "metrics_failed"})
+        # Ids of instances and names of services have no line breaks.
+        self._send_soon("\nmetrics", {"metrics": request, "text": text})
 
     def _stop(self, how: str) -> None:
         with self._lock:

@@ -17,7 +17,9 @@ from typing import Any, Final
 
 from llama_deploy.supervisor.child_process import ChildCommand, ChildProcess, Instance
 from llama_deploy.supervisor.health_board import HealthBoard, checks_of
+from llama_deploy.supervisor.metrics_desk import MetricsDesk
 from llama_deploy.supervisor.reports import Reports, death_of
+from llama_deploy.supervisor.served_control_plane import ServedControlPlane
 from llama_deploy.supervisor.silence import Verdict
 from llama_deploy.supervisor.start_backoff import StartBackoff
 from llama_deploy.supervisor.step_trail import ExecutingStep
@@ -89,9 +91,10 @@ class Supervisor:
     _requested: Stop | None = field(default=None, init=False)
     """How they are to stop. Set by another thread, or by a signal handler."""
     _exit_code: int = field(default=0, init=False)
-    _control_plane_url: str | None = field(default=None, init=False)
+    _control_plane: ServedControlPlane | None = field(default=None, init=False)
     """See `serve_at`. Set by another thread."""
     _reports: Reports = field(default_factory=Reports, init=False)
+    _metrics: MetricsDesk = field(default_factory=MetricsDesk, init=False)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector, init=False)
     _wake: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair, init=False)
 
@@ -100,13 +103,20 @@ class Supervisor:
         self._requested = stop
         self._wake_up()
 
-    def serve_at(self, control_plane_url: str) -> None:
+    def serve_at(self, control_plane: ServedControlPlane) -> None:
         """Let the children begin to work for the control plane of this process. Thread-safe.
 
         Until then they only load their workflows; those of `llamactl worker` know a control plane themselves.
         """
-        self._control_plane_url = control_plane_url
+        self._control_plane = control_plane
         self._wake_up()
+
+    def metrics(self) -> str:
+        """Return the metrics of all children, each sample with the place of its process. Thread-safe; waits.
+
+        A child that does not answer in time, because a step holds its interpreter, is missing.
+        """
+        return self._metrics.ask(self._wake_up)
 
     def _wake_up(self) -> None:
         with suppress(OSError):  # it has ended already, or is woken already
@@ -130,6 +140,7 @@ class Supervisor:
                 self._start_due(time.monotonic())
                 self._tell_control_plane()
                 self._wait()
+                self._metrics.serve(self._children)
                 self._start_asked()
                 self._reap()
                 self._obey()
@@ -141,6 +152,7 @@ class Supervisor:
                 child.process.wait()
                 self._remove(child)
             self._reports.wait(_REPORT_SECONDS)
+            self._metrics.close()
             self._selector.close()
             for each in self._wake:
                 each.close()
@@ -158,7 +170,9 @@ class Supervisor:
                 _log_failed_start(exc, delay=self._start_later())
 
     def _start(self, *, alone: str | None = None) -> ChildProcess:
-        child = ChildProcess.start(self.command, is_first=not self._has_started, alone=alone)
+        taken = {each.number for each in self._children}
+        number = next(number for number in range(len(taken) + 1) if number not in taken)
+        child = ChildProcess.start(self.command, is_first=not self._has_started, alone=alone, number=number)
         self._has_started = True
         self._children.append(child)
         self._selector.register(child.channel.socket, selectors.EVENT_READ, child)
@@ -192,9 +206,9 @@ class Supervisor:
             )
 
     def _tell_control_plane(self) -> None:
-        if self._control_plane_url is not None:
+        if self._control_plane is not None:
             for child in self._children:
-                child.tell_control_plane(self._control_plane_url)
+                child.tell_control_plane(self._control_plane)
 
     def _wait(self) -> None:
         """Wait until something has happened or is due, and take what the children have said."""

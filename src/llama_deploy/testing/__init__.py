@@ -3,6 +3,7 @@
 * `message_queue_suite.MessageQueueContract`: what every message queue does.
 * `message_queue_outages.MessageQueueOutages`: a message queue loses nothing when its broker fails.
 * `state_store_suite.StateStoreContract`: what every state store does.
+* `replays.replay`: replays an exported run against the present code, and tells the first step that differs.
 * `conditions.eventually`: waits for a condition with a deadline, in place of sleeping.
 * `tcp_proxy.TcpProxy`: a proxy that fails as networks do.
 * `processes.Program`: a Python program as a process that is watched, killed, and never left behind.

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 _LOOK_EVERY_SECONDS: Final = 0.02
-_KILL_AFTER_SECONDS: Final = 30.0
+_PATIENCE_SECONDS: Final = 90.0
 
 
 def free_port() -> int:
@@ -70,7 +70,7 @@ class Program:
         """Let a paused one go on (SIGCONT)."""
         self._live().send_signal(signal.SIGCONT)
 
-    def stop(self, signum: int = signal.SIGTERM, *, seconds: float = _KILL_AFTER_SECONDS) -> int:
+    def stop(self, signum: int = signal.SIGTERM, *, seconds: float = _PATIENCE_SECONDS) -> int:
         """Ask it to end and return its exit status.
 
         Args:
@@ -83,7 +83,7 @@ class Program:
         self._live().send_signal(signum)
         return self.wait(seconds=seconds)
 
-    def wait(self, *, seconds: float = _KILL_AFTER_SECONDS) -> int:
+    def wait(self, *, seconds: float = _PATIENCE_SECONDS) -> int:
         """Wait until it has ended and return its exit status.
 
         Raises:
@@ -96,7 +96,7 @@ class Program:
                 f"{self._argv} still runs after {seconds} s; it printed:\n{self.text}"
             ) from exc
 
-    def wait_for_output(self, pattern: str, *, seconds: float = 30.0) -> re.Match[str]:
+    def wait_for_output(self, pattern: str, *, seconds: float = _PATIENCE_SECONDS) -> re.Match[str]:
         """Wait until what it has printed matches `pattern`.
 
         Raises:

@@ -63,7 +63,7 @@ def a_full_task(task_id: str = "t1") -> TaskRecord:
     for number, (name, kind) in enumerate(get_type_hints(TaskRecord).items(), start=2):
         plain = next(iter(get_args(kind)), kind)  # the first of `str | None` is `str`
         values[name] = _VALUES[plain](number)
-    return TaskRecord(**values)._replace(task_id=task_id)
+    return TaskRecord(**values)._replace(task_id=task_id, tags='["red", "blue"]')
 
 
 def an_instance(instance_id: str = "i1", *, service_name: str = "greeter") -> InstanceRecord:

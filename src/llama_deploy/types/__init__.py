@@ -6,11 +6,22 @@ from llama_deploy.renamed import old_names
 from llama_deploy.types.actions import ActionTypes
 from llama_deploy.types.ids import generate_id
 from llama_deploy.types.services import BlockedStep, InstanceInfo, ServiceDefinition, StrandedTasks
-from llama_deploy.types.sessions import SessionDefinition, SessionOptions, SessionPolicy, SessionState
+from llama_deploy.types.sessions import (
+    SessionDefinition,
+    SessionFork,
+    SessionOptions,
+    SessionPage,
+    SessionPolicy,
+    SessionState,
+    SessionSummary,
+)
 from llama_deploy.types.tasks import (
     Durability,
     EventDefinition,
+    HistoryItem,
+    HistoryPage,
     NewAttempt,
+    StreamCursor,
     StreamedAttempt,
     TaskDefinition,
     TaskEvent,
@@ -28,14 +39,20 @@ __all__ = [
     "BlockedStep",
     "Durability",
     "EventDefinition",
+    "HistoryItem",
+    "HistoryPage",
     "InstanceInfo",
     "NewAttempt",
     "ServiceDefinition",
     "SessionDefinition",
+    "SessionFork",
     "SessionOptions",
+    "SessionPage",
     "SessionPolicy",
     "SessionState",
+    "SessionSummary",
     "StrandedTasks",
+    "StreamCursor",
     "StreamedAttempt",
     "TaskDefinition",
     "TaskEvent",

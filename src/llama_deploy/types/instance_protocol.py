@@ -13,8 +13,12 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from llama_deploy.errors import ProtocolVersionError
+from llama_deploy.types.exact_values import MAX_NUMBER, Count, Flag, Integer, Seconds, Timestamp
+from llama_deploy.types.questions import WaitReport
 from llama_deploy.types.repeated_text import Part, whole
 from llama_deploy.types.services import BlockedStep
+from llama_deploy.types.step_history import EndedSteps
+from llama_deploy.types.task_lists import PresentStep
 from llama_deploy.types.tasks import Durability, EventDefinition, TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.workflow_shape import RunNeeds
 
@@ -75,7 +79,7 @@ class AttemptReference(BaseModel):
     """Names an attempt."""
 
     task_id: str
-    attempt: int
+    attempt: Count
 
 
 class OwnedAttempt(AttemptReference):
@@ -92,14 +96,14 @@ class TaskDispatch(BaseModel):
     session_id: str
     agent_id: str
     """The name of the service."""
-    attempt: int
+    attempt: Count
 
 
 class InboxEntry(BaseModel):
     """Data of a `send_event` message: an event for a running workflow."""
 
     task_id: str
-    seq: int
+    seq: Count
     """Position in the task's inbox, from 1. The receiver ignores an entry that it has seen."""
     event: EventDefinition
 
@@ -113,16 +117,21 @@ class EventPayload(BaseModel):
 
     type: str
     data: dict[str, Any]
-    step_run: int | None = None
+    step_run: Integer | None = None
     """The number of the step run that has streamed it, in the attempt; -1 for none. None: not known."""
 
 
 class AttemptEvents(OwnedAttempt):
     """Data of a `task_stream` message: events that an attempt streamed."""
 
-    first: int
+    first: Count
     """How many events of this attempt were sent before these; shows duplicates and gaps."""
     events: list[EventPayload]
+    waits: WaitReport | None = None
+    """What the run waits for, if that has changed. It counts in a `task_stream` message and in a write of the
+    journal."""
+    progress: str | None = None
+    """What the run says of its progress from now on. None: the same as before."""
 
 
 class AttemptOutcome(AttemptEvents):
@@ -147,6 +156,8 @@ class AttemptOutcome(AttemptEvents):
     """The stop event of the workflow. None: the control plane derives one from the error."""
     event_value: Literal["result", "data"] | None = None
     """Where the stop event repeats the value, which travels once: as its field `result`, or as its data."""
+    steps: EndedSteps | None = None
+    """The steps that have ended and that no journal write has told. None: none, or an older release."""
 
     @model_validator(mode="after")
     def _check_text_parts(self) -> Self:
@@ -203,20 +214,20 @@ class RunHeader(BaseModel):
 class Parking(BaseModel):
     """The run only waits for an event or a timer, and leaves its instance until then."""
 
-    inbox_seq: int
+    inbox_seq: Count
     """The last inbox entry that the run has seen. A later one wakes it at once."""
-    wake_in: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    wake_in: Seconds | None = None
     """Seconds until the next timer of the run. None: no timer."""
 
 
 class UnfinishedSteps(BaseModel):
     """The runs of steps that run again if the attempt is lost. Events and runs are counted in the attempt."""
 
-    first_event: int = Field(ge=0)
+    first_event: Count
     """How many events the attempt had streamed when the oldest of them began."""
-    runs: list[int] | None = None
+    runs: list[Integer] | None = None
     """Their numbers, as in `EventPayload.step_run`. None: they are too many to be listed."""
-    begun: int = Field(default=0, ge=0)
+    begun: Count = 0
     """How many runs of steps have begun. Those that begin later are unfinished too."""
 
 
@@ -227,7 +238,7 @@ class JournalWrite(AttemptEvents):
     Send the writes of a task one at a time, each after the reply to the one before.
     """
 
-    seq: int
+    seq: Count
     """How many entries precede this write, counted from the first attempt."""
     entry: str | None = None
     """The entry to append, opaque to the control plane. None: no entry."""
@@ -235,19 +246,25 @@ class JournalWrite(AttemptEvents):
     """Replaces all entries before `seq`. None: they stay."""
     state: str | None = None
     """The run's state if it has changed, opaque to the control plane."""
-    consumed: list[int] = Field(default_factory=list)
+    snapshots: Annotated[int, Field(ge=0, lt=MAX_NUMBER, strict=True)] | None = None
+    """How many snapshots precede this write. None: an older release does not count them."""
+    state_change: str | None = None
+    """With a `state`: how it leads back to the one before, a `StateChange` as JSON. None: it is too large."""
+    consumed: list[Count] = Field(default_factory=list)
     """The inbox entries that the run has consumed. Later attempts do not receive them."""
-    step_ended: bool = False
+    step_ended: Flag = False
     """Whether this records the end of a step for the first time."""
     unfinished: UnfinishedSteps | None = None
     """The steps whose end is not stored with this write or before. None: an older release does not say."""
     header: RunHeader
     needs: RunNeeds | None = None
     """What the journal needs from now on. None: the same as before."""
-    running_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    running_seconds: Seconds = 0.0
     """How long the run has been running, over all attempts and without its waiting time."""
     parking: Parking | None = None
     """Ends the attempt: the task waits until something wakes it."""
+    steps: EndedSteps | None = None
+    """The steps that have ended since the last write. None: none, or an older release."""
     volatile: str | None = None
     """Why the run cannot be stored, in words. Deletes its journal, and offers consumed inbox entries to the
     next attempt, which starts from the beginning."""
@@ -263,6 +280,24 @@ class JournalReply(BaseModel):
     """Whether a rejected write may be stored later. Otherwise the attempt does not belong to its sender."""
 
 
+class RunRenewal(BaseModel):
+    """Where a task that retries another one takes over its run: what was used up until there is forgotten."""
+
+    entries: Count
+    """How many entries the journal of the ended task has had."""
+    paused_seconds: Seconds = 0.0
+    """How long the task had ended when it was retried. The time limits of waits do not count this time."""
+
+
+class RunOrigin(BaseModel):
+    """Where a run comes from that was copied from an ended task."""
+
+    task_id: str
+    """The task that has begun it. All that is stored of the run is sealed for this task."""
+    renewals: list[RunRenewal]
+    """The retries, one for each task that has taken it over, in order."""
+
+
 class RunRecord(BaseModel):
     """What a run resumes from that an earlier attempt began."""
 
@@ -273,10 +308,14 @@ class RunRecord(BaseModel):
     snapshot: str | None = None
     entries: list[str]
     """The entries after the snapshot, in order."""
-    next_seq: int
+    next_seq: Count
     """The `seq` of the next write."""
     state: str | None = None
-    running_seconds: float = 0.0
+    running_seconds: Seconds = 0.0
+    origin: RunOrigin | None = None
+    """Where it comes from. None: it has begun with this task."""
+    snapshots: Count = 0
+    """How many snapshots of it were written. What a fork has left out does not count."""
 
     @property
     def goes_on(self) -> bool:
@@ -315,6 +354,8 @@ class ClaimReply(BaseModel):
     session_state: dict[str, Any] = Field(default_factory=dict)
     is_parallel: bool = False
     """Whether other tasks of the session may run at the same time."""
+    state_origin: str | None = None
+    """The session for which the states of workflows are signed. None: that of the task."""
     inbox: list[InboxEntry] = Field(default_factory=list)
     """The events sent to the task that its run has not consumed, in order."""
     inbox_seq: int = 0
@@ -323,6 +364,10 @@ class ClaimReply(BaseModel):
     """What earlier attempts have stored. None: the run starts from its beginning."""
     volatile: str | None = None
     """Why an earlier attempt found that the run cannot be stored: it is not to be tried again."""
+    questions: list[str] = Field(default_factory=list)
+    """The ids of the questions that earlier attempts have asked and that are open."""
+    subject: str | None = None
+    """To whom the task belongs within its tenant. None: to nobody in particular."""
     omitted: list[str] = Field(default_factory=list)
     """The parts that are too large for this reply. Fetch them with `PartRequest`."""
 
@@ -331,7 +376,7 @@ class PartRequest(OwnedAttempt):
     """Fetches a slice of a part that the reply to a claim omitted."""
 
     part: AttemptPart
-    offset: int = Field(default=0, ge=0)
+    offset: Count = 0
     """How many characters of the part's text were received."""
     digest: str | None = None
     """`PartReply.digest` of these characters."""
@@ -355,15 +400,17 @@ class ReleaseRequest(OwnedAttempt):
 class HeldAttempt(AttemptReference):
     """An attempt that an instance holds, as its heartbeats list it."""
 
-    inbox_seq: int = 0
+    inbox_seq: Count = 0
     """The last inbox entry that the instance has seen."""
-    running_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    running_seconds: Seconds | None = None
     """How much of its time limit the run has used, over all attempts. None: it runs no workflow, or has
     ended."""
-    timeout: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    timeout: Seconds | None = None
     """The time limit of the run in seconds. None: without limit."""
-    waits: bool = False
+    waits: Flag = False
     """Whether the run only waits for something from outside, and none of its timers is due within a lease."""
+    steps: list[PresentStep] = Field(default_factory=list)
+    """The steps that run, some of them if there are many."""
 
 
 class Heartbeat(BaseModel):
@@ -371,21 +418,21 @@ class Heartbeat(BaseModel):
 
     instance_id: str
     held: list[HeldAttempt] = Field(default_factory=list)
-    claiming: list[tuple[str, int]] = Field(default_factory=list)
+    claiming: list[tuple[str, Count]] = Field(default_factory=list)
     """Task id and number of the attempts whose claims are under way."""
-    heard_at: AwareDatetime | None = None
+    heard_at: Timestamp | None = None
     """`HeartbeatReply.at` of the last reply that the instance has received. None: no reply yet."""
-    slots: int | None = Field(default=None, ge=0)
+    slots: Count | None = None
     """The maximum number of concurrent tasks; 0 if the instance is about to stop, or takes none until it has
     run a suspect. None: not reported, by an older release."""
-    running: int = Field(default=0, ge=0)
+    running: Count = 0
     """How many tasks it is running, including those that wait in memory."""
-    blocked_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    blocked_seconds: Seconds = 0.0
     """For how long its event loop has been blocked; 0 if it is not. While it is, the control plane ends held
     attempts that are cancelled or over their time limit, because the instance cannot."""
     blocked: list[BlockedStep] = Field(default_factory=list, max_length=MAX_BLOCKED_STEPS)
     """What blocks it."""
-    alone: bool = False
+    alone: Flag = False
     """Whether it runs suspects alone in its process, or waits for its other tasks to end before it can."""
 
 

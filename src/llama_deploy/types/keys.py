@@ -43,6 +43,26 @@ def public_id(key: str) -> str:
     return key.rpartition(SEPARATOR)[2]
 
 
+def tenant_of(key: str) -> str:
+    """Return the tenant to which a key belongs."""
+    return key.rpartition(SEPARATOR)[0]
+
+
+class ForeignKeyError(Exception):
+    """A programming error: an id was not translated, or a key of another tenant was used."""
+
+
+def check_tenant(tenant: str, *keys: str | None) -> None:
+    """Do nothing if keys belong to a tenant, or are None.
+
+    Raises:
+        ForeignKeyError: One does not.
+    """
+    for key in keys:
+        if key is not None and tenant_of(key) != tenant:
+            raise ForeignKeyError(f"{public_id(key)!r} is not the key of a row of this tenant")
+
+
 def _key_in_default_tenant(public_id: str) -> str:
     return internal_key(DEFAULT_TENANT, public_id)
 

@@ -7,9 +7,9 @@ together would be twice as large as the result.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from pydantic import Field
+from llama_deploy.types.exact_values import Count
 
 MIN_TEXT: Final = 16 * 1024
 """How many characters a text has before it is worth the search."""
@@ -18,7 +18,7 @@ MIN_STRING: Final = 64
 _MAX_MISSES: Final = 32
 """How many strings may be searched in vain: each search reads the whole text."""
 
-Part: TypeAlias = str | Annotated[int, Field(ge=0)]
+Part: TypeAlias = str | Count
 """A piece of the text, or the number of a string.
 
 2n is the n-th long string of the value, in the order of its JSON; 2n+1 is how Python shows that string,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, Field
 
 from llama_deploy.printable import has_controls
+from llama_deploy.types.exact_values import Count, Flag, Seconds, Timestamp
 from llama_deploy.types.json_values import JsonObject
 from llama_deploy.types.keys import Id
+from llama_deploy.types.sessions import SessionPolicy
 from llama_deploy.types.workflow_shape import WorkflowShape
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+Port = Annotated[int, Field(ge=0, le=65535, strict=True)]
 
 
 MAX_NAME_LENGTH: Final = 200
@@ -50,7 +51,7 @@ class BlockedStep(BaseModel):
     """The task. None: not known, because it is no step of a workflow."""
     step: _Text | None = None
     """The name of the step. None: the same."""
-    seconds: float = Field(ge=0, allow_inf_nan=False)
+    seconds: Seconds
     """For how long."""
     place: _Text = ""
     """The line that is executed, as `file:line`."""
@@ -69,13 +70,13 @@ class InstanceInfo(BaseModel):
     instance_id: str
     host: str | None = None
     port: Port | None = None
-    alive: bool = True
+    alive: Flag = True
     """Whether its lease has not expired."""
-    last_heartbeat: datetime
-    slots: int | None = None
+    last_heartbeat: Timestamp
+    slots: Count | None = None
     """The maximum number of its concurrent tasks; 0 if it is about to stop, or takes none until a suspect has
     run. None: not reported yet."""
-    running: int | None = None
+    running: Count | None = None
     """How many tasks it was running at its last heartbeat. None: not reported yet."""
     blocked: list[BlockedStep] = Field(default_factory=list)
     """What blocked it at its last heartbeat. Empty: nothing."""
@@ -86,7 +87,7 @@ class InstanceInfo(BaseModel):
 class StrandedTasks(BaseModel):
     """Tasks that no living instance can run."""
 
-    count: int
+    count: Count
     reason: str
     """Why, in words: which step, class or field of which version does not fit."""
 
@@ -104,6 +105,8 @@ class ServiceDefinition(BaseModel):
     """Set by an instance that registers itself. None: registers the service name only."""
     process_id: Id | None = None
     """The process of the instance, an id made once for each. None: not known."""
+    session_policy: SessionPolicy | None = None
+    """The policy of a session that begins with a task of the service. None: `enqueue`."""
     input_schema: JsonObject | None = None
     """The JSON schema of the run arguments."""
     output_schema: JsonObject | None = None
@@ -125,17 +128,17 @@ class ServiceDefinition(BaseModel):
     """Class names of the events that ask for an answer when they are streamed. None: not known."""
     answer_events: list[str] | None = None
     """Class names of the events that answer a question, as far as they are declared. None: not known."""
-    slots: int | None = Field(default=None, ge=0)
+    slots: int | None = Field(default=None, ge=0, le=2**31 - 1, strict=True)
     """The maximum number of concurrent tasks of an instance. It is listed with the instance."""
-    alone: bool = False
+    alone: Flag = False
     """Whether the instance only runs tasks whose processes have died repeatedly. It is not listed."""
     workflow: WorkflowShape | None = None
     """What the workflow of an instance offers to runs that other versions have begun. It is not listed."""
     instances: list[InstanceInfo] = Field(default_factory=list)
     """Filled in by the control plane. If there are many, some of them: the blocked and living ones first."""
-    instances_total: int | None = None
+    instances_total: Count | None = None
     """How many instances there are, filled in by the control plane. None: `instances` has all."""
-    instances_alive: int | None = None
+    instances_alive: Count | None = None
     """How many of them are alive. None: as many as in `instances`."""
     stranded: list[StrandedTasks] = Field(default_factory=list)
     """Filled in by the control plane: queued and waiting tasks that no living instance can run."""
@@ -145,6 +148,25 @@ class ServiceDefinition(BaseModel):
         if self.instances_alive is not None:
             return self.instances_alive
         return sum(instance.alive for instance in self.instances)
+
+
+class ServiceBacklog(BaseModel):
+    """How much work waits for a service, and what its living instances can take. Always numbers."""
+
+    queued: int = 0
+    """Tasks that an instance may take now. Those that wait for an earlier task of their session do not count.
+    """
+    running: int = 0
+    waiting: int = 0
+    """Tasks that only wait for something from outside."""
+    stranded: int = 0
+    """Those of the queued and waiting ones that no living instance can run."""
+    oldest_queued_seconds: float = 0.0
+    """For how long the oldest of the queued tasks has been queued. 0: there are none."""
+    slots: int = 0
+    """How many tasks the living instances can run at the same time. One that stops has none."""
+    slots_used: int = 0
+    """How many attempts they hold, waiting ones included; more than `slots` while one stops."""
 
 
 class Registration(BaseModel):

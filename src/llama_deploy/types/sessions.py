@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
 from llama_deploy.types.ids import generate_id
 from llama_deploy.types.keys import Id
+from llama_deploy.types.tags import Tags
 
 
 class SessionPolicy(StrEnum):
@@ -22,6 +24,16 @@ class SessionPolicy(StrEnum):
     """It is rejected with `SessionBusyError`."""
     INTERRUPT = "interrupt"
     """The open ones are cancelled, and it runs as soon as they have ended."""
+    PARALLEL_WHILE_WAITING = "parallel_while_waiting"
+    """It waits as with `enqueue`, but not for tasks that are `waiting`, for example for a person."""
+
+    @property
+    def may_overlap(self) -> bool:
+        """Whether tasks of the session may run at the same time, and store each key of `ctx.store` alone."""
+        return self in _OVERLAPPING
+
+
+_OVERLAPPING: Final = frozenset({SessionPolicy.PARALLEL, SessionPolicy.PARALLEL_WHILE_WAITING})
 
 
 class SessionDefinition(BaseModel):
@@ -45,6 +57,8 @@ class SessionOptions(BaseModel):
     session_id: Id | None = None
     """None: the control plane generates an id. The id of an existing session returns that session."""
     policy: SessionPolicy = SessionPolicy.ENQUEUE
+    tags: Tags = Field(default_factory=list)
+    """Texts by which the session is found. They never change."""
 
 
 class SessionState(BaseModel):
@@ -53,3 +67,41 @@ class SessionState(BaseModel):
     state: dict[str, Any]
     version: int
     """Starts at 0 and increases by one with every write."""
+
+
+class SessionSummary(BaseModel):
+    """A session in a list, without its tasks and its state."""
+
+    session_id: str
+    policy: SessionPolicy
+    tags: list[str] = Field(default_factory=list)
+    created_at: datetime
+    state_version: int
+    """See `SessionState.version`."""
+    state_changed_at: datetime
+    """When the state was last written; `created_at` if it never was."""
+    forked_from: str | None = None
+    """The session whose state this one has begun with. None: it has begun without."""
+    forked_at: str | None = None
+    """The task of that session after which it was forked. None: its state at that moment was copied."""
+
+
+class SessionPage(BaseModel):
+    """A page of a list of sessions."""
+
+    items: list[SessionSummary]
+    next_cursor: str | None = None
+    """Where the next page begins. None: this is the last one."""
+
+
+class SessionFork(BaseModel):
+    """The body of `POST /sessions/{id}/fork`."""
+
+    task_id: Id | None = None
+    """The task after which the session is forked. None: after all that have ended."""
+    session_id: Id | None = None
+    """The id of the new session. Sent again, it does not make another one. None: a random id."""
+    policy: SessionPolicy | None = None
+    """The policy of the new session. None: that of the forked one."""
+    tags: Tags | None = None
+    """Its tags. None: those of the forked one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
 STATE_PREFIX: Final = "__workflow_state__:"
@@ -61,3 +63,24 @@ def overwritten(current: Any, new: Any) -> str | None:
         return None
     task_id = current.get("task_id")
     return task_id if isinstance(task_id, str) and task_id != new.get("task_id") else None
+
+
+def state_of_workflows(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what workflows keep in a session's state, by the class of their state.
+
+    A session whose tasks run at the same time stores each key by itself; they are put together.
+    """
+    found: dict[str, Any] = {}
+    for key, held in state.items():
+        if not key.startswith(STATE_PREFIX) or held is None:
+            continue
+        name, is_key, of_store = key.removeprefix(STATE_PREFIX).partition(_KEY)
+        text = held.get("text") if isinstance(held, dict) else held
+        if not isinstance(text, str):
+            continue
+        value = json.loads(text.partition("\n")[2])
+        if is_key:
+            found.setdefault(name, {})[of_store] = value
+        else:
+            found[name] = value
+    return found

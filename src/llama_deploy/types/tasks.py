@@ -9,9 +9,12 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.errors import InvalidRequestError
+from llama_deploy.types.exact_values import Count, Flag, Integer, Timestamp
 from llama_deploy.types.ids import generate_id
 from llama_deploy.types.json_values import decode_object
 from llama_deploy.types.keys import Id
+from llama_deploy.types.sessions import SessionPolicy
+from llama_deploy.types.tags import Tags
 
 
 class TaskStatus(StrEnum):
@@ -51,6 +54,10 @@ class TaskFailure(BaseModel):
     """The last lines of the traceback in the service."""
 
 
+RESERVED_TASK_IDS: Final = frozenset({"bulk", "count", "import"})
+"""No task may have these ids: they are paths below `/tasks`."""
+
+
 class TaskDefinition(BaseModel):
     """A task in the format of the 0.6 API."""
 
@@ -82,13 +89,23 @@ class TaskSubmission(BaseModel):
     """
     session_id: Id | None = None
     """None: the task gets a session of its own."""
-    max_attempts: int | None = Field(default=None, ge=1, le=100)
+    session_policy: SessionPolicy | None = None
+    """The policy of the new session if there is no `session_id`; None is that of the service.
+
+    In an existing session: how this task meets others that are open. `reject` and `interrupt` are always
+    possible, others only if they are the session's own policy. None: the session's own policy.
+    """
+    max_attempts: int | None = Field(default=None, ge=1, le=100, strict=True)
     """After how many deaths of processes the task fails. None: the default of the control plane.
 
     Only those count in which the task was the only one that worked in its process, or whose process it had
     blocked. The count is reset when the run is parked, and when a step ends in an attempt that is older than
     a minute. With `durability="task"` it is never reset.
     """
+    tags: Tags = Field(default_factory=list)
+    """Words by which the task is found in lists, such as `customer:17`. They cannot be changed later."""
+    parent_task_id: Id | None = None
+    """The task whose step submits this one. A client sets it in a step."""
 
 
 class TaskResult(BaseModel):
@@ -107,7 +124,7 @@ class TaskResult(BaseModel):
     value_type: str | None = None
     """The qualified name of the result's Python type. None: a plain JSON value."""
     error: TaskFailure | None = None
-    attempts: int = 1
+    attempts: Count = 1
     """The number of attempts."""
 
 
@@ -129,12 +146,12 @@ class TaskView(BaseModel):
     session_id: str
     service_name: str
     status: TaskStatus
-    attempt: int
+    attempt: Count
     """The current attempt, or the last one, counted from 1."""
     instance_id: str | None = None
     """The instance that runs the task."""
-    created_at: datetime
-    finished_at: datetime | None = None
+    created_at: Timestamp
+    finished_at: Timestamp | None = None
     result: TaskResult | None = None
     """None until the task has ended."""
     durability: Durability | None = None
@@ -148,6 +165,32 @@ class TaskView(BaseModel):
 
     It still accepts events, and continues when an instance that fits registers.
     """
+
+
+class HistoryItem(BaseModel):
+    """A task in the history of a session."""
+
+    task_id: str
+    service_name: str
+    status: TaskStatus
+    arguments: dict[str, Any] | None
+    """The run arguments. None: the input is not a JSON object, which only an orchestrator reads."""
+    created_at: datetime
+    finished_at: datetime | None = None
+    result: str = ""
+    """See `TaskResult.result`; empty until the task has ended."""
+    value: Any = None
+    """The result as JSON."""
+    error: TaskFailure | None = None
+    """Why the task did not succeed."""
+
+
+class HistoryPage(BaseModel):
+    """A page of the history of a session."""
+
+    items: list[HistoryItem]
+    next_cursor: str | None = None
+    """Where the next page begins. None: this is the last one."""
 
 
 class TaskMove(BaseModel):
@@ -164,17 +207,17 @@ class TaskMove(BaseModel):
 class TaskEvent(BaseModel):
     """One event of a task's stream."""
 
-    index: int
+    index: Count
     """Position in the stream, from 0 and without gaps."""
     type: str
     """The class name of the event, such as `ProgressEvent`."""
     data: dict[str, Any]
     """The event's fields as JSON."""
-    terminal: bool = False
+    terminal: Flag = False
     """Whether this is the last event of the stream."""
-    attempt: int | None = None
+    attempt: Count | None = None
     """The attempt that has written the event. None: an older release has stored it."""
-    step_run: int | None = None
+    step_run: Integer | None = None
     """The number of the step run that has streamed it, in the attempt; -1 for none. None: not known."""
 
 
@@ -216,6 +259,13 @@ class StreamedAttempt(BaseModel):
     new_attempt: NewAttempt
 
 
+class StreamCursor(BaseModel):
+    """How far a reader has come in a stream of which it wants some events only."""
+
+    cursor: int
+    """The index of the last event that it has passed. It resumes after that."""
+
+
 class TaskStream(BaseModel):
     """One streamed event in the format of the 0.6 API."""
 
@@ -239,6 +289,8 @@ class EventDefinition(BaseModel):
 
     None: the event is not deduplicated.
     """
+    question_id: str | None = Field(default=None, max_length=200)
+    """The question that the event answers. The control plane sets it; what a client sends here is ignored."""
 
     def content(self) -> tuple[str, dict[str, Any]]:
         """Return the name of the event's class, and its fields.

@@ -12,6 +12,8 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 
+from llama_deploy.types.exact_values import Count, Flag
+
 MAX_SHAPE_CHARACTERS: Final = 64 * 1024
 """The most characters of a `WorkflowShape` as JSON."""
 _WHOLE: Final = "*"
@@ -45,9 +47,9 @@ class StepShape(BaseModel):
     """The names of the event classes that it accepts, sorted."""
     returns: list[str] = Field(default_factory=list)
     """The names of what it declares to return, sorted."""
-    workers: int = 4
+    workers: Count = 4
     """How many of its executions a run may have at the same time."""
-    takes_subclasses: bool = False
+    takes_subclasses: Flag = False
     """Whether it accepts classes derived from these too."""
 
 
@@ -95,7 +97,7 @@ class StepNeed(BaseModel):
 
     takes: list[str] = Field(default_factory=list)
     """The names of the event classes that it must accept; of a run with entries, all that it accepts."""
-    workers: int | None = None
+    workers: Count | None = None
     """`StepShape.workers`, which decides how entries are replayed. None: any number will do."""
 
 

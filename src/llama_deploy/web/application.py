@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -26,10 +26,31 @@ UNEXPECTED_FORM: Final = "the request is not of the expected form"
 class Problem(BaseModel):
     """Problem details after RFC 9457; further members are the attributes of the error."""
 
-    type: str
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(pattern=f"^{TYPE_PREFIX}")
     title: str
-    status: int
+    status: int = Field(ge=400, le=599)
+    """The status of the response."""
     detail: str
+    """What happened, with which value, and what to do next."""
+
+
+PROBLEM: Final[dict[str, Any]] = {
+    "description": "Problem details",
+    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+"""How an OpenAPI document describes a response with an error."""
+
+
+class _Application(FastAPI):
+    """The document of a framework knows models of one media type only, so the model of problems is added."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.setdefault(Problem.__name__, Problem.model_json_schema())
+        return document
 
 
 def create_app(
@@ -45,10 +66,12 @@ def create_app(
         lifespan: What to run around the application's life.
         unknown_path: What a request for a path that does not exist gets. None: an error without a type.
     """
-    app = FastAPI(
+    app = _Application(
         title=title,
         lifespan=lifespan,
-        responses={"4XX": {"model": Problem, "description": "Problem details", "content": {MEDIA_TYPE: {}}}},
+        responses={"4XX": PROBLEM, "5XX": PROBLEM},
+        # Of releases that trace requests: four spans for each heartbeat, in a trace of its own.
+        telemetry={"tracing": False},
     )
     app.exception_handler(LlamaDeployError)(_on_own_error)
     app.exception_handler(RequestValidationError)(_on_validation_error)

@@ -6,12 +6,16 @@ import math
 import re
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from llama_deploy.errors import ConfigError
+from llama_deploy.running_task import running_task
 from llama_deploy.web.server_url import ServerUrl
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
 
 DEFAULT_TIMEOUT: Final = 30.0
 """Seconds for an answer, beyond what the server was asked to wait."""
@@ -55,6 +59,8 @@ class ConnectionSettings:
     """False accepts every certificate of the server."""
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     """Used in place of a context made from `ca` and `verify_tls`. A client certificate is loaded into it."""
+    acts_for_task: bool = False
+    """Whether requests of a step act for the owner of its task, as the instance that runs it may."""
     timeout: float = DEFAULT_TIMEOUT
     """Seconds until an answer is complete; for a stream, between two parts of it."""
 
@@ -82,10 +88,26 @@ class ConnectionSettings:
                 " 'Authorization'; give only one of them"
             )
 
+    def with_api_key(self, key: SecretStr | None) -> ConnectionSettings:
+        """Return settings that send a key, unless they send a header `Authorization` or there is no key."""
+        if key is None or "authorization" in {name.lower() for name in self.headers}:
+            return self
+        return replace(self, headers={**self.headers, "Authorization": f"Bearer {key.get_secret_value()}"})
+
+    def acting_like(self, instance: ConnectionSettings) -> ConnectionSettings:
+        """Return settings with `acts_for_task`, if they have the servers and the key of an instance."""
+        keys = {settings.headers.get("Authorization") for settings in (self, instance)}
+        return replace(self, acts_for_task=True) if self.urls == instance.urls and len(keys) == 1 else self
+
     def headers_for(self, url: str) -> Mapping[str, str]:
         """Return what is sent with every request to one of `urls`."""
         authorization = url.authorization if isinstance(url, ServerUrl) else None
-        return {**self.headers, "Authorization": authorization} if authorization else self.headers
+        headers = {**self.headers, "Authorization": authorization} if authorization else self.headers
+        if self.acts_for_task and (task := running_task.get()) is not None:
+            from llama_deploy.types.owners import Owner, headers_for  # noqa: PLC0415 - a supervisor has no models
+
+            return {**headers, **headers_for(Owner(task.tenant, task.subject))}
+        return headers
 
     @classmethod
     def of(cls, address: Address) -> ConnectionSettings:

@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Literal
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from llama_deploy.health import LIVE_PATH, READY_PATH, Checks, encoded, status_of
+from llama_deploy.types.callers import AccessScope
+from llama_deploy.web.edge.caller_state import caller_of
 from llama_deploy.web.edge.probes import is_brief
 
 
@@ -32,20 +34,20 @@ class Health(BaseModel, use_attribute_docstrings=True):
     """The outcomes by the names of the checks."""
 
 
-def add_health_routes(app: FastAPI, ready: Callable[[], Awaitable[Checks]]) -> None:
-    """Add both routes to an application, which is served behind `build_edge`.
+def add_health_routes(router: APIRouter, ready: Callable[[], Awaitable[Checks]]) -> None:
+    """Add both routes to those of an application, which is served behind `build_edge`.
 
     Args:
-        app: The application.
+        router: The routes of the application.
         ready: Runs the checks of `/health/ready`.
     """
 
-    @app.get(LIVE_PATH, response_model=Health)
+    @router.get(LIVE_PATH, response_model=Health)
     async def live(request: Request) -> Response:
         """Answer 200: the process answers."""
         return _response(request, {})
 
-    @app.get(
+    @router.get(
         READY_PATH,
         response_model=Health,
         responses={HTTPStatus.SERVICE_UNAVAILABLE: {"model": Health, "description": "A check fails"}},
@@ -55,9 +57,15 @@ def add_health_routes(app: FastAPI, ready: Callable[[], Awaitable[Checks]]) -> N
         return _response(request, await ready())
 
 
+def _may_see_reasons(request: Request) -> bool:
+    caller = caller_of(request.scope)
+    # The reasons are about all tenants.
+    return caller.is_in_default_tenant and (caller.may_do_all or AccessScope.METRICS_READ in caller.scopes)
+
+
 def _response(request: Request, checks: Checks) -> Response:
     return Response(
-        encoded(checks, brief=is_brief(request.scope)),
+        encoded(checks, brief=is_brief(request.scope) or not _may_see_reasons(request)),
         status_code=status_of(checks),
         media_type="application/json",
         headers={"Cache-Control": "no-store"},

@@ -33,7 +33,8 @@ class HttpRequest:
     method: str
     path: str
     """Relative to the connection's base URL; starts with a slash; already quoted."""
-    params: Mapping[str, str | int | float] = field(default_factory=dict)
+    params: Mapping[str, str | int | float | list[str]] = field(default_factory=dict)
+    """The query. A list is one parameter that is repeated."""
     json: Any = None
     """The body, as JSON values or pydantic models. None: no body."""
     content: bytes | None = None
@@ -96,13 +97,14 @@ def unreachable(failures: Mapping[str, BaseException]) -> UnavailableError:
 
 def reason_of(exc: BaseException) -> str:
     """Return why a connection failed, in the words of the operating system if it has some."""
-    cause = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
+    # urllib3 has the error of the operating system as an argument of its own.
+    cause = next((each for each in (exc.__cause__, *exc.args) if isinstance(each, OSError)), exc)
     words = None
     if isinstance(cause, OSError):
         # Errors of TLS have numbers of their own, and those of DNS are negative.
         is_of_system = bool(cause.errno and cause.errno > 0) and not isinstance(cause, ssl.SSLError)
         words = os.strerror(cause.errno or 0) if is_of_system else cause.strerror
-    return words or str(exc) or type(exc).__name__
+    return words or str(cause) or str(exc) or type(exc).__name__
 
 
 @contextmanager

@@ -6,9 +6,14 @@ It also limits the head of a request: httptools keeps a header of any length, an
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from llama_deploy.web.answer_writer import AnswerWriter
+from llama_deploy.web.connection_limit import DEFAULT_MAX_CONNECTIONS, ConnectionLimit
+from llama_deploy.web.problems import MEDIA_TYPE, TYPE_PREFIX
 
 PATIENCE_SECONDS: Final = 30.0
 """How long a client may take for the headers of a request, and be silent within its body."""
@@ -25,12 +30,26 @@ _MAX_HEADERS: Final = MAX_HEAD_BYTES // 2 // _HEADER_BYTES
 _TIMEOUT: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"  # RFC 9110, 15.5.9
 )
-_TOO_LARGE_TEXT: Final = (
-    f"the address, headers and trailers of the request are larger than {MAX_HEAD_BYTES} bytes; send less"
+_TOO_LARGE_PROBLEM: Final = json.dumps(
+    {
+        "type": TYPE_PREFIX + "http",
+        "title": "Request Header Fields Too Large",
+        "status": 431,
+        "detail": "the address, headers and trailers of the request are larger than "
+        f"{MAX_HEAD_BYTES} bytes; send less",
+    }
 ).encode()
 _TOO_LARGE: Final = (  # RFC 6585, 5
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_TOO_LARGE_TEXT), _TOO_LARGE_TEXT)
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: %b\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b"
+    % (MEDIA_TYPE.encode(), len(_TOO_LARGE_PROBLEM), _TOO_LARGE_PROBLEM)
+)
+
+
+_NO_ROOM_TEXT: Final = b"the server has as many connections as it may have; try again later"
+_NO_ROOM: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nRetry-After: 1\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_NO_ROOM_TEXT), _NO_ROOM_TEXT)
 )
 
 
@@ -47,12 +66,23 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     Args:
         patience: See `PATIENCE_SECONDS`.
+        limit: How many connections the server may have.
         **arguments: Those of uvicorn.
     """
 
-    def __init__(self, *, patience: float = PATIENCE_SECONDS, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        limit: ConnectionLimit | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
+        # uvicorn asks the logger of the process, which another server in it may have configured. Its lines
+        # would show the tokens in paths and queries.
+        self.access_log = False
         self._patience = patience
+        self._limit = limit or ConnectionLimit(DEFAULT_MAX_CONNECTIONS)
         self._begun_at: float | None = None
         """When the request has begun that is not complete. None: there is none."""
         self._heard_at = 0.0
@@ -61,10 +91,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """How many bytes of a head, or of trailers, have come that are not complete."""
         self._is_too_large = False
         self._timer: asyncio.TimerHandle | None = None
+        self._answers: AnswerWriter
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request."""
         super().connection_made(transport)
+        self._answers = AnswerWriter(transport, self.loop)
+        descriptor = transport.get_extra_info("socket").fileno()
+        if not self._limit.allows(len(self.connections), descriptor):
+            transport.write(_NO_ROOM)
+            transport.close()
+            return
         self.on_message_begin()
         self._expect_more()
 
@@ -72,6 +109,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Expect nothing more."""
         self._stop_timer()
         super().connection_lost(exc)
+        self._limit.note(len(self.connections))
 
     def data_received(self, data: bytes) -> None:
         """Take a piece of a request."""
@@ -108,6 +146,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._check_head()
         self._unfinished = 0
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = self._answers
 
     def _check_head(self) -> None:
         sizes = (len(name) + len(value) + _HEADER_BYTES for name, value in self.headers)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from llama_deploy.concurrency.forked_children import forget, keep_from_children
 from llama_deploy.errors import BindError, ConfigError
+from llama_deploy.web.connection_limit import DEFAULT_MAX_CONNECTIONS, ConnectionLimit
 from llama_deploy.web.dead_peers import watched
 from llama_deploy.web.http_protocol import PATIENCE_SECONDS, BoundedHttpProtocol
 from llama_deploy.web.loopback import is_loopback
@@ -44,6 +45,7 @@ class HttpServer:
         port: int,
         allow_remote: bool = False,
         patience: float = PATIENCE_SECONDS,
+        max_connections: int = DEFAULT_MAX_CONNECTIONS,
     ) -> HttpServer:
         """Listen and run the application's start-up; returns when requests are served.
 
@@ -54,6 +56,7 @@ class HttpServer:
             allow_remote: Whether other machines may connect.
             patience: How many seconds a client may take for the headers of a request, and be silent within
                 its body.
+            max_connections: How many connections may be open at the same time; further ones get 503.
 
         Raises:
             BindError: The address cannot be bound.
@@ -62,7 +65,7 @@ class HttpServer:
         if not allow_remote and not is_loopback(host):
             raise ConfigError(
                 f"other machines can reach {host}:{port} and run tasks, because there is no authentication;"
-                " bind 127.0.0.1, or set allow_remote if you trust the network"
+                " bind 127.0.0.1, turn on authentication, or set allow_remote if you trust the network"
             )
         config = uvicorn.Config(
             app,
@@ -72,7 +75,10 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             # It is only called, like a class.
-            http=cast("type[asyncio.Protocol]", partial(BoundedHttpProtocol, patience=patience)),
+            http=cast(
+                "type[asyncio.Protocol]",
+                partial(BoundedHttpProtocol, patience=patience, limit=ConnectionLimit(max_connections)),
+            ),
             ws="none",
             lifespan="on",
             timeout_keep_alive=75,

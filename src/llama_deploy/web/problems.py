@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, Final
@@ -17,8 +18,15 @@ MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:llama-deploy:problem:"
 """A problem's `type` is this and the error's `code`."""
 
+_CHALLENGE: Final = 'Bearer realm="llama_deploy"'
+
+_TASK_STATUS: Final = "task_status"
+"""The member for the status of a task, because `status` is that of the response."""
+
 _STATUS: Final[dict[type[LlamaDeployError], HTTPStatus]] = {
     errors.InvalidHostError: HTTPStatus.BAD_REQUEST,
+    errors.AuthenticationError: HTTPStatus.UNAUTHORIZED,
+    errors.PermissionDeniedError: HTTPStatus.FORBIDDEN,
     errors.UntrustedHostError: HTTPStatus.MISDIRECTED_REQUEST,
     errors.ForeignOriginError: HTTPStatus.FORBIDDEN,
     errors.UnsupportedMediaTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -27,7 +35,10 @@ _STATUS: Final[dict[type[LlamaDeployError], HTTPStatus]] = {
     errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ProtocolVersionError: HTTPStatus.BAD_REQUEST,
     errors.SerializationError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.TaskRemovedError: HTTPStatus.GONE,
+    errors.EventsExpiredError: HTTPStatus.GONE,
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
+    errors.CursorExpiredError: HTTPStatus.GONE,
     errors.StateConflictError: HTTPStatus.PRECONDITION_FAILED,
     errors.WrongServerError: HTTPStatus.NOT_FOUND,
     errors.ConflictError: HTTPStatus.CONFLICT,
@@ -61,18 +72,38 @@ def status_of(error: LlamaDeployError) -> HTTPStatus:
 def to_problem(error: LlamaDeployError) -> dict[str, Any]:
     """Return the problem details of an error: type, title, status, detail, and the error's facts."""
     status = status_of(error)
+    facts = {name: _shown(value) for name, value in error.facts().items()}
+    if "status" in facts:
+        facts[_TASK_STATUS] = facts.pop("status")
     return {
         "type": TYPE_PREFIX + error.code,
         "title": status.phrase,
         "status": int(status),
-        "detail": str(error),
-        **error.facts(),
+        "detail": _shown(str(error)),
+        **facts,
     }
 
 
+def _shown(value: Any) -> Any:
+    """Return a text of an error as clients may see it: with ids in place of the keys of a tenant."""
+    from llama_deploy.types.keys import SEPARATOR  # noqa: PLC0415 - a supervisor, which reads problems, has no models
+
+    if not isinstance(value, str) or SEPARATOR not in value:
+        return value
+    return re.sub(rf"[0-9A-Za-z._-]*{SEPARATOR}", "", value)
+
+
 def headers_of(error: LlamaDeployError) -> dict[str, str]:
-    """Return the headers for an error: `Retry-After`, in whole seconds, for an `OverloadedError`."""
-    if isinstance(error, errors.OverloadedError):
+    """Return the headers for an error.
+
+    These are `Retry-After`, in whole seconds, if it says when to try again, and `WWW-Authenticate` (RFC 6750)
+    if it asks for a key.
+    """
+    if isinstance(error, errors.AuthenticationError):
+        return {"WWW-Authenticate": _CHALLENGE}
+    if isinstance(error, errors.PermissionDeniedError):
+        return {"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope"'}
+    if isinstance(error, errors.OverloadedError | errors.ServerBusyError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     return {}
 
@@ -99,5 +130,9 @@ def from_problem(status: int, body: bytes, *, url: str) -> LlamaDeployError:
         return errors.InternalServerError(text)
     cls = _BY_CODE.get(str(problem["type"]).removeprefix(TYPE_PREFIX), errors.InternalServerError)
     accepted = inspect.signature(cls).parameters
-    facts = {name: value for name, value in problem.items() if name in accepted}
+    facts = {name: value for name, value in problem.items() if name in accepted and name != "status"}
+    # A control plane of an earlier release has written the status of the task over that of the response.
+    task_status = problem.get(_TASK_STATUS, problem.get("status"))
+    if "status" in accepted and isinstance(task_status, str):
+        facts["status"] = task_status
     return cls(str(problem.get("detail", "")), **facts)

@@ -88,7 +88,7 @@ class SyncHttpConnection:
         seconds = self.settings.timeout if request.timeout is None else request.timeout
         connect = min(seconds, CONNECT_SECONDS if len(self._replicas) > 1 else DEFAULT_TIMEOUT)
         # urllib3 would send parameters as a form when there is a body.
-        query = f"?{urlencode(request.params)}" if request.params else ""
+        query = f"?{urlencode(request.params, doseq=True)}" if request.params else ""
         failures: dict[str, BaseException] = {}
         for url in self._replicas.in_order():
             data, headers = encode(request)

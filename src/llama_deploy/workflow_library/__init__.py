@@ -48,6 +48,7 @@ try:
         EmissionKey,
         StepWorkerFailed,
         StepWorkerResult,
+        WaitingForEvent,
     )
     from workflows.runtime.types.step_function import StepWorkerFunction
     from workflows.runtime.types.step_id import StepId
@@ -61,6 +62,7 @@ try:
         WorkflowTick,
     )
 
+    from llama_deploy.workflow_library.addressed_events import address_event, address_of, address_of_wait
     from llama_deploy.workflow_library.event_parts import UNDECLARED, parts_of, set_parts
     from llama_deploy.workflow_library.many_objects import (
         ManyObjectsRuntime,
@@ -72,6 +74,7 @@ try:
         shares_class,
         unshare_class,
     )
+    from llama_deploy.workflow_library.replays import ReplayedTick, replayed
     from llama_deploy.workflow_library.snapshots import (
         MadeSnapshot,
         Snapshot,
@@ -81,16 +84,23 @@ try:
         waiters,
         work_items,
     )
-    from llama_deploy.workflow_library.step_needs import step_shapes, steps_in_ticks, steps_with_answers
+    from llama_deploy.workflow_library.step_needs import (
+        answer_classes,
+        step_shapes,
+        steps_in_ticks,
+        steps_with_answers,
+    )
     from llama_deploy.workflow_library.steps import (
         INVALID,
         OPTIONAL,
         abort,
         cache_steps,
         empty_context,
+        failure_of,
         fingerprint,
         install_runtime,
         library_folders,
+        result_of,
         resuming,
         state_seed,
         step_configs,
@@ -106,6 +116,8 @@ try:
         sent_placeholder,
         will_try_again,
     )
+    from llama_deploy.workflow_library.unobserved_runs import leave_out_spans
+    from llama_deploy.workflow_library.waiter_ids import stable_waiter_id
 except ImportError as exc:
     raise unsupported(str(exc)) from exc
 
@@ -133,6 +145,7 @@ __all__ = [
     "PendingWorker",
     "PullTask",
     "RegisteredWorkflow",
+    "ReplayedTick",
     "Runtime",
     "Snapshot",
     "StateStore",
@@ -148,15 +161,21 @@ __all__ = [
     "TickWaiterTimeout",
     "UntestedLibraryWarning",
     "WaitForNextTaskResult",
+    "WaitingForEvent",
     "WorkerTask",
     "WorkflowTick",
     "abort",
+    "address_event",
+    "address_of",
+    "address_of_wait",
+    "answer_classes",
     "cache_steps",
     "describe_class",
     "empty_context",
     "event_matches",
     "events_of",
     "execution_of",
+    "failure_of",
     "fingerprint",
     "forget_ticks",
     "get_current_run_id",
@@ -164,19 +183,23 @@ __all__ = [
     "infer_state_type",
     "install_runtime",
     "is_placeholder",
+    "leave_out_spans",
     "library_attributes",
     "library_folders",
     "library_version",
     "make_like",
     "parts_of",
     "placeholder",
+    "replayed",
     "restore",
+    "result_of",
     "resuming",
     "sent_placeholder",
     "set_parts",
     "share_class",
     "shares_class",
     "snapshot",
+    "stable_waiter_id",
     "state_seed",
     "step_accepts_event",
     "step_configs",

@@ -4,71 +4,103 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from types import MethodType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 from workflows.plugins.basic import BasicRuntime
 from workflows.runtime.types.internal_state import BrokerState
 from workflows.runtime.types.plugin import ExternalRunAdapter, RegisteredWorkflow
-from workflows.runtime.types.step_function import as_step_worker_functions, create_workflow_run_function
+from workflows.runtime.types.step_function import (
+    StepWorkerFunction,
+    as_step_worker_function,
+    create_workflow_run_function,
+)
 
 from llama_deploy.workflow_library.run_state import run_state
+from llama_deploy.workflow_library.run_store import start_run
+from llama_deploy.workflow_library.unobserved_runs import (
+    DISPATCHER,
+    is_observed,
+    run_unobserved,
+    unobserved_step,
+)
 from llama_deploy.workflow_library.versions import private
 
 _FIND: Final = "_get_steps"
-_SHARED: Final = (_FIND, "_broker_config", "_broker_config_version")
+_SHARED: Final = (_FIND, "_broker_config", "_broker_config_version", DISPATCHER)
 _VALIDATION: Final = ("_validation_result", "_validated_version")
 _CHECKS: Final = "_skip_graph_checks"
+_NO_LIMIT: Final = nullcontext()
 
 for _name in ("_get_broker_config", "_validate"):
     private(Workflow, _name)  # so that a missing one is reported at import
 private(BasicRuntime, "_maybe_acquire_max_concurrent_runs")
 
 
+class _Steps(NamedTuple):
+    """How the library runs the steps of a class."""
+
+    functions: dict[str, Callable[..., Any]]
+    are_observed: bool
+    runners: dict[str, StepWorkerFunction]
+
+
 class ManyObjectsRuntime(BasicRuntime):
     """The library's basic runtime, for any number of objects of one workflow class.
 
     `num_concurrent_runs` limits the runs of all objects together, and nothing of the library keeps an object
-    in memory after its run.
+    in memory after its run. Runs are only instrumented while a handler listens.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._limit: asyncio.Semaphore | None = None
+        self._steps = _Steps({}, are_observed=False, runners={})
 
     def register(self, workflow: Workflow) -> RegisteredWorkflow:
         """Return how the library runs `workflow`."""
         return RegisteredWorkflow(
-            workflow=workflow,
-            workflow_run_fn=partial(_run, workflow),
-            steps=as_step_worker_functions(workflow),
+            workflow=workflow, workflow_run_fn=partial(_run, workflow), steps=self._runners_of(workflow)
         )
+
+    def _runners_of(self, workflow: Workflow) -> dict[str, StepWorkerFunction]:
+        """Return what runs the steps of an object, which it finds itself when they are called."""
+        functions = {
+            name: getattr(each, "__func__", each) for name, each in private(workflow, _FIND)().items()
+        }
+        are_observed = is_observed()
+        known = self._steps
+        if functions != known.functions or are_observed != known.are_observed:
+            make = as_step_worker_function if are_observed else unobserved_step
+            runners = {name: make(function) for name, function in functions.items()}
+            self._steps = known = _Steps(functions, are_observed, runners)
+        return known.runners
 
     def run_workflow(
         self, run_id: str, workflow: Workflow, init_state: BrokerState, *rest: Any, **options: Any
     ) -> ExternalRunAdapter:
-        """Start a run whose state is cheap to copy."""
-        return super().run_workflow(run_id, workflow, run_state(init_state), *rest, **options)
+        """Start a run whose state is cheap to make and to copy."""
+        adapter: ExternalRunAdapter = start_run(
+            self, run_id, workflow, run_state(init_state), *rest, **options
+        )
+        return adapter
 
-    @asynccontextmanager
-    async def _maybe_acquire_max_concurrent_runs(
+    def _maybe_acquire_max_concurrent_runs(  # type: ignore[override]
         self,
         workflow: Workflow,
         run_id: str,  # noqa: ARG002 - the library's signature
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         most: int | None = private(workflow, "_num_concurrent_runs")
         if most is None:
-            yield
-            return
+            return _NO_LIMIT
         if self._limit is None:
             self._limit = asyncio.Semaphore(most)
-        async with self._limit:
-            yield
+        return self._limit
 
 
 def _signature_of_runs() -> inspect.Signature:
@@ -82,6 +114,8 @@ async def _run(
     start_event: StartEvent | None = None,
     tags: dict[str, Any] | None = None,
 ) -> StopEvent:
+    if not is_observed():
+        return await run_unobserved(workflow, init_state, start_event)
     run = create_workflow_run_function(workflow)
     run.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
     try:

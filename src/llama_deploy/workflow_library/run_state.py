@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Final, TypeVar
 
-from workflows.events import Event
 from workflows.runtime.types.internal_state import (
     BrokerState,
     CollectionReleaseState,
@@ -20,10 +19,12 @@ from workflows.runtime.types.internal_state import (
     InternalStepWorkerState,
 )
 from workflows.runtime.types.results import StepWorkerState, StepWorkerWaiter
+from workflows.runtime.types.step_id import StepId
 
+from llama_deploy.workflow_library.addressed_events import AddressedRequirements, address_of_wait
 from llama_deploy.workflow_library.versions import private
 
-Record = TypeVar("Record", EventAttempt, InProgressState, "StepWorkerWaiter[Event]", CollectionStreamInstance)
+Record = TypeVar("Record")
 
 _KNOWN: Final[dict[type, str]] = {
     BrokerState: "is_running config workers stream_seq work_item_seq invocation_seq streams"
@@ -56,26 +57,17 @@ class RunState(BrokerState):
 
     def deepcopy(self) -> BrokerState:
         """Return a copy; see the module."""
-        return RunState(
-            is_running=self.is_running,
-            config=self.config,
-            workers={step_id: _copy_step(step) for step_id, step in self.workers.items()},
-            stream_seq=self.stream_seq,
-            work_item_seq=self.work_item_seq,
-            invocation_seq=self.invocation_seq,
-            streams={name: _copy(stream) for name, stream in self.streams.items()},
-            collection_release_states={
-                key: CollectionReleaseState(
-                    each.binding_id, each.stream_id, each.buffer.copy(), each.released
-                )
-                for key, each in self.collection_release_states.items()
-            },
-            children={key: child.deepcopy() for key, child in self.children.items()},
-            elapsed_alive=self.elapsed_alive,
-            last_alive_stamp=self.last_alive_stamp,
-            deliveries=self.deliveries.copy(),
-            journal_seq=self.journal_seq,
-        )
+        # Not by `__init__`, which looks at all steps to bring old states up to date.
+        copied = _copy(self)
+        copied.workers = {step_id: _copy_step(step_id, step) for step_id, step in self.workers.items()}
+        copied.streams = {name: _copy(stream) for name, stream in self.streams.items()}
+        copied.collection_release_states = {
+            key: CollectionReleaseState(each.binding_id, each.stream_id, each.buffer.copy(), each.released)
+            for key, each in self.collection_release_states.items()
+        }
+        copied.children = {key: child.deepcopy() for key, child in self.children.items()}
+        copied.deliveries = self.deliveries.copy()
+        return copied
 
 
 class _StepState(InternalStepWorkerState):
@@ -83,23 +75,20 @@ class _StepState(InternalStepWorkerState):
 
     def copied(self) -> _StepState:
         """Return a copy."""
-        shown = self._deepcopy()
+        copied = self._deepcopy()
         # A delayed retry is marked when it becomes due; nothing else in a queue changes.
-        shown.queue = [each if each.not_before is None else _copy(each) for each in self.queue]
-        shown.in_progress = [_copy_running(each) for each in self.in_progress]
-        shown.static_collect_events = self.static_collect_events.copy()
-        shown.collect_generations = self.collect_generations.copy()
-        return shown
+        copied.queue = [each if each.not_before is None else _copy(each) for each in self.queue]
+        copied.in_progress = [_copy_running(each) for each in self.in_progress]
+        copied.static_collect_events = self.static_collect_events.copy()
+        copied.collect_generations = self.collect_generations.copy()
+        return copied
 
     def _deepcopy(self) -> _StepState:
         """Return what the library shows to a step that starts: what was collected, and the waiters."""
-        return _StepState(
-            queue=[],
-            config=self.config,
-            in_progress=[],
-            collected_events={name: events.copy() for name, events in self.collected_events.items()},
-            collected_waiters=[_copy(each) for each in self.collected_waiters],
-        )
+        shown = _copy(self)
+        shown.collected_events = {name: events.copy() for name, events in self.collected_events.items()}
+        shown.collected_waiters = [_copy(each) for each in self.collected_waiters]
+        return shown
 
 
 def run_state(state: BrokerState) -> BrokerState:
@@ -110,8 +99,13 @@ def run_state(state: BrokerState) -> BrokerState:
     return RunState(**{**vars(state), "workers": steps})
 
 
-def _copy_step(step: InternalStepWorkerState) -> InternalStepWorkerState:
-    return step.copied() if isinstance(step, _StepState) else step._deepcopy()  # noqa: SLF001
+def _copy_step(step_id: StepId, step: InternalStepWorkerState) -> InternalStepWorkerState:
+    copied = step.copied() if isinstance(step, _StepState) else step._deepcopy()  # noqa: SLF001
+    for waiter in copied.collected_waiters:
+        if not isinstance(waiter.requirements, AddressedRequirements):
+            address = address_of_wait(str(step_id), waiter.waiter_id)
+            waiter.requirements = AddressedRequirements(waiter.requirements, address)
+    return copied
 
 
 def _copy_running(running: InProgressState) -> InProgressState:

@@ -27,6 +27,7 @@ from workflows.runtime.types.ticks import (
     WorkflowTickAdapter,
 )
 
+from llama_deploy.workflow_library.renewal import renewed
 from llama_deploy.workflow_library.run_state import run_state
 from llama_deploy.workflow_library.step_needs import narrowed, steps_with_work, widened
 from llama_deploy.workflow_library.ticks import is_placeholder
@@ -126,7 +127,7 @@ def snapshot(
         WaiterDetails(
             step=str(step_id),
             waiter_id=waiter.waiter_id,
-            requirements=serializer.serialize(waiter.requirements),
+            requirements=serializer.serialize(dict(waiter.requirements)),
             timed_out=waiter.timed_out,
         )
         for step_id, waiter in waiters(state)
@@ -195,6 +196,7 @@ def restore(
     snapshot: Snapshot | None,
     ticks: Sequence[str],
     steps: Collection[str] | None = None,
+    renewals: Sequence[int] = (),
     state: dict[str, Any],
     serializer: BaseSerializer,
 ) -> Restored:
@@ -206,6 +208,7 @@ def restore(
         ticks: The ticks after it, as `serializer` wrote them.
         steps: The steps that the run has needed so far. A step that was added to the workflow since then gets
             none of the events in the ticks. None: all steps were there.
+        renewals: After how many of the ticks the run was retried, in ascending order.
         state: The run's state in the library's form; empty for none.
         serializer: Reads the ticks and the snapshot.
 
@@ -233,10 +236,10 @@ def restore(
             for tick in ticks
         ]
     if parsed and steps is not None:
-        replayed, received = _received(run_state(narrowed(broker, steps)), parsed, received)
+        replayed, received = _replayed(run_state(narrowed(broker, steps)), parsed, received, renewals)
         broker = widened(replayed, workflow)
     else:
-        broker, received = _received(run_state(broker), parsed, received)
+        broker, received = _replayed(run_state(broker), parsed, received, renewals)
     _unite(broker)
     # The library does this first when a run is resumed; it chooses the same invocation ids.
     following, _ = rewind_in_progress(broker, 0.0)
@@ -258,6 +261,20 @@ def _complete(state: BrokerState, details: Sequence[WaiterDetails], serializer: 
         if (missing := known.get((str(step_id), waiter.waiter_id))) is not None:
             waiter.requirements = serializer.deserialize(missing.requirements)
             waiter.timed_out = missing.timed_out
+
+
+def _replayed(
+    state: BrokerState,
+    ticks: Sequence[WorkflowTick],
+    received: dict[str, list[Event]],
+    renewals: Sequence[int],
+) -> tuple[BrokerState, dict[str, list[Event]]]:
+    """Return what `_received` does for a run that was retried after so many ticks each."""
+    begin = 0
+    for end in renewals:
+        state, received = _received(state, ticks[begin:end], received)
+        state, begin = renewed(state), end
+    return _received(state, ticks[begin:], received)
 
 
 def _received(

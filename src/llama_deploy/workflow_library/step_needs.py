@@ -76,6 +76,15 @@ def steps_with_answers(workflow: Workflow) -> dict[str, set[str]]:
 
     These are answers of people, and events that no step declares to return.
     """
+    return {name: set(map(bare_name, events)) for name, events in _answers_by_step(workflow).items()}
+
+
+def answer_classes(workflow: Workflow) -> list[type[Event]]:
+    """Return the classes of the events that steps take from outside, each once."""
+    return list(dict.fromkeys(each for events in _answers_by_step(workflow).values() for each in events))
+
+
+def _answers_by_step(workflow: Workflow) -> dict[str, list[type[Event]]]:
     configs = step_configs(workflow)
     returned = tuple(each for config in configs.values() for each in config.return_types)
 
@@ -86,7 +95,7 @@ def steps_with_answers(workflow: Workflow) -> dict[str, set[str]]:
         return not (issubclass(event, StartEvent) or is_returned)
 
     outside = {
-        name: {bare_name(event) for event in config.accepted_events if is_from_outside(event)}
+        name: [event for event in config.accepted_events if is_from_outside(event)]
         for name, config in configs.items()
     }
     return {name: events for name, events in outside.items() if events}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from workflows.context import BaseSerializer
 from workflows.context.context_types import SerializedContext
 from workflows.decorators import StepConfig
 from workflows.errors import WorkflowConfigurationError, WorkflowValidationError
+from workflows.events import StopEvent
 from workflows.handler import WorkflowHandler
 from workflows.plugins.basic import ExternalAsyncioAdapter
 from workflows.runtime.types.plugin import Runtime
@@ -125,16 +127,35 @@ def empty_context(workflow: Workflow, *, state: dict[str, Any], serializer: Base
     return Context.from_dict(workflow, SerializedContext(state=state).model_dump(), serializer=serializer)
 
 
-def resuming(workflow: Workflow, context: Context) -> Callable[[], Awaitable[WorkflowHandler]]:
+def resuming(workflow: Workflow, context: Context) -> Callable[[], WorkflowHandler]:
     """Return a function that resumes a restored run.
 
     A `run` method of the workflow's own is not called: it would begin another run.
     """
 
-    async def resume() -> WorkflowHandler:
+    def resume() -> WorkflowHandler:
         return Workflow.run(workflow, ctx=context)
 
     return resume
+
+
+def result_of(handler: WorkflowHandler) -> asyncio.Future[StopEvent]:
+    """Return the future with the result of a run. Cancelling it cancels the run."""
+    result: asyncio.Future[StopEvent] = private(handler, "_result_task")
+    return result
+
+
+def failure_of(result: asyncio.Future[StopEvent]) -> BaseException | None:
+    """Return the exception with which a run has ended, and let go of its frames, which refer to the run.
+
+    `Future.exception` would keep them.
+    """
+    try:
+        result.result()
+    except BaseException as exc:  # noqa: BLE001 - returned
+        # A variable with the frame of this function would be in the frame.
+        return exc.with_traceback(None if exc.__traceback__ is None else exc.__traceback__.tb_next)
+    return None
 
 
 def abort(handler: WorkflowHandler) -> None:
@@ -145,9 +166,9 @@ def abort(handler: WorkflowHandler) -> None:
 
 
 def library_folders() -> tuple[str, ...]:
-    """Return the folders of the packages whose frames are in the traceback of every step."""
+    """Return the folders whose frames are in the traceback of every step: of the library, and of its use."""
     specs = [find_spec(name) for name in ("workflows", "llama_index_instrumentation")]
     folders = [
         folder for spec in specs if spec is not None for folder in spec.submodule_search_locations or ()
     ]
-    return tuple(folder + os.sep for folder in folders)
+    return tuple(folder + os.sep for folder in (*folders, os.path.dirname(__file__)))  # noqa: PTH120 - as in frames

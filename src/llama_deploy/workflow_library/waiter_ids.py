@@ -10,6 +10,16 @@ from workflows.runtime.types.results import AddWaiter, DeleteWaiter
 from workflows.runtime.types.ticks import TickStepResult, TickWaiterTimeout, WorkflowTick
 
 _ID: Final = re.compile(r"waiter_[\w.]+\.(\w+)(_\{.*)", re.DOTALL)
+_OF_WORK_ITEM: Final = re.compile(r"_\{.*\}_[^{}]+", re.DOTALL)
+"""The end of an id that names the event with which the step began. Older releases of the library omit it."""
+
+
+def stable_waiter_id(waiter_id: str) -> tuple[str, bool]:
+    """Return an id as it is in each process, and whether no other wait of the run gets it."""
+    found = _ID.fullmatch(waiter_id)
+    if found is None:
+        return waiter_id, False
+    return f"{found[1]}{found[2]}", _OF_WORK_ITEM.fullmatch(found[2]) is not None
 
 
 class WaiterIds:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
 from llama_deploy.client.aio import task_calls
+from llama_deploy.client.aio.keys import KeyCollection
 from llama_deploy.client.aio.server_api import ANYTHING, ServerApi
+from llama_deploy.client.aio.storage import Storage
 from llama_deploy.client.aio.waiting import EventData, data_of
 from llama_deploy.client.deadline import answer_timeout
 from llama_deploy.client.definitions import Service
 from llama_deploy.client.event_streams import EventStream
 from llama_deploy.client.paths import session_path, session_task_path
 from llama_deploy.client.payload_encoding import (
+    build_session_fork,
     build_session_options,
     build_submission,
     encode_arguments,
@@ -25,10 +28,14 @@ from llama_deploy.client.payload_encoding import (
 from llama_deploy.errors import InternalServerError
 from llama_deploy.types import (
     EventDefinition,
+    HistoryItem,
+    HistoryPage,
     ServiceDefinition,
     SessionDefinition,
+    SessionPage,
     SessionPolicy,
     SessionState,
+    SessionSummary,
     TaskDefinition,
     TaskResult,
     generate_id,
@@ -38,21 +45,26 @@ from llama_deploy.web.http_exchange import HttpAnswer, HttpRequest
 
 _PAGE: Final = 1000
 
+SessionOrder = Literal["newest", "oldest"]
+
 _SERVICES: Final = TypeAdapter(dict[str, Service]).validate_python
 _ID: Final = TypeAdapter(str).validate_python
 _SESSIONS: Final = TypeAdapter(dict[str, SessionDefinition]).validate_python
 _TASKS: Final = TypeAdapter(list[TaskDefinition]).validate_python
+_OBJECT: Final = TypeAdapter(dict[str, Any]).validate_python
 _RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None).validate_python
 
 
 class Core:
-    """The control plane: its `services` and `sessions`."""
+    """The control plane: its `services`, its `sessions`, its `storage` and its `keys`."""
 
     def __init__(self, api: ServerApi) -> None:
         self.api = api
         """Calls the control plane."""
         self.services = ServiceCollection(api)
         self.sessions = SessionCollection(api)
+        self.storage = Storage(api)
+        self.keys = KeyCollection(api)
 
 
 class ServiceCollection:
@@ -114,29 +126,54 @@ class SessionCollection:
         return [Session(self._api, found.session_id) for found in await self.definitions()]
 
     async def definitions(self) -> builtins.list[SessionDefinition]:
-        """Return the sessions with their tasks and state, ordered by id; one request per thousand."""
-        found: list[SessionDefinition] = []
-        while True:
-            after = found[-1].session_id if found else ""
-            page = await self._api.get("/sessions", _SESSIONS, after=after, limit=_PAGE)
-            found.extend(page[session_id] for session_id in sorted(page))
-            if len(page) < _PAGE:
-                return found
+        """Return the sessions with their tasks and state, ordered by id; one request per page."""
+        found: dict[str, SessionDefinition] = {}
+        after = ""
+        while page := await self._api.get("/sessions", _SESSIONS, after=after, limit=_PAGE):
+            after = list(page)[-1]
+            is_last = after in found  # a server of 0.6 knows no pages
+            found |= page
+            if is_last:
+                break
+        return [found[session_id] for session_id in sorted(found)]
 
-    async def create(self, *, policy: SessionPolicy | str = SessionPolicy.ENQUEUE) -> Session:
+    async def page(
+        self, *, tag: str | None = None, order: SessionOrder = "newest", limit: int = 100, cursor: str = ""
+    ) -> SessionPage:
+        """Return a page of the sessions, without their tasks and states.
+
+        Args:
+            tag: Only sessions that were created with this tag. None: all.
+            order: By their ids, which grow with time if the library has made them.
+            limit: How many sessions to return at most, up to 10,000.
+            cursor: `next_cursor` of the page before. Empty: the first page.
+
+        Raises:
+            InvalidCursorError: The cursor is malformed, or belongs to another list.
+        """
+        filters = {} if tag is None else {"tag": tag}
+        read = SessionPage.model_validate
+        return await self._api.get("/sessions", read, cursor=cursor, order=order, limit=limit, **filters)
+
+    async def create(
+        self, *, policy: SessionPolicy | str = SessionPolicy.ENQUEUE, tags: Sequence[str] = ()
+    ) -> Session:
         """Create a session.
 
         Args:
             policy: What happens to a task that is submitted while an earlier one is open: `enqueue`,
-                `parallel`, `reject` or `interrupt`.
+                `parallel`, `parallel_while_waiting`, `reject` or `interrupt`.
+            tags: Texts by which `page` finds the session, 20 at most.
 
         Raises:
-            InvalidRequestError: The policy is unknown.
+            InvalidRequestError: The policy is unknown, or a tag cannot be one.
         """
-        return await self._create(generate_id(), policy)
+        return await self._create(generate_id(), policy, tags)
 
-    async def _create(self, session_id: str, policy: SessionPolicy | str) -> Session:
-        options = build_session_options(session_id, policy)
+    async def _create(
+        self, session_id: str, policy: SessionPolicy | str, tags: Sequence[str] = ()
+    ) -> Session:
+        options = build_session_options(session_id, policy, tags)
         return Session(self._api, await self._api.post_again("/sessions/create", _ID, json=options))
 
     async def get(self, id: str) -> Session:  # noqa: A002 - 0.6 API
@@ -243,8 +280,16 @@ class Session:
         return await self._api.call_until(deadline, build, _ID)
 
     async def get_tasks(self) -> list[TaskDefinition]:
-        """Return the session's tasks, in the order in which they were accepted."""
-        return await self._api.get(session_path(self.id) + "/tasks", _TASKS)
+        """Return the session's tasks, in the order in which they were accepted; one request per page."""
+        found: dict[str, TaskDefinition] = {}
+        after = ""
+        while page := await self._api.get(session_path(self.id) + "/tasks", _TASKS, after=after, limit=_PAGE):
+            after = page[-1].task_id
+            is_last = after in found  # a server of 0.6 knows no pages
+            found |= {task.task_id: task for task in page}
+            if is_last:
+                break
+        return [*found.values()]
 
     async def get_task_result(self, task_id: str) -> TaskResult | None:
         """Return the result of a task. None: it has not ended, or the session does not have this task.
@@ -296,15 +341,76 @@ class Session:
         path = session_path(self.id) + "/state"
         return _state(await self._api.answer_again(HttpRequest("GET", path)), source=path)
 
-    async def update_state(self, changes: Mapping[str, Any]) -> SessionState:
-        """Merge the keys of `changes` into the state, whatever its version, and return the new state.
+    async def history(self) -> list[HistoryItem]:
+        """Return the session's tasks with their arguments and results, in the order of their acceptance.
+
+        Several requests if there are many.
 
         Raises:
+            SessionNotFoundError: The session was deleted.
+        """
+        found: list[HistoryItem] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            path = session_path(self.id) + "/history"
+            page = await self._api.get(path, HistoryPage.model_validate, cursor=cursor)
+            found += page.items
+            cursor = page.next_cursor
+        return found
+
+    async def fork(
+        self,
+        task_id: str | None = None,
+        *,
+        policy: SessionPolicy | str | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> Session:
+        """Create a session with the state that this one had when a task had ended.
+
+        The new session has no tasks: `history` of this one has what came before.
+
+        Args:
+            task_id: The task. None: the present state is copied.
+            policy: The policy of the new session. None: that of this one.
+            tags: Its tags. None: those of this one.
+
+        Raises:
+            SessionNotFoundError: The session was deleted.
+            TaskNotFoundError: It has no such task.
+            ConflictError: The task has not ended.
+            StateNotKeptError: The state of that time was not kept.
+            InvalidRequestError: The policy is unknown, or a tag cannot be one.
+        """
+        fork = build_session_fork(task_id=task_id, session_id=generate_id(), policy=policy, tags=tags)
+        read = SessionSummary.model_validate
+        made = await self._api.post_again(session_path(self.id) + "/fork", read, json=fork)
+        return Session(self._api, made.session_id)
+
+    async def get_workflow_state(self) -> dict[str, Any]:
+        """Return what workflows keep in `ctx.store`, by the qualified name of the class of the state.
+
+        The values are JSON as the services have stored it: objects of classes have a form of their own.
+
+        Raises:
+            SessionNotFoundError: The session was deleted.
+        """
+        return await self._api.get(session_path(self.id) + "/workflow_state", _OBJECT)
+
+    async def update_state(self, changes: Mapping[str, Any], *, version: int | None = None) -> SessionState:
+        """Merge the keys of `changes` into the state, and return the new state.
+
+        Args:
+            changes: The keys to overwrite.
+            version: The version that the state must still have. None: any.
+
+        Raises:
+            StateConflictError: The state has another version: read it again and retry.
             SessionNotFoundError: The session was deleted.
             SerializationError: A value cannot be converted to JSON.
         """
         path = session_path(self.id) + "/state"
-        request = HttpRequest("POST", path, json=encode_json_object(changes))
+        headers = {} if version is None else {"If-Match": f'"{version}"'}
+        request = HttpRequest("POST", path, json=encode_json_object(changes), headers=headers)
         return _state(await self._api.answer(request), source=path)
 
     async def set_state(self, state: Mapping[str, Any], *, version: int) -> SessionState:

@@ -16,6 +16,7 @@ from llama_deploy.client.event_streams import LineStream
 from llama_deploy.client.server_outage import ServerOutage
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.errors import LlamaDeployError, OverloadedError, UnavailableError
+from llama_deploy.interceptors import Hooks, SubmitCall
 from llama_deploy.web.answers import read_answer
 from llama_deploy.web.http_exchange import HttpAnswer, HttpRequest
 
@@ -51,6 +52,8 @@ class ServerApi:
     """Logs when the server does not answer, once for all calls."""
     sleep: Sleep = sleep
     """Waits for the given seconds."""
+    on_submit: Hooks[SubmitCall] = ()
+    """The hooks around the submission of a task."""
 
     def deadline(self, timeout: float | None = None) -> Deadline:
         """Return the deadline of a call that starts now; None is the client's `timeout`."""
@@ -76,7 +79,7 @@ class ServerApi:
         answer = await self.connection.answer(request)
         return read_answer(answer.value, returns, source=request.path)
 
-    async def get(self, path: str, returns: Callable[[Any], T], **params: str | int) -> T:
+    async def get(self, path: str, returns: Callable[[Any], T], **params: str | int | list[str]) -> T:
         """Like `call_until`, with a GET request and the client's timeout."""
         answer = await self.answer_again(HttpRequest("GET", path, params=params))
         return read_answer(answer.value, returns, source=path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal, overload
 
 from pydantic import BaseModel
@@ -10,11 +10,14 @@ from typing_extensions import TypeVar
 
 from llama_deploy.client.aio.server_api import ServerApi
 from llama_deploy.client.aio.task_calls import send_event, wait_for_end
-from llama_deploy.client.event_streams import AttemptStream, EventStream
+from llama_deploy.client.aio.task_changes import retry
+from llama_deploy.client.event_classes import EventClasses, EventTypes, ObjectsOfEvents, names_of
+from llama_deploy.client.event_streams import AttemptStream, EventStream, LineStream
 from llama_deploy.client.paths import task_path
 from llama_deploy.client.payload_encoding import encode_event
 from llama_deploy.client.task_results import result_of, value_of
 from llama_deploy.types import NewAttempt, TaskEvent, TaskStatus, TaskView
+from llama_deploy.types.questions import Question, QuestionPage
 
 T = TypeVar("T", default=Any)
 
@@ -84,29 +87,84 @@ class TaskHandle:
         return view.status
 
     @overload
-    def events(self, *, after: int = -1, attempts: Literal[False] = False) -> AsyncGenerator[TaskEvent]: ...
+    def events(
+        self,
+        *,
+        after: int = -1,
+        attempts: Literal[False] = False,
+        types: EventTypes | None = None,
+        internal: bool = False,
+        as_classes: Literal[False] = False,
+    ) -> AsyncGenerator[TaskEvent]: ...
     @overload
     def events(
-        self, *, after: int = -1, attempts: Literal[True]
+        self,
+        *,
+        after: int = -1,
+        attempts: Literal[True],
+        types: EventTypes | None = None,
+        internal: bool = False,
+        as_classes: Literal[False] = False,
     ) -> AsyncGenerator[TaskEvent | NewAttempt]: ...
-    def events(self, *, after: int = -1, attempts: bool = False) -> AsyncGenerator[Any]:
+    @overload
+    def events(
+        self,
+        *,
+        after: int = -1,
+        attempts: bool = False,
+        types: EventTypes | None = None,
+        internal: bool = False,
+        as_classes: Literal[True],
+    ) -> AsyncGenerator[Any]: ...
+    def events(
+        self,
+        *,
+        after: int = -1,
+        attempts: bool = False,
+        types: EventTypes | None = None,
+        internal: bool = False,
+        as_classes: bool = False,
+    ) -> AsyncGenerator[Any]:
         """Yield the task's events from the first to the terminal one, as they arrive.
 
-        If the connection breaks, the stream resumes where it stopped: each event comes once and in order.
+        If the connection breaks, the stream resumes where it stopped, at any of the control planes: each
+        event comes once and in order.
 
         If an instance dies, the steps that it was running run again and stream again. With `attempts`, a
         `NewAttempt` then says which of the events so far may come again, so that a page can discard them.
 
+        Example:
+            ```python
+            async for event in task.events(types=[ProgressEvent], as_classes=True):
+                if isinstance(event, ProgressEvent):
+                    print(event.percent)
+            ```
+
         Args:
             after: Start after the event with this index.
             attempts: Also yield a `NewAttempt` wherever a new attempt takes over.
+            types: Yield only events of these classes, and the terminal one. Classes or their names; None:
+                all.
+            internal: Also yield internal events of the workflow library, such as `StepStateChanged`. There
+                are none unless the service has the setting `stream_internal_events`.
+            as_classes: Yield objects of the classes of the events. An event whose class is neither in `types`
+                nor imported in this process comes as a `TaskEvent`.
 
         Raises:
             TaskNotFoundError: The task does not exist.
+            InvalidRequestError: A name in `types` is no name of a class.
+            SerializationError: An event does not match its class in `types`.
             UnavailableError: The control plane did not respond for the client's `timeout`.
         """
-        events = EventStream(self.task_id, after=after, timeout=self._api.settings.timeout)
-        return self._api.read(AttemptStream(events)) if attempts else self._api.read(events)
+        events = EventStream(
+            self.task_id,
+            after=after,
+            timeout=self._api.settings.timeout,
+            types=names_of(types),
+            internal=internal,
+        )
+        stream: LineStream[Any] = AttemptStream(events) if attempts else events
+        return self._api.read(ObjectsOfEvents(stream, EventClasses(types)) if as_classes else stream)
 
     async def send(self, event: BaseModel, *, idempotency_key: str | None = None) -> None:
         """Send a workflow event to the task. The event is stored when this returns.
@@ -128,6 +186,15 @@ class TaskHandle:
         """
         definition = encode_event(event, idempotency_key=idempotency_key)
         await send_event(self._api, task_path(self.task_id) + "/events", definition, self._api.deadline())
+
+    async def questions(self) -> list[Question]:
+        """Return the open questions of the task, the oldest first. Answer them with `Client.inbox`.
+
+        Raises:
+            TaskNotFoundError: The task does not exist.
+        """
+        page = await self._api.get(task_path(self.task_id) + "/questions", QuestionPage.model_validate)
+        return page.items
 
     async def cancel(self) -> TaskView:
         """Cancel the task and return its state. Idempotent; a task that has ended stays as it is.
@@ -158,3 +225,31 @@ class TaskHandle:
         path = task_path(self.task_id) + "/move"
         self._view = await self._api.post_again(path, TaskView.model_validate, json=body)
         return self._view
+
+    async def retry(
+        self,
+        *,
+        from_: str = "last_step",
+        arguments: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+    ) -> TaskHandle:
+        """Try the task again after it has ended, as a new task in the same session. Return the new one.
+
+        Args:
+            from_: `last_step`: steps that have finished do not run again. `start`: all steps run again. The
+                `step_id` of a step that has ended: it and what followed run again.
+            arguments: Other run arguments, only from `start`. None: the same ones.
+            task_id: The id of the new task. The same retry again returns the same task. None: a random id.
+
+        Raises:
+            TaskNotFoundError: The task does not exist.
+            StepNotFoundError: The task has no step with this id that has ended.
+            RetryRefusedError: The task has not ended, or cannot be retried in this way: the text says why.
+            InvalidRequestError: `from_` is malformed, there are arguments for a retry that is not from the
+                start, or the service does not accept them.
+            ServiceNotFoundError: The service is not registered any more.
+            SessionBusyError: The session's policy is `reject` and another task is open.
+            UnavailableError: The control plane did not respond for the client's `timeout`.
+        """
+        view = await retry(self._api, self.task_id, from_=from_, arguments=arguments, task_id=task_id)
+        return TaskHandle(self._api, task_id=view.task_id, session_id=view.session_id, view=view)

@@ -4,21 +4,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from typing_extensions import TypeVar
 
+from llama_deploy.client.feed_stream import FeedStream
+from llama_deploy.client.installed_hooks import submit_hooks
 from llama_deploy.client.payload_encoding import build_submission, encode_arguments
 from llama_deploy.client.server_outage import ServerOutage
 from llama_deploy.client.settings import NOT_GIVEN, ClientSettings
 from llama_deploy.client.sync import task_calls
 from llama_deploy.client.sync.apiserver import ApiServer
 from llama_deploy.client.sync.core import Core, SyncSession
+from llama_deploy.client.sync.inbox import SyncInbox
 from llama_deploy.client.sync.server_api import ServerApi
 from llama_deploy.client.sync.task import SyncTaskHandle
+from llama_deploy.client.sync.task_collection import TaskCollection
 from llama_deploy.client.task_results import value_of
+from llama_deploy.interceptors import ClientInterceptor
+from llama_deploy.types import SessionPolicy, TaskStatus
+from llama_deploy.types.feeds import FeedItem
 from llama_deploy.web.serving_control_plane import serving_control_plane
 from llama_deploy.web.sync_http_connection import SyncHttpConnection
 
@@ -47,7 +54,9 @@ class SyncClient:
             sent as HTTP Basic Authorization, and never shown. None: in a step that a service runs, the
             control plane of the service; elsewhere `LLAMA_DEPLOY_CONTROL_PLANE_URL` from the environment, or
             `http://localhost:8000`.
-        api_key: Sent to the servers as `Authorization: Bearer ...`. None: `LLAMA_DEPLOY_API_KEY`, or no key.
+        api_key: Sent to the servers as `Authorization: Bearer ...`. None: `LLAMA_DEPLOY_API_KEY`, or the key
+            in `api_key_file`, or no key.
+        api_key_file: A file with the key, which is read once. None: `LLAMA_DEPLOY_API_KEY_FILE`, or no file.
         headers: More headers for every request. They may hold secrets: they are never logged or printed.
             None: `LLAMA_DEPLOY_HEADERS`, a JSON object, or none.
         ca: A PEM file with the certificate authorities to trust. None: `LLAMA_DEPLOY_CA`, or those of the
@@ -60,6 +69,8 @@ class SyncClient:
         api_server_url: The URL of the API server, for `apiserver`. None: `LLAMA_DEPLOY_API_SERVER_URL`, or
             `http://localhost:4501`.
         poll_interval: Deprecated and ignored: the client does not poll.
+        interceptors: Hooks around the calls that submit tasks, in addition to those of installed packages;
+            see `llama_deploy.interceptors`.
 
     Raises:
         pydantic.ValidationError: A setting has the wrong type or is out of range.
@@ -67,6 +78,8 @@ class SyncClient:
 
     Attributes:
         core: The control plane's `services` and `sessions`.
+        inbox: The open questions of all services.
+        tasks: Lists, counts and shows tasks.
         apiserver: The API server's `status` and `deployments`.
         settings: The settings in use.
         poll_interval: Deprecated and ignored.
@@ -77,6 +90,7 @@ class SyncClient:
         control_plane_url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
+        api_key_file: Path | str | None = None,
         headers: Mapping[str, str] | None = None,
         ca: Path | str | None = None,
         client_certificate: tuple[Path | str, Path | str] | None = None,
@@ -84,6 +98,7 @@ class SyncClient:
         disable_ssl: bool | None = None,
         api_server_url: str | None = None,
         poll_interval: float | None = None,
+        interceptors: Sequence[ClientInterceptor] = (),
     ) -> None:
         serving = serving_control_plane.get()
         if control_plane_url is None and serving is not None:
@@ -94,6 +109,7 @@ class SyncClient:
         given: dict[str, Any] = {
             "control_plane_url": control_plane_url,
             "api_key": api_key,
+            "api_key_file": api_key_file,
             "headers": headers,
             "ca": ca,
             "disable_ssl": disable_ssl,
@@ -106,10 +122,13 @@ class SyncClient:
         self.settings = ClientSettings(**chosen)
         options: dict[str, Any] = {"client_certificate": client_certificate}
         control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
+        if serving is not None:
+            control_plane = control_plane.acting_like(serving.settings)
         self._control_plane = ServerApi(
             SyncHttpConnection(control_plane),
             self.settings,
             ServerOutage(f"the control plane {' or '.join(control_plane.urls)}"),
+            on_submit=submit_hooks(interceptors),
         )
         api_server = self.settings.connect_to(self.settings.api_server_url, **options)
         self._api_server = ServerApi(
@@ -118,6 +137,8 @@ class SyncClient:
             ServerOutage(f"the API server {' or '.join(api_server.urls)}"),
         )
         self.core = Core(self._control_plane)
+        self.inbox = SyncInbox(self._control_plane)
+        self.tasks = TaskCollection(self._control_plane)
         self.apiserver = ApiServer(self._api_server)
         self.poll_interval = self.settings.poll_interval
 
@@ -160,6 +181,8 @@ class SyncClient:
         session: SyncSession | str | None = None,
         task_id: str | None = None,
         max_attempts: int | None = None,
+        session_policy: SessionPolicy | str | None = None,
+        tags: Sequence[str] = (),
         arguments: Mapping[str, Any] | None = None,
         **run_kwargs: Any,
     ) -> SyncTaskHandle:
@@ -178,13 +201,16 @@ class SyncClient:
                 one. None: a random id.
             max_attempts: The task fails when it has ended this many processes; see `TaskSubmission` for what
                 counts. None: the control plane's default.
+            session_policy: Without a `session`, the policy of the new one; None is that of the service. In a
+                session, `reject` or `interrupt` for this task alone; None is the session's own policy.
+            tags: Words by which the task is found, such as `customer:17`; see `tasks`.
             arguments: Run arguments whose names are parameters of this method.
             **run_kwargs: All other run arguments of the workflow.
 
         Raises:
             ServiceNotFoundError: The service is not registered.
             SessionNotFoundError: The session does not exist.
-            SessionBusyError: The session's policy is `reject` and another task is open.
+            SessionBusyError: The policy is `reject` and another task of the session is open.
             ConflictError: Another task has this `task_id`, with another service, session or arguments.
             InvalidRequestError: The submission is malformed. The worker checks the arguments; wrong ones fail
                 the task.
@@ -198,6 +224,8 @@ class SyncClient:
             session_id=_id_of(session),
             task_id=task_id,
             max_attempts=max_attempts,
+            session_policy=session_policy,
+            tags=tags,
         )
         api = self._control_plane
         view = task_calls.submit(api, submission, api.deadline())
@@ -244,6 +272,56 @@ class SyncClient:
     def task(self, task_id: str) -> SyncTaskHandle:
         """Return a handle for a task that was submitted before. Does no I/O."""
         return SyncTaskHandle(self._control_plane, task_id=task_id)
+
+    def events(
+        self,
+        *,
+        service: str | Sequence[str] = (),
+        session: SyncSession | str | None = None,
+        status: TaskStatus | Sequence[TaskStatus] = (),
+        after: str | None = None,
+        stream: bool = False,
+    ) -> Generator[FeedItem]:
+        """Yield changes of tasks from now on, as they occur, until you stop reading.
+
+        The latest status of each task that changes is told. What it was in between may be left out if you
+        read slowly. If the connection breaks, the feed resumes where it stopped, at any of the control
+        planes; deletions in between are not told.
+
+        Example:
+            ```python
+            for item in client.events(service="report"):
+                if item.task is not None:
+                    print(item.task.task_id, item.task.status)
+            ```
+
+        Args:
+            service: Only tasks of this service, or of these.
+            session: Only tasks of this session.
+            status: Only changes to this status, or to these.
+            after: The `cursor` of an item of an earlier feed with the same arguments: what has changed since
+                then is told first. It may be 10 minutes old. None: from now on.
+            stream: Also yield the events of these tasks, whatever their status: those that follow, and all
+                events of tasks that begin. After a cursor, all events of open tasks.
+
+        Yields:
+            Items with a `task`, a `deleted` task, an `event` of a task, or a `cursor`.
+
+        Raises:
+            CursorExpiredError: The cursor is too old.
+            InvalidRequestError: The cursor belongs to a feed with other arguments, or too many tasks are open
+                to stream their events.
+            UnavailableError: The control plane did not respond for the client's `timeout`.
+        """
+        feed = FeedStream(
+            services=[service] if isinstance(service, str) else service,
+            session_id=_id_of(session),
+            statuses=[status] if isinstance(status, str) else status,
+            after=after,
+            stream=stream,
+            timeout=self.settings.timeout,
+        )
+        return self._control_plane.read(feed)
 
     def close(self) -> None:
         """Close all connections. Idempotent; a later call opens new ones."""

@@ -10,6 +10,7 @@ from llama_deploy.client.paths import task_path
 from llama_deploy.client.sync.server_api import ANYTHING, ServerApi
 from llama_deploy.client.task_results import describe_status, result_of, wait_timed_out
 from llama_deploy.errors import OverloadedError, UnavailableError
+from llama_deploy.interceptors import SubmitCall, around
 from llama_deploy.types import EventDefinition, TaskResult, TaskSubmission, TaskView
 from llama_deploy.web.http_exchange import HttpRequest
 
@@ -20,29 +21,38 @@ _EARLY: Final = 0.5
 _PAUSE_WHEN_EARLY: Final = 0.1
 
 
-def submit(api: ServerApi, submission: TaskSubmission, deadline: Deadline, *, wait: bool = False) -> TaskView:
-    """Submit a task and return it. With `wait`, the response comes when the task ends, or at the deadline.
-
-    The task id in the submission makes retries safe.
-    """
-
-    def build() -> HttpRequest:
-        seconds = _wait_seconds(api, deadline) if wait else 0.0
-        return HttpRequest(
-            "POST",
-            "/tasks",
-            params={"wait": seconds} if wait else {},
-            json=submission,
-            timeout=answer_timeout(deadline, seconds),
-        )
-
-    return api.call_until(deadline, build, TaskView.model_validate)
+def submit(api: ServerApi, submission: TaskSubmission, deadline: Deadline) -> TaskView:
+    """Submit a task and return it. The task id in the submission makes retries safe."""
+    call = SubmitCall(submission, waits=False)
+    with around(api.on_submit, call):
+        call.view = view = _post(api, call, deadline)
+    return view
 
 
 def run(api: ServerApi, submission: TaskSubmission, deadline: Deadline) -> TaskResult:
     """Submit a task and return its result: one request if the task is short."""
-    view = submit(api, submission, deadline, wait=True)
-    return result_of(wait_for_end(api, view.task_id, deadline, view))
+    call = SubmitCall(submission, waits=True)
+    with around(api.on_submit, call):
+        accepted = _post(api, call, deadline)
+        call.view = view = wait_for_end(api, accepted.task_id, deadline, accepted)
+        return result_of(view)
+
+
+def _post(api: ServerApi, call: SubmitCall, deadline: Deadline) -> TaskView:
+    """Submit a task. If the call waits, the response comes when the task ends, or at the deadline."""
+
+    def build() -> HttpRequest:
+        seconds = _wait_seconds(api, deadline) if call.waits else 0.0
+        return HttpRequest(
+            "POST",
+            "/tasks",
+            params={"wait": seconds} if call.waits else {},
+            json=call.submission,
+            headers=call.headers,
+            timeout=answer_timeout(deadline, seconds),
+        )
+
+    return api.call_until(deadline, build, TaskView.model_validate)
 
 
 def wait_for_end(api: ServerApi, task_id: str, deadline: Deadline, view: TaskView | None = None) -> TaskView:

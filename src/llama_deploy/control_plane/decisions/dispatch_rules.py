@@ -111,17 +111,19 @@ def brought_forward(task: TaskRecord, *, by: timedelta, at: datetime) -> TaskRec
     )
 
 
-def next_turn(open_tasks: Sequence[TaskRecord], *, at: datetime) -> Transition | None:
-    """Return the turn of a session's next task after another task has ended.
+def next_turn(open_tasks: Sequence[TaskRecord], *, pass_waiting: bool, at: datetime) -> Transition | None:
+    """Return the turn of a session's next task after another task has ended, or has begun to wait.
 
     Args:
         open_tasks: The oldest open tasks of the session, oldest first. Empty: it has none.
+        pass_waiting: Whether the policy of the session lets it start before those shown as `waiting`.
         at: The present time.
     """
 
-    def waits(task: TaskRecord) -> bool:
+    def has_turn_to_come(task: TaskRecord) -> bool:
         return task.status is TaskStatus.PENDING and not hops.is_unrouted(task)
 
-    if open_tasks and all(waits(task) for task in open_tasks):
-        return lifecycle.take_turn(open_tasks[0], at=at)
+    ahead = [task for task in open_tasks if not (pass_waiting and task.shown_status is TaskStatus.WAITING)]
+    if ahead and all(map(has_turn_to_come, ahead)):
+        return lifecycle.take_turn(ahead[0], at=at)
     return None

@@ -44,7 +44,7 @@ def event_fault(name: str, fields: Mapping[str, Any], version: ServiceVersion) -
     if known is None:
         return None
     accepted = f"it accepts: {', '.join(known) or 'none'}"
-    match _classes_of(name, known):
+    match classes_of(name, known):
         case []:
             return (
                 f"it does not accept events of the class {name!r}; {accepted}. An event that appears only in"
@@ -58,7 +58,7 @@ def event_fault(name: str, fields: Mapping[str, Any], version: ServiceVersion) -
             return f"the event class {name!r} is ambiguous: name one of {', '.join(several)}"
 
 
-def _classes_of(name: str, known: Sequence[str]) -> list[str]:
+def classes_of(name: str, known: Sequence[str]) -> list[str]:
     """Return the classes that a name may stand for.
 
     The class may stand in another module at the client, so its own name decides if the whole name is unknown.

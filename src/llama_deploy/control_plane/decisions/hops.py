@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from llama_deploy.control_plane.decisions.attempt_history import with_past_attempt
 from llama_deploy.control_plane.decisions.routing import Hop, Routing
 from llama_deploy.control_plane.decisions.transitions import (
     NO_OWNER,
@@ -36,6 +37,7 @@ def end_hop(
     """The run is over, and with it all that was stored of it. The orchestrator is asked what follows."""
     kept = outcome.model_copy(update={"events": [], "token": "", "session_state": None})
     routing = Routing.of(task).model_copy(update={"outcome": kept})
+    task = with_past_attempt(task, at=at, end=outcome.status.value)
     fresh = {"has_run": False, "journal_length": 0, "running_seconds": 0.0, "losses": 0, "deaths": 0}
     unknown = dict.fromkeys(["wake_at", "durability", "volatile_reason", "version", "pinned_to"])
     ended = moved(

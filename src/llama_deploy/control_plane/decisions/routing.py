@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
+from llama_deploy.state_stores.large_values import Deferred, text_of
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types.instance_protocol import AttemptOutcome
 
@@ -45,6 +46,15 @@ NEW_ROUTE = Routing().encode()
 
 
 def run_input(task: TaskRecord) -> str:
-    """Return the run arguments of the attempt under way: a JSON object as text."""
+    """Return the run arguments of the attempt under way: a JSON object as text.
+
+    Raises:
+        ValueNotReadError: They were deferred.
+    """
+    return text_of(run_input_of_lean(task))
+
+
+def run_input_of_lean(task: TaskRecord) -> str | Deferred:
+    """Return the same of a task that was read lean."""
     routed = Routing.of(task).input if task.routing is not None else None
     return task.input if routed is None else routed

@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 
-from llama_deploy.types import ServiceDefinition
+from llama_deploy.types import ServiceDefinition, SessionPolicy
 from llama_deploy.types.json_values import JsonObject
 
 _MAX_LISTED: Final = 32
@@ -56,7 +56,17 @@ class StoredService(ServiceDefinition):
 @lru_cache(maxsize=128)
 def versions_of(stored: str) -> Sequence[ServiceVersion]:
     """Return the versions of a service from its stored definition; parsed once for each."""
-    return tuple(StoredService.model_validate_json(stored).versions)
+    return tuple(_service(stored).versions)
+
+
+def session_policy_of(stored: str) -> SessionPolicy:
+    """Return the policy of a session that begins with a task of a service, from its stored definition."""
+    return _service(stored).session_policy or SessionPolicy.ENQUEUE
+
+
+@lru_cache(maxsize=128)
+def _service(stored: str) -> StoredService:
+    return StoredService.model_validate_json(stored)
 
 
 def registered(

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from llama_deploy.control_plane.decisions.attempt_history import with_past_attempt
 from llama_deploy.errors import LlamaDeployError, TaskCancelledError
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload, JournalWrite
+from llama_deploy.types.questions import WaitReport
 
 NO_OWNER: Final = {"instance_id": None, "token": None, "claimed_at": None}
 """The fields of a task that no instance runs."""
@@ -35,6 +37,8 @@ class Transition:
     """Offer the consumed entries of the inbox to the next attempt."""
     drop_inbox: bool = False
     """Offer no entry of the inbox to later attempts."""
+    waits: WaitReport | None = None
+    """What the run waits for, to be stored."""
     route: bool = False
     """Ask the orchestrator where the task goes."""
 
@@ -45,8 +49,9 @@ class Transition:
 
 
 def moved(task: TaskRecord, status: TaskStatus, *, at: datetime, **changes: Any) -> TaskRecord:
-    """Return the task in another status: the one place where the status of a task changes."""
-    return task._replace(status=status, status_changed_at=at, **changes)
+    """Return the task in a status: the one place where the status of a task changes, and its time with it."""
+    since = task.status_changed_at if status is task.status else at
+    return task._replace(status=status, status_changed_at=since, **changes)
 
 
 def first_attempt(task: TaskRecord, *, at: datetime) -> Transition:
@@ -56,7 +61,15 @@ def first_attempt(task: TaskRecord, *, at: datetime) -> Transition:
 
 def next_attempt(task: TaskRecord, *, at: datetime) -> Transition:
     """The attempt is over and the task is not: its next attempt is `queued`, without an owner."""
-    changes = {"attempt": task.attempt + 1, "attempt_events": 0, "dispatches": 1, "wake_at": None}
+    task = with_past_attempt(task, at=at)
+    changes = {
+        "attempt": task.attempt + 1,
+        "attempt_events": 0,
+        "dispatches": 1,
+        "wake_at": None,
+        "waiting_since": None,
+        "wait_reports": None if task.wait_reports is None else 0,
+    }
     return Transition(moved(task, TaskStatus.QUEUED, at=at, **NO_OWNER, **changes), dispatch=True)
 
 
@@ -91,8 +104,11 @@ def finish(
     at: datetime,
     events: Sequence[EventPayload] = (),
     stop_event: EventPayload | None = None,
+    keeps_journal: bool = False,
 ) -> Transition:
     """The task ends: it gets the terminal status of its result.
+
+    The journal of a task that did not succeed is kept, so that it can be retried from one of its steps.
 
     Args:
         task: The task.
@@ -100,7 +116,10 @@ def finish(
         at: The present time.
         events: The last events before the terminal one.
         stop_event: The terminal event. None: one that tells the status and the error.
+        keeps_journal: Whether the journal is kept if it has succeeded.
     """
+    is_kept = task.has_run and task.routing is None
+    is_kept = is_kept and (keeps_journal or result.status is not TaskStatus.SUCCEEDED)
     ended = moved(
         task,
         result.status,
@@ -108,14 +127,15 @@ def finish(
         token=None,
         finished_at=at,
         wake_at=None,
+        waiting_since=None,
         stream_length=task.stream_length + 1,
-        has_run=False,
-        journal_length=0,
+        has_run=is_kept,
+        journal_length=task.journal_length if is_kept else 0,
         result=result.model_dump_json(),
         routing=None,
     )
     terminal = stop_event or _terminal_event(result)
-    return Transition(ended, [*events, terminal], forget_run=task.has_run)
+    return Transition(ended, [*events, terminal], forget_run=task.has_run and not is_kept)
 
 
 def _terminal_event(result: TaskResult) -> EventPayload:

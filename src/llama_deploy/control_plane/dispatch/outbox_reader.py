@@ -19,6 +19,7 @@ from llama_deploy.errors import LlamaDeployError, MessageDecodeError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.records import OutboxRecord
+from llama_deploy.types.json_values import utf8_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class OutboxReader:
         is_last = len(page) < _PAGE
         if not is_last:
             self._read_to[topic] = max(page)
-        messages = [item.message for item in self._readable(page.values())]
+        messages = list(self._readable(page.values()))
         self.relay.resume(topic, messages, read=left if is_last else 0)
 
     async def take_over(self) -> None:
@@ -120,7 +121,7 @@ class OutboxReader:
     def _readable(self, messages: Iterable[OutboxRecord]) -> Iterator[Outgoing]:
         for item in messages:
             try:
-                yield Outgoing(item.topic, QueueMessage.decode(item.message))
+                yield Outgoing(item.topic, QueueMessage.decode(item.message), utf8_bytes(item.message))
             except MessageDecodeError as exc:
                 self._note_unreadable(item, exc)
 

@@ -14,14 +14,19 @@ from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.errors import ClosedError, InternalServerError, LlamaDeployError, QueueFullError
+from llama_deploy.interceptors import DispatchCall, Hooks, around
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, is_refused_for_good
-from llama_deploy.messages import QueueMessage
+from llama_deploy.messages import ActionTypes, QueueMessage
 
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH: Final = 256
 MAX_HELD: Final = 4000
 """How many messages for one topic are held in memory. Further ones wait in the outbox."""
+MAX_HELD_BYTES: Final = 8 * 1024 * 1024
+"""The same, in bytes; the last message may exceed it."""
+MAX_ALL_BYTES: Final = 64 * 1024 * 1024
+"""How many bytes are held for all topics. When there are more, a topic holds no more than one message."""
 _BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 
 
@@ -32,13 +37,15 @@ class _Waiting:
     held: deque[QueueMessage] = field(default_factory=deque)
     left: int = 0
     """How many more were left in the outbox."""
+    size: int = 0
+    """How many bytes the messages have that are not published."""
     type: str = ""
     """The type of the messages, for a topic of a service its name. Empty: not known yet."""
 
     @property
     def is_full(self) -> bool:
         """Whether further messages are left in the outbox: they would overtake others, or have no room."""
-        return self.left > 0 or len(self.held) >= MAX_HELD
+        return self.left > 0 or len(self.held) >= MAX_HELD or self.size >= MAX_HELD_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -59,13 +66,17 @@ class OutboxRelay:
     """Called with a message that the queue rejects for good, and the error."""
     publish_callback: PublishCallback | None = None
     """Called with each message that the queue has accepted."""
+    on_dispatch: Hooks[DispatchCall] = ()
+    """The hooks around the publication of an attempt."""
     _waiting: dict[str, _Waiting] = field(default_factory=dict, init=False)
     _workers: dict[str, asyncio.Task[None]] = field(default_factory=dict, init=False)
     _failure: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future(), init=False
     )
-    _pending: set[str] = field(default_factory=set, init=False)
-    """The ids of the messages that wait or are being published."""
+    _pending: dict[str, int] = field(default_factory=dict, init=False)
+    """The ids of the messages that wait or are being published, each with its size."""
+    _held_bytes: int = field(default=0, init=False)
+    """How large they are together."""
     _drained: asyncio.Queue[str] = field(default_factory=asyncio.Queue, init=False)
     """Topics whose held messages are published, while others were left in the outbox."""
     _is_closed: bool = field(default=False, init=False)
@@ -79,6 +90,11 @@ class OutboxRelay:
         """How many messages are held in memory."""
         return len(self._pending)
 
+    @property
+    def failing(self) -> int:
+        """For how many topics messages are being retried."""
+        return len(self._failing)
+
     def count(self, topic: str) -> int:
         """Return how many messages for a topic wait, without those that are being published now."""
         waiting = self._waiting.get(topic)
@@ -90,7 +106,10 @@ class OutboxRelay:
 
     def full_topics(self) -> list[str]:
         """Return the topics of which no further messages are held: there is no use in reading them."""
-        return [topic for topic, waiting in self._waiting.items() if waiting.is_full]
+        return [topic for topic, waiting in self._waiting.items() if self._is_full(waiting)]
+
+    def _is_full(self, waiting: _Waiting) -> bool:
+        return waiting.is_full or (self._held_bytes >= MAX_ALL_BYTES and waiting.size > 0)
 
     def send(self, outgoing: Sequence[Outgoing]) -> None:
         """Publish messages that are stored in the outbox; one that waits already is left out.
@@ -101,10 +120,10 @@ class OutboxRelay:
             if self._is_closed or item.message.id_ in self._pending:
                 continue
             waiting = self._waiting.setdefault(item.topic, _Waiting())
-            if waiting.is_full:
+            if self._is_full(waiting):
                 waiting.left += 1
             else:
-                self._hold(item.topic, waiting, item.message)
+                self._hold(waiting, item)
 
     def leave(self, topics: Iterable[str]) -> None:
         """Note that messages for topics may have been left in the outbox, because the topics were full."""
@@ -123,7 +142,7 @@ class OutboxRelay:
         topic = await self._drained.get()
         return topic, self._waiting[topic].left
 
-    def resume(self, topic: str, messages: Iterable[QueueMessage], *, read: int) -> None:
+    def resume(self, topic: str, messages: Iterable[Outgoing], *, read: int) -> None:
         """Publish the oldest of the messages that were left for a topic.
 
         Args:
@@ -135,18 +154,21 @@ class OutboxRelay:
             return
         waiting = self._waiting[topic]
         waiting.left -= read
-        for message in messages:
-            if message.id_ not in self._pending:
-                self._hold(topic, waiting, message)
+        for item in messages:
+            if item.message.id_ not in self._pending:
+                self._hold(waiting, item)
         if topic not in self._workers:
             self._finish(topic)
 
-    def _hold(self, topic: str, waiting: _Waiting, message: QueueMessage) -> None:
-        self._pending.add(message.id_)
+    def _hold(self, waiting: _Waiting, item: Outgoing) -> None:
+        topic, message = item.topic, item.message
+        self._pending[message.id_] = item.size
+        self._held_bytes += item.size
+        waiting.size += item.size
         waiting.type = message.type
         waiting.held.append(message)
         if topic not in self._workers:
-            worker = asyncio.create_task(self._relay(topic, waiting.held), name=f"outbox-{topic}")
+            worker = asyncio.create_task(self._relay(topic, waiting), name=f"outbox-{topic}")
             worker.add_done_callback(self._on_worker_done)
             self._workers[topic] = worker
 
@@ -195,13 +217,13 @@ class OutboxRelay:
         if not worker.cancelled() and (exc := worker.exception()) and not self._failure.done():
             self._failure.set_exception(exc)
 
-    async def _relay(self, topic: str, waiting: deque[QueueMessage]) -> None:
+    async def _relay(self, topic: str, waiting: _Waiting) -> None:
         def on_start(error: LlamaDeployError) -> None:
             self._failing[topic] = error
             logger.warning(
                 "topic %s does not accept messages, %d wait; retrying: %s",
                 topic,
-                len(waiting),
+                len(waiting.held),
                 error,
                 extra={"action": "queue_lost"},
             )
@@ -212,29 +234,42 @@ class OutboxRelay:
 
         outage = Outage(on_start=on_start, on_end=on_end)
         publish = partial(self._publish_batch, topic, waiting)
-        while waiting:
+        while waiting.held:
             await retry(publish, backoff=_BACKOFF, retry_on=_is_transient, outage=outage)
         del self._workers[topic]
         self._finish(topic)
 
-    async def _publish_batch(self, topic: str, waiting: deque[QueueMessage]) -> None:
+    async def _publish_batch(self, topic: str, waiting: _Waiting) -> None:
         """Publish the first messages of a topic; put those that fail back and raise their error."""
-        batch = [waiting.popleft() for _ in range(min(len(waiting), _MAX_BATCH))]
+        held = waiting.held
+        batch = [held.popleft() for _ in range(min(len(held), _MAX_BATCH))]
         self._moved_at[topic] = asyncio.get_running_loop().time()
         outcomes = await asyncio.gather(
-            *(self.queue.publish(message, topic, self.publish_callback) for message in batch),
+            *(self._publish(message, topic) for message in batch),
             return_exceptions=True,
         )
         self._moved_at.pop(topic, None)
-        unsent, error = await self._settle(batch, outcomes)
-        waiting.extendleft(reversed(unsent))
+        unsent, error = await self._settle(waiting, batch, outcomes)
+        held.extendleft(reversed(unsent))
         if isinstance(error, LlamaDeployError):
             raise error
         if error is not None:
             raise InternalServerError(f"publishing failed with {type(error).__name__}: {error}") from error
 
+    def _publish(self, message: QueueMessage, topic: str) -> Awaitable[None]:
+        if self.on_dispatch and message.action is ActionTypes.NEW_TASK:
+            return self._dispatch(message, topic)
+        return self.queue.publish(message, topic, self.publish_callback)
+
+    async def _dispatch(self, message: QueueMessage, topic: str) -> None:
+        with around(self.on_dispatch, DispatchCall(topic, message)):
+            await self.queue.publish(message, topic, self.publish_callback)
+
     async def _settle(
-        self, batch: Sequence[QueueMessage], outcomes: Sequence[BaseException | None]
+        self,
+        waiting: _Waiting,
+        batch: Sequence[QueueMessage],
+        outcomes: Sequence[BaseException | None],
     ) -> tuple[list[QueueMessage], BaseException | None]:
         """Return the messages to publish again, and the error of the last of them."""
         done: list[str] = []
@@ -247,7 +282,9 @@ class OutboxRelay:
             else:
                 unsent.append(message)
                 last = error
-        self._pending.difference_update(done)
+        size = sum(self._pending.pop(each) for each in done)
+        self._held_bytes -= size
+        waiting.size -= size
         self.on_sent(done)
         return unsent, last
 

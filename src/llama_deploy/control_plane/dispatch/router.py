@@ -15,7 +15,7 @@ from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.decisions import hops
 from llama_deploy.control_plane.requests.orchestration import Answer, Orchestration
-from llama_deploy.control_plane.requests.session_requests import visible
+from llama_deploy.control_plane.requests.sessions.session_requests import visible
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
@@ -23,6 +23,7 @@ from llama_deploy.errors import ConfigError, LlamaDeployError, PayloadTooLargeEr
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.orchestrators.simple import is_plain
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import SessionRecord, TaskRecord
 from llama_deploy.types import TaskFailure
 
@@ -142,7 +143,9 @@ class Router:
     async def _route(self, task_id: str) -> None:
         """Ask about a task until the answer can be stored, or it does not wait any more."""
         while (waiting := await self._store.read(partial(_read, task_id))) is not None:
-            answer = await self._orchestration.ask(waiting.task, visible(json.loads(waiting.session.state)))
+            answer = await self._orchestration.ask(
+                waiting.task, visible(json.loads(text_of(waiting.session.state)))
+            )
             if await self._writer.write(_command(waiting, answer, self._orchestration.name)):
                 return
 
@@ -193,7 +196,7 @@ def _put_state(
     unit: Unit, session: SessionRecord, state: dict[str, object], orchestrator: str
 ) -> TaskFailure | None:
     """Store the state that the orchestrator has returned, or return why that is not possible."""
-    stored = json.loads(session.state)
+    stored = json.loads(unit.sessions.state_of(session))
     seen = visible(stored)
     if state != seen:
         reserved = {key: value for key, value in stored.items() if key not in seen}

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any, Self
 
+from pydantic import SecretStr
 from starlette.types import ASGIApp
 
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
+from llama_deploy.control_plane.http.callers import ControlPlaneCallers, requires_keys
 from llama_deploy.control_plane.http.core_endpoints import CoreEndpoints
 from llama_deploy.control_plane.http.core_routes import core_routes
+from llama_deploy.control_plane.http.feed_routes import feed_routes
+from llama_deploy.control_plane.http.inbox_routes import inbox_routes
 from llama_deploy.control_plane.http.instance_routes import instance_routes, instance_shortcuts
+from llama_deploy.control_plane.http.key_routes import key_routes
+from llama_deploy.control_plane.http.metrics_routes import MetricSource, metrics_routes
 from llama_deploy.control_plane.http.protocol_check import ProtocolCheck
+from llama_deploy.control_plane.http.retry_routes import retry_routes
+from llama_deploy.control_plane.http.session_routes import session_routes
+from llama_deploy.control_plane.http.storage_routes import storage_routes
+from llama_deploy.control_plane.http.task_list_routes import task_list_routes
 from llama_deploy.control_plane.http.task_routes import task_routes, task_shortcuts
+from llama_deploy.control_plane.measuring.plane_metrics import PlaneMetrics
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.readiness import HealthCheck
 from llama_deploy.errors import ConfigError, UnavailableError
 from llama_deploy.health import is_healthy, summary
+from llama_deploy.interceptors import ControlPlaneInterceptor, control_plane_interceptors
 from llama_deploy.message_consumers import BaseMessageQueueConsumer, CallableMessageConsumer
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, StartConsumingCallable
 from llama_deploy.messages import QueueMessage
@@ -31,9 +43,13 @@ from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
 from llama_deploy.renamed import see
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.store_registry import open_state_store
+from llama_deploy.tracing import is_active
 from llama_deploy.types.topics import CONTROL_PLANE, Topics
 from llama_deploy.web.application import create_app
 from llama_deploy.web.connection_settings import ConnectionSettings
+from llama_deploy.web.edge.access import new_router
+from llama_deploy.web.edge.access_table import CONTROL_PLANE_ACCESS
+from llama_deploy.web.edge.authentication import Anonymous
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.health_routes import add_health_routes
 from llama_deploy.web.http_server import HttpServer
@@ -53,9 +69,14 @@ class ControlPlaneServer(CoreEndpoints):
         config: Settings. None: from the environment and the defaults.
         checks: What else must be healthy for `/health/ready` to answer 200, by name. Each raises a
             `LlamaDeployError` with the reason if it is not.
+        callers: Who may use it, if the settings turn `authentication` on and other servers in this process
+            have the same callers; `state_store` is their store. None: from the settings and the store.
+        interceptors: Hooks around its work, in addition to those of installed packages; see
+            `llama_deploy.interceptors`.
+        metrics: What `/metrics` shows in addition: each returns text in the format of Prometheus.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - 0.6 has five of them, and the others are keyword-only
         self,
         message_queue: AbstractMessageQueue,
         orchestrator: BaseOrchestrator | None = None,
@@ -64,6 +85,9 @@ class ControlPlaneServer(CoreEndpoints):
         config: ControlPlaneConfig | None = None,
         *,
         checks: Mapping[str, HealthCheck] = MappingProxyType({}),
+        callers: ControlPlaneCallers | None = None,
+        interceptors: Sequence[ControlPlaneInterceptor] = (),
+        metrics: Sequence[MetricSource] = (),
     ) -> None:
         if state_store is not None and not isinstance(state_store, StateStore):
             raise ConfigError(
@@ -76,6 +100,11 @@ class ControlPlaneServer(CoreEndpoints):
         self.config = config or ControlPlaneConfig()
         self._store = state_store
         self._checks = checks
+        requires_keys(self.config)  # or says which setting has no effect
+        self._given_callers = callers
+        self._interceptors = interceptors
+        self._metrics = metrics
+        self._callers: ControlPlaneCallers | None = None
         self._plane: ControlPlane | None = None
         self._resources = AsyncExitStack()
 
@@ -92,7 +121,22 @@ class ControlPlaneServer(CoreEndpoints):
 
     def gateway(self) -> DirectGateway:
         """Return a gateway for services in the same process and event loop."""
-        return DirectGateway(self.plane, ConnectionSettings.of(self.config.url))
+        return DirectGateway(self.plane, self.connection)
+
+    @property
+    def connection(self) -> ConnectionSettings:
+        """How the services of this process and of its children reach the control plane over HTTP."""
+        key = self.process_key
+        settings = ConnectionSettings.of(self.config.url)
+        return settings.with_api_key(None if key is None else SecretStr(key))
+
+    @property
+    def process_key(self) -> str | None:
+        """The key of the services of this process and of its children; a new one at each start.
+
+        None: they need none, or the server was not started.
+        """
+        return None if self._callers is None else self._callers.process_key
 
     async def start(self) -> None:
         """Open the store, resume the work in it, and listen. Returns when requests are served.
@@ -107,6 +151,8 @@ class ControlPlaneServer(CoreEndpoints):
             if store is None:
                 store = await stack.enter_async_context(await open_state_store(self.config.store_uri))
             stack.callback(self._detach)
+            if requires_keys(self.config):
+                self._callers = self._given_callers or ControlPlaneCallers(self.config, store)
             plane = self._plane = await stack.enter_async_context(
                 ControlPlane(
                     queue=self.message_queue,
@@ -115,12 +161,19 @@ class ControlPlaneServer(CoreEndpoints):
                     orchestrator=self.orchestrator,
                     publish_callback=self.publish_callback,
                     checks=self._checks,
+                    key_callers=None if self._callers is None else self._callers.key_callers,
+                    interceptors=[*_tracing(), *control_plane_interceptors(), *self._interceptors],
+                    counted=PlaneMetrics() if self.config.metrics else None,
                 )
             )
             host, port = self._address()
             http = await stack.enter_async_context(
                 await HttpServer.start(
-                    self._build_app(), host=host, port=port, allow_remote=self.config.allow_remote
+                    self._build_app(),
+                    host=host,
+                    port=port,
+                    allow_remote=self.config.allow_remote or self._callers is not None,
+                    max_connections=self.config.max_connections,
                 )
             )
             # Runs before the HTTP server closes, so that it need not wait for long polls.
@@ -144,6 +197,7 @@ class ControlPlaneServer(CoreEndpoints):
 
     def _detach(self) -> None:
         self._plane = None
+        self._callers = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -207,17 +261,39 @@ class ControlPlaneServer(CoreEndpoints):
     def _build_app(self) -> ASGIApp:
         config, plane = self.config, self.plane
         app = create_app(title="llama_deploy control plane")
+        app.include_router(metrics_routes(plane, self._metrics))
         app.include_router(core_routes(self))
+        app.include_router(session_routes(plane))
+        app.include_router(task_list_routes(plane))
         app.include_router(task_routes(plane))
+        app.include_router(inbox_routes(plane))
+        app.include_router(retry_routes(plane))
+        app.include_router(feed_routes(plane))
         app.include_router(instance_routes(plane))
-        app.add_api_route("/health", self.health, methods=["GET"])
-        add_health_routes(app, plane.readiness.checks)
+        app.include_router(storage_routes(plane))
+        app.include_router(key_routes(plane))
+        health = new_router(CONTROL_PLANE_ACCESS)
+        health.add_api_route("/health", self.health, methods=["GET"])
+        add_health_routes(health, plane.readiness.checks)
+        app.include_router(health)
         settings = EdgeSettings(
             env_prefix="CONTROL_PLANE_",
             hosts=[config.host, config.internal_host or "", *config.trusted_hosts],
             cors_origins=config.cors_origins or (),
             allow_navigation=True,
             max_body_bytes=config.max_body_bytes,
+            max_total_body_bytes=config.max_total_body_bytes,
+            authenticator=self._callers or Anonymous(),
+            access=CONTROL_PLANE_ACCESS,
         )
         shortcuts = {**task_shortcuts(plane), **instance_shortcuts(plane)}
         return build_edge(RawPaths(app), settings, shortcuts=shortcuts, layers=[ProtocolCheck])
+
+
+def _tracing() -> Sequence[ControlPlaneInterceptor]:
+    """Return what writes traces, if the program has set up OpenTelemetry."""
+    if not is_active():
+        return ()
+    from llama_deploy.control_plane.measuring.plane_tracing import PlaneTracing  # noqa: PLC0415 - see `tracing`
+
+    return (PlaneTracing(),)

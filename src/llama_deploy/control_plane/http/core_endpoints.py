@@ -8,28 +8,33 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
-from fastapi import Body, Header, Query, Response
+from fastapi import Body, Header, Query, Request, Response
 from pydantic import BeforeValidator
 from starlette.responses import StreamingResponse
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
+from llama_deploy.control_plane.http.session_routes import Cursor
 from llama_deploy.control_plane.http.stream_responses import data_response
 from llama_deploy.control_plane.http.task_routes import Wait
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.control_plane.requests.service_requests import INSTANCES, PAGE
+from llama_deploy.control_plane.requests.services.service_requests import INSTANCES, PAGE, seen_by
+from llama_deploy.control_plane.requests.sessions.session_lists import SessionOrder
 from llama_deploy.errors import (
     InvalidRequestError,
     ServiceNotFoundError,
     SessionNotFoundError,
     TaskNotFoundError,
+    TaskRemovedError,
 )
 from llama_deploy.message_queues.base import MessageQueueConfig
+from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import (
     EventDefinition,
     ServiceDefinition,
     SessionDefinition,
     SessionOptions,
+    SessionPage,
     SessionState,
     TaskDefinition,
     TaskResult,
@@ -37,6 +42,8 @@ from llama_deploy.types import (
 from llama_deploy.types.instance_protocol import PROTOCOL_VERSION
 from llama_deploy.types.json_values import JsonObject
 from llama_deploy.types.keys import Key, PathKey, public_id
+from llama_deploy.types.tags import Tag
+from llama_deploy.web.edge.caller_state import owner_of
 
 _IfMatch = Annotated[str | None, Header(description='The version that was read, such as `"3"`.')]
 _NameInPath = Annotated[str, BeforeValidator(unquote)]
@@ -76,26 +83,45 @@ class CoreEndpoints(ABC):
             await self.plane.services.deregister(service_name, instance_id=instance_id)
 
     async def get_all_services(
-        self, after: str = "", limit: _Page = PAGE, instances: _Page = INSTANCES
+        self, request: Request, after: str = "", limit: _Page = PAGE, instances: _Page = INSTANCES
     ) -> dict[str, ServiceDefinition]:
         """Return services by name, the first that follow `after`, each with some of its instances."""
-        return await self.plane.services.all(after=after, limit=limit, instances=instances)
+        found = await self.plane.services.all(after=after, limit=limit, instances=instances)
+        return {name: seen_by(owner_of(request.scope), each) for name, each in found.items()}
 
     async def get_service(
-        self, service_name: _NameInPath, after: str = "", limit: _Page = PAGE
+        self, request: Request, service_name: _NameInPath, after: str = "", limit: _Page = PAGE
     ) -> ServiceDefinition:
         """Return a service with its instances, those first whose ids follow `after`."""
-        return await self.plane.services.get(service_name, after=after, limit=limit)
+        found = await self.plane.services.get(service_name, after=after, limit=limit)
+        return seen_by(owner_of(request.scope), found)
 
-    async def create_session(self, options: Annotated[SessionOptions | None, Body()] = None) -> str:
+    async def create_session(
+        self, request: Request, options: Annotated[SessionOptions | None, Body()] = None
+    ) -> str:
         """Create a session and return its id."""
-        return await self.plane.sessions.create(options or SessionOptions())
+        owner = owner_of(request.scope)
+        return public_id(await self.plane.sessions.create(options or SessionOptions(), owner=owner))
 
     async def get_all_sessions(
-        self, after: Key | Literal[""] = "", limit: _Page = 1000
-    ) -> dict[str, SessionDefinition]:
-        """Return sessions by id, ordered by it."""
-        return await self.plane.sessions.all(after=after, limit=limit)
+        self,
+        request: Request,
+        after: Key | Literal[""] = "",
+        limit: _Page = 1000,
+        cursor: Cursor = None,
+        tag: Tag | None = None,
+        order: SessionOrder | None = None,
+    ) -> dict[str, SessionDefinition] | SessionPage:
+        """Return sessions by id, ordered by it; with `cursor`, `tag` or `order` a page of summaries.
+
+        The first are those that follow `after`; there are fewer than `limit` if they are large, and none only
+        if none follow. An empty `cursor` is the first page; each answer has the cursor of the next one.
+        """
+        if cursor is None and tag is None and order is None:
+            return await self.plane.sessions.all(owner_of(request.scope), after=after, limit=limit)
+        return await self.plane.session_lists.page(
+            owner_of(request.scope), tag=tag, order=order or "newest", cursor=cursor or None, limit=limit
+        )
 
     async def get_session(self, session_id: PathKey) -> SessionDefinition:
         """Return a session."""
@@ -113,14 +139,24 @@ class CoreEndpoints(ABC):
         """Accept a task and return its id. The task is durable when this returns."""
         if task_def.session_id not in (None, session_id):
             raise InvalidRequestError(
-                f"the task names session {task_def.session_id}, the path {session_id}; send the same id"
+                f"the task names session {public_id(task_def.session_id or '')}, the path"
+                f" {public_id(session_id)}; send the same id"
             )
         task = task_def.model_copy(update={"session_id": session_id})
+        # The task belongs to whom the session does, which is looked up before.
         return (await self.plane.tasks.submit_definition(task)).task_id
 
-    async def get_session_tasks(self, session_id: PathKey) -> list[TaskDefinition]:
-        """Return the tasks of a session in the order in which they were accepted."""
-        return [_definition(task) for task in await self.plane.sessions.tasks(session_id)]
+    async def get_session_tasks(
+        self, session_id: PathKey, after: Key | Literal[""] = "", limit: _Page = 1000
+    ) -> list[TaskDefinition]:
+        """Return the tasks of a session in the order in which they were accepted, from the one after `after`.
+
+        There are fewer than `limit` if they are large. None are returned only if none follow.
+        """
+        return [
+            _definition(task)
+            for task in await self.plane.sessions.tasks(session_id, after=after, limit=limit)
+        ]
 
     async def get_current_task(self, session_id: PathKey) -> TaskDefinition | None:
         """Return the task of a session that was accepted last, or null."""
@@ -130,10 +166,16 @@ class CoreEndpoints(ABC):
     async def get_task_result(
         self, session_id: PathKey, task_id: PathKey, wait: Wait = 0.0
     ) -> TaskResult | None:
-        """Return a task's result, or null while it has not ended or if the session has no such task."""
-        with suppress(TaskNotFoundError):
+        """Return a task's result, or null while it has not ended or if the session has no such task.
+
+        If the task was removed after its retention time, the answer is 410.
+        """
+        try:
             return (await self.plane.tasks.get(task_id, session_id=session_id, wait=wait)).result
-        return None
+        except TaskRemovedError:
+            raise
+        except TaskNotFoundError:
+            return None
 
     async def get_task_result_stream(self, session_id: PathKey, task_id: PathKey) -> StreamingResponse:
         """Return the data of a task's events as they occur, one per line. The terminal event is last."""
@@ -148,10 +190,15 @@ class CoreEndpoints(ABC):
         return _with_version(await self.plane.sessions.state(session_id), response)
 
     async def update_session_state(
-        self, session_id: PathKey, state: JsonObject, response: Response
+        self, session_id: PathKey, state: JsonObject, response: Response, if_match: _IfMatch = None
     ) -> dict[str, Any]:
-        """Overwrite the given keys of a session's state; returns all of it."""
-        return _with_version(await self.plane.sessions.merge_state(session_id, state), response)
+        """Overwrite the given keys of a session's state; returns all of it.
+
+        With If-Match, only if the state still has that version.
+        """
+        version = None if if_match is None else _version(if_match)
+        changed = await self.plane.sessions.merge_state(session_id, state, version=version)
+        return _with_version(changed, response)
 
     async def replace_session_state(
         self, session_id: PathKey, state: JsonObject, response: Response, if_match: _IfMatch = None
@@ -163,7 +210,7 @@ class CoreEndpoints(ABC):
 
 def _definition(task: TaskRecord) -> TaskDefinition:
     return TaskDefinition(
-        input=task.input,
+        input=text_of(task.input),
         task_id=public_id(task.task_id),
         session_id=public_id(task.session_id),
         agent_id=task.service_name or None,

@@ -10,13 +10,15 @@ from starlette.responses import StreamingResponse
 
 from llama_deploy.control_plane.http.core_endpoints import CoreEndpoints
 from llama_deploy.control_plane.http.stream_responses import NDJSON
+from llama_deploy.web.edge.access import new_router
+from llama_deploy.web.edge.access_table import CONTROL_PLANE_ACCESS
 
 _TASK: Final = "/sessions/{session_id}/tasks/{task_id}"
 
 
 def core_routes(endpoints: CoreEndpoints) -> APIRouter:
     """Return the routes of the 0.6 API over the methods of a server."""
-    router = APIRouter()
+    router = new_router(CONTROL_PLANE_ACCESS, endpoints.plane.owned_rows)
     routes: list[tuple[str, str, Callable[..., Any], str]] = [
         ("GET", "/", endpoints.home, "control plane"),
         ("GET", "/queue_config", endpoints.get_message_queue_config, "control plane"),

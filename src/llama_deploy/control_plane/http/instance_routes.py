@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.messages import QueueMessage
+from llama_deploy.messages.base import WIRE_VERSION
 from llama_deploy.types.instance_protocol import (
     ClaimReply,
     ClaimRequest,
@@ -23,6 +24,8 @@ from llama_deploy.types.instance_protocol import (
     ReleaseReply,
     ReleaseRequest,
 )
+from llama_deploy.web.edge.access import new_router
+from llama_deploy.web.edge.access_table import CONTROL_PLANE_ACCESS
 from llama_deploy.web.shortcuts import Call, Routes
 
 _Claims = Annotated[list[ClaimRequest], Body(max_length=1000)]
@@ -35,7 +38,7 @@ _JOURNAL_REPLIES: Final = TypeAdapter(list[JournalReply])
 
 def instance_routes(plane: ControlPlane) -> APIRouter:
     """Return the routes under `/attempts` and `/instances`."""
-    router = APIRouter(tags=["instances"])
+    router = new_router(CONTROL_PLANE_ACCESS, tags=["instances"])
 
     @router.post("/attempts/claim", summary="Claim attempts")
     async def claim(requests: _Claims) -> list[ClaimReply]:
@@ -55,6 +58,7 @@ def instance_routes(plane: ControlPlane) -> APIRouter:
         summary="Upload a report that is too large for the queue",
     )
     async def report(message: QueueMessage) -> None:
+        QueueMessage.check_version((message.model_extra or {}).get("v", WIRE_VERSION))
         await plane.uploads.take(message)
 
     @router.post("/attempts/release", summary="Release attempts")

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 
 from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.control_plane.decisions.routing import Hop, Routing
-from llama_deploy.control_plane.requests.session_requests import check_state
+from llama_deploy.control_plane.requests.sessions.session_requests import check_state
 from llama_deploy.errors import ConfigError, LlamaDeployError, SerializationError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.orchestrators.utils import get_result_key
+from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import TaskDefinition, TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.json_values import decode_object, encode_json
@@ -133,7 +134,7 @@ class _Question:
             if last.status is not TaskStatus.SUCCEEDED and not self._orchestrator.continues_after_failure:
                 return Answer(self._json_state(), result=last)
         definition = TaskDefinition(
-            input=self.task.input,
+            input=text_of(self.task.input),
             task_id=self._task_id,
             session_id=public_id(self.task.session_id),
             agent_id=self.task.service_name or None,
@@ -160,7 +161,7 @@ class _Question:
         return state
 
     def _hop(self, message: QueueMessage) -> Hop:
-        text = message.data.get("input", self.task.input)
+        text = message.data.get("input", text_of(self.task.input))
         decode_object(text, what=f"the input of the message for service {message.type!r}")
         return Hop(service_name=message.type, input=text)
 

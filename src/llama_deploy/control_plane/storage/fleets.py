@@ -19,12 +19,19 @@ from llama_deploy.control_plane.decisions.destinations import (
     Member,
     destination,
     is_choosy,
+    why_stranded,
 )
 from llama_deploy.control_plane.decisions.fit import StoredNeeds
 from llama_deploy.control_plane.storage.run_rows import RunRows
 from llama_deploy.control_plane.storage.service_rows import InstanceRows
 from llama_deploy.state_stores.base import StoreTransaction
-from llama_deploy.state_stores.records import InstanceRecord, RunGroupRecord, RunNeedsRecord, TaskRecord
+from llama_deploy.state_stores.records import (
+    InstanceRecord,
+    RunGroupRecord,
+    RunHeadRecord,
+    RunNeedsRecord,
+    TaskRecord,
+)
 from llama_deploy.types.workflow_shape import RunNeeds, WorkflowShape
 
 _KEPT: Final = timedelta(seconds=1)
@@ -198,6 +205,19 @@ class Fleets:
     def fault_of_version(self, task: TaskRecord, version: str | None) -> str | None:
         """Return why a version cannot run a choosy task. None: it can."""
         return self._demand(task).fault(version, self.of(task.target))
+
+    def fault_of_all(self, task: TaskRecord) -> str | None:
+        """Return why no living instance can continue the run of a task. None: one can, or none is alive."""
+        self.forget([task.target])  # one that fits may just have registered at another control plane
+        fleet = self.of(task.target)
+        return why_stranded(self._demand(task), fleet) if fleet.members else None
+
+    def fault_of_fork(self, task: TaskRecord, run: RunHeadRecord) -> str | None:
+        """Return as `fault_of_all` does for the run of a task as it was earlier."""
+        self.forget([task.target])
+        fleet = self.of(task.target)
+        demand = Demand(None, None, lambda: _needs(run.fingerprint, run.needs))
+        return why_stranded(demand, fleet) if fleet.members else None
 
     def _of(self, service_name: str) -> KnownFleet:
         known = self._known.by_service.get(service_name)

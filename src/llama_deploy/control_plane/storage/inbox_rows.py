@@ -98,6 +98,11 @@ class InboxRows:
         if task.inbox_length:
             self._restored.add(task.task_id)
 
+    def copy(self, source_id: str, target_id: str) -> None:
+        """Copy all entries of an ended task for a new one, consumed ones too."""
+        self.flush()
+        self._tx.inbox.copy({source_id: target_id})
+
     def drop(self, task_ids: Collection[str]) -> None:
         """Forget the entries of tasks that are being deleted."""
         self._new = [entry for entry in self._new if entry.task_id not in task_ids]
@@ -111,3 +116,4 @@ class InboxRows:
             self._tx.inbox.restore(self._restored)
         if self._consumed:
             self._tx.inbox.consume(self._consumed)
+        self._new, self._restored, self._consumed = [], set(), set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Self
 
 from pydantic import BaseModel
 
@@ -13,6 +14,7 @@ from llama_deploy.control_plane.decisions.destinations import Destination
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.records import OutboxRecord, TaskRecord
+from llama_deploy.trace_context import TRACE_HEADER
 from llama_deploy.types.instance_protocol import TaskDispatch
 from llama_deploy.types.topics import CONTROL_PLANE, Topics
 
@@ -23,6 +25,13 @@ class Outgoing:
 
     topic: str
     message: QueueMessage
+    size: int
+    """How many bytes the message has in its wire form."""
+
+    @classmethod
+    def of(cls, topic: str, message: QueueMessage) -> Self:
+        """Return a message that is not stored."""
+        return cls(topic, message, len(message.encode()))
 
 
 def attempts_topic(task: TaskRecord, topics: Topics) -> str:
@@ -36,6 +45,8 @@ class OutgoingMessages:
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
         self._messages: list[Outgoing] = []
+        self._texts: list[str] = []
+        """Their wire forms."""
 
     @property
     def messages(self) -> Sequence[Outgoing]:
@@ -59,7 +70,7 @@ class OutgoingMessages:
 
     def publish(self, message: QueueMessage) -> None:
         """Send a message to the topic of its type."""
-        self._messages.append(Outgoing(self._topics.work(message.type), message))
+        self._add(self._topics.work(message.type), message)
 
     def tell_instance(self, task: TaskRecord, action: ActionTypes, data: BaseModel) -> None:
         """Send a message to the instance that runs the task, if there is one."""
@@ -71,8 +82,8 @@ class OutgoingMessages:
         if self._messages:
             tx.outbox.insert(
                 [
-                    OutboxRecord(item.message.id_, item.topic, item.message.encode().decode(), relay_at)
-                    for item in self._messages
+                    OutboxRecord(item.message.id_, item.topic, text, relay_at)
+                    for item, text in zip(self._messages, self._texts, strict=True)
                 ]
             )
 
@@ -82,5 +93,11 @@ class OutgoingMessages:
             action=action,
             data=data.model_dump(mode="json"),
             type=task.target,
+            headers={} if task.trace is None else {TRACE_HEADER: task.trace},
         )
-        self._messages.append(Outgoing(topic, message))
+        self._add(topic, message)
+
+    def _add(self, topic: str, message: QueueMessage) -> None:
+        body = message.encode()
+        self._messages.append(Outgoing(topic, message, len(body)))
+        self._texts.append(body.decode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 
 class Reads(NamedTuple):
@@ -33,6 +33,9 @@ class Reads(NamedTuple):
     instances: AbstractSet[str] = frozenset()
     """Instances, together with the tasks that they run."""
     services: AbstractSet[str] = frozenset()
+    questions: AbstractSet[str] = frozenset()
+    asking_tasks: AbstractSet[str] = frozenset()
+    """Tasks whose open questions are read."""
 
     @classmethod
     def of_tasks(
@@ -63,7 +66,7 @@ class Reads(NamedTuple):
 
     def __or__(self, other: Reads) -> Reads:
         pairs: zip[tuple[AbstractSet[Any], AbstractSet[Any]]] = zip(self, other, strict=True)
-        return Reads(*(mine | its if mine and its else mine or its for mine, its in pairs))
+        return Reads(*[mine | its if mine and its else mine or its for mine, its in pairs])
 
 
 class RowKind(IntEnum):
@@ -77,6 +80,12 @@ class RowKind(IntEnum):
     INSTANCE = 5
     SERVICE = 6
     INBOX = 7
+    QUESTION = 8
+    OPEN_QUESTIONS = 9
+
+
+_NOTHING: Final[Sequence[AbstractSet[object]]] = (frozenset(),) * len(RowKind)
+"""No rows, of each kind."""
 
 
 class UndeclaredReadError(RuntimeError):
@@ -93,8 +102,8 @@ class Scope:
     """The rows that the current command may use: what it has declared, and what follows from that."""
 
     def __init__(self) -> None:
-        self._declared: Sequence[AbstractSet[object]] = [frozenset()] * len(RowKind)
-        self._derived: Sequence[set[object]] = [set() for _ in RowKind]
+        self._declared: Sequence[AbstractSet[object]] = _NOTHING
+        self._derived: Sequence[set[object]] = [set() for _ in _NOTHING]
 
     def enter(self, reads: Reads, *, sessions: AbstractSet[str], ending_sessions: AbstractSet[str]) -> None:
         """Begin a command.
@@ -113,9 +122,12 @@ class Scope:
             reads.instances,
             reads.services,
             reads.inboxes,
+            reads.questions,
+            reads.asking_tasks,
         )
         for derived in self._derived:
-            derived.clear()
+            if derived:
+                derived.clear()
 
     def allow(self, kind: RowKind, keys: Iterable[object]) -> None:
         """Let the command use rows that follow from declared ones, or that it has created."""

@@ -9,11 +9,16 @@ from operator import attrgetter
 from typing import Final
 
 from llama_deploy.control_plane.storage.reads import RowKind, Scope
+from llama_deploy.control_plane.storage.removed_ids import removal_error
+from llama_deploy.control_plane.storage.stream_growth import SHORT_STREAM, Growth
 from llama_deploy.errors import TaskNotFoundError
 from llama_deploy.state_stores.base import StoreTransaction
+from llama_deploy.state_stores.large_values import Deferred
 from llama_deploy.state_stores.records import PROGRESS, EventRecord, TaskRecord
+from llama_deploy.state_stores.retention_rows import RemovedTask
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
+from llama_deploy.types.keys import public_id
 
 _WINDOW: Final = 32
 """How many open tasks of a session are read at first; most have fewer."""
@@ -34,17 +39,24 @@ class TaskRows:
         """The sessions with further open tasks, each with how many were read: the others, and new ones, are
         younger."""
         self._new: set[str] = set()
-        self._changed: set[str] = set()
-        self._progressed: set[str] = set()
-        """Tasks of which only fields in `PROGRESS` have changed."""
+        self._stored: dict[str, TaskRecord] = {}
+        """The tasks that have changed, as they are stored."""
         self._events: list[EventRecord] = []
+        self.streamed: dict[str, Growth] = {}
+        """What is added to the streams that are not short."""
+        self._removed: dict[str, RemovedTask] = {}
 
     # -- loading
 
     def load(self, task_ids: Collection[str]) -> None:
         """Read tasks."""
         if task_ids:
-            self._records.update(self._tx.tasks.load(task_ids))
+            self._records.update(self._tx.tasks.load(task_ids, lean=True))
+
+    def load_removed(self, task_ids: Collection[str]) -> None:
+        """Read what is left of those of the tasks that do not exist."""
+        if missing := [task_id for task_id in task_ids if task_id not in self._records]:
+            self._removed = self._tx.retention.removed(missing)
 
     def load_open(self, session_ids: Collection[str], *, limit: int = _WINDOW) -> None:
         """Read the oldest open tasks of sessions, of each at least `limit` if there are so many."""
@@ -86,11 +98,27 @@ class TaskRows:
 
         Raises:
             TaskNotFoundError: It does not exist.
+            TaskRemovedError: It was removed.
         """
         task = self.find(task_id)
         if task is None:
-            raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
+            if (removed := self._removed.get(task_id)) is not None:
+                raise removal_error(removed)
+            raise TaskNotFoundError(f"there is no task {public_id(task_id)}", task_id=public_id(task_id))
         return task
+
+    def find_removed(self, task_id: str) -> RemovedTask | None:
+        """Return what is left of a task that was removed, None if it was not."""
+        self._scope.require(RowKind.TASK, task_id)
+        return self._removed.get(task_id)
+
+    def whole(self, task: TaskRecord) -> TaskRecord:
+        """Return a task with its large values, which are read now."""
+        if not (isinstance(task.input, Deferred) or isinstance(task.result, Deferred)):
+            return task
+        stored = self._tx.tasks.load([task.task_id])[task.task_id]
+        result = stored.result if isinstance(task.result, Deferred) else task.result
+        return task._replace(input=stored.input, result=result)
 
     def open_of(self, session_id: str) -> list[TaskRecord]:
         """Return the tasks of a session that have not ended, oldest first. There may be thousands."""
@@ -99,22 +127,37 @@ class TaskRows:
             self.load_open([session_id], limit=_ALL)
         return self._opened(session_id)
 
-    def oldest_open_of(self, session_id: str) -> list[TaskRecord]:
+    def oldest_open_of(self, session_id: str, *, past_waiting: bool = False) -> list[TaskRecord]:
         """Return the oldest tasks of a session that have not ended, oldest first: at least one, if any.
 
         Those are enough to know whose turn it is: tasks get their turn in the order of their age, so that one
         that waits for it is younger than all that do not.
+
+        Args:
+            session_id: The session.
+            past_waiting: Whether one of them must not be shown as `waiting`, if there is such a task.
         """
+
+        def is_passed(task_id: str) -> bool:
+            is_waiting = past_waiting and self._records[task_id].shown_status is TaskStatus.WAITING
+            return is_waiting or task_id in self._new
+
         self._scope.require(RowKind.OPEN_TASKS, session_id)
         if session_id not in self._open:
             self.load_open([session_id])
-        while session_id in self._limits and self._new.issuperset(self._open[session_id]):
+        while session_id in self._limits and all(map(is_passed, self._open[session_id])):
             self.load_open([session_id], limit=8 * self._limits[session_id])
         return self._opened(session_id)
 
     def _opened(self, session_id: str) -> list[TaskRecord]:
         self._scope.allow(RowKind.TASK, self._open[session_id])
         return self.loaded(self._open[session_id])
+
+    def retries_of(self, task_id: str) -> set[str]:
+        """Return the ids of the tasks that retry a task."""
+        self._scope.require(RowKind.TASK, task_id)
+        stored = self._tx.tasks.retries_of([task_id]).get(task_id, ())
+        return {*stored, *(each for each in self._new if self._records[each].retry_of == task_id)}
 
     def of_instances(self, instance_ids: Collection[str]) -> list[TaskRecord]:
         """Return the running tasks that the instances have claimed. All of them may end."""
@@ -155,10 +198,8 @@ class TaskRows:
                 open_tasks.setdefault(task.task_id)
         if task.task_id in self._new or task == before:
             return before or task
-        if before is not None and _all_but_progress(before) == _all_but_progress(task):
-            self._progressed.add(task.task_id)
-        else:
-            self._changed.add(task.task_id)
+        if before is not None:
+            self._stored.setdefault(task.task_id, before)
         return before or task
 
     def append_events(self, task: TaskRecord, events: Sequence[EventPayload], *, attempt: int) -> None:
@@ -176,6 +217,10 @@ class TaskRows:
             self._events.append(
                 EventRecord(task.task_id, index, event.type, data, terminal, attempt, event.step_run)
             )
+        if task.stream_length > SHORT_STREAM:
+            size = sum(len(event.data) for event in self._events[-len(events) :])
+            growth = Growth(len(events), size)
+            self.streamed[task.task_id] = self.streamed.get(task.task_id, Growth()).plus(growth)
 
     def drop_session(self, session_id: str) -> set[str]:
         """Forget the tasks of a session that is being deleted, and return their ids."""
@@ -183,22 +228,32 @@ class TaskRows:
         dropped.update(task.task_id for task in self._records.values() if task.session_id == session_id)
         for task_id in dropped:
             self._records.pop(task_id, None)
-        for ids in (self._new, self._changed, self._progressed):
-            ids.difference_update(dropped)
+            self._stored.pop(task_id, None)
+        self._new -= dropped
         self._events = [event for event in self._events if event.task_id not in dropped]
         self._open[session_id] = {}
         return dropped
 
+    def changed(self) -> list[TaskRecord]:
+        """Return the tasks that are new or have changed, but for those with other progress only."""
+        return [
+            task
+            for task_id, task in self._records.items()
+            if task_id in self._new
+            or (
+                task_id in self._stored
+                and _all_but_progress(task) != _all_but_progress(self._stored[task_id])
+            )
+        ]
+
     def flush(self) -> None:
         """Write all changes."""
-        tasks = self._tx.tasks
-        for write, ids in (
-            (tasks.insert, self._new),
-            (tasks.update, self._changed),
-            (tasks.update_progress, self._progressed - self._changed),
-        ):
-            if ids:
-                # A dictionary keeps the order of insertion, which is the order of the tasks in their session.
-                write([task for task_id, task in self._records.items() if task_id in ids])
+        if self._new:
+            # A dictionary keeps the order of insertion, which is the order of the tasks in their session.
+            new = [task for task_id, task in self._records.items() if task_id in self._new]
+            self._tx.tasks.insert(new)
+        if self._stored:
+            changes = [(stored, self._records[task_id]) for task_id, stored in self._stored.items()]
+            self._tx.tasks.change(changes)
         if self._events:
             self._tx.events.insert(self._events)

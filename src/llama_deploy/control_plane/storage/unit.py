@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Self
@@ -18,20 +18,26 @@ from llama_deploy.control_plane.decisions.dispatch_rules import (
 )
 from llama_deploy.control_plane.decisions.size_limits import SizeLimits
 from llama_deploy.control_plane.decisions.transitions import Transition
+from llama_deploy.control_plane.storage import read_budget
 from llama_deploy.control_plane.storage.fleets import FleetChange, Fleets, KnownFleets
 from llama_deploy.control_plane.storage.inbox_rows import InboxRows
 from llama_deploy.control_plane.storage.outgoing import Outgoing, OutgoingMessages
+from llama_deploy.control_plane.storage.question_rows import QuestionRows
+from llama_deploy.control_plane.storage.read_budget import ReadBudget
 from llama_deploy.control_plane.storage.reads import Reads, Scope
+from llama_deploy.control_plane.storage.removed_ids import KnownRemovals
 from llama_deploy.control_plane.storage.run_rows import RunRows
 from llama_deploy.control_plane.storage.service_rows import InstanceRows, ServiceRows
 from llama_deploy.control_plane.storage.session_rows import SessionRows
+from llama_deploy.control_plane.storage.step_rows import StepRows
+from llama_deploy.control_plane.storage.stream_growth import Growth
 from llama_deploy.control_plane.storage.task_rows import TaskRows
 from llama_deploy.errors import SessionBusyError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.renamed import see
 from llama_deploy.state_stores.base import Notice, StoreTransaction
 from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord, VersionRecord
-from llama_deploy.types import EventDefinition, TaskStatus
+from llama_deploy.types import EventDefinition, SessionPolicy, TaskStatus
 from llama_deploy.types.instance_protocol import MAX_EVENT_CHARACTERS, TaskCancellation
 from llama_deploy.types.keys import public_id
 from llama_deploy.types.topics import Topics
@@ -47,17 +53,39 @@ class Committed:
     outgoing: Sequence[Outgoing] = ()
     grown: set[str] = field(default_factory=set)
     """Ids of tasks whose stream has grown."""
+    streamed: Mapping[str, Growth] = field(default_factory=dict)
+    """What was added to the streams that are not short."""
     ended: dict[str, TaskRecord] = field(default_factory=dict)
+    changed: Callable[[], Sequence[TaskRecord]] = tuple
+    """Returns the tasks that are new or have changed, but for those with other progress only."""
     deleted: set[str] = field(default_factory=set)
     """Ids of tasks that were deleted."""
     unrouted: dict[str, str] = field(default_factory=dict)
     """Tasks that wait for the orchestrator, each with its session."""
     fleets: list[FleetChange] = field(default_factory=list)
     """The instances that have joined or left, as far as an attempt may have to go elsewhere for that."""
+    lost: list[tuple[TaskRecord, TaskRecord]] = field(default_factory=list)
+    """The tasks that were taken from their instances, before and after that."""
     free: set[str] = field(default_factory=set)
     """Services with an instance that has reported a free slot."""
     due: datetime | None = None
     """When the first of the new timers, delayed attempts and lease ends is due; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitContext:
+    """What the units of one control plane share."""
+
+    clock: Callable[[], datetime]
+    """Returns the current time, aware, UTC."""
+    topics: Topics
+    pace: DispatchPace
+    """How long attempts wait before they are published."""
+    limits: SizeLimits
+    """How large inboxes and the state of sessions may become."""
+    removals: KnownRemovals
+    """Whether ids of removed tasks have to be looked up."""
+    fleets: KnownFleets = field(default_factory=KnownFleets)
 
 
 class Unit:
@@ -71,51 +99,58 @@ class Unit:
     def __init__(
         self,
         tx: StoreTransaction,
+        context: UnitContext,
         *,
-        topics: Topics,
-        pace: DispatchPace,
-        known_fleets: KnownFleets,
-        limits: SizeLimits,
         now: datetime,
+        names_changes: bool = False,
     ) -> None:
+        limits = context.limits
         self._tx = tx
-        self._pace = pace
+        self._pace = context.pace
+        self._names_changes = names_changes
         self._scope = Scope()
-        self._outgoing = OutgoingMessages(topics)
+        self._outgoing = OutgoingMessages(context.topics)
         self._committed = Committed()
         self.now = now
         """The time of the transaction."""
         self.tasks = TaskRows(tx, self._scope)
         self.sessions = SessionRows(tx, self._scope, limits=limits, now=now)
         self.inbox = InboxRows(tx, self._scope, self.tasks, limits)
-        self.runs = RunRows(tx, self._scope)
+        self.budget = ReadBudget(read_budget.MAX_READ_BYTES)
+        """What the transaction may still read of large values that can be left out."""
+        self.runs = RunRows(tx, self._scope, self.budget)
+        self.questions = QuestionRows(tx, self._scope, self.tasks, now=now)
+        self.steps = StepRows(tx)
         self.instances = InstanceRows(tx, self._scope)
         self.services = ServiceRows(tx, self._scope, self.instances)
-        self.fleets = Fleets(tx, known_fleets, instances=self.instances, runs=self.runs, now=now)
+        self.fleets = Fleets(tx, context.fleets, instances=self.instances, runs=self.runs, now=now)
 
     @classmethod
     def load(
         cls,
         tx: StoreTransaction,
         reads: Reads,
+        context: UnitContext,
         *,
-        clock: Callable[[], datetime],
-        topics: Topics,
-        pace: DispatchPace,
-        known_fleets: KnownFleets,
-        limits: SizeLimits,
+        names_changes: bool = False,
     ) -> Self:
         """Lock and read what the commands have declared, in as few statements as possible."""
         tx.lock(session_ids=reads.sessions, task_ids=reads.tasks, instance_ids=reads.instances)
         free = tx.lock_free(reads.free_tasks) if reads.free_tasks else set[str]()
-        now = clock()  # waiting for locks may have taken long
-        unit = cls(tx, topics=topics, pace=pace, known_fleets=known_fleets, limits=limits, now=now)
+        now = context.clock()  # waiting for locks may have taken long
+        unit = cls(tx, context, now=now, names_changes=names_changes)
         unit.tasks.load(free | reads.tasks)
+        if context.removals.exist:
+            unit.tasks.load_removed(reads.tasks)
         unit.sessions.load(unit.tasks.sessions_of(reads.sessions_of_tasks) | reads.sessions)
         unit.tasks.load_open(unit.tasks.sessions_of(reads.ending_tasks) | reads.sessions)
         unit.runs.load([task.task_id for task in unit.tasks.loaded(reads.runs) if task.has_run])
         unit.inbox.load_keys(reads.inbox_keys)
         unit.inbox.load_sizes(reads.inboxes)
+        if reads.questions:
+            unit.questions.load(reads.questions)
+        if reads.asking_tasks:
+            unit.questions.load_open(reads.asking_tasks)
         unit.instances.load(reads.instances)
         unit.services.load(reads.services)
         return unit
@@ -156,9 +191,25 @@ class Unit:
             self._outgoing.tell_instance(task, ActionTypes.CANCEL_TASK, cancellation)
         if transition.ended:
             self._committed.ended[task.task_id] = task
-            if (following := next_turn(self.tasks.oldest_open_of(task.session_id), at=self.now)) is not None:
-                self.apply(following)
+        waiting = TaskStatus.WAITING
+        begins_to_wait = task.shown_status is waiting and before.shown_status is not waiting
+        if transition.ended or begins_to_wait:
+            self._start_next(task.session_id)
         return task
+
+    def _start_next(self, session_id: str) -> None:
+        """A task of the session has ended, or begun to wait: start the one whose turn it is, if any."""
+        open_tasks = self.tasks.oldest_open_of(session_id)
+        pass_waiting = (
+            len(open_tasks) > 1
+            and any(task.shown_status is TaskStatus.WAITING for task in open_tasks)
+            and self.sessions.policy_of(session_id) is SessionPolicy.PARALLEL_WHILE_WAITING
+        )
+        if pass_waiting:
+            open_tasks = self.tasks.oldest_open_of(session_id, past_waiting=True)
+        following = next_turn(open_tasks, pass_waiting=pass_waiting, at=self.now)
+        if following is not None:
+            self.apply(following)
 
     def _send(self, task: TaskRecord, destination: Destination) -> TaskRecord:
         self.fleets.note(task, destination)
@@ -180,6 +231,10 @@ class Unit:
             self.inbox.restore(task)
         if transition.drop_inbox:
             self.inbox.consume(task, range(1, task.inbox_length + 1))
+        if transition.waits is not None and (deadline := self.questions.take(task, transition.waits)):
+            self.note_due(deadline)
+        if task.wait_reports is not None and (transition.ended or transition.route):
+            self.questions.end(task)
 
     def add_session(self, session: SessionRecord) -> None:
         """Store a new session."""
@@ -209,7 +264,9 @@ class Unit:
             )
         deleted = self.tasks.drop_session(session_id)
         self.inbox.drop(deleted)
+        self.questions.drop(deleted)
         self.runs.forget(deleted, stored=False)
+        self.steps.drop(deleted)
         self.sessions.delete(session_id)
         self._committed.deleted.update(deleted)
 
@@ -239,11 +296,16 @@ class Unit:
     def move_on(self, task: TaskRecord, blame: Blame, *, because: str | None = None) -> TaskRecord:
         """The process that ran the task is gone. `because` follows `the process`."""
         moved = lifecycle.move_on(task, blame, at=self.now, backoff=self._pace.lost, because=because)
-        return self.apply(moved)
+        return self._lose(task, moved)
 
     def drop(self, task: TaskRecord) -> TaskRecord:
         """The instance that has claimed the task's attempt does not hold it."""
-        return self.apply(lifecycle.drop(task, at=self.now, backoff=self._pace.lost))
+        return self._lose(task, lifecycle.drop(task, at=self.now, backoff=self._pace.lost))
+
+    def _lose(self, task: TaskRecord, moved: Transition) -> TaskRecord:
+        after = self.apply(moved)
+        self._committed.lost.append((task, after))
+        return after
 
     def postpone(self, task: TaskRecord) -> None:
         """Decide later whether an attempt has to be published again."""
@@ -337,11 +399,18 @@ class Unit:
     def flush(self) -> Committed:
         """Write all changes."""
         committed = self._committed
-        for rows in (self.sessions, self.tasks, self.inbox, self.runs, self.instances):
+        if self.questions.has_changed:
+            self.questions.flush()  # first: a trigger ends those that a task has left open when it ended
+        for rows in (self.sessions, self.tasks, self.inbox, self.runs, self.steps, self.instances):
             rows.flush()
         self._outgoing.flush(self._tx, relay_at=self.now + timedelta(seconds=_RELAY_SECONDS))
         committed.outgoing = self._outgoing.messages
-        if (changed := committed.grown | committed.deleted) or committed.due is not None:
+        committed.streamed = self.tasks.streamed
+        committed.changed = self.tasks.changed
+        changed = committed.grown | committed.deleted
+        if self._names_changes:
+            changed.update(task.task_id for task in self.tasks.changed())
+        if changed or committed.due is not None:
             self._tx.notify(Notice(task_ids=frozenset(changed), due=committed.due))
         return committed
 

@@ -6,7 +6,9 @@ transaction, in order: a single request gets a commit at once, a hundred share o
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,9 +17,10 @@ from typing import Any, Final, Generic, TypeVar, cast
 from llama_deploy.concurrency.batching import Batcher
 from llama_deploy.control_plane.decisions.dispatch_rules import DispatchPace
 from llama_deploy.control_plane.decisions.size_limits import SizeLimits
-from llama_deploy.control_plane.storage.fleets import KnownFleets
+from llama_deploy.control_plane.storage.feed_interest import FeedInterest
 from llama_deploy.control_plane.storage.reads import Reads
-from llama_deploy.control_plane.storage.unit import Committed, Unit
+from llama_deploy.control_plane.storage.removed_ids import KnownRemovals
+from llama_deploy.control_plane.storage.unit import Committed, Unit, UnitContext
 from llama_deploy.errors import ConflictError, InternalServerError, LlamaDeployError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.types.topics import Topics
@@ -56,9 +59,12 @@ class Writer:
         pace: How long attempts wait before they are published.
         after_commit: Called with what each transaction has changed, before its commands return.
         limits: How large inboxes and the state of sessions may become.
+        known_removals: Whether ids of removed tasks have to be looked up. None: always.
+        interest: Whether the notices to other control planes are to name each task whose status changes.
+        on_transaction: Called with how many seconds a transaction took, and whether it failed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only, and assembled in one place
         self,
         store: StateStore,
         *,
@@ -67,15 +73,23 @@ class Writer:
         pace: DispatchPace,
         after_commit: Callable[[Committed], None],
         limits: SizeLimits = _UNLIMITED,
+        known_removals: KnownRemovals | None = None,
+        interest: FeedInterest | None = None,
+        on_transaction: Callable[[float, bool], None] | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._topics = topics
-        self._pace = pace
+        self._context = UnitContext(
+            clock=clock,
+            topics=topics,
+            pace=pace,
+            limits=limits,
+            removals=known_removals or KnownRemovals(),
+        )
         self._after_commit = after_commit
-        self._limits = limits
+        self._on_transaction = on_transaction
+        self._interest = FeedInterest() if interest is None else interest
         self._sent: list[str] = []
-        self._known_fleets = KnownFleets()
         self.failed_at: datetime | None = None
         """When the store last failed."""
         self._batcher: Batcher[Command[Any], Any] = Batcher(
@@ -175,30 +189,33 @@ class Writer:
     async def _transact(self, commands: Sequence[Command[Any]]) -> Sequence[Any]:
         sent, self._sent = self._sent, []
         reads = Reads.merged([command.reads for command in commands])
+        names_changes = self._interest.until is not None and self._interest.is_shown()
 
         def work(tx: StoreTransaction) -> tuple[list[Any], Committed]:
             unit = Unit.load(
                 tx,
                 reads,
-                clock=self._clock,
-                topics=self._topics,
-                pace=self._pace,
-                known_fleets=self._known_fleets,
-                limits=self._limits,
+                self._context,
+                names_changes=names_changes,
             )
             outcomes = [_run(command, unit) for command in commands]
             if sent:
                 tx.outbox.delete(sent)
             return outcomes, unit.flush()
 
+        began = time.perf_counter()
         try:
             synced = any(command.synced for command in commands)
             outcomes, committed = await self._store.transact(work, synced=synced)
         except BaseException as exc:
             self._sent.extend(sent)
+            if self._on_transaction is not None and not isinstance(exc, asyncio.CancelledError):
+                self._on_transaction(time.perf_counter() - began, True)
             if isinstance(exc, UnavailableError):
                 self.failed_at = self._clock()
             raise
+        if self._on_transaction is not None:
+            self._on_transaction(time.perf_counter() - began, False)
         self._after_commit(committed)
         return outcomes
 

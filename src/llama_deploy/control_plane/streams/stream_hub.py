@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
+from llama_deploy.control_plane.storage.removed_ids import find_task
 from llama_deploy.control_plane.streams.attempt_markers import AttemptMarkers, StreamItem
+from llama_deploy.control_plane.streams.expired_events import check_no_gap
+from llama_deploy.control_plane.streams.page_budget import SMALL_PAGE_BYTES, PageBudget
+from llama_deploy.control_plane.streams.shared_pages import SharedPages
 from llama_deploy.errors import TaskNotFoundError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import EventRecord, TaskRecord
@@ -28,8 +32,8 @@ T = TypeVar("T")
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How often an idle stream sends a keep-alive."""
 _PAGE: Final = 500
-_PAGE_BYTES: Final = 1024 * 1024
-"""With how much data of events a page is full. So a reader holds as much in memory, and one event more."""
+_ROOM_SECONDS: Final = 1.0
+"""How long a reader waits for room in memory."""
 _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 
 
@@ -73,6 +77,10 @@ class StreamHub:
 
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
+        self._pages: dict[str, SharedPages] = {}
+        """What the readers of streams share, by task."""
+        self.budget = PageBudget()
+        """For the pages of events that are in memory."""
 
     @contextmanager
     def watch(self, task_id: str) -> Iterator[Watch]:
@@ -86,6 +94,11 @@ class StreamHub:
             watches.discard(watch)
             if not watches and self._watches.get(task_id) is watches:
                 del self._watches[task_id]
+                self._pages.pop(task_id, None)
+
+    def pages(self, task_id: str) -> SharedPages:
+        """Return the pages that the readers of a task's stream share, within `watch`."""
+        return self._pages.setdefault(task_id, SharedPages())
 
     def is_watched(self, task_id: str) -> bool:
         """Whether there is a waiter for the task."""
@@ -97,24 +110,25 @@ class StreamHub:
 
     def grown(self, task_id: str) -> None:
         """The task's stream has grown."""
-        for watch in self._watches.get(task_id, ()):
-            watch.wake()
+        if task_id in self._watches:
+            for watch in self._changed(task_id):
+                watch.wake()
 
     def ended(self, task_id: str, view: TaskView) -> None:
         """The task has ended; `view` shows it to clients."""
-        for watch in self._watches.get(task_id, ()):
+        for watch in self._changed(task_id):
             watch.ended = view
             watch.wake()
 
     def deleted(self, task_id: str) -> None:
         """The task was deleted."""
-        for watch in self._watches.get(task_id, ()):
+        for watch in self._changed(task_id):
             watch.deleted = True
             watch.wake()
 
     def invalidate(self, task_id: str) -> None:
         """The task may have changed: its waiters must read the store."""
-        for watch in self._watches.get(task_id, ()):
+        for watch in self._changed(task_id):
             watch.is_stale = True
             watch.wake()
 
@@ -124,6 +138,12 @@ class StreamHub:
             for watch in watches:
                 watch.closing = True
                 watch.wake()
+
+    def _changed(self, task_id: str) -> Iterable[Watch]:
+        """Return the waiters for a task, whose stream is to be read again."""
+        if (pages := self._pages.get(task_id)) is not None:
+            pages.grown()
+        return self._watches.get(task_id, ())
 
 
 async def follow(
@@ -142,6 +162,7 @@ async def follow(
 
     Raises:
         TaskNotFoundError: The task does not exist, or it was deleted during the stream.
+        EventsExpiredError: Events after `after`, or after what was read, were removed.
     """
     async for group, _ in _follow(
         store, hub, task_id, after=after, markers=AttemptMarkers(after, wanted=False)
@@ -151,15 +172,16 @@ async def follow(
 
 
 async def follow_attempts(
-    store: StateStore, hub: StreamHub, task_id: str, *, after: int = -1
+    store: StateStore, hub: StreamHub, task_id: str, *, after: int = -1, markers: bool = True
 ) -> AsyncIterator[list[StreamItem]]:
     """Yield the events of a task as `follow` does, and between them where new attempts take over.
 
-    A reader is told of a takeover at once, before the new attempt has streamed anything.
+    A reader is told of a takeover at once, before the new attempt has streamed anything; without `markers`,
+    it is not told.
     """
-    markers = AttemptMarkers(after)
-    async for group, due in _follow(store, hub, task_id, after=after, markers=markers):
-        items = [*due, *markers.placed(group)]
+    told = AttemptMarkers(after, wanted=markers)
+    async for group, due in _follow(store, hub, task_id, after=after, markers=told):
+        items = [*due, *told.placed(group)]
         del group
         yield items
         del items  # before the next page is read
@@ -170,22 +192,29 @@ async def _follow(
 ) -> AsyncIterator[tuple[list[EventRecord], list[NewAttempt]]]:
     """Yield events, and the markers that stand before the first of them."""
     cursor = after
-    is_over = False
+    is_over = is_last = False
     load_task = partial(_load_task, task_id=task_id)
-    with hub.watch(task_id) as watch:
-        while not watch.closing:
-            load = partial(_load_events, task_id=task_id, after=cursor)
-            events = await _read_when_available(store, watch, load)
+    with hub.watch(task_id) as watch, closing(hub.budget.share()) as page:
+        while not (watch.closing or is_last):
+            size = await page.take(_ROOM_SECONDS)
+            if not size:
+                yield [], []
+                continue
+            events = await _load_page(_page_loader(store, hub, task_id, cursor, max_bytes=size), watch)
+            held = sum(event.data_bytes for event in events)
+            page.resize(held)
             if events:
+                check_no_gap(events, cursor)
                 if markers.must_learn(events):
                     markers.learn(await _read_when_available(store, watch, load_task))
                 cursor = events[-1].position
-                is_last, is_full = events[-1].terminal, _is_full(events)
+                # Another reader may have asked for a smaller page, which is shared.
+                is_full = len(events) == _PAGE or held >= min(size, SMALL_PAGE_BYTES)
+                is_last = events[-1].terminal
                 yield events, []
                 del events  # before the next page is read
-                if is_last:
-                    return
-                if is_full:
+                page.close()
+                if is_last or is_full:
                     continue
             elif is_over:
                 return  # the cursor is beyond the end
@@ -196,6 +225,22 @@ async def _follow(
                 yield [], due
             if not await watch.changed(KEEP_ALIVE_SECONDS):
                 yield [], []
+
+
+def _page_loader(
+    store: StateStore, hub: StreamHub, task_id: str, cursor: int, *, max_bytes: int
+) -> Callable[[], Awaitable[list[EventRecord]]]:
+    load = partial(_load_events, task_id=task_id, after=cursor, max_bytes=max_bytes)
+    if max_bytes < SMALL_PAGE_BYTES:
+        return partial(store.read, load)  # other readers have room for more
+    return partial(hub.pages(task_id).load, cursor, partial(store.read, load))
+
+
+async def _load_page(load: Callable[[], Awaitable[list[EventRecord]]], watch: Watch) -> list[EventRecord]:
+    try:
+        return await load()  # without the means to retry, which most calls do not need
+    except UnavailableError:
+        return await _when_available(load, watch)
 
 
 async def _read_open(store: StateStore, watch: Watch, task_id: str) -> TaskRecord | None:
@@ -209,6 +254,10 @@ async def _read_open(store: StateStore, watch: Watch, task_id: str) -> TaskRecor
 
 
 async def _read_when_available(store: StateStore, watch: Watch, work: Callable[[StoreTransaction], T]) -> T:
+    return await _when_available(partial(store.read, work), watch)
+
+
+async def _when_available(read: Callable[[], Awaitable[T]], watch: Watch) -> T:
     """Read the store, and retry while it is unavailable: the reader of a stream does not notice.
 
     Raises:
@@ -219,7 +268,7 @@ async def _read_when_available(store: StateStore, watch: Watch, work: Callable[[
         await watch.changed(seconds)
 
     return await retry(
-        partial(store.read, work),
+        read,
         backoff=_BACKOFF,
         retry_on=lambda exc: isinstance(exc, UnavailableError) and not watch.closing,
         outage=Outage(
@@ -232,16 +281,9 @@ async def _read_when_available(store: StateStore, watch: Watch, work: Callable[[
     )
 
 
-def _load_events(tx: StoreTransaction, *, task_id: str, after: int) -> list[EventRecord]:
-    return tx.events.load(task_id, after=after, limit=_PAGE, max_bytes=_PAGE_BYTES)
-
-
-def _is_full(page: list[EventRecord]) -> bool:
-    return len(page) == _PAGE or sum(event.data_bytes for event in page) >= _PAGE_BYTES
+def _load_events(tx: StoreTransaction, *, task_id: str, after: int, max_bytes: int) -> list[EventRecord]:
+    return tx.events.load(task_id, after=after, limit=_PAGE, max_bytes=max_bytes)
 
 
 def _load_task(tx: StoreTransaction, *, task_id: str) -> TaskRecord:
-    task = tx.tasks.load([task_id]).get(task_id)
-    if task is None:
-        raise TaskNotFoundError(f"there is no task {task_id}", task_id=task_id)
-    return task
+    return find_task(tx, task_id, lean=True)

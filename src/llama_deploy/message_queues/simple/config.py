@@ -16,8 +16,11 @@ from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
 from llama_deploy.message_queues.simple.limits import BrokerLimits
 from llama_deploy.types.ports import BoundPort
+from llama_deploy.web.connection_limit import DEFAULT_MAX_CONNECTIONS
+from llama_deploy.web.edge.body_budget import DEFAULT_MAX_TOTAL_BODY_BYTES
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
 from llama_deploy.web.edge.host_settings import TrustedHostNames
+from llama_deploy.web.edge.server_key import ServerKey
 
 _CLIENT_KWARGS = frozenset(inspect.signature(aiohttp.ClientSession).parameters) - {"connector", "base_url"}
 
@@ -38,8 +41,12 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     `timeout`, the seconds for an answer, or None; `verify`, False to accept every certificate, the path of
     a file with certificate authorities, or an `ssl.SSLContext`; `cert`, the path of a client certificate with
     its key, or the paths of both. Never leaves the process."""
+    api_key: ServerKey | None = Field(default=None, repr=False)
+    """The key that callers of the server need, and that its clients send: at least 32 characters. None: a
+    server admits everybody, unless it runs beside a control plane with `authentication`, whose keys it then
+    accepts. Never leaves the process but to the server."""
     allow_remote: bool = False
-    """Whether an address may be bound that other machines reach. There is no authentication yet."""
+    """Whether a server without `api_key` may listen on an address that other machines can reach."""
     trusted_hosts: TrustedHostNames = Field(default_factory=list)
     """For a server: further names under which it is reached, such as `queue.example.com`; `*` is every name.
     A request for another host gets 421. IP addresses, `localhost` and `host` need no entry."""
@@ -68,6 +75,12 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     """For a server: seconds after which a delivery that is neither settled nor extended comes back."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, ge=1)
     """For a server: maximum size of a request in bytes; larger ones get 413."""
+    max_total_body_bytes: int = Field(default=DEFAULT_MAX_TOTAL_BODY_BYTES, ge=1)
+    """For a server: how many bytes the bodies of all requests take that are served at the same time. Further
+    ones wait for room, and get 503 after 30 seconds. Bodies up to 64 KiB are not counted."""
+    max_connections: int = Field(default=DEFAULT_MAX_CONNECTIONS, ge=1)
+    """For a server: how many connections of clients are open at the same time; further ones get 503 and are
+    closed. There are fewer if the process may not open so many files."""
 
     @field_validator("client_kwargs")
     @classmethod

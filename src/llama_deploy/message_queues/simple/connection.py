@@ -26,6 +26,7 @@ class QueueServerConnection(BrokerConnection):
     def __init__(self, config: SimpleMessageQueueConfig) -> None:
         super().__init__(f"the message queue {config.base_url}", retry_seconds=config.retry_seconds)
         settings, options = ConnectionSettings.from_client_kwargs(config.base_url, config.client_kwargs)
+        settings = settings.with_api_key(config.api_key)
         self._http = HttpConnection(settings, options=options)
         self._base_url = config.base_url
         self._closed = False

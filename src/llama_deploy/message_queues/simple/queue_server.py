@@ -32,6 +32,10 @@ from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.message_queues.simple.topic import Handout
 from llama_deploy.messages import QueueMessage
 from llama_deploy.web.application import create_app
+from llama_deploy.web.edge.access import new_router
+from llama_deploy.web.edge.access_table import QUEUE_ACCESS
+from llama_deploy.web.edge.authentication import Authenticator
+from llama_deploy.web.edge.bearer_tokens import shared_key
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
 from llama_deploy.web.health_routes import add_health_routes
 from llama_deploy.web.http_server import HttpServer
@@ -43,7 +47,6 @@ logger = logging.getLogger(__name__)
 MAX_WAIT_SECONDS: Final = 60.0
 """A longer `wait` is cut to this."""
 
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
@@ -52,7 +55,7 @@ class TopicOptions(BaseModel, use_attribute_docstrings=True):
 
     group: Name = DEFAULT_GROUP
     """The group to create."""
-    expires_after: Seconds | None = None
+    expires_after: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True)
     """Seconds without a reader after which the topic is deleted. None: unchanged; never, for a new topic."""
 
 
@@ -94,7 +97,7 @@ class ReceiveQuery(BaseModel, use_attribute_docstrings=True):
     """The maximum number of messages."""
     wait: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Seconds to wait for the first message, at most 60."""
-    visibility: Seconds | None = None
+    visibility: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
     """Seconds after which an unsettled message is requeued. None: the server's setting."""
     subscription: str = Field(default="", max_length=MAX_NAME_LENGTH)
     """Identifies the receiver, so that all its messages can be requeued at once."""
@@ -121,10 +124,17 @@ class SimpleMessageQueueServer(AsyncCloseable):
 
     Args:
         config: The settings. With port 0 the system chooses one; `server.config` has it after the start.
+        authenticator: Identifies callers. None: they need the `api_key` of the settings, if it has one.
     """
 
-    def __init__(self, config: SimpleMessageQueueConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: SimpleMessageQueueConfig | None = None,
+        *,
+        authenticator: Authenticator | None = None,
+    ) -> None:
         self.config = config or SimpleMessageQueueConfig()
+        self._authenticator = authenticator
         self._running: _Running | None = None
 
     async def start(self) -> None:
@@ -138,9 +148,13 @@ class SimpleMessageQueueServer(AsyncCloseable):
         logger.info("Launching message queue server at %s/", self.config.base_url, extra={"action": "launch"})
         host = await BrokerHost.start(self.config)
         try:
-            app = build_app(host.broker, self.config)
+            app = build_app(host.broker, self.config, authenticator=self._authenticator)
             http = await HttpServer.start(
-                app, host=self.config.host, port=self.config.port, allow_remote=self.config.allow_remote
+                app,
+                host=self.config.host,
+                port=self.config.port,
+                allow_remote=self.config.allow_remote or self._is_closed,
+                max_connections=self.config.max_connections,
             )
         except BaseException:
             await host.close()
@@ -175,6 +189,11 @@ class SimpleMessageQueueServer(AsyncCloseable):
         """
         return LocalMessageQueue(self._live().host.broker, self.config)
 
+    @property
+    def _is_closed(self) -> bool:
+        """Whether callers need a key."""
+        return self._authenticator is not None or self.config.api_key is not None
+
     def _live(self) -> _Running:
         if self._running is None:
             raise ClosedError("the message queue server is not running; start it first")
@@ -193,7 +212,9 @@ class _Running:
     http: HttpServer
 
 
-def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp:
+def build_app(
+    broker: SimpleBroker, config: SimpleMessageQueueConfig, *, authenticator: Authenticator | None = None
+) -> ASGIApp:
     """Return the HTTP application of a broker, behind the layers of the edge."""
     app = create_app(
         title="llama_deploy simple message queue",
@@ -205,20 +226,26 @@ def build_app(broker: SimpleBroker, config: SimpleMessageQueueConfig) -> ASGIApp
     # One schema per model: bodies that are parsed by hand refer to the schemas of responses.
     app.separate_input_output_schemas = False
     routes = QueueRoutes(broker)
-    app.get("/", response_model=QueueInfo)(routes.home)
-    app.get("/health", response_model=QueueHealth)(routes.health)
-    add_health_routes(app, routes.ready)
-    app.get("/topics", response_model=dict[str, TopicDepth])(routes.topics)
-    app.post("/topics/{topic:path}", response_model=TopicInfo)(routes.create_topic)
-    app.post("/messages/{topic:path}", response_model=Accepted, openapi_extra=_PUBLISH_BODY)(routes.publish)
-    app.get("/messages/{topic:path}", response_model=ReceivedBatch)(routes.receive)
-    app.post("/deliveries/settle", status_code=HTTPStatus.NO_CONTENT)(routes.settle)
-    app.delete("/subscriptions/{subscription}", status_code=HTTPStatus.NO_CONTENT)(routes.unsubscribe)
+    router = new_router(QUEUE_ACCESS)
+    router.get("/", response_model=QueueInfo)(routes.home)
+    router.get("/health", response_model=QueueHealth)(routes.health)
+    add_health_routes(router, routes.ready)
+    router.get("/topics", response_model=dict[str, TopicDepth])(routes.topics)
+    router.post("/topics/{topic:path}", response_model=TopicInfo)(routes.create_topic)
+    publish = router.post("/messages/{topic:path}", response_model=Accepted, openapi_extra=_PUBLISH_BODY)
+    publish(routes.publish)
+    router.get("/messages/{topic:path}", response_model=ReceivedBatch)(routes.receive)
+    router.post("/deliveries/settle", status_code=HTTPStatus.NO_CONTENT)(routes.settle)
+    router.delete("/subscriptions/{subscription}", status_code=HTTPStatus.NO_CONTENT)(routes.unsubscribe)
+    app.include_router(router)
     settings = EdgeSettings(
         env_prefix="SIMPLE_MESSAGE_QUEUE_",
         no_head=("/messages/",),
         hosts=[config.host, *config.trusted_hosts],
         max_body_bytes=config.max_body_bytes,
+        max_total_body_bytes=config.max_total_body_bytes,
+        authenticator=authenticator or shared_key(config.api_key),
+        access=QUEUE_ACCESS,
     )
     return build_edge(app, settings, shortcuts=queue_shortcuts(routes))
 
@@ -351,7 +378,6 @@ class QueueRoutes:
         finally:
             gone = watching.done()
             watching.cancel()
-            await asyncio.wait([watching])
         if gone:
             self._broker.give_back(handouts)
             return None

@@ -16,5 +16,5 @@ class Settlement:
 
     delivery_id: str
     action: SettleAction
-    seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)] = 0.0
+    seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True)] = 0.0
     """For `nack` and `extend`."""

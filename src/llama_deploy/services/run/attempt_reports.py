@@ -15,9 +15,14 @@ from typing import Any, Final
 
 from llama_deploy.errors import ClosedError, LlamaDeployError
 from llama_deploy.messages import ActionTypes, QueueMessage
+from llama_deploy.services.run.event_shares import MAX_SHARE
+from llama_deploy.services.run.inbox.open_questions import OpenQuestions
+from llama_deploy.services.run.progress_text import ProgressText
 from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.run.steps.step_history import StepHistory
 from llama_deploy.services.values.payloads import StreamedEvent
 from llama_deploy.types.instance_protocol import AttemptEvents, AttemptOutcome, EventPayload
+from llama_deploy.types.questions import WaitReport
 from llama_deploy.types.topics import CONTROL_PLANE
 
 MAX_MESSAGE_CHARACTERS: Final = 512 * 1024
@@ -29,8 +34,6 @@ Small enough that the whole message stays below `MAX_REPORT_BYTES`.
 """
 MAX_WAITING: Final = 5_000
 """How many events are kept before a step that streams another one has to wait."""
-MAX_WAITING_CHARACTERS: Final = 16 * MAX_MESSAGE_CHARACTERS
-"""How much text is kept before a step that streams another event has to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class EventBuffer:
     """How many events of the attempt were dropped from the front."""
     sent: int = 0
     """How many events of the attempt were sent."""
+    max_characters: int = MAX_SHARE
+    """How much text is kept before the next event has to wait."""
     _size: int = 0
     _events: deque[StreamedEvent] = field(default_factory=deque)
 
@@ -61,12 +66,13 @@ class EventBuffer:
     @property
     def is_full(self) -> bool:
         """Whether the next event has to wait."""
-        return len(self._events) >= MAX_WAITING or self._size >= MAX_WAITING_CHARACTERS
+        return len(self._events) >= MAX_WAITING or self._size >= self.max_characters
 
     @property
     def is_crowded(self) -> bool:
         """Whether events should be stored soon to make room."""
-        return len(self._events) >= MAX_WAITING // 4 or self._size > MAX_MESSAGE_CHARACTERS
+        most = min(MAX_MESSAGE_CHARACTERS, self.max_characters // 2)
+        return len(self._events) >= MAX_WAITING // 4 or self._size > most
 
     @property
     def rest_fits(self) -> bool:
@@ -129,7 +135,17 @@ class AttemptReports:
 
     A step's events are then durable together with its result, whatever the queue loses.
     """
-    _buffer: EventBuffer = field(default_factory=EventBuffer, init=False)
+    asked: OpenQuestions | None = None
+    """What the run waits for, reported with the events of a run without a journal. None: nothing is."""
+    max_characters: int = MAX_SHARE
+    """How much text of events is kept before `add` waits."""
+    steps: StepHistory = field(default_factory=StepHistory, init=False)
+    """The steps of the attempt. Those that no journal write has told travel with the outcome."""
+    progress: ProgressText = field(init=False)
+    """What the run says of its progress; it travels with the next message."""
+    _buffer: EventBuffer = field(init=False)
+    _is_wait_due: bool = field(default=False, init=False)
+    """Whether what the run waits for is to be reported."""
     _ending: bool = field(default=False, init=False)
     _worker: asyncio.Task[None] | None = field(default=None, init=False)
     _failure: LlamaDeployError | None = field(default=None, init=False)
@@ -138,7 +154,9 @@ class AttemptReports:
 
     def __post_init__(self) -> None:
         """Begin with room for events."""
+        self._buffer = EventBuffer(max_characters=self.max_characters)
         self._room.set()
+        self.progress = ProgressText(self._start)
 
     async def add(self, event: StreamedEvent) -> None:
         """Add an event. Waits while the buffer is full.
@@ -153,8 +171,18 @@ class AttemptReports:
                 raise self._failure
             self._buffer.append(event)
             self._update_room()
-            if self._worker is None or self._worker.done():
-                self._worker = asyncio.create_task(self._drain(), name=f"events-{self.key.task_id}")
+            self._start()
+
+    def tell_waits(self) -> None:
+        """Report what the run waits for, which has no journal."""
+        if self._failure is None:
+            self._is_wait_due = True
+            self._start()
+
+    def _start(self) -> None:
+        """Send what waits."""
+        if not self._ending and (self._worker is None or self._worker.done()):
+            self._worker = asyncio.create_task(self._drain(), name=f"events-{self.key.task_id}")
 
     @property
     def count(self) -> int:
@@ -191,6 +219,7 @@ class AttemptReports:
             LlamaDeployError: An event was rejected permanently.
         """
         self._ending = True
+        self.progress.close()
         if self._worker is not None:
             await asyncio.wait([self._worker])
         if self._failure is not None:
@@ -227,20 +256,26 @@ class AttemptReports:
         if self._failure is None:
             self._failure = ClosedError("the attempt has ended")
         self._room.set()
+        self.progress.close()
         if self._worker is not None and not self._worker.done():
             self._worker.cancel()
             await asyncio.wait([self._worker])
 
     async def _drain(self) -> None:
         buffer = self._buffer
-        while buffer.count > buffer.sent and not (self._ending and buffer.rest_fits):
+        while self._has_more():
             first, batch = buffer.sent, buffer.batch(buffer.sent, limit=MAX_BATCH_CHARACTERS)
+            waits, progress = self._next_waits(), self.progress.take()
+            if not batch and waits is None and progress is None:
+                continue
             report = AttemptEvents(
                 task_id=self.key.task_id,
                 attempt=self.key.attempt,
                 token=self.key.token,
                 first=first,
                 events=batch,
+                waits=waits,
+                progress=progress,
             )
             try:
                 await self.publish(report_message(report))
@@ -249,8 +284,24 @@ class AttemptReports:
                 self._room.set()
                 return
             buffer.mark_sent(first + len(batch))
+            if waits is not None and self.asked is not None:
+                self.asked.stored(waits)
             if not self.keep_published:
                 self._drop(buffer.sent)
+
+    def _has_more(self) -> bool:
+        """Whether a message is to be sent before the outcome."""
+        buffer = self._buffer
+        if self._ending:
+            return buffer.count > buffer.sent and not buffer.rest_fits
+        return buffer.count > buffer.sent or self._is_wait_due or self.progress.is_due
+
+    def _next_waits(self) -> WaitReport | None:
+        self._is_wait_due = False
+        if self.asked is None or self.keep_published or self._ending:
+            return None
+        self._is_wait_due = self.asked.is_crowded
+        return self.asked.report()
 
     def _outcome(
         self,
@@ -277,6 +328,8 @@ class AttemptReports:
             history=outcome.history,
             data=outcome.data,
             session_state=session_state,
+            progress=self.progress.text,
+            steps=self.steps.untold(),
         )
 
     def _drop(self, count: int) -> None:

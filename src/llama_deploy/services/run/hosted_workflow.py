@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from weakref import ref
 
 from pydantic import SecretStr
 from workflows import Context, Workflow
+from workflows.events import Event
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.services.run.hosting import host_runs
-from llama_deploy.services.run.journal_format import JournalFormat
-from llama_deploy.services.run.shared_state import RUN, RunObject, SharedState, run_object
-from llama_deploy.services.run.step_guard import guard_like, guard_steps, unguard, watching
+from llama_deploy.services.run.journal.journal_format import JournalFormat
+from llama_deploy.services.run.steps.shared_state import RUN, RunObject, SharedState, run_object
+from llama_deploy.services.run.steps.step_guard import guard_like, guard_steps, unguard, watching
 from llama_deploy.services.run.workflow_factory import AnyWorkflow, WorkflowFactory
+from llama_deploy.services.values.answer_forms import AnswerForms
 from llama_deploy.services.values.class_shapes import class_shapes
 from llama_deploy.services.values.payloads import EventRegistry
 from llama_deploy.services.values.run_arguments import RunCall
@@ -25,10 +27,12 @@ from llama_deploy.services.values.session_state import StateCodec
 from llama_deploy.services.values.writing import Writing
 from llama_deploy.types.workflow_shape import WorkflowShape
 from llama_deploy.workflow_library import (
+    answer_classes,
     cache_steps,
     describe_class,
     fingerprint,
     has_steps_of_its_own,
+    leave_out_spans,
     library_version,
     share_class,
     shares_class,
@@ -52,6 +56,10 @@ class HostedWorkflow:
     shared: SharedState
     """Warns if runs change an object that they share."""
     events: EventRegistry
+    forms: AnswerForms
+    """Describes the answers to questions."""
+    answers: Sequence[type[Event]]
+    """The classes of the events that steps take from outside."""
     states: StateCodec
     journals: JournalFormat
 
@@ -94,11 +102,14 @@ class HostedWorkflow:
             classes=class_shapes(writing.classes),
             state=states.class_name,
         )
+        events = EventRegistry(first, extra)
         return cls(
             source=source,
             first=first,
             shared=SharedState(service_name),
-            events=EventRegistry(first, extra),
+            events=events,
+            forms=AnswerForms(events.classes.values()),
+            answers=answer_classes(first),
             states=states,
             journals=JournalFormat(first.workflow_name, writing, states, shape),
         )
@@ -152,14 +163,22 @@ class HostedWorkflow:
 def _prepare(workflow: Workflow) -> None:
     guard_steps(workflow)
     cache_steps(workflow)
+    leave_out_spans(workflow)
     host_runs(workflow)
     take_timeout(workflow)
 
 
-async def start_run(call: RunCall, ctx: Context | None) -> WorkflowHandler:
-    """Start a run, and notice what the workflow's own `run` method changes in the workflow object."""
+def start_run(call: RunCall, ctx: Context | None) -> WorkflowHandler | Coroutine[Any, Any, WorkflowHandler]:
+    """Start a run. A coroutine awaits the workflow's own `run` method."""
+    if call.start_event is not None:
+        return call.start(ctx)
+    return _start_own(call, ctx)
+
+
+async def _start_own(call: RunCall, ctx: Context | None) -> WorkflowHandler:
+    """Notice what the workflow's own `run` method changes in the workflow object."""
     current, watch = run_object.get(), watching.get()
-    if current is None or call.start_event is not None:
-        return await call.start(ctx)
+    if current is None:
+        return await call.start_own(ctx)
     with current.compared(current.workflow(), RUN, None if watch is None else watch.on_change):
-        return await call.start(ctx)
+        return await call.start_own(ctx)

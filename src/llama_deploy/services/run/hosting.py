@@ -16,12 +16,13 @@ from weakref import WeakValueDictionary
 from workflows import Workflow
 from workflows.events import Event
 
-from llama_deploy.services.run.contained_steps import contained_steps
-from llama_deploy.services.run.open_steps import step_run
+from llama_deploy.services.run.inbox.open_questions import asking_step
 from llama_deploy.services.run.run_observer import RunObserver
-from llama_deploy.services.run.start_gate import StartGate
-from llama_deploy.services.run.step_guard import StepExitError, watching
-from llama_deploy.services.run.step_turns import StepTurns
+from llama_deploy.services.run.steps.contained_steps import contained_steps
+from llama_deploy.services.run.steps.open_steps import step_run
+from llama_deploy.services.run.steps.start_gate import StartGate
+from llama_deploy.services.run.steps.step_guard import StepExitError, watching
+from llama_deploy.services.run.steps.step_turns import StepTurns
 from llama_deploy.workflow_library import (
     BaseInternalRunAdapterDecorator,
     BaseRuntimeDecorator,
@@ -38,6 +39,7 @@ from llama_deploy.workflow_library import (
     WaitForNextTaskResult,
     WorkerTask,
     WorkflowTick,
+    execution_of,
     get_current_run_id,
     install_runtime,
 )
@@ -57,7 +59,8 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         host.attach(decorated)
 
     async def get_now(self) -> float:
-        """Return the time of the run. See `RunClock.now`."""
+        """Return the time of the run, see `RunClock.now`. The library asks before it processes a tick."""
+        self._host.inbox.before_tick()
         return self._host.clock.now()
 
     async def on_tick(self, tick: WorkflowTick) -> None:
@@ -136,9 +139,11 @@ class HostedAdapter(BaseInternalRunAdapterDecorator):
         if not isinstance(pending, PendingWorker):
             return asyncio.create_task(pending.coro)
         token = step_run.set(self._host.on_start(pending))
+        asking = asking_step.set(execution_of(pending))
         try:
             return self._gate.hold(pending.coro) if is_held else asyncio.create_task(pending.coro)
         finally:
+            asking_step.reset(asking)
             step_run.reset(token)
 
 
@@ -147,8 +152,9 @@ class HostedRuntime(BaseRuntimeDecorator):
 
     def __init__(self) -> None:
         super().__init__(ManyObjectsRuntime())
-        # A host lives as long as something waits for its run.
+        # A host lives as long as something waits for its run, and an adapter as long as its run.
         self._hosts: WeakValueDictionary[str, RunObserver] = WeakValueDictionary()
+        self._adapters: WeakValueDictionary[str, HostedAdapter] = WeakValueDictionary()
 
     def run_workflow(
         self, run_id: str, workflow: Workflow, init_state: BrokerState, *rest: Any, **options: Any
@@ -179,10 +185,16 @@ class HostedRuntime(BaseRuntimeDecorator):
         return replace(registered, steps=steps)
 
     def get_internal_adapter(self, workflow: Workflow) -> InternalRunAdapter:
-        """Return the adapter of the run that begins in this context."""
-        adapter = super().get_internal_adapter(workflow)
-        host = self._hosts.get(adapter.run_id)
-        return adapter if host is None else HostedAdapter(adapter, host)
+        """Return the adapter of the run of this context: the same for the run and each of its steps."""
+        run_id = get_current_run_id() or ""
+        adapter = self._adapters.get(run_id)
+        if adapter is not None:
+            return adapter
+        host = self._hosts.get(run_id)
+        if host is None:
+            return super().get_internal_adapter(workflow)
+        adapter = self._adapters[run_id] = HostedAdapter(super().get_internal_adapter(workflow), host)
+        return adapter
 
 
 def host_runs(workflow: Workflow, runtime: Runtime | None = None) -> None:

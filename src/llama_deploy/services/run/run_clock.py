@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
@@ -75,16 +74,14 @@ class RunClock:
             limit = _STALL_SECONDS if self.idle_timeout is None else self.idle_timeout
             self._call_later(max(limit, MIN_PAUSE), self.on_stuck)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Hold:
         """While this context is open, the run cannot continue for an external reason."""
-        self._holds += 1
+        return Hold(self)
+
+    def hold(self, change: int) -> None:
+        """Note that a `Hold` begins (1) or ends (-1)."""
+        self._holds += change
         self._count()
-        try:
-            yield
-        finally:
-            self._holds -= 1
-            self._count()
 
     def step_begins(self) -> None:
         """A step of the run has started."""
@@ -144,6 +141,19 @@ class RunClock:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+@dataclass(slots=True)
+class Hold:
+    """A context in which a run cannot continue; every tick of a run opens one."""
+
+    clock: RunClock
+
+    def __enter__(self) -> None:
+        self.clock.hold(1)
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.hold(-1)
 
 
 def _do_nothing() -> None:

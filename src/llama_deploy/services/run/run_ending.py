@@ -12,8 +12,8 @@ from workflows.handler import WorkflowHandler
 
 from llama_deploy.errors import FencedOutError
 from llama_deploy.services.run.run_outcome import RunOutcome
-from llama_deploy.services.run.step_guard import StepExitError
-from llama_deploy.workflow_library import abort
+from llama_deploy.services.run.steps.step_guard import StepExitError
+from llama_deploy.workflow_library import abort, failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class RunEnding:
         self.last_event: StopEvent | None = None
         """The event with which the run's stream has ended."""
         self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when the run's steps are not waited for any more."""
+        """Done when the run's steps are not waited for any more, or its result is known."""
         self._starting: asyncio.Task[WorkflowHandler] | None = None
         self._handler: WorkflowHandler | None = None
         self._canceller: asyncio.Task[None] | None = None
@@ -62,6 +62,11 @@ class RunEnding:
         self._handler = handler
         if self.is_cancelled or self.fault is not None:
             self._cancel_handler(handler)
+
+    async def until_over(self, result: asyncio.Future[StopEvent]) -> None:
+        """Return when the result of a run that has started is known, or is not waited for any more."""
+        result.add_done_callback(self._give_up)
+        await self.given_up
 
     def cancel(self) -> None:
         """Ask the run to end. Idempotent."""
@@ -132,7 +137,7 @@ class RunEnding:
         if self.is_parked or self._handler is None:
             return None
         known = result.done() and not result.cancelled()
-        exc = result.exception() if known else None
+        exc = failure_of(result) if known else None
         last = self.last_event
         fault = self.fault or (exc if isinstance(exc, FencedOutError | RunReleasedError) else None)
         if fault is not None:
@@ -165,7 +170,7 @@ class RunEnding:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(CANCEL_GRACE, self._give_up)
 
-    def _give_up(self) -> None:
+    def _give_up(self, _result: object = None) -> None:
         if not self.given_up.done():
             self.given_up.set_result(None)
 

@@ -10,19 +10,22 @@ from functools import partial
 from weakref import ref
 
 from workflows import Workflow
-from workflows.events import Event, InternalDispatchEvent, StopEvent, WorkflowIdleEvent
+from workflows.events import Event, InternalDispatchEvent, StopEvent, UnhandledEvent, WorkflowIdleEvent
 
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.interceptors import Hooks, StepCall
 from llama_deploy.services.background import BackgroundTasks
-from llama_deploy.services.run.journal_format import RunHistory
-from llama_deploy.services.run.open_steps import NO_STEP, step_run
+from llama_deploy.services.run.inbox.run_inbox import RunInbox
+from llama_deploy.services.run.inbox.waits import Wait
+from llama_deploy.services.run.journal.journal_format import RunHistory
+from llama_deploy.services.run.journal.run_journal import RunJournal
 from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_ending import RunEnding, RunReleasedError
-from llama_deploy.services.run.run_inbox import RunInbox
-from llama_deploy.services.run.run_journal import RunJournal
-from llama_deploy.services.run.stream_reading import Emit
-from llama_deploy.services.run.waits import Wait
+from llama_deploy.services.run.steps.open_steps import NO_STEP, step_run
+from llama_deploy.services.run.steps.step_history import StepHistory, current_step
+from llama_deploy.services.run.steps.stream_reading import Emit
 from llama_deploy.services.values.payloads import StreamedEvent, streamed_event
+from llama_deploy.services.values.task_progress import TaskProgress
 from llama_deploy.services.values.unwritable import explain_missing
 from llama_deploy.supervisor.step_trail import TaskTrail
 from llama_deploy.workflow_library import InternalRunAdapter, PendingWorker, TickIdleCheck, WorkflowTick
@@ -40,8 +43,16 @@ class RunHooks:
     """Called when it continues."""
     hold_lease: Callable[[], Awaitable[None]]
     """Awaited before steps start. Returns when the run is known to belong to this instance."""
+    internal_events: bool = False
+    """Whether the library's internal events are streamed too."""
+    steps: StepHistory | None = None
+    """Notes when steps begin and end."""
+    on_progress: Callable[[str], None] | None = None
+    """Takes what the run says of its progress."""
     trail: TaskTrail | None = None
     """Notes which steps of the run execute. None: this process has no supervisor."""
+    on_step: Hooks[StepCall] = ()
+    """The hooks around a step."""
 
 
 @dataclass(eq=False)
@@ -64,9 +75,8 @@ class RunObserver:
     _timers: BackgroundTasks = field(default_factory=lambda: BackgroundTasks("timers of a run"), init=False)
 
     def attach(self, adapter: InternalRunAdapter) -> None:
-        """The run begins; `adapter` is the library's access to it. Called twice, with the same adapter."""
-        if self._adapter is None:
-            self.clock.work()  # what has delayed the start does not count
+        """The run begins; `adapter` is the library's access to it."""
+        self.clock.work()  # what has delayed the start does not count
         self._adapter = adapter
         if self.history.left_out and (store := adapter.get_state_store(())) is not None:
             explain_missing(store, self.history.left_out)
@@ -115,11 +125,17 @@ class RunObserver:
                 self.hooks.on_waiting()
             else:
                 self.clock.stall()
-        if isinstance(event, InternalDispatchEvent) or ending.last_event is not None or ending.is_over:
+        elif isinstance(event, UnhandledEvent) and self.clock.is_waiting:
+            self.hooks.on_waiting()  # it still waits, although something has come
+        if ending.last_event is not None or ending.is_over:
+            return
+        if isinstance(event, InternalDispatchEvent) and not self.hooks.internal_events:
             return
         if isinstance(event, StopEvent):
             ending.ended(event)
         elif ending.fault is None:
+            if isinstance(event, TaskProgress) and self.hooks.on_progress is not None:
+                self.hooks.on_progress(event.text)
             with suppress(LlamaDeployError):
                 await self._stream(partial(streamed_event, event))
 
@@ -160,6 +176,8 @@ class RunObserver:
             with self.clock.held():  # the event may have to wait until earlier ones are sent
                 event = make()
                 event.payload.step_run = step_run.get()
+                if (step := current_step.get()) is not None:
+                    step.events += 1
                 await self.hooks.on_event(event)
         except LlamaDeployError as exc:
             self.ending.fail(exc)

@@ -13,13 +13,13 @@ from workflows import Context
 from workflows.errors import WorkflowTimeoutError
 from workflows.events import StopEvent, WorkflowTimedOutEvent
 
-from llama_deploy import message_consumers
+from llama_deploy import errors
 from llama_deploy.codec import DescribedError, qualified_name, text_of, valid_text
 from llama_deploy.codec.plain_json import measured, to_json_value
 from llama_deploy.errors import SerializationError, TaskCancelledError
 from llama_deploy.portability.live_objects import check_portable
 from llama_deploy.renamed import advice_on
-from llama_deploy.services.run.step_guard import StepExitError
+from llama_deploy.services.run.steps.step_guard import StepExitError
 from llama_deploy.services.values.payloads import value_type_of
 from llama_deploy.types import TaskFailure, TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload
@@ -34,10 +34,9 @@ _TRACEBACK_LINES: Final = 20
 _TEXT_LINES: Final = 5
 """How many lines of a long text the traceback repeats."""
 _LINE_CHARACTERS: Final = 2_000
-_SERVICES: Final = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - as in frames
-_CONSUMERS: Final = os.path.dirname(message_consumers.__file__)  # noqa: PTH120
-_FRAMEWORK: Final = (*library_folders(), _SERVICES + os.sep, _CONSUMERS + os.sep)
-"""Folders whose frames are in the traceback of every step or message."""
+_PACKAGE: Final = os.path.dirname(errors.__file__)  # noqa: PTH120 - as in frames
+_FRAMEWORK: Final = (*library_folders(), _PACKAGE + os.sep)
+"""Folders whose frames tell nobody what is wrong with a step or a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,8 @@ def _may_show_keys(result: object) -> bool:
 def describe_failure(exc: BaseException) -> TaskFailure:
     """Return what clients see of an exception: its class, its text and the end of its traceback.
 
-    The frames of the workflow library and of this package are omitted: they are the same in every traceback.
+    The frames of the workflow library and of this package are omitted, also those of exceptions that led to
+    it: they are the same in every traceback.
     A long text is cut. Characters that UTF-8 cannot represent are replaced by their escape sequences.
     """
     shown = exc.raised if isinstance(exc, StepExitError) else exc
@@ -200,8 +200,7 @@ def _traceback_of(exc: BaseException) -> list[str] | None:
     """Return the last lines of a traceback. None: the exception's own code prevents it."""
     try:
         trace = traceback.TracebackException.from_exception(exc)
-        own = [frame for frame in trace.stack if not frame.filename.startswith(_FRAMEWORK)]
-        trace.stack = traceback.StackSummary.from_list(own or trace.stack)
+        _keep_own_frames(trace)
         lines = "".join(trace.format()).splitlines()
         text = "".join(trace.format_exception_only()).splitlines()
     except Exception:  # noqa: BLE001 - a user's properties and `__str__` may raise anything
@@ -210,6 +209,16 @@ def _traceback_of(exc: BaseException) -> list[str] | None:
         kept = [*text[:_TEXT_LINES], f"... ({len(text) - _TEXT_LINES} more lines)"]
         lines = lines[-_TRACEBACK_LINES - len(text) : -len(text)] + kept
     return [_cut(line, _LINE_CHARACTERS) for line in lines[-_TRACEBACK_LINES:]]
+
+
+def _keep_own_frames(trace: traceback.TracebackException) -> None:
+    """Leave out the frames of the framework, from an exception and from those that led to it."""
+    waiting: list[traceback.TracebackException | None] = [trace]
+    while waiting:
+        if (each := waiting.pop()) is not None:
+            own = [frame for frame in each.stack if not frame.filename.startswith(_FRAMEWORK)]
+            each.stack = traceback.StackSummary.from_list(own or each.stack)
+            waiting += [each.__cause__, each.__context__, *(each.exceptions or ())]
 
 
 def _cut(text: str, longest: int) -> str:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextvars import copy_context
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from workflows import Workflow
-from workflows.events import StopEvent
 from workflows.handler import WorkflowHandler
 
 from llama_deploy.errors import FencedOutError, RunStuckError
 from llama_deploy.services.background import BackgroundTasks
 from llama_deploy.services.run.hosting import hosting
-from llama_deploy.services.run.journal_format import RunHistory
+from llama_deploy.services.run.inbox.run_inbox import RunInbox
+from llama_deploy.services.run.journal.journal_format import RunHistory
+from llama_deploy.services.run.journal.run_journal import RunJournal
 from llama_deploy.services.run.run_clock import RunClock
 from llama_deploy.services.run.run_ending import RunEnding
-from llama_deploy.services.run.run_inbox import RunInbox
-from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.run_observer import RunHooks, RunObserver
 from llama_deploy.services.run.run_outcome import RunOutcome
-from llama_deploy.services.run.step_guard import StepExitError, StepWatch, watching
+from llama_deploy.services.run.steps.step_guard import StepExitError, StepWatch, watching
 from llama_deploy.services.run.time_budget import TimeBudget
 from llama_deploy.services.values.payloads import StreamedEvent
-from llama_deploy.workflow_library import TickTimeout
+from llama_deploy.types import TaskStatus
+from llama_deploy.workflow_library import TickTimeout, result_of
 
 _MIN_PARKED_SECONDS: Final = 0.5
 """A run that only has to wait this long stays in memory."""
+
+Start: TypeAlias = Callable[[], WorkflowHandler | Coroutine[Any, Any, WorkflowHandler]]
+"""Starts a run. A coroutine is awaited in a task of its own, which may be cancelled."""
 
 OpenJournal: TypeAlias = Callable[[RunClock, Callable[[Exception], None]], RunJournal]
 """Returns the journal of a run, given the run's clock and what to call when the journal cannot be written."""
@@ -63,7 +66,7 @@ class WorkflowRun:
         self,
         workflow: Workflow,
         *,
-        start: Callable[[], Awaitable[WorkflowHandler]],
+        start: Start,
         inbox: RunInbox,
         hooks: RunHooks,
         label: str,
@@ -148,45 +151,59 @@ class WorkflowRun:
             self.clock.step_ends,
             None if self.journal is None else self.journal.volatility.on_change,
             self._observer.on_item,
+            self._observer.hooks.steps,
             self._observer.hooks.trail,
+            None if self.journal is None else self.journal.writer.size.point_of_step,
+            self._observer.hooks.on_step,
         )
         context.run(watching.set, watch)
-        starting = asyncio.create_task(self._begin(), context=context)
+        try:
+            started = context.run(self._start)
+            handler = (
+                started if isinstance(started, WorkflowHandler) else await self._started_by(started, context)
+            )
+            if handler is None:
+                return self._ending.outcome_before_start()
+            return await self._finish(handler)
+        except Exception as exc:  # noqa: BLE001 - the workflow's own code, and the boundary of the task
+            return RunOutcome.failed(exc)
+        finally:
+            self._end()
+
+    async def _started_by(
+        self, start: Coroutine[Any, Any, WorkflowHandler], context: Context
+    ) -> WorkflowHandler | None:
+        """Await a workflow's own way to start. None: the run was stopped meanwhile."""
+        starting = asyncio.create_task(_begin(start), context=context)
         self._ending.starting(starting)
         try:
             either: set[asyncio.Future[Any]] = {starting, self._ending.given_up}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done() or starting.cancelled():
-                return self._ending.outcome_before_start()
-            return await self._finish(starting.result())
-        except Exception as exc:  # noqa: BLE001 - the workflow's own code, and the boundary of the task
-            return RunOutcome.failed(exc)
+            return None if not starting.done() or starting.cancelled() else starting.result()
         finally:
             starting.cancel()
-            self._end()
-
-    async def _begin(self) -> WorkflowHandler:
-        try:
-            return await self._start()
-        except (Exception, asyncio.CancelledError):
-            raise
-        except BaseException as exc:
-            raise StepExitError("run", exc) from exc
 
     async def _finish(self, handler: WorkflowHandler) -> RunOutcome | None:
-        result: asyncio.Future[StopEvent] = asyncio.ensure_future(handler.stop_event_result())
+        result = result_of(handler)
         try:
             self._ending.started(handler)
             await self._inbox.open(handler.send_event, tell=self._tell)
-            either: set[asyncio.Future[Any]] = {result, self._ending.given_up}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            return self._ending.outcome(result)
+            await self._ending.until_over(result)
+            outcome = self._ending.outcome(result)
+            if self.journal is not None and outcome is not None:
+                await self._keep(self.journal, outcome)
+            return outcome
         finally:
             self._end()
             self._background.cancel()
             self._observer.close()
             self._inbox.close()
             self._ending.close(result)
+
+    async def _keep(self, journal: RunJournal, outcome: RunOutcome) -> None:
+        if outcome.status is not TaskStatus.SUCCEEDED:
+            self._end()
+            await journal.keep(failed=outcome.status is TaskStatus.FAILED)
 
     def _tell(self, event: StreamedEvent) -> None:
         """Stream an event that the workflow has not written."""
@@ -231,3 +248,12 @@ class WorkflowRun:
         await self._inbox.release()
         if self.clock.is_waiting:
             self.clock.wait_again()
+
+
+async def _begin(start: Coroutine[Any, Any, WorkflowHandler]) -> WorkflowHandler:
+    try:
+        return await start
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as exc:
+        raise StepExitError("run", exc) from exc

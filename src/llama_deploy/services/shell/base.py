@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.cancellation import ends_quietly
-from llama_deploy.concurrency.retrying import Outage, retry
-from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
+from llama_deploy.concurrency.retrying import Outage, is_transient, retry
+from llama_deploy.errors import ConfigError, LlamaDeployError
 from llama_deploy.health import PASSED, Checks, failed
+from llama_deploy.interceptors import WorkerInterceptor, hooks_of, worker_interceptors
 from llama_deploy.message_consumers import BaseMessageQueueConsumer
 from llama_deploy.message_publishers import MessageQueuePublisherMixin
 from llama_deploy.message_queues.base import StartConsumingCallable
@@ -25,7 +27,9 @@ from llama_deploy.services.worker.message_worker import MessageWorker
 from llama_deploy.services.worker.published_reports import report_published
 from llama_deploy.services.worker.report_publisher import ReportPublisher
 from llama_deploy.services.worker.worker import Worker
+from llama_deploy.services.worker.worker_metrics import WorkerMetrics
 from llama_deploy.services.worker.worker_settings import WorkerSettings
+from llama_deploy.tracing import is_active
 from llama_deploy.types.topics import CONTROL_PLANE
 from llama_deploy.web.connection_settings import Address
 
@@ -64,6 +68,9 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
             you publish later.
         drain_timeout: Seconds that running tasks may take to end when the service stops. The rest is handed
             back.
+        interceptors: Hooks around its work, in addition to those of installed packages; see
+            `llama_deploy.interceptors`.
+        metrics: Whether its work is counted and timed; see `metrics_text`.
     """
 
     def __init__(
@@ -75,10 +82,19 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
         gateway: ControlPlaneGateway | None = None,
         max_concurrent_tasks: int = 8,
         drain_timeout: float = 30.0,
+        interceptors: Sequence[WorkerInterceptor] = (),
+        metrics: bool = True,
     ) -> None:
         super().__init__(name, control_plane_url, control_plane_config, gateway=gateway)
         self._max_concurrent_tasks = max_concurrent_tasks
         self._drain_timeout = drain_timeout
+        self._metrics = WorkerMetrics(name) if metrics else None
+        self._interceptors: Sequence[WorkerInterceptor] = (
+            *_tracing(),
+            *worker_interceptors(),
+            *interceptors,
+            *([] if self._metrics is None else [self._metrics]),
+        )
         self._consuming_ended = asyncio.Event()
         self._worker: Worker[Any] | None = None
         """None: the service does not work on tasks."""
@@ -127,6 +143,11 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
         problem = "it has not joined its control plane" if worker is None else worker.problem
         problems = {"instance": problem, "queue": self.message_queue.problem}
         return {name: PASSED if reason is None else failed(reason) for name, reason in problems.items()}
+
+    def metrics_text(self) -> str:
+        """Return the metrics of this instance in the text format of Prometheus. Thread-safe; asks nobody."""
+        worker = self._worker
+        return "" if self._metrics is None else self._metrics.text(None if worker is None else worker.load)
 
     @property
     def blocked_seconds(self) -> float:
@@ -196,6 +217,7 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
                 registration=self._registration,
                 max_concurrent_tasks=self._max_concurrent_tasks,
                 drain_timeout=self._drain_timeout,
+                interceptors=self._interceptors,
             ),
             queue=self.message_queue,
             gateway=self.gateway,
@@ -215,7 +237,7 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
             await retry(
                 self.register_to_control_plane,
                 backoff=_BACKOFF,
-                retry_on=lambda exc: isinstance(exc, UnavailableError),
+                retry_on=is_transient,
                 outage=outage,
             )
         await self._registered.wait()
@@ -230,7 +252,8 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
 
     def _report_publisher(self) -> ReportPublisher:
         publish = partial(self.publish, topic=self.topics.control_plane)
-        return ReportPublisher(publish, upload=self.gateway.report)
+        hooks = hooks_of(self._interceptors, WorkerInterceptor, "publish")
+        return ReportPublisher(publish, upload=self.gateway.report, hooks=hooks)
 
     async def _leave(self) -> None:
         """Deregister this instance, not the service, and disconnect from the control plane."""
@@ -243,3 +266,12 @@ class BaseService(ControlPlaneMember, MessageQueuePublisherMixin):
                 "service %s could not deregister: %s", self.service_name, exc, extra={"action": "deregister"}
             )
         await self.close_gateway()
+
+
+def _tracing() -> Sequence[WorkerInterceptor]:
+    """Return what writes traces, if the program has set up OpenTelemetry."""
+    if not is_active():
+        return ()
+    from llama_deploy.services.worker.worker_tracing import WorkerTracing  # noqa: PLC0415 - see `tracing`
+
+    return (WorkerTracing(),)

@@ -5,12 +5,13 @@ The service's own work does not go through them. If a subclass overrides one of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from workflows import Context
 
 from llama_deploy.errors import UnavailableError
+from llama_deploy.interceptors import WorkerInterceptor
 from llama_deploy.message_queues.base import StartConsumingCallable
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.gateway import ControlPlaneGateway
@@ -29,10 +30,20 @@ class WorkflowCalls(BaseService):
         name: The service's name.
         hosted: The workflow.
         gateway: See `ControlPlaneMember`.
+        interceptors: See `BaseService`.
+        metrics: See `BaseService`.
     """
 
-    def __init__(self, name: str, hosted: HostedWorkflow, *, gateway: ControlPlaneGateway | None) -> None:
-        super().__init__(name, gateway=gateway)
+    def __init__(
+        self,
+        name: str,
+        hosted: HostedWorkflow,
+        *,
+        gateway: ControlPlaneGateway | None,
+        interceptors: Sequence[WorkerInterceptor] = (),
+        metrics: bool = True,
+    ) -> None:
+        super().__init__(name, gateway=gateway, interceptors=interceptors, metrics=metrics)
         self._states = hosted.states
         self._launch = Launch(self.processing_loop, name=f"service {name}")
         self._worker: WorkflowWorker | None = None

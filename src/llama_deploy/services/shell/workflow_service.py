@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pkgutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from workflows.events import StopEvent
 
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.errors import ConfigError
+from llama_deploy.interceptors import WorkerInterceptor
 from llama_deploy.message_consumers import (
     BaseMessageQueueConsumer,
     CallableMessageConsumer,
@@ -62,6 +63,7 @@ class WorkflowService(WorkflowCalls):
         trail: Notes which steps execute, for the supervisor of this process. None: it has no supervisor.
         alone: Whether this instance only runs tasks whose processes have died repeatedly, one at a time, and
             ends when there are none. It needs `max_concurrent_tasks=1` and a process for itself.
+        interceptors: See `BaseService`.
         **settings: Fields of `WorkflowServiceConfig`, as in 0.5. They replace those of `config`.
 
     Raises:
@@ -79,6 +81,7 @@ class WorkflowService(WorkflowCalls):
         gateway: ControlPlaneGateway | None = None,
         trail: StepTrail | None = None,
         alone: bool = False,
+        interceptors: Sequence[WorkerInterceptor] = (),
         **settings: Any,
     ) -> None:
         config = _with_settings(config, settings)
@@ -90,7 +93,13 @@ class WorkflowService(WorkflowCalls):
             keys=config.state_keys,
             strict=config.durability == "step",
         )
-        super().__init__(config.service_name, self._hosted, gateway=gateway)
+        super().__init__(
+            config.service_name,
+            self._hosted,
+            gateway=gateway,
+            interceptors=interceptors,
+            metrics=config.metrics,
+        )
         self.workflow = self._hosted.first
         """The instance that all runs share, or the first object that was made, which only describes them."""
         self.config = config
@@ -107,6 +116,7 @@ class WorkflowService(WorkflowCalls):
         """What the service registers: itself as an instance, and its input and output."""
         stop_class = self.workflow.stop_event_class
         return ServiceDefinition(
+            session_policy=self.config.session_policy,
             service_name=self.service_name,
             description=self.config.description,
             host=self.config.host,
@@ -174,6 +184,7 @@ class WorkflowService(WorkflowCalls):
                 registration=self._registration,
                 trail=self._trail,
                 alone=self._alone,
+                interceptors=self._interceptors,
             ),
             queue=self.message_queue,
             gateway=self.gateway,
@@ -205,9 +216,8 @@ class WorkflowService(WorkflowCalls):
         host = config.internal_host or config.host
         port = config.port if config.internal_port is None else config.internal_port
         logger.info("Launching %s server at %s:%s", self.service_name, host, port, extra={"action": "launch"})
-        listening = HttpServer.start(
-            service_edge(self), host=host, port=port, allow_remote=config.allow_remote
-        )
+        allow_remote = config.allow_remote or config.api_key is not None
+        listening = HttpServer.start(service_edge(self), host=host, port=port, allow_remote=allow_remote)
         async with await listening as server:
             self._port = config.port or server.port
             if self._registered.is_set() and not config.port:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,19 +47,24 @@ class RunCall:
             raise InvalidRequestError(f"{type(event).__name__} is not a start event")
         return cls(workflow, {}, event)
 
-    async def start(self, ctx: Context | None) -> WorkflowHandler:
-        """Start the run.
+    def start(self, ctx: Context | None) -> WorkflowHandler | Coroutine[Any, Any, WorkflowHandler]:
+        """Start the run. A coroutine awaits the workflow's own `run` method, see `start_own`.
 
         Args:
             ctx: Holds the session's state. None: there is none.
+        """
+        if self.start_event is None:
+            return self.start_own(ctx)
+        # The library makes an id with one call of the system for each letter.
+        return self.workflow.run(ctx=ctx, start_event=self.start_event, run_id=generate_id())
+
+    async def start_own(self, ctx: Context | None) -> WorkflowHandler:
+        """Start the run with the workflow's own `run` method.
 
         Raises:
-            InvalidRequestError: The workflow's own `run` rejects the arguments.
-            Exception: Whatever that `run` raises.
+            InvalidRequestError: It rejects the arguments.
+            Exception: Whatever it raises.
         """
-        if self.start_event is not None:
-            # The library makes an id with one call of the system for each letter.
-            return self.workflow.run(ctx=ctx, start_event=self.start_event, run_id=generate_id())
         context: dict[str, Any] = {} if ctx is None or not self._takes_context() else {"ctx": ctx}
         try:
             started: object = self.workflow.run(**context, **self.arguments)

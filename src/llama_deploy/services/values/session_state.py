@@ -43,6 +43,8 @@ class WorkflowState(BaseModel):
     run_kwargs: dict[str, Any] = Field(default_factory=dict)
     """The run arguments."""
     session_id: str | None = None
+    origin: str | None = None
+    """The session for which the state is signed, if this one was forked from it. None: `session_id`."""
     task_id: str | None = None
     attempt: int = 1
     """The number of the attempt at the task."""
@@ -52,6 +54,11 @@ class WorkflowState(BaseModel):
     """Whether other tasks of the session may run at the same time."""
     bases: dict[str, str] = Field(default_factory=dict)
     """The digests of the values of `ctx.store` with which a run has begun, if it is parallel to others."""
+
+    @property
+    def signed_for(self) -> str | None:
+        """The session for which the state is signed."""
+        return self.origin or self.session_id
 
 
 class StateCodec:
@@ -142,7 +149,7 @@ class StateCodec:
         return self._writing.open(held, context=self._context(call))
 
     def _shared_text(self, call: WorkflowState) -> str | None:
-        values = self._keys.read(call.state, session_id=call.session_id)
+        values = self._keys.read(call.state, session_id=call.signed_for)
         if not values:
             return None
         state = self._state_type()
@@ -188,7 +195,7 @@ class StateCodec:
         self._note_missing(call, state, left_out)
         call.state.update(
             self._keys.changes(
-                texts, bases=call.bases, keep=left_out, session_id=call.session_id, task_id=call.task_id
+                texts, bases=call.bases, keep=left_out, session_id=call.signed_for, task_id=call.task_id
             )
         )
 
@@ -280,7 +287,7 @@ class StateCodec:
         return self._writing.signature(held) or hashlib.blake2b(held.encode(), digest_size=12).hexdigest()
 
     def _context(self, call: WorkflowState) -> str:
-        return f"session:{call.session_id or ''}:{self.key}"
+        return f"session:{call.signed_for or ''}:{self.key}"
 
 
 def _without(state: BaseModel, keys: Collection[str]) -> BaseModel:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from llama_deploy.running_task import TaskInfo
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
 from llama_deploy.services.run.run_outcome import RunOutcome
-from llama_deploy.types.instance_protocol import InboxEntry
+from llama_deploy.types.instance_protocol import ClaimReply, InboxEntry, TaskDispatch
+from llama_deploy.types.keys import public_id, tenant_of
 
 
 @dataclass(slots=True, eq=False)
@@ -20,10 +22,15 @@ class Attempt(ABC):
     task: TaskInfo
     """What its code can learn about it."""
     reports: AttemptReports
+    headers: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Those of the message that has offered it."""
     is_cancelled: bool = field(default=False, init=False)
     """Whether the attempt was asked to end."""
     is_abandoned: bool = field(default=False, init=False)
     """Whether the attempt belongs to another instance, so that nothing is reported."""
+
+    is_handed_back: bool = field(default=False, init=False)
+    """Whether this instance has given it back, because it stops."""
 
     @property
     def is_parked(self) -> bool:
@@ -68,6 +75,26 @@ class Attempt(ABC):
     async def close(self) -> None:
         """Stop publishing its events. Idempotent."""
         await self.reports.close()
+
+
+def task_info(dispatch: TaskDispatch, reply: ClaimReply, *, tell: Callable[[str], None]) -> TaskInfo:
+    """Return what the code of an attempt can learn about it.
+
+    Args:
+        dispatch: What was offered.
+        reply: What the claim has brought.
+        tell: Takes what the run says of its progress.
+    """
+    return TaskInfo(
+        public_id(dispatch.task_id),
+        public_id(dispatch.session_id),
+        dispatch.agent_id,
+        dispatch.attempt,
+        tenant=tenant_of(dispatch.task_id),
+        subject=reply.subject,
+        key=dispatch.task_id,
+        _tell=tell,
+    )
 
 
 processing: ContextVar[Attempt | None] = ContextVar("processing", default=None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,27 +14,31 @@ from workflows import Workflow
 
 from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.concurrency.retrying import Outage
+from llama_deploy.interceptors import Hooks, StepCall
 from llama_deploy.messages import QueueMessage
-from llama_deploy.running_task import TaskInfo
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
+from llama_deploy.services.run.event_shares import event_share
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow, start_run
-from llama_deploy.services.run.journal_backlog import JournalSize
-from llama_deploy.services.run.journal_format import RunHistory
-from llama_deploy.services.run.journal_writer import JournalWriter, journal_outage
-from llama_deploy.services.run.needs_tracker import NeedsTracker
+from llama_deploy.services.run.inbox.open_questions import OpenQuestions
+from llama_deploy.services.run.inbox.run_inbox import RunInbox
+from llama_deploy.services.run.journal.journal_backlog import JournalSize
+from llama_deploy.services.run.journal.journal_format import RunHistory
+from llama_deploy.services.run.journal.journal_writer import JournalWriter, journal_outage
+from llama_deploy.services.run.journal.needs_tracker import NeedsTracker
+from llama_deploy.services.run.journal.run_journal import RunJournal
+from llama_deploy.services.run.journal.run_texts import RunTexts
+from llama_deploy.services.run.journal.stored_state import StoredState
+from llama_deploy.services.run.journal.volatility import Volatility
 from llama_deploy.services.run.run_clock import RunClock
-from llama_deploy.services.run.run_inbox import RunInbox
-from llama_deploy.services.run.run_journal import RunJournal
 from llama_deploy.services.run.run_observer import RunHooks
 from llama_deploy.services.run.run_outcome import RunOutcome
-from llama_deploy.services.run.run_texts import RunTexts
-from llama_deploy.services.run.step_guard import StepExitError
-from llama_deploy.services.run.step_threads import StepThreads, step_threads
-from llama_deploy.services.run.volatility import Volatility
-from llama_deploy.services.run.workflow_run import RunLimits, WorkflowRun
+from llama_deploy.services.run.steps.step_guard import StepExitError
+from llama_deploy.services.run.steps.step_threads import StepThreads, step_threads
+from llama_deploy.services.run.workflow_run import RunLimits, Start, WorkflowRun
 from llama_deploy.services.values.run_arguments import RunCall
 from llama_deploy.services.values.session_state import WorkflowState
+from llama_deploy.services.worker.attempt import task_info
 from llama_deploy.services.worker.ledger import Ledger
 from llama_deploy.services.worker.work_slots import WorkSlots
 from llama_deploy.services.worker.worker_settings import WorkerHooks
@@ -41,6 +46,7 @@ from llama_deploy.services.worker.workflow_attempt import WorkflowAttempt
 from llama_deploy.supervisor.step_trail import StepTrail
 from llama_deploy.types.instance_protocol import ClaimReply, JournalReply, JournalWrite, TaskDispatch
 from llama_deploy.types.json_values import decode_object
+from llama_deploy.types.keys import public_id
 from llama_deploy.workflow_library import resuming, take_timeout
 
 logger = logging.getLogger(__name__)
@@ -68,22 +74,44 @@ class AttemptExecutor:
     """For synchronous steps."""
     trail: StepTrail | None = None
     """Notes which steps execute. None: this process has no supervisor."""
+    on_step: Hooks[StepCall] = ()
+    """The hooks around a step."""
     _outage: Outage = field(default_factory=journal_outage, init=False)
     _has_warned: bool = field(default=False, init=False)
     """Whether a volatile run was logged."""
 
-    def new_attempt(self, dispatch: TaskDispatch, reply: ClaimReply) -> WorkflowAttempt:
-        """Return the attempt of a granted claim."""
+    def new_attempt(
+        self, dispatch: TaskDispatch, reply: ClaimReply, headers: Mapping[str, str]
+    ) -> WorkflowAttempt:
+        """Return the attempt of a granted claim, which a message with these headers has offered."""
         task_id, number = dispatch.task_id, dispatch.attempt
         key = AttemptKey(task_id, number, reply.token)
         # A run that has a journal already is written in any case.
         keeps_journal = reply.run is not None or (self.config.durability != "task" and reply.volatile is None)
+        begins_again = number > 1 and (reply.run is None or not reply.run.goes_on)
+        asked = OpenQuestions(
+            task_id,
+            forms=self.hosted.forms,
+            answers=self.hosted.answers,
+            now=time.time,
+            known=reply.questions,
+            taken=reply.inbox_seq - len(reply.inbox),
+            begins_again=begins_again,
+        )
+        reports = AttemptReports(
+            key,
+            self.publish,
+            keep_published=keeps_journal,
+            asked=asked,
+            max_characters=event_share(self.config.max_concurrent_tasks),
+        )
         return WorkflowAttempt(
             key=key,
-            task=TaskInfo(task_id, dispatch.session_id, dispatch.agent_id, number),
+            task=task_info(dispatch, reply, tell=reports.progress.tell),
             state=WorkflowState(
                 state=reply.session_state,
                 session_id=dispatch.session_id,
+                origin=reply.state_origin,
                 task_id=task_id,
                 attempt=number,
                 is_parallel=reply.is_parallel,
@@ -96,12 +124,15 @@ class AttemptExecutor:
                 on_seen=lambda seq: self.ledger.seen(task_id, number, inbox_seq=seq),
                 entries=reply.inbox,
                 seen=reply.inbox_seq,
-                begins_again=number > 1 and (reply.run is None or not reply.run.goes_on),
+                begins_again=begins_again,
+                asked=asked,
             ),
-            reports=AttemptReports(key, self.publish, keep_published=keeps_journal),
+            asked=asked,
+            reports=reports,
             keeps_journal=keeps_journal,
             volatile_reason=reply.volatile,
             record=reply.run,
+            headers=headers,
         )
 
     async def execute(self, attempt: WorkflowAttempt) -> tuple[RunOutcome | None, dict[str, Any] | None]:
@@ -114,7 +145,11 @@ class AttemptExecutor:
             with self.hosted.object_of_run() as workflow:
                 run = attempt.run = await self._prepare(attempt, workflow)
                 self.ledger.measure(
-                    attempt.key.task_id, attempt.key.attempt, run.clock.budget, run.only_waits
+                    attempt.key.task_id,
+                    attempt.key.attempt,
+                    run.clock.budget,
+                    run.only_waits,
+                    attempt.reports.steps,
                 )
                 if attempt.is_cancelled:
                     return RunOutcome.cancelled(), None
@@ -137,10 +172,11 @@ class AttemptExecutor:
         """Return the run of an attempt, from the beginning or from where an earlier attempt left it."""
         hosted, record, call = self.hosted, attempt.record, attempt.state
         call.run_kwargs = decode_object(attempt.input, what="the input with the run arguments")
+        start: Start
         if record is not None and record.goes_on:
             context, history = hosted.journals.restore(record, workflow=workflow, task_id=attempt.key.task_id)
             if history.broker is not None:
-                attempt.inbox.resume(history.broker, has_asked=history.has_asked)
+                attempt.inbox.resume(history.broker, has_asked=history.has_asked, counts=history.asked)
             start = resuming(workflow, context)
             hosted.states.note(call, bases=history.bases)
         else:
@@ -154,12 +190,16 @@ class AttemptExecutor:
             inbox=attempt.inbox,
             hooks=RunHooks(
                 attempt.reports.add,
-                on_waiting=partial(self.slots.on_waiting, attempt),
-                on_working=partial(self.slots.on_working, attempt),
+                on_waiting=partial(self._on_waiting, attempt),
+                on_working=partial(self._on_working, attempt),
                 hold_lease=self.hold_lease,
+                internal_events=self.config.stream_internal_events,
+                steps=attempt.reports.steps,
+                on_progress=attempt.reports.progress.tell,
                 trail=None if self.trail is None else self.trail.of_task(attempt.key.task_id),
+                on_step=self.on_step,
             ),
-            label=f"task {attempt.key.task_id}",
+            label=f"task {public_id(attempt.key.task_id)}",
             limits=RunLimits(timeout=take_timeout(workflow), idle_timeout=self.config.idle_timeout),
             history=history,
             open_journal=partial(self._open_journal, attempt, history) if attempt.keeps_journal else None,
@@ -184,9 +224,12 @@ class AttemptExecutor:
             clock=clock,
             size=JournalSize.of(history.record),
             outage=self._outage,
+            asked=attempt.asked,
         )
+        sealed = None if history.record is None else history.record.state
+        state = StoredState.of(history.state or "", sealed)
         return RunJournal(
-            texts=RunTexts(form, attempt.key.task_id, history, needs, state=history.state or ""),
+            texts=RunTexts(form, attempt.key.task_id, history, needs, state=state),
             writer=writer,
             inbox=attempt.inbox,
             on_failure=on_failure,
@@ -194,6 +237,18 @@ class AttemptExecutor:
                 None if self.config.durability == "step" else partial(self._on_volatile, attempt)
             ),
         )
+
+    def _on_waiting(self, attempt: WorkflowAttempt) -> None:
+        self.slots.on_waiting(attempt)
+        if attempt.inbox.is_quiet:  # otherwise the run gets an event at once
+            attempt.asked.on_waiting()
+            attempt.tell_waits()
+
+    def _on_working(self, attempt: WorkflowAttempt) -> None:
+        self.slots.on_working(attempt)
+        attempt.asked.on_working()
+        if not attempt.writes_journal:
+            attempt.tell_waits()
 
     def _on_volatile(self, attempt: WorkflowAttempt, reason: str) -> None:
         """Warn of the first volatile run of the service; the others are only seen at their tasks."""

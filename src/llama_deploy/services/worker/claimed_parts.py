@@ -73,6 +73,8 @@ async def complete(gateway: ControlPlaneGateway, claim: ClaimRequest, reply: Cla
 
 
 async def _with_parts(gateway: ControlPlaneGateway, claim: ClaimRequest, reply: ClaimReply) -> ClaimReply:
+    if not reply.omitted:
+        return reply
     unknown = sorted(set(reply.omitted) - set(AttemptPart))
     if unknown:
         await asyncio.sleep(_UNKNOWN_PART_SECONDS)
@@ -82,7 +84,7 @@ async def _with_parts(gateway: ControlPlaneGateway, claim: ClaimRequest, reply: 
         )
     omitted = [part for part in AttemptPart if part in reply.omitted]
     parts = {part.value: await _fetch(gateway, claim, reply.token, part) for part in omitted}
-    return reply if not parts else ClaimReply.model_validate({**dict(reply), **parts})
+    return ClaimReply.model_validate({**dict(reply), **parts})
 
 
 async def _fetch(gateway: ControlPlaneGateway, claim: ClaimRequest, token: str, part: AttemptPart) -> Any:

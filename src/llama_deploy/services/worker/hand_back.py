@@ -22,6 +22,7 @@ async def hand_back(attempts: Sequence[Attempt], *, ledger: Ledger, send: Releas
     await asyncio.gather(*(attempt.write_snapshot() for attempt in attempts))
     for attempt in attempts:
         _log_restart(attempt)
+        attempt.is_handed_back = True
         attempt.abandon()
         ledger.drop(attempt.key.task_id, attempt.key.attempt)
     keys = [attempt.key for attempt in attempts]

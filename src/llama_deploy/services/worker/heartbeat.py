@@ -17,7 +17,7 @@ from typing import Final
 
 from llama_deploy.concurrency.daemon_threads import in_own_thread
 from llama_deploy.errors import LlamaDeployError
-from llama_deploy.services.run.step_guard import running_code
+from llama_deploy.services.run.steps.step_guard import running_code
 from llama_deploy.types import BlockedStep
 from llama_deploy.types.instance_protocol import HeartbeatReply
 from llama_deploy.types.services import MAX_BLOCKED_TEXT
@@ -68,6 +68,11 @@ class HeartbeatThread:
     def blocked(self) -> BlockedStep | None:
         """What blocks the loop, None if it is not blocked. Thread-safe."""
         return None if self._watch is None else self._watch.blocked
+
+    @property
+    def loop_lag(self) -> float:
+        """How many seconds the loop took to take its turn when it was asked last. Thread-safe."""
+        return 0.0 if self._watch is None else self._watch.lag
 
     def beat_now(self) -> None:
         """Send the next heartbeat now."""
@@ -144,6 +149,8 @@ class LoopWatch:
         self._closing = threading.Event()
         self._asked_at = time.monotonic()
         self._warned = False
+        self.lag = 0.0
+        """How many seconds the loop took to answer last. Readable in every thread."""
         self._thread = threading.Thread(target=self._run, name=f"watch-{name}", daemon=True)
 
     @property
@@ -198,6 +205,7 @@ class LoopWatch:
         )
 
     def _answer(self) -> None:
+        self.lag = time.monotonic() - self._asked_at
         if self._warned:
             self._warned = False
             logger.info(

@@ -72,6 +72,11 @@ class LeaseKeeper:
         blocked = self._heartbeat.blocked
         return 0.0 if blocked is None else blocked.seconds
 
+    @property
+    def loop_lag(self) -> float:
+        """See `HeartbeatThread.loop_lag`. Thread-safe."""
+        return self._heartbeat.loop_lag
+
     def start(self) -> None:
         """Begin to send heartbeats."""
         self._heartbeat.start()

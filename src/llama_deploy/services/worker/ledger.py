@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from llama_deploy.services.run.steps.step_history import StepHistory
 from llama_deploy.services.run.time_budget import TimeBudget
 from llama_deploy.types.instance_protocol import AttemptOutcome, HeldAttempt
 
@@ -25,6 +26,8 @@ class _Entry:
     """The time of its run while this is under way."""
     waits: Callable[[float], bool] | None = None
     """Whether its run only waits; see `Ledger.measure`."""
+    steps: StepHistory | None = None
+    """The steps of its run while this is under way."""
     outcome: AttemptOutcome | None = None
     size: int = 0
     publish_again_at: float = 0.0
@@ -102,7 +105,12 @@ class Ledger:
             entry.held = entry.held.model_copy(update={"inbox_seq": inbox_seq})
 
     def measure(
-        self, task_id: str, attempt: int, budget: TimeBudget, waits: Callable[[float], bool] | None = None
+        self,
+        task_id: str,
+        attempt: int,
+        budget: TimeBudget,
+        waits: Callable[[float], bool] | None = None,
+        steps: StepHistory | None = None,
     ) -> None:
         """Let heartbeats tell how long the attempt's run has been running, until it is finished.
 
@@ -111,10 +119,11 @@ class Ledger:
             attempt: The number of the attempt.
             budget: The time of its run.
             waits: Whether the run only waits, for so many seconds at least. Called in any thread.
+            steps: Its steps.
         """
         entry = self._entries.get((task_id, attempt))
         if entry is not None:
-            entry.budget, entry.waits = budget, waits
+            entry.budget, entry.waits, entry.steps = budget, waits, steps
 
     def finish(self, outcome: AttemptOutcome, *, size: int, now: float, patience: float) -> None:
         """Keep the outcome of an attempt that is held, after it was published.
@@ -128,7 +137,8 @@ class Ledger:
         entry = self._entries.get((outcome.task_id, outcome.attempt))
         if entry is None or entry.outcome is not None:
             return
-        entry.outcome, entry.size, entry.budget, entry.waits = outcome, size, None, None
+        entry.outcome, entry.size = outcome, size
+        entry.budget = entry.waits = entry.steps = None
         entry.publish_again_at, entry.patience = now + patience, patience
         self.unconfirmed += 1
         self._size += size
@@ -159,4 +169,6 @@ def _measured(entry: _Entry, waiting_for: float) -> HeldAttempt:
     if budget is None:
         return entry.held
     measured = {"running_seconds": budget.seconds, "timeout": budget.limit}
-    return entry.held.model_copy(update={**measured, "waits": waits is not None and waits(waiting_for)})
+    present = [] if entry.steps is None else entry.steps.present()
+    further = {"waits": waits is not None and waits(waiting_for), "steps": present}
+    return entry.held.model_copy(update={**measured, **further})

@@ -13,9 +13,9 @@ from typing import Any, Final
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import ActionTypes, QueueMessage
 from llama_deploy.services.background import end
-from llama_deploy.services.run.run_inbox import EntrySequence
+from llama_deploy.services.run.inbox.run_inbox import EntrySequence
 from llama_deploy.services.run.run_outcome import RunOutcome
-from llama_deploy.services.run.step_guard import StepExitError
+from llama_deploy.services.run.steps.step_guard import StepExitError
 from llama_deploy.services.values.payloads import rejection_event
 from llama_deploy.services.worker.attempt import Attempt, processing
 from llama_deploy.services.worker.published_reports import (

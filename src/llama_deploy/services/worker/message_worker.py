@@ -7,11 +7,12 @@ from typing import Any
 
 from llama_deploy.message_queues.base import AbstractMessageQueue, Consumer
 from llama_deploy.messages import QueueMessage
-from llama_deploy.running_task import TaskInfo
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.attempt_reports import AttemptKey, AttemptReports
-from llama_deploy.services.run.run_inbox import EntrySequence
+from llama_deploy.services.run.event_shares import event_share
+from llama_deploy.services.run.inbox.run_inbox import EntrySequence
 from llama_deploy.services.run.run_outcome import RunOutcome
+from llama_deploy.services.worker.attempt import task_info
 from llama_deploy.services.worker.message_attempt import MessageAttempt
 from llama_deploy.services.worker.worker import Worker
 from llama_deploy.services.worker.worker_settings import WorkerSettings
@@ -45,18 +46,21 @@ class MessageWorker(Worker[MessageAttempt]):
         )
         self._consumer = consumer
         self._publish = publish
+        self._event_share = event_share(settings.max_concurrent_tasks)
 
     def new_attempt(self, message: QueueMessage, dispatch: TaskDispatch, reply: ClaimReply) -> MessageAttempt:
         """Return the attempt that a message offered, and that was claimed."""
         task_id, number = dispatch.task_id, dispatch.attempt
         key = AttemptKey(task_id, number, reply.token)
+        reports = AttemptReports(key, self._publish, max_characters=self._event_share)
         attempt = MessageAttempt(
             key=key,
-            task=TaskInfo(task_id, dispatch.session_id, dispatch.agent_id, number),
-            reports=AttemptReports(key, self._publish),
+            task=task_info(dispatch, reply, tell=reports.progress.tell),
+            reports=reports,
             message=message.model_copy(update={"data": {**message.data, "input": reply.input}}),
             process=self._consumer.process_message,
             on_seen=lambda seq: self.ledger.seen(task_id, number, inbox_seq=seq),
+            headers=message.headers,
             sequence=EntrySequence(max([reply.inbox_seq, *(entry.seq for entry in reply.inbox)])),
         )
         attempt.begin_with(reply.inbox)

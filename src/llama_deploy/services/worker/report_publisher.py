@@ -10,6 +10,7 @@ from typing import Final
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import ClosedError, EventsMissingError, LlamaDeployError, PayloadTooLargeError
+from llama_deploy.interceptors import Hooks, PublishCall, around
 from llama_deploy.message_queues.base import is_refused_for_good
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types.instance_protocol import MAX_REPORT_BYTES
@@ -30,6 +31,7 @@ class ReportPublisher:
     Args:
         publish: Publishes a message, once.
         upload: Hands a message to the control plane, once.
+        hooks: The hooks around a report.
     """
 
     def __init__(
@@ -37,9 +39,11 @@ class ReportPublisher:
         publish: Callable[[QueueMessage], Awaitable[None]],
         *,
         upload: Callable[[QueueMessage], Awaitable[None]],
+        hooks: Hooks[PublishCall] = (),
     ) -> None:
         self._publish = publish
         self._upload = upload
+        self._hooks = hooks
         self._queue_outage = Outage(
             on_start=partial(_log_start, "the queue"), on_end=partial(_log_end, "the queue")
         )
@@ -53,6 +57,13 @@ class ReportPublisher:
         Raises:
             LlamaDeployError: The message is rejected permanently, or the queue or the gateway is closed.
         """
+        if not self._hooks:
+            await self._report(message)
+            return
+        with around(self._hooks, PublishCall(message)):
+            await self._report(message)
+
+    async def _report(self, message: QueueMessage) -> None:
         ways = [self._send, self._upload_in_order]
         if len(message.encode()) > MAX_REPORT_BYTES:
             ways.reverse()

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeVar
 
+from llama_deploy.interceptors import AttemptCall, Hooks, WorkerInterceptor, around, hooks_of
 from llama_deploy.message_queues.base import AbstractMessageQueue, Consumer
 from llama_deploy.messages import QueueMessage
 from llama_deploy.running_task import running_task
@@ -25,9 +26,11 @@ from llama_deploy.services.worker.outcome_reporter import OutcomeReporter
 from llama_deploy.services.worker.suspects import Suspects
 from llama_deploy.services.worker.task_intake import TaskIntake
 from llama_deploy.services.worker.work_slots import WorkSlots
+from llama_deploy.services.worker.worker_metrics import WorkerLoad
 from llama_deploy.services.worker.worker_settings import WorkerSettings
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.instance_protocol import BEATS_PER_LEASE, ClaimReply, HeartbeatReply, TaskDispatch
+from llama_deploy.types.keys import public_id
 from llama_deploy.types.topics import Topics
 from llama_deploy.web.serving_control_plane import ServingControlPlane, serving_control_plane
 
@@ -67,6 +70,7 @@ class Worker(ABC, Generic[A]):
     ) -> None:
         self._settings = settings
         self._gateway = gateway
+        self._on_attempt: Hooks[AttemptCall] = hooks_of(settings.interceptors, WorkerInterceptor, "attempt")
         address = gateway.address
         self._serving = None if address is None else ServingControlPlane(address)
         self._topics = Topics(settings.registration.topic_namespace)
@@ -134,6 +138,19 @@ class Worker(ABC, Generic[A]):
         """For how many seconds the event loop has been blocked; 0 if it is not. Thread-safe."""
         return self._lease.blocked_seconds
 
+    @property
+    def load(self) -> WorkerLoad:
+        """How busy it is. Thread-safe."""
+        return WorkerLoad(
+            slots=self._slots.limit,
+            slots_used=self._slots.busy,
+            attempts=len(self.attempts),
+            held=len(self.ledger),
+            unconfirmed=self.ledger.unconfirmed,
+            blocked_seconds=self.blocked_seconds,
+            loop_lag_seconds=self._lease.loop_lag,
+        )
+
     @abstractmethod
     def new_attempt(self, message: QueueMessage, dispatch: TaskDispatch, reply: ClaimReply) -> A:
         """Return the attempt that a message offered, and that was claimed."""
@@ -198,8 +215,28 @@ class Worker(ABC, Generic[A]):
         """Execute an attempt, and report its outcome."""
         running_task.set(attempt.task)
         serving_control_plane.set(self._serving)
+        if self._on_attempt:
+            await self._process_in_hooks(attempt)
+            return
         outcome, session_state = await self.execute(attempt)
         await self.report(attempt, outcome, session_state)
+
+    async def _process_in_hooks(self, attempt: A) -> None:
+        call = AttemptCall(attempt.task, attempt.headers)
+        is_over = False
+        try:
+            with around(self._on_attempt, call):
+                try:
+                    outcome, session_state = await self.execute(attempt)
+                finally:
+                    call.is_handed_back = attempt.is_handed_back
+                is_over = True
+                call.status = _status_of(attempt, outcome)
+                await self.report(attempt, outcome, session_state)
+        except Exception as exc:
+            if is_over:
+                raise
+            await self.report(attempt, RunOutcome.failed(exc))
 
     async def report(
         self, attempt: A, outcome: RunOutcome | None, session_state: dict[str, Any] | None = None
@@ -227,7 +264,7 @@ class Worker(ABC, Generic[A]):
             return
         logger.warning(
             "task %s of service %s failed: %s: %.2000s",
-            task_id,
+            public_id(task_id),
             self._settings.service_name,
             type(cause).__name__,
             error.message,
@@ -289,3 +326,10 @@ class Worker(ABC, Generic[A]):
             await asyncio.wait(leaving, timeout=_HAND_BACK_SECONDS)
         if self._serving is not None:
             await self._serving.close()
+
+
+def _status_of(attempt: Attempt, outcome: RunOutcome | None) -> TaskStatus | None:
+    """Return how an attempt has ended, as `AttemptCall.status` tells it."""
+    if attempt.is_parked:
+        return TaskStatus.WAITING
+    return None if outcome is None or attempt.is_abandoned else outcome.status

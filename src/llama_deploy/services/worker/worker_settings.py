@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from workflows import Context
 
+from llama_deploy.interceptors import WorkerInterceptor
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.values.session_state import WorkflowState
 from llama_deploy.supervisor.step_trail import StepTrail
@@ -36,6 +37,8 @@ class WorkerSettings:
     """Notes which steps execute. None: this process has no supervisor."""
     alone: bool = False
     """Whether the instance only runs suspects, one at a time, and ends when there are none."""
+    interceptors: Sequence[WorkerInterceptor] = ()
+    """Hooks around its work, the outermost first."""
 
     @classmethod
     def of(
@@ -46,6 +49,7 @@ class WorkerSettings:
         registration: Registration,
         trail: StepTrail | None = None,
         alone: bool = False,
+        interceptors: Sequence[WorkerInterceptor] = (),
     ) -> WorkerSettings:
         """Return the settings of a workflow service."""
         return cls(
@@ -60,6 +64,7 @@ class WorkerSettings:
             raise_exceptions=config.raise_exceptions,
             trail=trail,
             alone=alone,
+            interceptors=interceptors,
         )
 
 

@@ -7,7 +7,8 @@ import logging
 from dataclasses import dataclass, field
 from typing import Final
 
-from llama_deploy.services.run.run_inbox import RunInbox
+from llama_deploy.services.run.inbox.open_questions import OpenQuestions
+from llama_deploy.services.run.inbox.run_inbox import RunInbox
 from llama_deploy.services.run.run_outcome import RunOutcome
 from llama_deploy.services.run.workflow_run import WorkflowRun
 from llama_deploy.services.values.session_state import WorkflowState
@@ -28,6 +29,8 @@ class WorkflowAttempt(Attempt):
     input: str
     """The run arguments as they came: a JSON object, if the sender kept to the protocol."""
     inbox: RunInbox
+    asked: OpenQuestions
+    """What the run waits for."""
     keeps_journal: bool = False
     """Whether the run is written to its journal: by the service's settings, or because it has one already."""
     volatile_reason: str | None = None
@@ -42,6 +45,11 @@ class WorkflowAttempt(Attempt):
     def is_parked(self) -> bool:
         """Whether the run has left memory, to be resumed when something wakes it."""
         return self.run is not None and self.run.is_parked
+
+    @property
+    def writes_journal(self) -> bool:
+        """Whether the run is written to its journal at present."""
+        return self.run is not None and self.run.journal is not None and not self.run.journal.volatility
 
     @property
     def restart_reason(self) -> str | None:
@@ -70,9 +78,19 @@ class WorkflowAttempt(Attempt):
         if self.run is not None:
             self.run.park()
 
+    def tell_waits(self) -> None:
+        """Have the control plane store what the run waits for."""
+        if self.run is not None and self.run.journal is not None:
+            self.run.journal.tell_waits()
+        else:
+            self.reports.tell_waits()
+
     async def deliver(self, entry: InboxEntry) -> None:
         """Put an event into the run's inbox."""
         await self.inbox.put(entry)
+        if self.run is not None and self.run.clock.is_waiting and self.inbox.is_quiet:
+            self.asked.on_waiting()
+            self.tell_waits()  # it still waits, although something has come
 
     @property
     def is_answered(self) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from llama_deploy.interceptors import WorkerInterceptor, hooks_of
 from llama_deploy.message_queues.base import AbstractMessageQueue
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.config import WorkflowServiceConfig
 from llama_deploy.services.gateway import ControlPlaneGateway
 from llama_deploy.services.run.hosted_workflow import HostedWorkflow
 from llama_deploy.services.run.run_outcome import RunOutcome
-from llama_deploy.services.run.step_threads import THREADS_PER_TASK, StepThreads
+from llama_deploy.services.run.steps.step_threads import THREADS_PER_TASK, StepThreads
 from llama_deploy.services.worker.attempt_executor import AttemptExecutor
 from llama_deploy.services.worker.worker import Worker
 from llama_deploy.services.worker.worker_settings import WorkerHooks, WorkerSettings
@@ -71,6 +72,7 @@ class WorkflowWorker(Worker[WorkflowAttempt]):
             hold_lease=self._lease.hold,
             threads=self._threads,
             trail=settings.trail,
+            on_step=hooks_of(settings.interceptors, WorkerInterceptor, "step"),
         )
 
     async def run(self) -> None:
@@ -82,12 +84,12 @@ class WorkflowWorker(Worker[WorkflowAttempt]):
 
     def new_attempt(
         self,
-        message: QueueMessage,  # noqa: ARG002 - the run has all that it needs from the claim
+        message: QueueMessage,
         dispatch: TaskDispatch,
         reply: ClaimReply,
     ) -> WorkflowAttempt:
         """Return the attempt that a message offered, and that was claimed."""
-        return self._executor.new_attempt(dispatch, reply)
+        return self._executor.new_attempt(dispatch, reply, message.headers)
 
     async def execute(self, attempt: WorkflowAttempt) -> tuple[RunOutcome | None, dict[str, Any] | None]:
         """Run the workflow."""

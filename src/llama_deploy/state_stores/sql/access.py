@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from llama_deploy.state_stores.sql.direct import DirectConnection
-from llama_deploy.state_stores.sql.queries import Connection, Query, R, Update
+from llama_deploy.state_stores.sql.queries import Changes, Connection, Inserts, Query, R, Update
 
 T = TypeVar("T")
 
@@ -65,11 +65,21 @@ class SQLAccess:
         """Overwrite fields of the rows that have the keys of these records."""
         self.write(update.statement, update.rows(records))
 
+    def insert(self, inserts: Inserts[R], records: Iterable[R]) -> None:
+        """Store new rows, in this order."""
+        for statement, rows in inserts.statements(records):
+            self.write(statement, rows)
+
+    def change(self, changes: Changes[R], pairs: Iterable[tuple[R, R]]) -> None:
+        """Overwrite the fields in which records differ; the first of a pair is stored."""
+        for statement, rows in changes.statements(pairs):
+            self.write(statement, rows)
+
     def put(self, statements: Mapping[str, sa.Insert], rows: list[dict[str, object]]) -> None:
         """Execute the statement of this database's dialect once for each row."""
         self.write(statements[self.connection.dialect.name], rows)
 
-    def change(self, statements: Sequence[sa.Delete | sa.Update], ids: Collection[str]) -> None:
+    def execute_for(self, statements: Sequence[sa.Delete | sa.Update], ids: Collection[str]) -> None:
         """Execute statements that take ids, in order."""
         for chunk in chunks(ids):
             for statement in statements:
@@ -104,23 +114,25 @@ def pad(values: Collection[T]) -> list[T]:
     return padded + padded[-1:] * missing
 
 
-def upserts(table: sa.Table, *, keeps: bool = False) -> dict[str, sa.Insert]:
+def upserts(table: sa.Table, *, skips_none: bool = False) -> dict[str, sa.Insert]:
     """Return "insert, or overwrite the row with that key" by dialect: the SQL standard does not have it.
 
     Args:
         table: The table.
-        keeps: Whether a None keeps the stored value, and a row without a change is not written.
+        skips_none: Whether a None leaves the stored value, and a row without a change is not written.
     """
     statements: dict[str, sa.Insert] = {}
     others = [column for column in table.c if not column.primary_key]
     for dialect in (sqlite, postgresql):
         insert = dialect.insert(table)
         pairs = [(column, insert.excluded[column.name]) for column in others]
-        kept = {old.name: sa.func.coalesce(value, old) for old, value in pairs if keeps and old.nullable}
+        unless_none = {
+            old.name: sa.func.coalesce(value, old) for old, value in pairs if skips_none and old.nullable
+        }
         changes = (value.is_not(None) if old.nullable else value != old for old, value in pairs)
         statements[dialect.dialect.name] = insert.on_conflict_do_update(
             index_elements=list(table.primary_key),
-            set_={old.name: value for old, value in pairs} | kept,
-            where=sa.or_(*changes) if keeps else None,
+            set_={old.name: value for old, value in pairs} | unless_none,
+            where=sa.or_(*changes) if skips_none else None,
         )
     return statements

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import sqlalchemy as sa
@@ -22,8 +23,10 @@ class _Prepared(NamedTuple):
     """A statement as the driver takes it."""
 
     text: str
-    binds: Sequence[tuple[str, _Process | None]]
-    """The parameters in the order of their positions, each with its conversion for the driver."""
+    pick: Callable[[Parameters], Sequence[Any]]
+    """Returns the values of the parameters in the order of their positions."""
+    binds: Sequence[tuple[int, _Process]]
+    """The positions whose values have to be converted for the driver."""
     results: Sequence[tuple[int, _Process]]
     """The positions in a row whose values have to be converted."""
     expanded: Mapping[str, Sequence[str]]
@@ -47,36 +50,40 @@ class DirectConnection:
         self._driver = driver
         self._prepared: dict[tuple[object, ...], _Prepared] = {}
 
-    def execute(self, statement: sa.Executable, parameters: Parameters | Sequence[Parameters]) -> list[Row]:
+    def execute(self, statement: sa.Executable, parameters: Parameters | list[Parameters]) -> list[Row]:
         """Execute a statement, once for each of several sets of parameters; these have the same names.
 
         Args:
             statement: Cached with its text, so there should be few different ones.
             parameters: Those for an expanding parameter are lists, of few different lengths.
         """
-        if not isinstance(parameters, Mapping):
-            prepared = self._prepare(statement, parameters[0])
+        if isinstance(parameters, list):
+            prepared = self._prepare(statement, parameters[0], ())
             self._driver.executemany(prepared.text, [_fill(prepared, each) for each in parameters])
             return []
-        prepared = self._prepare(statement, parameters)
+        prepared = self._prepare(statement, parameters, _sizes(parameters))
         found = self._driver.execute(prepared.text, _fill(prepared, parameters)).fetchall()
         if not prepared.results:
             return found
-        return [_ours(row, prepared.results) for row in found]
+        return [_converted(row, prepared.results) for row in found]
 
     def scan(self, statement: sa.Executable, parameters: Parameters) -> Generator[Row]:
         """Yield the rows of a statement; a row is read when it is asked for. The caller closes it."""
-        prepared = self._prepare(statement, parameters)
+        prepared = self._prepare(statement, parameters, _sizes(parameters))
         with closing(self._driver.execute(prepared.text, _fill(prepared, parameters))) as cursor:
             for row in cursor:
-                yield _ours(row, prepared.results)
+                yield _converted(row, prepared.results)
 
-    def _prepare(self, statement: sa.Executable, parameters: Parameters) -> _Prepared:
-        sizes = (len(value) for value in parameters.values() if isinstance(value, list))
-        key = (statement, *sizes)
+    def _prepare(self, statement: sa.Executable, parameters: Parameters, sizes: tuple[int, ...]) -> _Prepared:
+        key = (statement, sizes)
         if (prepared := self._prepared.get(key)) is None:
             prepared = self._prepared[key] = _compile(statement, parameters, self.dialect)
         return prepared
+
+
+def _sizes(parameters: Parameters) -> tuple[int, ...]:
+    """Return the lengths of the lists, on which the text of a statement depends."""
+    return tuple([len(value) for value in parameters.values() if type(value) is list])
 
 
 def _compile(statement: sa.Executable, parameters: Parameters, dialect: sa.Dialect) -> _Prepared:
@@ -86,19 +93,36 @@ def _compile(statement: sa.Executable, parameters: Parameters, dialect: sa.Diale
     results: list[tuple[int, _Process]] = []
     if isinstance(statement, sa.Select):
         for place, column in enumerate(statement.selected_columns):
-            process = column.type.dialect_impl(dialect).result_processor(dialect, None)
-            if process is not None:
-                results.append((place, process))
-    types = {name: bind.type.dialect_impl(dialect) for name, bind in compiled.binds.items()}
+            read = column.type.dialect_impl(dialect).result_processor(dialect, None)
+            if read is not None:
+                results.append((place, read))
+    processors = {name: _bind_processor(bind.type, dialect) for name, bind in compiled.binds.items()}
     names = state.positiontup or ()
     parents = {single: name for name, singles in state.parameter_expansion.items() for single in singles}
     return _Prepared(
         text=state.statement,
-        binds=[(name, types[parents.get(name, name)].bind_processor(dialect)) for name in names],
+        pick=_pick(names),
+        binds=[
+            (place, process)
+            for place, name in enumerate(names)
+            if (process := processors[parents.get(name, name)]) is not None
+        ],
         results=results,
         expanded=state.parameter_expansion,
         fixed={name: state.parameters[name] for name in names if parents.get(name, name) not in parameters},
     )
+
+
+def _pick(names: Sequence[str]) -> Callable[[Parameters], Sequence[Any]]:
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda parameters: [parameters[name] for name in names]
+
+
+def _bind_processor(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> _Process | None:
+    if isinstance(kind, sa.Boolean):
+        return int  # SQLAlchemy's also checks the value, in two calls
+    return kind.dialect_impl(dialect).bind_processor(dialect)
 
 
 def _fill(prepared: _Prepared, parameters: Parameters) -> list[Any]:
@@ -106,15 +130,12 @@ def _fill(prepared: _Prepared, parameters: Parameters) -> list[Any]:
         parameters = {**parameters, **prepared.fixed}
         for name, singles in prepared.expanded.items():
             parameters.update(zip(singles, parameters[name], strict=True))
-    return [
-        value if (value := parameters[name]) is None or process is None else process(value)
-        for name, process in prepared.binds
-    ]
+    return _converted(prepared.pick(parameters), prepared.binds)
 
 
-def _ours(row: Sequence[Any], results: Sequence[tuple[int, _Process]]) -> list[Any]:
-    values = list(row)
-    for place, process in results:
+def _converted(given: Sequence[Any], processes: Sequence[tuple[int, _Process]]) -> list[Any]:
+    values = list(given)
+    for place, process in processes:
         # NULL is None in every column type of ours, and most columns of a task are NULL most of the time.
         if (value := values[place]) is not None:
             values[place] = process(value)

@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import sqlalchemy as sa
 
+from llama_deploy.state_stores.sql.sizes import DeferrableText, lean
+
 R = TypeVar("R", bound=NamedTuple)
 
 KEY: Final = "key"
 """The name of the parameter that says which row is updated; the columns keep their own names."""
+MAX_STATEMENTS: Final = 64
+"""How many combinations of fields have statements of their own, which drivers keep prepared."""
 
 
 class Mapper(Generic[R]):
     """Turns records into rows and back; the fields of the record are columns of the table."""
 
-    def __init__(self, record_type: type[R], table: sa.Table) -> None:
+    def __init__(self, record_type: type[R], table: sa.Table, *, large: Collection[str] = ()) -> None:
         self._make = record_type._make
         self.table = table
         self.names: tuple[str, ...] = record_type._fields
         """The fields, in their order."""
         self.columns = [table.c[name] for name in self.names]
         """The columns, in the order of the fields."""
+        self.large = frozenset(large)
+        """The fields that may be deferred."""
+        self.lean_columns = [
+            lean(table.c[name]) if name in self.large else table.c[name] for name in self.names
+        ]
+        """The same as `columns`, with large values deferred."""
 
     def where(self, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
         """Return the query of the rows that fulfil these conditions."""
         return sa.select(*self.columns).where(*conditions)
 
+    def lean(self, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        """Return the same query as `where`, of rows that are read lean."""
+        return sa.select(*self.lean_columns).where(*conditions)
+
     def record(self, row: Sequence[object]) -> R:
         """Return the record of a row that has these columns."""
         return self._make(row)
+
+    def new_value(self, name: str) -> sa.ColumnElement[Any]:
+        """Return what an update writes to a field, a parameter with its name."""
+        if name not in self.large:
+            return sa.bindparam(name)
+        # A deferred value is not written.
+        return sa.func.coalesce(sa.bindparam(name, type_=DeferrableText()), self.table.c[name])
 
     def rows(self, records: Sequence[R]) -> list[dict[str, object]]:
         """Return the parameters that store records."""
@@ -50,7 +72,7 @@ class Update(Generic[R]):
 
     def __init__(self, mapper: Mapper[R], *, key: str, fields: Sequence[str]) -> None:
         row = mapper.table.c[key] == sa.bindparam(KEY)
-        changes: dict[str, sa.BindParameter[Any]] = {name: sa.bindparam(name) for name in fields}
+        changes = {name: mapper.new_value(name) for name in fields}
         self.statement = sa.update(mapper.table).where(row).values(changes)
         self._names = (KEY, *fields)
         self._values = itemgetter(*(mapper.names.index(name) for name in (key, *fields)))
@@ -58,6 +80,103 @@ class Update(Generic[R]):
     def rows(self, records: Iterable[R]) -> list[dict[str, object]]:
         """Return the parameters that store these fields of records."""
         return [dict(zip(self._names, self._values(record), strict=True)) for record in records]
+
+
+S = TypeVar("S", sa.Insert, sa.Update)
+
+
+class _Statements(Generic[S]):
+    """`MAX_STATEMENTS` statements by the names of their fields, and one with all fields for the rest."""
+
+    def __init__(self, make: Callable[[Collection[str]], S], names: Sequence[str]) -> None:
+        self._make: Callable[[Collection[str]], S] = make
+        self._every = tuple(names)
+        self._found: dict[tuple[str, ...], S] = {}
+
+    def names_for(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of the statement that writes these fields, and perhaps others."""
+        if names not in self._found:
+            if len(self._found) >= MAX_STATEMENTS:
+                names = self._every
+            self._found.setdefault(names, self._make(names))
+        return names
+
+    def of(self, names: tuple[str, ...]) -> S:
+        """Return the statement for names that `names_for` has returned."""
+        return self._found[names]
+
+
+class Inserts(Generic[R]):
+    """Stores new rows. A None is left out: each value costs, and most columns of a task are NULL at first.
+
+    Args:
+        mapper: Of the rows.
+    """
+
+    def __init__(self, mapper: Mapper[R]) -> None:
+        self._names = mapper.names
+        self._table = mapper.table
+        self._statements = _Statements(self._make, mapper.names)
+
+    def statements(self, records: Iterable[R]) -> Iterator[tuple[sa.Insert, list[dict[str, object]]]]:
+        """Yield statements with the parameters that store records, in their order."""
+        for names, group in groupby(map(self._row, records), key=tuple):
+            yield self._statements.of(names), list(group)
+
+    def _row(self, record: R) -> dict[str, object]:
+        whole = dict(zip(self._names, record, strict=True))
+        row = {name: value for name, value in whole.items() if value is not None}
+        return row if self._statements.names_for(tuple(row)) == tuple(row) else whole
+
+    def _make(self, names: Collection[str]) -> sa.Insert:
+        values: dict[str, sa.BindParameter[Any]] = {name: sa.bindparam(name) for name in names}
+        # Inline: what the database fills in is not needed, and some databases send it back at a cost.
+        return sa.insert(self._table).values(values).inline()
+
+
+class Changes(Generic[R]):
+    """Overwrites the fields in which records differ from what is stored.
+
+    A statement that names a column of an index writes the index, whether the value changes or not.
+
+    Args:
+        mapper: Of the rows.
+        key: The field that is the key.
+        fixed: Fields that never change.
+    """
+
+    def __init__(self, mapper: Mapper[R], *, key: str, fixed: Collection[str]) -> None:
+        self._mapper = mapper
+        self._key = key
+        self._fixed = {key, *fixed}
+        changing = [name for name in mapper.names if name not in self._fixed]
+        self._statements = _Statements(self._make, changing)
+
+    def statements(
+        self, changes: Iterable[tuple[R, R]]
+    ) -> Iterator[tuple[sa.Update, list[dict[str, object]]]]:
+        """Yield statements with their parameters, for records as they are stored and as they are to be."""
+        rows: dict[tuple[str, ...], list[dict[str, object]]] = {}
+        for stored, record in changes:
+            differing = tuple(
+                [
+                    name
+                    for name, old, new in zip(self._mapper.names, stored, record, strict=True)
+                    if new is not old and new != old and name not in self._fixed
+                ]
+            )
+            if differing:
+                names = self._statements.names_for(differing)
+                row = {name: getattr(record, name) for name in (*names, self._key)}
+                row[KEY] = row.pop(self._key)
+                rows.setdefault(names, []).append(row)
+        for names, parameters in rows.items():
+            yield self._statements.of(names), parameters
+
+    def _make(self, names: Collection[str]) -> sa.Update:
+        row = self._mapper.table.c[self._key] == sa.bindparam(KEY)
+        values = {name: self._mapper.new_value(name) for name in names}
+        return sa.update(self._mapper.table).where(row).values(values)
 
 
 @dataclass(frozen=True, slots=True)

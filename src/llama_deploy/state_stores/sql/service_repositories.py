@@ -150,7 +150,7 @@ class SQLOutbox(SQLRepository, OutboxRepository):
         self._access.write(_INSERT_OUTBOX, _OUTBOX.rows(messages))
 
     def delete(self, message_ids: Collection[str]) -> None:
-        self._access.change(_DELETE_OUTBOX, message_ids)
+        self._access.execute_for(_DELETE_OUTBOX, message_ids)
 
 
 class SQLServices(SQLRepository, ServiceRepository):
@@ -172,7 +172,7 @@ class SQLServices(SQLRepository, ServiceRepository):
         self._access.put(_PUT_SERVICES, _SERVICE.rows(services))
 
     def delete(self, service_names: Collection[str]) -> None:
-        self._access.change(_DELETE_SERVICES, service_names)
+        self._access.execute_for(_DELETE_SERVICES, service_names)
 
     def load_versions(self, service_names: Collection[str]) -> list[VersionRecord]:
         return sorted(map(_VERSION.record, self._access.rows_by_ids(_VERSIONS_BY_SERVICE, service_names)))
@@ -181,7 +181,7 @@ class SQLServices(SQLRepository, ServiceRepository):
         self._access.put(_PUT_VERSIONS, _VERSION.rows(versions))
 
     def delete_unused_versions(self, service_names: Collection[str]) -> None:
-        self._access.change(_DELETE_UNUSED_VERSIONS, service_names)
+        self._access.execute_for(_DELETE_UNUSED_VERSIONS, service_names)
 
 
 class SQLInstances(SQLRepository, InstanceRepository):
@@ -222,4 +222,4 @@ class SQLInstances(SQLRepository, InstanceRepository):
         self._access.put(_PUT_INSTANCES, _INSTANCE.rows(instances))
 
     def delete(self, instance_ids: Collection[str]) -> None:
-        self._access.change(_DELETE_INSTANCES, instance_ids)
+        self._access.execute_for(_DELETE_INSTANCES, instance_ids)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.sql.access import SQLAccess
+from llama_deploy.state_stores.sql.api_key_rows import SQLApiKeys
+from llama_deploy.state_stores.sql.feed_rows import SQLFeeds
+from llama_deploy.state_stores.sql.list_repositories import SQLSteps, SQLTaskLists
 from llama_deploy.state_stores.sql.queries import Connection
+from llama_deploy.state_stores.sql.question_repositories import SQLQuestions
+from llama_deploy.state_stores.sql.retention_repository import SQLRetention
 from llama_deploy.state_stores.sql.run_repositories import SQLEvents, SQLInbox, SQLRuns
 from llama_deploy.state_stores.sql.service_repositories import SQLInstances, SQLOutbox, SQLServices
 from llama_deploy.state_stores.sql.task_repositories import SQLSessions, SQLTasks
@@ -23,11 +28,17 @@ class SQLTransaction(StoreTransaction):
         super().__init__(
             sessions=SQLSessions(access),
             tasks=SQLTasks(access),
+            task_lists=SQLTaskLists(access),
+            steps=SQLSteps(access),
             events=SQLEvents(access),
+            feeds=SQLFeeds(access),
             inbox=SQLInbox(access),
             runs=SQLRuns(access),
+            questions=SQLQuestions(access),
+            retention=SQLRetention(access),
             outbox=SQLOutbox(access),
             services=SQLServices(access),
             instances=SQLInstances(access),
+            api_keys=SQLApiKeys(access),
         )
         self._connection = connection

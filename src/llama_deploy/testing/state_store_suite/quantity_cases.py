@@ -30,7 +30,7 @@ class QuantityTests(StoreTests):
             tx.sessions.delete([])
             tx.tasks.insert([])
             tx.tasks.update([])
-            tx.tasks.update_progress([])
+            tx.tasks.change([])
             tx.events.insert([])
             tx.inbox.insert([])
             tx.inbox.consume([])

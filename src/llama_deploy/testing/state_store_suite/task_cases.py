@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,20 +13,22 @@ from typing import Any
 import pytest
 
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.state_stores.large_values import DEFERRED_BYTES, Deferred
 from llama_deploy.state_stores.records import (
     FIXED,
-    PROGRESS,
     SUSPECT_DEATHS,
     EventRecord,
     InboxRecord,
     JournalRecord,
     RunHeadRecord,
+    SavedStateRecord,
     SessionRecord,
     TaskRecord,
 )
 from llama_deploy.testing.records import NOW, a_full_task, a_session, a_task
 from llama_deploy.testing.state_store_suite.base import StoreTests
 from llama_deploy.types import SessionPolicy, TaskStatus
+from llama_deploy.types.json_values import utf8_bytes
 
 
 def _ids(tasks: Sequence[TaskRecord]) -> list[str]:
@@ -54,6 +57,95 @@ class TaskTests(StoreTests):
         await store.transact(work)
         expected = [changed._replace(created_at=NOW, tenant=""), a_session("s2")]
         assert await store.read(lambda tx: tx.sessions.page()) == expected
+
+    async def test_sessions_have_tags_policies_and_earlier_states(self, store: StateStore) -> None:
+        tagged = [a_session(f"s{n}")._replace(tags='["a", "b"]' if n % 2 else '["b"]') for n in range(5)]
+        saved = [SavedStateRecord("s1", version, f"{version}", NOW) for version in range(6)]
+
+        def work(tx: StoreTransaction) -> None:
+            tx.sessions.insert(tagged)
+            for state in saved:
+                tx.sessions.save_states([state], keep=3)
+
+        await store.transact(work)
+
+        async def ids(**filters: Any) -> list[str]:
+            found = await store.read(lambda tx: tx.sessions.heads(limit=3, **filters))
+            return [session.session_id for session in found]
+
+        assert await ids(newest_first=False) == ["s0", "s1", "s2"]
+        assert await ids(newest_first=True, after="s3") == ["s2", "s1", "s0"]
+        assert await ids(newest_first=True, tag="a") == ["s3", "s1"]
+        assert await ids(newest_first=False, tag="b", after="s2") == ["s3", "s4"]
+        assert await ids(newest_first=False, tag="unknown") == []
+        kept = await store.read(lambda tx: tx.sessions.saved_states("s1"))
+        assert kept == saved[-3:]
+        policies = await store.read(lambda tx: tx.sessions.policies(["s1", "unknown"]))
+        assert policies == {"s1": SessionPolicy.ENQUEUE}
+        await store.transact(lambda tx: tx.sessions.delete(["s1"]))
+        assert await ids(newest_first=True, tag="a") == ["s3"]
+        assert await store.read(lambda tx: tx.sessions.saved_states("s1")) == []
+
+    async def test_the_sizes_of_the_tasks_of_a_session(self, store: StateStore) -> None:
+        added = [a_task(f"t{n}", input="x" * n, result="y" * n if n else None) for n in range(4)]
+
+        def work(tx: StoreTransaction) -> None:
+            tx.tasks.insert([*added, a_task("other", session_id="s2")])
+
+        await store.transact(work)
+        first = await store.read(lambda tx: tx.tasks.sizes_in_session("s1", limit=2))
+        assert [(each.task_id, each.characters) for each in first] == [("t0", 0), ("t1", 2)]
+        after = first[-1].created_at, first[-1].position
+        rest = await store.read(lambda tx: tx.tasks.sizes_in_session("s1", after=after, limit=9))
+        assert [(each.task_id, each.characters) for each in rest] == [("t2", 4), ("t3", 6)]
+
+    async def test_large_values_are_deferred_in_lean_rows(self, store: StateStore) -> None:
+        fits = '{"a": "' + "é" * ((DEFERRED_BYTES - 9) // 2) + '"}'
+        large = f" {fits} "
+        size = utf8_bytes(large)
+        assert size > DEFERRED_BYTES >= utf8_bytes(fits)
+        sessions = [a_session("s1")._replace(state=fits), a_session("s2")._replace(state=large)]
+        tasks = [
+            a_task("t1", input=fits, result=fits),
+            a_task("t2", input=large, result=large),
+            a_task("t3", input=large),
+        ]
+
+        def work(tx: StoreTransaction) -> None:
+            tx.sessions.insert(sessions)
+            tx.tasks.insert(tasks)
+
+        await store.transact(work)
+        lean = [
+            tasks[0],
+            tasks[1]._replace(input=Deferred(size), result=Deferred(size)),
+            tasks[2]._replace(input=Deferred(size)),
+        ]
+        for read in (store.read, store.transact):
+            found = await read(lambda tx: tx.tasks.load(["t1", "t2", "t3"], lean=True))
+            assert [found[task.task_id] for task in tasks] == lean
+            assert await read(lambda tx: tx.tasks.of_sessions(["s1"])) == lean
+            assert await read(lambda tx: tx.sessions.load(["s1", "s2"], lean=True)) == {
+                "s1": sessions[0],
+                "s2": sessions[1]._replace(state=Deferred(size)),
+            }
+            whole = await read(lambda tx: tx.tasks.load(["t1", "t2", "t3"]))
+            assert [whole[task.task_id] for task in tasks] == tasks
+
+    async def test_a_deferred_value_is_not_overwritten(self, store: StateStore) -> None:
+        large = '{"a": "' + "x" * DEFERRED_BYTES + '"}'
+        await store.transact(lambda tx: tx.sessions.insert([a_session()._replace(state=large)]))
+        await store.transact(lambda tx: tx.tasks.insert([a_task("t1", input=large, result=large)]))
+
+        def work(tx: StoreTransaction) -> None:
+            session, task = tx.sessions.load(["s1"], lean=True)["s1"], tx.tasks.load(["t1"], lean=True)["t1"]
+            tx.sessions.update([session._replace(version=5)])
+            tx.tasks.update([task._replace(attempt=7)])
+
+        await store.transact(work)
+        session, task = await store.read(lambda tx: (tx.sessions.load(["s1"]), tx.tasks.load(["t1"])))
+        assert (session["s1"].state, session["s1"].version) == (large, 5)
+        assert (task["t1"].input, task["t1"].result, task["t1"].attempt) == (large, large, 7)
 
     async def test_sessions_are_listed_in_pages(self, store: StateStore) -> None:
         await store.transact(lambda tx: tx.sessions.insert([a_session(f"s{n}") for n in (3, 1, 2, 4)]))
@@ -119,18 +211,55 @@ class TaskTests(StoreTests):
         found = await store.read(lambda tx: tx.tasks.load(["t1", "t2", "unknown"]))
         assert found == {"t1": expected, "t2": a_task("t2")}
 
-    async def test_progress_is_updated_alone(self, store: StateStore) -> None:
-        first, changed = a_task("t1"), a_full_task("t1")
-        progress: dict[str, Any] = {name: getattr(changed, name) for name in PROGRESS}
-        assert all(getattr(first, name) != value for name, value in progress.items())
+    async def test_only_fields_that_differ_are_overwritten(self, store: StateStore) -> None:
+        first = a_task("t1")
 
         def work(tx: StoreTransaction) -> None:
             tx.tasks.insert([first, a_task("t2")])
-            tx.tasks.update_progress([changed, a_task("unknown")])
+            tx.tasks.change([(first, first._replace(attempt=7)), (a_task("t2"), a_task("t2"))])
+            tx.tasks.change([(first, first._replace(losses=3, progress="half"))])
+            tx.tasks.change([(a_task("unknown"), a_task("unknown", attempt=7))])
 
         await store.transact(work)
         found = await store.read(lambda tx: tx.tasks.load(["t1", "t2", "unknown"]))
-        assert found == {"t1": first._replace(**progress), "t2": a_task("t2")}
+        expected = first._replace(attempt=7, losses=3, progress="half")
+        assert found == {"t1": expected, "t2": a_task("t2")}
+
+    async def test_fields_can_become_none_again(self, store: StateStore) -> None:
+        full = a_full_task("t1")
+        nothing: dict[str, Any] = {
+            name: None
+            for name, value in a_task("t1")._asdict().items()
+            if value is None and name not in FIXED
+        }
+        empty = full._replace(**nothing)
+
+        def work(tx: StoreTransaction) -> None:
+            tx.tasks.insert([full])
+            tx.tasks.change([(full, empty)])
+
+        await store.transact(work)
+        assert (await store.read(lambda tx: tx.tasks.load(["t1"])))["t1"] == empty._replace(
+            result=full.result
+        )
+
+    async def test_many_different_changes_are_stored(self, store: StateStore) -> None:
+        names = [name for name in TaskRecord._fields if name not in {"task_id", "result", *FIXED}]
+        pairs = list(itertools.combinations(names, 2))[:200]
+        full = a_full_task()
+        before = [a_task(f"t{number:03}") for number in range(len(pairs))]
+        after = [
+            task._replace(**{name: getattr(full, name) for name in pair})
+            for task, pair in zip(before, pairs, strict=True)
+        ]
+
+        def work(tx: StoreTransaction) -> None:
+            tx.tasks.insert(before)
+            tx.tasks.change(zip(before, after, strict=True))
+
+        await store.transact(work)
+        found = await store.read(lambda tx: tx.tasks.load([task.task_id for task in before]))
+        assert found == {task.task_id: task for task in after}
 
     async def test_the_tasks_of_sessions_come_in_the_order_of_insertion(self, store: StateStore) -> None:
         def work(tx: StoreTransaction) -> None:
@@ -275,3 +404,13 @@ class TaskTests(StoreTests):
         assert await found(limit=2) == [*without_time, "early", "early too"][:2]
         assert await found(due_before=before) == ["early", "early too"]
         assert await found(due_before=before, limit=1) == ["early"]
+
+    async def test_retries_are_found_by_the_task_that_they_retry(self, store: StateStore) -> None:
+        retries = {"t1": None, "t2": "t1", "t3": "t1", "t4": "t2", "t5": None}
+        added = [
+            a_task(task_id, retry_of=source, retry_from=source and "start")
+            for task_id, source in retries.items()
+        ]
+        await store.transact(lambda tx: tx.tasks.insert(added))
+        found = await store.read(lambda tx: tx.tasks.retries_of(["t1", "t2", "t3", "unknown"]))
+        assert {source: sorted(ids) for source, ids in found.items()} == {"t1": ["t2", "t3"], "t2": ["t4"]}

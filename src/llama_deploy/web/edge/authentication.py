@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
 from typing import Final, Protocol
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llama_deploy.errors import LlamaDeployError
-from llama_deploy.types.keys import DEFAULT_TENANT
+from llama_deploy.errors import AuthenticationError, LlamaDeployError
+from llama_deploy.health import LIVE_PATH
+from llama_deploy.types.callers import ANONYMOUS, NOBODY, Caller
+from llama_deploy.web.edge.access_table import AccessTable
+from llama_deploy.web.edge.caller_state import CALLER
 from llama_deploy.web.responses import problem_response
 
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who makes a request, and what the caller may do."""
-
-    subject: str
-    """The name of the user, the program or the key."""
-    tenant: str
-    """Whose tasks and sessions the caller works with."""
-    scopes: frozenset[str]
-    """The rights; `*` is all of them."""
-
-
-ANONYMOUS: Final = Caller(subject="anonymous", tenant=DEFAULT_TENANT, scopes=frozenset({"*"}))
+RECHECK_SECONDS: Final = 5.0
+"""After how many seconds the caller of a stream is asked for again, before its next part or keep-alive."""
 
 
 class Authenticator(Protocol):
@@ -50,21 +41,72 @@ class Anonymous:
 class Authentication:
     """Stores the caller as `scope["state"]["caller"]`, or answers why the request is refused.
 
+    A request for an open route is never refused. Without a valid key its caller is `NOBODY`, who learns no
+    reasons from a probe. The route itself checks the caller again. The probe whether the process lives
+    identifies nobody, because it must not wait for anything.
+
     Args:
         app: The next layer.
         authenticator: Identifies the callers.
+        table: Says which routes are open.
     """
 
-    def __init__(self, app: ASGIApp, *, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, table: AccessTable) -> None:
         self._app = app
         self._authenticator = authenticator
+        self._open = tuple(path.partition("{")[0] for (_, path), needed in table.items() if needed.is_open)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         try:
-            caller = await self._authenticator.authenticate(scope)
+            lives = scope["path"] == LIVE_PATH
+            caller = NOBODY if lives else await self._authenticator.authenticate(scope)
         except LlamaDeployError as exc:
-            await problem_response(exc)(scope, receive, send)
+            if not scope["path"].startswith(self._open):
+                await problem_response(exc)(scope, receive, send)
+                return
+            caller = NOBODY
+        scope.setdefault("state", {})[CALLER] = caller
+        if isinstance(self._authenticator, Anonymous) or caller is NOBODY:
+            await self._app(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
-        await self._app(scope, receive, send)
+        answer = _CheckedAnswer(scope, send, self._authenticator)
+        try:
+            await self._app(scope, receive, answer.send)
+        except _CallerEndedError:
+            await send({"type": "http.response.body", "body": b""})
+        except BaseExceptionGroup as group:
+            if group.split(_CallerEndedError)[1] is not None:
+                raise
+            await send({"type": "http.response.body", "body": b""})
+
+
+class _CallerEndedError(Exception):
+    """The key was revoked or has expired while the answer was sent."""
+
+
+class _CheckedAnswer:
+    """Passes an answer on while its caller is valid, which matters for streams only."""
+
+    def __init__(self, scope: Scope, send: Send, authenticator: Authenticator) -> None:
+        self._scope = scope
+        self._send = send
+        self._authenticator = authenticator
+        self._checked_at = time.monotonic()
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer.
+
+        Raises:
+            _CallerEndedError: The caller is not valid any more.
+        """
+        now = time.monotonic()
+        if message.get("more_body") and now - self._checked_at >= RECHECK_SECONDS:
+            self._checked_at = now
+            try:
+                await self._authenticator.authenticate(self._scope)
+            except AuthenticationError:
+                raise _CallerEndedError from None
+            except LlamaDeployError:
+                pass  # it cannot be said now
+        await self._send(message)

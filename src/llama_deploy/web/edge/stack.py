@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -12,7 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.errors import UnavailableError
+from llama_deploy.web.edge.access import of_shortcuts
+from llama_deploy.web.edge.access_table import AccessTable
 from llama_deploy.web.edge.authentication import Anonymous, Authentication, Authenticator
+from llama_deploy.web.edge.body_budget import DEFAULT_MAX_TOTAL_BODY_BYTES
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES, BodyLimit
 from llama_deploy.web.edge.head_requests import HeadRequests
 from llama_deploy.web.edge.json_bodies import JsonBodies
@@ -21,9 +24,9 @@ from llama_deploy.web.edge.probes import BriefProbes
 from llama_deploy.web.edge.tracing import TraceParentReader, Tracer, Tracing
 from llama_deploy.web.edge.trusted_hosts import TrustedHosts
 from llama_deploy.web.responses import problem_response
-from llama_deploy.web.shortcuts import Endpoint, Shortcuts
+from llama_deploy.web.shortcuts import Routes, Shortcuts
 
-_NO_SHORTCUTS: Final[Mapping[tuple[str, str], Endpoint]] = MappingProxyType({})
+_NO_SHORTCUTS: Final[Routes] = MappingProxyType({})
 _POLICY_VIOLATION: Final = 1008
 
 
@@ -42,7 +45,10 @@ class EdgeSettings:
     no_head: Collection[str] = ()
     """The beginnings of paths whose GET changes something, so that HEAD is refused with 405."""
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    max_total_body_bytes: int = DEFAULT_MAX_TOTAL_BODY_BYTES
     authenticator: Authenticator = field(default_factory=Anonymous)
+    access: AccessTable = field(default_factory=dict)
+    """What each route needs, for the shortcuts, and which routes are open."""
     tracer: Tracer = field(default_factory=TraceParentReader)
 
 
@@ -50,7 +56,7 @@ def build_edge(
     app: ASGIApp,
     settings: EdgeSettings,
     *,
-    shortcuts: Mapping[tuple[str, str], Endpoint] = _NO_SHORTCUTS,
+    shortcuts: Routes = _NO_SHORTCUTS,
     layers: Sequence[Callable[[ASGIApp], ASGIApp]] = (),
 ) -> ASGIApp:
     """Return `app` behind all layers: no route, fast or documented, can be reached past one.
@@ -66,12 +72,19 @@ def build_edge(
         layers: The server's own layers, the outermost first.
     """
     origins = settings.cors_origins or ()
-    stack: ASGIApp = Shortcuts(HeadRequests(app, excluded=settings.no_head), shortcuts)
+    # Without authentication every caller has all rights, so nothing is checked.
+    is_checked = not isinstance(settings.authenticator, Anonymous)
+    needed = of_shortcuts(settings.access, shortcuts) if is_checked else {}
+    stack: ASGIApp = Shortcuts(HeadRequests(app, excluded=settings.no_head), shortcuts, needed=needed)
     for layer in reversed(layers):
         stack = layer(stack)
     stack = JsonBodies(stack)
-    stack = BodyLimit(stack, max_body_bytes=settings.max_body_bytes)
-    stack = Authentication(stack, authenticator=settings.authenticator)
+    stack = BodyLimit(
+        stack,
+        max_body_bytes=settings.max_body_bytes,
+        max_total_body_bytes=settings.max_total_body_bytes,
+    )
+    stack = Authentication(stack, authenticator=settings.authenticator, table=settings.access)
     stack = Tracing(stack, tracer=settings.tracer)
     if origins:
         stack = with_cors(stack, origins=origins)
@@ -99,29 +112,23 @@ class _HttpOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._respond(scope, receive, send)
+            try:
+                await self._layers(scope, receive, send)
+            except asyncio.CancelledError:
+                await _end(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._app(scope, receive, _quiet_when_cancelled(send))
         else:
             await receive()
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
 
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request. One that is cancelled, with its whole process, ends without a traceback."""
-        started = False
 
-        async def note(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._layers(scope, receive, note)
-        except asyncio.CancelledError:
-            if started:
-                await send({"type": "http.response.body", "body": b""})
-            else:
-                await problem_response(UnavailableError("the server stops; retry"))(scope, receive, send)
+async def _end(scope: Scope, receive: Receive, send: Send) -> None:
+    """End a request that is cancelled, with its whole process, without a traceback."""
+    try:
+        await problem_response(UnavailableError("the server stops; retry"))(scope, receive, send)
+    except RuntimeError:  # of uvicorn: the answer has begun
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _quiet_when_cancelled(send: Send) -> Send:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llama_deploy.trace_context import trace_parent
 
 _TRACEPARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _NO_SPAN: Final = nullcontext()
@@ -23,6 +26,9 @@ class TraceParent:
     """16 hexadecimal digits: the span in which the request was sent."""
     sampled: bool
 
+    def __str__(self) -> str:
+        return f"00-{self.trace_id}-{self.parent_id}-{self.sampled:02x}"
+
 
 class Tracer(Protocol):
     """Observes requests."""
@@ -33,7 +39,11 @@ class Tracer(Protocol):
 
 
 class TraceParentReader:
-    """The default tracer: stores the caller's `traceparent` as `scope["state"]["trace_parent"]`."""
+    """The default tracer: notes the caller's `traceparent`.
+
+    It is a `TraceParent` in `scope["state"]["trace_parent"]`, and for those who handle the request a text in
+    `trace_context.trace_parent`.
+    """
 
     def trace(self, scope: Scope) -> AbstractContextManager[object]:
         """See `Tracer`. The value is a `TraceParent`; it is missing if there is no valid header."""
@@ -42,8 +52,18 @@ class TraceParentReader:
                 parent = parse_traceparent(value)
                 if parent is not None:
                     scope.setdefault("state", {})["trace_parent"] = parent
+                    return _within(str(parent))
                 break
         return _NO_SPAN
+
+
+@contextmanager
+def _within(parent: str) -> Iterator[None]:
+    token = trace_parent.set(parent)
+    try:
+        yield
+    finally:
+        trace_parent.reset(token)
 
 
 class Tracing:

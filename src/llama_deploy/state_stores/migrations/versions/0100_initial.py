@@ -77,7 +77,9 @@ def _create_tasks() -> None:
         sa.PrimaryKeyConstraint("position", name="pk_tasks"),
         sa.UniqueConstraint("task_id", name="uq_tasks_task_id"),
     )
-    op.create_index("ix_tasks_session", "tasks", ["session_id", "finished_at"])
+    _create_partial_index(
+        "ix_tasks_session", "tasks", ["session_id", "finished_at", "position"], "finished_at IS NULL"
+    )
     _create_partial_index("ix_tasks_queued", "tasks", ["redispatch_at", "position"], "status = 'queued'")
     _create_partial_index(
         "ix_tasks_instance_running", "tasks", ["instance_id", "position"], "status = 'running'"

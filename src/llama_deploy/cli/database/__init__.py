@@ -1,0 +1,1 @@
+"""`llamactl db`: the state store."""

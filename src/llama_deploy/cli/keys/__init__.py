@@ -1,0 +1,1 @@
+"""`llamactl keys`: who may use the servers."""

@@ -1,0 +1,1 @@
+"""`llamactl run` and `send`: tasks and events from the command line."""

@@ -1,0 +1,1 @@
+"""What keeps a store small, and what operators ask of it."""

@@ -1,0 +1,1 @@
+"""Requests of clients for tasks, their streams and their questions."""

@@ -1,0 +1,1 @@
+"""The record from which the next attempt resumes a run."""

@@ -1,0 +1,1 @@
+"""How steps execute: in the event loop, in threads, with what they share."""
