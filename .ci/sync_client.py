@@ -18,6 +18,7 @@ GENERATED: Final = {
     f"client/sync/{name}.py": f"client/aio/{name}.py"
     for name in (
         "apiserver",
+        "audit",
         "client",
         "core",
         "inbox",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.e2e.llamactl import ANY_PORTS, Process, llamactl, started
 
+from llama_deploy.state_stores.audit_repository import AuditConditions, AuditPlace
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.records import EventRecord, OutboxRecord
 from llama_deploy.state_stores.store_registry import open_state_store
@@ -140,11 +141,22 @@ def test_a_running_control_plane_is_asked(tmp_path: Path, store: str, serving: P
 
 
 def test_a_sqlite_store_is_copied_to_postgresql(tmp_path: Path, store: str, postgresql_uri: str) -> None:
+    assert json.loads(db(tmp_path, "purge", "--store", store, "--yes", "--status", "cancelled", "--json"))
     copied = json.loads(db(tmp_path, "copy", store, postgresql_uri, "--json"))
+    assert copied["rows"]["audit"] == 2
     assert (copied["rows"]["tasks"], copied["rows"]["events"], copied["rows"]["journal"]) == (701, 703, 3)
 
     async def compare() -> None:
         async with await open_state_store(store) as one, await open_state_store(postgresql_uri) as other:
+
+            def log(tx: StoreTransaction) -> list[Any]:
+                """Return the audit log: who has purged the store."""
+                return tx.audit.page(
+                    AuditConditions(),
+                    since=datetime(1970, 1, 1, tzinfo=UTC),
+                    before=AuditPlace(datetime(9999, 1, 1, tzinfo=UTC), 0),
+                    limit=10,
+                )
 
             def everything(tx: StoreTransaction) -> list[Any]:
                 return [
@@ -157,12 +169,18 @@ def test_a_sqlite_store_is_copied_to_postgresql(tmp_path: Path, store: str, post
                     tx.runs.load_journal(["running"]),
                     tx.instances.load(),
                     list(tx.outbox.load().values()),
+                    log(tx),
                 ]
 
             assert await one.read(everything) == await other.read(everything)
             await other.transact(lambda tx: tx.tasks.insert([a_task("new", session_id="s1")]))
             last = (await other.read(lambda tx: tx.tasks.of_sessions(["s1"])))[-1]
             assert last.task_id == "new"
+            (last_place, done), (_, begun) = await other.read(log)
+            assert (begun.outcome, done.outcome) == ("begun", "done")
+            assert done.subject.startswith("llamactl of ")
+            await other.transact(lambda tx: tx.audit.append([done]))
+            assert (await other.read(log))[0][0] > last_place
 
     asyncio.run(compare())
     assert "has rows in" in db(tmp_path, "copy", store, postgresql_uri, code=1)

@@ -144,13 +144,14 @@ async def send_json(
 
 
 @asynccontextmanager
-async def tenant_stack(folder: Path, uri: str | None = None) -> AsyncIterator[Parties]:
+async def tenant_stack(folder: Path, uri: str | None = None, **settings: Any) -> AsyncIterator[Parties]:
     """Serve, with a caller of each owner who has something of its own. The store is a file, or at `uri`."""
     config = ControlPlaneConfig(
         port=0,
         state_store_uri=uri or f"sqlite:///{folder}/state.db",
         authentication="keys",
         admin_key=SecretStr(ADMIN),
+        **settings,
     )
     hosted = [
         HostedWorkflow.named(name, workflow)

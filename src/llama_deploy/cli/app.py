@@ -14,6 +14,7 @@ from llama_deploy.cli.database.commands import db
 from llama_deploy.cli.error_messages import CommandError, reported
 from llama_deploy.cli.event_loop import EventLoop
 from llama_deploy.cli.inbox.commands import inbox
+from llama_deploy.cli.keys.audit_command import audit
 from llama_deploy.cli.keys.commands import keys
 from llama_deploy.cli.options import (
     DEFAULT_SERVER,
@@ -60,6 +61,7 @@ app.add_typer(tasks, name="tasks")
 app.add_typer(inbox, name="inbox")
 app.add_typer(keys, name="keys")
 app.add_typer(db, name="db")
+app.command("audit")(audit)
 
 
 @app.callback()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from llama_deploy.types.audit import AuditScope
 from llama_deploy.types.ports import BoundPort
 from llama_deploy.types.retention import Days, KeptDays, RetentionRule
 from llama_deploy.types.topics import TopicNamespace
@@ -137,6 +138,12 @@ class ControlPlaneConfig(BaseSettings):
     retention_session_days: KeptDays = "off"
     """For how many days a session without tasks is kept, with its state, after the last write of the state.
     `off`: until it is deleted."""
+    retention_audit_days: KeptDays = 365.0
+    """For how many days entries of the audit log are kept. `off`: for ever."""
+    audit: AuditScope = "changes"
+    """Which requests leave an entry in the audit log. `changes`: those that change what exists, and those
+    that are refused. `all`: also submissions, events for tasks, new sessions and writes of their state, which
+    clients send all the time. `off`: none."""
     max_body_bytes: int = Field(default=DEFAULT_MAX_BODY_BYTES, gt=0)
     """Maximum size of a request body in bytes; larger requests get 413."""
     max_total_body_bytes: int = Field(default=DEFAULT_MAX_TOTAL_BODY_BYTES, gt=0)

@@ -41,6 +41,8 @@ from llama_deploy.control_plane.requests.attempts.report_consumer import (
 )
 from llama_deploy.control_plane.requests.attempts.report_uploads import ReportUploads
 from llama_deploy.control_plane.requests.callers.api_keys import ApiKeys
+from llama_deploy.control_plane.requests.callers.audit_log import AuditLog
+from llama_deploy.control_plane.requests.callers.denied_requests import DeniedRequests
 from llama_deploy.control_plane.requests.callers.key_callers import KeyCallers
 from llama_deploy.control_plane.requests.services.service_requests import Services
 from llama_deploy.control_plane.requests.services.suspect_hints import SuspectHints
@@ -96,8 +98,8 @@ class ControlPlane:
 
     Entering it resumes the work that an earlier one has left in the store. Its parts are its surface:
     `sessions`, `session_lists`, `session_forks`, `tasks`, `task_lists`, `retries`, `bulk_changes`, `exports`,
-    `streams`, `feeds`, `inbox`, `services`, `attempts`, `uploads`, `deaths`, `api_keys`, `owned_rows`,
-    `storage`, `backlogs`, `metrics` and `readiness`.
+    `streams`, `feeds`, `inbox`, `services`, `attempts`, `uploads`, `deaths`, `api_keys`, `audit`,
+    `owned_rows`, `storage`, `backlogs`, `metrics` and `readiness`.
 
     Args:
         queue: The message queue. The caller closes it.
@@ -229,6 +231,7 @@ class ControlPlane:
         )
         self._key_callers = key_callers or KeyCallers(store)
         self.api_keys = ApiKeys(store, self._key_callers)
+        self.audit = AuditLog(store, config.audit, DeniedRequests(store, clock))
         self.owned_rows = StoredOwners(store)
         self.tasks = Tasks(
             store=store,
@@ -267,7 +270,6 @@ class ControlPlane:
         )
         self._barrier = ReportBarrier(queue, self.topics.control_plane, store=store)
         self.deaths = ProcessDeaths(store, self._writer, self._barrier)
-        self._lost_after = LATE_SECONDS if queue.durable else LOST_AFTER_SECONDS
         self.uploads = ReportUploads(
             self.attempts,
             probe_after=self._lost_after,
@@ -296,6 +298,7 @@ class ControlPlane:
             asyncio.create_task(self._outbox.read_on(), name="rest of the outbox"),
             asyncio.create_task(self._packer.run(), name="stream packer"),
             asyncio.create_task(self.storage.retention.run(), name="retention"),
+            asyncio.create_task(self.audit.denied.run(), name="audit"),
         ]
         if self._store.shared:
             news = News(
@@ -314,6 +317,11 @@ class ControlPlane:
                 asyncio.create_task(self._outbox.take_over(), name="takeover"),
             ]
         return self
+
+    @property
+    def _lost_after(self) -> float:
+        """After how many seconds a report that is missing counts as lost."""
+        return LATE_SECONDS if self.queue.durable else LOST_AFTER_SECONDS
 
     async def _continue(self) -> int | None:
         """Resume the work in the store, as its only control plane.
@@ -357,6 +365,7 @@ class ControlPlane:
             await self._subscription.close()
         await self._relay.close()
         await self._writer.close()
+        await self.audit.denied.flush()
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()

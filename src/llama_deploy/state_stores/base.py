@@ -28,6 +28,7 @@ from typing import ClassVar, NamedTuple, Self, TypeVar
 
 from llama_deploy.concurrency.closing import AsyncCloseable
 from llama_deploy.state_stores.api_key_repository import ApiKeyRepository
+from llama_deploy.state_stores.audit_repository import AuditRepository
 from llama_deploy.state_stores.feed_repository import FeedRepository
 from llama_deploy.state_stores.list_repositories import StepsRepository, TaskListRepository
 from llama_deploy.state_stores.question_repository import QuestionRepository
@@ -110,6 +111,7 @@ class StoreTransaction:
     services: ServiceRepository
     instances: InstanceRepository
     api_keys: ApiKeyRepository
+    audit: AuditRepository
 
     def lock(
         self,

@@ -72,6 +72,8 @@ class Caller:
     """The only thing that the caller may use. None: there is no such limit."""
     is_bound: bool = False
     """Whether the caller works only with what belongs to its subject, and not with all of the tenant."""
+    acted_by: str | None = None
+    """The subject that has sent the request, an operator, if it acts for another owner."""
 
     @property
     def may_do_all(self) -> bool:

@@ -34,7 +34,7 @@ class Call:
 
     rest: str
     """What follows the route's path, unquoted; empty for a route without a slash at its end."""
-    query: bytes
+    scope: Scope
     body: bytes
     receive: Receive
     """Returns when the client disconnects."""
@@ -69,9 +69,10 @@ class Call:
         Raises:
             InvalidRequestError: It is not of this form.
         """
-        read = _read_query if len(self.query) <= _SHORT_QUERY else _read_query.__wrapped__
+        query = self.scope["query_string"]
+        read = _read_query if len(query) <= _SHORT_QUERY else _read_query.__wrapped__
         try:
-            return cast("M", read(form, self.query))
+            return cast("M", read(form, query))
         except ValidationError as exc:
             raise _unexpected("query", exc) from exc
 
@@ -169,7 +170,7 @@ async def _answer(endpoint: Endpoint, rest: str, scope: Scope, receive: Receive,
         body = await _read(receive)
         if body is None:
             return  # the client has disconnected
-        call = Call(rest, scope["query_string"], body, receive, scope.get(RELEASE_BODY))
+        call = Call(rest, scope, body, receive, scope.get(RELEASE_BODY))
         del body  # the call may release it
         answer = await endpoint(call)
     except LlamaDeployError as exc:

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import typer
 from pydantic import ValidationError
 
 from llama_deploy.cli.ages import age_seconds
 from llama_deploy.cli.database.addresses import check_schema, sqlite_file
+from llama_deploy.cli.database.local_actor import actor_on_this_machine
 from llama_deploy.cli.database.sizes import shown_time
 from llama_deploy.cli.environment import settings_of
 from llama_deploy.cli.error_messages import CommandError
@@ -76,7 +78,8 @@ async def purge_store(uri: str, options: PurgeOptions) -> None:
         ) from exc
     async with store:
         storage = Storage(store, config, removals=KnownRemovals(), clock=lambda: datetime.now(UTC))
-        await _purge(storage.purge, request, options)
+        by = actor_on_this_machine()
+        await _purge(partial(storage.purge, by=by), request, options)
         if sqlite_file(uri) is not None and not options.dry_run:
             while await store.shrink(max_pages=1000):
                 pass

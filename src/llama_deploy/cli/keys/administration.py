@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import typer
 from pydantic import ValidationError
 
 from llama_deploy.cli.ages import age_seconds
 from llama_deploy.cli.database.addresses import check_schema, sqlite_file
+from llama_deploy.cli.database.local_actor import actor_on_this_machine
 from llama_deploy.cli.error_messages import CommandError
 from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.output import note
@@ -78,9 +79,10 @@ async def keys_in_store(uri: str) -> AsyncIterator[KeyAdministration]:
         ) from exc
     async with store:
         keys = ApiKeys(store, KeyCallers(store))
+        actor = actor_on_this_machine()
 
         async def create(new: NewApiKey) -> CreatedApiKey:
-            return await keys.create(new, by=f"llamactl of {_user()}")
+            return await keys.create(new, by=actor.subject, actor=actor)
 
         async def list_all() -> Sequence[ApiKeyView]:
             page = await keys.list()
@@ -90,7 +92,7 @@ async def keys_in_store(uri: str) -> AsyncIterator[KeyAdministration]:
                 found += page.items
             return found
 
-        yield KeyAdministration(create, list_all, keys.revoke)
+        yield KeyAdministration(create, list_all, partial(keys.revoke, actor=actor))
 
 
 async def create_key(
@@ -175,10 +177,3 @@ def _end_of(key: ApiKeyView) -> str:
 
 def _shown(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M}"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        return "an unnamed user"

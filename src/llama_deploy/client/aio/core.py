@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, TypeAdapter
 
 from llama_deploy.client.aio import task_calls
+from llama_deploy.client.aio.audit import AuditLog
 from llama_deploy.client.aio.keys import KeyCollection
 from llama_deploy.client.aio.server_api import ANYTHING, ServerApi
 from llama_deploy.client.aio.storage import Storage
@@ -56,7 +57,7 @@ _RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None).validate_pyth
 
 
 class Core:
-    """The control plane: its `services`, its `sessions`, its `storage` and its `keys`."""
+    """The control plane: its `services`, its `sessions`, its `storage`, its `keys` and its `audit` log."""
 
     def __init__(self, api: ServerApi) -> None:
         self.api = api
@@ -65,6 +66,7 @@ class Core:
         self.sessions = SessionCollection(api)
         self.storage = Storage(api)
         self.keys = KeyCollection(api)
+        self.audit = AuditLog(api)
 
 
 class ServiceCollection:

@@ -22,6 +22,7 @@ from llama_deploy.client.payload_encoding import (
     encode_json_object,
 )
 from llama_deploy.client.sync import task_calls
+from llama_deploy.client.sync.audit import AuditLog
 from llama_deploy.client.sync.keys import KeyCollection
 from llama_deploy.client.sync.server_api import ANYTHING, ServerApi
 from llama_deploy.client.sync.storage import Storage
@@ -57,7 +58,7 @@ _RESULT: Final = TypeAdapter[TaskResult | None](TaskResult | None).validate_pyth
 
 
 class Core:
-    """The control plane: its `services`, its `sessions`, its `storage` and its `keys`."""
+    """The control plane: its `services`, its `sessions`, its `storage`, its `keys` and its `audit` log."""
 
     def __init__(self, api: ServerApi) -> None:
         self.api = api
@@ -66,6 +67,7 @@ class Core:
         self.sessions = SessionCollection(api)
         self.storage = Storage(api)
         self.keys = KeyCollection(api)
+        self.audit = AuditLog(api)
 
 
 class ServiceCollection:

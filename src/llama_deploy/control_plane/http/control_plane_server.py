@@ -16,6 +16,8 @@ from starlette.types import ASGIApp
 from llama_deploy.concurrency.cancellation import ends_quietly
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.direct_gateway import DirectGateway
+from llama_deploy.control_plane.http.actors import denials_of
+from llama_deploy.control_plane.http.audit_routes import audit_routes
 from llama_deploy.control_plane.http.callers import ControlPlaneCallers, requires_keys
 from llama_deploy.control_plane.http.core_endpoints import CoreEndpoints
 from llama_deploy.control_plane.http.core_routes import core_routes
@@ -272,6 +274,7 @@ class ControlPlaneServer(CoreEndpoints):
         app.include_router(instance_routes(plane))
         app.include_router(storage_routes(plane))
         app.include_router(key_routes(plane))
+        app.include_router(audit_routes(plane))
         health = new_router(CONTROL_PLANE_ACCESS)
         health.add_api_route("/health", self.health, methods=["GET"])
         add_health_routes(health, plane.readiness.checks)
@@ -285,6 +288,7 @@ class ControlPlaneServer(CoreEndpoints):
             max_total_body_bytes=config.max_total_body_bytes,
             authenticator=self._callers or Anonymous(),
             access=CONTROL_PLANE_ACCESS,
+            on_denied=denials_of(plane),
         )
         shortcuts = {**task_shortcuts(plane), **instance_shortcuts(plane)}
         return build_edge(RawPaths(app), settings, shortcuts=shortcuts, layers=[ProtocolCheck])

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator
 from starlette.responses import StreamingResponse
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
+from llama_deploy.control_plane.http.actors import actor_of
 from llama_deploy.control_plane.http.session_routes import Cursor
 from llama_deploy.control_plane.http.stream_responses import data_response
 from llama_deploy.control_plane.http.task_routes import Wait
@@ -77,10 +78,13 @@ class CoreEndpoints(ABC):
         await self.plane.services.register(service_def)
         return {**self.config.public_settings(), "protocol": PROTOCOL_VERSION}
 
-    async def deregister_service(self, service_name: str, instance_id: str | None = None) -> None:
+    async def deregister_service(
+        self, request: Request, service_name: str, instance_id: str | None = None
+    ) -> None:
         """Remove a service, or one instance of it. Does nothing if it is not there, as in 0.6."""
         with suppress(ServiceNotFoundError):
-            await self.plane.services.deregister(service_name, instance_id=instance_id)
+            by = actor_of(self.plane, request.scope)
+            await self.plane.services.deregister(service_name, instance_id=instance_id, by=by)
 
     async def get_all_services(
         self, request: Request, after: str = "", limit: _Page = PAGE, instances: _Page = INSTANCES
@@ -100,8 +104,9 @@ class CoreEndpoints(ABC):
         self, request: Request, options: Annotated[SessionOptions | None, Body()] = None
     ) -> str:
         """Create a session and return its id."""
-        owner = owner_of(request.scope)
-        return public_id(await self.plane.sessions.create(options or SessionOptions(), owner=owner))
+        owner, by = owner_of(request.scope), actor_of(self.plane, request.scope)
+        created = await self.plane.sessions.create(options or SessionOptions(), owner=owner, by=by)
+        return public_id(created)
 
     async def get_all_sessions(
         self,
@@ -127,15 +132,23 @@ class CoreEndpoints(ABC):
         """Return a session."""
         return await self.plane.sessions.get(session_id)
 
-    async def delete_session(self, session_id: PathKey, cancel: bool = False) -> None:  # noqa: FBT001, FBT002
+    async def delete_session(
+        self,
+        request: Request,
+        session_id: PathKey,
+        cancel: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
         """Delete a session with its tasks. Does nothing if it is not there, as in 0.6.
 
         If a task of it has not ended, the answer is 409, unless `cancel` is true.
         """
         with suppress(SessionNotFoundError):
-            await self.plane.sessions.delete(session_id, cancel=cancel)
+            by = actor_of(self.plane, request.scope)
+            await self.plane.sessions.delete(session_id, cancel=cancel, by=by)
 
-    async def add_task_to_session(self, session_id: PathKey, task_def: TaskDefinition) -> str:
+    async def add_task_to_session(
+        self, request: Request, session_id: PathKey, task_def: TaskDefinition
+    ) -> str:
         """Accept a task and return its id. The task is durable when this returns."""
         if task_def.session_id not in (None, session_id):
             raise InvalidRequestError(
@@ -144,7 +157,8 @@ class CoreEndpoints(ABC):
             )
         task = task_def.model_copy(update={"session_id": session_id})
         # The task belongs to whom the session does, which is looked up before.
-        return (await self.plane.tasks.submit_definition(task)).task_id
+        by = actor_of(self.plane, request.scope)
+        return (await self.plane.tasks.submit_definition(task, by=by)).task_id
 
     async def get_session_tasks(
         self, session_id: PathKey, after: Key | Literal[""] = "", limit: _Page = 1000
@@ -181,30 +195,45 @@ class CoreEndpoints(ABC):
         """Return the data of a task's events as they occur, one per line. The terminal event is last."""
         return data_response(await self.plane.tasks.events(task_id, session_id=session_id))
 
-    async def send_event(self, session_id: PathKey, task_id: PathKey, event_def: EventDefinition) -> None:
+    async def send_event(
+        self, request: Request, session_id: PathKey, task_id: PathKey, event_def: EventDefinition
+    ) -> None:
         """Send an event to a task."""
-        await self.plane.tasks.send_event(task_id, event_def, session_id=session_id)
+        by = actor_of(self.plane, request.scope)
+        await self.plane.tasks.send_event(task_id, event_def, session_id=session_id, by=by)
 
     async def get_session_state(self, session_id: PathKey, response: Response) -> dict[str, Any]:
         """Return a session's state; the ETag is its version."""
         return _with_version(await self.plane.sessions.state(session_id), response)
 
     async def update_session_state(
-        self, session_id: PathKey, state: JsonObject, response: Response, if_match: _IfMatch = None
+        self,
+        request: Request,
+        session_id: PathKey,
+        state: JsonObject,
+        response: Response,
+        if_match: _IfMatch = None,
     ) -> dict[str, Any]:
         """Overwrite the given keys of a session's state; returns all of it.
 
         With If-Match, only if the state still has that version.
         """
         version = None if if_match is None else _version(if_match)
-        changed = await self.plane.sessions.merge_state(session_id, state, version=version)
+        by = actor_of(self.plane, request.scope)
+        changed = await self.plane.sessions.merge_state(session_id, state, version=version, by=by)
         return _with_version(changed, response)
 
     async def replace_session_state(
-        self, session_id: PathKey, state: JsonObject, response: Response, if_match: _IfMatch = None
+        self,
+        request: Request,
+        session_id: PathKey,
+        state: JsonObject,
+        response: Response,
+        if_match: _IfMatch = None,
     ) -> dict[str, Any]:
         """Replace a session's state if it still has the version in If-Match."""
-        changed = await self.plane.sessions.replace_state(session_id, state, version=_version(if_match))
+        by, version = actor_of(self.plane, request.scope), _version(if_match)
+        changed = await self.plane.sessions.replace_state(session_id, state, version=version, by=by)
         return _with_version(changed, response)
 
 

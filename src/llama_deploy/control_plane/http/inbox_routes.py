@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 
 from llama_deploy.control_plane.decisions.cursors import MAX_CURSOR_LENGTH
+from llama_deploy.control_plane.http.actors import actor_of
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.requests.tasks.inbox_requests import MAX_INBOX_PAGE
 from llama_deploy.types.keys import PathKey
@@ -78,25 +79,27 @@ def inbox_routes(plane: ControlPlane) -> APIRouter:
         return await inbox.get(question_id)
 
     @router.post("/inbox/{question_id}/answer", summary="Answer a question, once")
-    async def answer(question_id: QuestionId, answer: Answer) -> Question:
-        return await inbox.answer(question_id, answer)
+    async def answer(question_id: QuestionId, answer: Answer, request: Request) -> Question:
+        return await inbox.answer(question_id, answer, by=actor_of(plane, request.scope))
 
     @router.post("/inbox/{question_id}/refuse", summary="Refuse to answer: the task fails")
-    async def refuse(question_id: QuestionId, refusal: Refusal) -> Question:
-        return await inbox.refuse(question_id, refusal.reason)
+    async def refuse(question_id: QuestionId, refusal: Refusal, request: Request) -> Question:
+        return await inbox.refuse(question_id, refusal.reason, by=actor_of(plane, request.scope))
 
     @router.post("/inbox/{question_id}/assign", summary="Say who is to answer")
-    async def assign(question_id: QuestionId, assignment: Assignment) -> Question:
-        return await inbox.assign(question_id, assignment.assignee)
+    async def assign(question_id: QuestionId, assignment: Assignment, request: Request) -> Question:
+        by = actor_of(plane, request.scope)
+        return await inbox.assign(question_id, assignment.assignee, by=by)
 
     @router.post("/inbox/{question_id}/callback", summary="Get a URL that answers the question, once")
     async def callback(question_id: QuestionId, request: Request) -> Callback:
         scheme = "https" if plane.config.use_tls else request.url.scheme
-        return await inbox.callback(question_id, base_url=f"{scheme}://{request.url.netloc}")
+        base_url = f"{scheme}://{request.url.netloc}"
+        return await inbox.callback(question_id, base_url=base_url, by=actor_of(plane, request.scope))
 
     @router.post("/callbacks/{token}", summary="Answer the question of a callback; the body is the event")
-    async def call_back(token: Token, event: dict[str, Any]) -> Question:
-        return await inbox.call_back(token, event)
+    async def call_back(token: Token, event: dict[str, Any], request: Request) -> Question:
+        return await inbox.call_back(token, event, by=actor_of(plane, request.scope))
 
     @router.get("/tasks/{task_id}/questions", summary="List the open questions of a task", tags=["tasks"])
     async def questions_of_task(task_id: PathKey) -> QuestionPage:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from llama_deploy.control_plane.decisions.cursors import MAX_CURSOR_LENGTH
+from llama_deploy.control_plane.http.actors import actor_of
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.requests.callers.api_keys import MAX_KEY_PAGE
 from llama_deploy.types.api_keys import ApiKeyPage, ApiKeyView, CreatedApiKey, NewApiKey
@@ -39,15 +40,18 @@ def key_routes(plane: ControlPlane) -> APIRouter:
     @router.post("/keys", summary="Create a key; its secret is shown only now")
     async def create_key(new: NewApiKey, request: Request, response: Response) -> CreatedApiKey:
         response.headers["Cache-Control"] = "no-store"
-        return await keys.create(new, by=caller_of(request.scope).subject, tenant=of_tenant(request))
+        by, actor = caller_of(request.scope).subject, actor_of(plane, request.scope)
+        return await keys.create(new, by=by, tenant=of_tenant(request), actor=actor)
 
     @router.post("/keys/{key_id}/revoke", summary="Revoke a key at once")
     async def revoke_key(key_id: KeyId, request: Request) -> ApiKeyView:
-        return await keys.revoke(key_id, tenant=of_tenant(request))
+        actor = actor_of(plane, request.scope)
+        return await keys.revoke(key_id, tenant=of_tenant(request), actor=actor)
 
     @router.post("/tokens", summary="Get a token for one task, session, stream or question")
     async def issue_token(new: NewToken, request: Request, response: Response) -> CreatedToken:
         response.headers["Cache-Control"] = "no-store"
-        return await keys.issue_token(new, caller=caller_of(request.scope))
+        actor = actor_of(plane, request.scope)
+        return await keys.issue_token(new, caller=caller_of(request.scope), actor=actor)
 
     return router

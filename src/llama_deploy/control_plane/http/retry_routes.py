@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request
 
+from llama_deploy.control_plane.http.actors import actor_of
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.types.bulk_changes import BulkRequest, BulkResult
 from llama_deploy.types.keys import Key, PathKey
@@ -24,8 +25,8 @@ def retry_routes(plane: ControlPlane) -> APIRouter:
     router = new_router(CONTROL_PLANE_ACCESS, plane.owned_rows, prefix="/tasks", tags=["tasks"])
 
     @router.post("/{task_id}/retry", summary="Try an ended task again, as a new task")
-    async def retry(task_id: PathKey, retry: TaskRetry) -> TaskDetails:
-        task = await plane.retries.retry(task_id, retry)
+    async def retry(task_id: PathKey, retry: TaskRetry, request: Request) -> TaskDetails:
+        task = await plane.retries.retry(task_id, retry, by=actor_of(plane, request.scope))
         return await plane.task_lists.details(task.task_id)
 
     @router.get("/{task_id}/export", summary="Get all that is stored of a task, as one document")
@@ -36,13 +37,13 @@ def retry_routes(plane: ControlPlane) -> APIRouter:
     async def import_(
         document: Annotated[dict[str, Any], Body()], request: Request, task_id: NewId = None
     ) -> TaskDetails:
-        owner = owner_of(request.scope)
-        return await plane.task_lists.details(
-            await plane.exports.import_(document, task_id=task_id, owner=owner)
-        )
+        owner, by = owner_of(request.scope), actor_of(plane, request.scope)
+        copy = await plane.exports.import_(document, task_id=task_id, owner=owner, by=by)
+        return await plane.task_lists.details(copy)
 
     @router.post("/bulk", summary="Cancel or retry the tasks of a filter, one batch with each request")
     async def bulk(request: BulkRequest, http_request: Request) -> BulkResult:
-        return await plane.bulk_changes.change(request, owner=owner_of(http_request.scope))
+        owner, by = owner_of(http_request.scope), actor_of(plane, http_request.scope)
+        return await plane.bulk_changes.change(request, owner=owner, by=by)
 
     return router

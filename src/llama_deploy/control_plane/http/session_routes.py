@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
+from llama_deploy.control_plane.http.actors import actor_of
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.types import HistoryPage, SessionFork, SessionSummary
 from llama_deploy.types.keys import PathKey
@@ -27,8 +28,8 @@ def session_routes(plane: ControlPlane) -> APIRouter:
         return await plane.session_lists.history(session_id, cursor=cursor or None, limit=limit)
 
     @router.post("/fork", summary="Create a session with the state that this one had after a task")
-    async def fork(session_id: PathKey, fork: SessionFork) -> SessionSummary:
-        return await plane.session_forks.fork(session_id, fork)
+    async def fork(session_id: PathKey, fork: SessionFork, request: Request) -> SessionSummary:
+        return await plane.session_forks.fork(session_id, fork, by=actor_of(plane, request.scope))
 
     @router.get("/workflow_state", summary="Get what workflows keep in `ctx.store`, by class")
     async def workflow_state(session_id: PathKey) -> dict[str, Any]:

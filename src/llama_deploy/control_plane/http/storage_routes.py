@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
+from llama_deploy.control_plane.http.actors import actor_of
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.types.retention import PurgeAnswer, PurgeRequest, StorageView
 from llama_deploy.web.edge.access import new_router
@@ -25,7 +26,7 @@ def storage_routes(plane: ControlPlane) -> APIRouter:
         return await plane.storage.view(exact=exact)
 
     @router.post("/purge", summary="Remove ended tasks, or count those that would be removed")
-    async def purge(request: PurgeRequest) -> PurgeAnswer:
-        return await plane.storage.purge(request)
+    async def purge(request: PurgeRequest, http_request: Request) -> PurgeAnswer:
+        return await plane.storage.purge(request, by=actor_of(plane, http_request.scope))
 
     return router

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Scope
 
+from llama_deploy.control_plane.http.actors import actor_of
 from llama_deploy.control_plane.http.stream_responses import (
     NDJSON,
     SERVER_SENT,
@@ -87,7 +88,8 @@ def task_routes(plane: ControlPlane) -> APIRouter:
 
     @router.post("", summary="Submit a task, and wait for its end if requested")
     async def submit(submission: TaskSubmission, request: Request, wait: Wait = 0.0) -> TaskView:
-        return await plane.tasks.submit(submission, wait=wait, subject=owner_of(request.scope).subject)
+        by, subject = actor_of(plane, request.scope), owner_of(request.scope).subject
+        return await plane.tasks.submit(submission, wait=wait, subject=subject, by=by)
 
     @router.get(
         "/{task_id}",
@@ -122,16 +124,16 @@ def task_routes(plane: ControlPlane) -> APIRouter:
         return event_response(events, cursors=bool(names))
 
     @router.post("/{task_id}/events", status_code=HTTPStatus.ACCEPTED, summary="Send an event to a task")
-    async def send_event(task_id: PathKey, event: EventDefinition) -> None:
-        await plane.tasks.send_event(task_id, event)
+    async def send_event(task_id: PathKey, event: EventDefinition, request: Request) -> None:
+        await plane.tasks.send_event(task_id, event, by=actor_of(plane, request.scope))
 
     @router.post("/{task_id}/cancel", summary="Cancel a task")
-    async def cancel(task_id: PathKey) -> TaskView:
-        return await plane.tasks.cancel(task_id)
+    async def cancel(task_id: PathKey, request: Request) -> TaskView:
+        return await plane.tasks.cancel(task_id, by=actor_of(plane, request.scope))
 
     @router.post("/{task_id}/move", summary="Move a task to another version of its service")
-    async def move(task_id: PathKey, move: TaskMove) -> TaskView:
-        return await plane.tasks.move(task_id, move)
+    async def move(task_id: PathKey, move: TaskMove, request: Request) -> TaskView:
+        return await plane.tasks.move(task_id, move, by=actor_of(plane, request.scope))
 
     return router
 
@@ -153,10 +155,11 @@ def task_shortcuts(plane: ControlPlane) -> Routes:
     async def submit(call: Call) -> bytes:
         submission = call.read_body(_SUBMISSION)
         wait = call.read_query(_WaitQuery).wait
+        by = actor_of(plane, call.scope)
         if not (wait and call.is_large):
-            return (await plane.tasks.submit(submission, wait=wait)).model_dump_json().encode()
+            return (await plane.tasks.submit(submission, wait=wait, by=by)).model_dump_json().encode()
         # The arguments are stored, and need not stay in memory until the task ends.
-        view = await plane.tasks.submit(submission)
+        view = await plane.tasks.submit(submission, by=by)
         task_id = submission.task_id
         del submission
         call.release_body()

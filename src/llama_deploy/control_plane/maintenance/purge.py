@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from llama_deploy.control_plane.maintenance.batch_pace import BatchPace
 from llama_deploy.control_plane.maintenance.task_removal import RemovalPlan, TaskRemoval
+from llama_deploy.control_plane.storage.audit_rows import audit_record
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.retention_rows import EndedFilter, Place
 from llama_deploy.types import TaskStatus
+from llama_deploy.types.audit import Actor, AuditAction, AuditOutcome
 from llama_deploy.types.retention import KeptDays, PurgeAnswer, PurgeCount, PurgeRequest
 
 _PAGE: Final = 500
@@ -37,8 +39,12 @@ class Purge:
     task_days: KeptDays
     """The age of what is removed if a request does not say."""
 
-    async def run(self, request: PurgeRequest) -> PurgeAnswer:
-        """Carry out a request.
+    async def run(self, request: PurgeRequest, *, by: Actor | None = None) -> PurgeAnswer:
+        """Carry out a request. The audit log has an entry before the first task is removed, and one after.
+
+        Args:
+            request: What to remove.
+            by: Who is named in the audit log. None: nobody.
 
         Raises:
             InvalidRequestError: Neither the request nor the settings say how old tasks must be.
@@ -58,11 +64,24 @@ class Purge:
                 for each in found
             ]
             return PurgeAnswer(dry_run=True, before=before, matching=matching)
+        facts: dict[str, Any] = {
+            "status": list(which.statuses) or None,
+            "service": which.service_name,
+            "before": str(before),
+        }
+        await self._note(by, AuditOutcome.BEGUN, **facts)
         removed, more = await self._remove(which, before=before, limit=request.limit)
+        await self._note(by, AuditOutcome.DONE, **facts, removed=removed)
         if not more:
             while await self.removal.delete_some_rest():
                 pass
         return PurgeAnswer(dry_run=False, before=before, removed=removed, more=more)
+
+    async def _note(self, by: Actor | None, outcome: AuditOutcome, **facts: Any) -> None:
+        if by is not None:
+            action = AuditAction.STORE_PURGE
+            entry = audit_record(by, action, "tasks", at=self.clock(), outcome=outcome, **facts)
+            await self.store.transact(lambda tx: tx.audit.append([entry]))
 
     def _age(self, request: PurgeRequest) -> timedelta:
         if request.older_than_seconds is not None:

@@ -65,6 +65,8 @@ class Retention:
     """Returns the present time, aware, UTC."""
     removed_for: timedelta
     """For how long the ids of removed tasks are remembered."""
+    audited_for: timedelta | None = None
+    """For how long entries of the audit log are kept. None: for ever."""
     pace: BatchPace = field(default_factory=BatchPace)
     _progress: WalkProgress = field(init=False)
     _count: int = field(default=0, init=False)
@@ -160,8 +162,18 @@ class Retention:
             self.store.transact(lambda tx: tx.retention.forget_removed(before=before, limit=_FORGET_PAGE))
         ):
             pass
+        await self._remove_audit()
         await self.sessions.sweep()
         while await self._paced(self.store.shrink(max_pages=_FREE_PAGES)):
+            pass
+
+    async def _remove_audit(self) -> None:
+        if self.audited_for is None:
+            return
+        before = self.clock() - self.audited_for
+        while await self._paced(
+            self.store.transact(lambda tx: tx.audit.remove_old(before=before, limit=_FORGET_PAGE))
+        ):
             pass
 
     async def _paced(self, change: Awaitable[T]) -> T:

@@ -15,7 +15,8 @@ from llama_deploy.control_plane.maintenance.task_removal import TaskRemoval
 from llama_deploy.control_plane.storage.removed_ids import KnownRemovals
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.types import TaskStatus
-from llama_deploy.types.retention import PurgeAnswer, PurgeRequest, StorageView, TableSize
+from llama_deploy.types.audit import Actor
+from llama_deploy.types.retention import KeptDays, PurgeAnswer, PurgeRequest, StorageView, TableSize
 
 _FAR: Final = timedelta(days=36_500)
 
@@ -41,29 +42,31 @@ class Storage:
         self._store = store
         self._config = config
         self._clock = clock
-        days = config.retention_session_days
         removal = TaskRemoval(store, removals, clock)
         self.retention = Retention(
             store=store,
             policy=RetentionPolicy.of(config),
             removal=removal,
-            sessions=EmptySessions(
-                store, clock, timedelta(days=days) if isinstance(days, int | float) else None
-            ),
+            sessions=EmptySessions(store, clock, _time_of(config.retention_session_days)),
             clock=clock,
             removed_for=timedelta(days=config.retention_removed_days),
+            audited_for=_time_of(config.retention_audit_days),
         )
         """Removes what is old, in the background."""
         self._purge = Purge(store, removal, clock, config.retention_task_days)
 
-    async def purge(self, request: PurgeRequest) -> PurgeAnswer:
+    async def purge(self, request: PurgeRequest, *, by: Actor | None = None) -> PurgeAnswer:
         """Remove ended tasks, or count them. A request removes a limited number; repeat it while `more`.
+
+        Args:
+            request: What to remove.
+            by: Who is named in the audit log. None: nobody.
 
         Raises:
             InvalidRequestError: Neither the request nor the settings say how old tasks must be.
             UnavailableError: The store does not answer.
         """
-        return await self._purge.run(request)
+        return await self._purge.run(request, by=by)
 
     async def view(self, *, exact: bool = False) -> StorageView:
         """Return how large the store is.
@@ -96,3 +99,7 @@ class Storage:
             removed_tasks=removed,
             retention=settings_of(self._config),
         )
+
+
+def _time_of(days: KeptDays) -> timedelta | None:
+    return timedelta(days=days) if isinstance(days, int | float) else None

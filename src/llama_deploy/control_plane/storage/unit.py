@@ -19,6 +19,7 @@ from llama_deploy.control_plane.decisions.dispatch_rules import (
 from llama_deploy.control_plane.decisions.size_limits import SizeLimits
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.storage import read_budget
+from llama_deploy.control_plane.storage.audit_rows import AuditRows
 from llama_deploy.control_plane.storage.fleets import FleetChange, Fleets, KnownFleets
 from llama_deploy.control_plane.storage.inbox_rows import InboxRows
 from llama_deploy.control_plane.storage.outgoing import Outgoing, OutgoingMessages
@@ -38,6 +39,7 @@ from llama_deploy.renamed import see
 from llama_deploy.state_stores.base import Notice, StoreTransaction
 from llama_deploy.state_stores.records import InstanceRecord, SessionRecord, TaskRecord, VersionRecord
 from llama_deploy.types import EventDefinition, SessionPolicy, TaskStatus
+from llama_deploy.types.audit import Actor
 from llama_deploy.types.instance_protocol import MAX_EVENT_CHARACTERS, TaskCancellation
 from llama_deploy.types.keys import public_id
 from llama_deploy.types.topics import Topics
@@ -121,6 +123,8 @@ class Unit:
         self.runs = RunRows(tx, self._scope, self.budget)
         self.questions = QuestionRows(tx, self._scope, self.tasks, now=now)
         self.steps = StepRows(tx)
+        self.audit = AuditRows(tx, now=now)
+        """Who has changed what; a command notes what it does."""
         self.instances = InstanceRows(tx, self._scope)
         self.services = ServiceRows(tx, self._scope, self.instances)
         self.fleets = Fleets(tx, context.fleets, instances=self.instances, runs=self.runs, now=now)
@@ -155,8 +159,14 @@ class Unit:
         unit.services.load(reads.services)
         return unit
 
-    def enter(self, reads: Reads) -> None:
-        """Begin a command, which may use what it has declared."""
+    def enter(self, reads: Reads, *, by: Actor | None = None) -> None:
+        """Begin a command, which may use what it has declared.
+
+        Args:
+            reads: What it has declared.
+            by: Who is named in the audit log for what it does. None: nobody.
+        """
+        self.audit.by = by
         self._scope.enter(
             reads,
             sessions=self.tasks.sessions_of(reads.sessions_of_tasks),
@@ -241,8 +251,8 @@ class Unit:
         self.sessions.add(session)
         self.tasks.start_session(session.session_id)
 
-    def delete_session(self, session_id: str, *, cancel: bool) -> None:
-        """Delete a session with all that belongs to it.
+    def delete_session(self, session_id: str, *, cancel: bool) -> int:
+        """Delete a session with all that belongs to it, and return how many tasks it had.
 
         Args:
             session_id: The session.
@@ -269,6 +279,7 @@ class Unit:
         self.steps.drop(deleted)
         self.sessions.delete(session_id)
         self._committed.deleted.update(deleted)
+        return len(deleted)
 
     def add_task(self, transition: Transition) -> TaskRecord:
         """Store a new task."""
@@ -401,7 +412,15 @@ class Unit:
         committed = self._committed
         if self.questions.has_changed:
             self.questions.flush()  # first: a trigger ends those that a task has left open when it ended
-        for rows in (self.sessions, self.tasks, self.inbox, self.runs, self.steps, self.instances):
+        for rows in (
+            self.sessions,
+            self.tasks,
+            self.inbox,
+            self.runs,
+            self.steps,
+            self.instances,
+            self.audit,
+        ):
             rows.flush()
         self._outgoing.flush(self._tx, relay_at=self.now + timedelta(seconds=_RELAY_SECONDS))
         committed.outgoing = self._outgoing.messages

@@ -23,6 +23,7 @@ from llama_deploy.control_plane.storage.removed_ids import KnownRemovals
 from llama_deploy.control_plane.storage.unit import Committed, Unit, UnitContext
 from llama_deploy.errors import ConflictError, InternalServerError, LlamaDeployError, UnavailableError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
+from llama_deploy.types.audit import Actor
 from llama_deploy.types.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Command(Generic[R]):
     """Raises before it changes anything, or changes everything that it is to change."""
     reads: Reads = _NOTHING
     """The rows that it uses."""
+    by: Actor | None = None
+    """Who is named in the audit log for what it does. None: nobody."""
     synced: bool = True
     """Whether the change must survive a power failure; a change that can be repeated need not."""
 
@@ -222,7 +225,7 @@ class Writer:
 
 def _run(command: Command[Any], unit: Unit) -> Any:
     """Return the command's value, or the error that it raised."""
-    unit.enter(command.reads)
+    unit.enter(command.reads, by=command.by)
     try:
         return command.run(unit)
     except LlamaDeployError as exc:

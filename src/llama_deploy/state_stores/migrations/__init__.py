@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from llama_deploy.errors import ConfigError
 from llama_deploy.state_stores.sql.tables import metadata
 
-SCHEMA_REVISION: Final = "0119"
+SCHEMA_REVISION: Final = "0120"
 """The revision that this release works with. Later revisions have greater ids."""
 
 _FIRST_REVISION: Final = "0100"

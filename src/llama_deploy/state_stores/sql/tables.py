@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar, get_args, get_type_hints
 import sqlalchemy as sa
 
 from llama_deploy.state_stores.api_key_repository import ApiKeyRecord
+from llama_deploy.state_stores.audit_repository import AuditRecord
 from llama_deploy.state_stores.question_records import CallbackRecord, QuestionRecord
 from llama_deploy.state_stores.records import (
     SUSPECT_DEATHS,
@@ -428,6 +429,13 @@ sa.Index("ix_callbacks_task", callbacks.c.task_id)
 api_keys = _table("api_keys", ApiKeyRecord, key=["key_id"], defaults={"tenant": ""}, sqlite_with_rowid=False)
 sa.Index("ix_api_keys_created", api_keys.c.created_at, api_keys.c.key_id)
 sa.Index("ix_api_keys_tenant", api_keys.c.tenant, api_keys.c.created_at, api_keys.c.key_id)
+
+audit = _table("audit", AuditRecord, _position())
+audit_is_of_tenant = audit.c.tenant != _DEFAULT_TENANT
+sa.Index("ix_audit_at", audit.c.at, audit.c.position)
+sa.Index("ix_audit_target", audit.c.target, audit.c.at, audit.c.position)
+sa.Index("ix_audit_subject", audit.c.subject, audit.c.at, audit.c.position)
+_partial_index("ix_audit_tenant", audit.c.tenant, audit.c.at, audit.c.position, where=audit_is_of_tenant)
 
 # Ordinary rows: snapshots and states are too large for the inner pages of a tree.
 runs = _table("runs", RunHeadRecord, key=["task_id"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llama_deploy.state_stores.base import StoreTransaction
 from llama_deploy.state_stores.sql.access import SQLAccess
 from llama_deploy.state_stores.sql.api_key_rows import SQLApiKeys
+from llama_deploy.state_stores.sql.audit_rows import SQLAudit
 from llama_deploy.state_stores.sql.feed_rows import SQLFeeds
 from llama_deploy.state_stores.sql.list_repositories import SQLSteps, SQLTaskLists
 from llama_deploy.state_stores.sql.queries import Connection
@@ -40,5 +41,6 @@ class SQLTransaction(StoreTransaction):
             services=SQLServices(access),
             instances=SQLInstances(access),
             api_keys=SQLApiKeys(access),
+            audit=SQLAudit(access),
         )
         self._connection = connection

@@ -16,6 +16,7 @@ The tests stand in modules by what they are about; the class brings all of them 
 
 from __future__ import annotations
 
+from llama_deploy.testing.state_store_suite.audit_cases import AuditTests
 from llama_deploy.testing.state_store_suite.feed_cases import FeedTests
 from llama_deploy.testing.state_store_suite.key_cases import ApiKeyTests
 from llama_deploy.testing.state_store_suite.list_cases import ListTests
@@ -44,6 +45,7 @@ class StateStoreContract(
     RowTests,
     QuestionTests,
     ApiKeyTests,
+    AuditTests,
     VersionTests,
     RetentionTests,
     QuantityTests,

@@ -217,10 +217,11 @@ CONTROL_PLANE_ACCESS: Final[AccessTable] = {
     ("POST", "/inbox/{question_id}/assign"): _ANSWER,
     ("POST", "/inbox/{question_id}/callback"): _ANSWER,
     ("POST", "/callbacks/{token}"): _OPEN,
-    # -- keys
+    # -- keys, and the audit log
     ("GET", "/keys"): _KEYS,
     ("POST", "/keys"): _KEYS,
     ("POST", "/keys/{key_id}/revoke"): _KEYS,
+    ("GET", "/audit"): _KEYS,
     ("POST", "/tokens"): Requirement(Tenancy.OWN),
     # -- monitoring, and the store
     ("GET", METRICS_PATH): _METRICS,

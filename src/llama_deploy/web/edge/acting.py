@@ -41,8 +41,8 @@ def acting_for(caller: Caller, scope: Scope) -> Caller:
             scope=AccessScope.ADMIN,
         )
     if subject is None:
-        return replace(caller, tenant=tenant)
-    return replace(caller, tenant=tenant, subject=subject, is_bound=True)
+        return replace(caller, tenant=tenant, acted_by=caller.subject)
+    return replace(caller, tenant=tenant, subject=subject, is_bound=True, acted_by=caller.subject)
 
 
 def _may_act(caller: Caller) -> bool:

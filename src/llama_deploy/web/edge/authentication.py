@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol, TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llama_deploy.errors import AuthenticationError, LlamaDeployError
+from llama_deploy.errors import AuthenticationError, LlamaDeployError, PermissionDeniedError
 from llama_deploy.health import LIVE_PATH
 from llama_deploy.types.callers import ANONYMOUS, NOBODY, Caller
 from llama_deploy.web.edge.access_table import AccessTable
@@ -16,6 +17,12 @@ from llama_deploy.web.responses import problem_response
 
 RECHECK_SECONDS: Final = 5.0
 """After how many seconds the caller of a stream is asked for again, before its next part or keep-alive."""
+
+
+OnDenied: TypeAlias = Callable[[Scope, Caller | None, int], None]
+"""Learns that a request was refused: by whom it was sent, if that is known, and with which status."""
+
+_DENIED: Final = (401, 403)
 
 
 class Authenticator(Protocol):
@@ -49,11 +56,21 @@ class Authentication:
         app: The next layer.
         authenticator: Identifies the callers.
         table: Says which routes are open.
+        on_denied: Learns of requests that are refused with 401 or 403, but not while callers are anonymous.
+            None: nobody does.
     """
 
-    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, table: AccessTable) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        authenticator: Authenticator,
+        table: AccessTable,
+        on_denied: OnDenied | None = None,
+    ) -> None:
         self._app = app
         self._authenticator = authenticator
+        self._on_denied = on_denied
         self._open = tuple(path.partition("{")[0] for (_, path), needed in table.items() if needed.is_open)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +80,11 @@ class Authentication:
             caller = NOBODY if lives else await self._authenticator.authenticate(scope)
         except LlamaDeployError as exc:
             if not scope["path"].startswith(self._open):
+                if self._on_denied is not None and isinstance(
+                    exc, AuthenticationError | PermissionDeniedError
+                ):
+                    status = 401 if isinstance(exc, AuthenticationError) else 403
+                    self._on_denied(scope, None, status)
                 await problem_response(exc)(scope, receive, send)
                 return
             caller = NOBODY
@@ -70,7 +92,7 @@ class Authentication:
         if isinstance(self._authenticator, Anonymous) or caller is NOBODY:
             await self._app(scope, receive, send)
             return
-        answer = _CheckedAnswer(scope, send, self._authenticator)
+        answer = _CheckedAnswer(scope, send, self._authenticator, caller, self._on_denied)
         try:
             await self._app(scope, receive, answer.send)
         except _CallerEndedError:
@@ -86,12 +108,24 @@ class _CallerEndedError(Exception):
 
 
 class _CheckedAnswer:
-    """Passes an answer on while its caller is valid, which matters for streams only."""
+    """Passes an answer on while its caller is valid, which matters for streams only.
 
-    def __init__(self, scope: Scope, send: Send, authenticator: Authenticator) -> None:
+    It also sees whether the route has refused the caller.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        authenticator: Authenticator,
+        caller: Caller,
+        on_denied: OnDenied | None,
+    ) -> None:
         self._scope = scope
         self._send = send
         self._authenticator = authenticator
+        self._caller = caller
+        self._on_denied = on_denied
         self._checked_at = time.monotonic()
 
     async def send(self, message: Message) -> None:
@@ -100,6 +134,8 @@ class _CheckedAnswer:
         Raises:
             _CallerEndedError: The caller is not valid any more.
         """
+        if self._on_denied is not None and message.get("status") in _DENIED:
+            self._on_denied(self._scope, self._caller, message["status"])
         now = time.monotonic()
         if message.get("more_body") and now - self._checked_at >= RECHECK_SECONDS:
             self._checked_at = now

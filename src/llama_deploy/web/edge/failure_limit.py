@@ -27,12 +27,18 @@ class FailureLimit:
 
     Args:
         clock: Returns seconds that only grow.
+        burst: How many failures of one address are free.
+        seconds: After how many seconds a further one is.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, clock: Callable[[], float], *, burst: int = BURST, seconds: float = SECONDS_PER_FAILURE
+    ) -> None:
         self._clock = clock
+        self._burst = burst
+        self._seconds = seconds
         self._forgotten_at: OrderedDict[str, float] = OrderedDict()
-        """When the last failure of an address is forgotten: each takes `SECONDS_PER_FAILURE`."""
+        """When the last failure of an address is forgotten: each takes `seconds`."""
 
     def reserve(self, address: str) -> None:
         """Count a failure before it happens, if the address may fail once more; see `take_back`.
@@ -43,7 +49,7 @@ class FailureLimit:
             OverloadedError: It may not, for `retry_after` seconds.
         """
         waits = self._forgotten_at.get(_network(address), 0.0) - self._clock()
-        excess = waits - (BURST - 1) * SECONDS_PER_FAILURE
+        excess = waits - (self._burst - 1) * self._seconds
         if excess > 0:
             raise OverloadedError(
                 f"too many keys that are not valid came from this address; retry in {math.ceil(excess)} s",
@@ -55,14 +61,14 @@ class FailureLimit:
         """Forget one failure that was reserved and did not happen."""
         network = _network(address)
         if network in self._forgotten_at:
-            self._forgotten_at[network] -= SECONDS_PER_FAILURE
+            self._forgotten_at[network] -= self._seconds
 
     def note(self, address: str) -> None:
         """Count a failure."""
         network, now = _network(address), self._clock()
         begin = max(now, self._forgotten_at.pop(network, now))
-        longest = now + BURST * SECONDS_PER_FAILURE
-        self._forgotten_at[network] = min(begin + SECONDS_PER_FAILURE, longest)
+        longest = now + self._burst * self._seconds
+        self._forgotten_at[network] = min(begin + self._seconds, longest)
         while len(self._forgotten_at) > MAX_ADDRESSES:
             self._forgotten_at.popitem(last=False)
 

@@ -14,7 +14,7 @@ from llama_deploy.concurrency.cancellation import is_being_cancelled
 from llama_deploy.errors import UnavailableError
 from llama_deploy.web.edge.access import of_shortcuts
 from llama_deploy.web.edge.access_table import AccessTable
-from llama_deploy.web.edge.authentication import Anonymous, Authentication, Authenticator
+from llama_deploy.web.edge.authentication import Anonymous, Authentication, Authenticator, OnDenied
 from llama_deploy.web.edge.body_budget import DEFAULT_MAX_TOTAL_BODY_BYTES
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES, BodyLimit
 from llama_deploy.web.edge.head_requests import HeadRequests
@@ -49,6 +49,8 @@ class EdgeSettings:
     authenticator: Authenticator = field(default_factory=Anonymous)
     access: AccessTable = field(default_factory=dict)
     """What each route needs, for the shortcuts, and which routes are open."""
+    on_denied: OnDenied | None = None
+    """Learns of requests that are refused with 401 or 403. None: nobody does."""
     tracer: Tracer = field(default_factory=TraceParentReader)
 
 
@@ -84,7 +86,12 @@ def build_edge(
         max_body_bytes=settings.max_body_bytes,
         max_total_body_bytes=settings.max_total_body_bytes,
     )
-    stack = Authentication(stack, authenticator=settings.authenticator, table=settings.access)
+    stack = Authentication(
+        stack,
+        authenticator=settings.authenticator,
+        table=settings.access,
+        on_denied=settings.on_denied,
+    )
     stack = Tracing(stack, tracer=settings.tracer)
     if origins:
         stack = with_cors(stack, origins=origins)

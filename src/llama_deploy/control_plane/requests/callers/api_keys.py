@@ -6,15 +6,17 @@ import json
 import secrets
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from llama_deploy.control_plane.decisions.cursors import decode_cursor, encode_cursor, time_in_cursor
 from llama_deploy.control_plane.requests.callers.key_callers import KeyCallers, hash_of
 from llama_deploy.control_plane.requests.callers.resource_tokens import ResourceToken
+from llama_deploy.control_plane.storage.audit_rows import audit_record
 from llama_deploy.errors import ApiKeyNotFoundError, ConflictError, PermissionDeniedError
 from llama_deploy.state_stores.api_key_repository import ApiKeyRecord
 from llama_deploy.state_stores.base import Notice, StateStore, StoreTransaction
 from llama_deploy.types.api_keys import ApiKeyPage, ApiKeyView, CreatedApiKey, NewApiKey
+from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.callers import OPERATOR_SCOPES, Caller, Resource
 from llama_deploy.types.epoch import to_microseconds
 from llama_deploy.types.keys import DEFAULT_TENANT
@@ -61,13 +63,16 @@ class ApiKeys:
         self._store = store
         self._callers = callers
 
-    async def create(self, new: NewApiKey, *, by: str, tenant: str | None = None) -> CreatedApiKey:
+    async def create(
+        self, new: NewApiKey, *, by: str, tenant: str | None = None, actor: Actor | None = None
+    ) -> CreatedApiKey:
         """Create a key.
 
         Args:
             new: What it is to be.
             by: The name of the caller who asks for it.
             tenant: The only tenant whose keys the caller may create. None: those of any.
+            actor: Who is named in the audit log. None: nobody.
 
         Raises:
             PermissionDeniedError: It is to be a key of another tenant, or to have a scope that no key of a
@@ -106,6 +111,7 @@ class ApiKeys:
                 subject=new.subject,
             )
             tx.api_keys.insert(record)
+            _note(tx, actor, AuditAction.KEY_CREATE, record, scopes=sorted(set(new.scopes)))
             return record
 
         view = api_key_view(await self._store.transact(work))
@@ -134,7 +140,9 @@ class ApiKeys:
             following = encode_cursor([to_microseconds(last.created_at), last.key_id], of=this)
         return ApiKeyPage(items=list(map(api_key_view, page)), next_cursor=following)
 
-    async def revoke(self, key_id: str, *, tenant: str | None = None) -> ApiKeyView:
+    async def revoke(
+        self, key_id: str, *, tenant: str | None = None, actor: Actor | None = None
+    ) -> ApiKeyView:
         """Revoke a key: no request that arrives after this returns is accepted with it. Idempotent.
 
         Other control planes on the store learn of it by a notice, within milliseconds; while notices do not
@@ -143,6 +151,7 @@ class ApiKeys:
         Args:
             key_id: The key.
             tenant: The only tenant whose keys the caller may revoke. None: those of any.
+            actor: Who is named in the audit log. None: nobody.
 
         Raises:
             ApiKeyNotFoundError: There is no such key, for this caller.
@@ -155,6 +164,8 @@ class ApiKeys:
                 return None
             tx.api_keys.revoke(key_id, at=tx.api_keys.now())
             tx.notify(Notice(keys=True))
+            if known.revoked_at is None:
+                _note(tx, actor, AuditAction.KEY_REVOKE, known)
             return tx.api_keys.find(key_id)
 
         record = await self._store.transact(work)
@@ -163,8 +174,13 @@ class ApiKeys:
         self._callers.forget()
         return api_key_view(record)
 
-    async def issue_token(self, new: NewToken, *, caller: Caller) -> CreatedToken:
+    async def issue_token(self, new: NewToken, *, caller: Caller, actor: Actor | None = None) -> CreatedToken:
         """Return a token for one resource. It ends with the key of the caller.
+
+        Args:
+            new: What it is to be.
+            caller: Who asks for it.
+            actor: Who is named in the audit log. None: nobody.
 
         Raises:
             PermissionDeniedError: The caller has no API key of the store, or not these scopes.
@@ -188,8 +204,30 @@ class ApiKeys:
         ends = now + timedelta(seconds=new.expires_in_seconds)
         if record.expires_at is not None:
             ends = min(ends, record.expires_at)
+        if actor is not None:
+            entry = audit_record(
+                actor,
+                AuditAction.TOKEN_CREATE,
+                new.id,
+                at=now,
+                tenant=caller.tenant,
+                of=new.kind.value,
+                scopes=sorted(set(new.scopes)),
+                seconds=new.expires_in_seconds,
+            )
+            await self._store.transact(lambda tx: tx.audit.append([entry]))
         token = ResourceToken(key_id, Resource(new.kind, new.id), frozenset(new.scopes), ends)
         return CreatedToken(token=token.signed(record.secret_hash), expires_at=ends)
+
+
+def _note(
+    tx: StoreTransaction, actor: Actor | None, action: AuditAction, key: ApiKeyRecord, **details: Any
+) -> None:
+    """Note in the audit log what was done with a key."""
+    if actor is not None:
+        facts: dict[str, Any] = {"name": key.name or None, "bound_to": key.subject, **details}
+        entry = audit_record(actor, action, key.key_id, at=tx.api_keys.now(), tenant=key.tenant, **facts)
+        tx.audit.append([entry])
 
 
 def _of_tenant(new: NewApiKey, tenant: str) -> NewApiKey:

@@ -26,6 +26,7 @@ from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.records import InstanceRecord, ServiceRecord
 from llama_deploy.types import BlockedStep, InstanceInfo, ServiceDefinition, StrandedTasks
+from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.instance_protocol import (
     Heartbeat,
     HeartbeatReply,
@@ -34,7 +35,7 @@ from llama_deploy.types.instance_protocol import (
     TaskCancellation,
 )
 from llama_deploy.types.json_values import encode_json
-from llama_deploy.types.keys import tenant_of
+from llama_deploy.types.keys import DEFAULT_TENANT, tenant_of
 from llama_deploy.types.owners import Owner
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,9 @@ class Services:
             Command(run, Reads(services={name}, instances=_named(definition.instance_id)))
         )
 
-    async def deregister(self, service_name: str, *, instance_id: str | None = None) -> None:
+    async def deregister(
+        self, service_name: str, *, instance_id: str | None = None, by: Actor | None = None
+    ) -> None:
         """Remove an instance or, with `instance_id` None, the service with all its instances.
 
         An instance that still owns attempts stays until their outcomes have arrived or its lease has expired.
@@ -134,12 +137,14 @@ class Services:
             unit.fleets.forget([service_name])
             for task in running:
                 unit.apply(lifecycle.take_back(task, reason=TakeoverReason.DEREGISTERED, at=unit.now))
+            unit.audit.note_public(AuditAction.SERVICE_DELETE, service_name, tenant=DEFAULT_TENANT)
             return True
 
         while True:
             instance_ids = _named(instance_id) or await self._instances_of(service_name)
             # An instance that has registered since then has to be declared too.
-            if await self.writer.write(Command(run, Reads(services={service_name}, instances=instance_ids))):
+            reads = Reads(services={service_name}, instances=instance_ids)
+            if await self.writer.write(Command(run, reads, by)):
                 return
 
     async def _instances_of(self, service_name: str) -> frozenset[str]:

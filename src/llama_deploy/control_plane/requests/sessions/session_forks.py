@@ -11,6 +11,7 @@ from llama_deploy.errors import ConflictError, StateNotKeptError, TaskNotFoundEr
 from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import SessionHeadRecord, SessionRecord
 from llama_deploy.types import SessionFork, SessionSummary, generate_id
+from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.json_values import encode_json
 from llama_deploy.types.keys import internal_key, public_id, tenant_of
 
@@ -21,7 +22,7 @@ class SessionForks:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
-    async def fork(self, session_id: str, fork: SessionFork) -> SessionSummary:
+    async def fork(self, session_id: str, fork: SessionFork, *, by: Actor | None = None) -> SessionSummary:
         """Create a session with the state that another one had when a task of it had ended.
 
         It has no tasks; the history of the other one stays there. Asking again with the same new id returns
@@ -60,10 +61,12 @@ class SessionForks:
                 origin=source.origin or session_id,
             )
             unit.add_session(new)
+            at = None if task_id is None else public_id(task_id)
+            unit.audit.note(AuditAction.SESSION_FORK, session_id, new_session=public_id(new_id), task=at)
             return new
 
         reads = Reads(sessions={session_id, new_id}, tasks=set() if task_id is None else {task_id})
-        made = await self._writer.write(Command(run, reads))
+        made = await self._writer.write(Command(run, reads, by))
         return session_summary(
             SessionHeadRecord(*(getattr(made, name) for name in SessionHeadRecord._fields))
         )

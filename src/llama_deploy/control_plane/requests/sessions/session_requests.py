@@ -22,6 +22,7 @@ from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import NO_STATE, NO_TAGS, SessionRecord, TaskRecord
 from llama_deploy.types import SessionDefinition, SessionOptions, SessionPolicy, SessionState, generate_id
+from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.json_values import encode_json
 from llama_deploy.types.keys import public_id, tenant_of
 from llama_deploy.types.owners import THE_DEFAULT_TENANT, Owner
@@ -79,7 +80,9 @@ class Sessions:
         self._store = store
         self._writer = writer
 
-    async def create(self, options: SessionOptions, *, owner: Owner = THE_DEFAULT_TENANT) -> str:
+    async def create(
+        self, options: SessionOptions, *, owner: Owner = THE_DEFAULT_TENANT, by: Actor | None = None
+    ) -> str:
         """Create a session and return its key. If it exists, the existing session stays as it is.
 
         Raises:
@@ -96,20 +99,24 @@ class Sessions:
                 session_id, policy=options.policy, at=unit.now, tags=options.tags, subject=owner.subject
             )
             unit.add_session(new)
+            unit.audit.note(AuditAction.SESSION_CREATE, session_id)
             return session_id
 
-        return await self._writer.write(Command(run, Reads(sessions={session_id})))
+        return await self._writer.write(Command(run, Reads(sessions={session_id}), by))
 
-    async def delete(self, session_id: str, *, cancel: bool) -> None:
+    async def delete(self, session_id: str, *, cancel: bool, by: Actor | None = None) -> None:
         """Delete a session with its tasks. With `cancel`, running attempts are stopped.
 
         Raises:
             SessionNotFoundError: The session does not exist.
             SessionBusyError: It has open tasks and `cancel` is False.
         """
-        await self._writer.write(
-            Command(lambda unit: unit.delete_session(session_id, cancel=cancel), Reads(sessions={session_id}))
-        )
+
+        def run(unit: Unit) -> None:
+            tasks = unit.delete_session(session_id, cancel=cancel)
+            unit.audit.note(AuditAction.SESSION_DELETE, session_id, tasks=tasks)
+
+        await self._writer.write(Command(run, Reads(sessions={session_id}), by))
 
     async def get(self, session_id: str) -> SessionDefinition:
         """Return a session.
@@ -180,7 +187,12 @@ class Sessions:
         return state_of_workflows(json.loads(text_of(session.state)))
 
     async def merge_state(
-        self, session_id: str, changes: dict[str, Any], *, version: int | None = None
+        self,
+        session_id: str,
+        changes: dict[str, Any],
+        *,
+        version: int | None = None,
+        by: Actor | None = None,
     ) -> SessionState:
         """Overwrite the keys of `changes` in a session's state, and keep the others.
 
@@ -200,9 +212,11 @@ class Sessions:
                 _check_version(unit.sessions.get(session_id), version)
             return unit.sessions.merge_state(session_id, changes)
 
-        return await self._write(session_id, run)
+        return await self._write(session_id, run, by)
 
-    async def replace_state(self, session_id: str, state: dict[str, Any], *, version: int) -> SessionState:
+    async def replace_state(
+        self, session_id: str, state: dict[str, Any], *, version: int, by: Actor | None = None
+    ) -> SessionState:
         """Replace a session's state, except for the reserved keys, if it still has the version that was read.
 
         Raises:
@@ -221,10 +235,17 @@ class Sessions:
             kept = {key: value for key, value in held.items() if _is_reserved(key)}
             return unit.sessions.put_state(session, {**kept, **state})
 
-        return await self._write(session_id, run)
+        return await self._write(session_id, run, by)
 
-    async def _write(self, session_id: str, run: Callable[[Unit], SessionRecord]) -> SessionState:
-        return _state(await self._writer.write(Command(run, Reads(sessions={session_id}))))
+    async def _write(
+        self, session_id: str, run: Callable[[Unit], SessionRecord], by: Actor | None
+    ) -> SessionState:
+        def run_and_note(unit: Unit) -> SessionRecord:
+            session = run(unit)
+            unit.audit.note(AuditAction.SESSION_STATE, session_id)
+            return session
+
+        return _state(await self._writer.write(Command(run_and_note, Reads(sessions={session_id}), by)))
 
 
 def visible(state: dict[str, Any]) -> dict[str, Any]:

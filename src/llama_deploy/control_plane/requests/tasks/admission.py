@@ -8,6 +8,8 @@ from llama_deploy.control_plane.requests.sessions.session_requests import policy
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import SessionPolicy
+from llama_deploy.types.audit import AuditAction
+from llama_deploy.types.keys import public_id
 
 
 def accept_task(unit: Unit, task: TaskRecord, *, asked: SessionPolicy | None = None) -> TaskRecord:
@@ -44,5 +46,6 @@ def add_admitted(unit: Unit, admission: Admission) -> TaskRecord:
     accepted = unit.add_task(admission.accepted)
     for other in admission.cancel:
         unit.apply(lifecycle.cancel(unit.tasks.get(other.task_id), at=unit.now))
+        unit.audit.note(AuditAction.TASK_CANCEL, other.task_id, interrupted_by=public_id(accepted.task_id))
     # Cancelling the others may have started this task.
     return unit.tasks.find(accepted.task_id) or accepted

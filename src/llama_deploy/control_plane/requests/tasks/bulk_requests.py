@@ -22,6 +22,7 @@ from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.list_repositories import ListedTask, ListKey
 from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import Durability, TaskStatus
+from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.bulk_changes import MAX_SAMPLE, BulkItem, BulkRequest, BulkResult
 from llama_deploy.types.epoch import to_microseconds
 from llama_deploy.types.keys import internal_key, public_id, tenant_of
@@ -45,6 +46,7 @@ class _Place(NamedTuple):
     after: ListKey | str | None
     """The last task of the batch before."""
     owner: Owner
+    by: Actor | None
 
 
 class _Page(NamedTuple):
@@ -65,12 +67,13 @@ class BulkChanges:
     clock: Callable[[], datetime]
     """Returns the current time, aware, UTC."""
 
-    async def change(self, request: BulkRequest, *, owner: Owner) -> BulkResult:
+    async def change(self, request: BulkRequest, *, owner: Owner, by: Actor | None = None) -> BulkResult:
         """Change one batch, or tell what would be changed. Repeating it is harmless.
 
         Args:
             request: What to change; its filter has keys in place of ids.
             owner: Whose tasks.
+            by: Who is named in the audit log. None: nobody.
 
         Raises:
             InvalidCursorError: The cursor belongs to another change.
@@ -78,7 +81,7 @@ class BulkChanges:
             OverloadedError: Too many tasks of a service wait; none of the batch was retried.
             UnavailableError: The store does not answer. A part of the batch may be changed; repeat it.
         """
-        place = self._place(request, owner)
+        place = self._place(request, owner, by)
         if request.dry_run:
             items, last = await self._look(request, place)
         else:
@@ -95,9 +98,9 @@ class BulkChanges:
             next_cursor=None if last is None else _cursor(request, place, last),
         )
 
-    def _place(self, request: BulkRequest, owner: Owner) -> _Place:
+    def _place(self, request: BulkRequest, owner: Owner, by: Actor | None) -> _Place:
         if request.cursor is None:
-            return _Place(request.bulk_id, self.clock(), None, owner)
+            return _Place(request.bulk_id, self.clock(), None, owner, by)
         kinds: tuple[type[int | str], ...] = (str, int, str) if request.filter.q else (str, int, int, int)
         bulk_id, began, *key = decode_cursor(request.cursor, of=_identity(request), kinds=kinds)
         if "bulk_id" in request.model_fields_set and request.bulk_id != bulk_id:
@@ -105,7 +108,7 @@ class BulkChanges:
                 f"the cursor belongs to the bulk change {bulk_id}, and bulk_id is {request.bulk_id}; leave"
                 " out bulk_id if you send a cursor"
             )
-        return _Place(str(bulk_id), time_in_cursor(began), _key(key, owner), owner)
+        return _Place(str(bulk_id), time_in_cursor(began), _key(key, owner), owner, by)
 
     async def _look(self, request: BulkRequest, place: _Place) -> tuple[list[BulkItem], ListKey | str | None]:
         """Return what would become of many tasks."""
@@ -123,10 +126,10 @@ class BulkChanges:
     async def _cancel(
         self,
         request: BulkRequest,  # noqa: ARG002 - as `_retry`
-        place: _Place,  # noqa: ARG002
+        place: _Place,
         tasks: Sequence[ListedTask],
     ) -> list[BulkItem]:
-        outcomes = await self.writer.write_all([_cancelling(task.task_id) for task in tasks])
+        outcomes = await self.writer.write_all([_cancelling(task.task_id, place) for task in tasks])
         return [_item(task, outcome) for task, outcome in zip(tasks, outcomes, strict=True)]
 
     async def _retry(
@@ -143,6 +146,8 @@ class BulkChanges:
                     origin=request.origin, task_id=_retry_id(place.bulk_id, task.task_id)
                 ),
                 once=True,
+                by=place.by,
+                bulk_id=place.bulk_id,
             )
             for task in tasks
         ]
@@ -153,7 +158,7 @@ class BulkChanges:
         return [_item(task, outcome) for task, outcome in zip(tasks, outcomes, strict=True)]
 
 
-def _cancelling(task_id: str) -> Command[str | None]:
+def _cancelling(task_id: str, place: _Place) -> Command[str | None]:
     """Return the command that cancels a task, and returns why there is nothing to do."""
 
     def run(unit: Unit) -> str | None:
@@ -161,9 +166,10 @@ def _cancelling(task_id: str) -> Command[str | None]:
         if task.status.is_terminal or task.cancel_requested:
             return _why_not_cancelled(task.status)
         unit.apply(lifecycle.cancel(task, at=unit.now))
+        unit.audit.note(AuditAction.TASK_CANCEL, task_id, bulk=place.bulk_id)
         return None
 
-    return Command(run, Reads.of_tasks(task_id, may_end=True))
+    return Command(run, Reads.of_tasks(task_id, may_end=True), place.by)
 
 
 def _why_not_cancelled(status: TaskStatus) -> str:

@@ -11,6 +11,7 @@ from llama_deploy.control_plane.decisions.forks import first_attempt_of_run
 from llama_deploy.control_plane.decisions.imports import ImportedTask, content_of, imported, key_of
 from llama_deploy.control_plane.requests.sessions.session_requests import new_session
 from llama_deploy.control_plane.requests.tasks.task_lists import ended_steps, task_details
+from llama_deploy.control_plane.storage.audit_rows import audit_record
 from llama_deploy.control_plane.storage.owned_rows import check_task
 from llama_deploy.control_plane.storage.past_rows import load_past
 from llama_deploy.control_plane.storage.removed_ids import find_task
@@ -21,9 +22,10 @@ from llama_deploy.state_stores.base import StateStore, StoreTransaction
 from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import EventRecord, TaskRecord
 from llama_deploy.types import SessionPolicy, TaskEvent, generate_id
+from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.instance_protocol import RunRecord
 from llama_deploy.types.json_values import decode_object
-from llama_deploy.types.keys import public_id
+from llama_deploy.types.keys import public_id, tenant_of
 from llama_deploy.types.owners import THE_DEFAULT_TENANT, Owner
 from llama_deploy.types.task_export import ExportedEntry, TaskExport
 from llama_deploy.types.workflow_shape import WorkflowShape
@@ -53,7 +55,12 @@ class Exports:
         return await self.store.read(lambda tx: _export(tx, task_id, now=now))
 
     async def import_(
-        self, document: Mapping[str, Any], *, task_id: str | None = None, owner: Owner = THE_DEFAULT_TENANT
+        self,
+        document: Mapping[str, Any],
+        *,
+        task_id: str | None = None,
+        owner: Owner = THE_DEFAULT_TENANT,
+        by: Actor | None = None,
     ) -> str:
         """Store a copy of an exported task in a session of its own, and return its key. Idempotent.
 
@@ -61,6 +68,7 @@ class Exports:
             document: The decoded JSON of the export.
             task_id: The key of the copy. None: that of the task.
             owner: To whom the copy belongs.
+            by: Who is named in the audit log. None: nobody.
 
         Raises:
             ExportFormatError: A newer release has written it.
@@ -73,7 +81,7 @@ class Exports:
         session_id = owner.key_of(generate_id())
         rows = imported(exported, task_id=key, session_id=session_id, at=now, subject=owner.subject)
         try:
-            known = await self.store.transact(lambda tx: _import(tx, rows, now=now))
+            known = await self.store.transact(lambda tx: _import(tx, rows, now=now, by=by))
         except ConflictError as exc:  # another control plane may have stored the id first
             try:
                 known = await self.export(key)
@@ -86,7 +94,9 @@ class Exports:
         return key
 
 
-def _import(tx: StoreTransaction, rows: ImportedTask, *, now: datetime) -> TaskExport | None:
+def _import(
+    tx: StoreTransaction, rows: ImportedTask, *, now: datetime, by: Actor | None
+) -> TaskExport | None:
     """Store the rows, or return the task that has their id."""
     task = rows.task
     if (known := tx.tasks.load([task.task_id], lean=True).get(task.task_id)) is not None:
@@ -113,6 +123,9 @@ def _import(tx: StoreTransaction, rows: ImportedTask, *, now: datetime) -> TaskE
         tx.runs.put_past(rows.past)
     if rows.steps:
         tx.steps.put(rows.steps)
+    if by is not None:
+        name, tenant = public_id(task.task_id), tenant_of(task.task_id)
+        tx.audit.append([audit_record(by, AuditAction.TASK_IMPORT, name, at=now, tenant=tenant)])
     return None
 
 

@@ -17,9 +17,10 @@ from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import CallbackNotFoundError, QuestionNotFoundError
 from llama_deploy.state_stores.base import StateStore
-from llama_deploy.state_stores.question_records import CallbackRecord, QuestionRecord
+from llama_deploy.state_stores.question_records import CallbackRecord, QuestionHead, QuestionRecord
+from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.epoch import to_microseconds
-from llama_deploy.types.keys import public_id
+from llama_deploy.types.keys import public_id, tenant_of
 from llama_deploy.types.owners import Owner
 from llama_deploy.types.questions import (
     Answer,
@@ -131,8 +132,16 @@ class Inbox:
         found = await self.store.read(lambda tx: tx.questions.of_task(task_id))
         return QuestionPage(items=list(map(question_view, found)))
 
-    async def answer(self, question_id: str, answer: Answer) -> Question:
+    async def answer(
+        self, question_id: str, answer: Answer, *, by: Actor | None = None, via: str | None = None
+    ) -> Question:
         """Answer a question: the step that waits gets the event. An answer with a known key changes nothing.
+
+        Args:
+            question_id: The question.
+            answer: The answer.
+            by: Who is named in the audit log. None: nobody.
+            via: What the audit log says of how it came.
 
         Raises:
             QuestionNotFoundError: It does not exist.
@@ -158,11 +167,12 @@ class Inbox:
                 question, QuestionState.ANSWERED, at=unit.now, answer_key=answer.idempotency_key
             )
             unit.questions.put(answered)
+            _note(unit, AuditAction.QUESTION_ANSWER, question, via=via)
 
-        await self.writer.write(Command(run, _reads(known)))
+        await self.writer.write(Command(run, _reads(known), by))
         return await self.get(question_id)
 
-    async def refuse(self, question_id: str, reason: str) -> Question:
+    async def refuse(self, question_id: str, reason: str, *, by: Actor | None = None) -> Question:
         """Refuse to answer a question: its task fails with `QuestionRefusedError`.
 
         Raises:
@@ -182,11 +192,12 @@ class Inbox:
             refused = question_rules.closed(question, QuestionState.REFUSED, at=unit.now, reason=reason)
             unit.questions.put(refused)
             unit.apply(question_rules.refused(task, question, reason, at=unit.now))
+            _note(unit, AuditAction.QUESTION_REFUSE, question)
 
-        await self.writer.write(Command(run, _reads(known, may_end=True)))
+        await self.writer.write(Command(run, _reads(known, may_end=True), by))
         return await self.get(question_id)
 
-    async def assign(self, question_id: str, assignee: str | None) -> Question:
+    async def assign(self, question_id: str, assignee: str | None, *, by: Actor | None = None) -> Question:
         """Say who is to answer a question. None: anybody.
 
         Raises:
@@ -201,16 +212,18 @@ class Inbox:
                 raise _not_found(question_id)
             question_rules.check_open(question, unit.tasks.get(known.task_id))
             unit.questions.assign(question_id, assignee)
+            _note(unit, AuditAction.QUESTION_ASSIGN, question, assignee=assignee)
 
-        await self.writer.write(Command(run, _reads(known)))
+        await self.writer.write(Command(run, _reads(known), by))
         return await self.get(question_id)
 
-    async def callback(self, question_id: str, *, base_url: str) -> Callback:
+    async def callback(self, question_id: str, *, base_url: str, by: Actor | None = None) -> Callback:
         """Return a new URL that answers a question once, without any other right.
 
         Args:
             question_id: The question.
             base_url: The URL of the control plane.
+            by: Who is named in the audit log. None: nobody.
 
         Raises:
             QuestionNotFoundError: It does not exist.
@@ -225,11 +238,12 @@ class Inbox:
                 raise _not_found(question_id)
             question_rules.check_open(question, unit.tasks.get(known.task_id))
             unit.questions.add_callback(CallbackRecord(_hash(token), question_id, known.task_id, unit.now))
+            _note(unit, AuditAction.QUESTION_CALLBACK, question)
 
-        await self.writer.write(Command(run, _reads(known)))
+        await self.writer.write(Command(run, _reads(known), by))
         return Callback(url=f"{base_url}/callbacks/{token}", question_id=question_id)
 
-    async def call_back(self, token: str, event: dict[str, Any]) -> Question:
+    async def call_back(self, token: str, event: dict[str, Any], *, by: Actor | None = None) -> Question:
         """Answer the question of a callback. The same request again changes nothing.
 
         Raises:
@@ -242,7 +256,8 @@ class Inbox:
             raise CallbackNotFoundError("there is no such callback; ask for a new one at its question")
         text = json.dumps(event, sort_keys=True)
         key = f"callback {_hash(hashed + text)}"
-        return await self.answer(callback.question_id, Answer(event=event, idempotency_key=key))
+        answer = Answer(event=event, idempotency_key=key)
+        return await self.answer(callback.question_id, answer, by=by, via="callback")
 
     async def _find(self, question_id: str) -> QuestionRecord:
         found = await self.store.read(lambda tx: tx.questions.load([question_id]))
@@ -256,6 +271,12 @@ def _reads(question: QuestionRecord, *, may_end: bool = False) -> Reads:
     return Reads.of_tasks(task_id, may_end=may_end) | Reads(
         inboxes={task_id}, questions={question.question_id}
     )
+
+
+def _note(unit: Unit, action: AuditAction, question: QuestionHead, **details: str | None) -> None:
+    """Note in the audit log what was done with a question."""
+    tenant, task = tenant_of(question.task_id), public_id(question.task_id)
+    unit.audit.note_public(action, question.question_id, tenant=tenant, task=task, **details)
 
 
 def _not_found(question_id: str) -> QuestionNotFoundError:

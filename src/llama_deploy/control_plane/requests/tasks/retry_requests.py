@@ -28,6 +28,7 @@ from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.large_values import text_of
 from llama_deploy.state_stores.records import JournalRecord, TaskRecord
 from llama_deploy.trace_context import trace_parent
+from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.instance_protocol import RunOrigin
 from llama_deploy.types.json_values import encode_json, same_json
 from llama_deploy.types.keys import public_id
@@ -47,7 +48,7 @@ class Retries:
     clock: Callable[[], datetime]
     """Returns the current time, aware, UTC."""
 
-    async def retry(self, task_id: str, retry: TaskRetry) -> TaskRecord:
+    async def retry(self, task_id: str, retry: TaskRetry, *, by: Actor | None = None) -> TaskRecord:
         """Accept a new task that retries an ended one. It is durable when this returns. Idempotent.
 
         Raises:
@@ -74,7 +75,7 @@ class Retries:
             )
         text = await self._input(ended, retry)
         await self.waiting.check(ended.service_name)
-        command = self.command(task_id, ended.service_name, retry, text=text, fork=fork)
+        command = self.command(task_id, ended.service_name, retry, text=text, fork=fork, by=by)
         task = await self.writer.write(command)
         self.waiting.accepted(task.service_name)
         return task
@@ -88,6 +89,8 @@ class Retries:
         text: str | None = None,
         fork: retries.Fork | None = None,
         once: bool = False,
+        by: Actor | None = None,
+        bulk_id: str | None = None,
     ) -> Command[TaskRecord]:
         """Return the command that retries a task.
 
@@ -98,6 +101,8 @@ class Retries:
             text: The new run arguments as JSON. None: the same ones.
             fork: Before which step the run goes on, if it is asked for one.
             once: Refuse a task that another one retries.
+            by: Who is named in the audit log. None: nobody.
+            bulk_id: The bulk change to which it belongs. None: to none.
         """
         trace = trace_parent.get()  # of this request, not of the transaction
 
@@ -121,7 +126,10 @@ class Retries:
                 _check_once(unit, task_id)
             if not self.routed and unit.services.find(service_name) is None:
                 raise ServiceNotFoundError(f"there is no service {service_name!r} any more")
-            return _accept(unit, plan)
+            new = _accept(unit, plan)
+            facts = {"new_task": public_id(new.task_id), "from": retry.origin, "bulk": bulk_id}
+            unit.audit.note(AuditAction.TASK_RETRY, task_id, **facts)
+            return new
 
         ids = {task_id}
         reads = Reads(
@@ -130,7 +138,7 @@ class Retries:
             ending_tasks=ids,
             services=set() if self.routed else {service_name},
         )
-        return Command(run, reads)
+        return Command(run, reads, by)
 
     async def _input(self, ended: TaskRecord, retry: TaskRetry) -> str | None:
         if retry.arguments is None:

@@ -59,6 +59,7 @@ from llama_deploy.types import (
     TaskView,
     generate_id,
 )
+from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.json_values import decode_object, encode_json, same_json
 from llama_deploy.types.keys import check_tenant, internal_key, public_id, tenant_of
 from llama_deploy.types.questions import QuestionState
@@ -119,6 +120,7 @@ class _NewTask(NamedTuple):
     """Whose it is, if its session is new."""
     trace: str | None = None
     """See `TaskRecord.trace`."""
+    by: Actor | None = None
 
 
 class _UnfitError(InvalidRequestError):
@@ -145,7 +147,12 @@ class Tasks:
     """The hooks around the acceptance of a task."""
 
     async def submit(
-        self, submission: TaskSubmission, *, wait: float = 0.0, subject: str | None = None
+        self,
+        submission: TaskSubmission,
+        *,
+        wait: float = 0.0,
+        subject: str | None = None,
+        by: Actor | None = None,
     ) -> TaskView:
         """Accept a task. It is durable when this returns. Submitting it again does not create a second task.
 
@@ -153,6 +160,7 @@ class Tasks:
             submission: What to run. Without a session id, the task gets a session of its own.
             wait: Seconds to wait for its end.
             subject: Whose the new session is, and so the task. None: nobody's in particular.
+            by: Who is named in the audit log. None: nobody.
 
         Raises:
             ServiceNotFoundError: The service is not registered.
@@ -177,10 +185,11 @@ class Tasks:
             submission.parent_task_id,
             subject,
             trace_parent.get(),
+            by,
         )
         return await self._submit(new, wait=wait)
 
-    async def submit_definition(self, task: TaskDefinition) -> TaskView:
+    async def submit_definition(self, task: TaskDefinition, *, by: Actor | None = None) -> TaskView:
         """Accept a task in the form of 0.6, as `submit` does.
 
         Raises:
@@ -205,6 +214,7 @@ class Tasks:
             None,
             arguments,
             trace=trace_parent.get(),
+            by=by,
         )
         return await self._submit(new, wait=0.0)
 
@@ -277,7 +287,10 @@ class Tasks:
             if new_session_id is not None:
                 first = _first_policy(new, service)
                 unit.add_session(new_session(new_session_id, policy=first, at=unit.now, subject=new.subject))
-            return accept_task(unit, task, asked=new.session_policy)
+            accepted = accept_task(unit, task, asked=new.session_policy)
+            if new.by is not None:
+                unit.audit.note(AuditAction.TASK_SUBMIT, new.task_id, service=new.service_name or None)
+            return accepted
 
         reads = Reads(
             tasks={new.task_id},
@@ -285,7 +298,7 @@ class Tasks:
             services=set() if self.routed else {new.service_name},
         )
         try:
-            return await self.writer.write(Command(run, reads))
+            return await self.writer.write(Command(run, reads, new.by))
         except _UnfitError:
             arguments = new.unchecked or {}
             fault = await self._fault(new.service_name, lambda version: input_fault(arguments, version))
@@ -336,7 +349,12 @@ class Tasks:
         return without_internal(follow(self.store, self.hub, task_id, after=after))
 
     async def send_event(
-        self, task_id: str, event: EventDefinition, *, session_id: str | None = None
+        self,
+        task_id: str,
+        event: EventDefinition,
+        *,
+        session_id: str | None = None,
+        by: Actor | None = None,
     ) -> None:
         """Put an event into the task's inbox, from which the running workflow receives it.
 
@@ -371,12 +389,16 @@ class Tasks:
             unit.add_to_inbox(current, sent)
             for question in answered:
                 unit.questions.put(question_rules.closed(question, QuestionState.ANSWERED, at=unit.now))
+                unit.audit.note_public(
+                    AuditAction.QUESTION_ANSWER, question.question_id, tenant=tenant_of(task_id), via="event"
+                )
+            unit.audit.note(AuditAction.TASK_EVENT, task_id, event=name)
 
         keys = set() if event.idempotency_key is None else {(task_id, event.idempotency_key)}
         reads = Reads(tasks={task_id}, inbox_keys=keys, inboxes={task_id}, asking_tasks={task_id})
-        await self.writer.write(Command(run, reads))
+        await self.writer.write(Command(run, reads, by))
 
-    async def cancel(self, task_id: str) -> TaskView:
+    async def cancel(self, task_id: str, *, by: Actor | None = None) -> TaskView:
         """Request the end of a task. A running one ends when its instance has stopped it.
 
         Raises:
@@ -385,12 +407,16 @@ class Tasks:
         """
 
         def run(unit: Unit) -> TaskRecord:
-            cancelled = unit.apply(lifecycle.cancel(unit.tasks.get(task_id), at=unit.now))
+            task = unit.tasks.get(task_id)
+            cancelled = unit.apply(lifecycle.cancel(task, at=unit.now))
+            if not (task.status.is_terminal or task.cancel_requested):
+                unit.audit.note(AuditAction.TASK_CANCEL, task_id)
             return unit.tasks.whole(cancelled)
 
-        return task_view(await self.writer.write(Command(run, Reads.of_tasks(task_id, may_end=True))))
+        command = Command(run, Reads.of_tasks(task_id, may_end=True), by)
+        return task_view(await self.writer.write(command))
 
-    async def move(self, task_id: str, move: TaskMove) -> TaskView:
+    async def move(self, task_id: str, move: TaskMove, *, by: Actor | None = None) -> TaskView:
         """Move a task to a version of its service, which continues its run or begins it again.
 
         Raises:
@@ -406,8 +432,11 @@ class Tasks:
             task = unit.tasks.get(task_id)
             unit.fleets.forget([task.target])
             version = _version_of(unit.fleets.of(task.target), move.to)
+            facts = {"to": version, "from": move.origin}
             if move.origin == "start":
-                return unit.apply(lifecycle.start_again(task, version, at=unit.now))
+                again = unit.apply(lifecycle.start_again(task, version, at=unit.now))
+                unit.audit.note(AuditAction.TASK_MOVE, task_id, **facts)
+                return again
             moved = lifecycle.move(task, version)
             fault = unit.fleets.fault_of_version(task._replace(pinned_to=None), version)
             if fault is not None:
@@ -415,9 +444,10 @@ class Tasks:
                     f"task {public_id(task_id)} cannot continue with version {shown(version)}: {fault}. Moved"
                     ' from "start", it runs all its steps again'
                 )
+            unit.audit.note(AuditAction.TASK_MOVE, task_id, **facts)
             return unit.apply(moved)
 
-        return await self._view(await self.writer.write(Command(run, Reads(tasks={task_id}))))
+        return await self._view(await self.writer.write(Command(run, Reads(tasks={task_id}), by)))
 
     async def _find(self, task_id: str, session_id: str | None, *, lean: bool = False) -> TaskRecord:
         task = (await self.store.read(lambda tx: tx.tasks.load([task_id], lean=lean))).get(task_id)
