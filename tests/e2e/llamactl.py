@@ -72,6 +72,10 @@ class Process:
         assert line, f"it has ended; stderr: {self.errors.read_text()}"
         return line.rstrip("\n")
 
+    def has_output(self) -> bool:
+        """Whether a line of stdout is there that was not read."""
+        return not self._lines.empty()
+
     def error_line(self) -> str:
         """Return the first line of stderr, once it is there."""
         asyncio.run(eventually(lambda: "\n" in self.errors.read_text(), seconds=PATIENCE))

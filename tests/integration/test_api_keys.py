@@ -342,6 +342,24 @@ async def test_the_keys_are_bounded_and_ended_ones_make_room(
     await keys.create(READ, by="test")
 
 
+async def test_a_tenant_has_a_share_of_the_keys(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_keys, "MAX_TENANT_KEYS", 2)
+    keys = ApiKeys(store, KeyCallers(store))
+    own = READ.model_copy(update={"tenant": "acme"})
+    first = await keys.create(own, by="operator")
+    await keys.create(READ, by="ann", tenant="acme")
+    for options in ({"new": own}, {"new": READ, "tenant": "acme"}):
+        with pytest.raises(ConflictError, match="the tenant has 2 keys"):
+            await keys.create(by="test", **options)
+    await keys.create(READ, by="test")
+    await keys.create(READ, by="test", tenant="beta")
+    await keys.revoke(first.key_id, tenant="acme")
+    with pytest.raises(ConflictError):  # it makes room when it is not listed any more
+        await keys.create(own, by="test")
+    monkeypatch.setattr(api_keys, "_KEPT_AFTER_END", timedelta())
+    await keys.create(own, by="test")
+
+
 async def test_keys_are_listed_page_by_page(store: StateStore) -> None:
     keys = ApiKeys(store, KeyCallers(store))
     created = [(await keys.create(READ, by="test")).key_id for _ in range(5)]

@@ -138,7 +138,7 @@ async def move_when_parked(changes: Changes, task_id: str) -> None:
 
 async def change_tasks(changes: Changes) -> None:
     ids, do = changes.party.ids, changes.do
-    own = {"session_id": ids["session"], "task_id": ids["open"]}
+    own: dict[str, Any] = {"session_id": ids["session"], "task_id": ids["open"]}
     await do("POST", "/tasks/{task_id}/events", EVENT, of=(AuditAction.TASK_EVENT, ids["open"]), **own)
     changes.expected.append((AuditAction.QUESTION_ANSWER, changes.party.question_id))
     again = await do(
@@ -164,7 +164,7 @@ async def change_tasks(changes: Changes) -> None:
 
 async def change_sessions(changes: Changes) -> None:
     session, do = "other session", changes.do
-    own = {"session_id": "other%20session"}
+    own: dict[str, Any] = {"session_id": "other%20session"}
     await do("POST", "/sessions/create", {"session_id": session}, of=(AuditAction.SESSION_CREATE, session))
     state, tag = (AuditAction.SESSION_STATE, session), {"If-Match": '"1"'}
     await do("POST", "/sessions/{session_id}/state", {"a": "secret-state"}, of=state, **own)

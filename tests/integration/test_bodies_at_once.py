@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,6 +17,8 @@ from llama_deploy.testing.conditions import eventually
 from llama_deploy.web.edge.body_budget import SMALL_BODY_BYTES, BodyBudget
 from llama_deploy.web.edge.body_limit import BodyLimit
 from llama_deploy.web.http_server import HttpServer
+from tests.integration.guarded_server import ADMIN, guarded_server
+from tests.integration.test_edge import send
 
 KIB: Final = 1024
 MAX_BODY: Final = 4096 * KIB
@@ -264,3 +269,27 @@ async def test_a_cancelled_wait_gives_its_turn_to_the_next() -> None:
     second.close()
     third.close()
     assert budget.held_bytes == 0
+
+
+async def test_bodies_for_unknown_callbacks_are_not_read(tmp_path: Path) -> None:
+    """Strangers could hold all the room that known callers share."""
+    async with guarded_server(tmp_path, max_total_body_bytes=TOTAL, max_body_bytes=MAX_BODY) as server:
+        url = server.config.url
+        place = urlsplit(url)
+        key = {"Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"}
+        head = (
+            f"POST /callbacks/unknown HTTP/1.1\r\nHost: {place.netloc}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {MAX_BODY}\r\n\r\n"
+        )
+        writers = []
+        for _ in range(8):
+            reader, writer = await asyncio.open_connection(place.hostname, place.port)
+            writers.append(writer)
+            writer.write(head.encode() + b"1" * (BUFFER - KIB))
+            status = await asyncio.wait_for(reader.readline(), 30)
+            assert status.split()[1] == b"404"  # while most of the body is still missing
+        assert (await send(url, "POST", "/sessions/create", key, b'{"session_id": "s"}')).status == 200
+        state = json.dumps({"a": "x" * (TOTAL // 2)}).encode()
+        assert (await send(url, "POST", "/sessions/s/state", key, state)).status == 200
+        for writer in writers:
+            writer.close()

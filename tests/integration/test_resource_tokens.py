@@ -90,6 +90,20 @@ async def test_a_token_is_for_the_routes_of_its_resource_only(
     assert used == sum(kind in needed.resources for needed in CONTROL_PLANE_ACCESS.values()) > 0
 
 
+async def test_a_token_does_not_read_the_documentation_of_all_routes(
+    server: ControlPlaneServer, client: Client
+) -> None:
+    token = (await client.core.keys.issue_token("stream", ID, scopes=["tasks:read"])).token
+    for path in ("/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc"):
+        for headers in ({"Authorization": f"Bearer {token}"}, {}):
+            query = "" if headers else f"?token={token}"
+            refused = await send(server.config.url, "GET", path + query, headers)
+            check_problem(refused, 403, "permission_denied")
+        key = {"Authorization": f"Bearer {ADMIN}"}
+        assert (await send(server.config.url, "GET", path, key)).status == 200
+        assert (await send(server.config.url, "GET", path)).status == 401
+
+
 @pytest.mark.parametrize("suffix", ["", "&by=route"])
 async def test_a_token_waits_for_the_result_of_its_task_only(
     server: ControlPlaneServer, client: Client, suffix: str

@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
+from llama_deploy.client.deadline import pause_after
 from llama_deploy.concurrency.backoff import Backoff
-from llama_deploy.concurrency.retrying import Outage, retry
-from llama_deploy.errors import LlamaDeployError, UnavailableError
+from llama_deploy.concurrency.retrying import MAX_ASKED_SECONDS, Outage, retry
+from llama_deploy.errors import LlamaDeployError, OverloadedError, ServerBusyError, UnavailableError
 from llama_deploy.testing.conditions import eventually
 
 QUICK = Backoff(first=0.001, longest=0.001)
@@ -96,6 +97,29 @@ async def test_the_last_error_is_raised_when_the_time_is_over() -> None:
     assert place.tries > 1
     assert str(caught.value) == f"try {place.tries}"
     assert place.told == ["try 1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "paused"),
+    [(7.0, 7.0), (0.0, 0.001), (-5.0, 0.001), (1e9, MAX_ASKED_SECONDS), (float("nan"), 0.001), ("9", 0.001)],
+)
+async def test_the_other_side_may_ask_for_a_longer_pause_within_bounds(asked: float, paused: float) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    errors = [OverloadedError("full", retry_after=asked), ServerBusyError("busy", retry_after=asked)]
+    rest = list(errors)
+
+    async def call() -> str:
+        if rest:
+            raise rest.pop()
+        return "done"
+
+    assert await retry(call, backoff=QUICK, pause=pause) == "done"
+    assert pauses == [paused, paused]
+    assert [pause_after(1, error) for error in errors] == [max(0.1, paused)] * 2
 
 
 async def test_a_pause_may_be_cut_short() -> None:

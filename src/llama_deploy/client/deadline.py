@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from llama_deploy.concurrency.backoff import Backoff
-from llama_deploy.errors import LlamaDeployError, OverloadedError, ServerBusyError
+from llama_deploy.concurrency.retrying import pause_for
+from llama_deploy.errors import LlamaDeployError
 from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT
 
 Clock: TypeAlias = Callable[[], float]
@@ -34,12 +35,9 @@ class Deadline:
 def pause_after(failures: int, error: LlamaDeployError) -> float:
     """Return the seconds to wait after `failures` failed requests in a row, the last one with `error`.
 
-    0.1 s, doubled each time up to 2 s; more if the server asks for it with `retry_after`.
+    0.1 s, doubled each time up to 2 s; more if the server asks for it with `retry_after`, up to a minute.
     """
-    seconds = _BACKOFF.delay(failures)
-    return (
-        max(seconds, error.retry_after) if isinstance(error, OverloadedError | ServerBusyError) else seconds
-    )
+    return pause_for(error, _BACKOFF.delay(failures))
 
 
 def answer_timeout(deadline: Deadline, wait_seconds: float = 0.0) -> float:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.cancellation import cancellations
@@ -18,6 +19,9 @@ from llama_deploy.errors import LlamaDeployError, OverloadedError, QueueFullErro
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MAX_ASKED_SECONDS: Final = 60.0
+"""How long a pause is at most that the other side has asked for."""
 
 
 class Outage:
@@ -71,6 +75,20 @@ def is_transient(error: LlamaDeployError) -> bool:
     )
 
 
+def pause_for(error: LlamaDeployError, seconds: float) -> float:
+    """Return how long to wait before the next try.
+
+    Args:
+        error: Why the last one failed. Its `retry_after`, which may come from another machine, counts up to
+            `MAX_ASKED_SECONDS`.
+        seconds: The shortest pause.
+    """
+    asked = getattr(error, "retry_after", None)
+    if not isinstance(asked, int | float) or not math.isfinite(asked):
+        return seconds
+    return max(seconds, min(asked, MAX_ASKED_SECONDS))
+
+
 async def retry(
     call: Callable[[], Awaitable[T]],
     *,
@@ -87,7 +105,7 @@ async def retry(
 
     Args:
         call: The call. It may run more than once.
-        backoff: The pauses between the calls.
+        backoff: The pauses between the calls; longer ones if an error asks for it, see `pause_for`.
         retry_on: Whether an error is retried. Every other error is raised.
         give_up_at: Time of the loop's clock. An error is raised if its pause would end later. None: never.
         outage: Told when this call begins to fail, when it is over and when it succeeds.
@@ -106,9 +124,9 @@ async def retry(
                     if cancellations() > cancelled:
                         raise asyncio.CancelledError
             except LlamaDeployError as exc:
-                seconds = backoff.delay(failures + 1)
                 if not retry_on(exc):
                     raise
+                seconds = pause_for(exc, backoff.delay(failures + 1))
                 if give_up_at is not None and asyncio.get_running_loop().time() + seconds > give_up_at:
                     raise
                 failures += 1

@@ -53,8 +53,14 @@ _Limit = Annotated[int, Query(ge=1, le=MAX_INBOX_PAGE, description="The most que
 
 def inbox_routes(plane: ControlPlane) -> APIRouter:
     """Return the routes under `/inbox` and `/callbacks`."""
-    router = new_router(CONTROL_PLANE_ACCESS, plane.owned_rows, tags=["inbox"])
     inbox = plane.inbox
+
+    async def check_token(request: Request) -> None:
+        # Anybody may send a body here, but not fill the memory with it.
+        await inbox.check_callback(request.path_params["token"])
+
+    checks = {"/callbacks/{token}": check_token}
+    router = new_router(CONTROL_PLANE_ACCESS, plane.owned_rows, body_checks=checks, tags=["inbox"])
 
     @router.get("/inbox", summary="List open questions of all services, the oldest first")
     async def list_questions(

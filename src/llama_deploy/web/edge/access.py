@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, ClassVar, Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
@@ -22,6 +23,13 @@ NO_KEY: Final = (
 )
 
 
+BodyCheck: TypeAlias = Callable[[Request], Awaitable[None]]
+"""Raises an error if the body of a request must not be read."""
+
+
+_NO_CHECKS: Final[Mapping[str, BodyCheck]] = MappingProxyType({})
+
+
 class GuardedRoute(APIRoute):
     """A route that only answers callers who may use it. They are checked before the body is read.
 
@@ -30,6 +38,7 @@ class GuardedRoute(APIRoute):
 
     table: ClassVar[AccessTable]
     rows: ClassVar[OwnedRows]
+    body_checks: ClassVar[Mapping[str, BodyCheck]] = _NO_CHECKS
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Build a route; see `APIRoute`.
@@ -54,24 +63,39 @@ class GuardedRoute(APIRoute):
             method: requirement_of(self.table, method, self.path_format) for method in self.methods or ()
         }
         path = self.path_format
+        check_body = self.body_checks.get(path)
 
         async def guarded(request: Request) -> Response:
             method = request.scope["method"]
             check_access(request.scope, needed[method], method, path)
+            if check_body is not None:
+                await check_body(request)
             return await handle(request)
 
         return guarded
 
 
-def new_router(table: AccessTable, rows: OwnedRows | None = None, **options: Any) -> APIRouter:
+def new_router(
+    table: AccessTable,
+    rows: OwnedRows | None = None,
+    *,
+    body_checks: Mapping[str, BodyCheck] = _NO_CHECKS,
+    **options: Any,
+) -> APIRouter:
     """Return a router whose routes are guarded.
 
     Args:
         table: What each route needs. Adding a route without an entry raises `TypeError`.
         rows: Knows to whom the rows belong that requests name. None: they name none.
+        body_checks: By path, what is checked before the body of a request is read, beside the caller: for
+            open routes, whose bodies would otherwise take the room that known callers share.
         **options: Further arguments of `APIRouter`.
     """
-    attributes = {"table": table, "rows": NoOwnedRows() if rows is None else rows}
+    attributes = {
+        "table": table,
+        "rows": NoOwnedRows() if rows is None else rows,
+        "body_checks": body_checks,
+    }
     route_class = type("TabledRoute", (GuardedRoute,), attributes)
     return APIRouter(route_class=route_class, **options)
 

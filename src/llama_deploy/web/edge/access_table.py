@@ -4,7 +4,7 @@ A route without an entry cannot be built.
 
 The application of a server looks up its routes here, and so do the shortcuts. Paths are written as in the
 OpenAPI document. What FastAPI adds for the documentation (`/docs`, `/openapi.json`) is not a route of an API:
-any caller may read it.
+any caller with a key may read it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ OnDenied: TypeAlias = Callable[[Scope, Caller | None, int], None]
 """Learns that a request was refused: by whom it was sent, if that is known, and with which status."""
 
 _DENIED: Final = (401, 403)
+_DOCUMENTS: Final = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc"})
+"""What the framework adds to the routes of an API. Any key may read it, but not a token for one resource."""
 
 
 class Authenticator(Protocol):
@@ -78,6 +80,11 @@ class Authentication:
         try:
             lives = scope["path"] == LIVE_PATH
             caller = NOBODY if lives else await self._authenticator.authenticate(scope)
+            if caller.resource is not None and scope["path"] in _DOCUMENTS:
+                raise PermissionDeniedError(
+                    f"{scope['path']} is not for this token, which is for one {caller.resource.kind} only;"
+                    " use a key"
+                )
         except LlamaDeployError as exc:
             if not scope["path"].startswith(self._open):
                 if self._on_denied is not None and isinstance(

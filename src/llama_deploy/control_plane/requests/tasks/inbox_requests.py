@@ -251,13 +251,25 @@ class Inbox:
             LlamaDeployError: As `answer`.
         """
         hashed = _hash(token)
-        callback = await self.store.read(lambda tx: tx.questions.find_callback(hashed))
-        if callback is None:
-            raise CallbackNotFoundError("there is no such callback; ask for a new one at its question")
+        callback = await self._find_callback(hashed)
         text = json.dumps(event, sort_keys=True)
         key = f"callback {_hash(hashed + text)}"
         answer = Answer(event=event, idempotency_key=key)
         return await self.answer(callback.question_id, answer, by=by, via="callback")
+
+    async def check_callback(self, token: str) -> None:
+        """Do nothing if there is a callback with this token.
+
+        Raises:
+            CallbackNotFoundError: There is none.
+        """
+        await self._find_callback(_hash(token))
+
+    async def _find_callback(self, hashed: str) -> CallbackRecord:
+        callback = await self.store.read(lambda tx: tx.questions.find_callback(hashed))
+        if callback is None:
+            raise CallbackNotFoundError("there is no such callback; ask for a new one at its question")
+        return callback
 
     async def _find(self, question_id: str) -> QuestionRecord:
         found = await self.store.read(lambda tx: tx.questions.load([question_id]))
