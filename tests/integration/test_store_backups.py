@@ -109,6 +109,22 @@ async def test_a_backup_during_writes_and_a_purge_is_one_moment(database: Path, 
     assert (await ids_of(database))[0] == set()
 
 
+async def test_other_users_of_the_machine_cannot_read_a_store_or_its_backup(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    database, backup, restored = (folder / name for name in ("state.db", "backup.db", "restored.db"))
+    before = os.umask(0)
+    try:
+        async with await connect(database) as store:
+            await store.transact(lambda tx: tx.sessions.insert([a_session("s")]))
+            assert names_in(folder, "state.db-*")
+            await asyncio.to_thread(back_up, database, backup)
+            await asyncio.to_thread(restore, backup, restored, prepare=nothing)
+            modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    finally:
+        os.umask(before)
+    assert set(modes.values()) == {0o600}, modes
+
+
 async def test_a_backup_is_one_file_and_overwrites_nothing(database: Path, tmp_path: Path) -> None:
     backup = tmp_path / "backup.db"
     async with await connect(database) as store:

@@ -17,7 +17,7 @@ from typing import Final
 
 from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
 from llama_deploy.state_stores.migrations import SCHEMA_REVISION
-from llama_deploy.state_stores.sqlite_lock import FileLock
+from llama_deploy.state_stores.sqlite_lock import OWNER_ONLY, FileLock
 
 PARTIAL: Final = ".partial"
 _BUSY_TIMEOUT_SECONDS: Final = 30.0
@@ -167,6 +167,7 @@ def _new_file(target: Path) -> Iterator[Path]:
     partial = target.with_name(target.name + PARTIAL)
     _delete(partial)
     try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY))
         yield partial
         _sync(partial)
         partial.replace(target)

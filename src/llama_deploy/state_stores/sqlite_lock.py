@@ -28,6 +28,10 @@ To open and close such a file would drop the locks that SQLite has on it; see "A
 _guard: Final = threading.Lock()
 
 
+OWNER_ONLY: Final = 0o600
+"""The mode of new files. SQLite gives that of the database to its log."""
+
+
 class FileLock:
     """Holds two locks until `release`: one on the database itself, and one on `<database>.lock`.
 
@@ -102,7 +106,7 @@ class FileLock:
         raise OSError(errno.EAGAIN, f"{note} is replaced all the time")
 
     def _open(self, path: Path, flags: int = 0) -> int:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, OWNER_ONLY)
         keep_from_children(descriptor)
         self._descriptors.append(descriptor)
         return descriptor
