@@ -13,10 +13,11 @@ import pydantic_core
 import pytest
 
 from llama_deploy import Client
-from llama_deploy.errors import TaskFailedError
+from llama_deploy.errors import TaskFailedError, UnavailableError
 from llama_deploy.types.keys import SEPARATOR
 from llama_deploy.types.owners import Owner
-from tests.integration.guarded_server import ADMIN
+from llama_deploy.types.retention import RetentionRule
+from tests.integration.guarded_server import ADMIN, guarded_server
 from tests.integration.tenant_stack import OWNED, OWNERS, Parties, send_json, tenant_stack
 from tests.integration.test_edge import check_problem
 
@@ -374,3 +375,29 @@ async def test_a_failed_task_says_why_without_a_key(parties: Parties) -> None:
         with pytest.raises(TaskFailedError, match="no "):
             await client.run("fail", text="x")
         assert OWNED
+
+
+async def test_settings_and_faults_of_the_control_plane_are_not_shown_to_tenants(tmp_path: Path) -> None:
+    """They name sessions and services of others, and the machines of the operator."""
+
+    async def fail() -> None:
+        raise UnavailableError("broker.internal does not answer")
+
+    rules = [RetentionRule(session="session-of-another-tenant", task_days=1)]
+    async with guarded_server(tmp_path, checks={"broker": fail}, retention_rules=rules) as server:
+        url = server.config.url
+        async with Client(url, api_key=ADMIN) as admin:
+            keys = [
+                (await admin.core.keys.create(OWNED, expires_in=None, tenant=tenant, subject=subject)).key
+                for tenant, subject in (("acme", None), ("acme", "zoe"), (None, "zoe"))
+            ]
+        for key in keys:
+            home = await send_json(url, key, "GET", "/")
+            assert pydantic_core.from_json(home.body) == {"running": True, "type": "control_plane"}
+            for path in ("/health", "/health/ready"):
+                unhealthy = await send_json(url, key, "GET", path)
+                assert unhealthy.status == 503
+                assert b"internal" not in unhealthy.body
+        for path in ("/health", "/health/ready"):
+            assert b"broker.internal" in (await send_json(url, ADMIN, "GET", path)).body
+        assert b"session-of-another-tenant" in (await send_json(url, ADMIN, "GET", "/")).body

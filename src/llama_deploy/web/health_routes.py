@@ -57,7 +57,8 @@ def add_health_routes(router: APIRouter, ready: Callable[[], Awaitable[Checks]])
         return _response(request, await ready())
 
 
-def _may_see_reasons(request: Request) -> bool:
+def may_see_reasons(request: Request) -> bool:
+    """Whether a caller learns why a server is not healthy."""
     caller = caller_of(request.scope)
     # The reasons are about all tenants.
     return caller.is_in_default_tenant and (caller.may_do_all or AccessScope.METRICS_READ in caller.scopes)
@@ -65,7 +66,7 @@ def _may_see_reasons(request: Request) -> bool:
 
 def _response(request: Request, checks: Checks) -> Response:
     return Response(
-        encoded(checks, brief=is_brief(request.scope) or not _may_see_reasons(request)),
+        encoded(checks, brief=is_brief(request.scope) or not may_see_reasons(request)),
         status_code=status_of(checks),
         media_type="application/json",
         headers={"Cache-Control": "no-store"},

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any, Self
 
+from fastapi import Request
 from pydantic import SecretStr
 from starlette.types import ASGIApp
 
@@ -53,7 +54,7 @@ from llama_deploy.web.edge.access import new_router
 from llama_deploy.web.edge.access_table import CONTROL_PLANE_ACCESS
 from llama_deploy.web.edge.authentication import Anonymous
 from llama_deploy.web.edge.stack import EdgeSettings, build_edge
-from llama_deploy.web.health_routes import add_health_routes
+from llama_deploy.web.health_routes import add_health_routes, may_see_reasons
 from llama_deploy.web.http_server import HttpServer
 from llama_deploy.web.raw_paths import RawPaths
 
@@ -253,6 +254,15 @@ class ControlPlaneServer(CoreEndpoints):
             raise UnavailableError(f"the control plane is not ready: {summary(checks)}")
         return {"status": "ok", "version": version("llama-deploy")}
 
+    async def answer_health(self, request: Request) -> dict[str, Any]:
+        """Return `ok` if tasks are accepted and dispatched; see `/health/ready`."""
+        try:
+            return await self.health()
+        except UnavailableError as exc:
+            if may_see_reasons(request):
+                raise
+            raise UnavailableError("the control plane is not ready; its operators see why") from exc
+
     def _address(self) -> tuple[str, int]:
         config = self.config
         port = config.internal_port if config.internal_port is not None else config.port
@@ -276,7 +286,7 @@ class ControlPlaneServer(CoreEndpoints):
         app.include_router(key_routes(plane))
         app.include_router(audit_routes(plane))
         health = new_router(CONTROL_PLANE_ACCESS)
-        health.add_api_route("/health", self.health, methods=["GET"])
+        health.add_api_route("/health", self.answer_health, methods=["GET"], name="health")
         add_health_routes(health, plane.readiness.checks)
         app.include_router(health)
         settings = EdgeSettings(

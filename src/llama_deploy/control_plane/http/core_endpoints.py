@@ -44,7 +44,7 @@ from llama_deploy.types.instance_protocol import PROTOCOL_VERSION
 from llama_deploy.types.json_values import JsonObject
 from llama_deploy.types.keys import Key, PathKey, public_id
 from llama_deploy.types.tags import Tag
-from llama_deploy.web.edge.caller_state import owner_of
+from llama_deploy.web.edge.caller_state import caller_of, owner_of
 
 _IfMatch = Annotated[str | None, Header(description='The version that was read, such as `"3"`.')]
 _NameInPath = Annotated[str, BeforeValidator(unquote)]
@@ -64,6 +64,14 @@ class CoreEndpoints(ABC):
     async def home(self) -> dict[str, Any]:
         """Return the type of the server and its public settings."""
         return {"running": True, "type": "control_plane", **self.config.public_settings()}
+
+    async def show_home(self, request: Request) -> dict[str, Any]:
+        """Return the type of the server, and to callers of the default tenant its public settings."""
+        home = await self.home()
+        if caller_of(request.scope).is_in_default_tenant:
+            return home
+        # They name services and sessions, and say how the servers are reached.
+        return {name: home[name] for name in ("running", "type")}
 
     async def get_message_queue_config(self) -> dict[str, Any]:
         """Return how to connect to the message queue, without credentials."""

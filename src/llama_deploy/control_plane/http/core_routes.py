@@ -20,7 +20,7 @@ def core_routes(endpoints: CoreEndpoints) -> APIRouter:
     """Return the routes of the 0.6 API over the methods of a server."""
     router = new_router(CONTROL_PLANE_ACCESS, endpoints.plane.owned_rows)
     routes: list[tuple[str, str, Callable[..., Any], str]] = [
-        ("GET", "/", endpoints.home, "control plane"),
+        ("GET", "/", endpoints.show_home, "control plane"),
         ("GET", "/queue_config", endpoints.get_message_queue_config, "control plane"),
         ("POST", "/services/register", endpoints.register_service, "services"),
         ("POST", "/services/deregister", endpoints.deregister_service, "services"),
