@@ -207,6 +207,16 @@ def test_keys_are_created_listed_and_revoked(folder: Path, server: str) -> None:
     assert "--tenant" in wrong.stderr
     revoked = llamactl(folder, "keys", "revoke", key_id, server=server, env=key(ADMIN))
     assert revoked.returncode == 0
+    audited = llamactl(folder, "audit", "--target", key_id, "--json", server=server, env=key(ADMIN)).stdout
+    found = [json.loads(line) for line in audited.splitlines()]
+    assert [(each["action"], each["subject"]) for each in found] == [
+        ("key.revoke", "admin key"),
+        ("key.create", "admin key"),
+    ]
+    table = llamactl(
+        folder, "audit", "--action", "key.create", "--tenant", "acme", server=server, env=key(ADMIN)
+    )
+    assert re.search(r"admin key +127\.0\.0\.1 +key\.create +acme/[0-9a-f]{12} +bound_to=zoe", table.stdout)
     refused = llamactl(folder, "run", "repeat", "message=hi", server=server, env=key(own))
     assert refused.returncode == 1
     unknown = llamactl(folder, "keys", "revoke", "000000000000", server=server, env=key(ADMIN))
