@@ -17,7 +17,8 @@ from llama_deploy.types import TaskStatus
 from tests.integration.in_process import Stack, result_of, running_stack, until
 
 JUMPS = pytest.mark.parametrize("jump", [-3600.0, -30.0, 30.0, 3600.0])
-SOON = 8.0
+SOON = 25.0
+"""In seconds; less than a jump, and far more than what the runs measure."""
 
 
 class SystemClock:
@@ -120,7 +121,7 @@ async def test_a_time_limit_lasts_as_long(stack: Stack, clock: SystemClock, jump
         since = time.monotonic()
         view = await stack.end(await stack.submit(then="work"), wait=SOON)
         assert view.status is TaskStatus.TIMED_OUT
-        assert 0.5 < time.monotonic() - since < SOON / 2
+        assert 0.5 < time.monotonic() - since < SOON
 
 
 @JUMPS
@@ -130,7 +131,7 @@ async def test_a_retry_comes_in_time_and_is_not_taken_for_a_late_one(
     async with stack.serving(stack.service(Sets(clock, jump))):
         since = time.monotonic()
         assert result_of(await stack.end(await stack.submit(), wait=SOON)) == 2
-        assert 0.25 < time.monotonic() - since < SOON / 2
+        assert 0.25 < time.monotonic() - since < SOON
 
 
 @JUMPS
@@ -138,4 +139,4 @@ async def test_a_wait_ends_in_time(stack: Stack, clock: SystemClock, jump: float
     async with stack.serving(stack.service(Waits(clock, jump), idle_timeout=60)):
         since = time.monotonic()
         assert result_of(await stack.end(await stack.submit(), wait=SOON)) == "late"
-        assert 0.25 < time.monotonic() - since < SOON / 2
+        assert 0.25 < time.monotonic() - since < SOON
