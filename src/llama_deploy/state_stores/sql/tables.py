@@ -17,7 +17,7 @@ them again would cost a look-up per row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, get_args, get_type_hints
@@ -46,7 +46,7 @@ from llama_deploy.state_stores.records import (
 )
 from llama_deploy.state_stores.retention_rows import RemovedTask, RetentionProgress
 from llama_deploy.types import Durability, SessionPolicy, TaskStatus
-from llama_deploy.types.epoch import from_microseconds, to_microseconds
+from llama_deploy.types.epoch import EPOCH, MICROSECOND, to_microseconds
 from llama_deploy.types.questions import QuestionState
 
 E = TypeVar("E", bound=StrEnum)
@@ -71,12 +71,13 @@ class UtcMicroseconds(sa.types.TypeDecorator[datetime]):
         return "NULL" if value is None else str(to_microseconds(value))
 
 
+# Without `to_microseconds` and `from_microseconds`: rows have so many times that two calls would matter.
 def _microseconds(value: datetime | None) -> int | None:
-    return None if value is None else to_microseconds(value)
+    return None if value is None else (value - EPOCH) // MICROSECOND
 
 
 def _point_in_time(value: int | None) -> datetime | None:
-    return None if value is None else from_microseconds(value)
+    return None if value is None else EPOCH + timedelta(microseconds=value)
 
 
 class EnumText(sa.types.TypeDecorator[E]):
