@@ -369,6 +369,7 @@ def use_everything(tx: StoreTransaction) -> None:
     tx.tasks.of_instances(["i1", "i2"])
     tx.tasks.queued()
     tx.tasks.suspects()
+    tx.tasks.queued_since()
     tx.tasks.queued(due_before=NOW)
     tx.tasks.sleeping()
     tx.tasks.sleeping(due_before=NOW)

@@ -230,6 +230,11 @@ _SUSPECTS = Query.unlocked(
     .where(task_is_published_suspect)
     .group_by(tasks.c.service_name, tasks.c.routed_to)
 )
+_QUEUED_SINCE = Query.unlocked(
+    sa.select(tasks.c.service_name, sa.func.min(tasks.c.status_changed_at))
+    .where(task_is_queued)
+    .group_by(tasks.c.service_name)
+)
 
 _sleeping_tasks = (
     _TASK.lean(task_is_waiting, tasks.c.wake_at.is_not(None))
@@ -376,6 +381,9 @@ class SQLTasks(SQLRepository, TaskRepository):
         for service_name, routed_to, count in self._access.rows(_SUSPECTS, {}):
             counts[service_name if routed_to is None else routed_to] += count
         return dict(counts)
+
+    def queued_since(self) -> dict[str, datetime]:
+        return {name: since for name, since in self._access.rows(_QUEUED_SINCE, {})}  # noqa: C416 - typed
 
     def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         return self._due(_SLEEPING_TASKS, _SLEEPING_TASKS_BEFORE, due_before, limit)
