@@ -52,8 +52,7 @@ class TaskRemoval:
         """Read what is needed to remove the first of some ended tasks: as many as fit."""
         if not tasks:
             return RemovalPlan()
-        sizes = tx.retention.sizes([task.task_id for task in tasks])
-        taken = self._share([sizes.get(task.task_id, _NOTHING) for task in tasks])
+        taken = self._taken(tx, [task.task_id for task in tasks])
         chosen = tasks[: taken.size]
         inputs = tx.retention.inputs([task.task_id for task in chosen])
         now = self.clock()
@@ -144,6 +143,14 @@ class TaskRemoval:
             synced=False,
         )
         return True
+
+    def _taken(self, tx: StoreTransaction, task_ids: Sequence[str]) -> Share:
+        """Return how many of some tasks one transaction removes."""
+        total = tx.retention.total_size(task_ids)
+        if total.rows <= self.limits.max_rows and total.bytes <= self.limits.max_bytes:
+            return Share(len(task_ids), last_in_slices=False)
+        sizes = tx.retention.sizes(task_ids)
+        return self._share([sizes.get(task_id, _NOTHING) for task_id in task_ids])
 
     def _share(self, sizes: Sequence[RowsOfTask]) -> Share:
         return share(sizes, max_rows=self.limits.max_rows, max_bytes=self.limits.max_bytes)
