@@ -38,7 +38,6 @@ from llama_deploy.state_stores.sql.tables import (
     session_states,
     session_tags,
     sessions,
-    task_is_choosy,
     task_is_open,
     task_is_pending,
     task_is_published_suspect,
@@ -46,6 +45,7 @@ from llama_deploy.state_stores.sql.tables import (
     task_is_running,
     task_is_unrouted,
     task_is_waiting,
+    task_needs_fitting_version,
     task_target,
     tasks,
 )
@@ -211,7 +211,7 @@ _queued_tasks = (
 )
 _QUEUED_TASKS = Query.of(_queued_tasks)
 _QUEUED_TASKS_BEFORE = Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
-_HELD_TASKS = Query.of(_queued_tasks.where(task_target.in_(ids), task_is_choosy))
+_HELD_TASKS = Query.of(_queued_tasks.where(task_target.in_(ids), task_needs_fitting_version))
 
 _is_for_service = task_target == sa.bindparam("service_name")
 _QUEUED_FOR = Query.of(
