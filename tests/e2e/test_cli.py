@@ -409,6 +409,16 @@ class TestQuestions:
                 assert llamactl(folder, *command, "response=hi").returncode == 0
                 assert run.line() == "hi"
 
+    def test_a_run_of_a_late_service_that_waits_without_a_question(self, folder: Path, asking: str) -> None:
+        with SyncClient(asking) as client:
+            client.core.services.register(ServiceDefinition(service_name="silent"))
+        with (
+            started(folder, "-s", asking, "run", "silent") as run,
+            started(folder, "-s", asking, "worker", "silent=cli_app:Waiting"),
+        ):
+            asyncio.run(eventually(lambda: "hint: " in run.errors.read_text(), seconds=PATIENCE))
+            assert run.errors.read_text().endswith(", where CLASS is Decision or HumanResponseEvent\n")
+
     @pytest.mark.parametrize(
         ("arguments", "code", "text"),
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 
@@ -86,7 +87,7 @@ async def test_kill_of_a_queue_without_a_journal_is_repaired(system: System) -> 
     system.env.pop("SIMPLE_MESSAGE_QUEUE_JOURNAL_PATH")
     system.env["CONTROL_PLANE_REDISPATCH_SECONDS"] = "2"
     queue = system.start("core.py", "message_queue")
-    system.start("core.py", "control_plane")
+    control_plane = system.start("core.py", "control_plane")
     system.service(LLAMA_DEPLOY_WF_SERVICE_MAX_CONCURRENT_TASKS="20")
     async with system.client() as client:
         await system.instances(client, 1)
@@ -95,7 +96,10 @@ async def test_kill_of_a_queue_without_a_journal_is_repaired(system: System) -> 
         queue.kill()
         queue.start()
         await check_all_end_once(handles)
-    assert set(system.ledger("begin").values()) == {1}
+    # A run is repeated only if reports of its attempt were in the memory of the queue.
+    lost = set(re.findall(r"reports of attempt \d+ of task (\S+) are lost", control_plane.text))
+    begins = system.ledger("begin")
+    assert {handle.task_id for n, handle in enumerate(handles) if begins[f"task-{n}"] > 1} <= lost
 
 
 async def test_kill_of_the_control_plane_under_200_tasks(system: System) -> None:

@@ -67,7 +67,7 @@ async def test_a_blocking_client_refuses_to_block_an_event_loop(call: Callable[[
         pytest.raises(BlockingCallError, match=r"asyncio\.to_thread.*`Client`|`Client`.*asyncio\.to_thread"),
     ):
         call(client)
-    assert time.monotonic() - since < 1
+    assert time.monotonic() - since < 30  # far below the time that the client is patient
 
 
 async def test_the_blocking_client_of_0_5_refuses_it_too(stack: Stack) -> None:

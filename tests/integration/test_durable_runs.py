@@ -362,7 +362,7 @@ async def test_a_wait_with_an_end_ends_outside_memory(stack: Stack) -> None:
         task_id = await stack.submit(seconds=1.0)
         await until_waiting(stack, task_id)
         assert result_of(await stack.end(task_id)) == "nobody answered"
-        assert 0.9 < time.monotonic() - begun < 5
+        assert 0.9 < time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize("seconds", ["inf", 1e300])

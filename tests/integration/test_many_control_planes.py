@@ -516,7 +516,7 @@ async def test_the_tasks_of_a_dead_instance_move_on_though_its_replica_died_too(
         await cluster.serve(Counting(), others[0])
         view = await get(others[1].http, "/tasks/t", wait=20)
         assert (view["status"], view["attempt"]) == ("succeeded", 2)
-        assert time.monotonic() - died < 5
+        assert time.monotonic() - died < 12  # before anything is published again
 
 
 # -- the database goes away

@@ -371,7 +371,7 @@ async def test_a_long_poll_wakes_at_once(server: SimpleMessageQueueServer, http:
             since = loop.time()
             await queue.publish(QueueMessage(), "t")
             await receiving
-            assert loop.time() - since < 1.0, "far below the 30 seconds of a poll"
+            assert loop.time() - since < 10, "far below the 30 seconds of a poll"
 
 
 async def test_a_consumer_that_disconnects_while_it_waits_gives_everything_back(

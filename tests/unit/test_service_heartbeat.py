@@ -108,12 +108,12 @@ async def test_heartbeats_go_on_while_the_loop_is_blocked_but_not_for_ever(
     beating.start()
     await until(lambda: len(plane.beats) >= 2)
     begun = time.monotonic()
-    time.sleep(1.0)  # noqa: ASYNC251 - what the test is about
+    time.sleep(2.5)  # noqa: ASYNC251 - what the test is about
     during = [beat - begun for beat in plane.beats if beat > begun]
     assert len(during) >= 5
-    assert max(during) < 0.8, "silent beyond the limit"
+    assert max(during) < 2.0, "silent beyond the limit"
     assert plane.blocked_seconds[0] == 0.0
-    assert 0.1 <= max(plane.blocked_seconds) < 0.8
+    assert 0.1 <= max(plane.blocked_seconds) < 2.0
     count = len(plane.beats)
     await until(lambda: len(plane.beats) > count and "is free again" in caplog.text)
     await beating.close()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def to_microseconds(at: datetime) -> int:
     """Return the microseconds of an aware time. A naive one raises `TypeError`."""
-    return (at - _EPOCH) // _MICROSECOND
+    return (at - EPOCH) // MICROSECOND
 
 
 def from_microseconds(microseconds: int) -> datetime:
     """Return the aware time, UTC. One that `datetime` cannot hold raises `OverflowError`."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return EPOCH + timedelta(microseconds=microseconds)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final, NamedTuple
 
 from pydantic import BaseModel, Field
 
+from llama_deploy.types.epoch import EPOCH
 from llama_deploy.types.exact_values import MAX_NUMBER
 from llama_deploy.types.task_lists import EndedStep
 
@@ -20,7 +21,6 @@ MAX_STEP_NAME: Final = 100
 """How many characters of the name of a step, and of the class of its exception, are kept."""
 MAX_STEPS_OF_ROW: Final = 200
 """How many steps are reported together; of more, the last ones."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_MS: Final = 2**53 // 1000
 _MAX_STEP_ID: Final = 20
 
@@ -90,7 +90,7 @@ def decode_steps(text: str, *, attempt: int, first: int = 0) -> Iterator[EndedSt
             case [str(step), int(began_ms), int(took_ms), int(events), *rest]:
                 if not _are_counts(began_ms, took_ms, events):
                     continue
-                began_at = _EPOCH + timedelta(milliseconds=began_ms)
+                began_at = EPOCH + timedelta(milliseconds=began_ms)
                 yield EndedStep(
                     step=step,
                     attempt=attempt,

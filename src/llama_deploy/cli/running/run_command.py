@@ -293,15 +293,18 @@ class AnswerHints:
         """How often the status was looked at since the last event."""
         self._has_happened = asyncio.Event()
         self._is_shown = False
+        self._has_looked = False
+        """Whether what the service asks was looked up after the submission."""
 
     async def on_event(self, event: TaskEvent) -> None:
         """Print the command if the event is a question, or tells that an answer was rejected."""
         self._checks = 0
         self._has_happened.set()
-        if self._service.question_events is None and not self._is_shown:
-            await self._look_up_service()
-        if event.type in (self._service.question_events or ()) or event.type == INPUT_REJECTED:
-            self._print()
+        if self._is_shown:
+            return
+        service = await self._known_service()
+        if event.type in (service.question_events or ()) or event.type == INPUT_REJECTED:
+            await self._print()
 
     async def watch_status(self) -> None:
         """Print the command when the run is parked, unless it was printed before."""
@@ -317,20 +320,28 @@ class AnswerHints:
                 status = await self._handle.status()
             except LlamaDeployError:
                 continue  # the call that waits for the result retries, or reports the error
-            if status is TaskStatus.WAITING and not self._is_shown:
-                self._print()
+            if status is TaskStatus.WAITING:
+                await self._print()
 
-    async def _look_up_service(self) -> None:
-        """Learn what the service asks: no instance of it was registered when the task was submitted."""
-        with suppress(LlamaDeployError):
-            await self._client.core.services.list()
-            self._service = self._client.core.services.items.get(self._service.service_name, self._service)
+    async def _known_service(self, *, again: bool = False) -> Service:
+        """Return the service with what it asks, also if its first instance came after the submission.
 
-    def _print(self) -> None:
+        Args:
+            again: Look, though this was done before: not every instance says what it asks.
+        """
+        if self._service.question_events is None and (again or not self._has_looked):
+            self._has_looked = True
+            with suppress(LlamaDeployError):
+                await self._client.core.services.list()
+                services = self._client.core.services.items
+                self._service = services.get(self._service.service_name, self._service)
+        return self._service
+
+    async def _print(self) -> None:
         if not self._is_shown:
             self._is_shown = True
-            url = self._client.control_plane_url
-            command = answer_command(self._service, self._handle.task_id, url=url)
+            service = await self._known_service(again=True)
+            command = answer_command(service, self._handle.task_id, url=self._client.control_plane_url)
             print_hint(f"answer from another terminal: {command}")
 
 

@@ -13,6 +13,7 @@ from llama_deploy.state_stores.records import TaskRecord
 from llama_deploy.types import TaskFailure, TaskResult, TaskStatus
 from llama_deploy.types.instance_protocol import EventPayload, JournalWrite
 from llama_deploy.types.questions import WaitReport
+from llama_deploy.types.step_history import EndedSteps
 
 NO_OWNER: Final = {"instance_id": None, "token": None, "claimed_at": None}
 """The fields of a task that no instance runs."""
@@ -104,6 +105,7 @@ def finish(
     at: datetime,
     events: Sequence[EventPayload] = (),
     stop_event: EventPayload | None = None,
+    steps: EndedSteps | None = None,
     keeps_journal: bool = False,
 ) -> Transition:
     """The task ends: it gets the terminal status of its result.
@@ -116,6 +118,7 @@ def finish(
         at: The present time.
         events: The last events before the terminal one.
         stop_event: The terminal event. None: one that tells the status and the error.
+        steps: The steps that have ended since the last journal write. The row of the task is written anyway.
         keeps_journal: Whether the journal is kept if it has succeeded.
     """
     is_kept = task.has_run and task.routing is None
@@ -133,6 +136,7 @@ def finish(
         journal_length=task.journal_length if is_kept else 0,
         result=result.model_dump_json(),
         routing=None,
+        last_steps=task.last_steps if steps is None else steps.model_dump_json(),
     )
     terminal = stop_event or _terminal_event(result)
     return Transition(ended, [*events, terminal], forget_run=task.has_run and not is_kept)

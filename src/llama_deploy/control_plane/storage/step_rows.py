@@ -9,11 +9,6 @@ from llama_deploy.state_stores.records import StepsRecord, TaskRecord
 from llama_deploy.types.step_history import EndedSteps
 
 
-def with_last_steps(task: TaskRecord, steps: EndedSteps | None) -> TaskRecord:
-    """Return a task that has ended with the steps that have ended since the last journal write."""
-    return task if steps is None else task._replace(last_steps=steps.model_dump_json())
-
-
 def load_steps(
     tx: StoreTransaction, task: TaskRecord, *, after: tuple[int, int] = (0, -1), limit: int
 ) -> list[StepsRecord]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
+from functools import partial
+from itertools import compress, groupby, repeat
+from operator import is_not, itemgetter, ne
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -82,28 +83,58 @@ class Update(Generic[R]):
         return [dict(zip(self._names, self._values(record), strict=True)) for record in records]
 
 
-S = TypeVar("S", sa.Insert, sa.Update)
+class _Insert(Generic[R]):
+    """Stores some fields of new rows; the others are NULL."""
+
+    def __init__(self, mapper: Mapper[R], fields: Sequence[str]) -> None:
+        values: dict[str, sa.BindParameter[Any]] = {name: sa.bindparam(name) for name in fields}
+        # Inline: what the database fills in is not needed, and some databases send it back at a cost.
+        self.statement = sa.insert(mapper.table).values(values).inline()
+        self._names = fields
+        self._values = itemgetter(*(mapper.names.index(name) for name in fields))
+
+    def rows(self, records: Iterable[R]) -> list[dict[str, object]]:
+        """Return the parameters that store records."""
+        return [dict(zip(self._names, self._values(record), strict=True)) for record in records]
 
 
-class _Statements(Generic[S]):
-    """`MAX_STATEMENTS` statements by the names of their fields, and one with all fields for the rest."""
+W = TypeVar("W")
 
-    def __init__(self, make: Callable[[Collection[str]], S], names: Sequence[str]) -> None:
-        self._make: Callable[[Collection[str]], S] = make
-        self._every = tuple(names)
-        self._found: dict[tuple[str, ...], S] = {}
 
-    def names_for(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the names of the statement that writes these fields, and perhaps others."""
-        if names not in self._found:
-            if len(self._found) >= MAX_STATEMENTS:
-                names = self._every
-            self._found.setdefault(names, self._make(names))
-        return names
+class _ByFields(Generic[W]):
+    """What writes some fields of a record, by the fields: `MAX_STATEMENTS` of them, then one with all fields.
 
-    def of(self, names: tuple[str, ...]) -> S:
-        """Return the statement for names that `names_for` has returned."""
-        return self._found[names]
+    Args:
+        make: Returns what writes these fields.
+        names: The fields of a record, in their order.
+        writable: Those that can be written. None: all.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Sequence[str]], W],
+        names: Sequence[str],
+        writable: Collection[str] | None = None,
+    ) -> None:
+        self._make: Callable[[Sequence[str]], W] = make
+        self._names = names
+        self._writable = names if writable is None else writable
+        self._found: dict[tuple[bool, ...], W] = {}
+        self._whole: W | None = None
+
+    def of(self, chosen: tuple[bool, ...]) -> W | None:
+        """Return what writes the fields for which this is true, and perhaps others. None: there are none."""
+        if (found := self._found.get(chosen)) is not None:
+            return found
+        fields = [name for name in compress(self._names, chosen) if name in self._writable]
+        if not fields:
+            return None
+        if len(self._found) < MAX_STATEMENTS:
+            self._found[chosen] = self._make(fields)
+            return self._found[chosen]
+        if self._whole is None:
+            self._whole = self._make([name for name in self._names if name in self._writable])
+        return self._whole
 
 
 class Inserts(Generic[R]):
@@ -114,24 +145,16 @@ class Inserts(Generic[R]):
     """
 
     def __init__(self, mapper: Mapper[R]) -> None:
-        self._names = mapper.names
-        self._table = mapper.table
-        self._statements = _Statements(self._make, mapper.names)
+        self._inserts = _ByFields(partial(_Insert, mapper), mapper.names)
 
     def statements(self, records: Iterable[R]) -> Iterator[tuple[sa.Insert, list[dict[str, object]]]]:
         """Yield statements with the parameters that store records, in their order."""
-        for names, group in groupby(map(self._row, records), key=tuple):
-            yield self._statements.of(names), list(group)
+        for insert, group in groupby(records, self._insert_of):
+            if insert is not None:
+                yield insert.statement, insert.rows(group)
 
-    def _row(self, record: R) -> dict[str, object]:
-        whole = dict(zip(self._names, record, strict=True))
-        row = {name: value for name, value in whole.items() if value is not None}
-        return row if self._statements.names_for(tuple(row)) == tuple(row) else whole
-
-    def _make(self, names: Collection[str]) -> sa.Insert:
-        values: dict[str, sa.BindParameter[Any]] = {name: sa.bindparam(name) for name in names}
-        # Inline: what the database fills in is not needed, and some databases send it back at a cost.
-        return sa.insert(self._table).values(values).inline()
+    def _insert_of(self, record: R) -> _Insert[R] | None:
+        return self._inserts.of(tuple(map(is_not, record, repeat(None))))
 
 
 class Changes(Generic[R]):
@@ -146,37 +169,24 @@ class Changes(Generic[R]):
     """
 
     def __init__(self, mapper: Mapper[R], *, key: str, fixed: Collection[str]) -> None:
-        self._mapper = mapper
-        self._key = key
-        self._fixed = {key, *fixed}
-        changing = [name for name in mapper.names if name not in self._fixed]
-        self._statements = _Statements(self._make, changing)
+        changing = [name for name in mapper.names if name not in {key, *fixed}]
+        self._updates = _ByFields(partial(_update, mapper, key), mapper.names, changing)
 
     def statements(
         self, changes: Iterable[tuple[R, R]]
     ) -> Iterator[tuple[sa.Update, list[dict[str, object]]]]:
         """Yield statements with their parameters, for records as they are stored and as they are to be."""
-        rows: dict[tuple[str, ...], list[dict[str, object]]] = {}
+        records: dict[Update[R], list[R]] = {}
         for stored, record in changes:
-            differing = tuple(
-                [
-                    name
-                    for name, old, new in zip(self._mapper.names, stored, record, strict=True)
-                    if new is not old and new != old and name not in self._fixed
-                ]
-            )
-            if differing:
-                names = self._statements.names_for(differing)
-                row = {name: getattr(record, name) for name in (*names, self._key)}
-                row[KEY] = row.pop(self._key)
-                rows.setdefault(names, []).append(row)
-        for names, parameters in rows.items():
-            yield self._statements.of(names), parameters
+            update = self._updates.of(tuple(map(ne, stored, record)))
+            if update is not None:
+                records.setdefault(update, []).append(record)
+        for update, changed in records.items():
+            yield update.statement, update.rows(changed)
 
-    def _make(self, names: Collection[str]) -> sa.Update:
-        row = self._mapper.table.c[self._key] == sa.bindparam(KEY)
-        values = {name: self._mapper.new_value(name) for name in names}
-        return sa.update(self._mapper.table).where(row).values(values)
+
+def _update(mapper: Mapper[R], key: str, fields: Sequence[str]) -> Update[R]:
+    return Update(mapper, key=key, fields=fields)
 
 
 @dataclass(frozen=True, slots=True)

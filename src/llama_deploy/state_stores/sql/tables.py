@@ -17,7 +17,7 @@ them again would cost a look-up per row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, get_args, get_type_hints
@@ -47,7 +47,7 @@ from llama_deploy.state_stores.records import (
 )
 from llama_deploy.state_stores.retention_rows import RemovedTask, RetentionProgress
 from llama_deploy.types import Durability, SessionPolicy, TaskStatus
-from llama_deploy.types.epoch import from_microseconds, to_microseconds
+from llama_deploy.types.epoch import EPOCH, MICROSECOND, to_microseconds
 from llama_deploy.types.questions import QuestionState
 
 E = TypeVar("E", bound=StrEnum)
@@ -72,12 +72,13 @@ class UtcMicroseconds(sa.types.TypeDecorator[datetime]):
         return "NULL" if value is None else str(to_microseconds(value))
 
 
+# Without `to_microseconds` and `from_microseconds`: rows have so many times that two calls would matter.
 def _microseconds(value: datetime | None) -> int | None:
-    return None if value is None else to_microseconds(value)
+    return None if value is None else (value - EPOCH) // MICROSECOND
 
 
 def _point_in_time(value: int | None) -> datetime | None:
-    return None if value is None else from_microseconds(value)
+    return None if value is None else EPOCH + timedelta(microseconds=value)
 
 
 class EnumText(sa.types.TypeDecorator[E]):
@@ -201,7 +202,7 @@ task_shown_status = sa.case(
     else_=tasks.c.status,
 )
 """`TaskRecord.shown_status`."""
-task_is_choosy = sa.or_(tasks.c.has_run, tasks.c.pinned_to.is_not(None))
+task_needs_fitting_version = sa.or_(tasks.c.has_run, tasks.c.pinned_to.is_not(None))
 """The condition under which not every version of a service can run a task."""
 task_is_of_tenant = tasks.c.tenant != _DEFAULT_TENANT
 """The condition under which a task belongs to another tenant than the default one."""

@@ -72,7 +72,7 @@ def end(
     grown = _grown(task, outcome, len(events))
     if task.routing is not None and outcome.status is not TaskStatus.CANCELLED:
         if task.cancel_requested:
-            return finish(grown, cancelled_result(task), at=at, events=events)
+            return finish(grown, cancelled_result(task), at=at, events=events, steps=outcome.steps)
         return hops.end_hop(grown, outcome, at=at, events=events)
     return finish(
         grown,
@@ -80,6 +80,7 @@ def end(
         at=at,
         events=events,
         stop_event=outcome.stop_event,
+        steps=outcome.steps,
         keeps_journal=keeps_journal,
     )
 

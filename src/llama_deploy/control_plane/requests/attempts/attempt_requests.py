@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -27,7 +26,6 @@ from llama_deploy.control_plane.requests.attempts.attempt_parts import (
 from llama_deploy.control_plane.requests.attempts.overwritten_keys import OverwrittenKeys
 from llama_deploy.control_plane.requests.attempts.rejection_log import RejectionLog
 from llama_deploy.control_plane.storage.reads import Reads
-from llama_deploy.control_plane.storage.step_rows import with_last_steps
 from llama_deploy.control_plane.storage.unit import Unit
 from llama_deploy.control_plane.storage.writer import Command, Writer
 from llama_deploy.errors import (
@@ -306,10 +304,7 @@ def _outcome_command(
                 unit.sessions.merge_state(task.session_id, outcome.session_state)
             except (PayloadTooLargeError, SerializationError) as exc:
                 ended = lifecycle.end(task, lifecycle.failed(outcome, exc), at=unit.now)
-        if ended.ended:
-            # The row of the task is written anyway.
-            ended = replace(ended, task=with_last_steps(ended.task, outcome.steps))
-        else:
+        if not ended.ended:
             unit.steps.add(outcome.task_id, outcome.attempt, outcome.steps)
         unit.apply(ended)
 
