@@ -17,10 +17,11 @@ from llama_deploy.message_queues.simple.settlement import Settlement
 from llama_deploy.types.epoch import from_microseconds, to_microseconds
 from llama_deploy.types.exact_values import MAX_NUMBER, Count, Flag, Integer, Seconds, Timestamp
 
-QUERIES: Final = {"ReceiveQuery", "TaskListQuery", "_WaitQuery"}
+QUERIES: Final = {"AuditQuery", "ReceiveQuery", "TaskListQuery", "_WaitQuery"}
 """Read from queries, where numbers and booleans are texts."""
 ANSWERS: Final = {
-    *("Accepted", "ApiKeyPage", "ApiKeyView", "BulkResult", "CheckOutcome", "ClaimReply", "CreatedApiKey"),
+    *("Accepted", "ApiKeyPage", "ApiKeyView", "AuditEntry", "AuditPage", "BulkResult", "CheckOutcome"),
+    *("ClaimReply", "CreatedApiKey"),
     *("CreatedToken", "FeedItem", "Health", "HeartbeatReply", "HistoryItem", "HistoryPage", "JournalReply"),
     *("NewAttempt", "PartReply", "PurgeAnswer", "PurgeCount", "QueueHealth", "QueueInfo", "Received"),
     *("ReceivedBatch", "Registration", "ServiceBacklog", "SessionPage", "SessionState", "SessionSummary"),

@@ -27,7 +27,7 @@ from llama_deploy.types import SessionPolicy, TaskStatus
 OTHERS = {
     *("tasks", "sessions", "removed_tasks", "retention_progress"),
     *("owner_counts", "task_counts", "task_tags"),  # which triggers write
-    *("services", "versions", "instances", "outbox", "api_keys"),
+    *("services", "versions", "instances", "outbox", "api_keys", "audit"),
 }
 """The tables whose rows belong neither to a task nor to a session. Add a new one here only if that is so."""
 
@@ -170,7 +170,8 @@ def test_rows_are_found_by_an_index() -> None:
 
     found = asyncio.run(plans())
     assert len(found) > 20
-    scans = [plan for plan in found if plan.startswith("SCAN ") and "SCAN anon" not in plan]
+    harmless = ("SCAN anon", "SCAN CONSTANT ROW")
+    scans = [plan for plan in found if plan.startswith("SCAN ") and not plan.startswith(harmless)]
     # One row is enough; and few tasks have rows that wait to be deleted, with an index of their own.
     assert [plan for plan in scans if "LIMIT 1" not in plan and "ix_removed_tasks_rest" not in plan] == []
     assert not [plan for plan in found if "TEMP B-TREE FOR ORDER BY" in plan]
@@ -186,4 +187,4 @@ def test_a_task_in_a_session_is_removed_with_few_statements(connection: sa.Conne
         connection, "before_cursor_execute", lambda *arguments: asked.append(str(arguments[2])), named=False
     )
     tx.retention.remove([RemovedTask(name, "s1", "digest", NOW) for name in names])
-    assert len(asked) == len(TABLES_OF_QUESTIONS) + len(TABLES_OF_TASKS) + 2
+    assert len(asked) == 3, "their ids are stored, tables with rows of them are looked for, they are deleted"

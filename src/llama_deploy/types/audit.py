@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from llama_deploy.types.callers import ResourceKind
+from llama_deploy.types.exact_values import Timestamp
 from llama_deploy.types.ids import MAX_ID_LENGTH
 from llama_deploy.types.owners import SUBJECT_PATTERN, TENANT_PATTERN
 
@@ -155,7 +156,7 @@ class AuditFilter(BaseModel):
     outcome: AuditOutcome | None = None
     tenant: Annotated[str | None, Field(pattern=rf"{TENANT_PATTERN}|^$")] = None
     """To which tenant the target belongs; empty: the default one. Left out: all that the caller may see."""
-    after: AwareDatetime | None = None
+    after: Timestamp | None = None
     """Not earlier than this."""
-    before: AwareDatetime | None = None
+    before: Timestamp | None = None
     """Earlier than this."""
