@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.web.changing_files import Stamp, stamp_of
@@ -26,19 +26,24 @@ class ClientTls:
     """What TLS checks and shows. Files that have changed are used from the next connection on. Thread-safe.
 
     Args:
-        settings: Name the files.
+        load: Reads the files. It raises `ConfigError` if one cannot be used. None is for the defaults.
+        files: Those that are read.
     """
 
-    def __init__(self, settings: ConnectionSettings) -> None:
-        self._settings = settings
-        # A process that speaks plain HTTP looks at no files.
-        speaks_tls = any(url.startswith("https:") for url in settings.urls)
-        self._files = settings.tls_files if speaks_tls else []
+    def __init__(self, load: Callable[[], ssl.SSLContext | None], files: Sequence[Path | str]) -> None:
+        self._load = load
+        self._files = files
         self._lock = threading.Lock()
         self._is_loaded = False
         self._stamp: Stamp = ()
         self._context: ssl.SSLContext | None = None
-        self._remembered: dict[str, None] = {}
+
+    @classmethod
+    def of(cls, settings: ConnectionSettings) -> Self:
+        """Return the TLS of connections over HTTP. If they are plain, no files are looked at."""
+        speaks_tls = any(url.startswith("https:") for url in settings.urls)
+        load = _TrustingAlsoBefore(settings) if settings.server_certificates else settings.tls_context
+        return cls(load, settings.tls_files if speaks_tls else [])
 
     def current(self) -> ssl.SSLContext | None:
         """Return what the next connection is to use, None for the defaults: the same until a file changes.
@@ -70,17 +75,86 @@ class ClientTls:
             names = ", ".join(map(str, self._files))
             logger.info("TLS files are used from now on: %s", names, extra={"action": "tls_reloaded"})
 
-    def _load(self) -> ssl.SSLContext | None:
+
+class _TrustingAlsoBefore:
+    """Trusts the certificates of servers, and those that their files had before.
+
+    Until the key is there too, a server stays with the certificate before.
+    """
+
+    def __init__(self, settings: ConnectionSettings) -> None:
+        self._settings = settings
+        self._before: list[str] = []
+
+    def __call__(self) -> ssl.SSLContext | None:
         context = self._settings.tls_context()
-        if context is None or not self._settings.server_certificates:
-            return context
-        # Until its key is there too, a server stays with the certificate before.
         own = [first_certificate(each) for each in self._settings.server_certificates]
-        remembered = [each for each in self._remembered if each not in own][-_MAX_REMEMBERED:]
-        self._remembered = dict.fromkeys([*remembered, *own])
-        for each in remembered:
-            context.load_verify_locations(cadata=each)
+        before = [each for each in self._before if each not in own][-_MAX_REMEMBERED:]
+        self._before = [*before, *own]
+        if context is not None and before:
+            context.load_verify_locations(cadata="\n".join(before))
         return context
+
+
+class RenewedContext(ssl.SSLContext):
+    """The TLS of a driver that keeps one context for all its connections, and opens them with asyncio.
+
+    Files that have changed are used from the next connection on.
+
+    Args:
+        load: Reads the files. It raises `ConfigError` if one cannot be used.
+        files: Those that are read.
+    """
+
+    def __new__(cls, load: Callable[[], ssl.SSLContext], files: Sequence[Path | str]) -> Self:
+        """Create a context; see the class."""
+        del load, files
+        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+
+    def __init__(self, load: Callable[[], ssl.SSLContext], files: Sequence[Path | str]) -> None:
+        self._tls = ClientTls(load, files)
+        first = self._tls.current()
+        # Drivers ask for these.
+        self.check_hostname = first is None or first.check_hostname
+        self.verify_mode = ssl.CERT_REQUIRED if first is None else first.verify_mode
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """See `ssl.SSLContext`."""
+        context = self._tls.current()
+        return super().wrap_bio(*args, **kwargs) if context is None else context.wrap_bio(*args, **kwargs)
+
+
+def client_context(
+    *, ca: Path | None, cert: Path | None, key: Path | None, names: tuple[str, str, str]
+) -> ssl.SSLContext:
+    """Return the TLS of a client.
+
+    Args:
+        ca: A PEM file with the authorities to trust. None: those of the system.
+        cert: A PEM file with the certificate to show. None: there is none.
+        key: A PEM file with its key. None: it is in the same file.
+        names: What these are called, for errors.
+
+    Raises:
+        ConfigError: A file cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as exc:  # also what OpenSSL raises
+        raise ConfigError(
+            f"{names[0]}={str(ca)!r} cannot be used: {exc}; give a PEM file with certificate authorities"
+        ) from exc
+    if cert is None:
+        return context
+    try:
+        # A password keeps OpenSSL from asking for one at the terminal.
+        context.load_cert_chain(cert, key, password="")
+    except OSError as exc:
+        raise ConfigError(
+            f"{names[1]}={str(cert)!r} with {names[2]}={str(key or cert)!r} cannot be used: {exc}; give"
+            " PEM files with a certificate and its unencrypted key"
+        ) from exc
+    return context
 
 
 def trusting_only(certificates: Sequence[Path | str]) -> ssl.SSLContext:

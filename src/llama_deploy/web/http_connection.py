@@ -81,7 +81,7 @@ class HttpConnection:
     def __init__(self, address: Address, *, options: Mapping[str, Any] | None = None) -> None:
         self.settings = ConnectionSettings.of(address)
         self._replicas = Replicas(self.settings.urls)
-        self._tls = ClientTls(self.settings)
+        self._tls = ClientTls.of(self.settings)
         self._options = dict(options or {})
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

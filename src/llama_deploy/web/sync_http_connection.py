@@ -63,7 +63,7 @@ class SyncHttpConnection:
         self.settings = ConnectionSettings.of(address)
         self._replicas = Replicas(self.settings.urls)
         self._pool_size = pool_size
-        self._tls = ClientTls(self.settings)
+        self._tls = ClientTls.of(self.settings)
         self._pool: tuple[ssl.SSLContext | None, urllib3.PoolManager] | None = None
 
     @property
