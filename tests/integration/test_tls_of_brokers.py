@@ -42,7 +42,7 @@ def shown(authority: Authority) -> Certificate:
 
 @asynccontextmanager
 async def nats(folder: Path, own: Certificate, authority: Authority) -> AsyncIterator[MessageQueueConfig]:
-    with NatsServer(folder, *nats_arguments(own, authority.file)) as server:
+    with NatsServer(folder, *nats_arguments(folder, own, authority.file)) as server:
         yield NatsMessageQueueConfig(url=server.url)
 
 
@@ -56,7 +56,7 @@ async def rabbitmq(folder: Path, own: Certificate, authority: Authority) -> Asyn
 @asynccontextmanager
 async def redis(folder: Path, own: Certificate, authority: Authority) -> AsyncIterator[MessageQueueConfig]:
     with RedisServer(folder) as server:
-        async with TlsFront(server.port, own, authority) as front:
+        async with TlsFront(server.port, own, authority.file) as front:
             yield RedisMessageQueueConfig(url=f"rediss://127.0.0.1:{front.port}")
 
 
@@ -111,7 +111,7 @@ async def test_postgresql_over_mutual_tls(
     tmp_path: Path,
 ) -> None:
     own = authority.issue("database")
-    async with TlsFront(postgresql_server.port, own, authority, is_postgresql=True) as front:
+    async with TlsFront(postgresql_server.port, own, authority.file, is_postgresql=True) as front:
         uri = postgresql_uri.replace(f":{postgresql_server.port}/", f":{front.port}/")
         with pytest.raises(ConfigError, match=r"not trusted: .*; set sslrootcert in the address"):
             await PostgreSQLStateStore.connect(f"{uri}?sslrootcert={Authority(tmp_path).file}")

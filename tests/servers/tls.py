@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 from typing import Final, Self
 
-from tests.servers.certificates import Authority, Certificate
+from tests.servers.certificates import Certificate
 from tests.servers.process import HOST
 
 _PIECE: Final = 65536
@@ -15,9 +15,14 @@ _SSL_REQUEST_BYTES: Final = 8
 """The length of what a client of PostgreSQL sends before TLS; the answer is `S`."""
 
 
-def nats_arguments(own: Certificate, client_ca: Path) -> list[str]:
-    certificate, key = map(str, own.files)
-    return ["--tlsverify", "--tlscacert", str(client_ca), "--tlscert", certificate, "--tlskey", key]
+def nats_arguments(folder: Path, own: Certificate, client_ca: Path) -> list[str]:
+    """Return arguments with a file in `folder`, because the server reloads only what stands in a file."""
+    certificate, key = own.files
+    config = folder / "nats.conf"
+    config.write_text(
+        f'tls {{ cert_file: "{certificate}", key_file: "{key}", ca_file: "{client_ca}", verify: true }}\n'
+    )
+    return ["-c", str(config)]
 
 
 def rabbitmq_settings(port: int, own: Certificate, client_ca: Path) -> list[str]:
@@ -37,15 +42,17 @@ class TlsFront:
 
     Args:
         target: The port of the server.
+        own: The certificate to show.
+        client_ca: The authorities of clients. In front of PostgreSQL, each connection reads the files.
         is_postgresql: Whether clients ask for TLS as those of PostgreSQL do, over a plain connection.
     """
 
     def __init__(
-        self, target: int, own: Certificate, authority: Authority, *, is_postgresql: bool = False
+        self, target: int, own: Certificate, client_ca: Path, *, is_postgresql: bool = False
     ) -> None:
         self._target = target
         self._own = own
-        self._authority = authority
+        self._client_ca = client_ca
         self._is_postgresql = is_postgresql
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -69,7 +76,10 @@ class TlsFront:
             writer.transport.abort()
 
     def _context(self) -> ssl.SSLContext:
-        return self._authority.server_context(self._own, asks_clients=True)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self._client_ca)
+        context.load_cert_chain(*self._own.files)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
