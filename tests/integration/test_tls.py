@@ -31,6 +31,9 @@ from llama_deploy.web.server_tls import ServerTls, TlsFiles
 from llama_deploy.web.sync_http_connection import SyncHttpConnection
 from tests.servers.certificates import Authority, Certificate, replace_file
 
+# asyncio may leave the socket of a connection to Python's garbage whose handshake was refused or cut off.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 Ask: TypeAlias = Callable[[], Awaitable[Any]]
 
 
