@@ -14,6 +14,7 @@ LlamaDeployError
 │   └── UnsupportedMediaTypeError        a request body is not declared as JSON
 ├── AuthenticationError                  a request has no valid key
 ├── PermissionDeniedError                the key of a request does not have the scope that it needs
+├── ClientCertificateError               the server requires a client certificate
 ├── UntrustedHostError                   an HTTP request names a host that the server does not serve
 ├── ForeignOriginError                   a web page of an origin that is not allowed made the request
 ├── SerializationError (TypeError)       a value cannot be converted to JSON
@@ -186,6 +187,12 @@ class PermissionDeniedError(LlamaDeployError):
         super().__init__(message)
         self.scope = scope
         """The scope, or several of which one is enough, separated by ` or `."""
+
+
+class ClientCertificateError(LlamaDeployError):
+    """The server requires a client certificate, and the connection of a request has none."""
+
+    code = "client_certificate_required"
 
 
 class UntrustedHostError(LlamaDeployError):

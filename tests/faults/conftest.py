@@ -53,7 +53,8 @@ class System:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.control_plane_port}"
+        scheme = "https" if "CONTROL_PLANE_TLS_CERT" in self.env else "http"
+        return f"{scheme}://127.0.0.1:{self.control_plane_port}"
 
     def client(self, timeout: float = 60.0) -> Client:
         return Client(control_plane_url=self.url, timeout=timeout)

@@ -7,11 +7,14 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+_LASTS: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,22 @@ class Certificate:
 
     certificate: Path
     key: Path
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        return self.certificate, self.key
+
+    def copy_to(self, other: Certificate) -> None:
+        """Replace the files of another certificate, each at once."""
+        for ours, theirs in zip(self.files, other.files, strict=True):
+            replace_file(theirs, ours.read_bytes())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file at once, as those do that renew certificates."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_bytes(content)
+    beside.replace(path)
 
 
 class Authority:
@@ -34,11 +53,14 @@ class Authority:
         self.file = folder / "ca.pem"
         self.file.write_bytes(_pem(certificate.sign(self._key, hashes.SHA256())))
 
-    def issue(self, name: str, *, password: bytes | None = None) -> Certificate:
-        """Return a certificate for 127.0.0.1; its key is encrypted if there is a password."""
+    def issue(self, name: str, *, password: bytes | None = None, expired: bool = False) -> Certificate:
+        """Return a certificate for 127.0.0.1 and localhost; its key is encrypted if there is a password."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        certificate = self._builder(_name(name), key).add_extension(names, critical=False)
+        names = x509.SubjectAlternativeName(
+            [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        )
+        lasts = timedelta(minutes=-1) if expired else _LASTS
+        certificate = self._builder(_name(name), key, lasts=lasts).add_extension(names, critical=False)
         issued = Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         issued.certificate.write_bytes(_pem(certificate.sign(self._key, hashes.SHA256())))
         encryption = (
@@ -60,7 +82,9 @@ class Authority:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def _builder(self, name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, lasts: timedelta = _LASTS
+    ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         authority_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return (
@@ -70,7 +94,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
+            .not_valid_after(now + lasts)
             .add_extension(authority_key, critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         )

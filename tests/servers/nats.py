@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,11 @@ class NatsServer(ServerProcess):
         super().__init__(folder)
         self.url = f"nats://{HOST}:{self.port}"
         self.arguments = arguments
+
+    def reload(self) -> None:
+        """Let it read the files of its certificate again."""
+        assert self._process is not None
+        self._signal(self._process, signal.SIGHUP)
 
     def _command(self) -> list[str]:
         program = shutil.which(

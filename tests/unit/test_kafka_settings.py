@@ -62,4 +62,4 @@ def test_a_field_goes_before_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_an_authority_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="nowhere"):
-        await KafkaMessageQueueConfig(url="kafkas://broker", cafile="/nowhere.pem").connect()
+        await KafkaMessageQueueConfig(url="kafkas://broker", tls_ca="/nowhere.pem").connect()

@@ -36,11 +36,17 @@ from llama_deploy.cli.options import (
     QueuePort,
     ServeAuth,
     Server,
+    ServeTlsCert,
+    ServeTlsClientCa,
+    ServeTlsKey,
     Settings,
     Targets,
     Timeout,
     Verbose,
     Version,
+    WorkerTlsCert,
+    WorkerTlsClientCa,
+    WorkerTlsKey,
     split_urls,
 )
 from llama_deploy.cli.output import Commands
@@ -81,7 +87,8 @@ def main_options(
     (see `llamactl serve --auth`), or of a proxy in front of it. LLAMA_DEPLOY_API_KEY_FILE is the path of a
     file with the key.
     LLAMA_DEPLOY_HEADERS is a JSON object with more headers. LLAMA_DEPLOY_CA is the path of a PEM file with
-    the certificate authorities to trust.
+    the certificate authorities to trust. LLAMA_DEPLOY_CLIENT_CERT and LLAMA_DEPLOY_CLIENT_KEY are those of
+    the certificate that is shown to servers.
 
     Exit codes of all commands: 0 success, 1 failure, 2 wrong usage, 3 the control plane or what the command
     names was not found, 74 the output cannot be written, 124 timeout, 130 Ctrl-C, 141 output closed.
@@ -120,6 +127,9 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
             "--allow-remote", help="Allow a --host that other machines can reach, without --auth keys."
         ),
     ] = False,
+    tls_cert: ServeTlsCert = None,
+    tls_key: ServeTlsKey = None,
+    tls_client_ca: ServeTlsClientCa = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a control plane, a message queue and services until Ctrl-C.
@@ -139,8 +149,10 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
         # They import while this process does.
         children = Children.start(processes) if link is None and processes and targets else None
         from llama_deploy.cli.serving.program import Program
+        from llama_deploy.web.server_tls import TlsFiles
 
-        program = Program(targets or [], logs, max_concurrent_tasks, allow_types)
+        tls = TlsFiles.of(tls_cert, tls_key, tls_client_ca)
+        program = Program(targets or [], logs, max_concurrent_tasks, allow_types, tls)
         if link is not None:
             from llama_deploy.cli.serving.worker_command import work_for_parent
 
@@ -158,6 +170,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer
             auth=auth,
             queue=queue,
             store=store,
+            tls=tls,
         )
         serving.serve(program, place, children=children, loop=loop, as_json=as_json)
 
@@ -182,6 +195,9 @@ def worker(  # noqa: PLR0913, PLR0917 - typer
             help="Allow a --host that other machines can reach.",
         ),
     ] = False,
+    tls_cert: WorkerTlsCert = None,
+    tls_key: WorkerTlsKey = None,
+    tls_client_ca: WorkerTlsClientCa = None,
     as_json: AsJson = False,
 ) -> None:
     """Run services for a control plane in another process.
@@ -200,14 +216,19 @@ def worker(  # noqa: PLR0913, PLR0917 - typer
             raise CommandError(
                 f"{option} has no effect without --port", hint="pass --port too, or leave it out"
             )
+        from llama_deploy.web.server_tls import TlsFiles
+
         link = SupervisorLink.from_environment()
+        tls = TlsFiles.of(tls_cert, tls_key, tls_client_ca)
         health = None
         if link is None and port is not None:
             from llama_deploy.cli.addresses import check_remote
             from llama_deploy.cli.serving.health_address import HealthAddress
 
             check_remote(host, what="see how this worker is doing", allowed=allow_remote)
-            health = HealthAddress(host, port)
+            health = HealthAddress.of(host, port, tls=tls)
+        if link is None and tls is not None:
+            tls.load()  # or says what is wrong with them
         if link is None and processes:
             from llama_deploy.cli.serving.supervising import Supervising
             from llama_deploy.supervisor.child_process import ChildCommand
@@ -218,7 +239,7 @@ def worker(  # noqa: PLR0913, PLR0917 - typer
         from llama_deploy.cli.serving.program import Program
         from llama_deploy.cli.serving.worker_command import Work
 
-        program = Program(targets, logs, max_concurrent_tasks, allow_types)
+        program = Program(targets, logs, max_concurrent_tasks, allow_types, tls)
         work = Work(
             settings.servers,
             queue,

@@ -144,7 +144,8 @@ def _explain(exc: LlamaDeployError, servers: Sequence[str]) -> CommandError:
     if isinstance(exc, UnavailableError) and any(url in message for url in servers):
         code = ExitCode.NOT_FOUND
         message = f"cannot reach the control plane at {' or '.join(servers)}: {_reason(exc)}"
-        hint = "start a control plane with `llamactl serve`, or pass another URL: llamactl -s URL ..."
+        if not _is_of_tls(exc):  # which says what to do
+            hint = "start a control plane with `llamactl serve`, or pass another URL: llamactl -s URL ..."
     elif isinstance(exc, WrongServerError):
         code = ExitCode.NOT_FOUND
         message = f"{' or '.join(servers)}: {exc}"
@@ -162,3 +163,12 @@ def _reason(exc: UnavailableError) -> str:
     from llama_deploy.web.http_exchange import reason_of  # noqa: PLC0415 - imports pydantic
 
     return str(exc) if exc.__cause__ is None else reason_of(exc.__cause__)
+
+
+def _is_of_tls(exc: UnavailableError) -> bool:
+    """Whether a server responds, and TLS is not agreed on."""
+    import ssl  # noqa: PLC0415 - as above
+
+    from llama_deploy.web.http_exchange import os_error_of  # noqa: PLC0415 - as above
+
+    return exc.__cause__ is not None and isinstance(os_error_of(exc.__cause__), ssl.SSLError)

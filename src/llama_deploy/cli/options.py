@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -201,6 +202,66 @@ HealthHost = Annotated[
         envvar="LLAMA_DEPLOY_WF_SERVICE_HOST",
         show_envvar=True,
         help="The address to listen on for probes.",
+    ),
+]
+_TLS_CERT: Final = (
+    "A PEM file with the certificate of the servers of this command, and of the authorities between it and a "
+    "trusted one. With it and --tls-key they speak TLS. A changed file is used without a restart."
+)
+_TLS_KEY: Final = "A PEM file with the key of the certificate, not encrypted."
+_TLS_CLIENT_CA: Final = (
+    "A PEM file with certificate authorities. Clients without a certificate of one of them are refused."
+)
+ServeTlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert", metavar="FILE", envvar="CONTROL_PLANE_TLS_CERT", show_envvar=True, help=_TLS_CERT
+    ),
+]
+ServeTlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key", metavar="FILE", envvar="CONTROL_PLANE_TLS_KEY", show_envvar=True, help=_TLS_KEY
+    ),
+]
+ServeTlsClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-client-ca",
+        metavar="FILE",
+        envvar="CONTROL_PLANE_TLS_CLIENT_CA",
+        show_envvar=True,
+        help=_TLS_CLIENT_CA,
+    ),
+]
+WorkerTlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        metavar="FILE",
+        envvar="LLAMA_DEPLOY_WF_SERVICE_TLS_CERT",
+        show_envvar=True,
+        help=_TLS_CERT,
+    ),
+]
+WorkerTlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key",
+        metavar="FILE",
+        envvar="LLAMA_DEPLOY_WF_SERVICE_TLS_KEY",
+        show_envvar=True,
+        help=_TLS_KEY,
+    ),
+]
+WorkerTlsClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-client-ca",
+        metavar="FILE",
+        envvar="LLAMA_DEPLOY_WF_SERVICE_TLS_CLIENT_CA",
+        show_envvar=True,
+        help=_TLS_CLIENT_CA,
     ),
 ]
 ServeAuth = Annotated[

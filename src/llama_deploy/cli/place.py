@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from sqlalchemy import URL
 
 from llama_deploy.cli.options import Auth
+from llama_deploy.web.server_tls import TlsFiles
 from llama_deploy.web.shown_url import shown_url
 
 
@@ -28,6 +29,8 @@ class Place:
     """The URL of a message broker. None: the built-in queue."""
     store: str | None = field(default=None, repr=False)
     """The URI of a state store. None: a SQLite file in `data_dir`."""
+    tls: TlsFiles | None = None
+    """The certificate of control plane and queue. None: they speak plain HTTP."""
 
     @property
     def may_be_remote(self) -> bool:

@@ -74,6 +74,11 @@ class ClientSettings(BaseSettings):
     never logged or printed."""
     ca: Path | None = Field(default=None, frozen=True)
     """A PEM file with the certificate authorities to trust. None: those of the system."""
+    client_cert: Path | None = Field(default=None, frozen=True)
+    """A PEM file with the certificate that the client shows to servers that require one. A changed file is
+    used for new connections. None: it shows none."""
+    client_key: Path | None = Field(default=None, frozen=True)
+    """A PEM file with the key of `client_cert`, not encrypted. None: `client_cert` holds it too."""
     api_server_url: ServerUrl = Field(default=ServerUrl("http://localhost:4501"), frozen=True)
     """The URL of the API server. Only `client.apiserver` uses it."""
     disable_ssl: bool = Field(default=False, frozen=True)
@@ -93,7 +98,7 @@ class ClientSettings(BaseSettings):
 
         Args:
             urls: The URL of the server, or the URLs of its replicas.
-            client_certificate: See `ConnectionSettings`.
+            client_certificate: See `ConnectionSettings`. None: `client_cert` and `client_key`.
 
         Raises:
             ConfigError: A URL or a header is malformed, two settings contradict each other, or the file with
@@ -108,9 +113,24 @@ class ClientSettings(BaseSettings):
             urls=urls,
             headers=sent,
             ca=self.ca,
-            client_certificate=client_certificate,
+            client_certificate=client_certificate or self.client_certificate,
             verify_tls=not self.disable_ssl,
         )
+
+    @property
+    def client_certificate(self) -> tuple[Path, Path] | None:
+        """The files of `client_cert` and `client_key`; None if there is no certificate.
+
+        Raises:
+            ConfigError: There is a key only.
+        """
+        if self.client_cert is not None:
+            return self.client_cert, self.client_key or self.client_cert
+        if self.client_key is not None:
+            raise ConfigError(
+                "client_key has no effect without client_cert; give the certificate of the key too"
+            )
+        return None
 
     def _key(self) -> str | None:
         if self.api_key is not None:

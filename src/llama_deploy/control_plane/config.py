@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from llama_deploy.web.edge.body_budget import DEFAULT_MAX_TOTAL_BODY_BYTES
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
 from llama_deploy.web.edge.host_settings import AllowedOrigins, TrustedHostNames
 from llama_deploy.web.edge.server_key import ServerKey
+from llama_deploy.web.server_tls import TlsFiles
 
 
 class ControlPlaneConfig(BaseSettings):
@@ -85,7 +87,15 @@ class ControlPlaneConfig(BaseSettings):
     """Whether a control plane without `authentication` may listen on an address that other machines can
     reach."""
     use_tls: bool = False
-    """Whether `url` starts with `https`, as behind a proxy that ends TLS."""
+    """Whether `url` starts with `https`, as behind a proxy that ends TLS. It does with `tls_cert` anyway."""
+    tls_cert: Path | None = None
+    """A PEM file with the certificate of the server, followed by those of the authorities between it and a
+    trusted one. With it and `tls_key` the server speaks TLS. A changed file is used without a restart."""
+    tls_key: Path | None = None
+    """A PEM file with the key of `tls_cert`, not encrypted."""
+    tls_client_ca: Path | None = None
+    """A PEM file with certificate authorities. Clients without a certificate of one of them are refused.
+    None: clients need no certificate."""
     lease_seconds: float = Field(default=5.0, gt=0)
     """Seconds without a heartbeat after which an instance is lost and its tasks are dispatched again."""
     redispatch_seconds: float = Field(default=15.0, gt=0)
@@ -156,8 +166,17 @@ class ControlPlaneConfig(BaseSettings):
     @property
     def url(self) -> str:
         """The URL under which clients and services reach the control plane."""
-        scheme = "https" if self.use_tls else "http"
+        scheme = "https" if self.use_tls or self.tls_cert is not None else "http"
         return f"{scheme}://{self.host}:{self.port}" if self.port else f"{scheme}://{self.host}"
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files with which the server speaks TLS. None: it does not.
+
+        Raises:
+            ConfigError: Only some of them are set.
+        """
+        return TlsFiles.of(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @property
     def store_uri(self) -> str:
@@ -165,5 +184,9 @@ class ControlPlaneConfig(BaseSettings):
         return self.state_store_uri or f"sqlite:///.llama_deploy/control_plane_{self.port or 0}.db"
 
     def public_settings(self) -> dict[str, Any]:
-        """Return the settings as JSON without secrets: the store's address may hold a password."""
-        return self.model_dump(mode="json", exclude={"state_store_uri", "admin_key"})
+        """Return the settings as JSON without secrets and the files of this machine.
+
+        The store's address may hold a password.
+        """
+        hidden = {"state_store_uri", "admin_key", "tls_cert", "tls_key", "tls_client_ca"}
+        return self.model_dump(mode="json", exclude=hidden) | {"use_tls": self.url.startswith("https:")}

@@ -71,9 +71,9 @@ async def connect_queue(
         if config is not None:
             _check_same_type(config, settings)
         if config is not None:
-            return await _with_key_of(connection, config).connect()
+            return await _with_access_of(connection, config).connect()
         try:
-            return await _with_key_of(connection, config_from_settings(settings)).connect()
+            return await _with_access_of(connection, config_from_settings(settings)).connect()
         except ConfigError as exc:
             raise ConfigError(
                 f"{exc}. The control plane sends the settings of the queue without credentials: set them in"
@@ -87,19 +87,27 @@ async def connect_queue(
         await connection.close()
 
 
-def _with_key_of(connection: HttpConnection, config: MessageQueueConfig) -> MessageQueueConfig:
-    """Return settings of a queue with the key for the control plane, if it is a simple queue without a key.
+def _with_access_of(connection: HttpConnection, config: MessageQueueConfig) -> MessageQueueConfig:
+    """Return settings of a queue with the key and the certificates for the control plane.
 
-    The simple queue beside a control plane accepts the keys of that control plane.
+    It must be a simple queue for which none are given: the one beside a control plane accepts the keys of
+    that control plane, and has a certificate of the same authority.
     """
+    if not isinstance(config, SimpleMessageQueueConfig):
+        return config
+    update: dict[str, Any] = {}
+    if config.api_key is None and (key := _key_of(connection)) is not None:
+        update["api_key"] = SecretStr(key)
+    if config.base_url.startswith("https:") and not {"verify", "cert"} & config.client_kwargs.keys():
+        update["client_kwargs"] = {**config.client_kwargs, **connection.settings.tls_kwargs}
+    return config.model_copy(update=update)
+
+
+def _key_of(connection: HttpConnection) -> str | None:
     sent = connection.settings.headers_for(connection.base_url)
     given = {name.lower(): value for name, value in sent.items()}.get("authorization", "")
     scheme, _, key = given.partition(" ")
-    if not isinstance(config, SimpleMessageQueueConfig) or config.api_key is not None:
-        return config
-    if scheme.lower() != "bearer" or not key:
-        return config
-    return config.model_copy(update={"api_key": SecretStr(key)})
+    return key if scheme.lower() == "bearer" and key else None
 
 
 def _check_same_type(config: MessageQueueConfig, settings: Mapping[str, Any]) -> None:

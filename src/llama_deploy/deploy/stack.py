@@ -24,6 +24,8 @@ from llama_deploy.orchestrators import SimpleOrchestrator, SimpleOrchestratorCon
 from llama_deploy.services import AnyWorkflow, WorkflowService, WorkflowServiceConfig
 from llama_deploy.services.background import end
 from llama_deploy.services.run.workflow_factory import WorkflowFactory
+from llama_deploy.web.connection_settings import ClientCertificate
+from llama_deploy.web.server_tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class HostedWorkflow:
         *,
         max_concurrent_tasks: int | None = None,
         allowed_types: Sequence[str] | None = None,
+        tls: TlsFiles | None = None,
     ) -> HostedWorkflow:
         """Return a workflow with default settings. The first line of its class's docstring describes it.
 
@@ -52,6 +55,7 @@ class HostedWorkflow:
             max_concurrent_tasks: How many tasks an instance runs at a time. None: from the environment or the
                 default, like all other settings.
             allowed_types: Names of further classes, see `WorkflowServiceConfig`. None: from the environment.
+            tls: The certificate of its HTTP server. None: from the environment, or none.
 
         Raises:
             ConfigError: The class or function does not return a workflow.
@@ -60,6 +64,7 @@ class HostedWorkflow:
         described = source.first if isinstance(source, WorkflowFactory) else source
         options = {"max_concurrent_tasks": max_concurrent_tasks, "allowed_types": allowed_types}
         chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        chosen |= {} if tls is None else tls.settings
         config = WorkflowServiceConfig(
             host="127.0.0.1",
             port=0,
@@ -121,6 +126,7 @@ class LocalStack:
         orchestrator_config: SimpleOrchestratorConfig | None = None,
         checks: Mapping[str, HealthCheck] | None = None,
         metrics: Sequence[MetricSource] = (),
+        client_certificate: ClientCertificate | None = None,
     ) -> LocalStack:
         """Start everything. Returns when the services accept tasks.
 
@@ -132,6 +138,7 @@ class LocalStack:
             orchestrator_config: Settings of the orchestrator.
             checks: Further checks of `/health/ready`, see `ControlPlaneServer`.
             metrics: Further metrics for `/metrics`, see `ControlPlaneServer`.
+            client_certificate: See `ControlPlaneServer`.
 
         Raises:
             ConfigError: A setting cannot work, an address cannot be bound, or a class or function does not
@@ -162,6 +169,7 @@ class LocalStack:
                     callers=callers,
                     state_store=None if callers is None else callers.store,
                     metrics=[partial(_metrics_of, services), *metrics],
+                    client_certificate=client_certificate,
                 )
             )
             watching = asyncio.create_task(control_plane.plane.run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
@@ -11,6 +12,7 @@ from llama_deploy.types import SessionPolicy
 from llama_deploy.types.ports import BoundPort
 from llama_deploy.web.edge.host_settings import TrustedHostNames
 from llama_deploy.web.edge.server_key import ServerKey
+from llama_deploy.web.server_tls import TlsFiles
 
 
 def _split(names: object) -> object:
@@ -78,7 +80,17 @@ class WorkflowServiceConfig(BaseSettings):
     IP addresses, `localhost`, `host` and `internal_host` need no entry.
     """
     use_tls: bool = False
-    """Whether `url` begins with `https`, for a service behind a proxy that terminates TLS."""
+    """Whether `url` begins with `https`, for a service behind a proxy that terminates TLS. It does with
+    `tls_cert` anyway."""
+    tls_cert: Path | None = None
+    """A PEM file with the certificate of the service's own HTTP server and of the server for probes, followed
+    by those of the authorities between it and a trusted one. With it and `tls_key` they speak TLS. A changed
+    file is used without a restart."""
+    tls_key: Path | None = None
+    """A PEM file with the key of `tls_cert`, not encrypted."""
+    tls_client_ca: Path | None = None
+    """A PEM file with certificate authorities. Clients without a certificate of one of them are refused,
+    probes too. None: clients need no certificate."""
     durability: Literal["auto", "step", "task"] = "auto"
     """Where a task resumes when its instance was killed.
 
@@ -145,5 +157,14 @@ class WorkflowServiceConfig(BaseSettings):
     @property
     def url(self) -> str:
         """The URL at which others reach the service."""
-        scheme = "https" if self.use_tls else "http"
+        scheme = "https" if self.use_tls or self.tls_cert is not None else "http"
         return f"{scheme}://{self.host}:{self.port}" if self.port else f"{scheme}://{self.host}"
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files with which the service's own HTTP server speaks TLS. None: it does not.
+
+        Raises:
+            ConfigError: Only some of them are set.
+        """
+        return TlsFiles.of(self.tls_cert, self.tls_key, self.tls_client_ca)

@@ -91,6 +91,7 @@ def connection_facts(control_plane: ConnectionSettings) -> dict[str, Any]:
     facts["headers"] = dict(control_plane.headers_for(control_plane.urls[0]))
     if control_plane.ca is not None:
         facts["ca"] = str(control_plane.ca)
+    facts["server_certificates"] = [str(each) for each in control_plane.server_certificates]
     if control_plane.client_certificate is not None:
         facts["client_certificate"] = [str(each) for each in control_plane.client_certificate]
     return {"settings": facts, "protocol": {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}}

@@ -151,7 +151,8 @@ class PostgreSQLStateStore(StateStore):
 
         Args:
             uri: `postgresql://user:password@host:port/database`, with `?sslmode=require` or another mode of
-                libpq. What is left out comes from the variables `PGHOST`, `PGUSER` and so on of libpq.
+                libpq, and its files `sslrootcert`, `sslcert` and `sslkey`. What is left out comes from the
+                variables `PGHOST`, `PGUSER` and so on of libpq.
 
         Raises:
             ConfigError: The address is invalid, the database is not a state store, its schema is of another

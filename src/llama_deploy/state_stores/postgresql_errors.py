@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Final, NoReturn
 
 import asyncpg
 from sqlalchemy import exc as sa_exc
 
 from llama_deploy.errors import ConfigError, ConflictError, SerializationError, UnavailableError
+from llama_deploy.web.tls_reasons import tls_reason
 
 DRIVER_ERRORS: Final = (
     sa_exc.DBAPIError,
@@ -46,6 +48,8 @@ def is_read_only(exc: BaseException) -> bool:
 def text_of(exc: BaseException) -> str:
     """Return the message of the database in one line, without the statement and its parameters."""
     cause = _cause(exc)
+    if isinstance(cause, ssl.SSLError):
+        return tls_reason(cause, ca="sslrootcert in the address")
     return " ".join(str(cause).split()) or type(cause).__name__
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import sqlalchemy as sa
@@ -22,6 +24,7 @@ from llama_deploy.state_stores.postgresql_errors import (
     is_read_only,
     raise_translated_of_opening,
 )
+from llama_deploy.web.client_tls import RenewedContext, client_context
 from llama_deploy.web.shown_url import shown_scheme
 
 _POOL_SIZE: Final = 8
@@ -49,6 +52,9 @@ _LISTENING: Final = 0x6C6C6102
 _READING_PACKS: Final = 0x6C6C6103
 """The upper half of the key; the lower is of the schema."""
 _CHANNEL: Final = "llama_deploy_notices"
+_TLS_FILES: Final = ("sslrootcert", "sslcert", "sslkey")
+"""The files in an address, with the names that libpq gives them."""
+_VERIFYING_MODES: Final = frozenset({"require", "verify-ca", "verify-full"})
 
 _WHERE_WE_ARE: Final = sa.text(
     """
@@ -73,8 +79,9 @@ class Address:
         if url.drivername not in {"postgresql", "postgres"}:
             _refuse_address(f"its scheme is {shown_scheme(uri)!r}")
         # Their names are not shown: they may be part of a password that is not percent-encoded.
-        if url.query.keys() - {"sslmode"}:
-            _refuse_address("its query may set sslmode only; percent-encode any ? in the password")
+        if url.query.keys() - {"sslmode", *_TLS_FILES}:
+            known = ", ".join(("sslmode", *_TLS_FILES))
+            _refuse_address(f"its query may set {known} only; percent-encode any ? in the password")
         if "@" in (url.host or ""):
             _refuse_address("it has more than one @; percent-encode those in the password")
         named = {
@@ -83,7 +90,7 @@ class Address:
             "user": url.username,
             "password": url.password,
             "database": url.database,
-            "ssl": url.query.get("sslmode"),
+            "ssl": _tls(url.query),
         }
         self.name: Final = sa.URL.create(
             "postgresql", host=url.host, port=url.port, database=url.database
@@ -97,10 +104,38 @@ class Address:
         }
 
 
+def _tls(query: Mapping[str, str | tuple[str, ...]]) -> str | ssl.SSLContext | None:
+    """Return the TLS that an address asks for, as the driver takes it.
+
+    The driver itself reads files from the environment and the home directory only.
+
+    Raises:
+        ConfigError: A file cannot be used, or has no effect.
+    """
+    mode, files = query.get("sslmode"), {name: Path(str(query[name])) for name in _TLS_FILES if name in query}
+    if not files:
+        return None if mode is None else str(mode)
+    mode = mode or "verify-full"
+    if mode not in _VERIFYING_MODES:
+        _refuse_address(f"{' and '.join(files)} need sslmode verify-full, verify-ca or require")
+    ca, cert, key = (files.get(name) for name in _TLS_FILES)
+    if key is not None and cert is None:
+        _refuse_address("sslkey has no effect without sslcert")
+
+    def load() -> ssl.SSLContext:
+        context = client_context(ca=ca, cert=cert, key=key, names=_TLS_FILES)
+        context.check_hostname = mode == "verify-full"
+        if mode == "require" and ca is None:
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    return RenewedContext(load, list(files.values()))
+
+
 def _refuse_address(reason: str) -> NoReturn:
     raise ConfigError(
         f"this is not the address of a PostgreSQL state store: {reason}; write "
-        "postgresql://user:password@host:port/database, with ?sslmode=... if need be"
+        "postgresql://user:password@host:port/database, with ?sslmode=verify-full&sslrootcert=ca.pem for TLS"
     ) from None
 
 

@@ -199,7 +199,13 @@ class ChildProcess:
         """Tell the URL of the control plane that its supervisor runs, once."""
         if not self._knows_control_plane:
             self._knows_control_plane = True
-            self.channel.send({"control_plane": served.url, "api_key": served.api_key})
+            self.channel.send(
+                {
+                    "control_plane": served.url,
+                    "api_key": served.api_key,
+                    "certificates": served.certificates,
+                }
+            )
 
     def ask_metrics(self, request: int) -> None:
         """Ask for its metrics; `metrics` has the answer when it has come."""

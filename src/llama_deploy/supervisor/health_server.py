@@ -16,11 +16,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llama_deploy.concurrency.forked_children import forget, keep_from_children
 from llama_deploy.health import LIVE_PATH, READY_PATH, Checks, encoded, status_of
 from llama_deploy.metric_texts import CONTENT_TYPE, METRICS_PATH
+
+if TYPE_CHECKING:
+    from llama_deploy.web.server_tls import ServerTls  # loads OpenSSL
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +59,13 @@ class HealthServer:
         ready: The checks of `/health/ready`, and of `/health`. Both run in a thread, and must not wait.
         metrics: Returns the text of `/metrics`. It runs in a thread of its own for each request, and may wait
             for seconds. None: there are none.
+        tls: The certificate. None: the server speaks plain HTTP.
     """
 
     live: Callable[[], Checks]
     ready: Callable[[], Checks]
     metrics: Callable[[], str] | None = None
+    tls: ServerTls | None = None
     _scraping: threading.Semaphore = field(
         default_factory=lambda: threading.Semaphore(_MAX_SCRAPES), init=False
     )
@@ -121,6 +126,12 @@ class HealthServer:
                 time.sleep(0.1)  # there may be no file descriptors left
             return
         client.setblocking(False)
+        if self.tls is not None:
+            try:
+                client = self.tls.wrap(client)
+            except OSError:  # it has gone
+                client.close()
+                return
         if len(self._connections) >= _MAX_CONNECTIONS:
             self._drop(next(iter(self._connections.values())))  # the one that has taken longest
         self._connections[client] = _Connection(client, time.monotonic() + _SECONDS)
@@ -140,8 +151,9 @@ class HealthServer:
                     self._selector.modify(connection.socket, selectors.EVENT_READ)
         except BlockingIOError:
             pass
-        except OSError:
-            self._drop(connection)
+        except OSError as exc:
+            if self.tls is None or not self.tls.is_waiting(exc):
+                self._drop(connection)
 
     def _read(self, connection: _Connection) -> None:
         data = connection.socket.recv(_MAX_REQUEST_BYTES)

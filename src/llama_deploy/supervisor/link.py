@@ -169,7 +169,11 @@ class SupervisorLink:
         while (messages := self._channel.receive()) is not None:
             for message in messages:
                 if "control_plane" in message:
-                    served = ServedControlPlane(message["control_plane"], message.get("api_key"))
+                    served = ServedControlPlane(
+                        message["control_plane"],
+                        message.get("api_key"),
+                        tuple(message.get("certificates", ())),
+                    )
                     self._control_plane.put(served)
                 elif "metrics" in message:
                     self._send_metrics(message["metrics"])

@@ -12,3 +12,5 @@ class ServedControlPlane:
     url: str
     api_key: str | None = field(default=None, repr=False)
     """The key that they need. None: none."""
+    certificates: tuple[str, ...] = ()
+    """The paths of its certificate, and of that of its queue, if they speak TLS."""

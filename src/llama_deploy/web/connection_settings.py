@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from llama_deploy.errors import ConfigError
 from llama_deploy.running_task import running_task
+from llama_deploy.web.client_tls import trusting_only
 from llama_deploy.web.server_url import ServerUrl
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class ConnectionSettings:
     encrypted. None: the client shows no certificate."""
     verify_tls: bool = True
     """False accepts every certificate of the server."""
+    server_certificates: Sequence[Path | str] = ()
+    """PEM files with the certificates of the servers themselves. Servers with other ones are refused, and
+    names are not compared. Used in place of `ca`, `verify_tls` and `tls`. Empty: the others count."""
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     """Used in place of a context made from `ca` and `verify_tls`. A client certificate is loaded into it."""
     acts_for_task: bool = False
@@ -69,6 +73,7 @@ class ConnectionSettings:
         if not urls:
             raise ConfigError("no URL to connect to; give at least one")
         object.__setattr__(self, "urls", urls)
+        object.__setattr__(self, "server_certificates", tuple(self.server_certificates))
         self._check_headers(any(url.authorization for url in urls))
         if self.ca is not None and not self.verify_tls:
             raise ConfigError("ca and verify_tls=False contradict each other; give one of them")
@@ -95,9 +100,35 @@ class ConnectionSettings:
         return replace(self, headers={**self.headers, "Authorization": f"Bearer {key.get_secret_value()}"})
 
     def acting_like(self, instance: ConnectionSettings) -> ConnectionSettings:
-        """Return settings with `acts_for_task`, if they have the servers and the key of an instance."""
+        """Return settings with what an instance knows of its servers, if they have the same.
+
+        With its key too, they have `acts_for_task`.
+        """
+        if self.urls != instance.urls:
+            return self
         keys = {settings.headers.get("Authorization") for settings in (self, instance)}
-        return replace(self, acts_for_task=True) if self.urls == instance.urls and len(keys) == 1 else self
+        known = instance.server_certificates if self.has_default_trust else self.server_certificates
+        return replace(self, acts_for_task=len(keys) == 1, server_certificates=known)
+
+    @property
+    def has_default_trust(self) -> bool:
+        """Whether the authorities of the system say which servers are trusted."""
+        return self.verify_tls and self.ca is None and self.tls is None and not self.server_certificates
+
+    @property
+    def tls_files(self) -> Sequence[Path | str]:
+        """The files that `tls_context` reads."""
+        trusted = self.server_certificates or ([] if self.ca is None else [self.ca])
+        return [*trusted, *(self.client_certificate or ())]
+
+    @property
+    def tls_kwargs(self) -> dict[str, Any]:
+        """What says of TLS how to reach another server in the same way, for `from_client_kwargs`."""
+        return {
+            "verify": self.tls or self.ca or self.verify_tls,
+            "cert": self.client_certificate,
+            "server_certificates": self.server_certificates,
+        }
 
     def headers_for(self, url: str) -> Mapping[str, str]:
         """Return what is sent with every request to one of `urls`."""
@@ -129,6 +160,7 @@ class ConnectionSettings:
                 `timeout`: Seconds, or None for no limit.
                 `cert`: The path of a PEM file with a certificate and its key, or the paths of both.
                 `verify`: True, False, the path of a file with certificate authorities, or an `SSLContext`.
+                `server_certificates`: See there.
 
         Raises:
             ConfigError: The URL or one of these arguments cannot be used.
@@ -143,6 +175,7 @@ class ConnectionSettings:
             ca=verify if isinstance(verify, str | Path) else None,
             client_certificate=_client_certificate(options.pop("cert", None)),
             verify_tls=verify is not False,
+            server_certificates=options.pop("server_certificates", ()),
             tls=verify if isinstance(verify, ssl.SSLContext) else None,
             timeout=_timeout(options.pop("timeout", DEFAULT_TIMEOUT)),
         )
@@ -154,15 +187,9 @@ class ConnectionSettings:
         Raises:
             ConfigError: A file cannot be used.
         """
-        if self.verify_tls and self.ca is None and self.client_certificate is None:
-            return self.tls
-        try:
-            context = self.tls or ssl.create_default_context(cafile=self.ca)
-        except OSError as exc:  # also what OpenSSL raises
-            raise ConfigError(f"ca={str(self.ca)!r} holds no certificates that can be used: {exc}") from exc
-        if not self.verify_tls:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
+        if self.has_default_trust and self.client_certificate is None:
+            return None
+        context = self._trust()
         if self.client_certificate is not None:
             certificate, key = self.client_certificate
             try:
@@ -175,7 +202,28 @@ class ConnectionSettings:
                 ) from exc
         return context
 
+    def _trust(self) -> ssl.SSLContext:
+        """Return what says which servers are trusted.
 
+        Raises:
+            ConfigError: A file cannot be used.
+        """
+        if self.server_certificates:
+            return trusting_only(self.server_certificates)
+        if self.tls is not None:
+            return self.tls
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+        except OSError as exc:  # also what OpenSSL raises
+            raise ConfigError(f"ca={str(self.ca)!r} holds no certificates that can be used: {exc}") from exc
+        if not self.verify_tls:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+ClientCertificate: TypeAlias = tuple[Path | str, Path | str]
+"""PEM files with a certificate, and with its unencrypted key."""
 Address: TypeAlias = str | Sequence[str] | ConnectionSettings
 """Where a server is: its URL, the URLs of its replicas, or settings."""
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from llama_deploy.web.client_tls import ClientTls
 from llama_deploy.web.connection_settings import Address, ConnectionSettings
 from llama_deploy.web.dead_peers import new_socket
 from llama_deploy.web.http_exchange import (
@@ -30,6 +31,7 @@ from llama_deploy.web.http_exchange import (
     HttpRequest,
     decode,
     encode,
+    note_certificate,
     translated,
     unavailable,
     unreachable,
@@ -79,6 +81,7 @@ class HttpConnection:
     def __init__(self, address: Address, *, options: Mapping[str, Any] | None = None) -> None:
         self.settings = ConnectionSettings.of(address)
         self._replicas = Replicas(self.settings.urls)
+        self._tls = ClientTls.of(self.settings)
         self._options = dict(options or {})
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -94,11 +97,8 @@ class HttpConnection:
         if self._session is None or self._session.closed or self._loop is not loop:
             if self._abandon is not None:
                 self._abandon()
-            context = self.settings.tls_context()
             # Every long poll occupies a connection, so the pool has no limit; callers limit themselves.
-            connector = aiohttp.TCPConnector(
-                limit=0, ssl=True if context is None else context, socket_factory=new_socket
-            )
+            connector = aiohttp.TCPConnector(limit=0, socket_factory=new_socket)
             self._session = aiohttp.ClientSession(connector=connector, **self._options)
             self._loop = loop
             self._abandon = weakref.finalize(self, _abandon, self._session)
@@ -120,10 +120,12 @@ class HttpConnection:
                     headers={**self.settings.headers_for(url), **headers},
                     timeout=limits,
                     allow_redirects=False,
+                    ssl=self._tls.current() or True,
                 )
             except _BROKEN as exc:
                 self._replicas.report_failure(url)
                 if not isinstance(exc, _UNSENT):
+                    note_certificate(exc, url, self.settings)
                     raise unavailable(request, url, exc) from exc
                 failures[url] = exc
             else:

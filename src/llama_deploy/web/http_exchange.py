@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_deploy.errors import InternalServerError, UnavailableError
 from llama_deploy.web.problems import from_problem
 from llama_deploy.web.replicas import Replicas
 from llama_deploy.web.shown_url import shown_url
+from llama_deploy.web.tls_reasons import tls_reason
+
+if TYPE_CHECKING:
+    from llama_deploy.web.connection_settings import ConnectionSettings
 
 JSON_HEADERS: Final = {"Content-Type": "application/json"}
 """For a request whose `content` is JSON already."""
@@ -97,14 +101,33 @@ def unreachable(failures: Mapping[str, BaseException]) -> UnavailableError:
 
 def reason_of(exc: BaseException) -> str:
     """Return why a connection failed, in the words of the operating system if it has some."""
-    # urllib3 has the error of the operating system as an argument of its own.
-    cause = next((each for each in (exc.__cause__, *exc.args) if isinstance(each, OSError)), exc)
+    cause = os_error_of(exc)
     words = None
-    if isinstance(cause, OSError):
-        # Errors of TLS have numbers of their own, and those of DNS are negative.
-        is_of_system = bool(cause.errno and cause.errno > 0) and not isinstance(cause, ssl.SSLError)
-        words = os.strerror(cause.errno or 0) if is_of_system else cause.strerror
-    return words or str(cause) or str(exc) or type(exc).__name__
+    if isinstance(cause, ssl.SSLError):  # its number is not one of the operating system
+        words = tls_reason(cause)
+    elif isinstance(cause, OSError):
+        # Those of DNS are negative.
+        words = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+    words = words or str(cause) or str(exc) or type(exc).__name__
+    return "; ".join([words, *getattr(exc, "__notes__", ())])
+
+
+def os_error_of(exc: BaseException) -> BaseException:
+    """Return the error of the operating system or of OpenSSL under that of a driver, or else `exc` itself."""
+    # urllib3 has it as an argument of its own.
+    return next((each for each in (exc.__cause__, *exc.args) if isinstance(each, OSError)), exc)
+
+
+def note_certificate(exc: BaseException, url: str, settings: ConnectionSettings) -> None:
+    """Add to the error of a request without an answer that the server may not trust the client certificate.
+
+    It then closes the connection, and the client cannot tell this from other reasons.
+    """
+    if settings.client_certificate is not None and url.startswith("https:"):
+        exc.add_note(
+            "if no request gets one, the server does not trust the client certificate"
+            f" {str(settings.client_certificate[0])!r}"
+        )
 
 
 @contextmanager

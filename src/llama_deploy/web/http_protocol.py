@@ -12,6 +12,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llama_deploy.web.answer_writer import AnswerWriter
+from llama_deploy.web.certificate_required import certificate_required
 from llama_deploy.web.connection_limit import DEFAULT_MAX_CONNECTIONS, ConnectionLimit
 from llama_deploy.web.problems import MEDIA_TYPE, TYPE_PREFIX
 
@@ -67,6 +68,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     Args:
         patience: See `PATIENCE_SECONDS`.
         limit: How many connections the server may have.
+        asks_clients: Whether requests of clients without a certificate are refused.
         **arguments: Those of uvicorn.
     """
 
@@ -75,6 +77,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         *,
         patience: float = PATIENCE_SECONDS,
         limit: ConnectionLimit | None = None,
+        asks_clients: bool = False,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -83,6 +86,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.access_log = False
         self._patience = patience
         self._limit = limit or ConnectionLimit(DEFAULT_MAX_CONNECTIONS)
+        self._asks_clients = asks_clients
         self._begun_at: float | None = None
         """When the request has begun that is not complete. None: there is none."""
         self._heard_at = 0.0
@@ -102,6 +106,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             transport.write(_NO_ROOM)
             transport.close()
             return
+        if self._asks_clients and not transport.get_extra_info("peercert"):
+            self.app = certificate_required
         self.on_message_begin()
         self._expect_more()
 

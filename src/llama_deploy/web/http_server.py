@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Self, cast
 
@@ -17,6 +18,7 @@ from llama_deploy.web.connection_limit import DEFAULT_MAX_CONNECTIONS, Connectio
 from llama_deploy.web.dead_peers import watched
 from llama_deploy.web.http_protocol import PATIENCE_SECONDS, BoundedHttpProtocol
 from llama_deploy.web.loopback import is_loopback
+from llama_deploy.web.server_tls import HANDSHAKE_SECONDS, ServerTls, TlsFiles
 
 _BACKLOG: Final = 2048
 _GRACE_SECONDS: Final = 1
@@ -46,6 +48,7 @@ class HttpServer:
         allow_remote: bool = False,
         patience: float = PATIENCE_SECONDS,
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
+        tls: TlsFiles | None = None,
     ) -> HttpServer:
         """Listen and run the application's start-up; returns when requests are served.
 
@@ -57,16 +60,19 @@ class HttpServer:
             patience: How many seconds a client may take for the headers of a request, and be silent within
                 its body.
             max_connections: How many connections may be open at the same time; further ones get 503.
+            tls: The certificate. None: the server speaks plain HTTP.
 
         Raises:
             BindError: The address cannot be bound.
-            ConfigError: It is not a loopback address and `allow_remote` is not set.
+            ConfigError: It is not a loopback address and `allow_remote` is not set, or a file of `tls`
+                cannot be used.
         """
         if not allow_remote and not is_loopback(host):
             raise ConfigError(
                 f"other machines can reach {host}:{port} and run tasks, because there is no authentication;"
                 " bind 127.0.0.1, turn on authentication, or set allow_remote if you trust the network"
             )
+        secured = None if tls is None else ServerTls(tls, admits_anonymous=True)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -77,7 +83,12 @@ class HttpServer:
             # It is only called, like a class.
             http=cast(
                 "type[asyncio.Protocol]",
-                partial(BoundedHttpProtocol, patience=patience, limit=ConnectionLimit(max_connections)),
+                partial(
+                    BoundedHttpProtocol,
+                    patience=patience,
+                    limit=ConnectionLimit(max_connections),
+                    asks_clients=secured is not None and secured.asks_clients,
+                ),
             ),
             ws="none",
             lifespan="on",
@@ -88,11 +99,27 @@ class HttpServer:
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
-        await server.startup(sockets=[listener])
+        await server.startup(sockets=[listener] if secured is None else [])
         if server.should_exit:
             forget(listener.fileno())
             listener.close()
             raise ConfigError(f"the application on {host}:{port} failed to start; see the log")
+        if secured is not None:
+            # As uvicorn does, which has no setting for the time of a handshake.
+            server.servers.append(
+                await asyncio.get_running_loop().create_server(
+                    partial(
+                        cast("Callable[..., asyncio.Protocol]", config.http_protocol_class),
+                        config=config,
+                        server_state=server.server_state,
+                        app_state=server.lifespan.state,
+                    ),
+                    sock=listener,
+                    backlog=_BACKLOG,
+                    ssl=secured.context,
+                    ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                )
+            )
         return cls(server, listener)
 
     def connections(self) -> list[socket.socket]:

@@ -27,6 +27,7 @@ _STATUS: Final[dict[type[LlamaDeployError], HTTPStatus]] = {
     errors.InvalidHostError: HTTPStatus.BAD_REQUEST,
     errors.AuthenticationError: HTTPStatus.UNAUTHORIZED,
     errors.PermissionDeniedError: HTTPStatus.FORBIDDEN,
+    errors.ClientCertificateError: HTTPStatus.FORBIDDEN,
     errors.UntrustedHostError: HTTPStatus.MISDIRECTED_REQUEST,
     errors.ForeignOriginError: HTTPStatus.FORBIDDEN,
     errors.UnsupportedMediaTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,

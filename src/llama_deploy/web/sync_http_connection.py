@@ -11,7 +11,6 @@ import ssl
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -19,6 +18,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from llama_deploy.errors import BlockingCallError
+from llama_deploy.web.client_tls import ClientTls
 from llama_deploy.web.connection_settings import DEFAULT_TIMEOUT, Address, ConnectionSettings
 from llama_deploy.web.dead_peers import SOCKET_OPTIONS
 from llama_deploy.web.http_exchange import (
@@ -28,6 +28,7 @@ from llama_deploy.web.http_exchange import (
     HttpRequest,
     decode,
     encode,
+    note_certificate,
     translated,
     unavailable,
     unreachable,
@@ -62,21 +63,28 @@ class SyncHttpConnection:
         self.settings = ConnectionSettings.of(address)
         self._replicas = Replicas(self.settings.urls)
         self._pool_size = pool_size
+        self._tls = ClientTls.of(self.settings)
+        self._pool: tuple[ssl.SSLContext | None, urllib3.PoolManager] | None = None
 
     @property
     def base_url(self) -> str:
         """The URL of the replica that the next request goes to."""
         return self._replicas.current
 
-    @cached_property
-    def _pool(self) -> urllib3.PoolManager:
-        return urllib3.PoolManager(
+    def _live_pool(self) -> urllib3.PoolManager:
+        context, live = self._tls.current(), self._pool
+        if live is not None and live[0] is context:
+            return live[1]
+        pool = urllib3.PoolManager(
             num_pools=len(self._replicas),
             maxsize=self._pool_size,
             retries=False,
-            ssl_context=self.settings.tls_context(),
+            ssl_context=context,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *SOCKET_OPTIONS],
         )
+        # If threads begin at the same time, the pool of one stays. Those before close when nothing uses them.
+        self._pool = context, pool
+        return pool
 
     def _open(self, request: HttpRequest, *, preload: bool) -> tuple[str, urllib3.BaseHTTPResponse]:
         """Send a request to the first replica that can be reached; return its URL and its response.
@@ -90,10 +98,11 @@ class SyncHttpConnection:
         # urllib3 would send parameters as a form when there is a body.
         query = f"?{urlencode(request.params, doseq=True)}" if request.params else ""
         failures: dict[str, BaseException] = {}
+        pool = self._live_pool()
         for url in self._replicas.in_order():
             data, headers = encode(request)
             try:
-                response = self._pool.request(
+                response = pool.request(
                     request.method,
                     url + request.path + query,
                     body=data,
@@ -105,6 +114,7 @@ class SyncHttpConnection:
             except _BROKEN as exc:
                 self._replicas.report_failure(url)
                 if not _is_unsent(exc):
+                    note_certificate(exc, url, self.settings)
                     raise unavailable(request, url, exc) from exc
                 failures[url] = exc
             else:
@@ -152,9 +162,9 @@ class SyncHttpConnection:
 
     def close(self) -> None:
         """Close all connections. Idempotent; a later request opens new ones."""
-        pool = vars(self).pop("_pool", None)
-        if pool is not None:
-            pool.clear()
+        live, self._pool = self._pool, None
+        if live is not None:
+            live[1].clear()
 
 
 def _reject_in_loop(request: HttpRequest) -> None:

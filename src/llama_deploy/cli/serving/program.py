@@ -11,6 +11,7 @@ from llama_deploy.cli.logs import CommandLogging
 from llama_deploy.cli.serving.targets import load_workflows, parse_targets
 from llama_deploy.deploy import HostedWorkflow
 from llama_deploy.services import WorkflowServiceConfig
+from llama_deploy.web.server_tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Program:
     """For each service. None: from the environment or the default."""
     allowed_types: Sequence[str] | None
     """See `WorkflowServiceConfig.allowed_types`. None: from the environment or the default."""
+    tls: TlsFiles | None = None
+    """The certificate of the servers of the services. None: from the environment, or none."""
 
     def check(self) -> None:
         """Check what can be checked before the workflows are imported.
@@ -49,6 +52,7 @@ class Program:
                     workflow,
                     max_concurrent_tasks=self.max_concurrent_tasks,
                     allowed_types=self.allowed_types,
+                    tls=self.tls,
                 )
                 for name, workflow in workflows.items()
             ]

@@ -17,6 +17,7 @@ from llama_deploy.cli.serving.children import Children
 from llama_deploy.cli.serving.program import Program, drain_seconds
 from llama_deploy.cli.serving.stopping import run_until_stopped
 from llama_deploy.cli.serving.trace_setup import set_up_tracing
+from llama_deploy.client import ClientSettings
 from llama_deploy.concurrency.daemon_threads import in_own_thread
 from llama_deploy.control_plane import ControlPlaneConfig
 from llama_deploy.control_plane.http.metrics_routes import MetricSource
@@ -30,6 +31,7 @@ from llama_deploy.orchestrators import SimpleOrchestratorConfig
 from llama_deploy.supervisor.served_control_plane import ServedControlPlane
 from llama_deploy.supervisor.supervisor import Stop
 from llama_deploy.types import ServiceDefinition
+from llama_deploy.web.connection_settings import ClientCertificate
 
 
 def serve(
@@ -86,6 +88,8 @@ def _check(place: Place) -> None:
         closing="pass --auth keys, ",
     )
     check_ports(place)
+    if place.tls is not None:
+        place.tls.load()  # or says what is wrong with them
     if place.store is not None:
         return
     try:
@@ -123,10 +127,18 @@ async def _serve_with_children(children: Children, place: Place, *, as_json: boo
             # This part must not end while the others run. If stdout is closed, printing ends all of them.
             await asyncio.Event().wait()
 
-        children.supervisor.serve_at(
-            ServedControlPlane(stack.control_plane_url, stack.control_plane.process_key)
-        )
+        children.supervisor.serve_at(_served(stack))
         await run_together(stack.run(), _supervise(children), announce())
+
+
+def _served(stack: LocalStack) -> ServedControlPlane:
+    """Return how children reach the control plane."""
+    queue = stack.message_queue.as_config()
+    own = [stack.control_plane.config.tls_cert]
+    if isinstance(queue, SimpleMessageQueueConfig):
+        own.append(queue.tls_cert)
+    certificates = tuple({str(each) for each in own if each is not None})
+    return ServedControlPlane(stack.control_plane_url, stack.control_plane.process_key, certificates)
 
 
 async def _supervise(children: Children) -> None:
@@ -169,7 +181,27 @@ async def _start(
         orchestrator_config=orchestrator_config,
         checks=checks,
         metrics=metrics,
+        client_certificate=_client_certificate(place),
     )
+
+
+def _client_certificate(place: Place) -> ClientCertificate | None:
+    """Return what the services show to the control plane.
+
+    Raises:
+        CommandError: It requires a certificate, and there is none.
+    """
+    if place.tls is None or place.tls.client_ca is None:
+        return None
+    with settings_of(ClientSettings):
+        found = ClientSettings().client_certificate
+    if found is None:
+        raise CommandError(
+            "with --tls-client-ca, the services of this command need a client certificate too",
+            hint="set LLAMA_DEPLOY_CLIENT_CERT and LLAMA_DEPLOY_CLIENT_KEY to the PEM files of a certificate"
+            f" of an authority in {place.tls.client_ca}",
+        )
+    return found
 
 
 def _control_plane_config(place: Place) -> ControlPlaneConfig:
@@ -180,6 +212,7 @@ def _control_plane_config(place: Place) -> ControlPlaneConfig:
             allow_remote=place.allow_remote,
             authentication=place.auth.value,
             state_store_uri=place.store_uri,
+            **({} if place.tls is None else place.tls.settings),
         )
 
 
@@ -187,6 +220,9 @@ def _message_queue_config(place: Place) -> MessageQueueConfig:
     if place.queue is not None:
         return config_from_url(place.queue)
     with settings_of(SimpleMessageQueueConfig):
-        return SimpleMessageQueueConfig(
+        config = SimpleMessageQueueConfig(
             host=place.host, port=place.queue_port, allow_remote=place.allow_remote
         )
+    if place.tls is None or config.tls is not None:
+        return config
+    return config.model_copy(update=place.tls.settings)

@@ -18,7 +18,7 @@ from llama_deploy.cli.exit_codes import ExitCode
 from llama_deploy.cli.logs import CommandLogging, LogFormat
 from llama_deploy.cli.serving.health_address import HealthAddress
 from llama_deploy.cli.serving.signal_notes import note_in_handler
-from llama_deploy.errors import BindError
+from llama_deploy.errors import ConfigError
 from llama_deploy.supervisor.child_process import ChildCommand
 from llama_deploy.supervisor.health_board import HealthBoard
 from llama_deploy.supervisor.health_server import HealthServer
@@ -49,7 +49,7 @@ class Supervising:
         options_of_python = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
         program = [sys.executable, *options_of_python, "-P", "-m", __spec__.name]
         options = [str(self.processes), "verbose" if self.verbose else "", self.log_format or ""]
-        options.append("" if self.health is None else str(self.health))
+        options.append("" if self.health is None else self.health.to_json())
         os.execv(sys.executable, [*program, *options, *self.command])  # noqa: S606 - our own program
 
     @classmethod
@@ -60,7 +60,7 @@ class Supervising:
             int(processes),
             bool(verbose),
             LogFormat(log_format) if log_format else None,
-            HealthAddress.from_text(health),
+            HealthAddress.from_json(health) if health else None,
             command,
         )
 
@@ -71,7 +71,7 @@ class Supervising:
         try:
             scraped: list[Supervisor] = []
             health_url = self._answer_probes(board, lambda: "".join(each.metrics() for each in scraped))
-        except BindError as exc:
+        except ConfigError as exc:
             note_in_handler(f"error: {exc}")
             return ExitCode.FAILED
         supervisor = Supervisor(

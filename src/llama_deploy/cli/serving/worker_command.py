@@ -50,6 +50,8 @@ class Work:
     """Where this process answers probes. None: nowhere."""
     api_key: str | None = field(default=None, repr=False)
     """The key for the control plane. None: that of the environment, if there is one."""
+    server_certificates: Sequence[str] = ()
+    """See `ConnectionSettings`."""
 
     def run(self, hosted: Sequence[HostedWorkflow]) -> None:
         """Run services of these workflows.
@@ -71,6 +73,7 @@ class Work:
         with settings_of(ClientSettings):
             settings = ClientSettings(**given)
         control_plane = settings.connect_to(self.control_plane_urls)
+        control_plane = replace(control_plane, server_certificates=self.server_certificates)
         message_queue_config = None if self.queue is None else config_from_url(self.queue)
         ready: list[WorkflowService] = []
         if link is not None:
@@ -143,7 +146,15 @@ def work_for_parent(program: Program, *, queue: str | None, link: SupervisorLink
     finally:
         # If the control plane cannot start, only that is reported.
         served = link.control_plane()
-    Work([served.url], queue, loop, link=link, api_key=served.api_key).run(hosted)
+    work = Work(
+        [served.url],
+        queue,
+        loop,
+        link=link,
+        api_key=served.api_key,
+        server_certificates=served.certificates,
+    )
+    work.run(hosted)
 
 
 def _forget_admin_key() -> None:

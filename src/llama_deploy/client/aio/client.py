@@ -61,7 +61,8 @@ class Client:
             None: `LLAMA_DEPLOY_HEADERS`, a JSON object, or none.
         ca: A PEM file with the certificate authorities to trust. None: `LLAMA_DEPLOY_CA`, or those of the
             system.
-        client_certificate: PEM files with the client's certificate and its unencrypted key.
+        client_certificate: PEM files with the client's certificate and its unencrypted key. None:
+            `LLAMA_DEPLOY_CLIENT_CERT` and `LLAMA_DEPLOY_CLIENT_KEY`, or no certificate.
         timeout: Seconds to wait for a result, and to retry while a server does not respond. None: without
             limit. If you do not pass it: `LLAMA_DEPLOY_TIMEOUT`, or 120.
         disable_ssl: Accept any certificate from an `https` server. None: `LLAMA_DEPLOY_DISABLE_SSL`, or
@@ -158,7 +159,8 @@ class Client:
         closes too.
         """
         if self._sync is None:
-            self._sync = SyncClient(**self.settings.model_dump(), **self._options)
+            given = self.settings.model_dump(exclude={"client_cert", "client_key"})
+            self._sync = SyncClient(**given, **self._options)
         return self._sync
 
     # asyncio only: end

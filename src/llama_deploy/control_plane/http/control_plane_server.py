@@ -49,7 +49,7 @@ from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.tracing import is_active
 from llama_deploy.types.topics import CONTROL_PLANE, Topics
 from llama_deploy.web.application import create_app
-from llama_deploy.web.connection_settings import ConnectionSettings
+from llama_deploy.web.connection_settings import ClientCertificate, ConnectionSettings
 from llama_deploy.web.edge.access import new_router
 from llama_deploy.web.edge.access_table import CONTROL_PLANE_ACCESS
 from llama_deploy.web.edge.authentication import Anonymous
@@ -77,6 +77,8 @@ class ControlPlaneServer(CoreEndpoints):
         interceptors: Hooks around its work, in addition to those of installed packages; see
             `llama_deploy.interceptors`.
         metrics: What `/metrics` shows in addition: each returns text in the format of Prometheus.
+        client_certificate: What the services of this process show over HTTP, if `tls_client_ca` is set.
+            None: they have no certificate.
     """
 
     def __init__(  # noqa: PLR0913 - 0.6 has five of them, and the others are keyword-only
@@ -91,6 +93,7 @@ class ControlPlaneServer(CoreEndpoints):
         callers: ControlPlaneCallers | None = None,
         interceptors: Sequence[ControlPlaneInterceptor] = (),
         metrics: Sequence[MetricSource] = (),
+        client_certificate: ClientCertificate | None = None,
     ) -> None:
         if state_store is not None and not isinstance(state_store, StateStore):
             raise ConfigError(
@@ -107,6 +110,7 @@ class ControlPlaneServer(CoreEndpoints):
         self._given_callers = callers
         self._interceptors = interceptors
         self._metrics = metrics
+        self._client_certificate = client_certificate
         self._callers: ControlPlaneCallers | None = None
         self._plane: ControlPlane | None = None
         self._resources = AsyncExitStack()
@@ -129,8 +133,12 @@ class ControlPlaneServer(CoreEndpoints):
     @property
     def connection(self) -> ConnectionSettings:
         """How the services of this process and of its children reach the control plane over HTTP."""
-        key = self.process_key
-        settings = ConnectionSettings.of(self.config.url)
+        key, tls = self.process_key, self.config.tls
+        settings = ConnectionSettings(
+            urls=[self.config.url],
+            client_certificate=self._client_certificate,
+            server_certificates=[] if tls is None else [tls.cert],
+        )
         return settings.with_api_key(None if key is None else SecretStr(key))
 
     @property
@@ -177,6 +185,7 @@ class ControlPlaneServer(CoreEndpoints):
                     port=port,
                     allow_remote=self.config.allow_remote or self._callers is not None,
                     max_connections=self.config.max_connections,
+                    tls=self.config.tls,
                 )
             )
             # Runs before the HTTP server closes, so that it need not wait for long polls.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from llama_deploy.errors import ConfigError
 from llama_deploy.message_queues.base import AbstractMessageQueue
-from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
+from llama_deploy.message_queues.broker_tls import BrokerTlsConfig
 from llama_deploy.message_queues.urls import BrokerUrl, UrlForm
 from llama_deploy.types.ports import RemotePort
 
@@ -23,7 +21,7 @@ _FORM: Final = UrlForm(
 )
 
 
-class KafkaMessageQueueConfig(BrokerQueueConfig):
+class KafkaMessageQueueConfig(BrokerTlsConfig):
     """Settings of the queue over Kafka. Environment variables begin with `KAFKA_`."""
 
     model_config = SettingsConfigDict(env_prefix="KAFKA_")
@@ -46,9 +44,7 @@ class KafkaMessageQueueConfig(BrokerQueueConfig):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     """How `username` authenticates."""
     secure: bool | None = None
-    """Whether to speak TLS. None: as `url` says."""
-    cafile: str | None = None
-    """The authorities that may sign the brokers' certificates, a PEM file. None: those of the system."""
+    """Whether to speak TLS. None: as `url` says, or if a field `tls_...` is set."""
     partitions: int = Field(default=16, ge=1)
     """The partitions of a new topic: at most this many members of a group can share it."""
     replication_factor: int | None = Field(default=None, ge=1)
@@ -92,22 +88,21 @@ class KafkaMessageQueueConfig(BrokerQueueConfig):
     @property
     def is_secure(self) -> bool:
         """Whether to speak TLS."""
-        return self.url.startswith("kafkas://") if self.secure is None else self.secure
+        if self.secure is not None:
+            return self.secure
+        return self.url.startswith("kafkas://") or bool(self.tls_files)
 
     @property
     def connection_options(self) -> dict[str, Any]:
         """Arguments of each client of aiokafka, the password among them.
 
         Raises:
-            ConfigError: `cafile` cannot be used.
+            ConfigError: A certificate cannot be used.
         """
         options: dict[str, Any] = {"bootstrap_servers": self.servers}
         protocol = "SSL" if self.is_secure else "PLAINTEXT"
         if self.is_secure:
-            try:
-                options["ssl_context"] = ssl.create_default_context(cafile=self.cafile)
-            except OSError as exc:
-                raise ConfigError(f"cafile {self.cafile!r} cannot be used: {exc}") from exc
+            options["ssl_context"] = self.tls_context()
         if self.username is not None:
             protocol = f"SASL_{protocol}"
             options |= {

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue
-from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
+from llama_deploy.message_queues.broker_tls import BrokerTlsConfig
 from llama_deploy.message_queues.urls import UrlForm
 
 _CREDENTIALS: Final = frozenset({"username", "password", "token", "credentials"})
@@ -20,7 +20,7 @@ _FORM: Final = UrlForm(
 )
 
 
-class NatsMessageQueueConfig(BrokerQueueConfig):
+class NatsMessageQueueConfig(BrokerTlsConfig):
     """Settings of NATS JetStream. Environment variables begin with `NATS_`."""
 
     model_config = SettingsConfigDict(env_prefix="NATS_")
@@ -30,6 +30,7 @@ class NatsMessageQueueConfig(BrokerQueueConfig):
     """Identifies the backend."""
     url: str = "nats://localhost:4222"
     """Where the servers are: one URL or several, divided by commas; `nats://`, `tls://`, `ws://` or `wss://`.
+    With a field `tls_...`, `nats://` means `tls://`.
     A `user:password@` or `token@` in it, the same before each host or before the first only, moves to the
     fields below."""
     username: str | None = Field(default=None, repr=False)

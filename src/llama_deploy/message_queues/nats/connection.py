@@ -17,6 +17,7 @@ from pydantic import SecretStr
 
 from llama_deploy.errors import ClosedError, ConfigError, LlamaDeployError, UnavailableError
 from llama_deploy.message_queues.broker_connection import BrokerConnection
+from llama_deploy.message_queues.broker_tls import with_tls_reason
 from llama_deploy.message_queues.nats.config import NatsMessageQueueConfig
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class NatsConnection(BrokerConnection):
     def __init__(self, config: NatsMessageQueueConfig) -> None:
         super().__init__(f"NATS at {config.url}", retry_seconds=config.retry_seconds)
         self.config = config
+        self._tls = config.tls_context() if config.tls_files else None
         self.durable = False
         self._live: LiveConnection | None = None
         self._changed = asyncio.Event()
@@ -277,8 +279,10 @@ class NatsConnection(BrokerConnection):
             connection.end()
 
         config, text = self.config, _revealed(self.config.credentials)
+        urls = config.url if self._tls is None else config.url.replace("nats://", "tls://")
         await connection.client.connect(
-            config.url.split(","),
+            urls.split(","),
+            tls=self._tls,
             name="llama_deploy",
             error_cb=on_error,
             closed_cb=on_end,
@@ -292,10 +296,24 @@ class NatsConnection(BrokerConnection):
             token=_revealed(config.token),
             user_credentials=RawCredentials(text) if text is not None and "\n" in text else text,
         )
+        self._check_tls(connection.client)
         # The driver calls no callback when a connection breaks while it holds unsent data.
         reading: asyncio.Task[None] | None = getattr(connection.client, "_reading_task", None)
         if reading is not None:
             reading.add_done_callback(on_read_end)
+
+    def _check_tls(self, client: Client) -> None:
+        """Check that a connection that should use TLS does: the driver leaves it to the server.
+
+        Raises:
+            ConfigError: It does not.
+        """
+        wants_tls = self._tls is not None or self.config.url.startswith("tls:")
+        if wants_tls and not client._server_info.get("tls_required"):  # noqa: SLF001 - nothing public says it
+            raise ConfigError(
+                f"the NATS server at {self.config.url} does not use TLS; configure it there, or use nats://"
+                " without tls_ca, tls_cert and tls_key"
+            )
 
     def _translated(self, exc: Exception) -> LlamaDeployError:
         """Return what a failure to connect means."""
@@ -305,7 +323,7 @@ class NatsConnection(BrokerConnection):
             return ConfigError(
                 "the field `credentials` is neither the path nor the text of a credentials file"
             )
-        reason = f"{exc or type(exc).__name__}; {self._reason}"
+        reason = with_tls_reason(f"{exc or type(exc).__name__}; {self._reason}", exc)
         if "authorization violation" in reason.lower():
             return ConfigError(f"the NATS server at {self.config.url} refuses the credentials: {reason}")
         return UnavailableError(

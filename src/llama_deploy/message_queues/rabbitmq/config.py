@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from llama_deploy.message_queues.base import AbstractMessageQueue
-from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
+from llama_deploy.message_queues.broker_tls import BrokerTlsConfig
 from llama_deploy.message_queues.urls import UrlForm, bracketed
 from llama_deploy.types.ports import RemotePort
 
@@ -23,7 +23,7 @@ _FORM: Final = UrlForm(
 )
 
 
-class RabbitMQMessageQueueConfig(BrokerQueueConfig):
+class RabbitMQMessageQueueConfig(BrokerTlsConfig):
     """Settings of the queue over RabbitMQ. Environment variables begin with `RABBITMQ_`."""
 
     model_config = SettingsConfigDict(env_prefix="RABBITMQ_")
@@ -49,7 +49,7 @@ class RabbitMQMessageQueueConfig(BrokerQueueConfig):
     vhost: str | None = None
     """Takes precedence over the vhost of `url`. The default is `/`."""
     secure: bool | None = None
-    """Whether to speak TLS. None: as the scheme of `url` says."""
+    """Whether to speak TLS. None: as the scheme of `url` says, or if a field `tls_...` is set."""
     heartbeat: int = Field(default=10, ge=1, le=300)
     """Seconds between the heartbeats of both sides. After two missing ones the broker gives the messages of a
     member to others; after three a member opens another connection."""
@@ -83,7 +83,9 @@ class RabbitMQMessageQueueConfig(BrokerQueueConfig):
     def address(self) -> str:
         """The URL of the broker, without credentials and options."""
         parts = urlsplit(self.url)
-        secure = parts.scheme == "amqps" if self.secure is None else self.secure
+        secure = self.secure
+        if secure is None:
+            secure = parts.scheme == "amqps" or bool(self.tls_files)
         host = self.host or parts.hostname or ""
         port = self.port or parts.port or (5671 if secure else 5672)
         path = parts.path or "/"

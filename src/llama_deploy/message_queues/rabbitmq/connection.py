@@ -19,6 +19,7 @@ from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed
 
 from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
 from llama_deploy.message_queues.broker_connection import BrokerConnection
+from llama_deploy.message_queues.broker_tls import with_tls_reason
 from llama_deploy.message_queues.rabbitmq.config import RabbitMQMessageQueueConfig
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class RabbitMQConnection(BrokerConnection):
     def __init__(self, config: RabbitMQMessageQueueConfig, purpose: str) -> None:
         self._url = config.driver_url(f"llama_deploy {purpose}")
         self.address = config.address
+        self._tls = config.tls_context() if config.tls_files else None
         super().__init__(f"RabbitMQ at {config.address}", retry_seconds=config.retry_seconds)
         self._connection: AbstractConnection | None = None
         self._connecting = asyncio.Lock()
@@ -59,7 +61,9 @@ class RabbitMQConnection(BrokerConnection):
             if connection is None:
                 await self.drop(self._connection)
                 with translated(self.address):
-                    connection = await aio_pika.connect(self._url, timeout=_CONNECT_SECONDS)
+                    connection = await aio_pika.connect(
+                        self._url, timeout=_CONNECT_SECONDS, ssl_context=self._tls
+                    )
                 self._connection = connection
             return connection
 
@@ -129,7 +133,7 @@ def translated(address: str) -> Iterator[None]:
             f"the vhost of {address} is not there, not ready, or not for this user: {exc}"
         ) from exc
     except (*CONNECTION_EXCEPTIONS, TimeoutError) as exc:
-        text = str(exc) or type(exc).__name__
+        text = with_tls_reason(str(exc) or type(exc).__name__, exc)
         raise UnavailableError(f"RabbitMQ at {address} does not answer: {text}") from exc
     except asyncio.CancelledError as exc:
         # The driver raises this in a call over a connection that it gives up; the task is not cancelled.

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from redis.asyncio.connection import SSLConnection, parse_url
 
 from llama_deploy.message_queues.base import AbstractMessageQueue
-from llama_deploy.message_queues.broker_queue import BrokerQueueConfig
+from llama_deploy.message_queues.broker_tls import BrokerTlsConfig
 from llama_deploy.message_queues.urls import BrokerUrl, UrlForm, bracketed
 from llama_deploy.types.ports import RemotePort
 
@@ -42,7 +42,7 @@ _FORM: Final = UrlForm(
 )
 
 
-class RedisMessageQueueConfig(BrokerQueueConfig):
+class RedisMessageQueueConfig(BrokerTlsConfig):
     """Settings of a queue on Redis or Valkey. Environment variables begin with `REDIS_`."""
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
@@ -65,7 +65,7 @@ class RedisMessageQueueConfig(BrokerQueueConfig):
     password: SecretStr | None = None
     """None: no authentication."""
     ssl: bool | None = None
-    """Whether to speak TLS. None: as the scheme of `url` says."""
+    """Whether to speak TLS. None: as the scheme of `url` says, or if a field `tls_...` is set."""
     timeout: float = Field(default=5.0, gt=0)
     """Seconds for an answer. A waiting reader asks again after twice that, and so detects a dead
     connection."""
@@ -109,9 +109,10 @@ class RedisMessageQueueConfig(BrokerQueueConfig):
         """Arguments of redis-py's connections, the password among them."""
         options: dict[str, Any] = dict(parse_url(self.url))
         is_remote = "path" not in options
-        if is_remote and self.ssl is not None:
+        speaks_tls = True if self.ssl is None and self.tls_files else self.ssl
+        if is_remote and speaks_tls is not None:
             options.pop("connection_class", None)
-            options |= {"connection_class": SSLConnection} if self.ssl else {}
+            options |= {"connection_class": SSLConnection} if speaks_tls else {}
         if options.get("connection_class") is SSLConnection:
             options.setdefault("ssl_check_hostname", True)
         for name in ("host", "port", "db", "username") if is_remote else ("db", "username"):

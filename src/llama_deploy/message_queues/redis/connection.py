@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any, Final
 
 from redis import exceptions as driver
 from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.connection import ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from llama_deploy.errors import ConfigError, QueueFullError, TopicNotFoundError, UnavailableError
 from llama_deploy.message_queues.broker_connection import BrokerConnection
+from llama_deploy.message_queues.broker_tls import with_tls_reason
 from llama_deploy.message_queues.redis.config import RedisMessageQueueConfig
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,14 @@ _PERMANENT_MARKS: Final = (
 """Parts of answers that a retry does not change."""
 
 
+class _TlsConnection(SSLConnection):
+    """A connection with a given context; the driver would make one of its own."""
+
+    def __init__(self, *, tls_context: ssl.SSLContext, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.ssl_context.context = tls_context
+
+
 class RedisConnection(BrokerConnection):
     """Connections that open by themselves, and the scripts that run over them. `close` it."""
 
@@ -49,6 +59,8 @@ class RedisConnection(BrokerConnection):
             options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         )
         super().__init__(f"Redis at {self._address}", retry_seconds=config.retry_seconds)
+        speaks_tls = options.get("connection_class") is SSLConnection
+        self._tls = config.tls_context() if speaks_tls and config.tls_files else None
         self._client = self.client()
 
     def client(self, *, wait: float = 0.0) -> Redis:
@@ -66,6 +78,8 @@ class RedisConnection(BrokerConnection):
             "protocol": 2,
             "decode_responses": False,
         }
+        if self._tls is not None:
+            options |= {"connection_class": _TlsConnection, "tls_context": self._tls}
         client: Redis = Redis(connection_pool=ConnectionPool(**options), single_connection_client=wait > 0)
         client.auto_close_connection_pool = True
         return client
@@ -143,7 +157,7 @@ class RedisConnection(BrokerConnection):
         try:
             yield
         except (driver.RedisError, OSError) as exc:
-            text = f"Redis at {self._address}: {exc}"
+            text = with_tls_reason(f"Redis at {self._address}: {exc}", exc)
             answer = str(exc) if isinstance(exc, driver.ResponseError) else ""
             if isinstance(exc, _DENIED) or any(mark in answer for mark in _PERMANENT_MARKS):
                 raise ConfigError(text) from exc

@@ -21,6 +21,7 @@ from llama_deploy.web.edge.body_budget import DEFAULT_MAX_TOTAL_BODY_BYTES
 from llama_deploy.web.edge.body_limit import DEFAULT_MAX_BODY_BYTES
 from llama_deploy.web.edge.host_settings import TrustedHostNames
 from llama_deploy.web.edge.server_key import ServerKey
+from llama_deploy.web.server_tls import TlsFiles
 
 _CLIENT_KWARGS = frozenset(inspect.signature(aiohttp.ClientSession).parameters) - {"connector", "base_url"}
 
@@ -51,7 +52,15 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     """For a server: further names under which it is reached, such as `queue.example.com`; `*` is every name.
     A request for another host gets 421. IP addresses, `localhost` and `host` need no entry."""
     use_ssl: bool = False
-    """For a client: speak HTTPS, as to a proxy in front of the server."""
+    """For a client: speak HTTPS, to a server with `tls_cert` or to a proxy in front of one."""
+    tls_cert: Path | None = None
+    """For a server: a PEM file with its certificate, followed by those of the authorities between it and a
+    trusted one. With it and `tls_key` it speaks TLS. A changed file is used without a restart."""
+    tls_key: Path | None = None
+    """For a server: a PEM file with the key of `tls_cert`, not encrypted."""
+    tls_client_ca: Path | None = None
+    """For a server: a PEM file with certificate authorities. Clients without a certificate of one of them are
+    refused. None: clients need no certificate."""
     journal_path: Path | None = None
     """For a server: the SQLite file that keeps accepted messages over a restart. None: they are lost."""
     max_messages_per_topic: int = Field(default=100_000, ge=1)
@@ -107,7 +116,17 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
     def base_url(self) -> str:
         """Where the server's routes begin."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.use_ssl else 'http'}://{host}:{self.port}"
+        scheme = "https" if self.use_ssl or self.tls_cert is not None else "http"
+        return f"{scheme}://{host}:{self.port}"
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files with which the server speaks TLS. None: it does not.
+
+        Raises:
+            ConfigError: Only some of them are set.
+        """
+        return TlsFiles.of(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @property
     def limits(self) -> BrokerLimits:
@@ -116,7 +135,8 @@ class SimpleMessageQueueConfig(BrokerQueueConfig):
 
     def public_settings(self) -> dict[str, Any]:
         """Return what another process needs to reach the queue."""
-        return self.model_dump(mode="json", include={"type", "host", "port", "use_ssl"})
+        public = self.model_dump(mode="json", include={"type", "host", "port"})
+        return public | {"use_ssl": self.base_url.startswith("https:")}
 
     async def connect(self) -> AbstractMessageQueue:
         """Return a client, after the server has answered."""

@@ -155,6 +155,7 @@ class SimpleMessageQueueServer(AsyncCloseable):
                 port=self.config.port,
                 allow_remote=self.config.allow_remote or self._is_closed,
                 max_connections=self.config.max_connections,
+                tls=self.config.tls,
             )
         except BaseException:
             await host.close()

@@ -217,7 +217,9 @@ class WorkflowService(WorkflowCalls):
         port = config.port if config.internal_port is None else config.internal_port
         logger.info("Launching %s server at %s:%s", self.service_name, host, port, extra={"action": "launch"})
         allow_remote = config.allow_remote or config.api_key is not None
-        listening = HttpServer.start(service_edge(self), host=host, port=port, allow_remote=allow_remote)
+        listening = HttpServer.start(
+            service_edge(self), host=host, port=port, allow_remote=allow_remote, tls=config.tls
+        )
         async with await listening as server:
             self._port = config.port or server.port
             if self._registered.is_set() and not config.port:
