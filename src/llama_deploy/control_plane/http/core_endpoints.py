@@ -135,7 +135,9 @@ class CoreEndpoints(ABC):
         with suppress(SessionNotFoundError):
             await self.plane.sessions.delete(session_id, cancel=cancel)
 
-    async def add_task_to_session(self, session_id: PathKey, task_def: TaskDefinition) -> str:
+    async def add_task_to_session(
+        self, session_id: PathKey, task_def: TaskDefinition, request: Request
+    ) -> str:
         """Accept a task and return its id. The task is durable when this returns."""
         if task_def.session_id not in (None, session_id):
             raise InvalidRequestError(
@@ -143,8 +145,8 @@ class CoreEndpoints(ABC):
                 f" {public_id(session_id)}; send the same id"
             )
         task = task_def.model_copy(update={"session_id": session_id})
-        # The task belongs to whom the session does, which is looked up before.
-        return (await self.plane.tasks.submit_definition(task)).task_id
+        subject = owner_of(request.scope).subject
+        return (await self.plane.tasks.submit_definition(task, subject=subject)).task_id
 
     async def get_session_tasks(
         self, session_id: PathKey, after: Key | Literal[""] = "", limit: _Page = 1000

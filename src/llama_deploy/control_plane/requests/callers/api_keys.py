@@ -164,7 +164,7 @@ class ApiKeys:
         return api_key_view(record)
 
     async def issue_token(self, new: NewToken, *, caller: Caller) -> CreatedToken:
-        """Return a token for one resource. It ends with the key of the caller.
+        """Return a token for one resource of whom the caller acts for. It ends with the key of the caller.
 
         Raises:
             PermissionDeniedError: The caller has no API key of the store, or not these scopes.
@@ -188,7 +188,8 @@ class ApiKeys:
         ends = now + timedelta(seconds=new.expires_in_seconds)
         if record.expires_at is not None:
             ends = min(ends, record.expires_at)
-        token = ResourceToken(key_id, Resource(new.kind, new.id), frozenset(new.scopes), ends)
+        resource, scopes = Resource(new.kind, new.id), frozenset(new.scopes)
+        token = ResourceToken(key_id, resource, scopes, ends, owner=caller.owner)
         return CreatedToken(token=token.signed(record.secret_hash), expires_at=ends)
 
 
