@@ -17,10 +17,13 @@ from llama_deploy.errors import (
     ServiceNotFoundError,
     SessionNotFoundError,
     TaskFailedError,
+    TaskNotFoundError,
 )
 from llama_deploy.types import SessionOptions, TaskDefinition, TaskSubmission
 from llama_deploy.types.keys import SEPARATOR
 from llama_deploy.types.owners import Owner, headers_for
+from llama_deploy.web.edge.access_table import CONTROL_PLANE_ACCESS, IdKind
+from llama_deploy.web.edge.owned_ids import existing_in
 from tests.integration.guarded_server import ADMIN
 from tests.integration.in_process import running_stack
 from tests.integration.tenant_stack import OWNED, OWNERS, Parties, send_json, tenant_stack
@@ -421,6 +424,25 @@ async def test_a_session_that_another_subject_has_created_meanwhile_takes_no_tas
         for subject in ("zoe", None):
             with pytest.raises(ServiceNotFoundError):
                 await stack.plane.tasks.submit(submission, subject=subject)
+
+
+async def test_what_a_path_names_exists_before_a_request_of_a_subject_is_served() -> None:
+    """Otherwise the request would be about what another subject creates with this id in that moment."""
+    async with running_stack() as stack:
+        rows, yan = stack.plane.owned_rows, Owner("", "yan")
+        for kind, error in ((IdKind.SESSION, SessionNotFoundError), (IdKind.TASK, TaskNotFoundError)):
+            await rows.check(yan, {kind: ["new"]})
+            await rows.check(Owner(), {kind: ["new"]}, existing=["new"])
+            with pytest.raises(error):
+                await rows.check(yan, {kind: ["new"]}, existing=["new"])
+        # The only route that also answers for what does not exist.
+        await stack.plane.sessions.create(SessionOptions(session_id="guessed"), owner=Owner("", "zoe"))
+        with pytest.raises(SessionNotFoundError):
+            await stack.plane.sessions.delete("guessed", cancel=True, subject="yan")
+        await stack.plane.sessions.delete("guessed", cancel=True, subject="zoe")
+    for (method, path), needed in CONTROL_PLANE_ACCESS.items():
+        named = {name for name in ("session_id", "task_id", "question_id") if f"{{{name}}}" in path}
+        assert existing_in(path, needed) == (set() if path.endswith("/delete") else named), (method, path)
 
 
 async def test_without_authentication_nothing_is_done_for_an_owner() -> None:

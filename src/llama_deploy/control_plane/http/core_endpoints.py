@@ -127,13 +127,20 @@ class CoreEndpoints(ABC):
         """Return a session."""
         return await self.plane.sessions.get(session_id)
 
-    async def delete_session(self, session_id: PathKey, cancel: bool = False) -> None:  # noqa: FBT001, FBT002
+    async def delete_session(
+        self,
+        session_id: PathKey,
+        request: Request,
+        cancel: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
         """Delete a session with its tasks. Does nothing if it is not there, as in 0.6.
 
         If a task of it has not ended, the answer is 409, unless `cancel` is true.
         """
         with suppress(SessionNotFoundError):
-            await self.plane.sessions.delete(session_id, cancel=cancel)
+            await self.plane.sessions.delete(
+                session_id, cancel=cancel, subject=owner_of(request.scope).subject
+            )
 
     async def add_task_to_session(
         self, session_id: PathKey, task_def: TaskDefinition, request: Request

@@ -100,16 +100,19 @@ class Sessions:
 
         return await self._writer.write(Command(run, Reads(sessions={session_id})))
 
-    async def delete(self, session_id: str, *, cancel: bool) -> None:
+    async def delete(self, session_id: str, *, cancel: bool, subject: str | None = None) -> None:
         """Delete a session with its tasks. With `cancel`, running attempts are stopped.
 
         Raises:
-            SessionNotFoundError: The session does not exist.
+            SessionNotFoundError: The session does not exist, or belongs to another subject than the caller's.
             SessionBusyError: It has open tasks and `cancel` is False.
         """
-        await self._writer.write(
-            Command(lambda unit: unit.delete_session(session_id, cancel=cancel), Reads(sessions={session_id}))
-        )
+
+        def run(unit: Unit) -> None:
+            check_session(session_id, unit.sessions.get(session_id).subject, subject)
+            unit.delete_session(session_id, cancel=cancel)
+
+        await self._writer.write(Command(run, Reads(sessions={session_id})))
 
     async def get(self, session_id: str) -> SessionDefinition:
         """Return a session.
