@@ -33,7 +33,8 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -41,11 +42,13 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Final, TypeAlias, TypeVar
 
-from llama_deploy.errors import ConfigError
+from llama_deploy.errors import ConfigError, InternalServerError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.running_task import TaskInfo
 from llama_deploy.types import TaskStatus, TaskSubmission, TaskView
 from llama_deploy.types.extras import described, load_entry_point
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C")
 I = TypeVar("I")  # noqa: E741 - an interceptor
@@ -199,7 +202,10 @@ class ControlPlaneInterceptor:
         return _NOTHING
 
     def dispatch(self, call: DispatchCall) -> Around:  # noqa: ARG002 - as above
-        """Surround the publication of an attempt. After an exception it is tried again later."""
+        """Surround the publication of an attempt.
+
+        After an exception before that, it is tried again later. What is raised after it is logged.
+        """
         return _NOTHING
 
     def lost(self, loss: AttemptLoss) -> None:
@@ -228,7 +234,11 @@ class WorkerInterceptor:
         return _NOTHING
 
     def publish(self, call: PublishCall) -> Around:  # noqa: ARG002 - as above
-        """Surround a report, with its retries. A `LlamaDeployError` rejects it, as the queue may."""
+        """Surround a report, with its retries.
+
+        An exception before that rejects it, as the queue may: the task fails. What is raised after it is
+        logged.
+        """
         return _NOTHING
 
 
@@ -239,8 +249,16 @@ def hooks_of(interceptors: Sequence[object], base: type, name: str) -> Hooks[Any
         interceptors: The interceptors, the outermost first.
         base: Their base class.
         name: The name of the hook.
+
+    Raises:
+        ConfigError: One of them is not of this class.
     """
     default = getattr(base, name)
+    for each in interceptors:
+        if not isinstance(each, base):
+            raise ConfigError(
+                f"the interceptor {each!r} is not an object of a class that derives from {base.__name__}"
+            )
     return tuple(
         getattr(each, name) for each in interceptors if getattr(type(each), name, None) is not default
     )
@@ -259,6 +277,34 @@ def _all(hooks: Hooks[C], call: C) -> Iterator[None]:
         for hook in hooks:
             stack.enter_context(hook(call))
         yield
+
+
+async def surround(hooks: Hooks[C], call: C, work: Callable[[], Awaitable[None]]) -> None:
+    """Do some work within hooks. No hook can hide whether it is done: what they raise after it is logged.
+
+    Raises:
+        InternalServerError: A hook has raised something before the work.
+        LlamaDeployError: The work has raised it, whatever hooks have made of it.
+    """
+    failure: BaseException | None = None
+    is_done = False
+    try:
+        with around(hooks, call):
+            try:
+                await work()
+            except BaseException as exc:
+                failure = exc
+                raise
+            is_done = True
+    except Exception as exc:
+        if is_done:
+            logger.exception(
+                "an interceptor has failed after its work was done", extra={"action": "interceptor_failed"}
+            )
+        elif failure is None:
+            raise InternalServerError(f"an interceptor failed with {type(exc).__name__}: {exc}") from exc
+    if failure is not None:
+        raise failure
 
 
 def client_interceptors() -> Sequence[ClientInterceptor]:

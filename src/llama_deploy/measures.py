@@ -70,7 +70,7 @@ class Durations:
         self._sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Note a duration. May be called in any thread."""
+        """Note a duration; less than 0, by the clocks of two computers, counts as 0. Thread-safe."""
         self._noted.append(seconds)
         if len(self._noted) >= _MOST_NOTED:
             self._count()
@@ -88,7 +88,7 @@ class Durations:
 
     def _count_noted(self) -> None:
         for _ in range(len(self._noted)):
-            seconds = self._noted.popleft()
+            seconds = max(0.0, self._noted.popleft())
             self._counts[bisect_left(SECONDS, seconds)] += 1
             self._sum += seconds
 

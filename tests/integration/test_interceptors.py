@@ -22,7 +22,13 @@ from llama_deploy import (
     WorkflowServiceConfig,
 )
 from llama_deploy.control_plane.told_tasks import tell_losses
-from llama_deploy.errors import InvalidRequestError, OverloadedError, TaskFailedError
+from llama_deploy.errors import (
+    ClosedError,
+    ConfigError,
+    InvalidRequestError,
+    OverloadedError,
+    TaskFailedError,
+)
 from llama_deploy.interceptors import (
     AcceptCall,
     AttemptCall,
@@ -35,6 +41,7 @@ from llama_deploy.interceptors import (
     SubmitCall,
     TaskEnd,
     WorkerInterceptor,
+    hooks_of,
 )
 from llama_deploy.message_queues.simple import LocalMessageQueue
 from llama_deploy.messages import ActionTypes
@@ -299,7 +306,8 @@ async def test_what_a_hook_raises_counts_as_raised_by_the_step() -> None:
             await client.run("service", a=1, b=2)
 
 
-async def test_a_dispatch_that_fails_in_a_hook_is_repeated() -> None:
+@pytest.mark.parametrize("error", [OverloadedError, InvalidRequestError, ClosedError, RuntimeError])
+async def test_a_dispatch_that_fails_in_a_hook_is_repeated(error: type[Exception]) -> None:
     failures = 2
 
     class Fails(ControlPlaneInterceptor):
@@ -308,12 +316,58 @@ async def test_a_dispatch_that_fails_in_a_hook_is_repeated() -> None:
             nonlocal failures
             if failures:
                 failures -= 1
-                raise OverloadedError("not now")
+                raise error("not now")
             yield
 
     async with running(Adder, plane=(Fails(),)) as url, Client(url) as client:
         assert await client.run("service", a=1, b=2) == 3
     assert failures == 0
+
+
+async def test_what_hooks_raise_after_the_work_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    dispatches = 0
+
+    class Late(ControlPlaneInterceptor):
+        @contextmanager
+        def dispatch(self, call: DispatchCall) -> Iterator[None]:
+            nonlocal dispatches
+            dispatches += 1
+            yield
+            raise InvalidRequestError("too late")
+
+    class LateToo(WorkerInterceptor):
+        @contextmanager
+        def publish(self, call: PublishCall) -> Iterator[None]:
+            yield
+            raise RuntimeError("too late")
+
+    async with running(Adder, plane=(Late(),), worker=(LateToo(),)) as url, Client(url) as client:
+        assert await client.run("service", a=1, b=2) == 3
+        assert dispatches == 1
+    failures = [each for each in caplog.records if getattr(each, "action", "") == "interceptor_failed"]
+    assert len(failures) == 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OverloadedError])
+async def test_a_report_that_a_hook_refuses_fails_its_task(error: type[Exception]) -> None:
+    class Refuses(WorkerInterceptor):
+        failures = 1
+
+        @contextmanager
+        def publish(self, call: PublishCall) -> Iterator[None]:
+            if self.failures:
+                self.failures -= 1
+                raise error("the hook is broken")
+            yield
+
+    async with running(Adder, worker=(Refuses(),)) as url, Client(url) as client:
+        with pytest.raises(TaskFailedError, match="the hook is broken"):
+            await client.run("service", a=1, b=2)
+
+
+def test_a_class_is_not_taken_for_an_interceptor() -> None:
+    with pytest.raises(ConfigError, match=r"OfWorker.* is not an object"):
+        hooks_of([OfWorker], WorkerInterceptor, "publish")
 
 
 async def test_a_hook_that_fails_at_the_end_of_a_task_changes_nothing(

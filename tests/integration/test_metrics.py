@@ -22,7 +22,7 @@ from llama_deploy import (
     WorkflowServiceConfig,
 )
 from llama_deploy.deploy import HostedWorkflow
-from llama_deploy.errors import TaskFailedError
+from llama_deploy.errors import ServiceNotFoundError, TaskFailedError
 from llama_deploy.testing.conditions import eventually
 from llama_deploy.types import ServiceDefinition
 from llama_deploy.types.instance_protocol import ClaimRequest
@@ -141,6 +141,20 @@ async def test_without_metrics_only_what_the_store_knows_is_shown() -> None:
     assert value(samples, "llama_deploy_tasks", service="adder", status="succeeded") == 1
     assert value(samples, "llama_deploy_task_seconds_count", service="adder") is None
     assert not [name for name, _ in samples if name.startswith("llama_deploy_worker_")]
+
+
+async def test_names_of_services_that_do_not_exist_are_no_label_values() -> None:
+    async with await start(HostedWorkflow(Adder, config("adder"))) as stack:
+        async with Client(stack.control_plane_url) as client:
+            for number in range(3):
+                with pytest.raises(ServiceNotFoundError):
+                    await client.submit(f"nobody-{number}")
+            await client.run("adder", a=1, b=2)
+        samples = await scrape(stack.control_plane_url)
+    name = "llama_deploy_submit_seconds_count"
+    assert value(samples, name, service="adder") == 1
+    assert value(samples, name, service="_other") == 3
+    assert not [labels for _, labels in samples if "nobody" in str(labels)]
 
 
 async def backlog(url: str, name: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
-from llama_deploy.control_plane.maintenance import retention, task_removal
+from llama_deploy.control_plane.maintenance import batch_pace, retention
+from llama_deploy.control_plane.maintenance.batch_pace import ONE_WRITER
 from llama_deploy.control_plane.maintenance.storage import Storage
 from llama_deploy.control_plane.storage.removed_ids import KnownRemovals
 from llama_deploy.errors import (
@@ -230,7 +231,7 @@ async def test_large_tasks_and_streams_go_in_bounded_transactions(
     streams = [ended(f"s{n}", days=8, events=40) for n in range(3)]
     await fill(store, *tasks, *streams, rows=40)
     counts: list[int] = []
-    monkeypatch.setattr(task_removal, "MAX_ROWS", 50)
+    monkeypatch.setattr(batch_pace, "ONE_WRITER", ONE_WRITER._replace(max_rows=50))
 
     async def count() -> int:
         ids = [task.task_id for task in (*tasks, *streams)]

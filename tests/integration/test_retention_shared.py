@@ -114,7 +114,7 @@ async def test_another_control_plane_knows_at_once_that_tasks_were_removed(store
 
 SWEEPER = """
 import asyncio, sys
-from llama_deploy.control_plane.maintenance.batch_pace import BatchPace
+from llama_deploy.control_plane.maintenance.batch_pace import ONE_WRITER, BatchPace
 from llama_deploy.state_stores.sqlite import SQLiteStateStore
 from tests.integration.test_retention import Clock, storage_of
 
@@ -125,7 +125,7 @@ class SteadyPace(BatchPace):
 async def main():
     async with await SQLiteStateStore.connect(sys.argv[1]) as store:
         storage = storage_of(store, Clock())
-        storage.retention.pace = SteadyPace(tasks=5)
+        storage.retention.pace = SteadyPace(ONE_WRITER, tasks=5)
         transact = store.transact
         async def asked(work, *, synced=True):
             print("before a transaction", flush=True)

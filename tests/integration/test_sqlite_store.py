@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,7 @@ def use_everything(tx: StoreTransaction) -> None:
     tx.tasks.of_instances(["i1", "i2"])
     tx.tasks.queued()
     tx.tasks.suspects()
+    tx.tasks.queued_since()
     tx.tasks.queued(due_before=NOW)
     tx.tasks.sleeping()
     tx.tasks.sleeping(due_before=NOW)
@@ -488,6 +490,27 @@ async def test_lists_of_many_lengths_need_few_statements(store: SQLiteStateStore
 
     await store.transact(load)
     assert len(connection._prepared) == len([1, 2, 4, 8, 16, 32, 64, 128, 256])
+
+
+async def test_the_log_is_moved_and_begun_again_although_no_commit_moves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pragmas = [each for each in sqlite._PRAGMAS if "autocheckpoint" not in each]
+    monkeypatch.setattr(sqlite, "_PRAGMAS", (*pragmas, "PRAGMA wal_autocheckpoint = 0"))
+    monkeypatch.setattr(sqlite, "_LOG_PAGES", 200)
+    log = tmp_path / "store.db-wal"
+
+    def work(tx: StoreTransaction, number: int) -> None:
+        tx.events.insert([EventRecord(f"t{number:06}", n, "E", "x" * 4000) for n in range(20)])
+
+    async with await SQLiteStateStore.connect(f"sqlite:///{tmp_path}/store.db") as store:
+        sizes: list[int] = []
+        while len(sizes) < 50 or sizes[-1] > sizes[-50]:
+            assert len(sizes) < 5000, "the log only grows"
+            await store.transact(partial(work, number=len(sizes)), synced=False)
+            sizes.append(log.stat().st_size)
+        events = await store.read(lambda tx: [len(tx.events.load(f"t{n:06}")) for n in range(len(sizes))])
+    assert set(events) == {20}
 
 
 @pytest.mark.parametrize("turns", range(1, 6))

@@ -14,7 +14,7 @@ from llama_deploy.control_plane.decisions.destinations import (
     Fleet,
     Member,
     destination,
-    is_choosy,
+    needs_fitting_version,
     why_stranded,
 )
 from llama_deploy.control_plane.decisions.fit import StoredNeeds
@@ -94,9 +94,9 @@ def test_a_task_that_was_moved_goes_to_its_version() -> None:
 
 
 def test_a_task_without_a_journal_is_for_everybody() -> None:
-    assert not is_choosy(a_task())
-    assert is_choosy(a_task(has_run=True))
-    assert is_choosy(a_task(pinned_to="v1"))
+    assert not needs_fitting_version(a_task())
+    assert needs_fitting_version(a_task(has_run=True))
+    assert needs_fitting_version(a_task(pinned_to="v1"))
 
 
 def test_the_reason_names_each_version() -> None:

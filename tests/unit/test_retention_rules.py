@@ -21,7 +21,12 @@ from llama_deploy.control_plane.decisions.retention_rules import (
     encode_cursors,
     share,
 )
-from llama_deploy.control_plane.maintenance.batch_pace import BatchPace
+from llama_deploy.control_plane.maintenance.batch_pace import (
+    MANY_WRITERS,
+    ONE_WRITER,
+    BatchLimits,
+    BatchPace,
+)
 from llama_deploy.state_stores.retention_rows import Place, RowsOfTask
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.retention import RetentionRule
@@ -131,10 +136,11 @@ def test_a_transaction_takes_what_fits_and_at_least_one_task(
         assert not fits(taken.size + 1)
 
 
-def test_a_busy_store_gets_smaller_transactions_and_longer_pauses() -> None:
-    pace = BatchPace()
+@pytest.mark.parametrize("limits", [ONE_WRITER, MANY_WRITERS])
+def test_a_busy_store_gets_smaller_transactions_and_longer_pauses(limits: BatchLimits) -> None:
+    pace = BatchPace(limits, limits.first_tasks)
     first = pace.tasks
-    pace.adapt(working=0.001, waiting=0.001)
+    pace.adapt(working=0.0005, waiting=0.0005)
     assert pace.tasks > first
     quick = pace.pause
     for _ in range(20):
@@ -144,11 +150,19 @@ def test_a_busy_store_gets_smaller_transactions_and_longer_pauses() -> None:
 
 
 def test_waiting_for_others_makes_pauses_longer_and_transactions_no_smaller() -> None:
-    pace = BatchPace()
-    first = pace.tasks
+    pace = BatchPace(MANY_WRITERS, 80)
     pace.adapt(working=0.01, waiting=0.02)
-    assert pace.tasks == first
+    assert pace.tasks == 80
     assert pace.pause == pytest.approx(0.6)
+
+
+def test_fewer_than_one_request_in_twenty_waits_for_a_removal_from_a_store_with_one_writer() -> None:
+    pace = BatchPace(ONE_WRITER, ONE_WRITER.first_tasks)
+    reading, working, waiting, request = 0.001, 0.0015, 0.002, 0.0015  # seconds, beside 500 requests a second
+    pace.adapt(working=working, waiting=waiting)
+    cycle = reading + waiting + pace.pause
+    assert (reading + working + request) / cycle < 0.05
+    assert pace.tasks / cycle > 150
 
 
 @pytest.mark.parametrize(

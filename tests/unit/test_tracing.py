@@ -7,9 +7,11 @@ import sys
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.trace import SpanContext, TraceFlags
 
+from llama_deploy.control_plane.measuring.plane_tracing import PlaneTracing
+from llama_deploy.interceptors import AcceptCall
 from llama_deploy.spans import attempt_span_id, get_tracer, remote_context, span_id, traceparent_of
 
 CONTEXT = SpanContext(
@@ -61,3 +63,21 @@ def test_only_the_span_that_is_started_with_it_gets_a_wanted_id(monkeypatch: pyt
     assert wanted.get_span_context().span_id == 17
     assert other.get_span_context().span_id != 17
     assert wanted.get_span_context().trace_id != other.get_span_context().trace_id
+
+
+@pytest.mark.parametrize("is_same_trace", [True, False])
+def test_a_task_is_in_the_trace_of_its_request(
+    monkeypatch: pytest.MonkeyPatch, *, is_same_trace: bool
+) -> None:
+    """A server that was started within a span has it in the context of each of its requests."""
+    provider = TracerProvider()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    here = CONTEXT if is_same_trace else SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1))
+    below_caller = SpanContext(here.trace_id, 17, is_remote=False, trace_flags=TraceFlags(1))
+    call = AcceptCall("t", None, "service", None, HEADER)
+    with trace.use_span(trace.NonRecordingSpan(below_caller)), PlaneTracing().submit(call):
+        span = trace.get_current_span()
+    assert isinstance(span, ReadableSpan)
+    assert span.parent is not None
+    assert span.parent.trace_id == CONTEXT.trace_id
+    assert span.parent.span_id == (17 if is_same_trace else CONTEXT.span_id)

@@ -182,6 +182,13 @@ class TaskRepository(ABC):
         """
 
     @abstractmethod
+    def queued_since(self) -> dict[str, datetime]:
+        """Return since when the task that has been queued for the longest time is, by `service_name`.
+
+        Each queued task is looked at.
+        """
+
+    @abstractmethod
     def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         """Return tasks in the status `waiting` with a `wake_at`, by that, then in the order of insertion.
 

@@ -121,6 +121,10 @@ class RetentionRepository(ABC):
         """Return the run arguments of tasks, as JSON."""
 
     @abstractmethod
+    def total_size(self, task_ids: Collection[str]) -> RowsOfTask:
+        """Return how much is stored of tasks together, in all tables that have their key."""
+
+    @abstractmethod
     def sizes(self, task_ids: Collection[str]) -> dict[str, RowsOfTask]:
         """Return how much is stored of tasks, in all tables that have their key."""
 

@@ -3,21 +3,20 @@
 One thread writes, two read; each has a connection of its own. A transaction is one hop to a thread, in which
 its statements follow one another without another switch. The file is in WAL mode, so that readers and the
 writer do not wait for each other, and a commit is synced unless told otherwise (`synchronous=FULL`): what was
-acknowledged survives a power failure. See "Write-Ahead Logging" in SQLite's documentation.
+acknowledged survives a power failure. A fourth thread moves the log into the database, for which a commit
+would take tens of milliseconds. See "Write-Ahead Logging" in SQLite's documentation.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import queue
+import os
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
+from typing import NoReturn, Self, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
@@ -30,6 +29,7 @@ from llama_deploy.state_stores.base import StateStore, StoreSizes, StoreTransact
 from llama_deploy.state_stores.migrations import stored_revision, upgrade_schema
 from llama_deploy.state_stores.sql.direct import DirectConnection
 from llama_deploy.state_stores.sql.transaction import SQLTransaction
+from llama_deploy.state_stores.sqlite_lanes import Lane
 from llama_deploy.state_stores.sqlite_lock import FileLock
 from llama_deploy.state_stores.sqlite_sizes import measure
 
@@ -44,11 +44,20 @@ _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA cache_size = -8192",  # KiB
-    # Pages of 4 KiB. Moving the log into the database costs the same page once, however often it was written;
-    # the usual 1,000 cost up to twice as much CPU per row in large transactions.
-    "PRAGMA wal_autocheckpoint = 4000",
+    # Pages of 4 KiB. A commit moves the log only if the thread for that cannot keep up.
+    "PRAGMA wal_autocheckpoint = 16000",
     "PRAGMA journal_size_limit = 67108864",  # bytes that the log keeps after a burst
 )
+_LOG_PAGES = 4000
+"""About how long the log becomes before it is moved into the database. This costs the same page once, however
+often it was written; the usual 1,000 cost up to twice as much CPU per row in large transactions."""
+_PAGES_OF_TRANSACTION = 10
+_PAGES_OF_ROW = 0.5
+"""With which the length of the log is estimated: SQLite tells it only when the log is moved."""
+_LOG_REST = 100
+"""How many pages of the log, written meanwhile, are left to the writer: it moves them in a millisecond."""
+_MOVES = 4
+"""How often the log is moved for that, as each move leaves less."""
 _INCREMENTAL = 2
 """The value of `PRAGMA auto_vacuum` with which free pages can be returned to the file system."""
 _SPARE_PAGES = 256
@@ -86,9 +95,10 @@ class SQLiteStateStore(StateStore):
 
     def __init__(self, database: _Database) -> None:
         self._database = database
-        self._writer = _Lane([database.writer], name="sqlite-writer")
+        self._writer = Lane([database.writer], name="sqlite-writer", after_job=self._look_at_log)
+        self._mover = Lane([database.mover], name="sqlite-log") if database.mover else None
         # A database in memory belongs to its one connection.
-        self._reader = _Lane(database.readers, name="sqlite-reader") if database.readers else self._writer
+        self._reader = Lane(database.readers, name="sqlite-reader") if database.readers else self._writer
         self._closing: asyncio.Future[None] | None = None
 
     @classmethod
@@ -171,71 +181,30 @@ class SQLiteStateStore(StateStore):
         if self._closing is not None:
             raise UnavailableError(f"the state store {self._database.name} is closed")
 
+    def _look_at_log(self, writer: _Connection) -> None:
+        """Have the log moved if it is long."""
+        if self._mover is not None and writer.logged > _LOG_PAGES:
+            writer.logged = 0
+            self._mover.post(self._move_log)
+
+    def _move_log(self, mover: _Connection) -> None:
+        """Move the log into the database while others write.
+
+        They begin a new log only if all of the old one is moved, so the writer moves the last pages.
+        """
+        for _ in range(_MOVES):
+            rest = mover.move_log()
+            self._database.sync()  # otherwise the writer would have to
+            if rest <= _LOG_REST:
+                break
+        self._writer.post(_Connection.move_log)
+
     def _finish(self) -> None:
+        if self._mover is not None:
+            self._mover.finish()
         self._writer.finish()
         self._reader.finish()
         self._database.close()
-
-
-class _Job(NamedTuple):
-    """Work for a thread, and where its outcome is waited for."""
-
-    run: Callable[[_Connection], Any]
-    outcome: asyncio.Future[Any]
-
-
-class _Lane:
-    """Threads that run jobs in the order of submission, each on a connection of its own.
-
-    `ThreadPoolExecutor` would do the same, but its futures take more CPU than the short jobs here.
-    """
-
-    def __init__(self, connections: Sequence[_Connection], *, name: str) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        # A store that was not closed must not keep the process from ending.
-        self._threads = [
-            threading.Thread(target=self._work, args=(connection,), name=f"{name}-{number}", daemon=True)
-            for number, connection in enumerate(connections)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    async def run(self, job: Callable[[_Connection], T]) -> T:
-        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(job, outcome))
-        return await outcome
-
-    def finish(self) -> None:
-        """Wait for all submitted jobs and end the threads. Idempotent."""
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self, connection: _Connection) -> None:
-        while (job := self._jobs.get()) is not None:
-            if not job.outcome.cancelled():
-                self._carry_out(job, connection)
-
-    @staticmethod
-    def _carry_out(job: _Job, connection: _Connection) -> None:
-        value: Any = None
-        error: BaseException | None = None
-        try:
-            value = job.run(connection)
-        except BaseException as exc:  # noqa: BLE001 - handed to the caller
-            error = exc
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            job.outcome.get_loop().call_soon_threadsafe(_tell, job.outcome, value, error)
-
-
-def _tell(outcome: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
-    if outcome.cancelled():
-        return
-    if error is None:
-        outcome.set_result(value)
-    else:
-        outcome.set_exception(error)
 
 
 class _Connection:
@@ -249,6 +218,9 @@ class _Connection:
         self._name = name
         self.opened: OpenedFiles | None = None
         """The files that must be in their places to write. None: there are none, or it is too early."""
+        self.logged = 0.0
+        """About how many pages were written to the log since somebody has set this to 0."""
+        self._changes = 0
         self._synced = True
         with _driver_errors_translated(name, opening=True):
             self._statements = engine.connect()
@@ -286,7 +258,19 @@ class _Connection:
             self._prepare_writing(synced=False)
             # `execute` would free one page only: it ends a statement without columns after its first row.
             self._driver.executescript(f"PRAGMA incremental_vacuum({min(max_pages, free - spare)})")
+            self.logged += max_pages
         return free - max_pages > spare
+
+    def move_log(self) -> int:
+        """Move into the database what others do not read from the log; return how many pages are left.
+
+        An error is left to the next transaction that writes, which meets it too.
+        """
+        try:
+            ((_, pages, moved),) = self._driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error:
+            return 0
+        return int(pages) - int(moved)
 
     def upgrade(self) -> None:
         """Bring the schema up to date, all or nothing."""
@@ -302,7 +286,11 @@ class _Connection:
 
     def _written(self, work: Callable[[], T], *, synced: bool) -> T:
         self._prepare_writing(synced=synced)
-        return self._within(work, "BEGIN IMMEDIATE", end="COMMIT")
+        value = self._within(work, "BEGIN IMMEDIATE", end="COMMIT")
+        changes = self._driver.total_changes
+        self.logged += _PAGES_OF_TRANSACTION + _PAGES_OF_ROW * (changes - self._changes)
+        self._changes = changes
+        return value
 
     def _prepare_writing(self, *, synced: bool) -> None:
         if synced and self.opened is not None:
@@ -337,6 +325,7 @@ class _Database:
         self.name = ":memory:" if path is None else str(path)
         self._lock = None if path is None else FileLock(path)
         self._opened: list[_Connection] = []
+        self._descriptor: int | None = None
         self._engine = sa.create_engine(
             sa.URL.create("sqlite", database=self.name),
             poolclass=sa.NullPool,
@@ -348,9 +337,11 @@ class _Database:
             self.writer.upgrade()
             readers = 0 if path is None else _READERS
             self.readers = [self._connection(read_only=True) for _ in range(readers)]
+            self.mover = None if path is None else self._connection()
             if path is not None:
                 files = [path.with_name(path.name + ending) for ending in ("", "-wal", "-shm")]
                 self.writer.opened = OpenedFiles(files, "the state store")
+                self._descriptor = os.open(path, os.O_RDWR)
         except BaseException:
             self.close()
             raise
@@ -360,8 +351,18 @@ class _Database:
         while self._opened:
             # The writer last: as the only one left, it moves the log into the database.
             self._opened.pop().close()
+        if self._descriptor is not None:
+            # Only now: closing any descriptor of a file gives up all locks of the process on it.
+            os.close(self._descriptor)
+            self._descriptor = None
         if self._lock is not None:
             self._lock.release()
+
+    def sync(self) -> None:
+        """Have the disk write what was moved into the database: SQLite does so only when all of a log is."""
+        if self._descriptor is not None:
+            with suppress(OSError):  # which the next transaction meets too
+                os.fsync(self._descriptor)
 
     def _connection(self, *, read_only: bool = False) -> _Connection:
         connection = _Connection(self._engine, name=self.name, read_only=read_only)

@@ -293,6 +293,8 @@ class AnswerHints:
         """How often the status was looked at since the last event."""
         self._has_happened = asyncio.Event()
         self._is_shown = False
+        self._has_looked = False
+        """Whether what the service asks was looked up after the submission."""
 
     async def on_event(self, event: TaskEvent) -> None:
         """Print the command if the event is a question, or tells that an answer was rejected."""
@@ -321,9 +323,14 @@ class AnswerHints:
             if status is TaskStatus.WAITING:
                 await self._print()
 
-    async def _known_service(self) -> Service:
-        """Return the service with what it asks, also if its first instance came after the submission."""
-        if self._service.question_events is None:
+    async def _known_service(self, *, again: bool = False) -> Service:
+        """Return the service with what it asks, also if its first instance came after the submission.
+
+        Args:
+            again: Look, though this was done before: not every instance says what it asks.
+        """
+        if self._service.question_events is None and (again or not self._has_looked):
+            self._has_looked = True
             with suppress(LlamaDeployError):
                 await self._client.core.services.list()
                 services = self._client.core.services.items
@@ -333,7 +340,7 @@ class AnswerHints:
     async def _print(self) -> None:
         if not self._is_shown:
             self._is_shown = True
-            service = await self._known_service()
+            service = await self._known_service(again=True)
             command = answer_command(service, self._handle.task_id, url=self._client.control_plane_url)
             print_hint(f"answer from another terminal: {command}")
 

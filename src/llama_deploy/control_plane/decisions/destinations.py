@@ -85,7 +85,7 @@ SHARED: Final = Destination()
 NOWHERE: Final = Destination(is_nowhere=True)
 
 
-def is_choosy(task: TaskRecord) -> bool:
+def needs_fitting_version(task: TaskRecord) -> bool:
     """Whether not every version of its service can run a task."""
     return task.has_run or task.pinned_to is not None
 
@@ -93,7 +93,7 @@ def is_choosy(task: TaskRecord) -> bool:
 def destination(
     demand: Demand, fleet: Fleet, *, sent: Mapping[str, int], may_share: bool = True
 ) -> Destination:
-    """Return where an attempt of a choosy task goes.
+    """Return where an attempt of a task that needs a fitting version goes.
 
     Args:
         demand: What the task demands.
@@ -118,7 +118,7 @@ def destination(
 
 
 def why_stranded(demand: Demand, fleet: Fleet) -> str | None:
-    """Return why no living instance can run a choosy task. None: one can."""
+    """Return why no living instance can run a task that needs a fitting version. None: one can."""
     if not fleet.members:
         return f"no instance of service {fleet.service_name!r} is alive"
     faults = [(version, demand.fault(version, fleet)) for version in fleet.versions]

@@ -13,7 +13,7 @@ from typing import Final, TypeGuard
 
 from llama_deploy.control_plane.decisions import lifecycle
 from llama_deploy.control_plane.decisions.deaths import is_suspect
-from llama_deploy.control_plane.decisions.destinations import is_choosy
+from llama_deploy.control_plane.decisions.destinations import needs_fitting_version
 from llama_deploy.control_plane.decisions.dispatch_rules import Takers, brought_forward, takers
 from llama_deploy.control_plane.decisions.transitions import Transition
 from llama_deploy.control_plane.storage.fleets import FleetChange
@@ -127,7 +127,7 @@ class Dispatcher:
     def _is_waiting(self, task: TaskRecord, instances: Sequence[InstanceRecord]) -> bool:
         # With several versions, the attempt may go to another topic than others of its service.
         is_mixed = len({each.version for each in instances}) > 1
-        is_sure = is_suspect(task) or not (is_mixed and is_choosy(task))
+        is_sure = is_suspect(task) or not (is_mixed and needs_fitting_version(task))
         return is_sure and self.is_waiting(task)
 
     async def send_elsewhere(self, changes: Sequence[FleetChange]) -> None:

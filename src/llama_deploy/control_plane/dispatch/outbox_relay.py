@@ -14,7 +14,7 @@ from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.control_plane.storage.outgoing import Outgoing
 from llama_deploy.errors import ClosedError, InternalServerError, LlamaDeployError, QueueFullError
-from llama_deploy.interceptors import DispatchCall, Hooks, around
+from llama_deploy.interceptors import DispatchCall, Hooks, surround
 from llama_deploy.message_queues.base import AbstractMessageQueue, PublishCallback, is_refused_for_good
 from llama_deploy.messages import ActionTypes, QueueMessage
 
@@ -261,9 +261,9 @@ class OutboxRelay:
             return self._dispatch(message, topic)
         return self.queue.publish(message, topic, self.publish_callback)
 
-    async def _dispatch(self, message: QueueMessage, topic: str) -> None:
-        with around(self.on_dispatch, DispatchCall(topic, message)):
-            await self.queue.publish(message, topic, self.publish_callback)
+    def _dispatch(self, message: QueueMessage, topic: str) -> Awaitable[None]:
+        publish = partial(self.queue.publish, message, topic, self.publish_callback)
+        return surround(self.on_dispatch, DispatchCall(topic, message), publish)
 
     async def _settle(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, TypeAlias
 from urllib.parse import unquote
@@ -40,7 +41,8 @@ def metrics_routes(plane: ControlPlane, sources: Sequence[MetricSource] = ()) ->
     )
     async def metrics() -> Response:
         texts = [await plane.metrics.text(), process_text(), *[await source() for source in sources]]
-        return Response(merged((text, {}) for text in texts), media_type=CONTENT_TYPE)
+        whole = await asyncio.to_thread(merged, [(text, {}) for text in texts])
+        return Response(whole, media_type=CONTENT_TYPE)
 
     @router.get(
         "/services/{service_name}/backlog",

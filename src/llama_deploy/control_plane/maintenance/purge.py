@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -12,12 +12,12 @@ from typing import Final
 from llama_deploy.control_plane.maintenance.batch_pace import BatchPace
 from llama_deploy.control_plane.maintenance.task_removal import RemovalPlan, TaskRemoval
 from llama_deploy.errors import InvalidRequestError
-from llama_deploy.state_stores.base import StateStore, StoreTransaction
-from llama_deploy.state_stores.retention_rows import EndedFilter, Place
+from llama_deploy.state_stores.base import StateStore
+from llama_deploy.state_stores.retention_rows import EndedFilter, EndedTask, Place
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.retention import KeptDays, PurgeAnswer, PurgeCount, PurgeRequest
 
-_PAGE: Final = 500
+_PAGE: Final = 200
 _MAX_SECONDS: Final = 10.0
 """How long one request works: the caller repeats it until nothing is left."""
 _TERMINAL: Final = tuple(status for status in TaskStatus if status.is_terminal)
@@ -76,34 +76,35 @@ class Purge:
 
     async def _remove(self, which: EndedFilter, *, before: datetime, limit: int) -> tuple[int, bool]:
         """Remove tasks, and return how many, and whether there may be more."""
-        pace = BatchPace(hurried=True)
+        pace = BatchPace.of(self.store, hurried=True)
         end = time.monotonic() + _MAX_SECONDS
         count = 0
         for status in which.statuses or _TERMINAL:
             after: Place | None = None
-            while (found := await self._plan(which, status, before, after, pace.tasks)) is not None:
-                plan, after = found
-                if plan.removed:
-                    begun = time.monotonic()
-                    count += await self.removal.remove(plan)
-                    pace.note(begun)
-                if count >= limit or time.monotonic() > end:
+            while page := await self._page(status, before, after):
+                after = page[-1].place
+                due = [task for task in page if which.service_name in (None, task.service_name)]
+                while due and count < limit and time.monotonic() < end:
+                    plan, removed = await self._remove_first(due, pace)
+                    due = due[len(plan.tasks) :]
+                    count += removed
+                if count >= limit or time.monotonic() >= end:
                     return count, True
-                await asyncio.sleep(pace.pause if plan.removed else 0)
         return count, False
 
-    async def _plan(
-        self, which: EndedFilter, status: TaskStatus, before: datetime, after: Place | None, most: int
-    ) -> tuple[RemovalPlan, Place] | None:
-        """Return what is removed next, and after which place to go on."""
+    async def _page(self, status: TaskStatus, before: datetime, after: Place | None) -> list[EndedTask]:
+        return await self.store.read(
+            lambda tx: tx.retention.ended(status, before=before, after=after, limit=_PAGE)
+        )
 
-        def read(tx: StoreTransaction) -> tuple[RemovalPlan, Place] | None:
-            page = tx.retention.ended(status, before=before, after=after, limit=_PAGE)
-            if not page:
-                return None
-            found = [task for task in page if which.service_name in (None, task.service_name)]
-            plan = self.removal.plan(tx, found[:most])
-            count = len(plan.tasks)
-            return plan, page[-1].place if count == len(found) else found[count - 1].place
-
-        return await self.store.read(read)
+    async def _remove_first(self, due: Sequence[EndedTask], pace: BatchPace) -> tuple[RemovalPlan, int]:
+        """Remove the first of some tasks in one transaction, and leave the store to others for a while."""
+        first = due[: pace.tasks]
+        plan = await self.store.read(lambda tx: self.removal.plan(tx, first))
+        if not plan.removed:
+            return plan, 0
+        begun = time.monotonic()
+        removed = await self.removal.remove(plan)
+        pace.note(begun)
+        await asyncio.sleep(pace.pause)
+        return plan, removed

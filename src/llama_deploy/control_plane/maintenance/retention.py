@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from llama_deploy.control_plane.decisions.retention_rules import Pass, Removal, RetentionPolicy
-from llama_deploy.control_plane.maintenance.batch_pace import MIN_PAUSE, BatchPace
+from llama_deploy.control_plane.maintenance.batch_pace import BatchPace
 from llama_deploy.control_plane.maintenance.empty_sessions import EmptySessions
 from llama_deploy.control_plane.maintenance.task_removal import RemovalPlan, TaskRemoval, TrimPlan
 from llama_deploy.control_plane.maintenance.walk_progress import ProgressTakenError, WalkProgress
@@ -27,11 +27,16 @@ SWEEP_SECONDS: Final = 60.0
 """How long after a sweep the next one begins."""
 FIRST_SWEEP_SECONDS: Final = 5.0
 """How long after its start a control plane sweeps: first it resumes what it has to do."""
-_PAGE: Final = 500
-"""How many ended tasks are looked at together."""
-_FORGET_PAGE: Final = 500
-_FREE_PAGES: Final = 200
-"""How many pages one transaction returns to the file system."""
+_PAGE: Final = 200
+"""How many ended tasks are read together; a transaction removes fewer."""
+_TRIMMED_SHARE: Final = 4
+"""How many tasks are looked at for each whose events are removed: many have only the terminal one."""
+_READ_PAUSE: Final = 0.01
+"""Seconds between two reads that have found nothing to remove."""
+_FORGOTTEN_PER_TASK: Final = 3
+"""How many ids may be forgotten in the time in which one task is removed."""
+_FREED_PER_TASK: Final = 3
+"""How many pages may be returned to the file system in that time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,11 @@ class _Step:
     """Where the walk stands after it."""
     removal: RemovalPlan | None = None
     trim: TrimPlan | None = None
+
+    @property
+    def size(self) -> int:
+        """How many tasks it deals with."""
+        return len((self.trim or self.removal or RemovalPlan()).tasks)
 
     @property
     def is_empty(self) -> bool:
@@ -65,13 +75,14 @@ class Retention:
     """Returns the present time, aware, UTC."""
     removed_for: timedelta
     """For how long the ids of removed tasks are remembered."""
-    pace: BatchPace = field(default_factory=BatchPace)
+    pace: BatchPace = field(init=False)
     _progress: WalkProgress = field(init=False)
     _count: int = field(default=0, init=False)
     """How many tasks the sweep has removed."""
 
     def __post_init__(self) -> None:
         """Begin with the stored progress of the policy."""
+        self.pace = BatchPace.of(self.store)
         self._progress = WalkProgress(self.store, self.policy.name, self.clock)
 
     async def run(self) -> None:
@@ -106,12 +117,26 @@ class Retention:
     async def _walk(self, each: Pass) -> None:
         """Remove what is due of a pass."""
         cutoff = await self._cutoff(each)
-        while cutoff is not None and (step := await self._next(each, cutoff)) is not None:
-            if step.is_empty:
-                self._progress.pass_over(each.name, step.place)
-                await asyncio.sleep(MIN_PAUSE)
-            else:
-                await self._carry_out(each, step)
+        while cutoff is not None and (page := await self._page(each, cutoff)):
+            due = [task for task in page if self.policy.rule_of(task) == each.rule]
+            if not due:
+                await asyncio.sleep(_READ_PAUSE)
+            while due:
+                step = await self._next(each, due)
+                due = due[step.size :]
+                if step.is_empty:
+                    self._progress.pass_over(each.name, step.place)
+                    await asyncio.sleep(_READ_PAUSE)
+                else:
+                    await self._carry_out(each, step)
+            self._progress.pass_over(each.name, page[-1].place)
+
+    async def _page(self, each: Pass, cutoff: datetime) -> list[EndedTask]:
+        """Return the tasks that follow in a walk, of any rule."""
+        after = self._progress.of(each.name)
+        return await self.store.read(
+            lambda tx: tx.retention.ended(each.status, before=cutoff, after=after, limit=_PAGE)
+        )
 
     async def _cutoff(self, each: Pass) -> datetime | None:
         counted = None
@@ -120,21 +145,16 @@ class Retention:
             counted = await self.store.read(lambda tx: tx.retention.newest(which, count=kept))
         return self.policy.cutoff(each, now=self.clock(), counted=counted)
 
-    async def _next(self, each: Pass, cutoff: datetime) -> _Step | None:
-        """Return what is next of a pass, None at its end."""
-        after = self._progress.of(each.name)
+    async def _next(self, each: Pass, due: Sequence[EndedTask]) -> _Step:
+        """Return what one transaction removes: the first ones of the tasks that are due, as many as fit."""
+        most = self.pace.tasks
 
-        def read(tx: StoreTransaction) -> _Step | None:
-            page = tx.retention.ended(each.status, before=cutoff, after=after, limit=_PAGE)
-            if not page:
-                return None
-            found = [task for task in page if self.policy.rule_of(task) == each.rule]
-            due = found[: self.pace.tasks]
+        def read(tx: StoreTransaction) -> _Step:
             if each.removal is Removal.TASKS:
-                removal = self.removal.plan(tx, due)
-                return _Step(_place_after(page, found, len(removal.tasks)), removal=removal)
-            trim = self.removal.plan_trim(tx, due)
-            return _Step(_place_after(page, found, len(trim.tasks)), trim=trim)
+                removal = self.removal.plan(tx, due[:most])
+                return _Step(removal.tasks[-1].place, removal=removal)
+            trim = self.removal.plan_trim(tx, due[: _TRIMMED_SHARE * most], most=most)
+            return _Step(trim.tasks[-1].place, trim=trim)
 
         return await self.store.read(read)
 
@@ -156,13 +176,20 @@ class Retention:
         while await self._paced(self.removal.delete_some_rest()):
             pass
         before = self.clock() - self.removed_for
-        while await self._paced(
-            self.store.transact(lambda tx: tx.retention.forget_removed(before=before, limit=_FORGET_PAGE))
-        ):
+        while await self._paced(self._forget_some(before)):
             pass
         await self.sessions.sweep()
-        while await self._paced(self.store.shrink(max_pages=_FREE_PAGES)):
+        while await self._paced(self.store.shrink(max_pages=_FREED_PER_TASK * self.pace.tasks)):
             pass
+
+    async def _forget_some(self, before: datetime) -> int:
+        limit = _FORGOTTEN_PER_TASK * self.pace.tasks
+
+        def work(tx: StoreTransaction) -> int:
+            self.pace.begin()
+            return tx.retention.forget_removed(before=before, limit=limit)
+
+        return await self.store.transact(work, synced=False)
 
     async def _paced(self, change: Awaitable[T]) -> T:
         """Wait for a transaction, and leave the store to others for a while."""
@@ -171,8 +198,3 @@ class Retention:
         self.pace.note(begun)
         await asyncio.sleep(self.pace.pause)
         return done
-
-
-def _place_after(page: Sequence[EndedTask], found: Sequence[EndedTask], count: int) -> Place:
-    """Return where a walk stands that has dealt with the first `count` of the tasks found on a page."""
-    return page[-1].place if count == len(found) else found[count - 1].place

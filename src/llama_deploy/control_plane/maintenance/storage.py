@@ -8,6 +8,7 @@ from typing import Final
 
 from llama_deploy.control_plane.config import ControlPlaneConfig
 from llama_deploy.control_plane.decisions.retention_rules import RetentionPolicy, settings_of
+from llama_deploy.control_plane.maintenance.batch_pace import limits_of
 from llama_deploy.control_plane.maintenance.empty_sessions import EmptySessions
 from llama_deploy.control_plane.maintenance.purge import Purge
 from llama_deploy.control_plane.maintenance.retention import Retention
@@ -42,7 +43,7 @@ class Storage:
         self._config = config
         self._clock = clock
         days = config.retention_session_days
-        removal = TaskRemoval(store, removals, clock)
+        removal = TaskRemoval(store, removals, clock, limits_of(store))
         self.retention = Retention(
             store=store,
             policy=RetentionPolicy.of(config),

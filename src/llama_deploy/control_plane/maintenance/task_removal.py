@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from llama_deploy.control_plane.decisions.retention_rules import digest_of, share
+from llama_deploy.control_plane.decisions.retention_rules import Share, digest_of, share
+from llama_deploy.control_plane.maintenance.batch_pace import BatchLimits
 from llama_deploy.control_plane.storage.removed_ids import KnownRemovals
 from llama_deploy.state_stores.base import Notice, StateStore, StoreTransaction
 from llama_deploy.state_stores.retention_rows import EndedTask, RemovedTask, RowsOfTask
 
-MAX_ROWS: Final = 1000
-"""How many rows one transaction deletes, besides those of the tasks."""
-MAX_BYTES: Final = 1024 * 1024
-"""How large these rows are together; a single row may be larger."""
 _NOTHING: Final = RowsOfTask(0, 0)
 
 
@@ -49,15 +46,13 @@ class TaskRemoval:
     store: StateStore
     known: KnownRemovals
     clock: Callable[[], datetime]
+    limits: BatchLimits
 
     def plan(self, tx: StoreTransaction, tasks: Sequence[EndedTask]) -> RemovalPlan:
         """Read what is needed to remove the first of some ended tasks: as many as fit."""
         if not tasks:
             return RemovalPlan()
-        sizes = tx.retention.sizes([task.task_id for task in tasks])
-        taken = share(
-            [sizes.get(task.task_id, _NOTHING) for task in tasks], max_rows=MAX_ROWS, max_bytes=MAX_BYTES
-        )
+        taken = self._taken(tx, [task.task_id for task in tasks])
         chosen = tasks[: taken.size]
         inputs = tx.retention.inputs([task.task_id for task in chosen])
         now = self.clock()
@@ -98,22 +93,27 @@ class TaskRemoval:
             UnavailableError: The store does not answer.
         """
         self.known.begin()
-        return await self.store.transact(lambda tx: self.carry_out(tx, plan))
+        return await self.store.transact(lambda tx: self.carry_out(tx, plan), synced=False)
 
-    def plan_trim(self, tx: StoreTransaction, tasks: Sequence[EndedTask]) -> TrimPlan:
-        """Read what is needed to delete the events of the first of some ended tasks: as many as fit."""
+    def plan_trim(self, tx: StoreTransaction, tasks: Sequence[EndedTask], *, most: int) -> TrimPlan:
+        """Read what is needed to delete the events of the first of some ended tasks: as many as fit.
+
+        Args:
+            tx: Where to read.
+            tasks: The tasks.
+            most: Of how many of them events may be deleted.
+        """
         sizes = tx.retention.event_sizes([task.task_id for task in tasks if task.stream_length > 1])
         # The terminal event stays.
         long = [task for task in tasks if sizes.get(task.task_id, _NOTHING).rows > 1]
-        taken = share([sizes[task.task_id] for task in long], max_rows=MAX_ROWS, max_bytes=MAX_BYTES)
+        taken = self._share([sizes[task.task_id] for task in long[:most]])
         chosen = long[: taken.size]
         lasts = {task.task_id: task.stream_length - 1 for task in chosen}
         if taken.size == len(long):
             return TrimPlan(tasks, lasts, taken.last_in_slices)
         return TrimPlan(tasks[: tasks.index(chosen[-1]) + 1], lasts, taken.last_in_slices)
 
-    @staticmethod
-    def trim(tx: StoreTransaction, plan: TrimPlan) -> bool:
+    def trim(self, tx: StoreTransaction, plan: TrimPlan) -> bool:
         """Delete events, except for those that somebody decides on; return whether those were all."""
         free = tx.lock_free(plan.lasts)
         if not plan.in_slices or not free:
@@ -122,7 +122,9 @@ class TaskRemoval:
             )
             return True
         ((task_id, last),) = plan.lasts.items()
-        return tx.retention.trim_some_events(task_id, last=last, max_rows=MAX_ROWS, max_bytes=MAX_BYTES)
+        return tx.retention.trim_some_events(
+            task_id, last=last, max_rows=self.limits.max_rows, max_bytes=self.limits.max_bytes
+        )
 
     async def delete_some_rest(self) -> bool:
         """Delete rows of tasks that were too large to be removed at once; return whether there may be more.
@@ -133,7 +135,22 @@ class TaskRemoval:
         found = await self.store.read(lambda tx: tx.retention.with_rest(limit=1))
         if not found:
             return False
+        limits = self.limits
         await self.store.transact(
-            lambda tx: tx.retention.delete_rest(found[0], max_rows=MAX_ROWS, max_bytes=MAX_BYTES)
+            lambda tx: tx.retention.delete_rest(
+                found[0], max_rows=limits.max_rows, max_bytes=limits.max_bytes
+            ),
+            synced=False,
         )
         return True
+
+    def _taken(self, tx: StoreTransaction, task_ids: Sequence[str]) -> Share:
+        """Return how many of some tasks one transaction removes."""
+        total = tx.retention.total_size(task_ids)
+        if total.rows <= self.limits.max_rows and total.bytes <= self.limits.max_bytes:
+            return Share(len(task_ids), last_in_slices=False)
+        sizes = tx.retention.sizes(task_ids)
+        return self._share([sizes.get(task_id, _NOTHING) for task_id in task_ids])
+
+    def _share(self, sizes: Sequence[RowsOfTask]) -> Share:
+        return share(sizes, max_rows=self.limits.max_rows, max_bytes=self.limits.max_bytes)

@@ -97,7 +97,8 @@ class WalkProgress:
                 tx.retention.put_progress(progress._replace(cursors=text, changed_at=self.clock()))
             return count, is_all
 
-        count, is_all = await self.store.transact(run)
+        # If that is lost, the tasks are still there, and are removed again.
+        count, is_all = await self.store.transact(run, synced=False)
         if is_all:
             self._cursors, self._stored = dict(after), text
         return count, is_all

@@ -10,7 +10,6 @@ from typing import Final
 
 from llama_deploy.control_plane.requests.services.service_requests import stranded_tasks
 from llama_deploy.state_stores.base import StateStore, StoreTransaction
-from llama_deploy.state_stores.list_repositories import TaskConditions
 from llama_deploy.types import TaskStatus
 from llama_deploy.types.services import ServiceBacklog
 
@@ -90,22 +89,16 @@ def _backlogs(
             slots[each.service_name] += _USUAL_SLOTS if each.slots is None else each.slots
             slots_used[each.service_name] += used.get(each.instance_id, 0)
     stranded = stranded_tasks(tx, names, now)
+    since = tx.tasks.queued_since()
     return {
         name: ServiceBacklog(
             queued=counts.get((name, TaskStatus.QUEUED), 0),
             running=counts.get((name, TaskStatus.RUNNING), 0),
             waiting=counts.get((name, TaskStatus.WAITING), 0),
             stranded=sum(each.count for each in stranded.get(name, [])),
-            oldest_queued_seconds=_oldest(tx, name, now) if counts.get((name, TaskStatus.QUEUED)) else 0.0,
+            oldest_queued_seconds=max(0.0, (now - since.get(name, now)).total_seconds()),
             slots=slots[name],
             slots_used=slots_used[name],
         )
         for name in names
     }
-
-
-def _oldest(tx: StoreTransaction, service_name: str, now: datetime) -> float:
-    """Return for how many seconds the oldest queued task of a service has been queued."""
-    conditions = TaskConditions(statuses=frozenset({TaskStatus.QUEUED}), service_name=service_name)
-    found = tx.task_lists.page(conditions, newest_first=False, limit=1).tasks
-    return max(0.0, (now - found[0].status_changed_at).total_seconds()) if found else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -46,7 +47,9 @@ class MetricsPage:
             gauges += _of_load(load)
         if sizes is not None:
             gauges += _of_sizes(sizes)
-        return text_of(CollectorRegistry() if self.registry is None else self.registry, gauges)
+        registry = CollectorRegistry() if self.registry is None else self.registry
+        # With many services this takes long.
+        return await asyncio.to_thread(text_of, registry, gauges)
 
     def _of_parts(self, *, is_up: bool) -> Iterator[Metric]:
         yield gauge(

@@ -11,13 +11,12 @@ from prometheus_client import CollectorRegistry
 
 from llama_deploy.interceptors import (
     AcceptCall,
-    Around,
     AttemptLoss,
     ControlPlaneInterceptor,
     DispatchCall,
     TaskEnd,
 )
-from llama_deploy.measures import Timing, counter, histogram
+from llama_deploy.measures import OTHER, counter, histogram
 from llama_deploy.messages import QueueMessage
 
 _BY_SERVICE = ("service",)
@@ -31,7 +30,7 @@ class PlaneMetrics(ControlPlaneInterceptor):
         self._submit = histogram(
             registry,
             "llama_deploy_submit_seconds",
-            "Time from a submission until it is durable, or refused.",
+            "Time from a submission until it is durable. Those that are refused have the service `_other`.",
             _BY_SERVICE,
         )
         self._publish = histogram(
@@ -98,9 +97,16 @@ class PlaneMetrics(ControlPlaneInterceptor):
             registry, "llama_deploy_store_errors", "Transactions that have failed.", ()
         ).of()
 
-    def submit(self, call: AcceptCall) -> Around:
+    @contextmanager
+    def submit(self, call: AcceptCall) -> Iterator[None]:
         """See `ControlPlaneInterceptor`."""
-        return Timing(self._submit.of(call.service_name).observe)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            # What is refused may name services that do not exist, and there may be many such names.
+            name = OTHER if call.status is None else call.service_name
+            self._submit.of(name).observe(time.perf_counter() - began)
 
     @contextmanager
     def dispatch(self, call: DispatchCall) -> Iterator[None]:

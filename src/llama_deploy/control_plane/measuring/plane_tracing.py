@@ -35,9 +35,11 @@ class PlaneTracing(ControlPlaneInterceptor):
     @contextmanager
     def submit(self, call: AcceptCall) -> Iterator[None]:
         """See `ControlPlaneInterceptor`. The span is below that of the request, if there is one."""
-        parent = None
-        if call.trace is not None and not trace.get_current_span().get_span_context().is_valid:
-            parent = remote_context({TRACE_HEADER: call.trace})
+        parent = None if call.trace is None else remote_context({TRACE_HEADER: call.trace})
+        # The current span may be that of this request, below its caller, or that in which the server started.
+        here = trace.get_current_span().get_span_context()
+        if parent is not None and here.is_valid and here.trace_id == parent.trace_id:
+            parent = None
         attributes = {"llama_deploy.service": call.service_name, "llama_deploy.task_id": call.task_id}
         if call.parent_task_id is not None:
             attributes["llama_deploy.parent_task_id"] = call.parent_task_id

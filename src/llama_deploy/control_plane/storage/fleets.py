@@ -18,7 +18,7 @@ from llama_deploy.control_plane.decisions.destinations import (
     Fleet,
     Member,
     destination,
-    is_choosy,
+    needs_fitting_version,
     why_stranded,
 )
 from llama_deploy.control_plane.decisions.fit import StoredNeeds
@@ -121,7 +121,7 @@ class Fleets:
 
     def note(self, task: TaskRecord, destination: Destination) -> None:
         """The attempt of a task is sent, or nobody fits."""
-        if is_choosy(task):
+        if needs_fitting_version(task):
             self._known.places.note(task, destination)
 
     def has_sent_to(self, instance_id: str) -> bool:
@@ -138,7 +138,7 @@ class Fleets:
         Returns:
             None: it is where it should be, or still nobody fits.
         """
-        if not is_choosy(task) or is_suspect(task):
+        if not needs_fitting_version(task) or is_suspect(task):
             return None  # a suspect waits in its topic, whichever instances live
         joined = {each.instance_id for each in changes if each.has_joined}
         before = self._known.places.of(task)
@@ -174,7 +174,7 @@ class Fleets:
             task: The task.
             may_share: Whether it may go to the topic that all instances share.
         """
-        if not is_choosy(task) or is_suspect(task):
+        if not needs_fitting_version(task) or is_suspect(task):
             return SHARED
         known = self._of(task.target)
         if may_share and task.pinned_to is None and known.fleet.versions == (task.version,):
@@ -191,7 +191,7 @@ class Fleets:
 
     def fault(self, task: TaskRecord, instance: InstanceRecord) -> str | None:
         """Return why an instance may not claim a task. None: it may."""
-        if not is_choosy(task):
+        if not needs_fitting_version(task):
             return None
         if instance.version is not None and instance.version not in self.of(task.target).shapes:
             # Another control plane has registered it.
@@ -203,7 +203,7 @@ class Fleets:
         return fault
 
     def fault_of_version(self, task: TaskRecord, version: str | None) -> str | None:
-        """Return why a version cannot run a choosy task. None: it can."""
+        """Return why a version cannot run a task that needs a fitting version. None: it can."""
         return self._demand(task).fault(version, self.of(task.target))
 
     def fault_of_all(self, task: TaskRecord) -> str | None:

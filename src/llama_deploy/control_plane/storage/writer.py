@@ -209,7 +209,10 @@ class Writer:
             outcomes, committed = await self._store.transact(work, synced=synced)
         except BaseException as exc:
             self._sent.extend(sent)
-            if self._on_transaction is not None and not isinstance(exc, asyncio.CancelledError):
+            # A conflict is a race that is run again, and no fault of the store.
+            if self._on_transaction is not None and not isinstance(
+                exc, asyncio.CancelledError | ConflictError
+            ):
                 self._on_transaction(time.perf_counter() - began, True)
             if isinstance(exc, UnavailableError):
                 self.failed_at = self._clock()

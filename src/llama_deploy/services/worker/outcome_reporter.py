@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.services.background import BackgroundTasks
 from llama_deploy.services.run.attempt_reports import report_message
@@ -49,7 +48,7 @@ class OutcomeReporter:
         key = attempt.key
         try:
             published = await attempt.reports.finish(outcome, session_state)
-        except LlamaDeployError:
+        except Exception:
             logger.exception(
                 "cannot report the outcome of task %s; the task will run again elsewhere",
                 key.task_id,

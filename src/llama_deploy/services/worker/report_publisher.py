@@ -10,7 +10,7 @@ from typing import Final
 from llama_deploy.concurrency.backoff import Backoff
 from llama_deploy.concurrency.retrying import Outage, retry
 from llama_deploy.errors import ClosedError, EventsMissingError, LlamaDeployError, PayloadTooLargeError
-from llama_deploy.interceptors import Hooks, PublishCall, around
+from llama_deploy.interceptors import Hooks, PublishCall, surround
 from llama_deploy.message_queues.base import is_refused_for_good
 from llama_deploy.messages import QueueMessage
 from llama_deploy.types.instance_protocol import MAX_REPORT_BYTES
@@ -60,8 +60,7 @@ class ReportPublisher:
         if not self._hooks:
             await self._report(message)
             return
-        with around(self._hooks, PublishCall(message)):
-            await self._report(message)
+        await surround(self._hooks, PublishCall(message), partial(self._report, message))
 
     async def _report(self, message: QueueMessage) -> None:
         ways = [self._send, self._upload_in_order]

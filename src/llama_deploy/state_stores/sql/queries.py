@@ -119,13 +119,13 @@ class _ByFields(Generic[W]):
         self._make: Callable[[Sequence[str]], W] = make
         self._names = names
         self._writable = names if writable is None else writable
-        self._found: dict[tuple[bool, ...], W | None] = {}
+        self._found: dict[tuple[bool, ...], W] = {}
         self._whole: W | None = None
 
     def of(self, chosen: tuple[bool, ...]) -> W | None:
         """Return what writes the fields for which this is true, and perhaps others. None: there are none."""
-        if chosen in self._found:
-            return self._found[chosen]
+        if (found := self._found.get(chosen)) is not None:
+            return found
         fields = [name for name in compress(self._names, chosen) if name in self._writable]
         if not fields:
             return None

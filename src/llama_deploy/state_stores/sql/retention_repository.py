@@ -33,6 +33,7 @@ from llama_deploy.state_stores.sql.tables import (
     UtcMicroseconds,
     event_packs,
     events,
+    questions,
     removal_has_rest,
     removed_tasks,
     retention_progress,
@@ -40,6 +41,7 @@ from llama_deploy.state_stores.sql.tables import (
     tasks,
 )
 from llama_deploy.state_stores.sql.task_tables import (
+    TABLES_OF_QUESTIONS,
     TABLES_OF_SESSIONS,
     TABLES_OF_TASKS,
     deletes_of_tasks,
@@ -112,8 +114,41 @@ def _sizes(table: sa.Table) -> Query:
 
 _SIZES = {table.name: _sizes(table) for table in TABLES_OF_TASKS}
 _OWN_SIZES = Query.unlocked(sa.select(tasks.c.task_id, _size_of_row(tasks)).where(tasks.c.task_id.in_(ids)))
+_zero = sa.literal_column("0", sa.BigInteger())
+_all_rows = sa.union_all(
+    sa.select(_zero.label("rows"), _size_of_row(tasks).label("bytes")).where(tasks.c.task_id.in_(ids)),
+    *(
+        sa.select(sa.literal_column("1", sa.BigInteger()), _size_of_row(table)).where(
+            table.c.task_id.in_(ids)
+        )
+        for table in TABLES_OF_TASKS
+    ),
+).subquery()
+# One row: threads compete for the interpreter with each statement, and with each row that is fetched.
+_TOTAL_SIZE = Query.unlocked(
+    sa.select(
+        sa.func.coalesce(sa.func.sum(_all_rows.c.rows), _zero),
+        sa.func.coalesce(sa.func.sum(_all_rows.c.bytes), _zero),
+    )
+)
+_PRESENT = Query.unlocked(
+    sa.select(
+        sa.union_all(
+            *(
+                sa.select(sa.literal_column(f"'{table.name}'", sa.Text()).label("name")).where(
+                    sa.exists().where(table.c.task_id.in_(ids))
+                )
+                for table in TABLES_OF_TASKS
+            )
+        )
+        .subquery()
+        .c.name
+    )
+)
 _DELETE_TASKS = tuple(sa.delete(table).where(table.c.task_id.in_(ids)) for table in (tasks,))
 _DELETE_ROWS = deletes_of_tasks(ids)
+_OWNERS = tuple(table.name for table in (*TABLES_OF_QUESTIONS, *TABLES_OF_TASKS))
+"""From which table each of these deletes."""
 
 _task = sa.bindparam("task_id", type_=sa.Text())
 _last = sa.bindparam("last", type_=sa.BigInteger())
@@ -214,6 +249,10 @@ class SQLRetention(SQLRepository, RetentionRepository):
     def inputs(self, task_ids: Collection[str]) -> dict[str, str]:
         return {row[0]: row[1] for row in self._access.rows_by_ids(_INPUTS, task_ids)}
 
+    def total_size(self, task_ids: Collection[str]) -> RowsOfTask:
+        found = self._access.rows_by_ids(_TOTAL_SIZE, task_ids)
+        return RowsOfTask(sum(int(rows) for rows, _ in found), sum(int(size) for _, size in found))
+
     def sizes(self, task_ids: Collection[str]) -> dict[str, RowsOfTask]:
         others = self._sizes_in(_SIZES.values(), task_ids)
         sizes: dict[str, RowsOfTask] = {}
@@ -229,7 +268,12 @@ class SQLRetention(SQLRepository, RetentionRepository):
         if not tasks:
             return
         self._access.put(_PUT_REMOVED, _REMOVED.rows(tasks))
-        self._access.execute_for(_DELETE_ROWS, [task.task_id for task in tasks if not task.has_rest])
+        whole = [task.task_id for task in tasks if not task.has_rest]
+        # Most tasks have rows in few tables.
+        present = {row[0] for row in self._access.rows_by_ids(_PRESENT, whole)}
+        owners = present | {each.name for each in TABLES_OF_QUESTIONS if questions.name in present}
+        deletes = [each for name, each in zip(_OWNERS, _DELETE_ROWS, strict=True) if name in owners]
+        self._access.execute_for(deletes, whole)
         self._access.execute_for(_DELETE_TASKS, [task.task_id for task in tasks])
 
     def delete_rest(self, task_id: str, *, max_rows: int, max_bytes: int) -> bool:

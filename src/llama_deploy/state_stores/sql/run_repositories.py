@@ -46,10 +46,10 @@ from llama_deploy.state_stores.sql.tables import (
     journal,
     run_past,
     runs,
-    task_is_choosy,
     task_is_published_suspect,
     task_is_queued,
     task_is_waiting,
+    task_needs_fitting_version,
     task_target,
     tasks,
 )
@@ -170,7 +170,7 @@ _NEEDS_BY_TASK = Query.unlocked(
 )
 _group = (task_target, tasks.c.version, tasks.c.pinned_to, runs.c.fingerprint, runs.c.needs)
 _is_grouped = sa.and_(
-    task_is_choosy,
+    task_needs_fitting_version,
     task_target.in_(ids),
     sa.or_(
         tasks.c.version.is_(None),

@@ -201,7 +201,7 @@ task_shown_status = sa.case(
     else_=tasks.c.status,
 )
 """`TaskRecord.shown_status`."""
-task_is_choosy = sa.or_(tasks.c.has_run, tasks.c.pinned_to.is_not(None))
+task_needs_fitting_version = sa.or_(tasks.c.has_run, tasks.c.pinned_to.is_not(None))
 """The condition under which not every version of a service can run a task."""
 task_is_of_tenant = tasks.c.tenant != _DEFAULT_TENANT
 """The condition under which a task belongs to another tenant than the default one."""

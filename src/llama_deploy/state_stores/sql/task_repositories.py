@@ -38,7 +38,6 @@ from llama_deploy.state_stores.sql.tables import (
     session_states,
     session_tags,
     sessions,
-    task_is_choosy,
     task_is_open,
     task_is_pending,
     task_is_published_suspect,
@@ -46,6 +45,7 @@ from llama_deploy.state_stores.sql.tables import (
     task_is_running,
     task_is_unrouted,
     task_is_waiting,
+    task_needs_fitting_version,
     task_target,
     tasks,
 )
@@ -211,7 +211,7 @@ _queued_tasks = (
 )
 _QUEUED_TASKS = Query.of(_queued_tasks)
 _QUEUED_TASKS_BEFORE = Query.of(_queued_tasks.where(tasks.c.redispatch_at < sa.bindparam("due_before")))
-_HELD_TASKS = Query.of(_queued_tasks.where(task_target.in_(ids), task_is_choosy))
+_HELD_TASKS = Query.of(_queued_tasks.where(task_target.in_(ids), task_needs_fitting_version))
 
 _is_for_service = task_target == sa.bindparam("service_name")
 _QUEUED_FOR = Query.of(
@@ -229,6 +229,11 @@ _SUSPECTS = Query.unlocked(
     sa.select(tasks.c.service_name, tasks.c.routed_to, sa.func.count())
     .where(task_is_published_suspect)
     .group_by(tasks.c.service_name, tasks.c.routed_to)
+)
+_QUEUED_SINCE = Query.unlocked(
+    sa.select(tasks.c.service_name, sa.func.min(tasks.c.status_changed_at))
+    .where(task_is_queued)
+    .group_by(tasks.c.service_name)
 )
 
 _sleeping_tasks = (
@@ -376,6 +381,9 @@ class SQLTasks(SQLRepository, TaskRepository):
         for service_name, routed_to, count in self._access.rows(_SUSPECTS, {}):
             counts[service_name if routed_to is None else routed_to] += count
         return dict(counts)
+
+    def queued_since(self) -> dict[str, datetime]:
+        return {name: since for name, since in self._access.rows(_QUEUED_SINCE, {})}  # noqa: C416 - typed
 
     def sleeping(self, *, due_before: datetime | None = None, limit: int = 1000) -> list[TaskRecord]:
         return self._due(_SLEEPING_TASKS, _SLEEPING_TASKS_BEFORE, due_before, limit)

@@ -158,6 +158,8 @@ class RetentionTests(StoreTests):
         assert sizes["gone"].rows == 10
         assert sizes["gone"].bytes >= 9 * len("{}") + len("Zoë")
         assert list(sizes) == ["gone"]
+        assert await store.read(lambda tx: tx.retention.total_size(["gone", "unknown"])) == sizes["gone"]
+        assert await store.read(lambda tx: tx.retention.total_size(["unknown"])) == RowsOfTask(0, 0)
         assert not await store.read(lambda tx: tx.retention.has_removed())
         gone = removed_task("gone")
         await store.transact(lambda tx: tx.retention.remove([gone]))

@@ -374,6 +374,19 @@ class TaskTests(StoreTests):
         assert await store.read(lambda tx: tx.tasks.suspects()) == {"greeter": 3, "other": 1}
         assert await store.transact(lambda tx: tx.tasks.suspects()) == {"greeter": 3, "other": 1}
 
+    async def test_how_long_tasks_are_queued_is_known_by_service(self, store: StateStore) -> None:
+        assert await store.read(lambda tx: tx.tasks.queued_since()) == {}
+        queued, second = TaskStatus.QUEUED, timedelta(seconds=1)
+        tasks = [
+            a_task("waits", status=TaskStatus.WAITING, status_changed_at=NOW - 9 * second),
+            a_task("old, again", status=queued, created_at=NOW - 9 * second, status_changed_at=NOW),
+            a_task("first", status=queued, status_changed_at=NOW - 2 * second),
+            a_task("elsewhere", status=queued, service_name="other", status_changed_at=NOW - second),
+        ]
+        await store.transact(lambda tx: tx.tasks.insert(tasks))
+        expected = {"greeter": NOW - 2 * second, "other": NOW - second}
+        assert await store.read(lambda tx: tx.tasks.queued_since()) == expected
+
     @pytest.mark.parametrize(
         ("method", "status", "field", "without_time"),
         [

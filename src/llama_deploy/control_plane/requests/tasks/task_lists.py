@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from llama_deploy.control_plane.decisions.attempt_history import attempts_of
 from llama_deploy.control_plane.decisions.cursors import decode_cursor, encode_cursor, time_in_cursor
-from llama_deploy.control_plane.decisions.destinations import is_choosy, why_stranded
+from llama_deploy.control_plane.decisions.destinations import needs_fitting_version, why_stranded
 from llama_deploy.control_plane.requests.tasks.inbox_requests import question_view
 from llama_deploy.control_plane.requests.tasks.task_requests import task_view
 from llama_deploy.control_plane.storage.fleets import load_demand, load_fleets
@@ -282,7 +282,7 @@ def _questions(tx: StoreTransaction, task: TaskRecord) -> list[Question]:
 
 def _stranded(tx: StoreTransaction, task: TaskRecord, *, now: datetime) -> str | None:
     """Return why no living instance can run a task. None: one can, or it does not wait for one."""
-    if task.status not in (TaskStatus.QUEUED, TaskStatus.WAITING) or not is_choosy(task):
+    if task.status not in (TaskStatus.QUEUED, TaskStatus.WAITING) or not needs_fitting_version(task):
         return None
     return why_stranded(load_demand(tx, task), load_fleets(tx, [task.target], now=now)[task.target])
 

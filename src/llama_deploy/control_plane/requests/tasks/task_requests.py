@@ -9,7 +9,12 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from llama_deploy.control_plane.decisions import lifecycle, question_rules
-from llama_deploy.control_plane.decisions.destinations import Fleet, is_choosy, shown, why_stranded
+from llama_deploy.control_plane.decisions.destinations import (
+    Fleet,
+    needs_fitting_version,
+    shown,
+    why_stranded,
+)
 from llama_deploy.control_plane.decisions.event_checks import check_receiver, event_fault, input_fault
 from llama_deploy.control_plane.decisions.retention_rules import digest_of
 from llama_deploy.control_plane.decisions.routing import NEW_ROUTE
@@ -319,7 +324,7 @@ class Tasks:
     async def _view(self, task: TaskRecord) -> TaskView:
         """Return a task as clients see it, with the reason if it is stranded."""
         view = task_view(task)
-        if task.status not in (TaskStatus.QUEUED, TaskStatus.WAITING) or not is_choosy(task):
+        if task.status not in (TaskStatus.QUEUED, TaskStatus.WAITING) or not needs_fitting_version(task):
             return view
         now = self.clock()
 
