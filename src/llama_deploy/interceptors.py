@@ -90,6 +90,11 @@ class AcceptCall:
     it."""
     status: TaskStatus | None = None
     """That of the task, once it is accepted."""
+    tenant: str = ""
+    """To which tenant the task belongs. Empty: to the default one."""
+    subject: str | None = None
+    """To which user of the tenant it belongs. None: to nobody in particular. Until the task is accepted, this
+    is the user to whom the caller is bound: a task belongs to the user of its session, whoever submits it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -118,6 +123,10 @@ class TaskEnd:
     finished_at: datetime | None
     trace: str | None
     """See `AcceptCall.trace`."""
+    tenant: str = ""
+    """To which tenant the task belongs. Empty: to the default one."""
+    subject: str | None = None
+    """To which user of the tenant it belongs. None: to nobody in particular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +145,10 @@ class AttemptLoss:
     """Whether the task is charged with the death of the process; see `TaskSubmission.max_attempts`."""
     trace: str | None
     """See `AcceptCall.trace`."""
+    tenant: str = ""
+    """To which tenant the task belongs. Empty: to the default one."""
+    subject: str | None = None
+    """To which user of the tenant it belongs. None: to nobody in particular."""
 
 
 @dataclass(slots=True, eq=False)

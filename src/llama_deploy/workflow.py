@@ -28,6 +28,7 @@ from llama_deploy.running_task import running_task
 from llama_deploy.services.values.task_progress import TaskProgress
 from llama_deploy.web.connection_settings import ConnectionSettings
 from llama_deploy.web.serving_control_plane import serving_control_plane
+from llama_deploy.web.step_clients import ClientOrigin
 
 __all__ = ["ServiceClient", "TaskInfo", "TaskProgress", "current_task"]
 
@@ -49,7 +50,12 @@ def _task_info() -> _TaskInfo:
 
 def _service_client() -> Client:
     serving = serving_control_plane.get()
-    return Client() if serving is None else serving.open(_connected)
+    return Client() if serving is None else serving.open(_shared)
+
+
+def _shared(settings: ConnectionSettings) -> Client:
+    """Return a client that all steps of an instance share, so it belongs to none of their tasks."""
+    return ClientOrigin(serving_control_plane.get(), None).create(lambda: _connected(settings))
 
 
 def _connected(settings: ConnectionSettings) -> Client:
@@ -71,6 +77,8 @@ In a run without a service, the step fails with `ConfigError`.
 ServiceClient: TypeAlias = Annotated[Client, Resource(_service_client, cache=False)]
 """A client of the control plane that has sent the task, as a parameter of a step. Do not close it.
 
-All steps of an instance share it. In a run without a service it is `Client()`. A step that runs again after
+All steps of an instance share it. It acts for the task whose step uses it, so it fails with `ConfigError` in
+a new thread without the context of the step: start threads with `asyncio.to_thread`, or create a `Client()`
+in the step and pass it on. In a run without a service it is `Client()`. A step that runs again after
 the death of its process submits again; pass `task_id=` with an id made from the task's to get the first one.
 """

@@ -81,6 +81,7 @@ async def test_it_is_asked_before_keys(install: Callable[[str, str], None], tmp_
         ("no_subject", "Caller('', '', frozenset({'*'}))"),
         ("no_tenant", "Caller('ann', 'a b', frozenset({'*'}))"),
         ("separator", "Caller('ann', 'a\\x1fb', frozenset({'*'}))"),
+        ("long_subject", "Caller('a' * 256, '', frozenset({'*'}), is_bound=True)"),
         ("hanging", "await asyncio.sleep(1000)"),
     ],
 )

@@ -21,6 +21,7 @@ from llama_deploy import (
     WorkflowService,
     WorkflowServiceConfig,
 )
+from llama_deploy.control_plane.told_tasks import tell_losses
 from llama_deploy.errors import (
     ClosedError,
     ConfigError,
@@ -31,6 +32,7 @@ from llama_deploy.errors import (
 from llama_deploy.interceptors import (
     AcceptCall,
     AttemptCall,
+    AttemptLoss,
     ClientInterceptor,
     ControlPlaneInterceptor,
     DispatchCall,
@@ -46,7 +48,9 @@ from llama_deploy.messages import ActionTypes
 from llama_deploy.services import AnyWorkflow
 from llama_deploy.state_stores.store_registry import open_state_store
 from llama_deploy.testing.conditions import eventually
-from llama_deploy.types import TaskStatus
+from llama_deploy.testing.records import NOW, a_task
+from llama_deploy.types import SessionOptions, TaskStatus, TaskSubmission
+from llama_deploy.types.owners import Owner
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -141,14 +145,21 @@ class OfWorker(WorkerInterceptor):
 
 
 @asynccontextmanager
-async def running(
+async def running(workflow: AnyWorkflow, **options: Any) -> AsyncIterator[str]:
+    """Run a service as `serving` does; yield the URL of its control plane."""
+    async with serving(workflow, **options) as server:
+        yield server.config.url
+
+
+@asynccontextmanager
+async def serving(
     workflow: AnyWorkflow,
     *,
     plane: tuple[ControlPlaneInterceptor, ...] = (),
     worker: tuple[WorkerInterceptor, ...] = (),
     **settings: Any,
-) -> AsyncIterator[str]:
-    """Run a service with hooks; yield the URL of its control plane."""
+) -> AsyncIterator[ControlPlaneServer]:
+    """Run a service with hooks; yield its control plane."""
     async with (
         await LocalMessageQueue.start() as queue,
         await open_state_store("sqlite:///:memory:") as store,
@@ -161,7 +172,7 @@ async def running(
         await service.register_to_control_plane()
         launched = await service.launch_local()
         try:
-            yield server.config.url
+            yield server
         finally:
             launched.cancel()
             await asyncio.wait({launched})
@@ -191,6 +202,29 @@ async def test_the_hooks_see_a_task_from_submission_to_end(workflow: type[Workfl
     (taken,) = worker.steps
     assert taken.task == attempt.task
     assert [each.message.action for each in worker.published] == [ActionTypes.COMPLETED_TASK]
+
+
+async def test_the_hooks_of_the_control_plane_say_whose_the_task_is() -> None:
+    """A task belongs to the subject of its session, whoever submits it."""
+    plane, zoe = OfControlPlane([]), Owner("acme", "zoe")
+    async with serving(Adder, plane=(plane,)) as server:
+        session_id = await server.plane.sessions.create(SessionOptions(), owner=zoe)
+        for number, (session, subject) in enumerate(((session_id, None), (None, "yan"), (None, None))):
+            submission = TaskSubmission(service_name="service", arguments={"a": 1, "b": 2})
+            keys = {"task_id": zoe.key_of(f"t{number}"), "session_id": session}
+            submission = submission.model_copy(update=keys)
+            await server.plane.tasks.submit(submission, subject=subject, wait=60)
+        await eventually(lambda: len(plane.ends) == 3, seconds=60)
+    owners = [("acme", "zoe"), ("acme", "yan"), ("acme", None)]
+    assert [(call.tenant, call.subject) for call in plane.accepted] == owners
+    assert [(end.tenant, end.subject) for end in plane.ends] == owners
+
+
+def test_a_loss_says_whose_the_task_is() -> None:
+    losses: list[AttemptLoss] = []
+    task = a_task()._replace(tenant="acme", subject="zoe")
+    tell_losses([losses.append], [(task, task)], at=NOW)
+    assert [(loss.tenant, loss.subject) for loss in losses] == [("acme", "zoe")]
 
 
 async def test_the_trace_of_a_request_travels_to_the_attempt() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -31,6 +33,7 @@ from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.records import NOW
 from llama_deploy.testing.state_store_suite.key_cases import a_key
 from llama_deploy.types.callers import Resource, ResourceKind
+from llama_deploy.types.owners import Owner
 from llama_deploy.web.edge.access_table import CONTROL_PLANE_ACCESS
 from llama_deploy.web.edge.bearer_tokens import TOKEN_PREFIX
 from tests.integration.guarded_server import ADMIN, guarded_server
@@ -197,7 +200,9 @@ async def test_a_token_is_in_no_log_and_no_answer(
 # -- the form and the signature
 
 
-TOKEN = ResourceToken(KEY_ID, Resource(ResourceKind.TASK, "t"), frozenset({"tasks:read"}), NOW + SECOND)
+TOKEN = ResourceToken(
+    KEY_ID, Resource(ResourceKind.TASK, "t"), frozenset({"tasks:read"}), NOW + SECOND, owner=Owner()
+)
 
 
 def a_token(**changes: Any) -> ResourceToken:
@@ -234,6 +239,41 @@ def test_a_token_never_gives_the_rights_of_an_administrator() -> None:
     found = judge(a_token(scopes=frozenset({"admin", "*", "tasks:read"})).signed(key.secret_hash), key, NOW)
     assert found is not None
     assert found[0].scopes == {"tasks:read"}
+
+
+ACME, ZOE, YAN = Owner("acme"), Owner("acme", "zoe"), Owner("acme", "yan")
+OTHERS = {Owner(), ACME, ZOE, YAN, Owner("beta"), Owner("", "zoe")}
+
+
+@pytest.mark.parametrize(
+    ("of", "scopes", "accepted"),
+    [
+        (Owner(), ["admin"], OTHERS),
+        (Owner(), ["services:host", "tasks:read"], OTHERS),
+        (Owner(), ["tasks:read"], {None, Owner()}),
+        (ACME, ["admin"], {None, ACME}),
+        (ZOE, ["tasks:read"], {None, ZOE}),
+    ],
+)
+def test_a_token_is_for_owners_for_whom_its_key_may_act(
+    of: Owner, scopes: list[str], accepted: set[Owner | None]
+) -> None:
+    """One of the first format names no owner, so it is not valid if its key may act for several."""
+    key = a_key(secret_hash="ab" * 32, scopes=json.dumps(scopes), tenant=of.tenant, subject=of.subject)
+    found = {
+        owner: judge(a_token(owner=owner).signed(key.secret_hash), key, NOW) for owner in (None, *OTHERS)
+    }
+    assert {owner for owner, judged in found.items() if judged} == accepted
+    assert all(judged[0].owner == (owner or of) for owner, judged in found.items() if judged)
+
+
+@pytest.mark.parametrize(
+    "owner", [["a b", None], ["acme", ""], ["acme", "a\x1fb"], ["acme"], ["acme", 7], [7, None], [[], {}]]
+)
+def test_a_token_of_what_cannot_be_an_owner_is_malformed(owner: list[Any]) -> None:
+    values = [2, KEY_ID, "task", "t", ["tasks:read"], 1, *owner]
+    payload = base64.urlsafe_b64encode(json.dumps(values).encode()).decode().rstrip("=")
+    assert read_token(f"{TOKEN_PREFIX}{payload}.x") is None
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: data.decode("latin-1")))

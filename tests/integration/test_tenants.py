@@ -13,11 +13,21 @@ import pydantic_core
 import pytest
 
 from llama_deploy import Client
-from llama_deploy.errors import TaskFailedError, UnavailableError
+from llama_deploy.errors import (
+    ServiceNotFoundError,
+    SessionNotFoundError,
+    TaskFailedError,
+    TaskNotFoundError,
+    UnavailableError,
+)
+from llama_deploy.types import SessionOptions, TaskDefinition, TaskSubmission
 from llama_deploy.types.keys import SEPARATOR
-from llama_deploy.types.owners import Owner
+from llama_deploy.types.owners import Owner, headers_for
 from llama_deploy.types.retention import RetentionRule
+from llama_deploy.web.edge.access_table import CONTROL_PLANE_ACCESS, IdKind
+from llama_deploy.web.edge.owned_ids import existing_in
 from tests.integration.guarded_server import ADMIN, guarded_server
+from tests.integration.in_process import running_stack
 from tests.integration.tenant_stack import OWNED, OWNERS, Parties, send_json, tenant_stack
 from tests.integration.test_edge import check_problem
 
@@ -361,6 +371,31 @@ async def test_a_token_belongs_to_the_owner_of_its_key(parties: Parties) -> None
             assert answer.status == (200 if is_own else 404)
 
 
+async def test_a_token_is_for_the_owner_for_whom_its_key_acts(parties: Parties) -> None:
+    url = parties.stack.control_plane_url
+    async with Client(url, api_key=ADMIN) as admin:
+        keys = [
+            (await admin.core.keys.create(scopes, expires_in=None)).key
+            for scopes in (["admin"], ["services:host", "tasks:read"])
+        ]
+    body = {"task_id": "same", "service_name": "talk"}
+    for owner in (Owner(), Owner("acme", "zoe"), Owner("beta")):
+        text = parties[owner].secret
+        await parties[owner].json("POST", "/tasks?wait=30", {**body, "arguments": {"text": text}})
+    new = {"kind": "task", "id": "same", "scopes": ["tasks:read"]}
+    for key in keys:
+        for owner in (Owner(), Owner("acme", "zoe"), Owner("beta")):
+            answer = await send_json(url, key, "POST", "/tokens", new, **headers_for(owner))
+            token = pydantic_core.from_json(answer.body)["token"]
+            task = await send_json(url, token, "GET", "/tasks/same?wait=1")
+            assert pydantic_core.from_json(task.body)["result"]["value"][0] == parties[owner].secret
+        # yan has the same tenant, and no task with this id
+        acting = headers_for(Owner("acme", "yan"))
+        answer = await send_json(url, key, "POST", "/tokens", new, **acting)
+        token = pydantic_core.from_json(answer.body)["token"]
+        check_problem(await send_json(url, token, "GET", "/tasks/same"), 404, "task_not_found")
+
+
 async def test_services_tell_a_tenant_nothing_of_others(parties: Parties) -> None:
     for owner in OWNERS[1:]:
         for service in (await parties[owner].json("GET", "/services")).values():
@@ -401,3 +436,52 @@ async def test_settings_and_faults_of_the_control_plane_are_not_shown_to_tenants
         for path in ("/health", "/health/ready"):
             assert b"broker.internal" in (await send_json(url, ADMIN, "GET", path)).body
         assert b"session-of-another-tenant" in (await send_json(url, ADMIN, "GET", "/")).body
+
+
+async def test_a_session_that_another_subject_has_created_meanwhile_takes_no_task() -> None:
+    """As when it is created between the look at the edge and the transaction."""
+    async with running_stack() as stack:
+        options = SessionOptions(session_id="guessed")
+        await stack.plane.sessions.create(options, owner=Owner("", "zoe"))
+        submission = TaskSubmission(task_id="t", session_id="guessed", service_name="none")
+        definition = TaskDefinition(task_id="t", session_id="guessed", agent_id="none", input="{}")
+        with pytest.raises(SessionNotFoundError):
+            await stack.plane.tasks.submit(submission, subject="yan")
+        with pytest.raises(SessionNotFoundError):
+            await stack.plane.tasks.submit_definition(definition, subject="yan")
+        for subject in ("zoe", None):
+            with pytest.raises(ServiceNotFoundError):
+                await stack.plane.tasks.submit(submission, subject=subject)
+
+
+async def test_what_a_path_names_exists_before_a_request_of_a_subject_is_served() -> None:
+    """Otherwise the request would be about what another subject creates with this id in that moment."""
+    async with running_stack() as stack:
+        rows, yan = stack.plane.owned_rows, Owner("", "yan")
+        for kind, error in ((IdKind.SESSION, SessionNotFoundError), (IdKind.TASK, TaskNotFoundError)):
+            await rows.check(yan, {kind: ["new"]})
+            await rows.check(Owner(), {kind: ["new"]}, existing=["new"])
+            with pytest.raises(error):
+                await rows.check(yan, {kind: ["new"]}, existing=["new"])
+        # The only route that also answers for what does not exist.
+        await stack.plane.sessions.create(SessionOptions(session_id="guessed"), owner=Owner("", "zoe"))
+        with pytest.raises(SessionNotFoundError):
+            await stack.plane.sessions.delete("guessed", cancel=True, subject="yan")
+        await stack.plane.sessions.delete("guessed", cancel=True, subject="zoe")
+    for (method, path), needed in CONTROL_PLANE_ACCESS.items():
+        named = {name for name in ("session_id", "task_id", "question_id") if f"{{{name}}}" in path}
+        assert existing_in(path, needed) == (set() if path.endswith("/delete") else named), (method, path)
+
+
+async def test_without_authentication_nothing_is_done_for_an_owner() -> None:
+    """As for the steps of a tenant's task that goes on after authentication was turned off."""
+    async with running_stack() as stack:
+        for owner in (Owner("acme"), Owner("", "zoe")):
+            for path in ("/tasks", "/tasks?wait=1", "/sessions/create"):
+                body = {"service_name": "none"}
+                answer = await send_json(
+                    stack.server.config.url, None, "POST", path, body, **headers_for(owner)
+                )
+                check_problem(answer, 422, "invalid_request")
+                assert b"this server has no authentication" in answer.body
+        assert (await send_json(stack.server.config.url, None, "GET", "/sessions")).body == b"{}"

@@ -14,7 +14,7 @@ from llama_deploy.portability.json_parts import of_numpy
 from llama_deploy.portability.live_objects import check_portable
 from llama_deploy.portability.nodes import with_field_names, with_nodes
 from llama_deploy.portability.plain_checks import check_plain
-from llama_deploy.running_task import running_task
+from llama_deploy.running_task import TaskInfo
 from llama_deploy.types import (
     EventDefinition,
     SessionFork,
@@ -180,6 +180,7 @@ def build_submission(
     max_attempts: int | None = None,
     session_policy: SessionPolicy | str | None = None,
     tags: Sequence[str] = (),
+    parent: TaskInfo | None = None,
 ) -> TaskSubmission:
     """Return the request to accept a task; `arguments` are JSON values. A step's task becomes its parent.
 
@@ -190,7 +191,7 @@ def build_submission(
     if tags:
         # A text is a sequence of texts too, and seldom meant as one.
         chosen["tags"] = tags if isinstance(tags, str) else list(tags)
-    if (parent := running_task.get()) is not None:
+    if parent is not None:
         chosen["parent_task_id"] = parent.task_id
     try:
         return TaskSubmission(

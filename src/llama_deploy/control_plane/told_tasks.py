@@ -29,6 +29,8 @@ def tell_ends(hooks: Sequence[Callable[[TaskEnd], object]], tasks: Iterable[Task
             started_at=task.started_at,
             finished_at=task.finished_at,
             trace=task.trace,
+            tenant=task.tenant,
+            subject=task.subject,
         )
         _tell(hooks, end)
 
@@ -50,6 +52,8 @@ def tell_losses(
             lost_at=at,
             is_charged=after.losses > before.losses,
             trace=before.trace,
+            tenant=before.tenant,
+            subject=before.subject,
         )
         _tell(hooks, loss)
 

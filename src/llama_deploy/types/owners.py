@@ -8,24 +8,33 @@ from urllib.parse import quote
 
 from pydantic import Field
 
+from llama_deploy.printable import CONTROLS, has_controls
 from llama_deploy.types.ids import MAX_ID_LENGTH
 from llama_deploy.types.keys import DEFAULT_TENANT, internal_key
 
 TENANT_PATTERN: Final = r"^[0-9A-Za-z]([0-9A-Za-z._-]{0,61}[0-9A-Za-z])?$"
 """What a tenant can be called: at most 63 letters, digits and `.`, `_` and `-` between them."""
-SUBJECT_PATTERN: Final = r"^[^\x00-\x1f\x7f]*$"
+SUBJECT_PATTERN: Final = rf"^[^{CONTROLS}]*$"
 
 TENANT_HEADER: Final = "LlamaDeploy-Tenant"
 SUBJECT_HEADER: Final = "LlamaDeploy-Subject"
 """Percent-encoded, because a subject may have any characters."""
+OWNER_HEADERS: Final = (TENANT_HEADER.lower().encode(), SUBJECT_HEADER.lower().encode())
+"""Both, as servers see them."""
 
 TenantName = Annotated[str, Field(pattern=TENANT_PATTERN)]
 SubjectName = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH, pattern=SUBJECT_PATTERN)]
+"""See `is_subject`."""
 
 
 def is_tenant(value: object) -> TypeGuard[str]:
     """Whether a value is the name of a tenant, but the default one."""
     return isinstance(value, str) and re.fullmatch(TENANT_PATTERN, value, re.ASCII) is not None
+
+
+def is_subject(value: object) -> TypeGuard[str]:
+    """Whether a value is the name of a subject."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID_LENGTH and not has_controls(value)
 
 
 class Owner(NamedTuple):

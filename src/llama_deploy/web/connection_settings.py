@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from llama_deploy.errors import ConfigError
-from llama_deploy.running_task import running_task
 from llama_deploy.web.client_tls import trusting_only
 from llama_deploy.web.server_url import ServerUrl
 
@@ -63,8 +62,8 @@ class ConnectionSettings:
     names are not compared. Used in place of `ca`, `verify_tls` and `tls`. Empty: the others count."""
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     """Used in place of a context made from `ca` and `verify_tls`. A client certificate is loaded into it."""
-    acts_for_task: bool = False
-    """Whether requests of a step act for the owner of its task, as the instance that runs it may."""
+    owner_headers: Callable[[], Mapping[str, str]] | None = field(default=None, repr=False, compare=False)
+    """Returns headers that say for whom a request acts, see `web.step_clients`. None: for whom the key is."""
     timeout: float = DEFAULT_TIMEOUT
     """Seconds until an answer is complete; for a stream, between two parts of it."""
 
@@ -99,16 +98,11 @@ class ConnectionSettings:
             return self
         return replace(self, headers={**self.headers, "Authorization": f"Bearer {key.get_secret_value()}"})
 
-    def acting_like(self, instance: ConnectionSettings) -> ConnectionSettings:
-        """Return settings with what an instance knows of its servers, if they have the same.
-
-        With its key too, they have `acts_for_task`.
-        """
-        if self.urls != instance.urls:
+    def trusting_like(self, other: ConnectionSettings) -> ConnectionSettings:
+        """Return settings that trust the certificates that other settings know of the same servers."""
+        if self.urls != other.urls or not self.has_default_trust:
             return self
-        keys = {settings.headers.get("Authorization") for settings in (self, instance)}
-        known = instance.server_certificates if self.has_default_trust else self.server_certificates
-        return replace(self, acts_for_task=len(keys) == 1, server_certificates=known)
+        return replace(self, server_certificates=other.server_certificates)
 
     @property
     def has_default_trust(self) -> bool:
@@ -130,15 +124,25 @@ class ConnectionSettings:
             "server_certificates": self.server_certificates,
         }
 
+    def has_key_of(self, other: ConnectionSettings) -> bool:
+        """Whether requests show the same key as those of other settings; without one, go to the same URLs."""
+        key, others = (settings._keys() for settings in (self, other))  # noqa: SLF001 - of its own class
+        return not key.isdisjoint(others) if key or others else self.urls == other.urls
+
+    def without_key(self) -> ConnectionSettings:
+        """Return settings without a header `Authorization`."""
+        kept = {name: value for name, value in self.headers.items() if name.lower() != "authorization"}
+        return replace(self, headers=kept)
+
+    def _keys(self) -> set[str]:
+        sent = {value for name, value in self.headers.items() if name.lower() == "authorization"}
+        return sent.union(filter(None, (getattr(url, "authorization", None) for url in self.urls)))
+
     def headers_for(self, url: str) -> Mapping[str, str]:
         """Return what is sent with every request to one of `urls`."""
         authorization = url.authorization if isinstance(url, ServerUrl) else None
         headers = {**self.headers, "Authorization": authorization} if authorization else self.headers
-        if self.acts_for_task and (task := running_task.get()) is not None:
-            from llama_deploy.types.owners import Owner, headers_for  # noqa: PLC0415 - a supervisor has no models
-
-            return {**headers, **headers_for(Owner(task.tenant, task.subject))}
-        return headers
+        return headers if self.owner_headers is None else {**headers, **self.owner_headers()}
 
     @classmethod
     def of(cls, address: Address) -> ConnectionSettings:

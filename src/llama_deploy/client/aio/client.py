@@ -27,7 +27,7 @@ from llama_deploy.interceptors import ClientInterceptor
 from llama_deploy.types import SessionPolicy, TaskStatus
 from llama_deploy.types.feeds import FeedItem
 from llama_deploy.web.http_connection import HttpConnection
-from llama_deploy.web.serving_control_plane import serving_control_plane
+from llama_deploy.web.step_clients import ClientOrigin
 
 T = TypeVar("T", default=Any)
 
@@ -101,9 +101,11 @@ class Client:
         poll_interval: float | None = None,
         interceptors: Sequence[ClientInterceptor] = (),
     ) -> None:
-        serving = serving_control_plane.get()
-        if control_plane_url is None and serving is not None:
-            at = serving.settings
+        origin = ClientOrigin.here()
+        if control_plane_url is None and origin.serving is not None:
+            at = origin.serving.settings
+            if api_key is not None or api_key_file is not None:
+                at = at.without_key()
             control_plane_url, headers = at.urls, {**at.headers, **(headers or {})}
             ca, client_certificate = ca or at.ca, client_certificate or at.client_certificate
             disable_ssl = not at.verify_tls if disable_ssl is None else disable_ssl
@@ -123,13 +125,12 @@ class Client:
         self.settings = ClientSettings(**chosen)
         options: dict[str, Any] = {"client_certificate": client_certificate}
         control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
-        if serving is not None:
-            control_plane = control_plane.acting_like(serving.settings)
         self._control_plane = ServerApi(
-            HttpConnection(control_plane),
+            HttpConnection(origin.connected(control_plane)),
             self.settings,
             ServerOutage(f"the control plane {' or '.join(control_plane.urls)}"),
             on_submit=submit_hooks(interceptors),
+            parent=origin.parent,
         )
         api_server = self.settings.connect_to(self.settings.api_server_url, **options)
         self._api_server = ServerApi(
@@ -144,6 +145,7 @@ class Client:
         self.poll_interval = self.settings.poll_interval
         # asyncio only: begin
         self._options = {**options, "interceptors": interceptors}
+        self._origin = origin
         self._sync: SyncClient | None = None
         # asyncio only: end
 
@@ -160,7 +162,7 @@ class Client:
         """
         if self._sync is None:
             given = self.settings.model_dump(exclude={"client_cert", "client_key"})
-            self._sync = SyncClient(**given, **self._options)
+            self._sync = self._origin.create(lambda: SyncClient(**given, **self._options))
         return self._sync
 
     # asyncio only: end
@@ -245,6 +247,7 @@ class Client:
             max_attempts=max_attempts,
             session_policy=session_policy,
             tags=tags,
+            parent=self._control_plane.parent(),
         )
         api = self._control_plane
         view = await task_calls.submit(api, submission, api.deadline())
@@ -283,7 +286,10 @@ class Client:
             LlamaDeployError: As in `submit` and `TaskHandle.result`.
         """
         submission = build_submission(
-            service_name, encode_arguments(arguments, run_kwargs), session_id=_id_of(session)
+            service_name,
+            encode_arguments(arguments, run_kwargs),
+            session_id=_id_of(session),
+            parent=self._control_plane.parent(),
         )
         api = self._control_plane
         return value_of(await task_calls.run(api, submission, api.deadline(timeout)), as_type)

@@ -39,6 +39,7 @@ from llama_deploy.types import (
     SessionSummary,
     TaskDefinition,
     TaskResult,
+    TaskSubmission,
     generate_id,
 )
 from llama_deploy.web.answers import as_object, read_answer
@@ -252,15 +253,19 @@ class Session:
             SessionNotFoundError: The session was deleted.
             UnavailableError: The control plane did not respond for the client's `timeout`.
         """
-        submission = build_submission(service_name, encode_arguments(None, run_kwargs), session_id=self.id)
+        submission = self._submission(service_name, run_kwargs)
         result = await task_calls.run(self._api, submission, self._api.deadline())
         return result.result
 
     async def run_nowait(self, service_name: str, **run_kwargs: Any) -> str:
         """Submit a task and return its id. Arguments and errors as in `run`, before the task runs."""
-        submission = build_submission(service_name, encode_arguments(None, run_kwargs), session_id=self.id)
+        submission = self._submission(service_name, run_kwargs)
         view = await task_calls.submit(self._api, submission, self._api.deadline())
         return view.task_id
+
+    def _submission(self, service_name: str, run_kwargs: Mapping[str, Any]) -> TaskSubmission:
+        arguments = encode_arguments(None, run_kwargs)
+        return build_submission(service_name, arguments, session_id=self.id, parent=self._api.parent())
 
     async def create_task(self, task_def: TaskDefinition) -> str:
         """Submit a task and return its id. Submitting the same definition twice creates one task.

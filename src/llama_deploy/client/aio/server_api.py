@@ -17,6 +17,7 @@ from llama_deploy.client.server_outage import ServerOutage
 from llama_deploy.client.settings import ClientSettings
 from llama_deploy.errors import LlamaDeployError, OverloadedError, UnavailableError
 from llama_deploy.interceptors import Hooks, SubmitCall
+from llama_deploy.running_task import TaskInfo, running_task
 from llama_deploy.web.answers import read_answer
 from llama_deploy.web.http_exchange import HttpAnswer, HttpRequest
 
@@ -54,6 +55,8 @@ class ServerApi:
     """Waits for the given seconds."""
     on_submit: Hooks[SubmitCall] = ()
     """The hooks around the submission of a task."""
+    parent: Callable[[], TaskInfo | None] = running_task.get
+    """Returns the task that is the parent of those that are submitted."""
 
     def deadline(self, timeout: float | None = None) -> Deadline:
         """Return the deadline of a call that starts now; None is the client's `timeout`."""

@@ -26,7 +26,7 @@ from llama_deploy.client.task_results import value_of
 from llama_deploy.interceptors import ClientInterceptor
 from llama_deploy.types import SessionPolicy, TaskStatus
 from llama_deploy.types.feeds import FeedItem
-from llama_deploy.web.serving_control_plane import serving_control_plane
+from llama_deploy.web.step_clients import ClientOrigin
 from llama_deploy.web.sync_http_connection import SyncHttpConnection
 
 T = TypeVar("T", default=Any)
@@ -101,9 +101,11 @@ class SyncClient:
         poll_interval: float | None = None,
         interceptors: Sequence[ClientInterceptor] = (),
     ) -> None:
-        serving = serving_control_plane.get()
-        if control_plane_url is None and serving is not None:
-            at = serving.settings
+        origin = ClientOrigin.here()
+        if control_plane_url is None and origin.serving is not None:
+            at = origin.serving.settings
+            if api_key is not None or api_key_file is not None:
+                at = at.without_key()
             control_plane_url, headers = at.urls, {**at.headers, **(headers or {})}
             ca, client_certificate = ca or at.ca, client_certificate or at.client_certificate
             disable_ssl = not at.verify_tls if disable_ssl is None else disable_ssl
@@ -123,13 +125,12 @@ class SyncClient:
         self.settings = ClientSettings(**chosen)
         options: dict[str, Any] = {"client_certificate": client_certificate}
         control_plane = self.settings.connect_to(self.settings.control_plane_url, **options)
-        if serving is not None:
-            control_plane = control_plane.acting_like(serving.settings)
         self._control_plane = ServerApi(
-            SyncHttpConnection(control_plane),
+            SyncHttpConnection(origin.connected(control_plane)),
             self.settings,
             ServerOutage(f"the control plane {' or '.join(control_plane.urls)}"),
             on_submit=submit_hooks(interceptors),
+            parent=origin.parent,
         )
         api_server = self.settings.connect_to(self.settings.api_server_url, **options)
         self._api_server = ServerApi(
@@ -227,6 +228,7 @@ class SyncClient:
             max_attempts=max_attempts,
             session_policy=session_policy,
             tags=tags,
+            parent=self._control_plane.parent(),
         )
         api = self._control_plane
         view = task_calls.submit(api, submission, api.deadline())
@@ -265,7 +267,10 @@ class SyncClient:
             LlamaDeployError: As in `submit` and `SyncTaskHandle.result`.
         """
         submission = build_submission(
-            service_name, encode_arguments(arguments, run_kwargs), session_id=_id_of(session)
+            service_name,
+            encode_arguments(arguments, run_kwargs),
+            session_id=_id_of(session),
+            parent=self._control_plane.parent(),
         )
         api = self._control_plane
         return value_of(task_calls.run(api, submission, api.deadline(timeout)), as_type)

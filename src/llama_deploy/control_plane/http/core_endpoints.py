@@ -151,8 +151,8 @@ class CoreEndpoints(ABC):
         If a task of it has not ended, the answer is 409, unless `cancel` is true.
         """
         with suppress(SessionNotFoundError):
-            by = actor_of(self.plane, request.scope)
-            await self.plane.sessions.delete(session_id, cancel=cancel, by=by)
+            by, subject = actor_of(self.plane, request.scope), owner_of(request.scope).subject
+            await self.plane.sessions.delete(session_id, cancel=cancel, subject=subject, by=by)
 
     async def add_task_to_session(
         self, request: Request, session_id: PathKey, task_def: TaskDefinition
@@ -164,9 +164,8 @@ class CoreEndpoints(ABC):
                 f" {public_id(session_id)}; send the same id"
             )
         task = task_def.model_copy(update={"session_id": session_id})
-        # The task belongs to whom the session does, which is looked up before.
-        by = actor_of(self.plane, request.scope)
-        return (await self.plane.tasks.submit_definition(task, by=by)).task_id
+        by, subject = actor_of(self.plane, request.scope), owner_of(request.scope).subject
+        return (await self.plane.tasks.submit_definition(task, subject=subject, by=by)).task_id
 
     async def get_session_tasks(
         self, session_id: PathKey, after: Key | Literal[""] = "", limit: _Page = 1000

@@ -29,23 +29,31 @@ class StoredOwners:
     def __init__(self, store: StateStore) -> None:
         self._store = store
 
-    async def check(self, owner: Owner, keys: Mapping[IdKind, Collection[str]]) -> None:
+    async def check(
+        self, owner: Owner, keys: Mapping[IdKind, Collection[str]], *, existing: Collection[str] = ()
+    ) -> None:
         """See `OwnedRows`. A task that was removed belongs to nobody any more.
 
         Raises:
             UnavailableError: The store does not answer.
         """
-        await self._store.read(lambda tx: _check(tx, owner, keys))
+        await self._store.read(lambda tx: _check(tx, owner, keys, existing))
 
 
-def _check(tx: StoreTransaction, owner: Owner, keys: Mapping[IdKind, Collection[str]]) -> None:
+def _check(
+    tx: StoreTransaction, owner: Owner, keys: Mapping[IdKind, Collection[str]], existing: Collection[str]
+) -> None:
     if owner.subject is not None:
         # Sessions first, as those do who look for a task in a session.
         session_ids = keys.get(IdKind.SESSION, ())
-        for session in tx.sessions.load(session_ids, lean=True).values() if session_ids else ():
-            check_session(session.session_id, session.subject, owner.subject)
+        sessions = tx.sessions.load(session_ids, lean=True) if session_ids else {}
+        for session_id in session_ids:
+            if (session := sessions.get(session_id)) is not None:
+                check_session(session_id, session.subject, owner.subject)
+            elif session_id in existing:
+                raise missing_session(session_id)
         for task_id in keys.get(IdKind.TASK, ()):
-            _check_task(tx, task_id, owner.subject)
+            _check_task(tx, task_id, owner.subject, must_exist=task_id in existing)
     question_ids = keys.get(IdKind.QUESTION, ())
     for question in tx.questions.load(question_ids).values() if question_ids else ():
         is_own = owner.subject in (None, question.subject, question.assignee)
@@ -55,12 +63,14 @@ def _check(tx: StoreTransaction, owner: Owner, keys: Mapping[IdKind, Collection[
             )
 
 
-def _check_task(tx: StoreTransaction, task_id: str, subject: str) -> None:
+def _check_task(tx: StoreTransaction, task_id: str, subject: str, *, must_exist: bool) -> None:
     try:
         task = find_task(tx, task_id, lean=True)
     except TaskRemovedError:
         raise missing(task_id) from None
     except TaskNotFoundError:
+        if must_exist:
+            raise
         return  # a new one may get this id
     check_task(task_id, task.subject, subject)
 
@@ -82,11 +92,16 @@ def check_session(session_id: str, of: str | None, subject: str | None) -> None:
         SessionNotFoundError: It belongs to another subject.
     """
     if subject not in (None, of):
-        shown = public_id(session_id)
-        raise SessionNotFoundError(f"there is no session {shown}", session_id=shown)
+        raise missing_session(session_id)
 
 
 def missing(task_id: str) -> TaskNotFoundError:
     """Return the error for a task that does not exist, for this caller."""
     shown = public_id(task_id)
     return TaskNotFoundError(f"there is no task {shown}", task_id=shown)
+
+
+def missing_session(session_id: str) -> SessionNotFoundError:
+    """Return the error for a session that does not exist, for this caller."""
+    shown = public_id(session_id)
+    return SessionNotFoundError(f"there is no session {shown}", session_id=shown)

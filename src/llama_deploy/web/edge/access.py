@@ -15,7 +15,7 @@ from llama_deploy.errors import AuthenticationError, PermissionDeniedError
 from llama_deploy.types.callers import Caller
 from llama_deploy.web.edge.access_table import AccessTable, IdKind, Requirement, Tenancy
 from llama_deploy.web.edge.caller_state import CALLER
-from llama_deploy.web.edge.owned_ids import NoOwnedRows, OwnedRows, ids_of, with_keys
+from llama_deploy.web.edge.owned_ids import NoOwnedRows, OwnedRows, existing_in, ids_of, with_keys
 
 NO_KEY: Final = (
     "this server requires a key: send it as `Authorization: Bearer KEY`; clients and llamactl take it from"
@@ -47,10 +47,13 @@ class GuardedRoute(APIRoute):
             TypeError: It has no entry in the table, or one that names a parameter that the endpoint has not.
         """
         ids: dict[str, IdKind] = {}
+        existing: set[str] = set()
         _, named, _ = compile_path(path)
         for method in options.get("methods") or ["GET"]:
-            ids |= ids_of(named, requirement_of(self.table, method.upper(), named))
-        super().__init__(path, with_keys(endpoint, ids, self.rows), **options)
+            needed = requirement_of(self.table, method.upper(), named)
+            ids |= ids_of(named, needed)
+            existing |= existing_in(named, needed)
+        super().__init__(path, with_keys(endpoint, ids, self.rows, existing=existing), **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of the route, behind the check.

@@ -69,6 +69,8 @@ class Requirement:
     ids: Mapping[str, IdKind] = field(default_factory=dict)
     """The ids in its requests beside those in the path: parameters of the endpoint, with dots before the
     fields of bodies."""
+    may_be_missing: bool = False
+    """Whether the route also answers for a session in its path that does not exist."""
 
     def is_met_by(self, caller: Caller) -> bool:
         """Whether a caller may use the route, but for the limit to a resource."""
@@ -166,7 +168,7 @@ CONTROL_PLANE_ACCESS: Final[AccessTable] = {
     ("GET", "/sessions"): _naming(_READ, after=IdKind.SESSION),
     ("POST", "/sessions/create"): _naming(_WRITE, options__session_id=IdKind.SESSION),
     ("GET", _SESSION): _READ_SESSION,
-    ("POST", f"{_SESSION}/delete"): _WRITE,
+    ("POST", f"{_SESSION}/delete"): replace(_WRITE, may_be_missing=True),
     ("GET", f"{_SESSION}/tasks"): _naming(_READ_SESSION, after=IdKind.TASK),
     ("POST", f"{_SESSION}/tasks"): _naming(
         _WRITE_SESSION, task_def__task_id=IdKind.TASK, task_def__session_id=IdKind.SESSION

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 from urllib.parse import unquote
 
 from starlette.types import Scope
 
 from llama_deploy.errors import InvalidRequestError, PermissionDeniedError
-from llama_deploy.printable import has_controls
 from llama_deploy.types.callers import AccessScope, Caller
-from llama_deploy.types.ids import MAX_ID_LENGTH
-from llama_deploy.types.owners import SUBJECT_HEADER, TENANT_HEADER, is_tenant
-
-_HEADERS: Final = (TENANT_HEADER.lower().encode(), SUBJECT_HEADER.lower().encode())
+from llama_deploy.types.owners import OWNER_HEADERS, SUBJECT_HEADER, TENANT_HEADER, is_subject, is_tenant
 
 
 def acting_for(caller: Caller, scope: Scope) -> Caller:
@@ -24,17 +19,17 @@ def acting_for(caller: Caller, scope: Scope) -> Caller:
         PermissionDeniedError: The caller may not act for this owner.
         InvalidRequestError: A header is repeated, or not the name of a tenant or a subject.
     """
-    sent = [(name, value) for name, value in scope["headers"] if name in _HEADERS]
+    sent = [(name, value) for name, value in scope["headers"] if name in OWNER_HEADERS]
     if not sent:
         return caller
-    tenants, subjects = ([value for name, value in sent if name == each] for each in _HEADERS)
+    tenants, subjects = ([value for name, value in sent if name == each] for each in OWNER_HEADERS)
     tenant = _only(tenants, TENANT_HEADER) if tenants else caller.tenant
     subject = unquote(_only(subjects, SUBJECT_HEADER)) if subjects else None
     if tenants and not is_tenant(tenant):
         raise InvalidRequestError(f"{TENANT_HEADER} is not the name of a tenant")
-    if subject is not None and (not 0 < len(subject) <= MAX_ID_LENGTH or has_controls(subject)):
+    if subject is not None and not is_subject(subject):
         raise InvalidRequestError(f"{SUBJECT_HEADER} is not the name of a subject")
-    if not _may_act(caller):
+    if not may_act(caller):
         raise PermissionDeniedError(
             f"only keys of the default tenant with the scope {AccessScope.ADMIN} or"
             f" {AccessScope.SERVICES_HOST} may send {TENANT_HEADER} or {SUBJECT_HEADER}; leave it out",
@@ -45,7 +40,8 @@ def acting_for(caller: Caller, scope: Scope) -> Caller:
     return replace(caller, tenant=tenant, subject=subject, is_bound=True, acted_by=caller.subject)
 
 
-def _may_act(caller: Caller) -> bool:
+def may_act(caller: Caller) -> bool:
+    """Whether a caller may act for other owners."""
     is_trusted = caller.may_do_all or AccessScope.SERVICES_HOST in caller.scopes
     return is_trusted and caller.is_in_default_tenant and caller.resource is None
 

@@ -8,9 +8,15 @@ from typing import Final, Protocol, TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llama_deploy.errors import AuthenticationError, LlamaDeployError, PermissionDeniedError
+from llama_deploy.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    LlamaDeployError,
+    PermissionDeniedError,
+)
 from llama_deploy.health import LIVE_PATH
 from llama_deploy.types.callers import ANONYMOUS, NOBODY, Caller
+from llama_deploy.types.owners import OWNER_HEADERS
 from llama_deploy.web.edge.access_table import AccessTable
 from llama_deploy.web.edge.caller_state import CALLER
 from llama_deploy.web.responses import problem_response
@@ -40,10 +46,20 @@ class Authenticator(Protocol):
 
 
 class Anonymous:
-    """The default authenticator: every caller is anonymous and has all rights."""
+    """The default authenticator: all callers are anonymous, with all rights in the default tenant."""
 
-    async def authenticate(self, scope: Scope) -> Caller:  # noqa: ARG002 - the protocol's
-        """See `Authenticator`."""
+    async def authenticate(self, scope: Scope) -> Caller:
+        """See `Authenticator`.
+
+        Raises:
+            InvalidRequestError: The request names another owner.
+        """
+        for name, _ in scope["headers"]:
+            if name in OWNER_HEADERS:
+                raise InvalidRequestError(
+                    f"this server has no authentication, so all requests are about the default tenant;"
+                    f" {name.decode()} has no effect: leave it out, or set authentication to `keys`"
+                )
         return ANONYMOUS
 
 

@@ -13,8 +13,9 @@ from llama_deploy.errors import ConfigError, InternalServerError, LlamaDeployErr
 from llama_deploy.printable import has_controls
 from llama_deploy.types.callers import Caller
 from llama_deploy.types.extras import described, load_entry_point
+from llama_deploy.types.ids import MAX_ID_LENGTH
 from llama_deploy.types.keys import DEFAULT_TENANT
-from llama_deploy.types.owners import is_tenant
+from llama_deploy.types.owners import is_subject, is_tenant
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ class CustomAuthenticator(ABC):
 
     A control plane asks it about each request, before it looks for a key. It is created once, outside of an
     event loop, and takes its settings from where it likes. The tenant of a caller is one that keys may have,
-    or the default one, `""`. With `is_bound`, the caller works only with what belongs to its subject.
+    or the default one, `""`. With `is_bound`, the caller works only with what belongs to its
+    subject, which has at most 255 characters.
 
     Example:
         ```python
@@ -87,8 +89,9 @@ async def caller_by(authenticator: CustomAuthenticator, scope: Scope) -> Caller 
     if caller is None or _is_caller(caller):
         return caller
     raise InternalServerError(
-        "the authenticator returned something else than None or a Caller with a text as subject, a frozenset"
-        " of texts as scopes, and the name of a tenant or none"
+        "the authenticator must return None, or a Caller whose subject is a text (with is_bound, of at most"
+        f" {MAX_ID_LENGTH} characters), whose scopes are a frozenset of texts, and whose tenant is a name or"
+        " empty"
     )
 
 
@@ -99,6 +102,7 @@ def _is_caller(found: object) -> bool:
         and found.subject != ""
         and (found.tenant == DEFAULT_TENANT or is_tenant(found.tenant))
         and not has_controls(found.subject)
+        and (not found.is_bound or is_subject(found.subject))
         and isinstance(found.scopes, frozenset)  # a text has other texts in it
         and all(isinstance(scope, str) for scope in found.scopes)
     )

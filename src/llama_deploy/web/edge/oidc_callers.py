@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from llama_deploy.errors import ConfigError, LlamaDeployError, UnavailableError
-from llama_deploy.printable import has_controls
 from llama_deploy.types.callers import AccessScope, Caller
-from llama_deploy.types.ids import MAX_ID_LENGTH
 from llama_deploy.types.keys import DEFAULT_TENANT
-from llama_deploy.types.owners import is_tenant
+from llama_deploy.types.owners import is_subject, is_tenant
 from llama_deploy.web.http_connection import HttpConnection
 from llama_deploy.web.http_exchange import HttpRequest
 from llama_deploy.web.loopback import is_loopback
@@ -216,7 +214,7 @@ class OidcCallers:
             )
         except (self._jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             return None
-        return claims if _is_subject(claims["sub"]) else None
+        return claims if is_subject(claims["sub"]) else None
 
     def _tenant_in(self, claims: Mapping[str, Any]) -> str | None:
         """Return the tenant in a claim. None: it is none."""
@@ -233,11 +231,6 @@ class OidcCallers:
             if isinstance(named, list)
             else frozenset()
         )
-
-
-def _is_subject(value: object) -> bool:
-    """Whether a claim can be the name of a caller, which is stored and logged."""
-    return isinstance(value, str) and 0 < len(value) <= MAX_ID_LENGTH and not has_controls(value)
 
 
 async def _get(url: str) -> dict[str, Any]:

@@ -30,8 +30,16 @@ _PATH_IDS: Final = {
 class OwnedRows(Protocol):
     """Knows to whom rows belong."""
 
-    async def check(self, owner: Owner, keys: Mapping[IdKind, Collection[str]]) -> None:
+    async def check(
+        self, owner: Owner, keys: Mapping[IdKind, Collection[str]], *, existing: Collection[str] = ()
+    ) -> None:
         """Do nothing if all of these rows that exist belong to an owner.
+
+        Args:
+            owner: To whom they must belong.
+            keys: The keys of the rows.
+            existing: Those of them that must exist, if the owner is a subject. Otherwise another subject may
+                create them before the request is served.
 
         Raises:
             NotFoundError: One belongs to somebody else, with the same text as for one that does not exist.
@@ -42,7 +50,9 @@ class OwnedRows(Protocol):
 class NoOwnedRows:
     """For servers that have no routes about what belongs to somebody."""
 
-    async def check(self, owner: Owner, keys: Mapping[IdKind, Collection[str]]) -> None:
+    async def check(
+        self, owner: Owner, keys: Mapping[IdKind, Collection[str]], *, existing: Collection[str] = ()
+    ) -> None:
         """See `OwnedRows`."""
 
 
@@ -52,13 +62,21 @@ def ids_of(path: str, needed: Requirement) -> dict[str, IdKind]:
     return {**in_path, **needed.ids}
 
 
-def with_keys(endpoint: Endpoint, ids: Mapping[str, IdKind], rows: OwnedRows) -> Endpoint:
+def existing_in(path: str, needed: Requirement) -> set[str]:
+    """Return the parameters of the path of a route that are ids of what must exist."""
+    return set() if needed.may_be_missing else {name for name in _PATH_IDS if f"{{{name}}}" in path}
+
+
+def with_keys(
+    endpoint: Endpoint, ids: Mapping[str, IdKind], rows: OwnedRows, *, existing: Collection[str] = ()
+) -> Endpoint:
     """Return an endpoint that gets keys where the request has ids.
 
     Args:
         endpoint: Answers requests.
         ids: The ids, as `ids_of` returns them.
         rows: Refuses ids of others that the key does not.
+        existing: Those of the ids that are of what must exist, see `existing_in`.
 
     Raises:
         TypeError: The endpoint has no such parameter, or cannot be awaited.
@@ -80,7 +98,7 @@ def with_keys(endpoint: Endpoint, ids: Mapping[str, IdKind], rows: OwnedRows) ->
         request: Request = values.pop(_REQUEST) if own is None else values[own]
         caller = caller_of(request.scope)
         if caller is not ANONYMOUS:
-            values = await _keyed(values, places, caller, rows)
+            values = await _keyed(values, places, caller, rows, existing)
         return await endpoint(**values)
 
     if own is None:
@@ -96,6 +114,7 @@ async def _keyed(
     places: Sequence[tuple[Sequence[str], IdKind]],
     caller: Caller,
     rows: OwnedRows,
+    existing: Collection[str],
 ) -> dict[str, Any]:
     """Return the arguments of an endpoint with keys in these places, after a look at whose rows they are."""
     owner = caller.owner
@@ -103,7 +122,7 @@ async def _keyed(
     for (name, *fields), kind in places:
         values[name] = _with_key(values[name], fields, kind, owner, found)
     if owner.subject is not None or IdKind.QUESTION in found:
-        await rows.check(owner, found)
+        await rows.check(owner, found, existing={values[name] for name in existing})
     return values
 
 

@@ -175,7 +175,7 @@ class ApiKeys:
         return api_key_view(record)
 
     async def issue_token(self, new: NewToken, *, caller: Caller, actor: Actor | None = None) -> CreatedToken:
-        """Return a token for one resource. It ends with the key of the caller.
+        """Return a token for one resource of whom the caller acts for. It ends with the key of the caller.
 
         Args:
             new: What it is to be.
@@ -210,13 +210,14 @@ class ApiKeys:
                 AuditAction.TOKEN_CREATE,
                 new.id,
                 at=now,
-                tenant=caller.tenant,
+                tenant=caller.owner.tenant,
                 of=new.kind.value,
                 scopes=sorted(set(new.scopes)),
                 seconds=new.expires_in_seconds,
             )
             await self._store.transact(lambda tx: tx.audit.append([entry]))
-        token = ResourceToken(key_id, Resource(new.kind, new.id), frozenset(new.scopes), ends)
+        resource, scopes = Resource(new.kind, new.id), frozenset(new.scopes)
+        token = ResourceToken(key_id, resource, scopes, ends, owner=caller.owner)
         return CreatedToken(token=token.signed(record.secret_hash), expires_at=ends)
 
 

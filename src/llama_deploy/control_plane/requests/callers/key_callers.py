@@ -19,6 +19,7 @@ from llama_deploy.state_stores.api_key_repository import ApiKeyRecord
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.types.callers import Caller
 from llama_deploy.types.tokens import TOKEN_SCOPES
+from llama_deploy.web.edge.acting import may_act
 from llama_deploy.web.edge.bearer_tokens import TOKEN_PREFIX
 
 KNOWN_SECONDS: Final = 5.0
@@ -137,12 +138,17 @@ def judge(key: str, record: ApiKeyRecord, now: datetime) -> tuple[Caller, dateti
     token = read_token(key)
     if token is None or not is_signed_by(key, record.secret_hash) or now >= token.expires_at:
         return None
+    of = owner.owner if token.owner is None else token.owner
+    # A token that names no owner may be for a resource of another one than the key's.
+    if may_act(owner) if token.owner is None else (of != owner.owner and not may_act(owner)):
+        return None
     granted = token.scopes & TOKEN_SCOPES
     if not owner.may_do_all:
         granted &= scopes
     ends = [each for each in (token.expires_at, record.expires_at) if each is not None]
-    name = record.subject or f"token of key {record.key_id}"
-    return Caller(name, record.tenant, granted, resource=token.resource, is_bound=is_bound), min(ends)
+    name = of.subject or f"token of key {record.key_id}"
+    is_bound = of.subject is not None
+    return Caller(name, of.tenant, granted, resource=token.resource, is_bound=is_bound), min(ends)
 
 
 def _key_id_in(key: str) -> str | None:

@@ -1,7 +1,8 @@
 """Tokens for one resource: their form, and the signature.
 
 A token names the API key that has issued it and is signed with a secret that is derived from the stored hash
-of that key. So it ends with its key, and no other secret has to be stored.
+of that key. So it ends with its key, and no other secret has to be stored. It also names the owner of the
+resource, because some keys may act for others. Tokens of the first format do not.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from llama_deploy.printable import has_controls
 from llama_deploy.types.callers import Resource, ResourceKind
 from llama_deploy.types.epoch import from_microseconds, to_microseconds
 from llama_deploy.types.ids import check_id
+from llama_deploy.types.keys import DEFAULT_TENANT
+from llama_deploy.types.owners import Owner, is_subject, is_tenant
 from llama_deploy.web.edge.bearer_tokens import TOKEN_PREFIX
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_WITHOUT_OWNER: Final = 1
+"""The format of tokens that are for the owner of their key."""
 _KEY_ID: Final = re.compile(r"[0-9a-f]{12}")
 _PURPOSE: Final = b"llama_deploy token 1:"
 
@@ -36,6 +41,8 @@ class ResourceToken:
     resource: Resource
     scopes: frozenset[str]
     expires_at: datetime
+    owner: Owner | None
+    """Whose the resource is. None: it is not said, as in the first format."""
 
     def signed(self, secret_hash: str) -> str:
         """Return the token as callers send it.
@@ -46,12 +53,13 @@ class ResourceToken:
         payload = _encoded(
             json.dumps(
                 [
-                    _FORMAT,
+                    _WITHOUT_OWNER if self.owner is None else _FORMAT,
                     self.key_id,
                     self.resource.kind,
                     self.resource.id,
                     sorted(self.scopes),
                     to_microseconds(self.expires_at),
+                    *(self.owner or ()),
                 ],
                 separators=(",", ":"),
             ).encode()
@@ -64,11 +72,12 @@ def read_token(token: str) -> ResourceToken | None:
     payload = token.removeprefix(TOKEN_PREFIX).partition(".")[0]
     try:
         values: Any = json.loads(_decoded(payload))
-        format_, key_id, kind, id_, scopes, expires = values
+        format_, key_id, kind, id_, scopes, expires, *rest = values
         # Anybody can write one. Its texts go to the store before its signature can be checked.
         types = [type(each) for each in values]
-        if types != [int, str, str, str, list, int] or format_ != _FORMAT:
+        if types[:6] != [int, str, str, str, list, int] or format_ != (_FORMAT if rest else _WITHOUT_OWNER):
             return None
+        owner = _owner(*rest) if rest else None
         if (
             not _KEY_ID.fullmatch(key_id)
             or has_controls(id_)
@@ -76,9 +85,20 @@ def read_token(token: str) -> ResourceToken | None:
         ):
             return None
         resource = Resource(ResourceKind(kind), check_id(id_))
-        return ResourceToken(key_id, resource, frozenset(scopes), from_microseconds(expires))
+        return ResourceToken(key_id, resource, frozenset(scopes), from_microseconds(expires), owner)
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
         return None
+
+
+def _owner(tenant: object, subject: object) -> Owner:
+    """Return the owner that a token names.
+
+    Raises:
+        ValueError: It cannot be one.
+    """
+    if (tenant == DEFAULT_TENANT or is_tenant(tenant)) and (subject is None or is_subject(subject)):
+        return Owner(str(tenant), subject)
+    raise ValueError(f"{tenant!r} and {subject!r} are not an owner")
 
 
 def is_signed_by(token: str, secret_hash: str) -> bool:

@@ -104,15 +104,18 @@ class Sessions:
 
         return await self._writer.write(Command(run, Reads(sessions={session_id}), by))
 
-    async def delete(self, session_id: str, *, cancel: bool, by: Actor | None = None) -> None:
+    async def delete(
+        self, session_id: str, *, cancel: bool, subject: str | None = None, by: Actor | None = None
+    ) -> None:
         """Delete a session with its tasks. With `cancel`, running attempts are stopped.
 
         Raises:
-            SessionNotFoundError: The session does not exist.
+            SessionNotFoundError: The session does not exist, or belongs to another subject than the caller's.
             SessionBusyError: It has open tasks and `cancel` is False.
         """
 
         def run(unit: Unit) -> None:
+            check_session(session_id, unit.sessions.get(session_id).subject, subject)
             tasks = unit.delete_session(session_id, cancel=cancel)
             unit.audit.note(AuditAction.SESSION_DELETE, session_id, tasks=tasks)
 

@@ -28,7 +28,7 @@ from llama_deploy.control_plane.requests.sessions.session_requests import new_se
 from llama_deploy.control_plane.requests.tasks.admission import accept_task
 from llama_deploy.control_plane.requests.tasks.waiting_tasks import WaitingTasks
 from llama_deploy.control_plane.storage.fleets import load_demand, load_fleets
-from llama_deploy.control_plane.storage.owned_rows import check_task
+from llama_deploy.control_plane.storage.owned_rows import check_session, check_task
 from llama_deploy.control_plane.storage.reads import Reads
 from llama_deploy.control_plane.storage.removed_ids import check_not_removed, removal_error
 from llama_deploy.control_plane.storage.unit import Unit
@@ -122,7 +122,7 @@ class _NewTask(NamedTuple):
     tags: str = "[]"
     parent_task_id: str | None = None
     subject: str | None = None
-    """Whose it is, if its session is new."""
+    """The subject to which the caller is bound: whose it is, if its session is new."""
     trace: str | None = None
     """See `TaskRecord.trace`."""
     by: Actor | None = None
@@ -164,12 +164,13 @@ class Tasks:
         Args:
             submission: What to run. Without a session id, the task gets a session of its own.
             wait: Seconds to wait for its end.
-            subject: Whose the new session is, and so the task. None: nobody's in particular.
+            subject: The subject to which the caller is bound: whose a new session is, and so the task. None:
+                nobody's in particular.
             by: Who is named in the audit log. None: nobody.
 
         Raises:
             ServiceNotFoundError: The service is not registered.
-            SessionNotFoundError: The named session does not exist.
+            SessionNotFoundError: The named session does not exist, or belongs to another subject.
             SessionBusyError: The session's policy is to reject a second open task.
             ConflictError: A different task has this id.
             TaskRemovedError: The task has ended and was removed.
@@ -194,7 +195,9 @@ class Tasks:
         )
         return await self._submit(new, wait=wait)
 
-    async def submit_definition(self, task: TaskDefinition, *, by: Actor | None = None) -> TaskView:
+    async def submit_definition(
+        self, task: TaskDefinition, *, subject: str | None = None, by: Actor | None = None
+    ) -> TaskView:
         """Accept a task in the form of 0.6, as `submit` does.
 
         Raises:
@@ -218,6 +221,7 @@ class Tasks:
             self.default_max_attempts,
             None,
             arguments,
+            subject=subject,
             trace=trace_parent.get(),
             by=by,
         )
@@ -243,10 +247,12 @@ class Tasks:
             service_name=new.service_name,
             parent_task_id=new.parent_task_id and public_id(new.parent_task_id),
             trace=new.trace,
+            tenant=tenant_of(new.task_id),
+            subject=new.subject,
         )
         with around(self.on_submit, call):
             task = await self._accept(new._replace(trace=call.trace))
-            call.status = task.status
+            call.status, call.subject = task.status, task.subject
         return task
 
     async def _check_room(self, new: _NewTask) -> None:
@@ -271,6 +277,7 @@ class Tasks:
                 raise _once_accepted(removed, new)
             subject = new.subject
             if new_session_id is None and (session := unit.sessions.find(session_id)) is not None:
+                check_session(session_id, session.subject, subject)
                 subject = session.subject
             service = None if self.routed else _checked(new, unit.services.find(new.service_name))
             task = TaskRecord(
