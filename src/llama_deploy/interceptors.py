@@ -95,6 +95,8 @@ class AcceptCall:
     subject: str | None = None
     """To which user of the tenant it belongs. None: to nobody in particular. Until the task is accepted, this
     is the user to whom the caller is bound: a task belongs to the user of its session, whoever submits it."""
+    retry_of: str | None = None
+    """The ended task that this one tries again. None: it was submitted."""
 
 
 @dataclass(slots=True, eq=False)

@@ -51,6 +51,7 @@ from llama_deploy.testing.conditions import eventually
 from llama_deploy.testing.records import NOW, a_task
 from llama_deploy.types import SessionOptions, TaskStatus, TaskSubmission
 from llama_deploy.types.owners import Owner
+from llama_deploy.types.task_lists import TaskFilter
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -280,6 +281,39 @@ async def test_a_control_plane_hook_refuses_a_task() -> None:
         with pytest.raises(InvalidRequestError, match="no service today"):
             await client.submit("service", task_id="refused", a=1, b=2)
         assert (await client.tasks.list()).items == []
+
+
+async def test_a_retry_is_accepted_within_the_hooks() -> None:
+    class Once(ControlPlaneInterceptor):
+        """Refuses the second retry."""
+
+        def __init__(self) -> None:
+            self.retries: list[str | None] = []
+
+        @contextmanager
+        def submit(self, call: AcceptCall) -> Iterator[None]:
+            if call.retry_of is not None:
+                self.retries.append(call.retry_of)
+                if len(self.retries) > 1:
+                    raise InvalidRequestError("it was retried often enough")
+            call.trace = TRACE
+            yield
+
+    once = Once()
+    async with running(Adder, plane=(once,)) as url, Client(url) as client:
+        task = await client.submit("service", a=1, b="two")
+        with pytest.raises(TaskFailedError):
+            await task.result()
+        retried = await task.retry(from_="start")
+        with pytest.raises(TaskFailedError):
+            await retried.result()
+        failed = TaskFilter(status=[TaskStatus.FAILED])
+        (batch,) = [each async for each in client.tasks.bulk("retry", failed, dry_run=False, from_="start")]
+        assert set(once.retries) == {task.task_id, retried.task_id}
+        reasons = {each.task_id: each.reason for each in batch.items}
+        assert reasons[retried.task_id] == "it was retried often enough"
+        with pytest.raises(InvalidRequestError, match="often enough"):
+            await retried.retry(from_="start")
 
 
 async def test_an_attempt_that_a_hook_refuses_fails_its_task() -> None:

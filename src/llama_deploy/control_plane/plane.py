@@ -244,7 +244,12 @@ class ControlPlane:
             on_submit=hooks_of(interceptors, ControlPlaneInterceptor, "submit"),
         )
         self.retries = Retries(
-            store=store, writer=self._writer, routed=self._router.is_needed, waiting=waiting, clock=clock
+            store=store,
+            writer=self._writer,
+            routed=self._router.is_needed,
+            waiting=waiting,
+            clock=clock,
+            on_submit=self.tasks.on_submit,
         )
         self.exports = Exports(store, clock)
         self.bulk_changes = BulkChanges(

@@ -43,6 +43,8 @@ class PlaneTracing(ControlPlaneInterceptor):
         attributes = {"llama_deploy.service": call.service_name, "llama_deploy.task_id": call.task_id}
         if call.parent_task_id is not None:
             attributes["llama_deploy.parent_task_id"] = call.parent_task_id
+        if call.retry_of is not None:
+            attributes["llama_deploy.retry_of"] = call.retry_of
         span = self._tracer.start_span(
             f"accept {call.service_name}", context=below(parent), kind=SpanKind.SERVER, attributes=attributes
         )

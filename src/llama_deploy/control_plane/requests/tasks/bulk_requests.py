@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -138,10 +139,9 @@ class BulkChanges:
         services = Counter(task.service_name for task in tasks)
         for name in services:
             await self.waiting.check(name)
-        commands = [
-            self.retries.command(
-                task.task_id,
-                task.service_name,
+        retrying = [
+            self.retries.accept(
+                task,
                 TaskRetry.model_construct(
                     origin=request.origin, task_id=_retry_id(place.bulk_id, task.task_id)
                 ),
@@ -151,10 +151,8 @@ class BulkChanges:
             )
             for task in tasks
         ]
-        outcomes = await self.writer.write_all(commands)
-        for outcome in outcomes:
-            if isinstance(outcome, TaskRecord):
-                self.waiting.accepted(outcome.service_name)
+        # Those that come together share a transaction.
+        outcomes = await asyncio.gather(*retrying, return_exceptions=True)
         return [_item(task, outcome) for task, outcome in zip(tasks, outcomes, strict=True)]
 
 
@@ -176,10 +174,10 @@ def _why_not_cancelled(status: TaskStatus) -> str:
     return f"it has ended: {status.value}" if status.is_terminal else "its cancellation was requested before"
 
 
-def _item(task: ListedTask, outcome: TaskRecord | str | LlamaDeployError | None) -> BulkItem:
+def _item(task: ListedTask, outcome: TaskRecord | str | BaseException | None) -> BulkItem:
     task_id = public_id(task.task_id)
-    if isinstance(outcome, LlamaDeployError):
-        if outcome.retriable:
+    if isinstance(outcome, BaseException):
+        if not isinstance(outcome, LlamaDeployError) or outcome.retriable:
             raise outcome
         return BulkItem(task_id=task_id, reason=str(outcome))
     if isinstance(outcome, TaskRecord):

@@ -24,14 +24,16 @@ from llama_deploy.errors import (
     SerializationError,
     ServiceNotFoundError,
 )
+from llama_deploy.interceptors import AcceptCall, Hooks, around
 from llama_deploy.state_stores.base import StateStore
 from llama_deploy.state_stores.large_values import text_of
+from llama_deploy.state_stores.list_repositories import ListedTask
 from llama_deploy.state_stores.records import JournalRecord, TaskRecord
 from llama_deploy.trace_context import trace_parent
 from llama_deploy.types.audit import Actor, AuditAction
 from llama_deploy.types.instance_protocol import RunOrigin
 from llama_deploy.types.json_values import encode_json, same_json
-from llama_deploy.types.keys import public_id
+from llama_deploy.types.keys import public_id, tenant_of
 from llama_deploy.types.retries import FROM_LAST_STEP, FROM_START, TaskRetry
 
 
@@ -47,6 +49,7 @@ class Retries:
     """Rejects tasks of services for which too many wait."""
     clock: Callable[[], datetime]
     """Returns the current time, aware, UTC."""
+    on_submit: Hooks[AcceptCall] = ()
 
     async def retry(self, task_id: str, retry: TaskRetry, *, by: Actor | None = None) -> TaskRecord:
         """Accept a new task that retries an ended one. It is durable when this returns. Idempotent.
@@ -75,15 +78,11 @@ class Retries:
             )
         text = await self._input(ended, retry)
         await self.waiting.check(ended.service_name)
-        command = self.command(task_id, ended.service_name, retry, text=text, fork=fork, by=by)
-        task = await self.writer.write(command)
-        self.waiting.accepted(task.service_name)
-        return task
+        return await self.accept(ended, retry, text=text, fork=fork, by=by)
 
-    def command(
+    async def accept(
         self,
-        task_id: str,
-        service_name: str,
+        ended: TaskRecord | ListedTask,
         retry: TaskRetry,
         *,
         text: str | None = None,
@@ -91,20 +90,31 @@ class Retries:
         once: bool = False,
         by: Actor | None = None,
         bulk_id: str | None = None,
-    ) -> Command[TaskRecord]:
-        """Return the command that retries a task.
+    ) -> TaskRecord:
+        """Accept the new task, with what was checked.
 
         Args:
-            task_id: The ended task.
-            service_name: The service to which it was submitted.
+            ended: The ended task.
             retry: What is asked for.
             text: The new run arguments as JSON. None: the same ones.
             fork: Before which step the run goes on, if it is asked for one.
             once: Refuse a task that another one retries.
             by: Who is named in the audit log. None: nobody.
             bulk_id: The bulk change to which it belongs. None: to none.
+
+        Raises:
+            LlamaDeployError: As `retry`, or a hook refuses the task.
         """
-        trace = trace_parent.get()  # of this request, not of the transaction
+        task_id, service_name = ended.task_id, ended.service_name
+        call = AcceptCall(
+            task_id=public_id(retry.task_id),
+            session_id=public_id(ended.session_id),
+            service_name=service_name,
+            parent_task_id=None,
+            trace=trace_parent.get(),  # of this request, not of the transaction
+            retry_of=public_id(task_id),
+            tenant=tenant_of(task_id),
+        )
 
         def run(unit: Unit) -> TaskRecord:
             known = unit.tasks.find(retry.task_id)
@@ -120,7 +130,7 @@ class Retries:
                 routing=NEW_ROUTE if self.routed else None,
                 input=text,
                 fork=fork,
-                trace=trace,
+                trace=call.trace,
             )
             if once:
                 _check_once(unit, task_id)
@@ -138,7 +148,11 @@ class Retries:
             ending_tasks=ids,
             services=set() if self.routed else {service_name},
         )
-        return Command(run, reads, by)
+        with around(self.on_submit, call):
+            task = await self.writer.write(Command(run, reads, by))
+            call.status, call.subject = task.status, task.subject
+        self.waiting.accepted(task.service_name)
+        return task
 
     async def _input(self, ended: TaskRecord, retry: TaskRetry) -> str | None:
         if retry.arguments is None:
