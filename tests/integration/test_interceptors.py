@@ -239,7 +239,7 @@ async def test_the_trace_of_a_request_travels_to_the_attempt() -> None:
         await task.result()
         await task.retry(from_="start")
         await eventually(lambda: len(worker.attempts) == 2, seconds=60)
-    assert [call.trace for call in plane.accepted] == [TRACE]
+    assert [call.trace for call in plane.accepted] == [TRACE, None]
     assert dict(worker.attempts[0].headers) == {"traceparent": TRACE, "note": "attempt 1"}
     # The retry was requested in no trace.
     assert "traceparent" not in worker.attempts[1].headers
