@@ -129,6 +129,7 @@ COMMANDS = (
     *("tasks", *(f"tasks {command}" for command in ("list", "show", "count", "events", "wait"))),
     *(f"tasks {command}" for command in ("retry", "cancel", "export", "import", "move")),
     *("inbox", *(f"inbox {name}" for name in ("list", "show", "answer", "refuse", "assign", "callback"))),
+    *("audit", "keys", "keys create", "keys list", "keys revoke"),
     *("db", "db current", "db upgrade"),
     *(f"db {name}" for name in ("size", "purge", "vacuum", "backup", "restore", "copy")),
 )

@@ -67,7 +67,6 @@ app.add_typer(tasks, name="tasks")
 app.add_typer(inbox, name="inbox")
 app.add_typer(keys, name="keys")
 app.add_typer(db, name="db")
-app.command("audit")(audit)
 
 
 @app.callback()
@@ -343,3 +342,6 @@ def status(
     from llama_deploy.cli.overview import print_status
 
     with_client(context.obj, lambda client: print_status(client, after=after, limit=limit, as_json=as_json))
+
+
+app.command("audit")(audit)

@@ -34,10 +34,11 @@ def audit(  # noqa: PLR0913, PLR0917 - typer
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many entries to show.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List who has changed what, and who was refused, the newest first.
+    """List who has changed what, and who was refused.
 
-    It needs a key with the scope `admin`; one of a tenant shows entries of that tenant. Actions are
-    `task.cancel`, `session.delete`, `key.create` and others; `access` are requests that were refused.
+    The newest come first. It needs a key with the scope `admin`; one of a tenant shows entries of that
+    tenant. Actions are `task.cancel`, `session.delete`, `key.create` and others; `access` are requests that
+    were refused.
     """
     from llama_deploy.cli.keys import audit as command
 

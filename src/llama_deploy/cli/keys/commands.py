@@ -33,7 +33,12 @@ def create_key(
     context: typer.Context,
     scopes: Annotated[
         list[AccessScope],
-        typer.Option("--scope", help="What its callers may do. Repeat the option for several scopes."),
+        typer.Option(
+            "--scope",
+            metavar="SCOPE",
+            help="What its callers may do: `tasks:read`, `tasks:write`, `inbox:answer`, `services:host`,"
+            " `metrics:read` or `admin`. Repeat the option for several scopes.",
+        ),
     ],
     expires: Annotated[
         str,
