@@ -123,7 +123,10 @@ async def test_times_of_another_form_are_refused_in_every_query(documents: list[
                 for wrong in filter(lambda each: isinstance(each, str), WRONG["date-time"]):
                     reason = await document.refusal(HttpRequest("GET", route.url, params={name: wrong}))
                     assert f"query.{name}: Input should be a date and a time" in reason
-    assert tried == {("/tasks", "query", "created_after"), ("/tasks", "query", "created_before")}
+    assert tried == {
+        *(("/tasks", "query", name) for name in ("created_after", "created_before")),
+        *(("/audit", "query", name) for name in ("after", "before")),
+    }
 
 
 async def test_integers_outside_bodies_have_limits_that_a_column_holds(documents: list[Document]) -> None:
