@@ -126,9 +126,11 @@ async def test_the_parts_end_quietly_too(configs: Configs) -> None:
 
 
 async def test_a_cancellation_that_the_caller_has_to_notice_is_raised(configs: Configs) -> None:
+    control_plane = configs[0].model_copy(update={"port": 0})
+    queue = configs[1].model_copy(update={"port": 0})
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
-            await deploy_core(configs[0], configs[1])
+            await deploy_core(control_plane, queue)
 
 
 @pytest.fixture
