@@ -36,6 +36,8 @@ from llama_deploy.types.ids import generate_id
 
 MAX_RATIO: Final = 1.3
 """How much larger p95 may be while tasks are removed."""
+QUIET_SHARE: Final = 1 / 3
+"""How long a window without removal is, as a share of one with it."""
 PAGE: Final = 500
 EVENTS: Final = 3
 EVENT: Final = json.dumps({"token": "x" * 300})
@@ -145,7 +147,7 @@ async def measure(folder: Path, *, tasks: int, rate: float, window: float) -> di
         ratios: list[float] = []
         is_over = False
         while not is_over:
-            quiet = await load.window(window)
+            quiet = await load.window(window * QUIET_SHARE)
             sweeping = asyncio.create_task(removal.sweep())
             begun = time.perf_counter()
             loaded = await load.window(window)
@@ -187,7 +189,10 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=100_000, help="how many old tasks are removed")
     parser.add_argument("--rate", type=float, default=500.0, help="how many tasks are accepted per second")
     parser.add_argument(
-        "--window", type=float, default=10.0, help="seconds with and without removal, in turns"
+        "--window",
+        type=float,
+        default=10.0,
+        help="seconds with removal, in turns with a third of that without",
     )
     parser.add_argument("--folder", type=Path, help="where the database is written; default: a temporary one")
     options = parser.parse_args()
